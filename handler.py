@@ -1,0 +1,135 @@
+"""The handler: the life of a job, from RunPod's input to RunPod's output.
+
+    input     {"prompt": "a fox", "steps": 25, "sampler_name": "DPM++ 2M Karras",
+               "checkpoint": "deliberate.safetensors", "loras": [{"name": "detail", "scale": 0.8}]}
+    output    {"images": [<base64 PNG>], "parameters": {...}, "info": "<JSON>", "cache_info": {...},
+               "models": [...], "timings": {...}, "warnings": [...]}
+    or        {"error": "<CODE>: what happened. What to do.", "message": ..., "code": ...}
+
+Run it through start.sh, which starts the engine first. Its arguments are the RunPod SDK's own:
+`--test_input '{"input": {...}}'` and `--rp_serve_api`; without RunPod and without arguments the
+SDK runs test_input.json once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from model_manager import ModelManager
+from worker import delivery, log, payload, request, result
+from worker.engine import Engine
+from worker.errors import CacheDamaged, ConfigError, EngineNotReady, InternalError, WorkerError
+from worker.payload import Models
+from worker.readiness import Readiness
+from worker.request import Txt2ImgRequest
+from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
+from worker.stopwatch import Stopwatch
+from worker.supervisor import Supervisor
+from worker.webui import Txt2ImgAnswer, WebUI
+
+EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
+
+logger = logging.getLogger("worker.handler")
+
+
+class Handler:
+    """One engine, one model store, one job at a time."""
+
+    def __init__(self, settings: Settings, engine: Engine, models: ModelManager) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._models = models
+        self._one_at_a_time = asyncio.Lock()
+
+    async def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """What RunPod calls: answers with a result or an error, raises only when cancelled."""
+        log.job_id.set(str(job.get("id", "-")))
+        watch = Stopwatch(self._settings.job_timeout)
+        try:
+            answer = await self._run(job, watch)
+        except WorkerError as error:
+            logger.warning("failed %s: %s", watch.timings(), error)
+            return result.failure(error, retire=self._engine.retiring)
+        except Exception:  # the job boundary: the caller gets an id, the log gets the rest
+            incident = uuid.uuid4().hex[:12]
+            logger.exception("internal error %s", incident)
+            return result.failure(InternalError(f"the worker failed, id {incident}.", id=incident))
+        logger.info("done %s", answer["timings"])
+        return answer
+
+    async def _run(self, job: Mapping[str, Any], watch: Stopwatch) -> dict[str, Any]:
+        """Check, prepare, generate, prove, answer: the life of a job."""
+        with watch.phase("validate"):
+            wanted = request.parse(job.get("input"))
+            watch.limit(wanted.timeout or self._settings.job_timeout)
+            names = payload.engine_names(wanted, self._engine.catalog)
+        async with self._one_at_a_time:
+            with watch.phase("prepare"):
+                models = await asyncio.to_thread(self._prepare, wanted)
+            composed = payload.build(wanted, names, models)
+            with watch.phase("generate"):
+                picture = await self._engine.generate(composed, watch)
+        with watch.phase("deliver"):
+            used = result.models_used(picture.facts, models)
+            used[0]["sha256"] = await self._engine.checkpoint_sha256(used[0]["name"])
+            cache = await asyncio.to_thread(self._models.get_cache_stats)
+        answer = result.success(picture, composed, used, cache, watch.timings())
+        self._save(picture, answer, str(job.get("id", "job")))
+        return answer
+
+    def _prepare(self, wanted: Txt2ImgRequest) -> Models:
+        models, new = self._models.prepare_models_for_request(wanted)
+        if new:
+            self._engine.models_changed()
+        return models
+
+    def _save(self, picture: Txt2ImgAnswer, answer: dict[str, Any], job_id: str) -> None:
+        """Also write the pictures to OUTPUT_DIR; the caller gets them even if that fails."""
+        if self._settings.output_dir is None:
+            return
+        try:
+            files = delivery.save(picture.images, self._settings.output_dir, job_id)
+        except OSError as error:
+            answer["warnings"].append(f"not saved to OUTPUT_DIR: {error.strerror}")
+        else:
+            logger.info("saved\n%s", delivery.summary(picture, answer, files))
+
+
+def build(settings: Settings) -> tuple[Handler, Engine]:
+    """Put the worker together; nothing is started or opened yet."""
+    webui = WebUI(settings.webui_url)
+    supervisor = Supervisor(settings.run_dir, settings.supervisor_pid)
+    engine = Engine(webui, supervisor, Readiness(webui, supervisor, settings.engine_address))
+    return Handler(settings, engine, ModelManager.from_settings(settings)), engine
+
+
+def main() -> int:
+    """Wait for the engine, then give the process to the RunPod SDK; returns the exit status."""
+    try:
+        settings = Settings.from_environ(os.environ)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BAD_CONFIGURATION
+    log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
+    handler, engine = build(settings)
+    try:
+        engine.boot(settings.ready_timeout)
+    except (EngineNotReady, CacheDamaged) as error:
+        logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
+        return EXIT_ENGINE_NOT_READY
+    # At its default level the SDK logs each job's whole input and result.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
+    import runpod  # noqa: PLC0415 - takes 1.4 s, which the engine's boot hides
+
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _current: 1})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+#!/usr/bin/env bash
+# Starts the engine (A1111 or the embedded one) and the handler, and supervises both.
+#
+# usage: start.sh [arguments for handler.py]
+#
+# Exit status: the handler's, or
+#   69  the engine never became ready
+#   70  the engine's restarts are used up
+#   78  bad configuration; nothing was started
+#
+# The RunPod SDK takes SIGTERM for itself, so the process that runs it cannot be the supervisor.
+# Signals only set a flag; the loop in `supervise` acts. docs/modules/startup-script.md says why.
+set -Eeuo pipefail
+
+readonly EXIT_ENGINE_NOT_READY=69 EXIT_RESTARTS_USED_UP=70 EXIT_BAD_CONFIGURATION=78
+readonly ENGINE_STOP_PATIENCE=5    # seconds from TERM to KILL; A1111 answers TERM only when idle
+readonly HANDLER_LAST_WORDS=5      # seconds for the handler to report that the engine is gone
+
+HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+
+log() { TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$*" >&2; }
+
+# usage: fail STATUS MESSAGE
+fail() {
+  log "$2"
+  exit "$1"
+}
+
+# The worker's Python: the one that was asked for, the project's environment, or any.
+find_python() {
+  if [[ -z ${PYTHON:-} ]]; then
+    PYTHON=$HERE/.venv/bin/python
+    [[ -x $PYTHON ]] || PYTHON=python3
+  fi
+}
+
+# Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/settings.py is the one place
+# that reads and checks the environment.
+read_settings() {
+  local settings
+  settings=$(cd "$HERE" && "$PYTHON" -m worker.settings) ||
+    fail "$EXIT_BAD_CONFIGURATION" "not started: see the line above"
+  eval "$settings"
+  MAX_SECONDS=${SHUTDOWN_GRACE%.*}
+}
+
+check_settings() {
+  [[ $ENGINE == external ]] && return
+  if (exec 3<>"/dev/tcp/$WEBUI_HOST/$WEBUI_PORT") 2>/dev/null; then
+    fail "$EXIT_BAD_CONFIGURATION" "port $WEBUI_PORT of $WEBUI_HOST is in use: stop the program\
+ there, or set WEBUI_URL to another port"
+  fi
+  [[ $ENGINE == a1111 ]] || return 0
+  [[ -f $WEBUI_DIR/webui.py ]] || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR has no\
+ webui.py: set it to the A1111 checkout, or use ENGINE=embedded"
+  [[ -x $WEBUI_PYTHON ]] || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_PYTHON=$WEBUI_PYTHON cannot be\
+ executed: set it to the Python of the A1111 environment"
+}
+
+prepare_run_dir() {
+  (umask 077 && mkdir -p "$RUN_DIR") && [[ -O $RUN_DIR && -w $RUN_DIR ]] ||
+    fail "$EXIT_BAD_CONFIGURATION" "RUN_DIR=$RUN_DIR must be a folder that is ours and writable"
+  rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.*
+}
+
+# Writes what the handler reads (worker/supervisor.py). usage: tell STATE PID_OR_STATUS
+tell() {
+  printf '%s %s\n' "$1" "$2" >"$RUN_DIR/.engine.new"
+  mv -f "$RUN_DIR/.engine.new" "$RUN_DIR/engine"
+}
+
+# --- the engine ---------------------------------------------------------------------------------
+
+# Sets `secrets` to `-u NAME` for each variable that is no business of the engine's.
+list_secrets() {
+  local name
+  secrets=()
+  while read -r name; do
+    case $name in
+      RUNPOD_* | BUCKET_* | AWS_* | *TOKEN* | *API_KEY* | *SECRET* | *PASSWORD* | *ACCESS_KEY*)
+        secrets+=(-u "$name")
+        ;;
+    esac
+  done < <(compgen -e)
+}
+
+# Sets `preload`: A1111's memory grows with each checkpoint switch unless malloc is tcmalloc.
+find_tcmalloc() {
+  local library
+  preload=()
+  library=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
+    awk '$NF ~ /libtcmalloc\.so/ { full = $NF } $NF ~ /libtcmalloc_minimal\.so/ { minimal = $NF }
+      END { print full ? full : minimal }')
+  if [[ -n $library ]]; then
+    preload=("LD_PRELOAD=$library")
+  else
+    log "no libtcmalloc or libtcmalloc_minimal found: the engine's memory may grow"
+  fi
+}
+
+# Sets `command` and `folder`.
+engine_command() {
+  preload=()
+  if [[ $ENGINE == embedded ]]; then
+    folder=$HERE
+    command=("$PYTHON" -m engine --host "$WEBUI_HOST" --port "$WEBUI_PORT" --data-dir "$WEBUI_DIR")
+    return
+  fi
+  find_tcmalloc
+  folder=$WEBUI_DIR
+  # --nowebui: no window in which a poll kills A1111, but without --server-name it would listen
+  # on every address. --no-download-sd-model: without a model it would fetch 4 GB.
+  command=("$WEBUI_PYTHON" -u webui.py --api --nowebui --server-name "$WEBUI_HOST"
+    --port "$WEBUI_PORT" --xformers --no-download-sd-model --do-not-download-clip
+    --skip-version-check --skip-python-version-check --skip-torch-cuda-test
+    --disable-console-progressbars --no-prompt-history "${WEBUI_ARGS[@]}")
+}
+
+start_engine() {
+  local -a command preload secrets
+  local folder
+  engine_command
+  list_secrets
+  # setsid: a process group of its own, so that the whole of it can be killed.
+  (cd "$folder" && exec env "${secrets[@]}" "${preload[@]}" HF_HUB_OFFLINE=1 setsid "${command[@]}") &
+  engine_pid=$!
+  rm -f "$RUN_DIR/engine.restart"
+  tell running "$engine_pid"
+  log "engine $ENGINE started (pid $engine_pid)"
+}
+
+engine_was_ready() { [[ $(cat "$RUN_DIR/engine.ready" 2>/dev/null) == "$engine_pid" ]]; }
+
+# True while another restart is allowed: MAX_ENGINE_RESTARTS within ENGINE_RESTART_WINDOW.
+may_restart() {
+  local now=$SECONDS time
+  local -a recent=()
+  for time in "${restarts[@]}"; do
+    ((now - time < ${ENGINE_RESTART_WINDOW%.*})) && recent+=("$time")
+  done
+  restarts=("${recent[@]}")
+  ((${#restarts[@]} < MAX_ENGINE_RESTARTS)) || return 1
+  restarts+=("$now")
+}
+
+# usage: restart_engine STATUS; the old process is gone.
+restart_engine() {
+  if ! may_restart; then
+    give_up "$EXIT_RESTARTS_USED_UP" "$1" \
+      "the engine was restarted $MAX_ENGINE_RESTARTS times in ${ENGINE_RESTART_WINDOW%.*} s: giving up"
+  fi
+  start_engine
+}
+
+engine_exited() {
+  local status=$1
+  if ! engine_was_ready; then
+    # What could not boot once will not boot the next time.
+    give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was ready"
+  fi
+  tell restarting "$status"
+  log "the engine ended with status $status: restarting it"
+  restart_engine "$status"
+}
+
+restart_on_request() {
+  local reason
+  restart_requested=''
+  [[ -n $engine_pid && -f $RUN_DIR/engine.restart ]] || return 0
+  reason=$(cat "$RUN_DIR/engine.restart")
+  log "the handler asks for a restart of the engine: $reason"
+  tell restarting 0
+  stop_group "$engine_pid" "$ENGINE_STOP_PATIENCE"
+  if [[ $reason == damaged-cache && $ENGINE == a1111 ]]; then
+    # Only while the WebUI is down: a live one loses its models with its cache.
+    rm -rf -- "${WEBUI_DIR:?}/cache"
+    log "removed the WebUI's cache folder"
+  fi
+  restart_engine 0
+}
+
+# --- processes ----------------------------------------------------------------------------------
+
+start_handler() {
+  (cd "$HERE" && SUPERVISOR_PID=$$ RUN_DIR=$RUN_DIR exec setsid "$PYTHON" handler.py "$@") &
+  handler_pid=$!
+}
+
+is_alive() { kill -0 "$1" 2>/dev/null; }
+
+# usage: await_end PID SECONDS; true if the process has ended by then.
+await_end() {
+  local until=$((SECONDS + $2))
+  while is_alive "$1"; do
+    ((SECONDS < until)) || return 1
+    sleep 0.1
+  done
+}
+
+# TERM to the process, KILL to what is left of its group. usage: stop_group PID SECONDS
+stop_group() {
+  kill -TERM "$1" 2>/dev/null || true
+  await_end "$1" "$2" || log "process $1 did not stop within $2 s: killed"
+  kill -KILL -- "-$1" 2>/dev/null || true
+}
+
+# Handler first: it finishes its job, for which it needs the engine.
+stop_all() {
+  local handler_seconds=$((MAX_SECONDS > ENGINE_STOP_PATIENCE ? MAX_SECONDS - ENGINE_STOP_PATIENCE : 1))
+  local handler_status=0
+  stop_group "$handler_pid" "$handler_seconds"
+  wait "$handler_pid" || handler_status=$?
+  if [[ -n $engine_pid ]]; then
+    stop_group "$engine_pid" "$ENGINE_STOP_PATIENCE"
+  fi
+  return "$handler_status"
+}
+
+# The engine is gone for good: the handler reports it to its job, then everything ends.
+# usage: give_up EXIT_STATUS ENGINE_STATUS MESSAGE
+give_up() {
+  tell failed "$2"
+  log "$3"
+  engine_pid=''
+  await_end "$handler_pid" "$HANDLER_LAST_WORDS" || true
+  stop_all || true
+  exit "$1"
+}
+
+supervise() {
+  local ended status ticker=''
+  while true; do
+    if [[ -n $stop_requested ]]; then
+      log "$stop_requested received: stopping"
+      status=0
+      stop_all || status=$?
+      exit "$status"
+    fi
+    [[ -z $restart_requested ]] || restart_on_request
+    # A signal that arrives just before `wait` would wake nobody: the ticker bounds that.
+    if [[ -z $ticker ]] || ! is_alive "$ticker"; then
+      sleep 1 &
+      ticker=$!
+    fi
+    ended='' status=0
+    # shellcheck disable=SC2086  # engine_pid is empty with ENGINE=external
+    wait -n -p ended $handler_pid $engine_pid $ticker || status=$?
+    case ${ended:-} in
+      "$handler_pid")
+        stop_all || true
+        exit "$status"
+        ;;
+      "$engine_pid") [[ -z $engine_pid ]] || engine_exited "$status" ;;
+    esac
+  done
+}
+
+main() {
+  stop_requested='' restart_requested='' engine_pid='' handler_pid=''
+  restarts=()
+  trap 'stop_requested=SIGTERM' TERM
+  trap 'stop_requested=SIGINT' INT
+  trap 'restart_requested=yes' USR1
+  find_python
+  read_settings
+  check_settings
+  prepare_run_dir
+  if [[ $ENGINE != external ]]; then
+    (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine)
+    start_engine
+  fi
+  start_handler "$@"
+  supervise
+}
+
+# Tests source this file to call single functions.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  main "$@"
+fi

@@ -1,0 +1,136 @@
+"""What this engine has: samplers, schedulers, upscalers, scripts, styles.
+
+Read from the engine once, when it became ready, so that a job's names are checked without a call.
+A1111 v1.9 takes a sampler's exact name and nothing else, and ignores an unknown scheduler in
+silence; people send `DPM++ 2M Karras`, `euler_a`, `k_dpmpp_2m` and `sgm_uniform`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.errors import InvalidInput
+
+Json = Any  # what the engine sent; its shape is read below, once
+
+
+def canonical(name: str) -> str:
+    """The form in which spellings of one sampler meet.
+
+    >>> canonical("DPM++ 2M SDE"), canonical("k_dpmpp_2m_sde"), canonical("Euler a")
+    ('dpmpp2msde', 'dpmpp2msde', 'eulera')
+    """
+    name = name.casefold().replace("++", "pp")
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"^k[_-]", "", name.strip()))
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Names as the engine wants them, found by any common spelling.
+
+    Attributes:
+        samplers: canonical spelling -> exact name.
+        schedulers: canonical spelling -> label, e.g. `sgmuniform` -> `SGM Uniform`.
+        upscalers: every value that `hr_upscaler` may have.
+        scripts: names for `script_name` and `alwayson_scripts`, lower case as A1111 compares them.
+        styles: names for `styles`.
+    """
+
+    samplers: Mapping[str, str]
+    schedulers: Mapping[str, str]
+    upscalers: frozenset[str] = field(default_factory=frozenset)
+    scripts: frozenset[str] = field(default_factory=frozenset)
+    styles: frozenset[str] = field(default_factory=frozenset)
+
+    @classmethod
+    def from_answers(
+        cls,
+        *,
+        samplers: Json,
+        schedulers: Json,
+        upscalers: Json = (),
+        latent_modes: Json = (),
+        scripts: Json = None,
+        styles: Json = (),
+    ) -> Catalog:
+        """Build it from what the routes of the same names answered."""
+        return cls(
+            samplers=_spellings((s["name"], [s["name"], *s["aliases"]]) for s in samplers),
+            schedulers=_spellings(
+                (s["label"], [s["label"], s["name"], *(s["aliases"] or [])]) for s in schedulers
+            ),
+            upscalers=frozenset(u["name"] for u in (*upscalers, *latent_modes)),
+            scripts=frozenset((scripts or {}).get("txt2img", ())),
+            styles=frozenset(s["name"] for s in styles),
+        )
+
+    def sampler(self, name: str, scheduler: str | None) -> tuple[str, str | None]:
+        """Exact sampler name and scheduler label for what a caller wrote.
+
+        A scheduler at the end of the sampler's name is split off, the longest first:
+        `DPM++ 2M SDE SGM Uniform` is SGM Uniform, not Uniform.
+
+        Raises:
+            InvalidInput: no such sampler or scheduler, or two different schedulers.
+        """
+        label = self.scheduler(scheduler) if scheduler else None
+        exact = self.samplers.get(canonical(name))
+        if exact:
+            return exact, label
+        for suffix in sorted(self.schedulers, key=len, reverse=True):
+            exact = self.samplers.get(canonical(name).removesuffix(suffix))
+            if exact and canonical(name).endswith(suffix):
+                return exact, self._one_scheduler(name, self.schedulers[suffix], label)
+        known = self.samplers.values()
+        combined = (f"{n} {s}" for n in known for s in self.schedulers.values())
+        raise _unknown("sampler_name", name, known, combined)
+
+    def scheduler(self, name: str) -> str:
+        """The scheduler's label; raises `InvalidInput` for an unknown one."""
+        label = self.schedulers.get(canonical(name))
+        if label is None:
+            raise _unknown("scheduler", name, self.schedulers.values())
+        return label
+
+    def check(self, field_name: str, value: str, known: frozenset[str]) -> None:
+        """Raise `InvalidInput` with near matches unless the value is one of the known."""
+        if value not in known:
+            raise _unknown(field_name, value, known)
+
+    def _one_scheduler(self, name: str, in_name: str, given: str | None) -> str:
+        if given and given not in (in_name, "Automatic"):
+            raise InvalidInput(
+                f"sampler_name {name!r} says scheduler {in_name!r}, scheduler says {given!r}.",
+                hint="Leave one of them out.",
+                field="scheduler",
+            )
+        return in_name
+
+
+def _spellings(entries: Iterable[tuple[str, list[str]]]) -> dict[str, str]:
+    return {canonical(spelling): name for name, spellings in entries for spelling in spellings}
+
+
+def near_matches(value: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Up to `count` known names that look like the value, in any case; the nearest first."""
+    by_folded = {name.casefold(): name for name in sorted(known)}
+    hits = difflib.get_close_matches(value.casefold(), by_folded, count, cutoff=0.5)
+    return [by_folded[hit] for hit in hits]
+
+
+def _unknown(
+    field_name: str, value: str, known: Iterable[str], further_spellings: Iterable[str] = ()
+) -> InvalidInput:
+    known = sorted(set(known))
+    near = near_matches(value, {*known, *further_spellings})
+    if near:
+        hint = f"Did you mean {' or '.join(map(repr, near))}?"
+    else:
+        hint = f"Known: {', '.join(map(repr, known)) or 'none on this engine'}."
+    return InvalidInput(
+        f"{field_name} {value[:80]!r} is not known.", hint=hint, field=field_name, near=near
+    )

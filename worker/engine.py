@@ -1,0 +1,244 @@
+"""The engine as the handler uses it: a payload goes in, a proven picture comes out.
+
+`worker.recovery` decides what follows a failure; here it is done. Whoever stops waiting for a
+POST first makes sure that nothing runs in the engine any more, so no job is ever sent twice
+while it may still run, and no job queues behind a ghost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from worker import proof, recovery
+from worker.catalog import Catalog
+from worker.errors import (
+    CacheDamaged,
+    EngineNotReady,
+    JobTimeout,
+    OutOfMemory,
+    RouteMissing,
+    WorkerError,
+)
+from worker.payload import Payload, smaller
+from worker.readiness import Readiness
+from worker.recovery import Action, After
+from worker.stopwatch import Stopwatch
+from worker.supervisor import EngineProcess, Reason, Supervisor
+from worker.webui import Txt2ImgAnswer, WebUI
+
+STOP_PATIENCE = 10.0  # seconds for an interrupted job to end before the engine counts as hung
+STOP_POLL = 0.3
+
+log = logging.getLogger("worker.engine")
+
+
+class Engine:
+    """One engine. Not for concurrent use: the caller lets one job in at a time.
+
+    Attributes:
+        catalog: the names that a job may use; known after `boot`.
+        retiring: set for good when only a new worker can help.
+    """
+
+    def __init__(self, webui: WebUI, supervisor: Supervisor, readiness: Readiness) -> None:
+        self._webui = webui
+        self._supervisor = supervisor
+        self._readiness = readiness
+        self.catalog = Catalog({}, {})
+        self.retiring = False
+        self._proven: EngineProcess | None = None  # the process that made the last first picture
+        self._loaded: str | None = None  # the checkpoint of the last picture
+        self._must_refresh = False
+        self._out_of_memory_in_a_row = 0
+        self._hashes: dict[str, str] = {}
+
+    # Readiness -------------------------------------------------------------------------------
+
+    def boot(self, timeout: float) -> None:
+        """Wait until the engine can generate; a damaged cache is repaired once.
+
+        Raises:
+            EngineNotReady, CacheDamaged: there is no point in taking jobs.
+        """
+        try:
+            self._wait_until_ready(timeout)
+        except CacheDamaged as error:
+            self._restart("damaged-cache", error)
+            self._wait_until_ready(timeout)
+
+    def _wait_until_ready(self, timeout: float) -> None:
+        ready = self._readiness.wait(timeout)
+        self.catalog = ready.catalog
+        self._proven = ready.process
+        self._must_refresh = False
+        log.info("ready: the first picture came after %.1f s", ready.seconds)
+
+    # Generation ------------------------------------------------------------------------------
+
+    def models_changed(self) -> None:
+        """Let the engine read its folders before the next picture."""
+        self._must_refresh = True
+
+    async def generate(self, payload: Payload, watch: Stopwatch) -> Txt2ImgAnswer:
+        """Generate and prove, with at most `recovery.MAX_ATTEMPTS` attempts.
+
+        Raises:
+            WorkerError: of the last attempt; `attempts` in its details says how many there were.
+            asyncio.CancelledError: after the engine has stopped.
+        """
+        failures: list[WorkerError] = []
+        while True:
+            try:
+                answer = await self._attempt(payload, watch)
+            except WorkerError as error:
+                error.details["attempts"] = len(failures) + 1
+                await self._recover(error, failures, payload, watch)
+                failures.append(error)
+            else:
+                self._loaded = answer.facts.get("sd_model_name")
+                self._out_of_memory_in_a_row = 0
+                return answer
+
+    async def checkpoint_sha256(self, name: str) -> str | None:
+        """SHA-256 of a checkpoint that the engine has loaded; None where it does not say."""
+        if name not in self._hashes:
+            # The picture is there already: it must not be lost over its models' hashes.
+            with suppress(WorkerError):
+                listed = await asyncio.to_thread(self._webui.sd_models)
+                self._hashes |= {m["model_name"]: m["sha256"] for m in listed if m.get("sha256")}
+        return self._hashes.get(name)
+
+    async def _attempt(self, payload: Payload, watch: Stopwatch) -> Txt2ImgAnswer:
+        if self._supervisor.engine() != self._proven:
+            await asyncio.to_thread(self._wait_until_ready, watch.left())
+        if self._must_refresh:
+            await self._refresh()
+        answer = await self._post(payload.body, watch)
+        proof.check(answer.facts, answer.images, payload.expected)
+        return answer
+
+    async def _post(self, body: Mapping[str, Any], watch: Stopwatch) -> Txt2ImgAnswer:
+        # The deadline is kept here and not by the socket: the POST must live until the engine
+        # has stopped, because its end is the best sign of that.
+        patience = watch.left() + 2 * STOP_PATIENCE
+        posted = asyncio.ensure_future(asyncio.to_thread(self._webui.txt2img, body, patience))
+        try:
+            done, _ = await asyncio.wait({posted}, timeout=watch.left())
+        except asyncio.CancelledError:
+            await self._stop(posted)
+            raise
+        if not done:
+            await self._stop(posted)
+            raise JobTimeout(f"no picture in time; seconds so far: {watch.timings()}.")
+        return posted.result()
+
+    async def _stop(self, posted: asyncio.Future[Txt2ImgAnswer]) -> None:
+        """Interrupt until the POST returns; its partial picture is dropped."""
+        # Nobody awaits it any more: its exception must be taken, or asyncio complains later.
+        posted.add_done_callback(lambda future: future.cancelled() or future.exception())
+        give_up = time.monotonic() + STOP_PATIENCE
+        while not posted.done() and time.monotonic() < give_up:
+            # A1111 forgets an interrupt that comes before the job has begun: say it again.
+            with suppress(WorkerError):
+                await asyncio.to_thread(self._webui.interrupt)
+            await asyncio.wait({posted}, timeout=STOP_POLL)
+        if not posted.done():
+            self._give_up_on_hung()
+
+    async def _refresh(self) -> None:
+        await asyncio.to_thread(self._webui.refresh)
+        self._must_refresh = False
+
+    # Recovery --------------------------------------------------------------------------------
+
+    async def _recover(
+        self,
+        error: WorkerError,
+        earlier: list[WorkerError],
+        payload: Payload,
+        watch: Stopwatch,
+    ) -> None:
+        """Clear the way for the next attempt, or raise the error."""
+        decision = self._decide(error, earlier, payload)
+        if decision.action is Action.FAIL:
+            self._conclude(decision.after)
+            await self._explain(error, payload)
+            raise error
+        if not watch.left():
+            raise JobTimeout(f"out of time after: {error}") from error
+        log.warning("attempt %d: %s -> %s", len(earlier) + 1, error, decision.action.value)
+        await self._act(decision.action, error)
+
+    async def _act(self, action: Action, error: WorkerError) -> None:
+        if action is Action.AWAIT_ROUTE:
+            await asyncio.sleep(recovery.ROUTE_WAIT)
+            with suppress(EngineNotReady, CacheDamaged):
+                await asyncio.to_thread(self._wait_until_ready, recovery.ROUTE_RECHECK)
+        elif action is Action.AWAIT_ENGINE:
+            await self._settle()
+        elif action is Action.REFRESH:
+            await self._refresh()
+        else:
+            clean = action is Action.RESTART_WITHOUT_CACHE
+            await asyncio.to_thread(self._restart, "damaged-cache" if clean else "poisoned", error)
+
+    async def _settle(self) -> None:
+        """After a lost connection: go on only when nothing can be running in the engine."""
+        give_up = time.monotonic() + STOP_PATIENCE
+        while time.monotonic() < give_up:
+            if self._supervisor.engine() != self._proven:
+                return  # its process ended; the next attempt waits for the new one
+            with suppress(WorkerError):
+                if await asyncio.to_thread(self._webui.is_idle):
+                    return
+                await asyncio.to_thread(self._webui.interrupt)
+            await asyncio.sleep(STOP_POLL)
+        self._give_up_on_hung()
+
+    def _give_up_on_hung(self) -> None:
+        log.warning("the engine does not stop: it needs a restart")
+        self._proven = None  # whoever comes next waits for a first picture
+        self._supervisor.request_restart("hung")
+
+    def _restart(self, reason: Reason, error: WorkerError) -> None:
+        """Ask for a new process and wait until the old one is gone."""
+        if not self._supervisor.can_restart:
+            self._conclude(After.RETIRE)
+            raise error
+        before = self._supervisor.engine()
+        self._supervisor.request_restart(reason)
+        give_up = time.monotonic() + 2 * STOP_PATIENCE
+        while self._supervisor.engine() == before and time.monotonic() < give_up:
+            time.sleep(STOP_POLL)
+
+    def _decide(
+        self, error: WorkerError, earlier: list[WorkerError], payload: Payload
+    ) -> recovery.Decision:
+        self._out_of_memory_in_a_row += isinstance(error, OutOfMemory)
+        wanted = payload.expected.checkpoint
+        return recovery.decide(
+            error,
+            earlier,
+            switching=wanted is not None and wanted != self._loaded,
+            out_of_memory_in_a_row=self._out_of_memory_in_a_row,
+        )
+
+    async def _explain(self, error: WorkerError, payload: Payload) -> None:
+        """Give the error the hint that only this place knows."""
+        if isinstance(error, OutOfMemory):
+            error.hint = smaller(payload.body)
+        elif isinstance(error, RouteMissing):
+            error.hint = await asyncio.to_thread(self._readiness.what_answers)
+
+    def _conclude(self, after: After) -> None:
+        """What becomes of engine and worker when a job has failed for good."""
+        if after is After.RETIRE:
+            self.retiring = True
+        if after is After.RESTART:
+            self._proven = None
+            self._supervisor.request_restart("out-of-memory")

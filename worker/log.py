@@ -1,0 +1,58 @@
+"""Log lines: one per event, with the job's id, without secrets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from contextvars import ContextVar
+
+_SHORTEST_SECRET = 6
+
+job_id: ContextVar[str] = ContextVar("job_id", default="-")
+
+
+class _Redacting(logging.Filter):
+    """Adds the job's id, and hides values that must not be seen, whoever formatted them in."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__()
+        # Longest first: one secret may contain another. A very short one would blacken every line.
+        long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+        self._secrets = sorted(long_enough, key=len, reverse=True)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.job = job_id.get()
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + logging.Formatter().formatException(record.exc_info)
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        record.msg, record.args, record.exc_info, record.exc_text = text, None, None, None
+        return True
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)sZ %(levelname)-7s [%(job)s] %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        seen = {"requestId": record.__dict__["job"], "level": record.levelname}
+        return json.dumps({**seen, "message": record.getMessage()})
+
+
+def configure(level: str, form: str, secrets: Iterable[str]) -> None:
+    """Send the lines of `worker` and its children to standard error; a second call replaces."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.addFilter(_Redacting(secrets))
+    logger = logging.getLogger("worker")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    # `import runpod` gives the root logger a handler of its own: each line would appear twice.
+    logger.propagate = False

@@ -1,0 +1,186 @@
+"""From a checked request to the body that A1111 gets, and to what its answer must prove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.catalog import Catalog
+from worker.model_file import ModelFile
+from worker.prompt import LoraTag, add_lora_tags, lora_tags, rename_lora_tags
+from worker.request import LoraReference, Txt2ImgRequest
+
+OURS = {"task", "checkpoint", "loras", "vae", "clip_skip", "timeout", "sampler_index"}
+
+# What A1111 v1.9.3 shows in its own dropdowns for "leave it as it is".
+_USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
+
+
+@dataclass(frozen=True)
+class Models:
+    """The files that a job named, found and visible to the engine.
+
+    Attributes:
+        loras: each with the reference that asked for it.
+        written_loras: name in a tag that the caller wrote himself -> the file it means.
+        refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
+    """
+
+    checkpoint: ModelFile | None = None
+    loras: tuple[tuple[ModelFile, LoraReference], ...] = ()
+    written_loras: Mapping[str, ModelFile] = field(default_factory=dict)
+    vae: ModelFile | None = None
+    refiner: ModelFile | None = None
+    hr_checkpoint: ModelFile | None = None
+
+    def files(self) -> list[ModelFile]:
+        """All of them, each once."""
+        named = [self.checkpoint, self.vae, self.refiner, self.hr_checkpoint]
+        loras = [lora for lora, _ in self.loras] + list(self.written_loras.values())
+        return list(dict.fromkeys(file for file in [*named, *loras] if file))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the engine's own account of the picture must say (see `worker.proof`).
+
+    Attributes:
+        images: number of pictures.
+        checkpoint: stem of the checkpoint; None if the job leaves the choice to the engine.
+        loras: stems that must be in `Lora hashes`.
+        vae: file name of the VAE; None if the job names none.
+    """
+
+    images: int
+    checkpoint: str | None = None
+    loras: frozenset[str] = frozenset()
+    vae: str | None = None
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A txt2img body, what it must lead to, and what the caller should know about it."""
+
+    body: dict[str, Any]
+    expected: Expected
+    warnings: tuple[str, ...] = ()
+
+
+def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
+    """Fields whose values are names on the engine, as it spells them.
+
+    Done first, because a misspelt name must cost nothing.
+
+    Raises:
+        InvalidInput: a sampler, scheduler, upscaler, script or style that this engine has not.
+    """
+    for style in request.styles or []:
+        catalog.check("styles", style, catalog.styles)
+    for script in filter(None, [request.script_name, *request.alwayson_scripts]):
+        catalog.check("script", script.lower(), catalog.scripts)
+    if request.hr_upscaler:
+        catalog.check("hr_upscaler", request.hr_upscaler, catalog.upscalers)
+    first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)
+    second_pass = _sampler(catalog, request.hr_sampler_name, request.hr_scheduler)
+    return first_pass | {f"hr_{field}": value for field, value in second_pass.items()}
+
+
+def _sampler(catalog: Catalog, sampler: str | None, scheduler: str | None) -> dict[str, str | None]:
+    fields: dict[str, str | None] = {}
+    if scheduler:
+        same = scheduler.casefold() in _USE_SAME
+        fields["scheduler"] = scheduler = None if same else catalog.scheduler(scheduler)
+    if sampler:
+        if sampler.casefold() in _USE_SAME:
+            fields["sampler_name"] = None
+        else:
+            fields["sampler_name"], label = catalog.sampler(sampler, scheduler)
+            fields |= {"scheduler": label} if label else {}
+    return fields
+
+
+def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> Payload:
+    """Compose the body from the request, its names on the engine and its files."""
+    body = request.model_dump(exclude=OURS, exclude_unset=True) | dict(names)
+    body |= _sizes(request) | _prompts(request, models) | _second_models(models)
+    body["override_settings"] = _override_settings(request, models)
+    expected = Expected(
+        images=request.batch_size * request.n_iter,
+        checkpoint=models.checkpoint.stem if models.checkpoint else None,
+        loras=frozenset() if request.disable_extra_networks else _names(body["prompt"]),
+        vae=models.vae.filename if models.vae else None,
+    )
+    return Payload(body, expected, tuple(_warnings(request, body)))
+
+
+def _sizes(request: Txt2ImgRequest) -> dict[str, int]:
+    return {name: getattr(request, name) // 8 * 8 for name in ("width", "height")}
+
+
+def _prompts(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
+    prompts = {"prompt": request.prompt}
+    if request.hr_prompt:  # with an empty one A1111 uses `prompt`, tags included
+        prompts["hr_prompt"] = request.hr_prompt
+    if request.disable_extra_networks:
+        return prompts
+    stems = {written: file.stem for written, file in models.written_loras.items()}
+    tags = [lora_tag(file, reference) for file, reference in models.loras]
+    return {
+        key: add_lora_tags(rename_lora_tags(text, stems), tags) for key, text in prompts.items()
+    }
+
+
+def lora_tag(file: ModelFile, reference: LoraReference) -> LoraTag:
+    """The tag for a LoRA with the weights that the job gave it."""
+    te = reference.scale if reference.te is None else reference.te
+    unet = reference.scale if reference.unet is None else reference.unet
+    return LoraTag(file.stem, te, unet)
+
+
+def _second_models(models: Models) -> dict[str, str]:
+    """A1111 matches these two fuzzily and answers 500 to an unknown one: exact stems only."""
+    second = {"hr_checkpoint_name": models.hr_checkpoint, "refiner_checkpoint": models.refiner}
+    return {name: file.stem for name, file in second.items() if file}
+
+
+def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any]:
+    given = request.override_settings
+    settings = given.model_dump(exclude_none=True) if given else {}
+    if models.checkpoint:
+        settings["sd_model_checkpoint"] = models.checkpoint.stem
+    if models.vae:
+        settings["sd_vae"] = models.vae.filename
+    if request.clip_skip is not None:
+        # A number: A1111 answers 500 to "2", and ignores a field `clip_skip`.
+        settings["CLIP_stop_at_last_layers"] = request.clip_skip
+    return settings
+
+
+def smaller(body: Mapping[str, Any]) -> str:
+    """For a picture that did not fit into memory: what to ask for instead."""
+    if body.get("batch_size", 1) > 1:
+        return "Set batch_size to 1 and n_iter to the number of pictures: they are made in turn."
+    if body.get("enable_hr"):
+        return f"Lower hr_scale (now {body.get('hr_scale', 2.0)}), or leave out enable_hr."
+    width, height = (max(64, int(body[side] * 0.7) // 64 * 64) for side in ("width", "height"))
+    return f"Try {width}x{height}, which needs half the memory, or a card with more."
+
+
+def _names(prompt: str) -> frozenset[str]:
+    return frozenset(tag.name for tag in lora_tags(prompt))
+
+
+def _warnings(request: Txt2ImgRequest, body: Mapping[str, Any]) -> Iterable[str]:
+    for name in ("width", "height"):
+        if body[name] != getattr(request, name):
+            yield f"{name} {getattr(request, name)} is not a multiple of 8: made {body[name]}."
+    if lora_tags(request.negative_prompt):
+        yield "negative_prompt has a LoRA tag; A1111 reads it as plain text there."
+    hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
+    if hires - {"hr_scale"} and not request.enable_hr:
+        yield f"{', '.join(sorted(hires))}: without effect, because enable_hr is false."
+    written = _names(request.prompt)
+    for reference in request.loras:
+        if written & {name.removesuffix(".safetensors") for name in reference.names}:
+            yield f"LoRA {reference.names[0]!r} is already in the prompt; the tag's weight counts."

@@ -1,0 +1,89 @@
+"""LoRA tags in a prompt: `<lora:name:te:unet>`, as A1111 v1.9.3 reads them.
+
+A1111 cuts comments (`#` to the end of the line) before it reads tags, drops every LoRA of the
+request in silence when one weight is not a number, and adds a tag that stands twice twice.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from worker.errors import InvalidInput
+
+_TAG = re.compile(r"<lora:([^>]+)>")
+_COMMENT = re.compile(r"#[^\n]*")
+
+
+@dataclass(frozen=True)
+class LoraTag:
+    """One tag: the LoRA's name and its weights in the text encoder and in the UNet."""
+
+    name: str
+    te: float = 1.0
+    unet: float | None = None
+
+    def __str__(self) -> str:
+        unet = "" if self.unet in {None, self.te} else f":{self.unet:g}"
+        return f"<lora:{self.name}:{self.te:g}{unet}>"
+
+
+def lora_tags(prompt: str) -> list[LoraTag]:
+    """The tags that A1111 would act on, in order.
+
+    Raises:
+        InvalidInput: a weight is not a number.
+    """
+    return [_parse(match[1]) for match in _TAG.finditer(_COMMENT.sub("", prompt))]
+
+
+def add_lora_tags(prompt: str, tags: Iterable[LoraTag]) -> str:
+    """Append the tags whose name the prompt does not use yet; A1111 takes them out again."""
+    written = {tag.name for tag in lora_tags(prompt)}
+    new = [str(tag) for tag in tags if tag.name not in written]
+    if not new:
+        return prompt
+    # Behind a comment the tags would be part of it.
+    gap = "\n" if "#" in prompt.rpartition("\n")[2] else " "
+    return (prompt + gap + " ".join(new)) if prompt else " ".join(new)
+
+
+def rename_lora_tags(prompt: str, names: Mapping[str, str]) -> str:
+    """Replace names inside tags; what stands in comments stays, it has no effect."""
+
+    def renamed(match: re.Match[str]) -> str:
+        name, colon, rest = match[1].partition(":")
+        return f"<lora:{names.get(name, name)}{colon}{rest}>"
+
+    return _TAG.sub(renamed, prompt)
+
+
+def _parse(inside: str) -> LoraTag:
+    """`name`, `name:te`, `name:te:unet`; each weight also as `te=0.5`, `unet=1`."""
+    parts = inside.split(":")
+    positional = [part for part in parts if "=" not in part]
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    if not positional:
+        raise InvalidInput(f"the LoRA tag <lora:{inside}> has no name.", field="prompt")
+    name, *weights = positional
+    named |= dict(zip(("te", "unet", "dyn"), weights, strict=False)) | named
+    try:
+        te = _weight(named.get("te", "1"))
+        unet = _weight(named.get("unet", named.get("te", "1")))
+        int(named.get("dyn", "0"))  # DyLoRA's rank: nobody here uses it, but it can fail likewise
+    except ValueError as error:
+        raise InvalidInput(
+            f"the LoRA tag <lora:{inside}> has a weight that is not a number.",
+            hint="Write <lora:name:0.8>. With a bad weight A1111 would drop every LoRA.",
+            field="prompt",
+        ) from error
+    return LoraTag(name, te, unet)
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not math.isfinite(weight):
+        raise ValueError(text)
+    return weight

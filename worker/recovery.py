@@ -1,0 +1,105 @@
+"""What to do when a generation failed: a pure decision, read from one table.
+
+The handler carries it out. A POST whose job may still be running is never sent again: every way
+back to the engine below first makes sure that nothing runs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from worker import errors
+from worker.errors import WorkerError
+
+MAX_ATTEMPTS = 3
+ROUTE_WAIT = 5.0  # seconds before a missing route is looked at again
+ROUTE_RECHECK = 10.0  # seconds that such a look may take
+
+
+class Action(Enum):
+    """How to get from a failure to the next attempt."""
+
+    FAIL = "report it to the caller"
+    AWAIT_ROUTE = "wait, check API, model and txt2img again, replay"
+    AWAIT_ENGINE = "make sure that nothing runs, wait for the restarted engine, replay"
+    RESTART = "restart the engine, replay"
+    RESTART_WITHOUT_CACHE = "stop the engine, remove its cache folder, start it, replay"
+    REFRESH = "let the engine read its model folders again, replay"
+
+
+class After(Enum):
+    """What becomes of engine and worker when the job has failed for good."""
+
+    KEEP = "the worker takes the next job"
+    RESTART = "the engine is restarted before the next job"
+    RETIRE = "the worker is replaced"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For one kind of failure: the way back, how often it is tried, and the end of it."""
+
+    action: Action
+    replays: int
+    after: After
+
+
+FAIL_AND_KEEP = Plan(Action.FAIL, 0, After.KEEP)
+
+# The first entry that an error is an instance of counts.
+PLANS: dict[type[WorkerError], Plan] = {
+    errors.RouteMissing: Plan(Action.AWAIT_ROUTE, MAX_ATTEMPTS - 1, After.RETIRE),
+    errors.ConnectionLost: Plan(Action.AWAIT_ENGINE, 1, After.RETIRE),
+    errors.EngineNotReady: Plan(Action.FAIL, 0, After.RETIRE),
+    errors.EnginePoisoned: Plan(Action.RESTART, 1, After.RETIRE),
+    errors.CacheDamaged: Plan(Action.RESTART_WITHOUT_CACHE, 1, After.RETIRE),
+    errors.NoCheckpoint: Plan(Action.REFRESH, 1, After.KEEP),
+    errors.ProofError: Plan(Action.REFRESH, 1, After.KEEP),
+    errors.OutOfMemory: FAIL_AND_KEEP,
+    errors.EngineFault: FAIL_AND_KEEP,
+    errors.JobTimeout: FAIL_AND_KEEP,
+    errors.JobError: FAIL_AND_KEEP,
+}
+
+# Memory that one picture did not get may be lost to fragments or to a leak: a fresh engine has it
+# back, and if that does not help, a fresh worker may be on another card.
+_OUT_OF_MEMORY_AFTER = {1: After.KEEP, 2: After.RESTART}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The next step after a failure; `after` counts only when the action is FAIL."""
+
+    action: Action
+    after: After = After.KEEP
+
+
+def decide(
+    error: WorkerError,
+    earlier: Sequence[WorkerError] = (),
+    *,
+    switching: bool = False,
+    out_of_memory_in_a_row: int = 0,
+) -> Decision:
+    """Choose the next step.
+
+    Args:
+        error: what the last attempt ended with.
+        earlier: what the attempts of this job before it ended with.
+        switching: the job asked for another checkpoint than was loaded. A1111 is poisoned by a
+            switch that fails, so after its error 500 it must not get another job.
+        out_of_memory_in_a_row: failures of this kind since the last picture, this one included.
+    """
+    kind = next((kind for kind in PLANS if isinstance(error, kind)), None)
+    plan = PLANS[kind] if kind else FAIL_AND_KEEP
+    tried = sum(isinstance(before, kind) for before in earlier) if kind else 0
+    if tried < plan.replays and len(earlier) + 1 < MAX_ATTEMPTS:
+        return Decision(plan.action)
+    if isinstance(error, errors.OutOfMemory):
+        after = _OUT_OF_MEMORY_AFTER.get(out_of_memory_in_a_row, After.RETIRE)
+        return Decision(Action.FAIL, after)
+    if isinstance(error, errors.EngineFault) and switching:
+        return Decision(Action.FAIL, After.RESTART)
+    return Decision(Action.FAIL, plan.after)

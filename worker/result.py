@@ -1,0 +1,89 @@
+"""What a job returns: plain JSON that the SDK can always send.
+
+The SDK loses results in silence: bytes, NaN and lone surrogates never reach the platform, and an
+`error` that is not a non-empty string turns a failure into a success without output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from worker.errors import WorkerError
+from worker.model_file import ModelFile
+from worker.payload import Models, Payload
+from worker.proof import applied_loras
+from worker.webui import Txt2ImgAnswer
+
+FAILED = "Failed to process inference request"
+
+
+def success(
+    answer: Txt2ImgAnswer,
+    payload: Payload,
+    models: list[dict[str, Any]],
+    cache: Mapping[str, Mapping[str, int]],
+    timings: Mapping[str, float],
+) -> dict[str, Any]:
+    """A1111's own three keys, and ours."""
+    size = cache["checkpoints"]["total_size"] + cache["loras"]["total_size"]
+    return _plain_object(
+        {
+            "images": answer.images,
+            "parameters": answer.parameters,
+            "info": answer.info,
+            "cache_info": {
+                "checkpoints_cached": cache["checkpoints"]["count"],
+                "loras_cached": cache["loras"]["count"],
+                "total_cache_size_mb": round(size / 2**20, 2),
+            },
+            "models": models,
+            "timings": timings,
+            "warnings": payload.warnings,
+        }
+    )
+
+
+def models_used(facts: Mapping[str, Any], models: Models) -> list[dict[str, Any]]:
+    """What the engine really used, the checkpoint first: kind, name, sha256, source.
+
+    `source` is `job` for what the job named, `default` for the engine's own choice. The
+    checkpoint's sha256 is left None: the engine knows it, and reading 7 GB again would cost.
+    """
+    source = "job" if models.checkpoint else "default"
+    name = facts.get("sd_model_name")
+    used: list[dict[str, Any]] = [
+        {"kind": "checkpoint", "name": name, "sha256": None, "source": source}
+    ]
+    used += [_used(models.vae)] if models.vae else []
+    loras = {file.stem: file for file in models.files() if file.kind == "lora"}
+    return used + [_used(loras[name]) for name in applied_loras(facts) if name in loras]
+
+
+def _used(file: ModelFile) -> dict[str, Any]:
+    return {"kind": file.kind, "name": file.stem, "sha256": file.sha256(), "source": "job"}
+
+
+def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:
+    """`error` makes the SDK report FAILED; `refresh_worker` replaces this worker."""
+    told = {"error": str(error), "message": FAILED, "code": error.code, **error.details}
+    return _plain_object(told | ({"refresh_worker": True} if retire else {}))
+
+
+def _plain_object(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: plain(item) for key, item in value.items()}
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-like value
+    """The value as strict JSON takes it: no NaN, no tuple, no lone surrogate, keys are text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        # isascii is a flag lookup; a picture's megabytes are not copied.
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    return value if isinstance(value, int | float | None) else str(value)

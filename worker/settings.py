@@ -1,0 +1,184 @@
+"""The environment, read in one place.
+
+`Settings.from_environ` is the only reader of environment variables in Python. start.sh takes its
+values from here too (`python -m worker.settings` prints them as shell assignments), so a default
+or a check exists once. Each field is the variable of the same name in upper case.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from worker.errors import ConfigError
+
+PROJECT = Path(__file__).resolve().parents[1]
+EXIT_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h, as in start.sh
+
+_NOT_FOR_START_SH = {"webui_args", "output_dir", "supervisor_pid", "log_level", "log_format"}
+
+# The engine never needs these, and an extension or a picture's metadata could leak them.
+SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
+
+
+def _default_models_dir() -> Path:
+    """RunPod's network volume where it is mounted, the image's /models, or ./models."""
+    if Path("/runpod-volume").is_dir():
+        return Path("/runpod-volume/models")
+    return Path("/models") if Path("/models").is_dir() else PROJECT / "models"
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _default_run_dir(webui_url: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"a1111-worker-{_address(webui_url)[1]}"
+
+
+class Settings(BaseModel):
+    """What the operator may decide. Immutable; every value is already checked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    engine: Literal["a1111", "embedded", "external"] = Field(
+        "embedded",
+        description="Which engine start.sh launches. `external`: none, `WEBUI_URL` is used.",
+    )
+    webui_url: str = Field(
+        "http://127.0.0.1:3000",
+        description="Where the engine listens; for `a1111` and `embedded` also its address.",
+    )
+    webui_dir: Path = Field(
+        PROJECT / "webui-data",
+        description="The A1111 checkout, or the embedded engine's data folder in the same layout.",
+    )
+    webui_python: Path = Field(
+        Path("venv/bin/python"),
+        description="The Python that runs A1111's webui.py, relative to `WEBUI_DIR`.",
+    )
+    webui_args: tuple[str, ...] = Field(
+        (), description="Further flags for A1111; quotes work as in a shell."
+    )
+    models_dir: Path = Field(
+        default_factory=_default_models_dir,
+        description="The model store. Default: `/runpod-volume/models` if the volume is mounted,"
+        " else `/models` if it exists, else `./models`.",
+    )
+    baked_models_dir: Path = Field(
+        Path("/app/models"),
+        description="Read-only models that were built into the image, in the same layout.",
+    )
+    ready_timeout: float = Field(
+        390, gt=0, description="Seconds until the engine must have made its first picture."
+    )
+    job_timeout: float = Field(
+        540, gt=0, description="Seconds that a job may take; a job's `timeout` may only lower it."
+    )
+    shutdown_grace: float = Field(
+        60, ge=1, description="Seconds from SIGTERM until everything is gone."
+    )
+    max_engine_restarts: int = Field(
+        3, ge=0, description="Restarts of the engine within the window before the worker gives up."
+    )
+    engine_restart_window: float = Field(
+        900, gt=0, description="Seconds over which restarts are counted."
+    )
+    output_dir: Path | None = Field(
+        None, description="Pictures are also written here when it is set."
+    )
+    run_dir: Path = Field(
+        default_factory=lambda known: _default_run_dir(known.get("webui_url", "")),
+        description="Where start.sh and the handler keep their state; one for each worker."
+        " Default: a folder of the system's temporary one, named after the engine's port.",
+    )
+    supervisor_pid: int | None = Field(
+        None, description="Set by start.sh for the handler: whom to ask for a restart."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe log lines that are written."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Form of a log line.")
+
+    @field_validator("webui_url")
+    @classmethod
+    def _base_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("must look like http://127.0.0.1:3000")
+        return url.rstrip("/")
+
+    @field_validator("webui_args", mode="before")
+    @classmethod
+    def _words(cls, text: object) -> object:
+        return shlex.split(text) if isinstance(text, str) else text
+
+    @field_validator("webui_dir", "models_dir", "baked_models_dir", "output_dir", "run_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and PROJECT / path
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read and check the variables; an empty one counts as not set.
+
+        Raises:
+            ConfigError: names every variable that is wrong, its value and what it must be.
+        """
+        given = {name: environ.get(name.upper(), "") for name in cls.model_fields}
+        try:
+            return cls.model_validate({name: value for name, value in given.items() if value})
+        except ValidationError as error:
+            # A default that depends on a wrong value is no problem of its own.
+            wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+            raise ConfigError("; ".join(map(_problem, wrong)) + ".") from None
+
+    @property
+    def engine_address(self) -> tuple[str, int]:
+        """Host and port to which the engine is bound."""
+        return _address(self.webui_url)
+
+    def shell(self) -> str:
+        """The values that start.sh needs, as lines of quoted shell assignments."""
+        host, port = self.engine_address
+        values = self.model_dump(exclude=_NOT_FOR_START_SH)
+        values |= {"webui_host": host, "webui_port": port}
+        values["webui_python"] = self.webui_dir / self.webui_python
+        lines = [f"{name.upper()}={shlex.quote(str(value))}" for name, value in values.items()]
+        lines.append(f"WEBUI_ARGS=({shlex.join(self.webui_args)})")
+        return "\n".join(lines) + "\n"
+
+
+def _problem(detail: ErrorDetails) -> str:
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return f"{str(detail['loc'][0]).upper()}={detail['input']!r}: {message}"
+
+
+def secret_values(environ: Mapping[str, str]) -> list[str]:
+    """The values that must never be logged: of every variable whose name says it is a secret."""
+    return [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
+
+
+def main() -> int:
+    """Print the settings for start.sh; say what is wrong and exit 78 if they are."""
+    try:
+        sys.stdout.write(Settings.from_environ(os.environ).shell())
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BAD_CONFIGURATION
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
