@@ -24,12 +24,13 @@ from worker.errors import (
     RouteMissing,
     WorkerError,
 )
-from worker.payload import Payload, smaller
+from worker.payload import Payload, smaller, throwaway
 from worker.readiness import Readiness
 from worker.recovery import Action, After
 from worker.stopwatch import Stopwatch
 from worker.supervisor import EngineProcess, Reason, Supervisor
 from worker.webui import Txt2ImgAnswer, WebUI
+from worker.webui_config import OVERRIDABLE
 
 STOP_PATIENCE = 10.0  # seconds for an interrupted job to end before the engine counts as hung
 STOP_POLL = 0.3
@@ -54,6 +55,7 @@ class Engine:
         self._proven: EngineProcess | None = None  # the process that made the last first picture
         self._loaded: str | None = None  # the checkpoint of the last picture
         self._must_refresh = False
+        self._must_clear = False
         self._out_of_memory_in_a_row = 0
         self._hashes: dict[str, str] = {}
 
@@ -70,6 +72,16 @@ class Engine:
         except CacheDamaged as error:
             self._restart("damaged-cache", error)
             self._wait_until_ready(timeout)
+        if not self._supervisor.can_restart:
+            self._pin_options()
+
+    def _pin_options(self) -> None:
+        """For an engine whose config.json is not ours: see `worker.webui_config` for the reason.
+
+        Setting an option to the value it has changes nothing but where A1111 keeps it.
+        """
+        options = self._webui.options()
+        self._webui.set_options({key: options[key] for key in OVERRIDABLE if key in options})
 
     def _wait_until_ready(self, timeout: float) -> None:
         ready = self._readiness.wait(timeout)
@@ -117,7 +129,11 @@ class Engine:
         if self._supervisor.engine() != self._proven:
             await asyncio.to_thread(self._wait_until_ready, watch.left())
         if self._must_refresh:
-            await self._refresh()
+            await asyncio.to_thread(self._webui.refresh)
+            self._must_refresh = False
+        if self._must_clear:
+            await self._post(throwaway(payload.body), watch)
+            self._must_clear = False
         answer = await self._post(payload.body, watch)
         proof.check(answer.facts, answer.images, payload.expected)
         return answer
@@ -150,10 +166,6 @@ class Engine:
         if not posted.done():
             self._give_up_on_hung()
 
-    async def _refresh(self) -> None:
-        await asyncio.to_thread(self._webui.refresh)
-        self._must_refresh = False
-
     # Recovery --------------------------------------------------------------------------------
 
     async def _recover(
@@ -164,13 +176,14 @@ class Engine:
         watch: Stopwatch,
     ) -> None:
         """Clear the way for the next attempt, or raise the error."""
+        timed_out = not watch.left() and not self._supervisor.engine().is_gone
+        if isinstance(error, EngineNotReady) and timed_out:
+            # The engine may well be ready a moment later: no reason to replace the worker.
+            raise JobTimeout(f"out of time: {error.message}") from error
         decision = self._decide(error, earlier, payload)
-        if decision.action is Action.FAIL:
-            self._conclude(decision.after)
-            await self._explain(error, payload)
+        if decision.action is Action.FAIL or timed_out:
+            await self._conclude(error, decision.after, payload)
             raise error
-        if not watch.left():
-            raise JobTimeout(f"out of time after: {error}") from error
         log.warning("attempt %d: %s -> %s", len(earlier) + 1, error, decision.action.value)
         await self._act(decision.action, error)
 
@@ -182,7 +195,9 @@ class Engine:
         elif action is Action.AWAIT_ENGINE:
             await self._settle()
         elif action is Action.REFRESH:
-            await self._refresh()
+            # A1111 keeps the last prompt's conditioning: the same prompt again would miss the
+            # part of a LoRA that acts on the text encoder. Another prompt in between clears it.
+            self._must_refresh = self._must_clear = True
         else:
             clean = action is Action.RESTART_WITHOUT_CACHE
             await asyncio.to_thread(self._restart, "damaged-cache" if clean else "poisoned", error)
@@ -208,7 +223,7 @@ class Engine:
     def _restart(self, reason: Reason, error: WorkerError) -> None:
         """Ask for a new process and wait until the old one is gone."""
         if not self._supervisor.can_restart:
-            self._conclude(After.RETIRE)
+            self.retiring = True
             raise error
         before = self._supervisor.engine()
         self._supervisor.request_restart(reason)
@@ -228,17 +243,15 @@ class Engine:
             out_of_memory_in_a_row=self._out_of_memory_in_a_row,
         )
 
-    async def _explain(self, error: WorkerError, payload: Payload) -> None:
-        """Give the error the hint that only this place knows."""
+    async def _conclude(self, error: WorkerError, after: After, payload: Payload) -> None:
+        """A job has failed for good: give the error its hint, and see to engine and worker."""
         if isinstance(error, OutOfMemory):
             error.hint = smaller(payload.body)
         elif isinstance(error, RouteMissing):
             error.hint = await asyncio.to_thread(self._readiness.what_answers)
-
-    def _conclude(self, after: After) -> None:
-        """What becomes of engine and worker when a job has failed for good."""
         if after is After.RETIRE:
             self.retiring = True
-        if after is After.RESTART:
+        elif after is After.RESTART:
             self._proven = None
-            self._supervisor.request_restart("out-of-memory")
+            reason: Reason = "out-of-memory" if isinstance(error, OutOfMemory) else "poisoned"
+            self._supervisor.request_restart(reason)

@@ -157,6 +157,14 @@ def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any
     return settings
 
 
+def throwaway(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The smallest picture with another prompt on the same models, passes and settings."""
+    tiny = {"prompt": "", "steps": 1, "width": 64, "height": 64, "batch_size": 1, "n_iter": 1}
+    hires = ("enable_hr", "denoising_strength", "hr_upscaler", "hr_checkpoint_name")
+    same = {key: body[key] for key in (*hires, "override_settings") if key in body}
+    return tiny | same
+
+
 def smaller(body: Mapping[str, Any]) -> str:
     """For a picture that did not fit into memory: what to ask for instead."""
     if body.get("batch_size", 1) > 1:

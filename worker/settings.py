@@ -12,7 +12,7 @@ import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -121,8 +121,11 @@ class Settings(BaseModel):
 
     @field_validator("webui_args", mode="before")
     @classmethod
-    def _words(cls, text: object) -> object:
-        return shlex.split(text) if isinstance(text, str) else text
+    def _words(cls, text: str | tuple[str, ...]) -> Sequence[str]:
+        words = shlex.split(text) if isinstance(text, str) else text
+        if "--no-hashing" in words:
+            raise ValueError("--no-hashing takes away the proof that a job's LoRAs were used")
+        return words
 
     @field_validator("webui_dir", "models_dir", "baked_models_dir", "output_dir", "run_dir")
     @classmethod

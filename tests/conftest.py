@@ -1,0 +1,34 @@
+"""What most tests share: the recorded catalog and a clean environment."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fakes.recorded import recorded
+from worker.catalog import Catalog
+from worker.settings import SECRET_NAME, Settings
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    """No test depends on what the developer's shell or CI happens to export."""
+    for name in list(os.environ):
+        is_setting = name.lower() in Settings.model_fields
+        if is_setting or name.startswith("RUNPOD_") or SECRET_NAME.search(name):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    """The names that A1111 v1.9.3 knows."""
+    return Catalog.from_answers(
+        samplers=recorded("get_samplers"),
+        schedulers=recorded("get_schedulers"),
+        upscalers=recorded("get_upscalers"),
+        latent_modes=recorded("get_latent-upscale-modes"),
+        scripts=recorded("get_scripts"),
+        styles=recorded("get_prompt-styles"),
+    )

@@ -1,0 +1,393 @@
+"""A RunPod control plane on loopback, for tests that drive a worker through the real SDK.
+
+    with RunPodPlane() as plane:
+        ...start a worker with plane.worker_env()...
+        job_id = plane.submit({"prompt": "a fox"})
+        assert plane.wait(job_id, timeout=30)["status"] == "COMPLETED"
+
+It speaks the worker's half (job-take, job-done, job-stream, job-stop, ping) and the client's (run,
+runsync, status, cancel). What really happens behind RunPod's routes is not public; this is a model
+of it, after RunPod's documents and the SDK's code.
+"""
+
+import asyncio
+import json
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from aiohttp import web
+
+Event = dict[str, Any]
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
+LARGEST_RUN = 10 * 2**20
+LARGEST_RUNSYNC = 20 * 2**20
+EXECUTION_TIMEOUT_MS = 600_000
+
+
+@dataclass
+class Job:
+    """One job from its submission to its result."""
+
+    request: dict[str, Any]
+    id: str = field(default_factory=lambda: f"{uuid.uuid4()}-e1")
+    status: str = "IN_QUEUE"
+    worker: str | None = None
+    output: Any = None
+    error: Any = None
+    stream: list[Any] = field(default_factory=list)
+
+    @property
+    def seconds_allowed(self) -> float:
+        policy = self.request.get("policy") or {}
+        return float(policy.get("executionTimeout", EXECUTION_TIMEOUT_MS)) / 1000
+
+    def public(self) -> dict[str, Any]:
+        """What the client API tells about the job."""
+        shown = {"id": self.id, "status": self.status, "workerId": self.worker}
+        shown |= {"output": self.output, "error": self.error}
+        return {key: value for key, value in shown.items() if value is not None}
+
+    def for_worker(self) -> dict[str, Any]:
+        """What job-take hands out."""
+        return {
+            "id": self.id,
+            "input": self.request["input"],
+            "webhook": self.request.get("webhook"),
+        }
+
+
+@dataclass
+class Fault:
+    """One way in which a route misbehaves for some calls; `times` below zero means for ever."""
+
+    route: str
+    status: int | None
+    times: int
+    drop: bool
+    delay: float
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def strict_json(raw: bytes) -> Any:
+    """Parse as the platform does: Python's NaN and Infinity are errors."""
+    return json.loads(raw, parse_constant=_refuse_constant)
+
+
+class RunPodPlane:
+    """The control plane; its server runs in a thread of its own while the `with` block lasts."""
+
+    def __init__(
+        self,
+        *,
+        hold: float = 2.0,
+        endpoint: str = "ep0",
+        pod: str = "pod0",
+        ping_ms: int = 1000,
+        largest_output: int = 0,
+    ) -> None:
+        self.hold = hold
+        self.endpoint = endpoint
+        self.pod = pod
+        self.ping_ms = ping_ms
+        self.largest_output = largest_output
+        self.port = 0
+        self._jobs: dict[str, Job] = {}
+        self._stops: dict[str, list[str]] = defaultdict(list)
+        self._faults: list[Fault] = []
+        self._events: list[Event] = []
+        self._changed = threading.Condition()  # for the waiting test
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="runpod-plane", daemon=True
+        )
+
+    def __enter__(self) -> "RunPodPlane":
+        self._thread.start()
+        self._in_loop(self._start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._in_loop(self._runner.cleanup())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _in_loop(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+
+    async def _start(self) -> None:
+        self._news = asyncio.Condition()  # for the long polls
+        # A worker that closes its poll must not be handed a job, so its handler is cancelled.
+        self._runner = web.AppRunner(
+            self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+
+    def _app(self) -> web.Application:
+        app = web.Application(client_max_size=2**30)
+        base = "/v2/{endpoint}"
+        app.add_routes(
+            [
+                web.get(base + "/job-take/{worker}", self._take),
+                web.get(base + "/job-take-batch/{worker}", self._take),
+                web.post(base + "/job-done/{worker}/{job}", self._done),
+                web.post(base + "/job-stream/{worker}/{job}", self._stream),
+                web.get(base + "/job-stop/{worker}", self._stop),
+                web.get(base + "/ping/{worker}", self._ping),
+                web.post(base + "/run", self._run),
+                web.post(base + "/runsync", self._runsync),
+                web.get(base + "/status/{job}", self._status),
+                web.post(base + "/cancel/{job}", self._cancel),
+            ]
+        )
+        return app
+
+    # What a test calls.
+
+    @property
+    def url(self) -> str:
+        """The client API's base: run, runsync, status and cancel lie below it."""
+        return f"http://127.0.0.1:{self.port}/v2/{self.endpoint}"
+
+    def worker_env(self) -> dict[str, str]:
+        """The environment that makes the SDK work for this plane."""
+        query = "?gpu=FAKE"  # the SDK appends "&…", so a query must be there
+        return {
+            "RUNPOD_POD_ID": self.pod,
+            "RUNPOD_POD_HOSTNAME": f"{self.pod}-host",
+            "RUNPOD_ENDPOINT_ID": self.endpoint,
+            "RUNPOD_AI_API_KEY": "fake-key",
+            "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID{query}",
+            "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID{query}",
+            "RUNPOD_WEBHOOK_POST_STREAM": f"{self.url}/job-stream/$RUNPOD_POD_ID/$ID{query}",
+            "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID",
+            "RUNPOD_PING_INTERVAL": str(self.ping_ms),
+            # a test machine has neither a GPU nor a way to 8.8.8.8
+            "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+            "RUNPOD_SKIP_GPU_CHECK": "true",
+        }
+
+    def submit(self, job_input: Any, **request: Any) -> str:
+        """Queue a job, with `policy=…` or `webhook=…` beside its input; returns its id."""
+        return str(self._in_loop(self._add({"input": job_input, **request})).id)
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """The public view of a job."""
+        return self._jobs[job_id].public()
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Cancel a job as a client does; returns its public view."""
+        self._in_loop(self._end(self._jobs[job_id], "CANCELLED"))
+        return self.status(job_id)
+
+    def wait(self, job_id: str, timeout: float) -> dict[str, Any]:
+        """The public view of a job once it is over; TimeoutError when that takes too long."""
+        job = self._jobs[job_id]
+        self._await(lambda: job.status in FINAL, timeout, f"the end of {job}")
+        return job.public()
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """What happened so far, in order."""
+        return [event for event in list(self._events) if kind in (None, event["kind"])]
+
+    def wait_for(self, kind: str, timeout: float, count: int = 1) -> Event:
+        """The event that makes it `count` of this kind; TimeoutError when it does not come."""
+        self._await(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}")
+        return self.events(kind)[count - 1]
+
+    def fault(
+        self,
+        route: str,
+        *,
+        status: int | None = None,
+        times: int = 1,
+        drop: bool = False,
+        delay: float = 0.0,
+    ) -> None:
+        """Let a route (job-take, job-done, job-stream, job-stop, ping) misbehave."""
+        self._faults.append(Fault(route, status, times, drop, delay))
+
+    def _await(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
+        with self._changed:
+            if not self._changed.wait_for(reached, timeout):
+                raise TimeoutError(f"no {what} within {timeout} s; seen: {self._events[-20:]}")
+
+    # The life of a job; all of it runs in the loop.
+
+    def _note(self, kind: str, **details: Any) -> None:
+        with self._changed:
+            self._events.append({"kind": kind, "time": time.monotonic(), **details})
+            self._changed.notify_all()
+
+    async def _announce(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _add(self, request: dict[str, Any]) -> Job:
+        job = Job(request)
+        self._jobs[job.id] = job
+        self._note("submit", id=job.id)
+        await self._announce()
+        return job
+
+    async def _end(self, job: Job, status: str, **result: Any) -> None:
+        """Give a job its final state, once; a running one that nobody wants is stopped."""
+        if job.status in FINAL:
+            return
+        was_running = job.status == "IN_PROGRESS"
+        job.output, job.error = result.get("output"), result.get("error")
+        job.status = status
+        if was_running and status in {"CANCELLED", "TIMED_OUT"}:
+            self._stops[str(job.worker)].append(job.id)
+        self._note(status.lower(), id=job.id)
+        await self._announce()
+
+    def _give(self, job: Job, worker: str) -> dict[str, Any]:
+        job.status, job.worker = "IN_PROGRESS", worker
+        self._loop.call_later(job.seconds_allowed, self._expire, job)
+        return job.for_worker()
+
+    def _expire(self, job: Job) -> None:
+        ending = self._end(job, "TIMED_OUT", error="job timed out")
+        self._expiry = self._loop.create_task(ending)
+
+    async def _news_within(self, seconds: float, there: Callable[[], bool]) -> bool:
+        async with self._news:
+            try:
+                await asyncio.wait_for(self._news.wait_for(there), seconds)
+            except asyncio.TimeoutError:
+                return False
+            return True
+
+    # The worker's half.
+
+    async def _misbehave(self, route: str, request: web.Request) -> web.Response | None:
+        fault = next((one for one in self._faults if one.route == route and one.times), None)
+        if fault is None:
+            return None
+        fault.times -= fault.times > 0
+        self._note("fault", route=route)
+        await asyncio.sleep(fault.delay)
+        if fault.drop and request.transport:
+            request.transport.abort()
+        if fault.drop or fault.status:
+            return web.Response(status=fault.status or 500, text="fault")
+        return None
+
+    def _queued(self) -> list[Job]:
+        return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
+
+    async def _take(self, request: web.Request) -> web.Response:
+        worker = request.match_info["worker"]
+        batch_size = int(request.query.get("batch_size", 0))
+        self._note("take", worker=worker, query=dict(request.query))
+        if fault := await self._misbehave("job-take", request):
+            return fault
+        await self._news_within(self.hold, lambda: bool(self._queued()))
+        given = [self._give(job, worker) for job in self._queued()[: batch_size or 1]]
+        if not given:
+            return web.Response(status=204)
+        self._note("given", worker=worker, ids=[job["id"] for job in given])
+        return web.json_response(given if batch_size else given[0])
+
+    async def _done(self, request: web.Request) -> web.Response:
+        job_id, raw = request.match_info["job"], await request.read()
+        if fault := await self._misbehave("job-done", request):
+            return fault
+        if self.largest_output and len(raw) > self.largest_output:
+            self._note("done-too-big", id=job_id, size=len(raw))
+            return web.Response(status=400, text="payload too large")
+        try:
+            body = strict_json(raw)
+        except ValueError as error:
+            self._note("done-bad-json", id=job_id, error=str(error))
+            return web.Response(status=400, text="bad json")
+        job = self._jobs.get(job_id)
+        if job is None:
+            return web.Response(status=404, text="no such job")
+        await self._accept(job, body, len(raw))
+        return web.json_response({})
+
+    async def _accept(self, job: Job, body: dict[str, Any], size: int) -> None:
+        late = job.status in FINAL
+        if body.get("status") == "IN_PROGRESS":
+            job.output = job.output if late else body.get("output")
+            self._note("progress", id=job.id, output=body.get("output"), late=late)
+            return
+        self._note("done", id=job.id, size=size, body=body, late=late)
+        output = body.get("output")
+        if body.get("error"):
+            await self._end(job, "FAILED", output=output, error=body["error"])
+        else:
+            await self._end(job, "COMPLETED", output=output or job.stream or output)
+
+    async def _stream(self, request: web.Request) -> web.Response:
+        job_id, raw = request.match_info["job"], await request.read()
+        if fault := await self._misbehave("job-stream", request):
+            return fault
+        self._note("stream", id=job_id)
+        self._jobs[job_id].stream.append(strict_json(raw))
+        return web.json_response({})
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        worker = request.match_info["worker"]
+        self._note("stop-poll", worker=worker)
+        if fault := await self._misbehave("job-stop", request):
+            return fault
+        await self._news_within(self.hold, lambda: bool(self._stops[worker]))
+        job_ids = self._stops.pop(worker, [])
+        if not job_ids:
+            return web.Response(status=204)
+        self._note("stop-given", worker=worker, ids=job_ids)
+        return web.json_response({"jobsToStop": job_ids})
+
+    async def _ping(self, request: web.Request) -> web.Response:
+        self._note("ping", worker=request.match_info["worker"], query=dict(request.query))
+        return await self._misbehave("ping", request) or web.json_response({})
+
+    # The client's half.
+
+    async def _submitted(self, request: web.Request, limit: int) -> Job:
+        raw = await request.read()
+        if len(raw) > limit:
+            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(raw))
+        try:
+            body = strict_json(raw)
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from error
+        if not isinstance(body, dict) or "input" not in body:
+            raise web.HTTPBadRequest(text="no input")
+        return await self._add(body)
+
+    def _asked(self, request: web.Request) -> Job:
+        job = self._jobs.get(request.match_info["job"])
+        if job is None:
+            raise web.HTTPNotFound(text="job not found")
+        return job
+
+    async def _run(self, request: web.Request) -> web.Response:
+        return web.json_response((await self._submitted(request, LARGEST_RUN)).public())
+
+    async def _runsync(self, request: web.Request) -> web.Response:
+        job = await self._submitted(request, LARGEST_RUNSYNC)
+        seconds = float(request.query.get("wait", 90_000)) / 1000
+        await self._news_within(seconds, lambda: job.status in FINAL)
+        return web.json_response(job.public())
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.json_response(self._asked(request).public())
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        job = self._asked(request)
+        await self._end(job, "CANCELLED")
+        return web.json_response(job.public())

@@ -1,0 +1,261 @@
+"""start.sh under test, with small real programs in the places of the engine and the handler.
+
+`Worker` is the test's side. `Program` is the side of the programs: a test writes each as a few
+lines of Python in which `me` is a Program, such as `me.ready(); me.serve()`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+TESTS = Path(__file__).resolve().parents[1]
+PROJECT = TESTS.parent
+DEADLINE = 15.0
+TICK = 0.02
+
+LASTING_ENGINE = "me.ready(); me.serve()"
+LASTING_HANDLER = "me.serve()"
+REAL = "real"  # instead of a program: the project's own handler.py
+
+PROGRAM = """\
+import sys
+sys.path.append({tests!r})
+from fakes.supervised import Program
+me = Program({name!r})
+{body}
+"""
+
+
+class Program:
+    """What a test's engine and handler can do; each noted event is a line in STUB_LOG."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Tell the test."""
+        line = json.dumps({"event": f"{self._name} {event}", "pid": os.getpid(), **facts})
+        with Path(os.environ["STUB_LOG"]).open("a") as log:
+            log.write(f"{line}\n")
+
+    def ready(self) -> None:
+        """Say of this engine what otherwise the handler says: it has made its first picture."""
+        mark = Path(os.environ["RUN_DIR"], "engine.ready")
+        new = mark.with_suffix(".new")
+        new.write_text(f"{os.getpid()}\n")
+        new.replace(mark)
+
+    def serve(self, *, stop_after: float = 0.0, status: int = 0, deaf: bool = False) -> NoReturn:
+        """Live until TERM and for `stop_after` seconds more; if deaf, until KILL."""
+
+        def stop(_number: int, _frame: Any) -> None:
+            self.note("TERM")
+            if not deaf:
+                time.sleep(stop_after)
+                self.note("stopped")
+                os._exit(status)
+
+        signal.signal(signal.SIGTERM, stop)
+        self._note_start()
+        while True:
+            signal.pause()
+
+    def crash(self, status: int) -> NoReturn:
+        """End at once."""
+        self._note_start()
+        sys.exit(status)
+
+    def have_child(self) -> None:
+        """Start a process of our group that does not stop for TERM."""
+        subprocess.Popen(["sh", "-c", "trap '' TERM INT; while :; do sleep 60; done"])
+
+    def leave_orphan(self) -> None:
+        """Start a process that loses its parent, and wait until it has ended."""
+        subprocess.run(["sh", "-c", "sleep 0.1 &"], capture_output=True, check=True)
+
+    def _note_start(self) -> None:
+        self.note(
+            "started",
+            arguments=sys.argv[1:],
+            environ=dict(os.environ),
+            folder=str(Path.cwd()),
+            group=os.getpgrp(),
+            has_cache=Path("cache").exists(),
+            has_tcmalloc="libtcmalloc" in Path("/proc/self/maps").read_text(),
+            options=Path("config.json").read_text() if Path("config.json").exists() else "{}",
+            zombies=[pid for pid, state, _ in _all_processes() if state == "Z"],
+        )
+
+
+class Worker:
+    """A project folder of its own with the real start.sh, and the processes that it starts."""
+
+    def __init__(self, folder: Path, port: int, engine: str, handler: str, **environ: str) -> None:
+        self.folder = folder
+        self.webui = folder / "webui"
+        self.run_dir = folder / "run"
+        self.port = port
+        self._log = folder / "log"
+        self._events = folder / "events"
+        self.environ = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "PYTHON": sys.executable,
+            "ENGINE": "a1111",
+            "WEBUI_URL": f"http://127.0.0.1:{port}",
+            "WEBUI_DIR": str(self.webui),
+            "WEBUI_PYTHON": sys.executable,
+            "MODELS_DIR": str(folder / "models"),
+            "BAKED_MODELS_DIR": str(folder / "baked"),
+            "RUN_DIR": str(self.run_dir),
+            "STUB_LOG": str(self._events),
+        } | environ
+        self._fill(engine, handler)
+        self.has_tcmalloc()
+
+    def _fill(self, engine: str, handler: str) -> None:
+        shutil.copy2(PROJECT / "start.sh", self.folder)
+        for name in ("worker", "model_manager.py"):
+            (self.folder / name).symlink_to(PROJECT / name)
+        if handler == REAL:
+            (self.folder / "handler.py").symlink_to(PROJECT / "handler.py")
+        else:
+            self._write_program(self.folder / "handler.py", "handler", handler)
+        self._write_program(self.webui / "webui.py", "engine", engine)
+        self._write_program(self.folder / "engine" / "__main__.py", "engine", engine)
+
+    def _write_program(self, path: Path, name: str, body: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(PROGRAM.format(tests=str(TESTS), name=name, body=body))
+
+    def has_tcmalloc(self, *libraries: str) -> None:
+        """Let `ldconfig -p` list these libraries and no others."""
+        lines = ["#!/bin/sh", "echo '9 libs found in cache `/etc/ld.so.cache'"]
+        for library in libraries:
+            name = Path(library).name
+            lines.append(f"echo '\t{name} (libc6,x86-64) => {library}'")
+        self.write_ldconfig("\n".join(lines) + "\n")
+
+    def write_ldconfig(self, script: str) -> None:
+        """Replace the system's ldconfig."""
+        path = self.folder / "bin" / "ldconfig"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(script)
+        path.chmod(0o755)
+
+    def start(self, *arguments: str, under: tuple[str, ...] = ()) -> None:
+        """Run start.sh, with `under` in front of it."""
+        with self._log.open("w") as output:
+            self.process = subprocess.Popen(
+                [*under, str(self.folder / "start.sh"), *arguments],
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def end(self) -> int:
+        """Wait until start.sh and both groups are gone; its exit status as in a shell's `$?`."""
+        self.until(lambda: self.process.poll() is not None, "the end of start.sh")
+        self.until(lambda: not self._others(), "the end of every process")
+        status = self.process.returncode
+        return status if status >= 0 else 128 - status
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send start.sh a signal and wait for its end."""
+        self.process.send_signal(number)
+        return self.end()
+
+    def until(self, happened: Callable[[], Any], what: str) -> None:
+        """Wait for something with a deadline."""
+        deadline = time.monotonic() + DEADLINE
+        while not happened():
+            late = f"{what} did not happen within {DEADLINE} s: {self.story()}\n{self.log()}"
+            assert time.monotonic() < deadline, late
+            time.sleep(TICK)
+
+    def noted(self, event: str) -> list[dict[str, Any]]:
+        """What the programs noted under this name so far."""
+        return [line for line in self._lines() if line["event"] == event]
+
+    def await_event(self, event: str, times: int = 1) -> dict[str, Any]:
+        """The facts of an event, once it has happened that often."""
+        self.until(lambda: len(self.noted(event)) >= times, f"{event} (number {times})")
+        return self.noted(event)[times - 1]
+
+    def await_both(self) -> None:
+        """Wait until the engine and the handler have started."""
+        self.await_event("engine started")
+        self.await_event("handler started")
+
+    def story(self) -> list[str]:
+        """The names of the events in their order."""
+        return [line["event"] for line in self._lines()]
+
+    def log(self) -> str:
+        """What start.sh and its programs wrote."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    def processes(self) -> list[int]:
+        """Every living process that descends from this worker, by the environment it inherits."""
+        mark = f"STUB_LOG={self._events}".encode()
+        return [pid for pid, _, _ in _all_processes() if mark in _read_environ(pid)]
+
+    def children(self, pid: int, state: str = "RSDZ") -> list[int]:
+        """The child processes of a process that are in one of these states."""
+        return [it for it, its, parent in _all_processes() if parent == pid and its in state]
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        while left := self.processes():
+            for pid in left:
+                _kill(pid)
+            time.sleep(TICK)
+        self.process.wait()
+
+    def _others(self) -> list[int]:
+        """Without start.sh's own group, in which there is nothing but its clock."""
+        return [pid for pid in self.processes() if _group(pid) not in {self.process.pid, None}]
+
+    def _lines(self) -> list[dict[str, Any]]:
+        if not self._events.exists():
+            return []
+        return [json.loads(line) for line in self._events.read_text().splitlines()]
+
+
+def _all_processes() -> Iterator[tuple[int, str, int]]:
+    """Number, state and parent of each process."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        yield int(path.parent.name), fields[0], int(fields[1])
+
+
+def _read_environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

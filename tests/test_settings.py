@@ -1,0 +1,100 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from worker.errors import ConfigError
+from worker.settings import PROJECT, SECRET_NAME, Settings, secret_values
+
+
+def test_without_variables_the_defaults_hold():
+    settings = Settings.from_environ({})
+
+    assert settings.engine == "embedded"
+    assert settings.engine_address == ("127.0.0.1", 3000)
+    assert settings.webui_dir == PROJECT / "webui-data"
+
+
+def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_absent():
+    settings = Settings.from_environ({"READY_TIMEOUT": "5.5", "ENGINE": "", "OTHER": "x"})
+
+    assert (settings.ready_timeout, settings.engine) == (5.5, "embedded")
+
+
+def test_relative_folders_are_relative_to_the_project():
+    assert Settings.from_environ({"OUTPUT_DIR": "out"}).output_dir == PROJECT / "out"
+
+
+def test_each_engine_has_a_run_dir_of_its_own():
+    one = Settings.from_environ({"WEBUI_URL": "http://127.0.0.1:3001/"})
+
+    assert one.run_dir.name == "a1111-worker-3001"
+    assert one.webui_url == "http://127.0.0.1:3001"
+
+
+WRONG = [
+    ({"ENGINE": "comfy"}, "ENGINE='comfy': must be 'a1111', 'embedded' or 'external'"),
+    ({"READY_TIMEOUT": "soon"}, "READY_TIMEOUT='soon'"),
+    ({"READY_TIMEOUT": "0"}, "greater than 0"),
+    ({"MAX_ENGINE_RESTARTS": "-1"}, "MAX_ENGINE_RESTARTS='-1'"),
+    ({"WEBUI_URL": "localhost"}, "must look like http://127.0.0.1:3000"),
+    ({"WEBUI_ARGS": "'open"}, "No closing quotation"),
+    ({"WEBUI_ARGS": "--no-hashing"}, "takes away the proof"),
+]
+
+
+@pytest.mark.parametrize(("environ", "said"), WRONG)
+def test_a_wrong_variable_is_named_with_its_value(environ, said):
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_environ(environ)
+
+    assert said in str(raised.value)
+    assert "PydanticUndefined" not in str(raised.value)
+
+
+def test_a_shell_can_read_them():
+    """Whatever the values hold: bash reads back what Python wrote."""
+    environ = {"WEBUI_ARGS": "--medvram 'a b' \"$(exit 1)\"", "WEBUI_DIR": "/x y/$HOME;z"}
+    shell = Settings.from_environ(environ).shell()
+    script = shell + 'printf "%s\\n" "$WEBUI_DIR" "$WEBUI_PYTHON" "${WEBUI_ARGS[@]}"'
+    read = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+
+    assert read.stdout.splitlines() == [
+        "/x y/$HOME;z",
+        "/x y/$HOME;z/venv/bin/python",
+        "--medvram",
+        "a b",
+        "$(exit 1)",
+    ]
+
+
+def test_the_module_says_what_is_wrong_and_exits_with_78():
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.settings"],
+        cwd=PROJECT,
+        env={"ENGINE": "comfy"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("BAD_CONFIGURATION: ENGINE='comfy'")
+
+
+def test_secrets_are_found_by_their_names():
+    environ = {"CIVITAI_API_KEY": "abc", "HF_TOKEN": "def", "ENGINE": "x", "MY_PASSWORD": ""}
+
+    assert sorted(secret_values(environ)) == ["abc", "def"]
+
+
+def test_start_sh_keeps_the_same_secrets_from_the_engine():
+    script = Path(PROJECT / "start.sh").read_text()
+
+    for word in SECRET_NAME.pattern.split("|"):
+        assert f"*{word}*" in script
+
+
+def test_every_setting_is_explained():
+    assert all(field.description for field in Settings.model_fields.values())
