@@ -103,7 +103,7 @@ class Readiness:
     def _wait_for_port(self, deadline: float) -> None:
         """For a foreign engine: no HTTP before its port has been open for a while."""
         while not self._port_is_open():
-            self._pause(deadline, "nothing listens there")
+            self._pause(deadline, "nothing listens there.")
         self._sleep(min(self._quiet, max(0.0, deadline - self._clock())))
 
     def _port_is_open(self) -> bool:

@@ -1,0 +1,154 @@
+"""A whole worker under test: the real start.sh, handler and SDK, with the fake A1111 as engine."""
+
+import base64
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from fakes.a1111_process import free_port, wait_until, write_safetensors
+from fakes.runpod_plane import RunPodPlane
+
+ROOT = Path(__file__).resolve().parents[2]
+WEBUI_PY = "from fakes.a1111 import main\n\nmain()\n"
+JOB_TIMEOUT = 60.0
+
+Job = dict[str, Any]
+
+
+class WorkerProcess:
+    """A started worker; its engine reads `webui`, its model store is `store`."""
+
+    def __init__(self, folder: Path, plane: RunPodPlane, environ: Mapping[str, str]) -> None:
+        self.plane = plane
+        self.webui = folder / "webui"
+        self.store = folder / "models"
+        self.run_dir = folder / "run"
+        self.log_file = folder / "worker.log"
+        self.engine_url = f"http://127.0.0.1:{free_port()}"
+        self.webui.mkdir(parents=True, exist_ok=True)
+        (self.webui / "webui.py").write_text(WEBUI_PY)
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [ROOT / "start.sh"],
+                env={**self._environ(), **plane.worker_env(), **environ},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(ROOT / "tests"),
+            "ENGINE": "a1111",
+            "WEBUI_DIR": str(self.webui),
+            "WEBUI_PYTHON": sys.executable,
+            "WEBUI_URL": self.engine_url,
+            "MODELS_DIR": str(self.store),
+            "BAKED_MODELS_DIR": str(self.store.parent / "baked"),
+            "RUN_DIR": str(self.run_dir),
+            "READY_TIMEOUT": "30",
+            "SHUTDOWN_GRACE": "20",
+        }
+
+    def log(self) -> str:
+        """Everything that it wrote."""
+        return self.log_file.read_text()
+
+    def wait_until_taking_jobs(self) -> None:
+        """Wait for its first job-take; its log is in the message when it ends instead."""
+
+        def takes() -> bool:
+            assert self.process.poll() is None, self.log()
+            return bool(self.plane.events("take"))
+
+        wait_until(takes, "the worker's first job-take")
+
+    def run(self, job_input: Any, timeout: float = JOB_TIMEOUT) -> Job:
+        """Queue a job and wait for its end."""
+        return self.plane.wait(self.plane.submit(job_input), timeout)
+
+    def fault(self, fault: str, **params: Any) -> None:
+        """Switch a fault of the engine on."""
+        body = {"fault": fault, **params}
+        requests.post(f"{self.engine_url}/_fake/faults", json=body, timeout=5).raise_for_status()
+
+    def no_faults(self) -> None:
+        """Switch all faults of the engine off."""
+        requests.delete(f"{self.engine_url}/_fake/faults", timeout=5).raise_for_status()
+
+    def requests(self, path: str = "txt2img") -> list[dict[str, Any]]:
+        """What the engine received on a route, in order."""
+        received = requests.get(f"{self.engine_url}/_fake/log", timeout=5).json()
+        return [request for request in received if request["path"].endswith(path)]
+
+    def engine_is_idle(self) -> bool:
+        """Whether no job runs in the engine."""
+        answer = requests.get(f"{self.engine_url}/sdapi/v1/progress", timeout=5)
+        return not answer.json()["state"]["job"]
+
+    def wait_until_generating(self) -> None:
+        """Wait until a job runs in the engine."""
+        wait_until(lambda: not self.engine_is_idle(), "a job in the engine")
+
+    def engine_pid(self) -> int:
+        """The engine's process, as start.sh tells it."""
+        state, pid = (self.run_dir / "engine").read_text().split()
+        assert state == "running"
+        return int(pid)
+
+    def stop(self, timeout: float) -> int:
+        """SIGTERM; returns the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+@contextmanager
+def running_worker(
+    folder: Path,
+    plane: RunPodPlane,
+    *,
+    faults: tuple[dict[str, Any], ...] = (),
+    checkpoints: tuple[str, ...] = ("first", "second"),
+    loras: tuple[str, ...] = ("detail",),
+    wait: bool = True,
+    **environ: str,
+) -> Iterator[WorkerProcess]:
+    """A worker with small model files in its store; all of its processes are killed at the end."""
+    for number, name in enumerate(checkpoints):
+        path = folder / "models/Stable-diffusion" / f"{name}.safetensors"
+        write_safetensors(path, bytes([number]) * 8)
+    for name in loras:
+        write_safetensors(folder / "models/Lora" / f"{name}.safetensors")
+    environ["FAKE_A1111_FAULTS"] = json.dumps(faults)
+    worker = WorkerProcess(folder, plane, environ)
+    try:
+        if wait:
+            worker.wait_until_taking_jobs()
+        yield worker
+    finally:
+        if worker.process.poll() is None:
+            worker.process.terminate()
+            try:
+                worker.process.wait(25)
+            finally:
+                worker.process.kill()
+                worker.process.wait()
+
+
+def png_size(image: str) -> tuple[int, int]:
+    """Width and height of a base64 PNG; asserts that it is one."""
+    png = base64.b64decode(image, validate=True)
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
