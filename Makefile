@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
+PIP_FLAGS ?=
 
 MODELS_DIR ?= models
 DEMO_MODEL := $(MODELS_DIR)/Stable-diffusion/tiny-sd15.safetensors
@@ -42,7 +43,7 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'The embedded engine needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-engine.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
 $(DEMO_MODEL): | $(VENV)/.ready

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,35 @@ def test_the_dropdowns_words_for_the_same_are_no_names(catalog):
 )
 def test_names_that_the_engine_has_not_are_refused(catalog, job_input):
     with pytest.raises(InvalidInput):
+        engine_names(parse(job_input), catalog)
+
+
+FEW_STEPS = [
+    (
+        {"sampler_name": "DPM++ 2M SDE Karras", "steps": 1},
+        "steps = 1: sampler 'DPM++ 2M SDE' needs",
+    ),
+    ({"sampler_name": "UniPC", "steps": 2}, "needs at least 3"),
+    (
+        {"sampler_name": "UniPC", "steps": 4, "override_settings": {"uni_pc_order": 5}},
+        "needs at least 5",
+    ),
+    (
+        {"sampler_name": "DPM fast", "enable_hr": True, "denoising_strength": 1}
+        | {"hr_second_pass_steps": 1},
+        "hr_second_pass_steps = 1: sampler 'DPM fast' needs at least 2",
+    ),
+    (
+        {"sampler_name": "Euler", "hr_sampler_name": "DPM++ 3M SDE", "hr_second_pass_steps": 1}
+        | {"enable_hr": True, "denoising_strength": 1},
+        "sampler 'DPM++ 3M SDE' needs at least 2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("job_input", "said"), FEW_STEPS)
+def test_fewer_steps_than_a_sampler_can_do_are_refused(catalog, job_input, said):
+    with pytest.raises(InvalidInput, match=re.escape(said)):
         engine_names(parse(job_input), catalog)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.catalog import Catalog
+from worker.errors import InvalidInput
 from worker.model_file import ModelFile
 from worker.prompt import LoraTag, add_lora_tags, lora_tags, rename_lora_tags
 from worker.request import LoraReference, Txt2ImgRequest
@@ -15,6 +16,10 @@ OURS = {"task", "checkpoint", "loras", "vae", "clip_skip", "timeout", "sampler_i
 
 # What A1111 v1.9.3 shows in its own dropdowns for "leave it as it is".
 _USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
+
+# With fewer steps these samplers of A1111 v1.9.3 fail (500, measured); UniPC's is its order.
+FEWEST_STEPS = {"DPM++ 2M SDE": 2, "DPM++ 2M SDE Heun": 2, "DPM++ 3M SDE": 2, "UniPC": 3}
+_NO_SINGLE_SECOND_STEP = {"DPM fast", "DPM adaptive"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
         catalog.check("hr_upscaler", request.hr_upscaler, catalog.upscalers)
     first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)
     second_pass = _sampler(catalog, request.hr_sampler_name, request.hr_scheduler)
+    sampler = first_pass.get("sampler_name")
+    _check_steps(request, sampler, request.steps, second_pass=False)
+    if request.enable_hr:
+        steps = request.hr_second_pass_steps or request.steps
+        _check_steps(request, second_pass.get("sampler_name") or sampler, steps, second_pass=True)
     return first_pass | {f"hr_{field}": value for field, value in second_pass.items()}
 
 
@@ -98,6 +108,21 @@ def _sampler(catalog: Catalog, sampler: str | None, scheduler: str | None) -> di
             fields["sampler_name"], label = catalog.sampler(sampler, scheduler)
             fields |= {"scheduler": label} if label else {}
     return fields
+
+
+def _check_steps(
+    request: Txt2ImgRequest, sampler: str | None, steps: int, *, second_pass: bool
+) -> None:
+    fewest = FEWEST_STEPS.get(sampler or "", 1)
+    if second_pass and sampler in _NO_SINGLE_SECOND_STEP:
+        fewest = 2
+    if sampler == "UniPC" and request.override_settings:
+        fewest = request.override_settings.uni_pc_order or fewest
+    if steps < fewest:
+        name = "hr_second_pass_steps" if second_pass else "steps"
+        raise InvalidInput(
+            f"{name} = {steps}: sampler {sampler!r} needs at least {fewest}.", field=name
+        )
 
 
 def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> Payload:

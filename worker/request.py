@@ -58,6 +58,7 @@ FOREIGN_NAMES = {
     "upscaler": "hr_upscaler",
 }
 
+_LEAST_DENOISING = 0.01
 _MAX_SHOWN = 12  # problems in one message; more help nobody
 
 
@@ -286,8 +287,9 @@ class Txt2ImgRequest(_Strict):
         override = self.override_settings or OverrideSettings()
         return [
             (
-                self.enable_hr and self.denoising_strength is None,
-                "enable_hr needs denoising_strength, for example 0.5",
+                # With 0 most samplers of A1111 v1.9.3 fail, and some never end (measured).
+                self.enable_hr and (self.denoising_strength or 0) < _LEAST_DENOISING,
+                f"enable_hr needs denoising_strength of at least {_LEAST_DENOISING}",
             ),
             (
                 (self.refiner_checkpoint is None) != (self.refiner_switch_at is None),

@@ -1,0 +1,91 @@
+"""`python -m engine --data-dir DIR`: the embedded engine as a process.
+
+Exit status: 1 where it cannot start (Python too old, port in use, config.json damaged), with one
+line that says why; otherwise that of the signal that ended it.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+from engine.options import Options
+
+log = logging.getLogger("engine")
+
+OLDEST_PYTHON = (3, 11)
+SHUTDOWN_SECONDS = 5
+KEEP_ALIVE_SECONDS = 30  # as A1111
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=3000)
+    parser.add_argument("--data-dir", type=Path, required=True, help="a folder in A1111's layout")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="for torch; default: all cores"
+    )
+    return parser.parse_args()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, port))
+    return bound
+
+
+def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket) -> None:
+    """Serve until a signal ends it."""
+    # not at the top: seconds of imports, and none of these packages exists for an old Python
+    import uvicorn  # noqa: PLC0415
+
+    from engine.generation import Engine  # noqa: PLC0415
+    from engine.server import create_app  # noqa: PLC0415
+
+    engine = Engine(arguments.data_dir.resolve(), options, arguments.threads)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            engine.close()  # else uvicorn would wait for the running job to finish
+            super().handle_exit(sig, frame)
+
+    engine.start()
+    config = uvicorn.Config(
+        create_app(engine),
+        log_config=None,
+        log_level=logging.WARNING,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+    log.info("listening on http://%s:%d", arguments.host, arguments.port)
+    Server(config).run(sockets=[bound])
+
+
+def main() -> None:
+    """Check what must hold before the long imports, then serve."""
+    if sys.version_info < OLDEST_PYTHON:
+        sys.exit("The embedded engine needs Python {}.{} or newer.".format(*OLDEST_PYTHON))
+    arguments = read_arguments()
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(name)s %(message)s"
+    )
+    try:
+        options = Options(arguments.data_dir / "config.json")
+        bound = bind(arguments.host, arguments.port)
+    except OSError as error:
+        sys.exit(f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror}")
+    except (TypeError, ValueError) as error:
+        sys.exit(str(error))
+    serve(arguments, options, bound)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The engine: its files, its options, the model in memory, and one job at a time."""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+
+from engine import options as option
+from engine import prompt, samplers
+from engine.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
+from engine.infotext import Facts, encode_png
+from engine.loras import Loras, LoraUse
+from engine.model import Model, Shot
+from engine.options import Options
+from engine.progress import Progress
+from engine.request import Txt2Img
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+FOLDERS = ("models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings")
+MODEL_SUFFIXES = (".safetensors", ".pt", ".ckpt")
+RANDOM_SEEDS = 2**32 - 1  # A1111 draws from 0 to 2^32 - 2
+
+
+class Engine:
+    """What the HTTP endpoints call, from any thread.
+
+    Whatever touches the model runs on one thread in order of arrival, the loading of the default
+    checkpoint first; the rest answers at once.
+    """
+
+    def __init__(self, data_dir: Path, options: Options, threads: int) -> None:
+        """`data_dir` has A1111's layout; missing folders are made. `threads` is torch's count."""
+        for folder in FOLDERS:
+            (data_dir / folder).mkdir(parents=True, exist_ok=True)
+        self.data_dir = data_dir
+        self.options = options
+        self.checkpoints = Checkpoints(data_dir / FOLDERS[0])
+        self.loras = Loras(data_dir / FOLDERS[1])
+        self.progress = Progress()
+        self._model: Model | None = None
+        self._jobs = ThreadPoolExecutor(1, "job", torch.set_num_threads, (threads,))
+
+    def start(self) -> None:
+        """Begin to load the default checkpoint; its failure is logged, and answered later."""
+        self._jobs.submit(self._load_default).add_done_callback(_log_failure)
+
+    def close(self) -> None:
+        """Let the running job end at its next step and the waiting ones fail."""
+        self.progress.close()
+
+    def _queue(self, function: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - passed through
+        return self._jobs.submit(function, *args).result()
+
+    # ------------------------------------------------------------------ checkpoints and options
+
+    def _default(self) -> Checkpoint:
+        """The checkpoint of the options, else the first. Raises FileNotFoundError without any."""
+        wanted = self.options.values[option.CHECKPOINT]
+        if not self.checkpoints.all:
+            raise FileNotFoundError(
+                "No checkpoints found. When searching for checkpoints, looked at:\n"
+                f" - directory {self.checkpoints.folder}\n"
+                "Find and place a .safetensors file there."
+            )
+        # a config.json may name a title with a hash that is not computed yet
+        names = (wanted, wanted.partition(" [")[0]) if wanted else ()
+        found = next(filter(None, map(self.checkpoints.find, names)), None)
+        return found or self.checkpoints.all[0]
+
+    def _load_default(self) -> None:
+        checkpoint = self._default()
+        wanted = self.options.values[option.CHECKPOINT]
+        if wanted and checkpoint.name not in wanted and checkpoint.stem not in wanted:
+            log.warning("checkpoint %r not found; loading %s", wanted, checkpoint.name)
+        self._use(checkpoint)
+
+    def _use(self, checkpoint: Checkpoint) -> Model:
+        """The model of this checkpoint. The previous one stays if the new one cannot be loaded."""
+        if self._model is None or self._model.checkpoint != checkpoint:
+            started = time.monotonic()
+            self._model = Model.load(checkpoint, self.checkpoints.sha256(checkpoint))
+            log.info("loaded %s in %.1f s", checkpoint.name, time.monotonic() - started)
+        return self._model
+
+    def get_options(self) -> dict[str, Any]:
+        """The answer of GET /options; the checkpoint is the default one, by its title."""
+        checkpoint = self._default() if self.checkpoints.all else None
+        sha256 = self.checkpoints.known_sha256(checkpoint) if checkpoint else None
+        shown = {
+            option.CHECKPOINT: checkpoint and checkpoint.title(sha256),
+            "sd_checkpoint_hash": sha256 or "",
+        }
+        return option.FIXED | self.options.values | shown
+
+    def set_options(self, changes: dict[str, Any]) -> None:
+        """POST /options: load the checkpoint if one is named, then remember, on disk too.
+
+        Raises RuntimeError for an unknown checkpoint, Unsupported for an unknown option.
+        """
+        option.check(changes)
+        if (alias := changes.get(option.CHECKPOINT)) is not None:
+            checkpoint = self.checkpoints.find(alias)
+            if checkpoint is None:
+                raise RuntimeError(f"model {alias!r} not found")
+            changes = changes | {option.CHECKPOINT: checkpoint.name}
+            self._queue(self._use, checkpoint)
+        self.options.change(changes)
+
+    def refresh_checkpoints(self) -> None:
+        """POST /refresh-checkpoints: waits for its turn, as in A1111."""
+        self._queue(self.checkpoints.refresh)
+
+    def list_vaes(self) -> list[dict[str, str]]:
+        """The answer of GET /sd-vae; the engine lists these files but cannot use them."""
+        paths = sorted((self.data_dir / FOLDERS[2]).rglob("*"))
+        found = [path for path in paths if path.suffix in MODEL_SUFFIXES]
+        return [{"model_name": path.name, "filename": str(path)} for path in found]
+
+    # ------------------------------------------------------------------------------- generation
+
+    def txt2img(self, request: Txt2Img) -> dict[str, Any]:
+        """POST /txt2img: what cannot succeed is refused at once, the rest waits for its turn."""
+        request.check()
+        option.check(request.override_settings or {})
+        job = _Job(request)
+        pictures, facts = self._queue(self._generate, job)
+        infotexts = map(facts.infotext, range(len(pictures)))
+        encoded = [encode_png(p, text) for p, text in zip(pictures, infotexts, strict=True)]
+        return {
+            "images": encoded if request.send_images else [],
+            "parameters": request.model_dump(),
+            "info": json.dumps(facts.info(len(pictures)), ensure_ascii=False),
+        }
+
+    def _generate(self, job: "_Job") -> tuple[list[Image.Image], Facts]:
+        """The pictures asked for; fewer, the last one unfinished, when interrupted."""
+        if self.progress.closing:
+            raise RuntimeError("the engine is shutting down")
+        request = job.request
+        settings = self._override(request)
+        count = request.n_iter * request.batch_size
+        with self.progress.running("scripts_txt2img", count):
+            model = self._use(self._checkpoint(settings[option.CHECKPOINT]))
+            uses = self.loras.resolve(job.tags)
+            with model.with_loras(uses):
+                facts = job.facts(model, uses, settings, self.progress.job_timestamp)
+                pictures = self._pictures(job, model, facts)
+        log.info("made %d of %d pictures with %s", len(pictures), count, model.checkpoint.name)
+        return pictures, facts
+
+    def _pictures(self, job: "_Job", model: Model, facts: Facts) -> list[Image.Image]:
+        """One by one: in a batch the same seed would come out one or two levels different."""
+        pictures: list[Image.Image] = []
+        conditioning = model.encode(job.text, job.request.negative_prompt, facts.clip_skip)
+        for number, seed in enumerate(facts.seeds):
+            self.progress.begin_picture(number)
+            pictures.append(model.picture(conditioning, job.shot(seed), self.progress.step))
+            if self.progress.stopping:
+                break
+        return pictures
+
+    def _override(self, request: Txt2Img) -> dict[str, Any]:
+        """The options for this request, and for later ones if they are not to be restored."""
+        overrides = dict(request.override_settings or {})
+        if self.checkpoints.find(str(overrides.get(option.CHECKPOINT))) is None:
+            overrides.pop(option.CHECKPOINT, None)  # as A1111: the caller must look at the answer
+        settings = self.options.merged(overrides)
+        if not request.override_settings_restore_afterwards:
+            self.options.values = {name: settings[name] for name in option.DEFAULTS}
+        return settings
+
+    def _checkpoint(self, alias: str | None) -> Checkpoint:
+        return (self.checkpoints.find(alias) if alias else None) or self._default()
+
+
+class _Job:
+    """A request read: its sampler, its LoRA tags, its text, its seeds. Raises Refused."""
+
+    def __init__(self, request: Txt2Img) -> None:
+        self.request = request
+        self.sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
+        self.scheduler = samplers.find_scheduler(self.sampler, request.scheduler)
+        self.text, self.tags = prompt.extract_loras(request.prompt)
+        for text in (self.text, request.negative_prompt):
+            prompt.refuse_unsupported(text)
+
+    def shot(self, seed: int) -> Shot:
+        """One of the job's pictures."""
+        request = self.request
+        return Shot(
+            seed,
+            request.width,
+            request.height,
+            request.steps,
+            request.cfg_scale,
+            self.sampler,
+            self.scheduler,
+        )
+
+    def facts(
+        self, model: Model, uses: list[LoraUse], settings: Mapping[str, Any], timestamp: str
+    ) -> Facts:
+        """What the answer will say; picture i has the seed of the first plus i."""
+        request = self.request
+        seed = _resolve_seed(request.seed)
+        return Facts(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seeds=[seed + i for i in range(request.n_iter * request.batch_size)],
+            subseed=_resolve_seed(request.subseed),
+            width=request.width,
+            height=request.height,
+            sampler_name=self.sampler.name,
+            schedule_label=self.scheduler.label if self.scheduler else None,
+            cfg_scale=request.cfg_scale,
+            steps=request.steps,
+            batch_size=request.batch_size,
+            model_name=model.checkpoint.stem,
+            model_hash=model.sha256[:HASH_DIGITS],
+            clip_skip=settings[option.CLIP_SKIP],
+            lora_hashes={use.lora.name: use.lora.hash() for use in uses},
+            job_timestamp=timestamp,
+        )
+
+
+def _resolve_seed(seed: int | None) -> int:
+    return secrets.randbelow(RANDOM_SEEDS) if seed in (None, -1) else int(seed or 0)
+
+
+def _log_failure(loading: Future[None]) -> None:
+    if error := loading.exception():
+        log.error("the default checkpoint is not loaded: %s", error)

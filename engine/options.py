@@ -1,0 +1,100 @@
+"""A1111's options, as far as the engine has them: config.json, POST /options, override_settings."""
+
+# an old Python must be able to read this module: `__main__` says there why it will not start
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.errors import Unsupported
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "sd_model_checkpoint"
+CLIP_SKIP = "CLIP_stop_at_last_layers"
+VAE = "sd_vae"
+OWN_VAE = ("Automatic", "None")
+
+# What can be changed, with A1111's defaults; and what the engine always does, in A1111's words.
+DEFAULTS = {CHECKPOINT: None, CLIP_SKIP: 1, VAE: "Automatic"}
+FIXED = {
+    "samples_format": "png",
+    "enable_pnginfo": True,
+    "add_model_hash_to_info": True,
+    "add_model_name_to_info": True,
+    "lora_add_hashes_to_infotext": True,
+    "emphasis": "Original",
+    "comma_padding_backtrack": 20,
+    "randn_source": "CPU",
+    "eta_noise_seed_delta": 0,
+    "eta_ancestral": 1.0,
+    "eta_ddim": 0.0,
+    "token_merging_ratio": 0.0,
+    "token_merging_ratio_hr": 0.0,
+    "sd_noise_schedule": "Default",
+    "sgm_noise_multiplier": False,
+    "always_discard_next_to_last_sigma": False,
+    "sigma_min": 0.0,
+    "sigma_max": 0.0,
+    "rho": 0.0,
+    "uni_pc_order": 3,
+    "uni_pc_lower_order_final": True,
+    "sdxl_crop_top": 0,
+    "sdxl_crop_left": 0,
+    "live_previews_enable": False,
+}
+
+
+class Options:
+    """The values now. `file` is A1111's config.json; its other entries are kept and not used."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises ValueError or TypeError where the file's content makes no sense."""
+        self.file = file
+        content = self._read()
+        if content.get(VAE, "Automatic") not in OWN_VAE:
+            log.warning("%s: the embedded engine has no use for %s", file, VAE)
+        known = {name: content[name] for name in (CHECKPOINT, CLIP_SKIP) if name in content}
+        check(known)
+        self.values: dict[str, Any] = DEFAULTS | known
+
+    def _read(self) -> dict[str, Any]:
+        """The file's content; {} where there is none. Raises ValueError where it is not JSON."""
+        if not self.file.exists():
+            return {}
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.file} is not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise TypeError(f"{self.file} is not a JSON object")
+        return content
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Take the (checked) changes and write them to the file."""
+        self.values |= {name: value for name, value in changes.items() if name in DEFAULTS}
+        content = self._read() | {name: v for name, v in self.values.items() if v is not None}
+        self.file.write_text(json.dumps(content, indent=4), encoding="utf-8")
+
+    def merged(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The values for one request."""
+        return self.values | dict(overrides)
+
+
+def check(changes: Mapping[str, Any]) -> None:
+    """Raise Unsupported for what the engine has not; TypeError for a clip skip that is no number.
+
+    A checkpoint name is not looked at: only its reader knows what an unknown one means.
+    """
+    for name, value in changes.items():
+        if name in FIXED and value == FIXED[name]:
+            continue
+        if name not in DEFAULTS:
+            raise Unsupported(f"the option {name!r} with the value {value!r}")
+        if name == VAE and value not in OWN_VAE:
+            raise Unsupported(f"the option {name!r} with the value {value!r}")
+        if name == CLIP_SKIP and not isinstance(value, int):
+            raise TypeError(f"{CLIP_SKIP} must be a number, not {value!r}")

@@ -1,0 +1,128 @@
+"""A txt2img request: A1111's fields and defaults, and the refusal of what the engine lacks."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from engine.errors import Refused, Unsupported
+
+MAX_SEED = 2**64
+
+
+def _truncate(value: object) -> object:
+    """A1111 takes 100.7 for 100."""
+    return int(value) if isinstance(value, float) and abs(value) < MAX_SEED else value
+
+
+Integer = Annotated[int, BeforeValidator(_truncate)]
+
+
+class Txt2Img(BaseModel):
+    """Every field of A1111's StableDiffusionProcessingTxt2Img, in its order; others are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    styles: list[str] | None = None
+    seed: Integer | None = -1
+    subseed: Integer | None = -1
+    subseed_strength: float = 0
+    seed_resize_from_h: Integer = -1
+    seed_resize_from_w: Integer = -1
+    sampler_name: str | None = None
+    scheduler: str | None = None
+    batch_size: Integer = 1
+    n_iter: Integer = 1
+    steps: Integer = 50
+    cfg_scale: float = 7.0
+    width: Integer = 512
+    height: Integer = 512
+    restore_faces: bool | None = None
+    tiling: bool | None = None
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
+    eta: float | None = None
+    denoising_strength: float | None = None
+    s_min_uncond: float | None = None
+    s_churn: float | None = None
+    s_tmax: float | None = None
+    s_tmin: float | None = None
+    s_noise: float | None = None
+    override_settings: dict[str, Any] | None = None
+    override_settings_restore_afterwards: bool = True
+    refiner_checkpoint: str | None = None
+    refiner_switch_at: float | None = None
+    disable_extra_networks: bool = False
+    firstpass_image: str | None = None
+    comments: dict[str, Any] | None = None
+    enable_hr: bool = False
+    firstphase_width: Integer = 0
+    firstphase_height: Integer = 0
+    hr_scale: float = 2.0
+    hr_upscaler: str | None = None
+    hr_second_pass_steps: Integer = 0
+    hr_resize_x: Integer = 0
+    hr_resize_y: Integer = 0
+    hr_checkpoint_name: str | None = None
+    hr_sampler_name: str | None = None
+    hr_scheduler: str | None = None
+    hr_prompt: str = ""
+    hr_negative_prompt: str = ""
+    force_task_id: str | None = None
+    sampler_index: str | None = "Euler"
+    script_name: str | None = None
+    script_args: list[Any] = []
+    send_images: bool = True
+    save_images: bool = False
+    alwayson_scripts: dict[str, Any] = {}
+    infotext: str | None = None
+
+    def check(self) -> None:
+        """Refuse, by name, every field the engine would have to ignore; then impossible numbers.
+
+        Raises Refused, or ValueError for numbers that A1111 answers 500 for too.
+        """
+        for script in filter(None, [self.script_name, *self.alwayson_scripts]):
+            raise Refused(f"Script {script!r} not found")
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name not in SUPPORTED and value != info.default and not _is_empty(value):
+                raise Unsupported(f"{name} with the value {value!r}")
+        if self.cfg_scale < 1:
+            raise Unsupported(f"cfg_scale below 1 ({self.cfg_scale})")
+        for name in ("steps", "batch_size", "n_iter"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if min(self.width, self.height) < LATENT_FACTOR:
+            raise ValueError(f"size {self.width}x{self.height} is too small")
+
+
+LATENT_FACTOR = 8
+SUPPORTED = frozenset(
+    {
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "sampler_name",
+        "sampler_index",
+        "scheduler",
+        "batch_size",
+        "n_iter",
+        "steps",
+        "cfg_scale",
+        "width",
+        "height",
+        "do_not_save_samples",
+        "do_not_save_grid",
+        "override_settings",
+        "override_settings_restore_afterwards",
+        "send_images",
+        "force_task_id",  # a name for the web UI's progress bar; changes no picture
+    }
+)
+
+
+def _is_empty(value: object) -> bool:
+    """Nothing asked for. 0 is not empty: an `eta` of 0 is another picture than the default."""
+    return value is None or value is False or value in ("", [], {})
