@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -123,6 +124,7 @@ def main() -> int:
     except (EngineNotReady, CacheDamaged) as error:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
         return EXIT_ENGINE_NOT_READY
+    threading.Thread(target=engine.watch, name="engine-watch", daemon=True).start()
     # At its default level the SDK logs each job's whole input and result.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     import runpod  # noqa: PLC0415 - takes 1.4 s, which the engine's boot hides

@@ -4,17 +4,21 @@
 # usage: start.sh [arguments for handler.py]
 #
 # Exit status: the handler's, or
-#   69  the engine never became ready
-#   70  the engine's restarts are used up
-#   78  bad configuration; nothing was started
+#   69   the engine never became ready
+#   70   the engine's restarts are used up
+#   78   bad configuration; nothing was started
+#   143  told to stop before anything was started
 #
 # The RunPod SDK takes SIGTERM for itself, so the process that runs it cannot be the supervisor.
 # Signals only set a flag; the loop in `supervise` acts. docs/modules/startup-script.md says why.
 set -Eeuo pipefail
 
 readonly EXIT_ENGINE_NOT_READY=69 EXIT_RESTARTS_USED_UP=70 EXIT_BAD_CONFIGURATION=78
-readonly ENGINE_STOP_PATIENCE=5    # seconds from TERM to KILL; A1111 answers TERM only when idle
-readonly HANDLER_LAST_WORDS=5      # seconds for the handler to report that the engine is gone
+readonly EXIT_STOPPED_EARLY=143
+# In milliseconds: bash counts its SECONDS by the ticks of the clock, so 1 of them may be none.
+readonly ENGINE_STOP_PATIENCE=5000  # from TERM to KILL; A1111 answers TERM only when idle
+readonly HANDLER_LAST_WORDS=5000    # for the handler to report that the engine is gone
+readonly KILL_PATIENCE=5000         # from KILL until a process is gone; the driver may take its time
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
@@ -41,7 +45,12 @@ read_settings() {
   settings=$(cd "$HERE" && "$PYTHON" -m worker.settings) ||
     fail "$EXIT_BAD_CONFIGURATION" "not started: see the line above"
   eval "$settings"
-  MAX_SECONDS=${SHUTDOWN_GRACE%.*}
+}
+
+# Sets `now`, in milliseconds.
+read_clock() {
+  now=${EPOCHREALTIME//[.,]/}
+  now=${now%???}
 }
 
 check_settings() {
@@ -90,7 +99,7 @@ find_tcmalloc() {
   preload=()
   library=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
     awk '$NF ~ /libtcmalloc\.so/ { full = $NF } $NF ~ /libtcmalloc_minimal\.so/ { minimal = $NF }
-      END { print full ? full : minimal }')
+      END { print full ? full : minimal }') || true  # no ldconfig, no tcmalloc
   if [[ -n $library ]]; then
     preload=("LD_PRELOAD=$library")
   else
@@ -133,10 +142,11 @@ engine_was_ready() { [[ $(cat "$RUN_DIR/engine.ready" 2>/dev/null) == "$engine_p
 
 # True while another restart is allowed: MAX_ENGINE_RESTARTS within ENGINE_RESTART_WINDOW.
 may_restart() {
-  local now=$SECONDS time
+  local now time
   local -a recent=()
+  read_clock
   for time in "${restarts[@]}"; do
-    ((now - time < ${ENGINE_RESTART_WINDOW%.*})) && recent+=("$time")
+    ((now - time < ENGINE_RESTART_WINDOW_MS)) && recent+=("$time")
   done
   restarts=("${recent[@]}")
   ((${#restarts[@]} < MAX_ENGINE_RESTARTS)) || return 1
@@ -147,13 +157,14 @@ may_restart() {
 restart_engine() {
   if ! may_restart; then
     give_up "$EXIT_RESTARTS_USED_UP" "$1" \
-      "the engine was restarted $MAX_ENGINE_RESTARTS times in ${ENGINE_RESTART_WINDOW%.*} s: giving up"
+      "the engine was restarted $MAX_ENGINE_RESTARTS times in $ENGINE_RESTART_WINDOW s: giving up"
   fi
   start_engine
 }
 
 engine_exited() {
   local status=$1
+  kill_group "$engine_pid"
   if ! engine_was_ready; then
     # What could not boot once will not boot the next time.
     give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was ready"
@@ -171,6 +182,7 @@ restart_on_request() {
   log "the handler asks for a restart of the engine: $reason"
   tell restarting 0
   stop_group "$engine_pid" "$ENGINE_STOP_PATIENCE"
+  [[ -z $stop_requested ]] || return 0
   if [[ $reason == damaged-cache && $ENGINE == a1111 ]]; then
     # Only while the WebUI is down: a live one loses its models with its cache.
     rm -rf -- "${WEBUI_DIR:?}/cache"
@@ -186,32 +198,45 @@ start_handler() {
   handler_pid=$!
 }
 
-is_alive() { kill -0 "$1" 2>/dev/null; }
+is_alive() { kill -0 -- "$1" 2>/dev/null; }
 
-# usage: await_end PID SECONDS; true if the process has ended by then.
+# usage: await_end PID MILLISECONDS; true if the process (-PID: the group) has ended by then.
 await_end() {
-  local until=$((SECONDS + $2))
+  local now until
+  read_clock
+  until=$((now + $2))
   while is_alive "$1"; do
-    ((SECONDS < until)) || return 1
-    sleep 0.1
+    read_clock
+    ((now < until)) || return 1
+    sleep 0.05
   done
 }
 
-# TERM to the process, KILL to what is left of its group. usage: stop_group PID SECONDS
+# Only when all of it is gone are its port and its memory free. usage: kill_group PID
+kill_group() {
+  kill -KILL -- "-$1" 2>/dev/null || return 0
+  await_end "$1" "$KILL_PATIENCE" || log "process $1 does not end"
+  # Not ours to reap: where PID 1 is lazy, the dead stay in the group for a while.
+  await_end "-$1" 500 || true
+}
+
+# TERM to the process, KILL to what is left of its group. usage: stop_group PID MILLISECONDS
 stop_group() {
   kill -TERM "$1" 2>/dev/null || true
-  await_end "$1" "$2" || log "process $1 did not stop within $2 s: killed"
-  kill -KILL -- "-$1" 2>/dev/null || true
+  await_end "$1" "$2" || log "process $1 did not stop within $2 ms: killed"
+  kill_group "$1"
 }
 
 # Handler first: it finishes its job, for which it needs the engine.
 stop_all() {
-  local handler_seconds=$((MAX_SECONDS > ENGINE_STOP_PATIENCE ? MAX_SECONDS - ENGINE_STOP_PATIENCE : 1))
-  local handler_status=0
-  stop_group "$handler_pid" "$handler_seconds"
+  local half=$((SHUTDOWN_GRACE_MS / 2)) handler_status=0
+  local for_engine=$((half < ENGINE_STOP_PATIENCE ? half : ENGINE_STOP_PATIENCE))
+  # Once is enough, and after many signals bash 5.2's `wait` gives theirs instead of a status.
+  trap '' TERM INT
+  stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine))
   wait "$handler_pid" || handler_status=$?
   if [[ -n $engine_pid ]]; then
-    stop_group "$engine_pid" "$ENGINE_STOP_PATIENCE"
+    stop_group "$engine_pid" "$for_engine"
   fi
   return "$handler_status"
 }
@@ -228,7 +253,7 @@ give_up() {
 }
 
 supervise() {
-  local ended status ticker=''
+  local ended status
   while true; do
     if [[ -n $stop_requested ]]; then
       log "$stop_requested received: stopping"
@@ -255,20 +280,28 @@ supervise() {
   done
 }
 
+# Before anything runs, a signal only has to prevent that.
+stop_if_requested() {
+  [[ -z $stop_requested ]] || fail "$EXIT_STOPPED_EARLY" "$stop_requested received: nothing was started"
+}
+
 main() {
-  stop_requested='' restart_requested='' engine_pid='' handler_pid=''
+  stop_requested='' restart_requested='' engine_pid='' handler_pid='' ticker=''
   restarts=()
   trap 'stop_requested=SIGTERM' TERM
   trap 'stop_requested=SIGINT' INT
   trap 'restart_requested=yes' USR1
+  trap '[[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true' EXIT
   find_python
   read_settings
   check_settings
   prepare_run_dir
   if [[ $ENGINE != external ]]; then
-    (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine)
-    start_engine
+    (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine) || fail "$EXIT_BAD_CONFIGURATION" \
+      "WEBUI_DIR=$WEBUI_DIR cannot be prepared: see the lines above"
   fi
+  stop_if_requested
+  [[ $ENGINE == external ]] || start_engine
   start_handler "$@"
   supervise
 }

@@ -207,6 +207,14 @@ def test_an_engine_killed_in_the_middle_of_a_job_is_replaced_and_the_job_repeate
         completed(worker.run(SMALL))
 
 
+def test_an_engine_that_dies_while_idle_is_ready_again_before_the_next_job(own):
+    with own() as worker:
+        for _ in range(2):  # the second time shows that start.sh knew the first one as ready
+            worker.kill_engine_and_wait_for_the_next()
+
+        completed(worker.run(SMALL))
+
+
 def test_a_job_that_goes_on_behind_a_lost_connection_is_not_sent_twice_at_once(own):
     with own() as worker:
         worker.fault("slow_steps", seconds=0.3, times=FOREVER)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,6 +35,7 @@ from worker.webui_config import OVERRIDABLE
 
 STOP_PATIENCE = 10.0  # seconds for an interrupted job to end before the engine counts as hung
 STOP_POLL = 0.3
+WATCH_EVERY = 1.0  # seconds
 
 log = logging.getLogger("worker.engine")
 
@@ -52,6 +54,8 @@ class Engine:
         self._readiness = readiness
         self.catalog = Catalog({}, {})
         self.retiring = False
+        self._boot_timeout = 0.0
+        self._proving = threading.Lock()
         self._proven: EngineProcess | None = None  # the process that made the last first picture
         self._loaded: str | None = None  # the checkpoint of the last picture
         self._must_refresh = False
@@ -67,6 +71,7 @@ class Engine:
         Raises:
             EngineNotReady, CacheDamaged: there is no point in taking jobs.
         """
+        self._boot_timeout = timeout
         try:
             self._wait_until_ready(timeout)
         except CacheDamaged as error:
@@ -83,12 +88,35 @@ class Engine:
         options = self._webui.options()
         self._webui.set_options({key: options[key] for key in OVERRIDABLE if key in options})
 
-    def _wait_until_ready(self, timeout: float) -> None:
-        ready = self._readiness.wait(timeout)
-        self.catalog = ready.catalog
-        self._proven = ready.process
-        self._must_refresh = False
-        log.info("ready: the first picture came after %.1f s", ready.seconds)
+    def watch(self) -> None:
+        """Prove a restarted engine also while no job comes; runs for ever, in a thread.
+
+        Else an engine that crashed while idle would be warmed up by the next job, and start.sh
+        would take its next crash for one that never became ready.
+        """
+        while self._supervisor.can_restart:
+            time.sleep(WATCH_EVERY)
+            if not self._is_proven() and self._supervisor.engine().state == "running":
+                with suppress(WorkerError):  # the next job meets it again, and reports it
+                    self._wait_until_ready(self._boot_timeout)
+
+    def _wait_until_ready(self, timeout: float, *, again: bool = False) -> None:
+        """Nothing to do while the process that made the last first picture lives."""
+        if not self._proving.acquire(timeout=timeout):
+            raise EngineNotReady("the engine was restarted and has made no picture yet.")
+        try:
+            if self._is_proven() and not again:
+                return
+            ready = self._readiness.wait(timeout)
+            self.catalog = ready.catalog
+            self._proven = ready.process
+            self._must_refresh = False
+            log.info("ready: the first picture came after %.1f s", ready.seconds)
+        finally:
+            self._proving.release()
+
+    def _is_proven(self) -> bool:
+        return self._proven is not None and self._supervisor.engine() == self._proven
 
     # Generation ------------------------------------------------------------------------------
 
@@ -126,7 +154,7 @@ class Engine:
         return self._hashes.get(name)
 
     async def _attempt(self, payload: Payload, watch: Stopwatch) -> Txt2ImgAnswer:
-        if self._supervisor.engine() != self._proven:
+        if not self._is_proven():
             await asyncio.to_thread(self._wait_until_ready, watch.left())
         if self._must_refresh:
             await asyncio.to_thread(self._webui.refresh)
@@ -191,7 +219,7 @@ class Engine:
         if action is Action.AWAIT_ROUTE:
             await asyncio.sleep(recovery.ROUTE_WAIT)
             with suppress(EngineNotReady, CacheDamaged):
-                await asyncio.to_thread(self._wait_until_ready, recovery.ROUTE_RECHECK)
+                await asyncio.to_thread(self._wait_until_ready, recovery.ROUTE_RECHECK, again=True)
         elif action is Action.AWAIT_ENGINE:
             await self._settle()
         elif action is Action.REFRESH:
@@ -206,7 +234,7 @@ class Engine:
         """After a lost connection: go on only when nothing can be running in the engine."""
         give_up = time.monotonic() + STOP_PATIENCE
         while time.monotonic() < give_up:
-            if self._supervisor.engine() != self._proven:
+            if not self._is_proven():
                 return  # its process ended; the next attempt waits for the new one
             with suppress(WorkerError):
                 if await asyncio.to_thread(self._webui.is_idle):

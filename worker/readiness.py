@@ -152,7 +152,7 @@ class Readiness:
     def _check_routes(self, error: WorkerError, waited: float) -> None:
         """Our own engine mounts every route before it listens: one that is missing stays so."""
         mounting = not self._supervisor.can_restart or waited < ROUTE_PATIENCE
-        if mounting or not isinstance(error, RouteMissing):
+        if mounting or error.details.get("route") != "loras":
             return
         try:
             self._webui.sd_models()

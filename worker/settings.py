@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from worker.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
+_DAY = 86_400
 EXIT_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h, as in start.sh
 
 _NOT_FOR_START_SH = {"webui_args", "output_dir", "supervisor_pid", "log_level", "log_format"}
@@ -50,7 +51,9 @@ def _default_run_dir(webui_url: str) -> Path:
 class Settings(BaseModel):
     """What the operator may decide. Immutable; every value is already checked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     engine: Literal["a1111", "embedded", "external"] = Field(
         "embedded",
@@ -81,19 +84,22 @@ class Settings(BaseModel):
         description="Read-only models that were built into the image, in the same layout.",
     )
     ready_timeout: float = Field(
-        390, gt=0, description="Seconds until the engine must have made its first picture."
+        390, gt=0, le=_DAY, description="Seconds until the engine must have made its first picture."
     )
     job_timeout: float = Field(
-        540, gt=0, description="Seconds that a job may take; a job's `timeout` may only lower it."
+        540,
+        gt=0,
+        le=_DAY,
+        description="Seconds that a job may take; a job's `timeout` may only lower it.",
     )
     shutdown_grace: float = Field(
-        60, ge=1, description="Seconds from SIGTERM until everything is gone."
+        60, ge=1, le=_DAY, description="Seconds from SIGTERM until everything is gone."
     )
     max_engine_restarts: int = Field(
         3, ge=0, description="Restarts of the engine within the window before the worker gives up."
     )
     engine_restart_window: float = Field(
-        900, gt=0, description="Seconds over which restarts are counted."
+        900, gt=0, le=_DAY, description="Seconds over which restarts are counted."
     )
     output_dir: Path | None = Field(
         None, description="Pictures are also written here when it is set."
@@ -158,6 +164,9 @@ class Settings(BaseModel):
         values = self.model_dump(exclude=_NOT_FOR_START_SH)
         values |= {"webui_host": host, "webui_port": port}
         values["webui_python"] = self.webui_dir / self.webui_python
+        # bash knows no fractions
+        for duration in ("shutdown_grace", "engine_restart_window"):
+            values[f"{duration}_ms"] = round(values[duration] * 1000)
         lines = [f"{name.upper()}={shlex.quote(str(value))}" for name, value in values.items()]
         lines.append(f"WEBUI_ARGS=({shlex.join(self.webui_args)})")
         return "\n".join(lines) + "\n"

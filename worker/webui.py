@@ -204,7 +204,7 @@ def error_from_answer(route: str, status: int, answer: Any, text: str) -> Worker
     `error` and its text in `detail` or `errors`; failed validation has only `detail`.
     """
     if answer == {"detail": "Not Found"}:
-        return RouteMissing(f"{route}: the engine does not have this route.")
+        return RouteMissing(f"{route}: the engine does not have this route.", route=route)
     fields = answer if isinstance(answer, dict) else {}
     name = str(fields.get("error") or "")
     said = _sentence(fields.get("errors") or fields.get("detail") or text)

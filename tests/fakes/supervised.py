@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,13 +60,26 @@ class Program:
             self.note("TERM")
             if not deaf:
                 time.sleep(stop_after)
-                self.note("stopped")
+                self.note("stopped", has_cache=Path("cache").exists())
                 os._exit(status)
 
         signal.signal(signal.SIGTERM, stop)
         self._note_start()
         while True:
             signal.pause()
+
+    def serve_while_there_is_an_engine(self, *, status: int) -> NoReturn:
+        """End as the real handler does when the supervisor writes that the engine is gone."""
+        signal.signal(signal.SIGALRM, lambda *_: self._check_engine(status))
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        self.serve(status=status)
+
+    def is_second(self) -> bool:
+        """Whether this program was started before; to be asked once."""
+        mark = Path(f"{os.environ['STUB_LOG']}.{self._name}")
+        was_there = mark.exists()
+        mark.touch()
+        return was_there
 
     def crash(self, status: int) -> NoReturn:
         """End at once."""
@@ -80,6 +94,10 @@ class Program:
         """Start a process that loses its parent, and wait until it has ended."""
         subprocess.run(["sh", "-c", "sleep 0.1 &"], capture_output=True, check=True)
 
+    def _check_engine(self, status: int) -> None:
+        if Path(os.environ["RUN_DIR"], "engine").read_text().startswith("failed"):
+            os._exit(status)
+
     def _note_start(self) -> None:
         self.note(
             "started",
@@ -90,20 +108,27 @@ class Program:
             has_cache=Path("cache").exists(),
             has_tcmalloc="libtcmalloc" in Path("/proc/self/maps").read_text(),
             options=Path("config.json").read_text() if Path("config.json").exists() else "{}",
-            zombies=[pid for pid, state, _ in _all_processes() if state == "Z"],
         )
 
 
 class Worker:
     """A project folder of its own with the real start.sh, and the processes that it starts."""
 
-    def __init__(self, folder: Path, port: int, engine: str, handler: str, **environ: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        engine: str = LASTING_ENGINE,
+        handler: str = LASTING_HANDLER,
+        **environ: str,
+    ) -> None:
         self.folder = folder
         self.webui = folder / "webui"
         self.run_dir = folder / "run"
         self.port = port
         self._log = folder / "log"
         self._events = folder / "events"
+        self.process: subprocess.Popen[bytes] | None = None
         self.environ = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "PYTHON": sys.executable,
@@ -133,6 +158,11 @@ class Worker:
     def _write_program(self, path: Path, name: str, body: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(PROGRAM.format(tests=str(TESTS), name=name, body=body))
+
+    def replace_model_manager(self, body: str) -> None:
+        """Put a program in the place of model_manager.py."""
+        (self.folder / "model_manager.py").unlink()
+        self._write_program(self.folder / "model_manager.py", "model_manager", body)
 
     def has_tcmalloc(self, *libraries: str) -> None:
         """Let `ldconfig -p` list these libraries and no others."""
@@ -212,13 +242,18 @@ class Worker:
         """The child processes of a process that are in one of these states."""
         return [it for it, its, parent in _all_processes() if parent == pid and its in state]
 
+    def members(self, group: int) -> list[int]:
+        """What lives of a process group."""
+        return [pid for pid in self.processes() if _group(pid) == group]
+
     def close(self) -> None:
         """Leave nothing behind, whatever the test did."""
         while left := self.processes():
             for pid in left:
                 _kill(pid)
             time.sleep(TICK)
-        self.process.wait()
+        if self.process:
+            self.process.wait()
 
     def _others(self) -> list[int]:
         """Without start.sh's own group, in which there is nothing but its clock."""
@@ -227,7 +262,8 @@ class Worker:
     def _lines(self) -> list[dict[str, Any]]:
         if not self._events.exists():
             return []
-        return [json.loads(line) for line in self._events.read_text().splitlines()]
+        whole, _, _ = self._events.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def _all_processes() -> Iterator[tuple[int, str, int]]:
@@ -255,7 +291,5 @@ def _group(pid: int) -> int | None:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -107,6 +107,13 @@ class WorkerProcess:
         assert state == "running"
         return int(pid)
 
+    def kill_engine_and_wait_for_the_next(self) -> None:
+        """SIGKILL the engine; wait until the one that replaces it has made its first picture."""
+        killed = self.engine_pid()
+        ready = self.run_dir / "engine.ready"
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: int(ready.read_text()) != killed, "the new engine's first picture")
+
     def stop(self, timeout: float) -> int:
         """SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
