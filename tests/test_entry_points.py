@@ -1,0 +1,136 @@
+"""The ways in, on the embedded engine: a picture made for real, on any machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from fakes.a1111_process import free_port, wait_until
+from fakes.runpod_plane import RunPodPlane
+from fakes.worker_process import png_size, running_worker
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = json.loads((ROOT / "test_input.json").read_text())
+BOOT = 60.0
+
+tiny = pytest.importorskip("engine.tiny", reason="the engine's packages are not installed")
+
+
+@pytest.fixture(scope="module")
+def environ(tmp_path_factory):
+    """What `make run` sets, with folders and a port of the test's own."""
+    folder = tmp_path_factory.mktemp("embedded")
+    tiny.write(tiny.make_checkpoint(), folder / "models/Stable-diffusion/tiny.safetensors")
+    return {
+        "PATH": os.environ["PATH"],
+        "PYTHON": sys.executable,
+        "ENGINE": "embedded",
+        "WEBUI_DIR": str(folder / "webui"),
+        "MODELS_DIR": str(folder / "models"),
+        "OUTPUT_DIR": str(folder / "outputs"),
+        "RUN_DIR": str(folder / "run"),
+        "WEBUI_URL": f"http://127.0.0.1:{free_port()}",
+        "RUNPOD_LOG_LEVEL": "WARN",
+    }
+
+
+def run(environ, *arguments, program="./start.sh"):
+    return subprocess.run(
+        [program, *arguments],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=BOOT * 2,
+        check=False,
+    )
+
+
+def test_the_example_job_becomes_a_picture_file_and_a_summary(environ):
+    done = run(environ, "--test_input", json.dumps(EXAMPLE))
+
+    assert done.returncode == 0, done.stderr
+    (picture,) = Path(environ["OUTPUT_DIR"]).glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    summary = done.stderr
+    assert f"prompt   {EXAMPLE['input']['prompt']}" in summary
+    assert "256x256, 20 steps of Euler a, seed 42" in summary
+    assert f"file     {picture}" in summary
+    assert max(map(len, (done.stdout + done.stderr).splitlines())) < 300, "a screen of base64"
+
+
+def test_a_job_that_fails_is_told_and_the_status_is_1(environ):
+    done = run(environ, "--test_input", '{"input": {"stepz": 1}}')
+
+    assert done.returncode == 1
+    assert "did you mean `steps`?" in done.stdout + done.stderr
+
+
+def test_without_an_engine_the_handler_says_what_to_do(environ):
+    alone = environ | {"READY_TIMEOUT": "1"}
+    done = run(alone, "handler.py", program=sys.executable)
+
+    assert done.returncode == 69
+    assert "make serve" in done.stderr
+
+
+def test_the_local_api_runs_jobs_for_curl(environ):
+    port = free_port()
+    command = ["./start.sh", "--rp_serve_api", "--rp_api_port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.DEVNULL) as process:
+        try:
+            answer = runsync(
+                port, {"input": {"prompt": "a cat", "steps": 2, "width": 64, "height": 64}}
+            )
+            wrong = runsync(port, {"input": {"prompt": 5}})
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    assert answer["status"] == "COMPLETED"
+    assert png_size(answer["output"]["images"][0]) == (64, 64)
+    assert wrong["status"] == "FAILED"
+    assert wrong["error"].startswith("INVALID_INPUT: prompt = 5")
+
+
+def runsync(port, body):
+    """POST /runsync as soon as the API listens."""
+    deadline = time.monotonic() + BOOT
+    while True:
+        try:
+            answer = requests.post(f"http://localhost:{port}/runsync", json=body, timeout=BOOT)
+        except requests.ConnectionError:
+            assert time.monotonic() < deadline, "the local API did not start"
+            time.sleep(0.2)
+        else:
+            return answer.json()
+
+
+def test_a_real_engine_killed_in_the_middle_of_a_job_is_replaced(environ, tmp_path):
+    with (
+        RunPodPlane(hold=1.0) as plane,
+        running_worker(
+            tmp_path,
+            plane,
+            wait=False,
+            checkpoints=(),
+            loras=(),
+            ENGINE="embedded",
+            MODELS_DIR=environ["MODELS_DIR"],
+            READY_TIMEOUT=str(BOOT),
+        ) as worker,
+    ):
+        plane.wait_for("take", BOOT)
+        job = plane.submit({"prompt": "a cat", "steps": 30, "width": 256, "height": 256})
+        wait_until(lambda: not worker.engine_is_idle(), "the job in the engine")
+        os.kill(worker.engine_pid(), signal.SIGKILL)
+
+        ended = plane.wait(job, BOOT)
+        assert ended["status"] == "COMPLETED", worker.log()
+        assert png_size(ended["output"]["images"][0]) == (256, 256)
