@@ -178,7 +178,7 @@ class Engine:
             raise
         if not done:
             await self._stop(posted)
-            raise JobTimeout(f"no picture in time; seconds so far: {watch.timings()}.")
+            raise JobTimeout(f"no picture within {watch.timeout:g} s.", timings=watch.timings())
         return posted.result()
 
     async def _stop(self, posted: asyncio.Future[Txt2ImgAnswer]) -> None:
@@ -207,7 +207,9 @@ class Engine:
         timed_out = not watch.left() and not self._supervisor.engine().is_gone
         if isinstance(error, EngineNotReady) and timed_out:
             # The engine may well be ready a moment later: no reason to replace the worker.
-            raise JobTimeout(f"out of time: {error.message}") from error
+            raise JobTimeout(
+                f"no picture within {watch.timeout:g} s: {error.message}", timings=watch.timings()
+            ) from error
         decision = self._decide(error, earlier, payload)
         if decision.action is Action.FAIL or timed_out:
             await self._conclude(error, decision.after, payload)

@@ -29,6 +29,11 @@ class Stopwatch:
         """Bring the deadline forward; it can only become earlier."""
         self._timeout = min(self._timeout, timeout)
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that the job may take in all."""
+        return self._timeout
+
     def left(self) -> float:
         """Seconds until the deadline; 0 afterwards."""
         return max(0.0, self._started + self._timeout - self._clock())
