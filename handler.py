@@ -25,7 +25,7 @@ from typing import Any
 from model_manager import ModelManager
 from worker import delivery, log, payload, request, result
 from worker.engine import Engine
-from worker.errors import CacheDamaged, ConfigError, EngineNotReady, InternalError, WorkerError
+from worker.errors import ConfigError, InternalError, WorkerError
 from worker.payload import Models
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
@@ -77,7 +77,7 @@ class Handler:
             with watch.phase("generate"):
                 picture = await self._engine.generate(composed, watch)
         with watch.phase("deliver"):
-            used = result.models_used(picture.facts, models)
+            used = await asyncio.to_thread(result.models_used, picture.facts, models)
             used[0]["sha256"] = await self._engine.checkpoint_sha256(used[0]["name"])
             cache = await asyncio.to_thread(self._models.get_cache_stats)
         answer = result.success(picture, composed, used, cache, watch.timings())
@@ -121,7 +121,7 @@ def main() -> int:
     handler, engine = build(settings)
     try:
         engine.boot(settings.ready_timeout)
-    except (EngineNotReady, CacheDamaged) as error:
+    except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
         return EXIT_ENGINE_NOT_READY
     threading.Thread(target=engine.watch, name="engine-watch", daemon=True).start()

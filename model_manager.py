@@ -21,12 +21,12 @@ from collections.abc import Iterable, Sequence
 
 from worker import log as worker_log
 from worker import webui_config
-from worker.errors import ModelFileInvalid, ModelNotFound
+from worker.errors import ConfigError, ModelFileInvalid, ModelNotFound
 from worker.model_file import FOLDERS, Kind, ModelFile
 from worker.payload import Models, lora_tag
 from worker.prompt import add_lora_tags, lora_tags
 from worker.request import LoraReference, Txt2ImgRequest
-from worker.settings import Settings, secret_values
+from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
 from worker.store import Store
 
 log = logging.getLogger("worker.models")
@@ -141,7 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The worker's models.")
     parser.add_argument("command", choices=["prepare-engine", "stats"])
     command = parser.parse_args(arguments).command
-    settings = Settings.from_environ(os.environ)
+    try:
+        settings = Settings.from_environ(os.environ)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BAD_CONFIGURATION
     worker_log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
     manager = ModelManager.from_settings(settings)
     if command == "prepare-engine":

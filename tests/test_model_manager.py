@@ -265,3 +265,20 @@ def test_the_command_line_counts(folders, capsys):
 
     assert model_manager.main(["stats"]) == 0
     assert json.loads(capsys.readouterr().out)["loras"]["count"] == 1
+
+
+def test_the_command_line_names_a_wrong_setting(monkeypatch, capsys):
+    monkeypatch.setenv("ENGINE", "comfy")
+
+    assert model_manager.main(["stats"]) == 78
+    assert "ENGINE='comfy'" in capsys.readouterr().err
+
+
+def test_a_file_that_is_gone_has_no_hash(manager, folders):
+    path = put(folders[1], "x.safetensors")
+    file = prepare(manager, loras=["x"])[0].loras[0][0]
+    path.unlink()
+
+    assert file.sha256() is None
+    with pytest.raises(ModelNotFound):
+        file.header()

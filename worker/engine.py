@@ -167,6 +167,8 @@ class Engine:
         return answer
 
     async def _post(self, body: Mapping[str, Any], watch: Stopwatch) -> Txt2ImgAnswer:
+        if not watch.left():
+            raise self._timeout(watch)
         # The deadline is kept here and not by the socket: the POST must live until the engine
         # has stopped, because its end is the best sign of that.
         patience = watch.left() + 2 * STOP_PATIENCE
@@ -178,8 +180,11 @@ class Engine:
             raise
         if not done:
             await self._stop(posted)
-            raise JobTimeout(f"no picture within {watch.timeout:g} s.", timings=watch.timings())
+            raise self._timeout(watch)
         return posted.result()
+
+    def _timeout(self, watch: Stopwatch, why: str = "") -> JobTimeout:
+        return JobTimeout(f"no picture within {watch.timeout:g} s.{why}", timings=watch.timings())
 
     async def _stop(self, posted: asyncio.Future[Txt2ImgAnswer]) -> None:
         """Interrupt until the POST returns; its partial picture is dropped."""
@@ -207,9 +212,7 @@ class Engine:
         timed_out = not watch.left() and not self._supervisor.engine().is_gone
         if isinstance(error, EngineNotReady) and timed_out:
             # The engine may well be ready a moment later: no reason to replace the worker.
-            raise JobTimeout(
-                f"no picture within {watch.timeout:g} s: {error.message}", timings=watch.timings()
-            ) from error
+            raise self._timeout(watch, f" {error.message}") from error
         decision = self._decide(error, earlier, payload)
         if decision.action is Action.FAIL or timed_out:
             await self._conclude(error, decision.after, payload)

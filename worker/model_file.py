@@ -52,9 +52,12 @@ class ModelFile:
         """
         return _header(self.path, *_version(self.path))
 
-    def sha256(self) -> str:
-        """Lower-case hex SHA-256 of the whole file, read once per version of the file."""
-        return _sha256(self.path, *_version(self.path))
+    def sha256(self) -> str | None:
+        """Lower-case hex SHA-256, read once per version of the file; None if it is gone."""
+        try:
+            return _sha256(self.path, *_version(self.path))
+        except (ModelNotFound, OSError):
+            return None
 
 
 def _version(path: Path) -> tuple[int, int]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,8 @@ class Store:
         """Every file of that kind; of two with one stem the first folder's."""
         found: dict[str, ModelFile] = {}
         for root in self._roots:
-            for path in sorted(_walk(root / FOLDERS[kind])):
-                file = ModelFile(kind, path.resolve(), clean_stem(path.stem), path.stat().st_size)
+            for path, size in _walk(root / FOLDERS[kind]):
+                file = ModelFile(kind, path.resolve(), clean_stem(path.stem), size)
                 found.setdefault(file.stem, file)
         return list(found.values())
 
@@ -83,11 +85,14 @@ class Store:
         }
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    """Model files below the folder; hidden ones and dangling links are none."""
-    for path in folder.rglob(f"*{SUFFIX}"):
-        if not path.name.startswith(".") and path.is_file():
-            yield path
+def _walk(folder: Path) -> Iterable[tuple[Path, int]]:
+    """Model files below the folder and their bytes; hidden ones and dangling links are none."""
+    for path in sorted(folder.rglob(f"*{SUFFIX}")):
+        # Another worker may remove a file of a shared volume at any moment.
+        with suppress(OSError):
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
+                yield path, status.st_size
 
 
 def _not_found(kind: Kind, names: Sequence[str], known: list[str]) -> ModelNotFound:

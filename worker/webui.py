@@ -27,7 +27,7 @@ from worker.errors import (
 )
 
 CONNECT_TIMEOUT = 3.0  # seconds; the engine is on this machine or near
-QUICK_TIMEOUT = 30.0  # seconds for calls that only read state
+QUICK_TIMEOUT = 10.0  # seconds for calls that only read state
 
 _NOT_JSON = object()
 
@@ -91,7 +91,7 @@ class WebUI:
         self._session.headers["Accept-Encoding"] = "identity"
         # Only what may safely be repeated; a refused connection is news, not noise.
         retry = Retry(
-            total=3,
+            total=2,
             connect=0,
             backoff_factor=0.1,
             status_forcelist={502, 503, 504},
