@@ -165,6 +165,10 @@ restart_engine() {
 engine_exited() {
   local status=$1
   kill_group "$engine_pid"
+  if [[ -n $stop_requested ]]; then
+    engine_pid=''
+    return
+  fi
   if ! engine_was_ready; then
     # What could not boot once will not boot the next time.
     give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was ready"
@@ -182,6 +186,7 @@ restart_on_request() {
   log "the handler asks for a restart of the engine: $reason"
   tell restarting 0
   stop_group "$engine_pid" "$ENGINE_STOP_PATIENCE"
+  engine_pid=''
   [[ -z $stop_requested ]] || return 0
   if [[ $reason == damaged-cache && $ENGINE == a1111 ]]; then
     # Only while the WebUI is down: a live one loses its models with its cache.
@@ -261,7 +266,10 @@ supervise() {
       stop_all || status=$?
       exit "$status"
     fi
-    [[ -z $restart_requested ]] || restart_on_request
+    if [[ -n $restart_requested ]]; then
+      restart_on_request
+      continue
+    fi
     # A signal that arrives just before `wait` would wake nobody: the ticker bounds that.
     if [[ -z $ticker ]] || ! is_alive "$ticker"; then
       sleep 1 &

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fakes.a1111_process import free_port
 from fakes.recorded import recorded
+from fakes.supervised import LASTING_ENGINE, LASTING_HANDLER, REAL, Worker
 from worker.catalog import Catalog
 from worker.settings import SECRET_NAME, Settings
 
@@ -32,3 +34,34 @@ def catalog() -> Catalog:
         scripts=recorded("get_scripts"),
         styles=recorded("get_prompt-styles"),
     )
+
+
+@pytest.fixture
+def new_worker(tmp_path):
+    """Make workers; nothing of them outlives the test."""
+    workers = []
+
+    def make(engine=LASTING_ENGINE, handler=LASTING_HANDLER, **environ):
+        folder = tmp_path / str(len(workers))
+        folder.mkdir()
+        workers.append(Worker(folder, free_port(), engine, handler, **environ))
+        if handler != REAL:
+            workers[-1].replace_model_manager("")  # the real one takes its time
+        return workers[-1]
+
+    yield make
+    for worker in workers:
+        worker.close()
+
+
+@pytest.fixture
+def running(new_worker):
+    """Start workers and wait for both of their programs."""
+
+    def run(*programs, **environ):
+        worker = new_worker(*programs, **environ)
+        worker.start()
+        worker.await_both()
+        return worker
+
+    return run

@@ -100,14 +100,15 @@ def _answers(webui):
 
 @contextmanager
 def live(_folder):
-    if not LIVE_URL:
-        pytest.skip("WEBUI_URL names no live A1111")
     webui = WebUI(LIVE_URL)
     checkpoints = [model["model_name"] for model in webui.sd_models()]
     yield Engine(LIVE_URL, checkpoints, webui.loras()[0]["name"])
 
 
-@pytest.fixture(scope="module", params=[fake, embedded, live], ids=lambda engine: engine.__name__)
+ENGINES = [fake, embedded] + ([live] if LIVE_URL else [])
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: engine.__name__)
 def engine(request, tmp_path_factory):
     with request.param(tmp_path_factory.mktemp(request.param.__name__)) as engine:
         engine.post(SMALL)  # the default checkpoint is loaded and hashed

@@ -18,11 +18,15 @@ from typing import Any, NoReturn
 
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
+START_SH = PROJECT / "start.sh"
 DEADLINE = 15.0
 TICK = 0.02
 
 LASTING_ENGINE = "me.ready(); me.serve()"
 LASTING_HANDLER = "me.serve()"
+DEAF_ENGINE = "me.ready(); me.serve(deaf=True)"
+DEAF_HANDLER = "me.serve(deaf=True)"
+PARENT_ENGINE = "me.have_child(); me.ready(); me.serve()"
 REAL = "real"  # instead of a program: the project's own handler.py
 
 PROGRAM = """\
@@ -264,6 +268,22 @@ class Worker:
             return []
         whole, _, _ = self._events.read_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
+
+
+def as_handler(worker: Worker) -> Any:
+    """What the handler knows and can do: its `Supervisor`."""
+    # Not at the top: the small programs import this module too, without the project's folder.
+    from worker.supervisor import Supervisor
+
+    return Supervisor(worker.run_dir, worker.process.pid)
+
+
+def kill_engine(worker: Worker) -> int:
+    """Kill the engine that runs now; its number."""
+    pid: int | None = as_handler(worker).engine().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def _all_processes() -> Iterator[tuple[int, str, int]]:
