@@ -51,6 +51,18 @@ def test_a_second_job_links_nothing(manager, folders):
     assert prepare(manager, loras=["detail"])[1] is False
 
 
+def test_a_checkpoints_yaml_is_linked_with_it(manager, folders):
+    base = put(folders[1], "v: pred.safetensors", "Stable-diffusion")
+    config = base.with_suffix(".yaml")
+    config.write_text("model: {}")
+
+    prepare(manager, checkpoint="v: pred")
+
+    linked = folders[0] / "Stable-diffusion"
+    assert (linked / "v_ pred.safetensors").resolve() == base
+    assert (linked / "v_ pred.yaml").resolve() == config
+
+
 def test_a_file_in_the_engines_own_folder_needs_no_link(manager, folders):
     put(folders[0], "own.safetensors")
 

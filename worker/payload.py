@@ -82,8 +82,10 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
     """
     for style in request.styles or []:
         catalog.check("styles", style, catalog.styles)
-    for script in filter(None, [request.script_name, *request.alwayson_scripts]):
-        catalog.check("script", script.lower(), catalog.scripts)
+    if request.script_name:
+        catalog.check("script_name", request.script_name.lower(), catalog.scripts)
+    for script in request.alwayson_scripts:
+        catalog.check("alwayson_scripts", script.lower(), catalog.scripts)
     if request.hr_upscaler:
         catalog.check("hr_upscaler", request.hr_upscaler, catalog.upscalers)
     first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)

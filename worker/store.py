@@ -62,19 +62,18 @@ class Store:
         raise _not_found(kind, names, [file.stem for file in files])
 
     def link(self, file: ModelFile) -> bool:
-        """Show the file to the engine under its stem; true if it was not visible before."""
+        """Show the file to the engine under its stem; true if it was not visible before.
+
+        A `.yaml` beside a checkpoint comes along: A1111 reads there what the weights do not tell,
+        such as v-prediction.
+        """
         folder = self._engine / FOLDERS[file.kind]
         if file.path.is_relative_to(folder.resolve()) and file.path.stem == file.stem:
             return False
-        link = folder / file.filename
-        if link.is_symlink() and link.resolve() == file.path:
-            return False
-        folder.mkdir(parents=True, exist_ok=True)
-        # Replaced in one step: the engine sees the old file or the new one, never none.
-        temporary = folder / f".{uuid.uuid4().hex}.link"
-        temporary.symlink_to(file.path)
-        temporary.replace(link)
-        return True
+        config = file.path.with_suffix(".yaml")
+        if file.kind == "checkpoint" and config.is_file():
+            _point(folder / f"{file.stem}.yaml", config)
+        return _point(folder / file.filename, file.path)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Number and bytes of each kind's files: `{"checkpoints": {"count", "total_size"}}`."""
@@ -83,6 +82,18 @@ class Store:
             for kind in FOLDERS
             for files in [self.files(kind)]
         }
+
+
+def _point(link: Path, target: Path) -> bool:
+    """Make the link point to the target; true if it did not before."""
+    if link.is_symlink() and link.resolve() == target:
+        return False
+    link.parent.mkdir(parents=True, exist_ok=True)
+    # Replaced in one step: the engine sees the old file or the new one, never none.
+    temporary = link.with_name(f".{uuid.uuid4().hex}.link")
+    temporary.symlink_to(target)
+    temporary.replace(link)
+    return True
 
 
 def _walk(folder: Path) -> Iterable[tuple[Path, int]]:
