@@ -139,3 +139,4 @@ def test_the_json_schema_is_complete_json():
 
     assert set(schema["properties"]) == set(Txt2ImgRequest.model_fields)
     assert schema["properties"]["steps"]["maximum"] == 150
+    assert schema["$defs"]["LoraReference"]["anyOf"][0]["type"] == "string"

@@ -19,13 +19,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     StrictBool,
     StringConstraints,
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails
 
 from worker.catalog import near_matches
 from worker.errors import InvalidInput
@@ -127,6 +129,13 @@ class ModelReference(_Strict):
         if not isinstance(value, Mapping | ModelReference):
             raise ValueError('must be a name, or an object such as {"name": "..."}')  # noqa: TRY004
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """A plain name is allowed as well (`_from_text`)."""
+        return {"anyOf": [{"type": "string", "minLength": 1}, handler(core_schema)]}
 
     @model_validator(mode="after")
     def _says_something(self) -> ModelReference:
