@@ -76,6 +76,7 @@ class Readiness:
         self._quiet = quiet
         self._clock = clock
         self._sleep = sleep
+        self._next_line = 0.0  # when "still waiting" may be said again
 
     def wait(self, timeout: float) -> Ready:
         """Block until the engine made a picture.
@@ -86,6 +87,7 @@ class Readiness:
         """
         started = self._clock()
         deadline = started + timeout
+        self._next_line = started + LOG_EVERY
         if not self._supervisor.can_restart:
             self._wait_for_port(deadline)
         ready = self._wait_for_picture(started, deadline)
@@ -114,7 +116,6 @@ class Readiness:
         return True
 
     def _wait_for_picture(self, started: float, deadline: float) -> Ready:
-        next_line = started + LOG_EVERY
         faults = 0
         while True:
             process = self._supervisor.engine()
@@ -133,9 +134,6 @@ class Readiness:
                         f"the first picture failed {faults} times: {error}"
                     ) from error
                 last = error
-            if self._clock() >= next_line:
-                log.info("waiting for the engine: %s", last.message)
-                next_line = self._clock() + LOG_EVERY
             self._pause(deadline, last.message)
 
     def _first_picture(self, deadline: float) -> tuple[Catalog, bool]:
@@ -169,6 +167,9 @@ class Readiness:
                 f"no picture from the engine at {host}:{port} in time: {reason}"
                 f" {likely_causes(self._supervisor.engine())}"
             )
+        if self._clock() >= self._next_line:
+            log.info("waiting for the engine: %s", reason)
+            self._next_line = self._clock() + LOG_EVERY
         self._sleep(POLL)
 
 
