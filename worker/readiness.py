@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.catalog import Catalog
@@ -67,15 +66,11 @@ class Readiness:
         address: tuple[str, int],
         *,
         quiet: float = QUIET,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._webui = webui
         self._supervisor = supervisor
         self._address = address
         self._quiet = quiet
-        self._clock = clock
-        self._sleep = sleep
         self._next_line = 0.0  # when "still waiting" may be said again
 
     def wait(self, timeout: float) -> Ready:
@@ -85,7 +80,7 @@ class Readiness:
             EngineNotReady: its process ended, or the timeout passed; names the likely causes.
             CacheDamaged: all routes are there but the LoRAs': the cache must be removed.
         """
-        started = self._clock()
+        started = time.monotonic()
         deadline = started + timeout
         self._next_line = started + LOG_EVERY
         if not self._supervisor.can_restart:
@@ -106,7 +101,7 @@ class Readiness:
         """For a foreign engine: no HTTP before its port has been open for a while."""
         while not self._port_is_open():
             self._pause(deadline, "nothing listens there.")
-        self._sleep(min(self._quiet, max(0.0, deadline - self._clock())))
+        time.sleep(min(self._quiet, max(0.0, deadline - time.monotonic())))
 
     def _port_is_open(self) -> bool:
         try:
@@ -123,9 +118,9 @@ class Readiness:
                 raise EngineNotReady(f"the engine's process ended. {likely_causes(process)}")
             try:
                 catalog, has_model = self._first_picture(deadline)
-                return Ready(catalog, process, has_model, self._clock() - started)
+                return Ready(catalog, process, has_model, time.monotonic() - started)
             except (ConnectionLost, RouteMissing) as error:
-                self._check_routes(error, self._clock() - started)
+                self._check_routes(error, time.monotonic() - started)
                 last: WorkerError = error
             except WorkerError as error:
                 faults += 1
@@ -141,7 +136,7 @@ class Readiness:
         log.info("the engine answers and lists %d checkpoints", len(self._webui.sd_models()))
         catalog = self._webui.catalog()
         try:
-            self._webui.txt2img(FIRST_PICTURE, timeout=max(1.0, deadline - self._clock()))
+            self._webui.txt2img(FIRST_PICTURE, timeout=max(1.0, deadline - time.monotonic()))
         except NoCheckpoint:
             log.warning("the engine has no checkpoint yet: only jobs that name one can run")
             return catalog, False
@@ -161,16 +156,16 @@ class Readiness:
         raise CacheDamaged("the engine runs without its LoRA routes.") from error
 
     def _pause(self, deadline: float, reason: str) -> None:
-        if self._clock() >= deadline:
+        if time.monotonic() >= deadline:
             host, port = self._address
             raise EngineNotReady(
                 f"no picture from the engine at {host}:{port} in time: {reason}"
                 f" {likely_causes(self._supervisor.engine())}"
             )
-        if self._clock() >= self._next_line:
+        if time.monotonic() >= self._next_line:
             log.info("waiting for the engine: %s", reason)
-            self._next_line = self._clock() + LOG_EVERY
-        self._sleep(POLL)
+            self._next_line = time.monotonic() + LOG_EVERY
+        time.sleep(POLL)
 
 
 _BY_STATUS = {
