@@ -15,7 +15,7 @@ from typing import Any
 import requests
 
 FAKE = Path(__file__).parent / "a1111.py"
-DEADLINE = 15.0
+DEADLINE = 30.0
 SMALL = {"prompt": "a fox", "steps": 4, "width": 64, "height": 64, "seed": 1}
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
 START_SH = PROJECT / "start.sh"
-DEADLINE = 15.0
+DEADLINE = 30.0
 TICK = 0.02
 
 LASTING_ENGINE = "me.ready(); me.serve()"
