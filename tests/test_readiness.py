@@ -47,7 +47,6 @@ def test_ready_means_that_a_picture_was_made(data, supervised, tmp_path):
         posts = [request for request in engine.log() if request["path"].endswith("txt2img")]
 
     assert len(posts) == 1
-    assert ready.has_model
     assert ready.process.pid == 123
     assert ready.catalog.sampler("Euler", None) == ("Euler", None)
     assert (tmp_path / "run/engine.ready").read_text() == "123\n"
@@ -81,14 +80,16 @@ def test_an_engine_that_nobody_started_is_reported_at_the_deadline():
 def test_a_foreign_engine_in_ui_mode_is_not_polled_to_death(data):
     fatal = {"fault": "ui_mode", "seconds": 1, "fatal": True}
     with running_a1111(data, faults=(fatal,), wait=False) as engine:
-        assert foreign(engine.port, quiet=2).wait(15).has_model
+        foreign(engine.port, quiet=2).wait(15)
         assert engine.process.poll() is None
 
 
-def test_no_checkpoint_yet_is_ready_with_a_warning(tmp_path, supervised):
+def test_no_checkpoint_yet_is_ready_with_a_warning(tmp_path, supervised, caplog):
     build, _ = supervised
     with running_a1111(tmp_path / "webui") as engine:
-        assert not build(engine.port).wait(10).has_model
+        build(engine.port).wait(10)
+
+    assert "only jobs that name one can run" in caplog.text
 
 
 def test_missing_lora_routes_mean_a_damaged_cache(data, supervised, monkeypatch):

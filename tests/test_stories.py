@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fakes.a1111_process import wait_until, write_safetensors
+from fakes.a1111_process import running_a1111, wait_until, write_safetensors
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import png_size, running_worker
 
@@ -138,6 +138,16 @@ def test_a_silent_wrong_answer_is_repeated_once(worker, fault):
     assert [model["name"] for model in output["models"]] == ["second", "detail"]
 
 
+def test_another_prompt_comes_before_the_repetition_of_a_missing_lora(worker):
+    """A1111 keeps the last prompt's conditioning: repeated at once, half of the LoRA would miss."""
+    worker.fault("missing_lora")
+    before = len(worker.requests())
+    completed(worker.run(SMALL | {"loras": ["detail"]}))
+
+    prompts = [request["body"]["prompt"] for request in worker.requests()[before:]]
+    assert prompts == ["a fox <lora:detail:1>", "", "a fox <lora:detail:1>"]
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [("wrong_checkpoint", "WRONG_CHECKPOINT"), ("missing_lora", "LORA_NOT_APPLIED")],
@@ -165,6 +175,25 @@ def test_out_of_memory_names_a_smaller_size_and_keeps_the_worker(worker):
 
     assert "Try 704x704" in failed(job, "OUT_OF_MEMORY")
     assert not job["output"].get("refresh_worker")
+
+
+def test_a_second_out_of_memory_in_a_row_restarts_the_engine(worker):
+    pid = worker.engine_pid()
+    worker.fault("out_of_memory", times=2)
+    for _ in range(2):
+        failed(worker.run(SMALL), "OUT_OF_MEMORY")
+
+    completed(worker.run(SMALL))
+    assert worker.engine_pid() != pid
+
+
+def test_an_engine_whose_switch_failed_is_restarted_before_the_next_job(worker):
+    pid = worker.engine_pid()
+    worker.fault("internal_error", error="RuntimeError", errors="size mismatch")
+    failed(worker.run(SMALL | {"checkpoint": "second"}), "ENGINE_ERROR")
+
+    completed(worker.run(SMALL))
+    assert worker.engine_pid() != pid
 
 
 def test_the_engines_own_error_is_told_and_not_repeated(worker):
@@ -296,6 +325,18 @@ def test_a_cache_that_hides_the_loras_is_repaired_at_boot(own, tmp_path):
         worker.plane.wait_for("take", 40)
 
         completed(worker.run(SMALL | {"loras": ["detail"]}))
+
+
+def test_a_foreign_engine_without_config_json_keeps_no_jobs_settings(own, tmp_path):
+    write_safetensors(tmp_path / "foreign/models/Stable-diffusion/first.safetensors")
+    with running_a1111(tmp_path / "foreign") as engine:
+        assert not (tmp_path / "foreign/config.json").exists()
+        with own(ENGINE="external", WEBUI_URL=engine.url, checkpoints=(), loras=()) as worker:
+            skipped = completed(worker.run(SMALL | {"clip_skip": 2}))
+            plain = completed(worker.run(SMALL))
+
+    assert "Clip skip: 2" in json.loads(skipped["info"])["infotexts"][0]
+    assert "Clip skip" not in json.loads(plain["info"])["infotexts"][0]
 
 
 # The end ---------------------------------------------------------------------------------------

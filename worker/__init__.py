@@ -3,5 +3,3 @@
 Adapters do IO, take plain values and raise `worker.errors`; the rest is pure. Nothing in here
 imports a front door (`handler`, `model_manager`) or the RunPod SDK.
 """
-
-__version__ = "0.1.0"

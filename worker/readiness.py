@@ -46,13 +46,11 @@ class Ready:
     Attributes:
         catalog: names that a job may use.
         process: the one that made the picture.
-        has_model: false if it has no checkpoint yet; a job that names one can still run.
         seconds: how long it took.
     """
 
     catalog: Catalog
     process: EngineProcess
-    has_model: bool
     seconds: float
 
 
@@ -117,8 +115,8 @@ class Readiness:
             if process.is_gone:
                 raise EngineNotReady(f"the engine's process ended. {likely_causes(process)}")
             try:
-                catalog, has_model = self._first_picture(deadline)
-                return Ready(catalog, process, has_model, time.monotonic() - started)
+                catalog = self._first_picture(deadline)
+                return Ready(catalog, process, time.monotonic() - started)
             except (ConnectionLost, RouteMissing) as error:
                 self._check_routes(error, time.monotonic() - started)
                 last: WorkerError = error
@@ -131,7 +129,7 @@ class Readiness:
                 last = error
             self._pause(deadline, last.message)
 
-    def _first_picture(self, deadline: float) -> tuple[Catalog, bool]:
+    def _first_picture(self, deadline: float) -> Catalog:
         self._webui.loras()  # the last route that A1111 mounts
         log.info("the engine answers and lists %d checkpoints", len(self._webui.sd_models()))
         catalog = self._webui.catalog()
@@ -139,8 +137,7 @@ class Readiness:
             self._webui.txt2img(FIRST_PICTURE, timeout=max(1.0, deadline - time.monotonic()))
         except NoCheckpoint:
             log.warning("the engine has no checkpoint yet: only jobs that name one can run")
-            return catalog, False
-        return catalog, True
+        return catalog
 
     def _check_routes(self, error: WorkerError, waited: float) -> None:
         """Our own engine mounts every route before it listens: one that is missing stays so."""

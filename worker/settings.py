@@ -26,7 +26,14 @@ PROJECT = Path(__file__).resolve().parents[1]
 _DAY = 86_400
 EXIT_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h, as in start.sh
 
-_NOT_FOR_START_SH = {"webui_args", "output_dir", "supervisor_pid", "log_level", "log_format"}
+_FOR_START_SH = {
+    "engine",
+    "webui_dir",
+    "run_dir",
+    "shutdown_grace",
+    "max_engine_restarts",
+    "engine_restart_window",
+}
 
 # The engine never needs these, and an extension or a picture's metadata could leak them.
 SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
@@ -161,7 +168,7 @@ class Settings(BaseModel):
     def shell(self) -> str:
         """The values that start.sh needs, as lines of quoted shell assignments."""
         host, port = self.engine_address
-        values = self.model_dump(exclude=_NOT_FOR_START_SH)
+        values = self.model_dump(include=_FOR_START_SH)
         values |= {"webui_host": host, "webui_port": port}
         values["webui_python"] = self.webui_dir / self.webui_python
         # bash knows no fractions

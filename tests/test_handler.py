@@ -1,0 +1,73 @@
+"""The handler's boundary: what it lets through to the caller, and what only the log gets."""
+
+import asyncio
+import json
+import re
+
+import pytest
+
+import handler
+from worker.engine import Engine
+from worker.errors import ModelNotFound
+from worker.settings import Settings
+
+SECRET = "/volume/private/token-abcdef"
+
+
+class Models:
+    """A model manager in which something goes wrong."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def prepare_models_for_request(self, _request):
+        raise self.error
+
+
+@pytest.fixture
+def run():
+    """Run one job in a handler whose model manager fails; the engine is never reached."""
+
+    def run(error, **job):
+        engine = Engine(None, None, None)
+        built = handler.Handler(Settings.from_environ({}), engine, Models(error))
+        return asyncio.run(built({"id": "job-1", "input": {}} | job))
+
+    return run
+
+
+def test_an_unexpected_exception_is_an_id_for_the_caller_and_a_traceback_in_the_log(run, caplog):
+    told = run(RuntimeError(SECRET))
+
+    incident = re.search(r"id (\w{12})\.", told["error"])[1]
+    assert told["code"] == "INTERNAL_ERROR"
+    assert told["id"] == incident
+    assert SECRET not in json.dumps(told)
+    assert "Traceback" not in json.dumps(told)
+    assert incident in caplog.text
+    assert SECRET in caplog.text
+
+
+def test_a_known_error_is_told_in_full(run):
+    told = run(ModelNotFound("lora 'x' is not there.", hint="Name another.", kind="lora"))
+
+    assert told["error"] == "MODEL_NOT_FOUND: lora 'x' is not there. Name another."
+    assert told["kind"] == "lora"
+    assert "refresh_worker" not in told
+
+
+def test_cancellation_is_no_result(run):
+    with pytest.raises(asyncio.CancelledError):
+        run(asyncio.CancelledError())
+
+
+@pytest.mark.parametrize("job_input", [None, [], "text", 5])
+def test_an_input_that_is_no_object_is_refused(run, job_input):
+    assert run(None, input=job_input)["code"] == "INVALID_INPUT"
+
+
+def test_a_wrong_setting_ends_the_handler_with_its_own_status(monkeypatch, capsys):
+    monkeypatch.setenv("ENGINE", "comfy")
+
+    assert handler.main() == 78
+    assert "ENGINE='comfy'" in capsys.readouterr().err
