@@ -69,7 +69,7 @@ check_settings() {
 prepare_run_dir() {
   (umask 077 && mkdir -p "$RUN_DIR") && [[ -O $RUN_DIR && -w $RUN_DIR ]] ||
     fail "$EXIT_BAD_CONFIGURATION" "RUN_DIR=$RUN_DIR must be a folder that is ours and writable"
-  rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.*
+  rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.ready "$RUN_DIR"/engine.restart
 }
 
 # Writes what the handler reads (worker/supervisor.py). usage: tell STATE PID_OR_STATUS
