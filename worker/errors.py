@@ -6,14 +6,31 @@
     │   ├── InvalidInput
     │   ├── ModelNotFound
     │   ├── ModelFileInvalid
+    │   ├── ModelNotSupported
+    │   ├── ModelMismatch
+    │   ├── ModelUnsafe
+    │   ├── ModelUrlRefused
+    │   ├── ModelForbidden
+    │   ├── ModelEarlyAccess
+    │   ├── ModelArchived
     │   ├── EngineRefused
     │   └── OutOfMemory
+    ├── FetchError              a model could not be brought; neither caller nor engine is at fault
+    │   ├── ModelLoginRequired
+    │   ├── ModelRegionBlocked
+    │   ├── ModelRateLimited
+    │   ├── ModelHashMismatch
+    │   ├── ModelHostFailed
+    │   ├── StoreFull
+    │   ├── StoreNotWritable
+    │   └── FetchStopped
     ├── EngineError             the engine's fault: `worker.recovery` says what is tried
     │   ├── RouteMissing
     │   ├── ConnectionLost
     │   ├── EnginePoisoned
     │   ├── CacheDamaged
     │   ├── NoCheckpoint
+    │   ├── ModelNotListed
     │   ├── EngineFault
     │   └── EngineNotReady
     ├── ProofError              the engine said 200, but not with what was asked for
@@ -72,7 +89,7 @@ class InvalidInput(JobError):
 
 
 class ModelNotFound(JobError):
-    """A checkpoint, LoRA or VAE that the job names is not in the model store."""
+    """A model that the job names is neither in the model store nor at the host it names."""
 
     code = "MODEL_NOT_FOUND"
     default_hint = "Put the file into the model store, or name one that is there."
@@ -83,6 +100,55 @@ class ModelFileInvalid(JobError):
 
     code = "MODEL_FILE_INVALID"
     default_hint = "Replace the file: it is cut off, is a web page, or is not safetensors at all."
+
+
+class ModelNotSupported(JobError):
+    """The file is whole, but it is nothing that A1111 v1.9.3 can use in this place."""
+
+    code = "MODEL_NOT_SUPPORTED"
+    default_hint = "Name a Stable Diffusion 1, 2 or XL model."
+
+
+class ModelMismatch(JobError):
+    """The LoRA was trained for another family of models than the checkpoint's."""
+
+    code = "MODEL_MISMATCH"
+    default_hint = "Use a LoRA and a checkpoint of one family: SD1, SD2 or SDXL."
+
+
+class ModelUnsafe(JobError):
+    """The host's scanners call the file dangerous, or it is a pickle, which can run any code."""
+
+    code = "MODEL_UNSAFE"
+    default_hint = "Use the model's .safetensors file."
+
+
+class ModelUrlRefused(JobError):
+    """A URL leads where the worker does not go: not https, not public, too far, too large."""
+
+    code = "MODEL_URL_REFUSED"
+    default_hint = "Give an https URL of a public host; TRUSTED_HOSTS exempts the operator's own."
+
+
+class ModelForbidden(JobError):
+    """The host knows the key, but does not give this file to it."""
+
+    code = "MODEL_FORBIDDEN"
+    default_hint = "Ask its creator for access, or use another model."
+
+
+class ModelEarlyAccess(JobError):
+    """The model version is sold as early access, and the key's owner has not bought it."""
+
+    code = "MODEL_EARLY_ACCESS"
+    default_hint = "Buy access on CivitAI with the key's account, or name an older version."
+
+
+class ModelArchived(JobError):
+    """The model was archived by its creator: its files cannot be downloaded any more."""
+
+    code = "MODEL_ARCHIVED"
+    default_hint = "Use another version or another model."
 
 
 class EngineRefused(JobError):
@@ -96,6 +162,66 @@ class OutOfMemory(JobError):
     """The picture does not fit into the GPU's memory."""
 
     code = "OUT_OF_MEMORY"
+
+
+class FetchError(WorkerError):
+    """A model could not be brought. The same job may succeed later or on another worker."""
+
+
+class ModelLoginRequired(FetchError):
+    """The host gives this file only to a known key; the worker has none, or it is not accepted."""
+
+    code = "MODEL_LOGIN_REQUIRED"
+    default_hint = "Set CIVITAI_API_KEY or HF_TOKEN on the endpoint to a valid key."
+
+
+class ModelRegionBlocked(FetchError):
+    """The host does not serve the region in which this worker runs (451)."""
+
+    code = "MODEL_REGION_BLOCKED"
+    default_hint = "Run the endpoint in another region, or put the file into the model store."
+
+
+class ModelRateLimited(FetchError):
+    """The host limits how much this key or address may ask for (429)."""
+
+    code = "MODEL_RATE_LIMITED"
+    default_hint = "Wait some minutes; a shared network volume makes workers download only once."
+
+
+class ModelHashMismatch(FetchError):
+    """The bytes that arrived are not those that the hash promises; they were thrown away."""
+
+    code = "MODEL_HASH_MISMATCH"
+    default_hint = "Check the hash; `sha256` in the job overrides the host's."
+
+
+class ModelHostFailed(FetchError):
+    """The host failed or broke off again and again; what has arrived is kept for the next try."""
+
+    code = "MODEL_HOST_FAILED"
+    default_hint = "Send the job again: the download goes on where it stopped."
+
+
+class StoreFull(FetchError):
+    """The model does not fit into the budget or onto the disk, whatever may be evicted."""
+
+    code = "STORE_FULL"
+    default_hint = "Raise MODELS_BUDGET_GB, or use a larger volume."
+
+
+class StoreNotWritable(FetchError):
+    """The model store cannot be written: read-only, or owned by another user."""
+
+    code = "STORE_NOT_WRITABLE"
+    default_hint = "Make MODELS_DIR writable for the worker's user."
+
+
+class FetchStopped(FetchError):
+    """A download was stopped, because its job was cancelled or its deadline has passed."""
+
+    code = "FETCH_STOPPED"
+    default_hint = "What has arrived is kept: the next job that names the model goes on there."
 
 
 class EngineError(WorkerError):
@@ -137,6 +263,13 @@ class NoCheckpoint(EngineError):
 
     code = "NO_CHECKPOINT"
     default_hint = "Put a checkpoint into the model store, or name one in the job."
+
+
+class ModelNotListed(EngineError):
+    """The engine has read its folders again and still does not list a model that lies there."""
+
+    code = "MODEL_NOT_LISTED"
+    default_hint = "Check that this engine can use such a file; its log may say why it skipped it."
 
 
 class EngineFault(EngineError):

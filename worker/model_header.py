@@ -1,0 +1,178 @@
+"""The header of a safetensors file, read from its first bytes and checked. Pure.
+
+It tells the names and shapes of all tensors and the size of the whole file, so a web page, a
+pickle or a cut-off file is known for what it is before the rest is downloaded or opened.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe
+
+_LENGTH_BYTES = 8
+_MAX_HEADER = 100_000_000
+_EXCERPT = 60  # characters of a foreign text that a message quotes
+_OVERFLOW = 1 << 64  # safetensors counts in 64 bits
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+
+# Bits of one element.
+_BITS = (
+    {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
+    | dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8)
+    | dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+    | {"I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor: safetensors' name of the dtype (`F16`), and the shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """A safetensors header.
+
+    Attributes:
+        tensors: by name, in the header's order.
+        metadata: the file's own words, `__metadata__`.
+        data_start: bytes before the first tensor's data.
+        size: bytes that the whole file must have.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    data_start: int
+    size: int
+
+
+def refuse_foreign(start: bytes) -> None:
+    """Refuse other formats by a file's first bytes; five tell most, a hundred a page's text.
+
+    Raises:
+        ModelFileInvalid: it is empty, a web page, an error in JSON, or another text.
+        ModelUnsafe: it is a pickle.
+        ModelNotSupported: it is GGUF.
+    """
+    if not start:
+        raise ModelFileInvalid("the file is empty.")
+    if start[:4] == b"GGUF":
+        raise ModelNotSupported("the file is GGUF, which A1111 v1.9.3 cannot load.", format="GGUF")
+    # A header's length can begin like a pickle or like `<`, but never needs its upper half.
+    maybe_safetensors = not any(start[4:8]) and start[8:9].strip() in {b"", b"{"}
+    if start[:4] == b"PK\x03\x04" or (
+        start[:1] == b"\x80" and b"\x02" <= start[1:2] <= b"\x05" and not maybe_safetensors
+    ):
+        raise ModelUnsafe("the file is a PyTorch pickle (.ckpt, .pt), which can run any code.")
+    if not maybe_safetensors and b"\0" not in start[:64]:
+        _refuse_text(start)
+
+
+def _refuse_text(start: bytes) -> None:
+    body = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    kinds = {b"<": "a web page", b"{": "a JSON text", b"[": "a JSON text"}
+    kind = kinds.get(body[:1], "a text" if body[:64].isascii() else None)
+    if kind is None:
+        return
+    title = _TITLE.search(body) if kind == "a web page" else None
+    said = title[1].strip() if title else b""
+    words = (said or body[: 4 * _EXCERPT]).decode("utf-8", "replace")
+    excerpt = " ".join(html.unescape(words).split())[:_EXCERPT]
+    raise ModelFileInvalid(f"the file is {kind}, not a model: {excerpt!r}.", excerpt=excerpt)
+
+
+def header_length(start: bytes) -> int | None:
+    """Bytes that hold the length and the whole header; None if `start` has fewer than 8.
+
+    Raises:
+        ModelFileInvalid, ModelUnsafe, ModelNotSupported: see `refuse_foreign`; or the header
+            would have more than 100 MB.
+    """
+    refuse_foreign(start)
+    if len(start) < _LENGTH_BYTES:
+        return None
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if length > _MAX_HEADER:
+        raise ModelFileInvalid("the file is not safetensors: no header has that length.")
+    return _LENGTH_BYTES + length
+
+
+def parse_header(start: bytes) -> Header:
+    """The header of a file that begins with `start`; of the data nothing is needed.
+
+    The rules are those of safetensors' own reader, but a name may not stand twice.
+
+    Raises:
+        ModelFileInvalid: the header is cut off or breaks a rule; or see `refuse_foreign`.
+        ModelUnsafe, ModelNotSupported: see `refuse_foreign`.
+    """
+    end = header_length(start)
+    if end is None or len(start) < end:
+        raise ModelFileInvalid("the file ends inside its header.", bytes=len(start))
+    entries = _document(start[_LENGTH_BYTES:end])
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    _require(isinstance(metadata, dict), "its metadata are not an object")
+    _require(all(isinstance(v, str) for v in metadata.values()), "its metadata are not all text")
+    placed = {name: _placed(name, entry) for name, entry in entries.items()}
+    data_size = _contiguous(placed)
+    tensors = {name: tensor for name, (tensor, _, _) in placed.items()}
+    return Header(tensors, metadata, end, end + data_size)
+
+
+def _require(right: bool, otherwise: str) -> None:
+    if not right:
+        raise ModelFileInvalid(f"the file's header is damaged: {otherwise}.")
+
+
+def _document(text: bytes) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        document = dict(pairs)
+        _require(len(document) == len(pairs), "a name stands twice")
+        return document
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        document = json.loads(text.decode(), object_pairs_hook=once, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileInvalid("the file's header is damaged: it is not JSON.") from error
+    _require(isinstance(document, dict), "it is not an object")
+    return dict(document)
+
+
+def _placed(name: str, entry: object) -> tuple[Tensor, int, int]:
+    """A tensor with the place of its data: begin and end, bytes after the header."""
+    short = name[:_EXCERPT]
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]}:
+            pass
+        case _:
+            raise ModelFileInvalid(f"the file's header is damaged: {short!r} is not a tensor.")
+    numbers = all(type(n) is int and 0 <= n < _OVERFLOW for n in (*shape, begin, end))
+    _require(numbers and dtype in _BITS, f"{short!r} has an unknown dtype, shape or place")
+    bits = 1
+    for factor in (*shape, _BITS[dtype]):
+        bits *= factor
+        _require(bits < _OVERFLOW, f"the shape of {short!r} is too large")
+    _require(bits == 8 * (end - begin), f"the size of {short!r} is not that of its shape")
+    return Tensor(dtype, tuple(shape)), begin, end
+
+
+def _contiguous(placed: Mapping[str, tuple[Tensor, int, int]]) -> int:
+    """Bytes of all data, which must lie end to end."""
+    position = 0
+    for name, (_, begin, end) in sorted(placed.items(), key=lambda item: item[1][1:]):
+        _require(begin == position, f"{name[:_EXCERPT]!r} does not begin where the one before ends")
+        position = end
+    return position
