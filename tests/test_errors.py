@@ -40,7 +40,11 @@ def test_the_tree_in_the_docstring_is_the_tree_of_classes():
 
 
 def test_nothing_is_swallowed_in_silence():
-    """No bare except, and exactly one `except Exception`: the job boundary in handler.py."""
+    """No bare except, and two `except Exception`.
+
+    One is the job boundary in handler.py; the other hands what a download's thread meets, also
+    in a caller's hook, to the thread that waits for the download, which raises it.
+    """
     root = Path(__file__).parents[1]
     files = [root / "handler.py", root / "model_manager.py", *(root / "worker").glob("*.py")]
     broad = [
@@ -51,4 +55,4 @@ def test_nothing_is_swallowed_in_silence():
         and (node.type is None or getattr(node.type, "id", "") in {"Exception", "BaseException"})
     ]
 
-    assert broad == ["handler.py"]
+    assert broad == ["handler.py", "download.py"]
