@@ -14,18 +14,20 @@ SDK runs test_input.json once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from model_manager import ModelManager
 from worker import delivery, log, payload, request, result
 from worker.engine import Engine
-from worker.errors import ConfigError, InternalError, WorkerError
+from worker.errors import ConfigError, FetchStopped, InternalError, JobTimeout, WorkerError
 from worker.payload import Models
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
@@ -39,14 +41,25 @@ EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 logger = logging.getLogger("worker.handler")
 
 
+PROGRESS_PAUSE = 1.5  # seconds between a progress report and the result
+
+Progress = Callable[[Mapping[str, Any], str], None]
+
+
 class Handler:
-    """One engine, one model store, one job at a time."""
+    """One engine, one model store, one job at a time.
+
+    Attributes:
+        progress: gets a job and how far its downloads are; the SDK's, once that runs.
+    """
 
     def __init__(self, settings: Settings, engine: Engine, models: ModelManager) -> None:
+        self.progress: Progress | None = None
         self._settings = settings
         self._engine = engine
         self._models = models
         self._one_at_a_time = asyncio.Lock()
+        self._told = 0.0
 
     async def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """What RunPod calls: answers with a result or an error, raises only when cancelled."""
@@ -56,12 +69,14 @@ class Handler:
             answer = await self._run(job, watch)
         except WorkerError as error:
             logger.warning("failed %s: %s", watch.timings(), error)
+            await self._quiet()
             return result.failure(error, retire=self._engine.retiring)
         except Exception:  # the job boundary: the caller gets an id, the log gets the rest
             incident = uuid.uuid4().hex[:12]
             logger.exception("internal error %s", incident)
             return result.failure(InternalError(f"the worker failed, id {incident}.", id=incident))
         logger.info("done %s", answer["timings"])
+        await self._quiet()
         return answer
 
     async def _run(self, job: Mapping[str, Any], watch: Stopwatch) -> dict[str, Any]:
@@ -72,23 +87,58 @@ class Handler:
             names = payload.engine_names(wanted, self._engine.catalog)
         async with self._one_at_a_time:
             with watch.phase("prepare"):
-                models = await asyncio.to_thread(self._prepare, wanted)
+                models = await self._prepare(job, wanted, watch)
             composed = payload.build(wanted, names, models)
             with watch.phase("generate"):
                 picture = await self._engine.generate(composed, watch)
         with watch.phase("deliver"):
             used = await asyncio.to_thread(result.models_used, picture.facts, models)
-            used[0]["sha256"] = await self._engine.checkpoint_sha256(used[0]["name"])
+            used[0]["sha256"] = used[0]["sha256"] or await self._engine.checkpoint_sha256(
+                used[0]["name"]
+            )
             cache = await asyncio.to_thread(self._models.get_cache_stats)
         answer = result.success(picture, composed, used, cache, watch.timings())
         self._save(picture, answer, str(job.get("id", "job")))
         return answer
 
-    def _prepare(self, wanted: Txt2ImgRequest) -> Models:
-        models, new = self._models.prepare_models_for_request(wanted)
+    async def _prepare(
+        self, job: Mapping[str, Any], wanted: Txt2ImgRequest, watch: Stopwatch
+    ) -> Models:
+        """Find or fetch the models; when nobody waits any more, the downloads stop."""
+        stop = threading.Event()
+        self._models.tell = functools.partial(self._tell, job)
+        preparing = asyncio.ensure_future(
+            asyncio.to_thread(self._models.prepare_models_for_request, wanted, stop)
+        )
+        try:
+            done, _ = await asyncio.wait({preparing}, timeout=watch.left())
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({preparing})
+            raise
+        if not done:
+            stop.set()
+            await asyncio.wait({preparing})
+        try:
+            models, new = preparing.result()
+        except FetchStopped as error:
+            raise JobTimeout(
+                f"the models were not there within {watch.timeout:g} s.",
+                hint="What has arrived is kept: send the job again, or raise `timeout`.",
+                timings=watch.timings(),
+            ) from error
         if new:
             self._engine.models_changed()
         return models
+
+    def _tell(self, job: Mapping[str, Any], text: str) -> None:
+        if self.progress:
+            self._told = time.monotonic()
+            self.progress(job, text)
+
+    async def _quiet(self) -> None:
+        """Let a progress report arrive: behind the result it would leave the job in progress."""
+        await asyncio.sleep(self._told + PROGRESS_PAUSE - time.monotonic())
 
     def _save(self, picture: Txt2ImgAnswer, answer: dict[str, Any], job_id: str) -> None:
         """Also write the pictures to OUTPUT_DIR; the caller gets them even if that fails."""
@@ -107,7 +157,7 @@ def build(settings: Settings) -> tuple[Handler, Engine]:
     webui = WebUI(settings.webui_url)
     supervisor = Supervisor(settings.run_dir, settings.supervisor_pid)
     engine = Engine(webui, supervisor, Readiness(webui, supervisor, settings.engine_address))
-    return Handler(settings, engine, ModelManager.from_settings(settings)), engine
+    return Handler(settings, engine, ModelManager(settings)), engine
 
 
 def main() -> int:
@@ -129,6 +179,8 @@ def main() -> int:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     import runpod  # noqa: PLC0415 - takes 1.4 s, which the engine's boot hides
 
+    if os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"):  # else there is nobody to report to
+        handler.progress = runpod.serverless.progress_update
     runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _current: 1})
     return 0
 

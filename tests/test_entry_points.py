@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 from fakes.a1111_process import free_port, wait_until
+from fakes.model_hosts import ModelHosts
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import png_size, running_worker
 
@@ -134,3 +136,61 @@ def test_a_real_engine_killed_in_the_middle_of_a_job_is_replaced(environ, tmp_pa
         ended = plane.wait(job, BOOT)
         assert ended["status"] == "COMPLETED", worker.log()
         assert png_size(ended["output"]["images"][0]) == (256, 256)
+
+
+def test_models_named_by_civitai_url_are_fetched_used_and_proven(environ, tmp_path):
+    """The whole product without a GPU: three files from a loopback CivitAI, one real picture."""
+    files = {"base": tiny.make_checkpoint(5), "one": tiny.make_lora(1), "two": tiny.make_lora(2)}
+    for name, state in files.items():
+        tiny.write(state, tmp_path / f"{name}.safetensors")
+    with (
+        ModelHosts() as hosts,
+        RunPodPlane(hold=1.0) as plane,
+        running_worker(
+            tmp_path,
+            plane,
+            wait=False,
+            checkpoints=(),
+            loras=(),
+            ENGINE="embedded",
+            MODELS_DIR=environ["MODELS_DIR"],
+            READY_TIMEOUT=str(BOOT),
+            CIVITAI_URL=hosts.civitai,
+            CIVITAI_API_KEY=hosts.civitai_key,
+            TRUSTED_HOSTS=urlsplit(hosts.storage).netloc,
+        ) as worker,
+    ):
+        kinds = {"base": "Checkpoint", "one": "LORA", "two": "LORA"}
+        models = [
+            hosts.add_model(
+                version_id=number,
+                model_id=number,
+                data=tmp_path / f"{name}.safetensors",
+                name=f"{name}.safetensors",
+                kind=kind,
+            )
+            for number, (name, kind) in enumerate(kinds.items(), start=1)
+        ]
+        plane.wait_for("take", BOOT)
+        page = "https://civitai.com/api/download/models"
+        job = {"prompt": "a cat", "steps": 4, "width": 64, "height": 64, "seed": 1}
+        job |= {"checkpoint": {"url": f"{page}/1"}}
+        named = job | {"loras": [{"url": f"{page}/2", "scale": 0.8}, {"url": f"{page}/3"}]}
+        first = plane.wait(plane.submit(named), BOOT)["output"]
+        asked = len(hosts.requests)
+        again = plane.wait(plane.submit(named), BOOT)["output"]
+        plain = plane.wait(plane.submit(job), BOOT)["output"]
+
+        assert len(hosts.requests) == asked
+        secrets = [secret for secret in hosts.planted_secrets if secret in worker.log()]
+
+    assert [(m["name"], m["sha256"]) for m in first["models"]] == [
+        (name, model.sha256) for name, model in zip(kinds, models, strict=True)
+    ]
+    prompt = json.loads(first["info"])["prompt"]
+    assert "<lora:one:0.8>" in prompt
+    assert "<lora:two:1>" in prompt
+    assert first["images"] == again["images"]
+    assert first["images"] != plain["images"]
+    assert again["timings"]["prepare"] <= 0.01, again["timings"]
+    assert not secrets

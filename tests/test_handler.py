@@ -20,7 +20,7 @@ class Models:
     def __init__(self, error):
         self.error = error
 
-    def prepare_models_for_request(self, _request):
+    def prepare_models_for_request(self, _request, _stop):
         raise self.error
 
 

@@ -19,7 +19,24 @@ FORBIDDEN = {
 }
 
 # The pure core does no IO and knows no library that does.
-PURE = ["catalog", "errors", "payload", "prompt", "proof", "recovery", "request", "result"]
+PURE = [
+    "architecture",
+    "catalog",
+    "civitai_version",
+    "errors",
+    "eviction",
+    "model_header",
+    "model_ref",
+    "named_models",
+    "names",
+    "payload",
+    "prompt",
+    "proof",
+    "recovery",
+    "request",
+    "result",
+    "schedule",
+]
 IO = {"requests", "urllib3", "socket", "subprocess", "os", "tempfile", "threading"}
 
 

@@ -7,8 +7,9 @@ import model_manager
 from fakes.a1111_process import write_safetensors
 from model_manager import ModelManager
 from worker.errors import InvalidInput, ModelFileInvalid, ModelNotFound
+from worker.names import clean_stem
 from worker.request import parse
-from worker.store import Store, clean_stem
+from worker.settings import Settings
 
 
 @pytest.fixture
@@ -18,7 +19,8 @@ def folders(tmp_path):
 
 @pytest.fixture
 def manager(folders):
-    return ModelManager(Store(*folders))
+    webui, store, baked = folders
+    return ModelManager(Settings(webui_dir=webui.parent, models_dir=store, baked_models_dir=baked))
 
 
 def put(folder, name, kind="Lora", content=b"12345678", **metadata):
@@ -132,8 +134,9 @@ def test_an_unknown_tag_in_the_prompt_costs_no_generation(manager):
 def test_a_name_cannot_leave_the_store(manager, tmp_path):
     write_safetensors(tmp_path / "secret.safetensors")
 
-    with pytest.raises(ModelNotFound):
-        prepare(manager, checkpoint="../../secret.safetensors")
+    for name in ("../../secret.safetensors", "..", "/secret.safetensors"):
+        with pytest.raises(InvalidInput):
+            prepare(manager, checkpoint=name)
 
 
 DAMAGED = [
@@ -275,8 +278,9 @@ def test_the_command_line_prepares_the_engines_folder(folders, tmp_path):
 def test_the_command_line_counts(folders, capsys):
     put(folders[1], "x.safetensors")
 
-    assert model_manager.main(["stats"]) == 0
-    assert json.loads(capsys.readouterr().out)["loras"]["count"] == 1
+    assert model_manager.main(["stats", "--json"]) == 0
+    rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["loras"]["count"] == 1
 
 
 def test_the_command_line_names_a_wrong_setting(monkeypatch, capsys):
@@ -293,4 +297,4 @@ def test_a_file_that_is_gone_has_no_hash(manager, folders):
 
     assert file.sha256() is None
     with pytest.raises(ModelNotFound):
-        file.header()
+        file.check()

@@ -25,7 +25,7 @@ from worker.errors import (
     RouteMissing,
     WorkerError,
 )
-from worker.payload import Payload, smaller, throwaway
+from worker.payload import Expected, Payload, smaller, throwaway
 from worker.readiness import Readiness
 from worker.recovery import Action, After
 from worker.stopwatch import Stopwatch
@@ -157,14 +157,22 @@ class Engine:
         if not self._is_proven():
             await asyncio.to_thread(self._wait_until_ready, watch.left())
         if self._must_refresh:
-            await asyncio.to_thread(self._webui.refresh)
+            await asyncio.to_thread(self._refresh, payload.expected)
             self._must_refresh = False
         if self._must_clear:
             await self._post(throwaway(payload.body), watch)
             self._must_clear = False
         answer = await self._post(payload.body, watch)
         proof.check(answer.facts, answer.images, payload.expected)
+        if payload.expected.embeddings:
+            listed = await asyncio.to_thread(self._webui.embeddings)
+            proof.check_embeddings(listed, payload.expected)
         return answer
+
+    def _refresh(self, expected: Expected) -> None:
+        """Let the engine read its folders, and check that it sees what the job needs."""
+        self._webui.refresh()
+        proof.check_listed(self._webui.sd_models(), self._webui.loras(), expected)
 
     async def _post(self, body: Mapping[str, Any], watch: Stopwatch) -> Txt2ImgAnswer:
         if not watch.left():

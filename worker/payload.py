@@ -9,10 +9,21 @@ from typing import Any
 from worker.catalog import Catalog
 from worker.errors import InvalidInput
 from worker.model_file import ModelFile
-from worker.prompt import LoraTag, add_lora_tags, lora_tags, rename_lora_tags
-from worker.request import LoraReference, Txt2ImgRequest
+from worker.named_models import LoraReference
+from worker.prompt import LoraTag, add_lora_tags, add_words, lora_tags, rename_lora_tags
+from worker.request import Txt2ImgRequest
 
-OURS = {"task", "checkpoint", "loras", "vae", "clip_skip", "timeout", "sampler_index"}
+OURS = {
+    "task",
+    "checkpoint",
+    "loras",
+    "vae",
+    "embeddings",
+    "trigger_words",
+    "clip_skip",
+    "timeout",
+    "sampler_index",
+}
 
 # What A1111 v1.9.3 shows in its own dropdowns for "leave it as it is".
 _USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
@@ -29,6 +40,7 @@ class Models:
     Attributes:
         loras: each with the reference that asked for it.
         written_loras: name in a tag that the caller wrote himself -> the file it means.
+        embeddings: textual inversions, used where their stem stands in a prompt.
         refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
     """
 
@@ -36,6 +48,7 @@ class Models:
     loras: tuple[tuple[ModelFile, LoraReference], ...] = ()
     written_loras: Mapping[str, ModelFile] = field(default_factory=dict)
     vae: ModelFile | None = None
+    embeddings: tuple[ModelFile, ...] = ()
     refiner: ModelFile | None = None
     hr_checkpoint: ModelFile | None = None
 
@@ -43,7 +56,20 @@ class Models:
         """All of them, each once."""
         named = [self.checkpoint, self.vae, self.refiner, self.hr_checkpoint]
         loras = [lora for lora, _ in self.loras] + list(self.written_loras.values())
-        return list(dict.fromkeys(file for file in [*named, *loras] if file))
+        return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
+
+    def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
+        """The same models under the names that they have in the engine's folder."""
+        written = {name: names[file] for name, file in self.written_loras.items()}
+        return Models(
+            checkpoint=self.checkpoint and names[self.checkpoint],
+            loras=tuple((names[file], reference) for file, reference in self.loras),
+            written_loras=written,
+            vae=self.vae and names[self.vae],
+            embeddings=tuple(names[file] for file in self.embeddings),
+            refiner=self.refiner and names[self.refiner],
+            hr_checkpoint=self.hr_checkpoint and names[self.hr_checkpoint],
+        )
 
 
 @dataclass(frozen=True)
@@ -55,12 +81,14 @@ class Expected:
         checkpoint: stem of the checkpoint; None if the job leaves the choice to the engine.
         loras: stems that must be in `Lora hashes`.
         vae: file name of the VAE; None if the job names none.
+        embeddings: stems of the embeddings that a prompt uses.
     """
 
     images: int
     checkpoint: str | None = None
     loras: frozenset[str] = frozenset()
     vae: str | None = None
+    embeddings: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -137,8 +165,9 @@ def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> 
         checkpoint=models.checkpoint.stem if models.checkpoint else None,
         loras=frozenset() if request.disable_extra_networks else _names(body["prompt"]),
         vae=models.vae.filename if models.vae else None,
+        embeddings=frozenset(file.stem for file in models.embeddings if _stands(file, request)),
     )
-    return Payload(body, expected, tuple(_warnings(request, body)))
+    return Payload(body, expected, tuple(_warnings(request, models, body)))
 
 
 def _sizes(request: Txt2ImgRequest) -> dict[str, int]:
@@ -153,9 +182,22 @@ def _prompts(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
         return prompts
     stems = {written: file.stem for written, file in models.written_loras.items()}
     tags = [lora_tag(file, reference) for file, reference in models.loras]
+    words = _trigger_words(request, models)
     return {
-        key: add_lora_tags(rename_lora_tags(text, stems), tags) for key, text in prompts.items()
+        key: add_lora_tags(rename_lora_tags(add_words(text, words), stems), tags)
+        for key, text in prompts.items()
     }
+
+
+def _trigger_words(request: Txt2ImgRequest, models: Models) -> list[str]:
+    """Trained words of the LoRAs for which the job wants them."""
+    wanting = (file for file, ref in models.loras if _wants_words(request, ref))
+    return [word for file in wanting for word in file.trained_words]
+
+
+def _wants_words(request: Txt2ImgRequest, reference: LoraReference) -> bool:
+    own = reference.trigger_words
+    return request.trigger_words if own is None else own
 
 
 def lora_tag(file: ModelFile, reference: LoraReference) -> LoraTag:
@@ -206,7 +248,7 @@ def _names(prompt: str) -> frozenset[str]:
     return frozenset(tag.name for tag in lora_tags(prompt))
 
 
-def _warnings(request: Txt2ImgRequest, body: Mapping[str, Any]) -> Iterable[str]:
+def _warnings(request: Txt2ImgRequest, models: Models, body: Mapping[str, Any]) -> Iterable[str]:
     for name in ("width", "height"):
         if body[name] != getattr(request, name):
             yield f"{name} {getattr(request, name)} is not a multiple of 8: made {body[name]}."
@@ -215,7 +257,22 @@ def _warnings(request: Txt2ImgRequest, body: Mapping[str, Any]) -> Iterable[str]
     hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
     if hires - {"hr_scale"} and not request.enable_hr:
         yield f"{', '.join(sorted(hires))}: without effect, because enable_hr is false."
+    yield from _model_warnings(request, models)
+
+
+def _stands(embedding: ModelFile, request: Txt2ImgRequest) -> bool:
+    """Whether a prompt uses it; A1111 compares words without regard to case."""
+    prompts = (request.prompt, request.negative_prompt, request.hr_prompt)
+    return any(embedding.stem.casefold() in prompt.casefold() for prompt in prompts)
+
+
+def _model_warnings(request: Txt2ImgRequest, models: Models) -> Iterable[str]:
     written = _names(request.prompt)
-    for reference in request.loras:
-        if written & {name.removesuffix(".safetensors") for name in reference.names}:
-            yield f"LoRA {reference.names[0]!r} is already in the prompt; the tag's weight counts."
+    for file, reference in models.loras:
+        if written & {file.stem, *reference.stems}:
+            yield f"LoRA {file.stem!r} is already in the prompt; the tag's weight counts."
+        if _wants_words(request, reference) and not file.trained_words:
+            yield f"LoRA {file.stem!r}: its trained words are not known."
+    for embedding in models.embeddings:
+        if not _stands(embedding, request):
+            yield f"embedding {embedding.stem!r} stands in no prompt, so it has no effect."

@@ -50,6 +50,20 @@ def add_lora_tags(prompt: str, tags: Iterable[LoraTag]) -> str:
     return (prompt + gap + " ".join(new)) if prompt else " ".join(new)
 
 
+def add_words(prompt: str, words: Iterable[str]) -> str:
+    """Append the words that the prompt does not have yet, compared without regard to case.
+
+    Each may be a list of its own (`cat, long hair`), as CivitAI's creators write them.
+    """
+    parts = [part.strip() for word in words for part in word.split(",")]
+    for part in parts:
+        there = _COMMENT.sub("", prompt).casefold()
+        if part and not re.search(rf"(?<!\w){re.escape(part.casefold())}(?!\w)", there):
+            gap = "\n" if "#" in prompt.rpartition("\n")[2] else ", "
+            prompt = f"{prompt}{gap}{part}" if prompt else part
+    return prompt
+
+
 def rename_lora_tags(prompt: str, names: Mapping[str, str]) -> str:
     """Replace names inside tags; what stands in comments stays, it has no effect."""
 

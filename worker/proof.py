@@ -6,10 +6,18 @@ Its `info` tells the truth, so it is read before anything is delivered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
-from worker.errors import IncompleteAnswer, LoraNotApplied, WrongCheckpoint, WrongVae
+from worker.errors import (
+    IncompleteAnswer,
+    LoraNotApplied,
+    ModelMismatch,
+    ModelNotListed,
+    WrongCheckpoint,
+    WrongVae,
+)
 from worker.payload import Expected
 
 
@@ -42,6 +50,44 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
         raise IncompleteAnswer(
             f"asked for {expected.images} pictures, the engine returned {pictures}."
         )
+
+
+def check_listed(
+    checkpoints: Iterable[Mapping[str, Any]], loras: Iterable[Mapping[str, Any]], expected: Expected
+) -> None:
+    """After the engine has read its folders: does it see what the job needs?
+
+    Args:
+        checkpoints: the answer of GET /sd-models.
+        loras: the answer of GET /loras.
+        expected: what the picture must be made with.
+
+    Raises:
+        ModelNotListed: names what is missing.
+    """
+    seen = {PurePath(str(entry.get("filename"))).stem for entry in checkpoints}
+    names = {str(entry.get("name")) for entry in loras}
+    wanted = {expected.checkpoint} - {None}
+    missing = sorted([*map(str, wanted - seen), *(expected.loras - names)])
+    if missing:
+        raise ModelNotListed(
+            f"the engine does not list {', '.join(map(repr, missing))}.", missing=missing
+        )
+
+
+def check_embeddings(listed: Mapping[str, Any], expected: Expected) -> None:
+    """Were the embeddings that a prompt uses loaded for the checkpoint of the picture?
+
+    A1111 v1.9.3 skips one that does not fit the checkpoint, and reads its name as plain words.
+
+    Raises:
+        ModelMismatch, ModelNotListed: names what is missing.
+    """
+    loaded, skipped = set(listed.get("loaded", {})), set(listed.get("skipped", {}))
+    for name in sorted(expected.embeddings - loaded):
+        if name in skipped:
+            raise ModelMismatch(f"embedding {name!r} does not fit the checkpoint.", model=name)
+        raise ModelNotListed(f"the engine does not list the embedding {name!r}.", missing=[name])
 
 
 def applied_loras(info: Mapping[str, Any]) -> dict[str, str]:

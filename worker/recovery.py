@@ -56,6 +56,7 @@ PLANS: dict[type[WorkerError], Plan] = {
     errors.EnginePoisoned: Plan(Action.RESTART, 1, After.RETIRE),
     errors.CacheDamaged: Plan(Action.RESTART_WITHOUT_CACHE, 1, After.RETIRE),
     errors.NoCheckpoint: Plan(Action.REFRESH, 1, After.KEEP),
+    errors.ModelNotListed: Plan(Action.REFRESH, 1, After.KEEP),
     errors.ProofError: Plan(Action.REFRESH, 1, After.KEEP),
     errors.OutOfMemory: FAIL_AND_KEEP,
     errors.EngineFault: FAIL_AND_KEEP,

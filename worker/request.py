@@ -14,23 +14,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     JsonValue,
     StrictBool,
     StringConstraints,
     ValidationError,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core import ErrorDetails
 
 from worker.catalog import near_matches
 from worker.errors import InvalidInput
+from worker.named_models import (
+    Float,
+    Int,
+    LoraReference,
+    ModelReference,
+    Name,
+    Strict,
+    no_nul,
+)
 
 # Names that other APIs use for the same thing; A1111 would ignore them in silence.
 FOREIGN_NAMES = {
@@ -64,18 +67,6 @@ _LEAST_DENOISING = 0.01
 _MAX_SHOWN = 12  # problems in one message; more help nobody
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic's way
-    return value
-
-
-def _no_nul(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("must not contain the character NUL")
-    return value
-
-
 def _strict_json(value: JsonValue) -> JsonValue:
     try:
         json.dumps(value, allow_nan=False).encode()
@@ -96,76 +87,20 @@ def _only(allowed: object, reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Unit = Annotated[Float, Field(ge=0, le=1)]
-Weight = Annotated[Float, Field(ge=-10, le=10)]
 # A signed 64-bit number: image i has seed + i, which must not overflow; -1 is a random one.
 Seed = Annotated[Int, Field(ge=-1, le=2**63 - 1 - 2**16)]
-Text = Annotated[str, StringConstraints(max_length=32_768), AfterValidator(_no_nul)]
-Name = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=512, strip_whitespace=True),
-    AfterValidator(_no_nul),
-]
+Text = Annotated[str, StringConstraints(max_length=32_768), AfterValidator(no_nul)]
 Json = Annotated[JsonValue, AfterValidator(_strict_json)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
-
-
-class ModelReference(_Strict):
-    """A checkpoint or VAE: by the name of a file in the model store."""
-
-    name: Name | None = Field(None, description="File name in the store, or a name for people.")
-    filename: Name | None = Field(None, description="File name in the store.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        if isinstance(value, str):
-            return {"name": value}
-        if not isinstance(value, Mapping | ModelReference):
-            raise ValueError('must be a name, or an object such as {"name": "..."}')  # noqa: TRY004
-        return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """A plain name is allowed as well (`_from_text`)."""
-        return {"anyOf": [{"type": "string", "minLength": 1}, handler(core_schema)]}
-
-    @model_validator(mode="after")
-    def _says_something(self) -> ModelReference:
-        if not self.names:
-            raise ValueError("needs `name` or `filename`")
-        return self
-
-    @property
-    def names(self) -> list[str]:
-        """What to look for in the store, the most exact first."""
-        return [name for name in (self.filename, self.name) if name]
-
-
-class LoraReference(ModelReference):
-    """A LoRA and its weight; `te` and `unet` differ from `scale` only where they are given."""
-
-    scale: Weight = Field(
-        1.0, validation_alias=AliasChoices("scale", "weight"), description="Weight of the LoRA."
-    )
-    te: Weight | None = Field(None, description="Weight in the text encoder.")
-    unet: Weight | None = Field(None, description="Weight in the UNet.")
-
-
-class AlwaysOnScript(_Strict):
+class AlwaysOnScript(Strict):
     """The arguments of one always-on script."""
 
     args: list[Json] = Field(default_factory=list)
 
 
-class OverrideSettings(_Strict):
+class OverrideSettings(Strict):
     """A1111 options that hold for one job.
 
     Only these: each has its default in the WebUI's config.json (`worker.webui_config`), without
@@ -201,7 +136,7 @@ class OverrideSettings(_Strict):
     sdxl_crop_left: Int | None = Field(None, ge=0, le=1024)
 
 
-class Txt2ImgRequest(_Strict):
+class Txt2ImgRequest(Strict):
     """The input of a txt2img job."""
 
     task: Literal["txt2img"] = Field("txt2img", description="What to do.")
@@ -214,6 +149,14 @@ class Txt2ImgRequest(_Strict):
         default_factory=list, max_length=32, description="LoRAs, written into the prompt as tags."
     )
     vae: ModelReference | None = Field(None, description="VAE to use instead of the checkpoint's.")
+    embeddings: list[ModelReference] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Textual inversions; each acts where its name stands in a prompt.",
+    )
+    trigger_words: StrictBool = Field(
+        False, description="Put the LoRAs' trained words into the prompt, where they are missing."
+    )
     clip_skip: Int | None = Field(
         None, ge=1, le=12, description="Stop at this layer of CLIP, counted from the last."
     )

@@ -48,21 +48,33 @@ def success(
 def models_used(facts: Mapping[str, Any], models: Models) -> list[dict[str, Any]]:
     """What the engine really used, the checkpoint first: kind, name, sha256, source.
 
-    `source` is `job` for what the job named, `default` for the engine's own choice. The
-    checkpoint's sha256 is left None: the engine knows it, and reading 7 GB again would cost.
+    `source` says where a model was fetched from; it is `job` for a file of the operator's that
+    the job named, `default` for the engine's own choice. The sha256 of an operator's checkpoint
+    is left None: the engine knows it, and reading 7 GB again would cost.
     """
-    source = "job" if models.checkpoint else "default"
+    source = (models.checkpoint.source or "job") if models.checkpoint else "default"
     name = facts.get("sd_model_name")
     used: list[dict[str, Any]] = [
-        {"kind": "checkpoint", "name": name, "sha256": None, "source": source}
+        {
+            "kind": "checkpoint",
+            "name": name,
+            "sha256": models.checkpoint.known_sha256 if models.checkpoint else None,
+            "source": source,
+        }
     ]
     used += [_used(models.vae)] if models.vae else []
+    used += [_used(embedding) for embedding in models.embeddings]
     loras = {file.stem: file for file in models.files() if file.kind == "lora"}
     return used + [_used(loras[name]) for name in applied_loras(facts) if name in loras]
 
 
 def _used(file: ModelFile) -> dict[str, Any]:
-    return {"kind": file.kind, "name": file.stem, "sha256": file.sha256(), "source": "job"}
+    return {
+        "kind": file.kind,
+        "name": file.stem,
+        "sha256": file.sha256(),
+        "source": file.source or "job",
+    }
 
 
 def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:

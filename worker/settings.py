@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from worker.errors import ConfigError
@@ -37,6 +37,13 @@ _FOR_START_SH = {
 
 # The engine never needs these, and an extension or a picture's metadata could leak them.
 SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
+
+
+# Field -> the variables that may hold it; each also as a file, `NAME_FILE`.
+_CREDENTIALS = {
+    "civitai_api_key": ("CIVITAI_API_KEY", "CIVITAI_TOKEN"),
+    "hf_token": ("HF_TOKEN",),
+}
 
 
 def _default_models_dir() -> Path:
@@ -90,6 +97,33 @@ class Settings(BaseModel):
         Path("/app/models"),
         description="Read-only models that were built into the image, in the same layout.",
     )
+    models_budget_gb: float | None = Field(
+        None,
+        ge=0,
+        description="GB (10^9 bytes) that fetched models may take; not set: what the disk has,"
+        " less 2 GB. The least recently used ones are evicted.",
+    )
+    allow_pickles: bool = Field(
+        False,
+        description="Whether `.ckpt` and `.pt` files may be used. Loading one can run any code.",
+    )
+    civitai_api_key: SecretStr | None = Field(
+        None, description="CivitAI needs a key for every download. Also as `CIVITAI_TOKEN`."
+    )
+    hf_token: SecretStr | None = Field(
+        None, description="For gated and private files of Hugging Face."
+    )
+    civitai_url: str = Field(
+        "https://civitai.com", description="Where CivitAI's API is; another URL for a mirror."
+    )
+    hf_endpoint: str = Field(
+        "https://huggingface.co", description="Where Hugging Face is; another URL for a mirror."
+    )
+    trusted_hosts: tuple[str, ...] = Field(
+        (),
+        description="`host[:port]`, separated by commas: hosts that need not have https nor a"
+        " public address. Those of `CIVITAI_URL` and `HF_ENDPOINT` are trusted anyway.",
+    )
     ready_timeout: float = Field(
         390, gt=0, le=_DAY, description="Seconds until the engine must have made its first picture."
     )
@@ -124,13 +158,29 @@ class Settings(BaseModel):
     )
     log_format: Literal["text", "json"] = Field("text", description="Form of a log line.")
 
-    @field_validator("webui_url")
+    @field_validator("webui_url", "civitai_url", "hf_endpoint")
     @classmethod
     def _base_url(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("must look like http://127.0.0.1:3000")
         return url.rstrip("/")
+
+    @field_validator("civitai_api_key", "hf_token")
+    @classmethod
+    def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
+        # In a header anything else would be an error that shows the secret.
+        if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
+            raise ValueError("must be one word of printable ASCII characters")
+        return secret
+
+    @field_validator("trusted_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, text: str | tuple[str, ...]) -> Sequence[str]:
+        hosts = re.split(r"[\s,]+", text.strip()) if isinstance(text, str) else text
+        if any("/" in host for host in hosts):
+            raise ValueError("must be names such as mirror.example:8080, without https://")
+        return [host.lower() for host in hosts if host]
 
     @field_validator("webui_args", mode="before")
     @classmethod
@@ -153,12 +203,19 @@ class Settings(BaseModel):
             ConfigError: names every variable that is wrong, its value and what it must be.
         """
         given = {name: environ.get(name.upper(), "") for name in cls.model_fields}
+        given |= secrets(environ)
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})
         except ValidationError as error:
             # A default that depends on a wrong value is no problem of its own.
             wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
             raise ConfigError("; ".join(map(_problem, wrong)) + ".") from None
+
+    @property
+    def mirrors(self) -> list[str]:
+        """`host[:port]` of the hosts of models that the operator has chosen himself."""
+        chosen = {"civitai_url", "hf_endpoint"} & self.model_fields_set
+        return [urlsplit(str(getattr(self, name))).netloc for name in sorted(chosen)]
 
     @property
     def engine_address(self) -> tuple[str, int]:
@@ -181,12 +238,38 @@ class Settings(BaseModel):
 
 def _problem(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    return f"{str(detail['loc'][0]).upper()}={detail['input']!r}: {message}"
+    name = str(detail["loc"][0])
+    value = "***" if name in _CREDENTIALS else repr(detail["input"])
+    return f"{name.upper()}={value}: {message}"
+
+
+def secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The credentials, from `NAME`, or from the file that `NAME_FILE` names (Docker secrets).
+
+    Raises:
+        ConfigError: such a file cannot be read.
+    """
+    found = {}
+    for field, names in _CREDENTIALS.items():
+        for name in names:
+            value = environ.get(name) or _content(environ.get(f"{name}_FILE"), f"{name}_FILE")
+            if value.strip():
+                found[field] = value.strip()
+                break
+    return found
+
+
+def _content(path: str | None, name: str) -> str:
+    try:
+        return Path(path).read_text() if path else ""
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}={path!r} cannot be read: {error}.") from None
 
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
-    """The values that must never be logged: of every variable whose name says it is a secret."""
-    return [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
+    """What must never be logged: the value of every variable whose name says it is a secret."""
+    named = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
+    return list(dict.fromkeys([*named, *secrets(environ).values()]))
 
 
 def main() -> int:

@@ -1,114 +1,214 @@
-"""The folders that hold models, and the links that show them to the engine.
+"""The model store: where model files are looked up, and the links that show them to the engine.
 
-A store has A1111's own layout (`Stable-diffusion`, `Lora`, `VAE`), so a folder that a WebUI
-already uses can serve as one. Several are searched: the engine's own, the writable one, the
-baked one. What is found outside the engine's folder is linked into it.
+Three places, searched in this order: the engine's own folders, the writable store (MODELS_DIR)
+and the baked one (BAKED_MODELS_DIR). Each has A1111's layout (`Stable-diffusion`, `Lora`, `VAE`,
+`embeddings`), so a folder that a WebUI already uses can serve as one. The last two also have a
+folder `fetched` with what the worker brought itself (`worker.blobs`). What is found outside the
+engine's folders is linked into them.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-import stat
+import hashlib
+import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from worker.architecture import Kind
+from worker.blobs import Blob, Blobs
 from worker.errors import ModelNotFound
-from worker.model_file import FOLDERS, Kind, ModelFile
+from worker.listing import Listing
+from worker.model_file import FOLDERS, ModelFile
+from worker.names import clean_stem, without_suffix
 
-SUFFIX = ".safetensors"
-
-# What a name in a `<lora:name:1>` tag, in its hash list or before a ` [hash]` cannot carry.
-_UNSAFE = re.compile(r"[:=<>,\[\]/\\\x00-\x1f]+")
+FETCHED = "fetched"
 
 
-def clean_stem(stem: str) -> str:
-    """The stem as it can stand in a LoRA tag and in A1111's titles: `a: b ` becomes `a_ b`."""
-    return _UNSAFE.sub("_", stem).strip(" .") or "model"
+@dataclass(frozen=True)
+class _Place:
+    """A folder in A1111's layout; `blobs` if what lies there was fetched."""
+
+    folders: dict[Kind, Listing]
+    blobs: Blobs | None = None
 
 
 class Store:
-    """The model folders, in the order in which they are searched; the first is the engine's."""
+    """The model folders.
 
-    def __init__(self, engine_models: Path, *stores: Path) -> None:
-        self._engine = engine_models
-        self._roots = (engine_models, *stores)
+    Args:
+        webui_dir: the engine's data folder.
+        models_dir: the writable store.
+        baked_dir: the read-only one.
+        pickles: whether files that can run code when they are loaded may be used.
+    """
 
-    def files(self, kind: Kind) -> list[ModelFile]:
-        """Every file of that kind; of two with one stem the first folder's."""
-        found: dict[str, ModelFile] = {}
-        for root in self._roots:
-            for path, size in _walk(root / FOLDERS[kind]):
-                file = ModelFile(kind, path.resolve(), clean_stem(path.stem), size)
-                found.setdefault(file.stem, file)
-        return list(found.values())
+    def __init__(
+        self, webui_dir: Path, models_dir: Path, baked_dir: Path, *, pickles: bool = False
+    ) -> None:
+        self._engine = {
+            kind: webui_dir / name if kind == "embedding" else webui_dir / "models" / name
+            for kind, name in FOLDERS.items()
+        }
+        self.fetched = Blobs(models_dir / FETCHED)
+        self.baked = Blobs(baked_dir / FETCHED)
 
-    def find(self, kind: Kind, names: Sequence[str]) -> ModelFile:
-        """The file that one of the names means: file name or stem, as written, else in any case.
+        def place(root: Path, blobs: Blobs | None = None) -> _Place:
+            folders = {kind: root / name for kind, name in FOLDERS.items()}
+            return _Place({k: Listing(f, pickles=pickles) for k, f in folders.items()}, blobs)
 
-        Raises:
-            ModelNotFound: names the near ones and how many there are.
+        own = {kind: Listing(path, pickles=pickles) for kind, path in self._engine.items()}
+        self._places = (
+            _Place(own),
+            place(models_dir),
+            place(self.fetched.root, self.fetched),
+            place(baked_dir),
+            place(self.baked.root, self.baked),
+        )
+        self._counted: dict[Kind, tuple[tuple[int, ...], dict[str, int]]] = {}
+
+    # Look up ---------------------------------------------------------------------------------
+
+    def files(self, kind: Kind) -> Iterator[ModelFile]:
+        """Every file of that kind; of two with one stem the first place's."""
+        seen: set[str] = set()
+        for place in self._places:
+            for path in place.folders[kind].files():
+                stem = clean_stem(path.stem)
+                if stem not in seen and (file := self._model_file(kind, path)):
+                    seen.add(stem)
+                    yield file
+
+    def find(self, kind: Kind, name: str) -> ModelFile | None:
+        """The file that a file name or stem means, as written, else in any case.
+
+        A fetched file that was damaged is not found.
         """
-        files = self.files(kind)
-        for same in (str, str.casefold):
-            for name in names:
-                wanted = same(clean_stem(name.removesuffix(SUFFIX)))
-                hits = [file for file in files if same(file.stem) == wanted]
-                if len(hits) == 1:
-                    return hits[0]
-        raise _not_found(kind, names, [file.stem for file in files])
+        stem = without_suffix(name)
+        for place in self._places:
+            for candidate in dict.fromkeys((stem, clean_stem(stem))):
+                paths = place.folders[kind].find(candidate)
+                if len(paths) == 1 and (file := self._model_file(kind, paths[0])):
+                    return file
+        return None
 
-    def link(self, file: ModelFile) -> bool:
-        """Show the file to the engine under its stem; true if it was not visible before.
+    def blob(self, sha256: str) -> Blob | None:
+        """A fetched or baked file by its content."""
+        return self.fetched.find(sha256) or self.baked.find(sha256)
+
+    def by_sha256(self, sha256: str) -> ModelFile | None:
+        """The same; its use is noted."""
+        blob = self.blob(sha256)
+        if blob is None:
+            return None
+        self.fetched.mark_used(sha256)
+        return blob.as_file()
+
+    def not_found(self, kind: Kind, name: str) -> ModelNotFound:
+        """The error for an unknown name, with the near ones."""
+        places = (place.folders[kind] for place in self._places)
+        known = list(dict.fromkeys(clean_stem(p.stem) for place in places for p in place.files()))
+        near = difflib.get_close_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
+        details: dict[str, Any] = {"kind": kind, "name": name, "near": near}
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
+        message = f"{kind} {name!r} is not in the model store ({len(known)} known)."
+        return ModelNotFound(message, hint=hint, **details)
+
+    def is_taken(self, kind: Kind, stem: str) -> bool:
+        """Whether another file than a fetched one has that name; a new one then gets another."""
+        others = (place for place in self._places if place.blobs is not self.fetched)
+        return any(
+            self.fetched.blob_of(path.resolve()) is None
+            for place in others
+            for path in place.folders[kind].find(stem)
+        )
+
+    def _model_file(self, kind: Kind, path: Path) -> ModelFile | None:
+        try:
+            target = path.resolve(strict=True)
+            size = target.stat().st_size
+        except OSError:
+            return None  # a dangling link, or removed by another worker
+        for blobs in (self.fetched, self.baked):
+            if sha256 := blobs.blob_of(target):
+                blob = blobs.find(sha256)
+                return blob.as_file() if blob else None
+        return ModelFile(kind, target, clean_stem(path.stem), size)
+
+    # Links -----------------------------------------------------------------------------------
+
+    def link(self, file: ModelFile) -> tuple[ModelFile, bool]:
+        """Show the file to the engine; also returns whether it was not visible before.
 
         A `.yaml` beside a checkpoint comes along: A1111 reads there what the weights do not tell,
         such as v-prediction.
         """
-        folder = self._engine / FOLDERS[file.kind]
-        if file.path.is_relative_to(folder.resolve()) and file.path.stem == file.stem:
-            return False
+        folder = self._engine[file.kind]
+        link = folder / file.filename
+        if not _points(link, file.path):
+            if file.path.is_relative_to(folder.resolve()) and file.path.stem == file.stem:
+                return file, False
+            file = _with_free_name(folder, file)
+            link = folder / file.filename
         config = file.path.with_suffix(".yaml")
         if file.kind == "checkpoint" and config.is_file():
             _point(folder / f"{file.stem}.yaml", config)
-        return _point(folder / file.filename, file.path)
+        return file, _point(link, file.path)
+
+    def remove_dangling_links(self) -> None:
+        """Take links to files that are gone out of the engine's folders."""
+        for folder in self._engine.values():
+            for path in folder.glob("*"):
+                if path.is_symlink() and not path.exists():
+                    path.unlink(missing_ok=True)
+
+    # Numbers ---------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Number and bytes of each kind's files: `{"checkpoints": {"count", "total_size"}}`."""
-        return {
-            f"{kind}s": {"count": len(files), "total_size": sum(file.size for file in files)}
-            for kind in FOLDERS
-            for files in [self.files(kind)]
-        }
+        return {f"{kind}s": self._totals(kind) for kind in FOLDERS}
+
+    def _totals(self, kind: Kind) -> dict[str, int]:
+        listings = [place.folders[kind] for place in self._places]
+        generations = tuple(listing.current_generation() for listing in listings)
+        if self._counted.get(kind, ((), {}))[0] != generations:
+            by_stem: dict[str, int] = {}
+            for path, size in (item for one in listings for item in one.sizes().items()):
+                by_stem.setdefault(clean_stem(path.stem), size)
+            totals = {"count": len(by_stem), "total_size": sum(by_stem.values())}
+            self._counted[kind] = (generations, totals)
+        return self._counted[kind][1]
+
+
+def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
+    """A name never changes its meaning while the engine runs: it may have loaded the other file."""
+    link = folder / file.filename
+    if not link.exists() or link.resolve() == file.path:
+        return file
+    mark = file.known_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
+    return replace(file, stem=f"{file.stem}-{mark[:10]}")
+
+
+def _points(link: Path, target: Path) -> bool:
+    """Whether it is a link of ours to it: one system call, for every file of every job."""
+    try:
+        return os.readlink(link) == str(target)  # noqa: PTH115 - a Path costs more than the call
+    except OSError:
+        return False
 
 
 def _point(link: Path, target: Path) -> bool:
     """Make the link point to the target; true if it did not before."""
-    if link.is_symlink() and link.resolve() == target:
+    if _points(link, target) or (link.is_symlink() and link.resolve() == target):
         return False
     link.parent.mkdir(parents=True, exist_ok=True)
     # Replaced in one step: the engine sees the old file or the new one, never none.
     temporary = link.with_name(f".{uuid.uuid4().hex}.link")
     temporary.symlink_to(target)
-    temporary.replace(link)
+    with suppress(FileNotFoundError):  # two threads, one model
+        temporary.replace(link)
     return True
-
-
-def _walk(folder: Path) -> Iterable[tuple[Path, int]]:
-    """Model files below the folder and their bytes; hidden ones and dangling links are none."""
-    for path in sorted(folder.rglob(f"*{SUFFIX}")):
-        # Another worker may remove a file of a shared volume at any moment.
-        with suppress(OSError):
-            status = path.stat()
-            if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
-                yield path, status.st_size
-
-
-def _not_found(kind: Kind, names: Sequence[str], known: list[str]) -> ModelNotFound:
-    near = difflib.get_close_matches(clean_stem(names[0].removesuffix(SUFFIX)), known, cutoff=0.4)
-    details: dict[str, Any] = {"kind": kind, "name": names[0], "near": near}
-    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
-    message = f"{kind} {names[0]!r} is not in the model store ({len(known)} known)."
-    return ModelNotFound(message, hint=hint, **details)

@@ -140,10 +140,14 @@ class WebUI:
         """LoRAs that the engine listed: name, alias, path, metadata."""
         return list(self._get("loras"))
 
+    def embeddings(self) -> dict[str, Any]:
+        """`{"loaded": {name: ...}, "skipped": {name: ...}}` for the checkpoint that is loaded."""
+        return dict(self._get("embeddings"))
+
     def refresh(self, *, timeout: float = 120.0) -> None:
-        """Let the engine read its folders for checkpoints, VAEs and LoRAs again."""
-        for what in ("refresh-checkpoints", "refresh-vae", "refresh-loras"):
-            self._post(what, None, timeout)
+        """Let the engine read its folders for checkpoints, VAEs, LoRAs and embeddings again."""
+        for what in ("checkpoints", "vae", "loras", "embeddings"):
+            self._post(f"refresh-{what}", None, timeout)
 
     # State -----------------------------------------------------------------------------------
 

@@ -1,0 +1,84 @@
+"""Worker processes that fetch a model all at the same moment.
+
+    python -m fakes.fetching COUNT REF     each says when it is ready, and fetches when standard
+                                           input ends
+
+They are forked from one that has imported everything: Python's start is not what is measured.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from fakes.model_store import PROJECT, full_environment
+from model_manager import ModelManager
+from worker import model_ref
+from worker.model_ref import Wanted
+from worker.settings import Settings
+
+
+class Fetching:
+    """Some processes that are ready to fetch; `pids` are theirs."""
+
+    def __init__(self, hosts: Any, folder: Path, ref: str, count: int = 1) -> None:
+        environ = full_environment(hosts, folder)
+        environ["PYTHONPATH"] = f"{PROJECT}:{PROJECT / 'tests'}"
+        self._parent = subprocess.Popen(
+            [sys.executable, "-m", "fakes.fetching", str(count), ref],
+            cwd=PROJECT,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.pids = [int(self._parent.stdout.readline()) for _ in range(count)]
+
+    def __enter__(self) -> "Fetching":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._parent:
+            if self._parent.poll() is None:
+                os.killpg(self._parent.pid, signal.SIGKILL)
+
+    def go(self) -> None:
+        self._parent.stdin.close()
+
+    def results(self) -> list[dict[str, Any]]:
+        """What each has got, and when by the clock that all processes share."""
+        lines = self._parent.stdout.read().splitlines()
+        assert self._parent.wait() == 0
+        return [json.loads(line) for line in lines]
+
+
+def fetch(ref: str) -> None:
+    manager = ModelManager(Settings.from_environ(os.environ))
+    os.write(1, b"%d\n" % os.getpid())
+    sys.stdin.buffer.read()
+    (file,) = manager.ensure([Wanted(model_ref.parse(ref))])
+    file.check()
+    result = {"path": str(file.path), "stem": file.stem, "at": time.monotonic()}
+    os.write(1, json.dumps(result).encode() + b"\n")
+
+
+def main() -> int:
+    """Also waits for the children: a killed one must not stay a zombie, which looks alive."""
+    for _ in range(int(sys.argv[1])):
+        if os.fork() == 0:
+            try:
+                fetch(sys.argv[2])
+            finally:
+                os._exit(0)
+    for _ in range(int(sys.argv[1])):
+        os.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""A model store in a temporary folder that fetches from the fake hosts."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fakes.model_files import sha256
+from model_manager import ModelManager
+from worker import model_ref
+from worker.blobs import About, Blob, Blobs
+from worker.internet import NEVER
+from worker.model_ref import Wanted
+from worker.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def about(stem="detail", kind="lora", size=0, suffix=".safetensors", **fields) -> About:
+    return About(kind, stem, suffix, size, 0, "https://example.org/x", **fields)
+
+
+def add(blobs: Blobs, data: bytes, stem="detail", kind="lora", taken=lambda _: False, **fields):
+    """Publish these bytes as a finished download does."""
+    partial = blobs.partial(sha256(data))
+    partial.write_bytes(data)
+    return blobs.add(partial, sha256(data), about(stem, kind, len(data), **fields), taken)
+
+
+def environment_for(hosts, folder: Path, **more: str) -> dict[str, str]:
+    """The settings of a worker whose folders are below `folder`, as environment variables."""
+    roles = (hosts.storage, hosts.storage_b, hosts.hf_cdn, hosts.web)
+    return {
+        "MODELS_DIR": str(folder / "models"),
+        "WEBUI_DIR": str(folder / "webui"),
+        "BAKED_MODELS_DIR": str(folder / "baked"),
+        "CIVITAI_URL": hosts.civitai,
+        "HF_ENDPOINT": hosts.huggingface,
+        "CIVITAI_API_KEY": hosts.civitai_key,
+        "HF_TOKEN": hosts.hf_token,
+        "TRUSTED_HOSTS": ",".join(urlsplit(url).netloc for url in roles),
+        **more,
+    }
+
+
+def full_environment(hosts, folder: Path, **more: str) -> dict[str, str]:
+    """The same for a process of its own."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    return kept | environment_for(hosts, folder, PYTHONPATH=str(PROJECT), **more)
+
+
+def manager_for(hosts, folder: Path, **more: str) -> ModelManager:
+    return ModelManager(Settings.from_environ(environment_for(hosts, folder, **more)))
+
+
+def fetch(manager: ModelManager, text: str, kind=None, stop=NEVER, **wanted) -> Blob:
+    return manager.fetcher.fetch(Wanted(model_ref.parse(text), kind, **wanted), stop)
+
+
+def files_below(folder: Path) -> list[str]:
+    """What is there, without folders."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())

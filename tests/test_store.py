@@ -1,0 +1,176 @@
+"""Where a name leads to: own files, fetched ones and baked ones, and their links for the engine."""
+
+import os
+
+import pytest
+
+from fakes import model_files
+from fakes.model_files import safetensors
+from fakes.model_store import add
+from worker.store import Store
+
+ONE, TWO, THREE = (safetensors(model_files.LORA, number=number) for number in (1, 2, 3))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return tmp_path / "webui", tmp_path / "models", tmp_path / "baked"
+
+
+@pytest.fixture
+def store(folders):
+    return Store(*folders)
+
+
+def put(folder, name, data=ONE):
+    path = folder / "Lora" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def engine(folders):
+    """Name -> content of what the engine sees."""
+    folder = folders[0] / "models" / "Lora"
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
+
+
+def test_no_two_files_have_one_name_in_the_engine(store, folders):
+    """The operator's `a:b` and `a=b` have one clean name; a job may use both."""
+    put(folders[1], "a:b.safetensors", ONE)
+    put(folders[1], "a=b.safetensors", TWO)
+    files = [store.find("lora", name) for name in ("a:b", "a=b")]
+
+    linked = [store.link(file)[0] for file in files]
+
+    assert linked[0].stem == "a_b"
+    assert linked[1].stem.startswith("a_b-")
+    seen = engine(folders)
+    assert [seen[file.filename] for file in linked] == [ONE, TWO]
+    assert [store.link(file) for file in files] == [(file, False) for file in linked]
+
+
+def test_a_name_that_the_engine_may_have_loaded_keeps_its_meaning(store, folders):
+    """A1111 loads a LoRA again only if the file of its name is newer."""
+    fetched = add(store.fetched, ONE, "fox").as_file()
+    store.link(fetched)
+    put(folders[1], "fox.safetensors", TWO)
+    own = Store(folders[0].parent / "other", *folders[1:]).find("lora", "fox")
+    assert own.path.read_bytes() == TWO
+
+    linked, new = store.link(own)
+
+    assert (new, linked.stem == "fox") == (True, False)
+    assert engine(folders) == {"fox.safetensors": ONE, linked.filename: TWO}
+
+
+def test_the_engines_own_file_is_never_replaced(store, folders):
+    own = folders[0] / "models" / "Lora" / "fox.safetensors"
+    put(folders[0] / "models", "fox.safetensors", ONE)
+
+    linked, _ = store.link(add(store.fetched, TWO, "fox").as_file())
+
+    assert own.read_bytes() == ONE
+    assert not own.is_symlink()
+    assert engine(folders)[linked.filename] == TWO
+
+
+def test_a_link_of_the_operator_is_his_file(store, folders, tmp_path):
+    target = put(tmp_path / "nas", "whatever.safetensors", ONE)
+    for folder in (folders[0] / "models" / "Lora", folders[1] / "Lora"):
+        folder.mkdir(parents=True)
+        (folder / "fox.safetensors").symlink_to(target)
+
+    assert store.is_taken("lora", "fox")
+    assert store.find("lora", "fox").path == target
+    linked, _ = store.link(add(store.fetched, TWO, "fox").as_file())
+    assert engine(folders) == {"fox.safetensors": ONE, linked.filename: TWO}
+
+
+def test_a_link_to_a_file_that_is_gone_is_replaced(store, folders):
+    link = folders[0] / "models" / "Lora" / "fox.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("gone")
+    fetched = add(store.fetched, ONE, "fox").as_file()
+
+    assert store.link(fetched) == (fetched, True)
+    assert link.read_bytes() == ONE
+
+
+TAKEN = [
+    (lambda folders, _: put(folders[0] / "models", "fox.safetensors"), True),
+    (lambda folders, _: put(folders[1], "fox.safetensors"), True),
+    (lambda folders, _: put(folders[1], "sub/fox.safetensors"), True),
+    (lambda folders, _: put(folders[1], "FOX.safetensors"), True),
+    (lambda folders, _: put(folders[2], "fox.safetensors"), True),
+    (lambda _, store: add(store.baked, ONE, "fox"), True),
+    (lambda _, store: add(store.fetched, ONE, "fox"), False),
+    (lambda _, store: store.link(add(store.fetched, ONE, "fox").as_file()), False),
+    (lambda _, store: add(store.baked, ONE, "fox", "vae"), False),
+]
+
+
+@pytest.mark.parametrize(("arrange", "taken"), TAKEN)
+def test_which_names_a_new_file_cannot_have(store, folders, arrange, taken):
+    arrange(folders, store)
+
+    assert store.is_taken("lora", "fox") is taken
+
+
+def test_a_volume_over_the_models_folder_hides_nothing(store, folders):
+    """Baked models lie elsewhere; a store that is mounted later only adds to them."""
+    add(store.baked, ONE, "baked")
+    put(folders[2], "own.safetensors", TWO)
+    assert store.find("lora", "baked")
+
+    put(folders[1], "mounted.safetensors", THREE)
+
+    assert [file.stem for file in store.files("lora")] == ["mounted", "own", "baked"]
+    assert store.stats()["loras"]["count"] == 3
+
+
+def test_a_use_of_a_baked_model_writes_nothing(store):
+    blob = add(store.baked, ONE, "fox")
+    about = blob.path.with_suffix(".json")
+    os.utime(about, (1, 1))
+    assert store.by_sha256(blob.sha256).stem == "fox"
+
+    assert about.stat().st_mtime == 1
+
+
+def test_counting_reads_no_folder_that_is_as_it_was(store, monkeypatch, folders):
+    add(store.fetched, ONE, "fox")
+    os.utime(store.fetched.root / "Lora", (1, 1))
+    first = store.stats()
+    (link,) = (store.fetched.root / "Lora").iterdir()
+    real = type(link).stat
+
+    def stat(self, **kwargs):
+        assert self != link
+        return real(self, **kwargs)
+
+    monkeypatch.setattr(type(link), "stat", stat)
+    assert store.stats() == first
+    assert first["loras"] == {"count": 1, "total_size": len(ONE)}
+    assert not (folders[1] / "Lora").exists()
+
+
+def test_links_to_files_that_are_gone_are_removed_before_the_engine_starts(store, folders):
+    store.link(add(store.fetched, ONE, "fox").as_file())
+    gone = add(store.fetched, TWO, "cat")
+    store.link(gone.as_file())
+    store.fetched.remove(gone)
+
+    store.remove_dangling_links()
+
+    assert engine(folders) == {"fox.safetensors": ONE}
+
+
+@pytest.mark.parametrize("kind", ["lora", "checkpoint"])
+def test_a_damaged_blob_is_not_found_by_its_name(store, kind):
+    blob = add(store.fetched, ONE, "fox", kind)
+    assert store.find(kind, "fox")
+    blob.path.write_bytes(b"damaged")
+
+    assert store.find(kind, "fox") is None
+    assert list(store.files(kind)) == []

@@ -1,0 +1,229 @@
+"""The life of a fetch: a reference becomes a verified blob in the store, once.
+
+resolve     ask the host which file the reference means, or remember what it said
+lease       one process downloads, the others wait for it
+make room   evict what was not used for longest, if the budget or the disk asks for it
+download    the first megabyte is inspected, the hash computed on the way
+publish     under its sha256, in one step
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import PurePosixPath
+
+from worker import architecture, model_header
+from worker.architecture import Architecture, Kind
+from worker.blobs import About, Blob, Blobs
+from worker.download import Fetched, Hooks, download
+from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
+from worker.internet import Internet
+from worker.model_file import FOLDERS, read_header
+from worker.model_host import ModelHost, RemoteFile
+from worker.model_ref import ModelRef, Wanted
+from worker.names import PICKLES, SAFETENSORS, stem_of
+from worker.partial_file import discard
+from worker.progress import Report
+from worker.references import References
+from worker.room import Room
+from worker.source import Source
+
+_FOREIGN = {".gguf", ".zip", ".onnx", ".msgpack", ".h5", ".mlmodel", ".json", ".yaml", ".txt"}
+
+log = logging.getLogger("worker.models")
+
+
+class Fetcher:
+    """Brings models into one store. Thread-safe.
+
+    Args:
+        internet: the only way out.
+        hosts: class of a reference -> the host that understands it.
+        blobs: the store.
+        find: looks for a content there and wherever else models lie.
+        references: what is known of them.
+        room: its budget.
+        pickles: whether files that can run code may be fetched.
+        report_for: name -> who hears how far its download is.
+        is_taken: whether the operator has a file of that kind and stem.
+    """
+
+    def __init__(
+        self,
+        internet: Internet,
+        hosts: Mapping[type, ModelHost],
+        blobs: Blobs,
+        room: Room,
+        *,
+        find: Callable[[str], Blob | None],
+        references: References,
+        pickles: bool,
+        report_for: Callable[[str], Report],
+        is_taken: Callable[[Kind, str], bool],
+    ) -> None:
+        self._internet = internet
+        self._hosts = hosts
+        self._blobs = blobs
+        self._room = room
+        self._find = find
+        self._pickles = pickles
+        self._report_for = report_for
+        self._is_taken = is_taken
+        self.references = references
+
+    def fetch(self, wanted: Wanted, stop: threading.Event) -> Blob:
+        """The blob for a reference: found by its content, or downloaded.
+
+        Raises:
+            WorkerError: says why it cannot be had.
+        """
+        remote = self.resolve(wanted.ref, stop)
+        self._check_told(wanted, remote)
+        sha256 = wanted.sha256 or remote.sha256
+
+        def there() -> Blob | None:
+            known = sha256 or self.references.sha256(wanted.ref)
+            return self._find(known) if known else None
+
+        key = sha256 or wanted.ref.key
+        blob = there()
+        while blob is None:
+            with self._blobs.lease(key, lambda: there() is not None, stop) as is_mine:
+                blob = self._download(wanted, remote, sha256, key, stop) if is_mine else there()
+                self._note(wanted, remote, blob)  # now: who waits may know the file by it only
+        self._note(wanted, remote, blob)
+        return blob
+
+    def _note(self, wanted: Wanted, remote: RemoteFile, blob: Blob | None) -> None:
+        is_hosts_own = wanted.sha256 in {None, remote.sha256}
+        if blob and is_hosts_own and self.references.sha256(wanted.ref) != blob.sha256:
+            self.references.note(wanted.ref, remote, blob.sha256)
+
+    def resolve(self, ref: ModelRef, stop: threading.Event) -> RemoteFile:
+        """What the host says about the file; asked at most once an hour."""
+        remote = self.references.remote(ref)
+        if remote is None:
+            try:
+                remote = self._hosts[type(ref)].resolve(ref, stop)
+            except WorkerError as error:
+                self.references.note_refusal(ref, error)
+                raise
+            self.references.note(ref, remote)
+        return remote
+
+    # Checks ----------------------------------------------------------------------------------
+
+    def _check_told(self, wanted: Wanted, remote: RemoteFile) -> None:
+        """What can be refused by the host's word alone, before a byte is fetched."""
+        suffix = PurePosixPath(remote.filename).suffix.lower()
+        if suffix in PICKLES and not self._pickles:
+            raise ModelUnsafe(
+                f"{remote.filename!r} is a pickle: loading it can run any code.",
+                hint="Use the model's .safetensors file; ALLOW_PICKLES=true permits pickles.",
+            )
+        if suffix in _FOREIGN:
+            raise ModelNotSupported(
+                f"{remote.filename!r}: A1111 v1.9.3 cannot load {suffix} files as models."
+            )
+        if wanted.kind and remote.role:
+            name = remote.title or remote.filename
+            architecture.check_usable(name, wanted.kind, Architecture(role=remote.role))
+
+    def _inspect(self, wanted: Wanted, name: str, start: bytes, size: int | None) -> int | None:
+        """Refuse what is no usable model; see `download.Hooks`."""
+        needed = model_header.header_length(start)
+        if needed and len(start) < min(needed, size or needed):
+            return needed
+        header = model_header.parse_header(start)
+        if size is not None and header.size != size:
+            raise ModelFileInvalid(
+                f"{name}: the host has {size} bytes, the file's header says {header.size}."
+            )
+        found = architecture.detect(header)
+        architecture.check_usable(name, wanted.kind or _kind(found), found)
+        return None
+
+    # Download --------------------------------------------------------------------------------
+
+    def _download(
+        self,
+        wanted: Wanted,
+        remote: RemoteFile,
+        sha256: str | None,
+        key: str,
+        stop: threading.Event,
+    ) -> Blob:
+        name = remote.title or remote.filename
+        host = self._hosts[type(wanted.ref)]
+        source = Source(self._internet, remote.url, lambda said: host.refusal(said, remote))
+        is_pickle = _suffix(remote) in PICKLES
+        log.info("fetching %s from %s", name, remote.source)
+        begun = time.monotonic()
+        with closing(self._report_for(name)) as report:
+            hooks = Hooks(
+                inspect=lambda start, size: (
+                    None if is_pickle else self._inspect(wanted, name, start, size)
+                ),
+                make_room=lambda size: self._room.make(key, size),
+                report=self._heard_by(report, key),
+                stop=stop,
+            )
+            try:
+                fetched = download(source, self._blobs.partial(key), sha256, hooks)
+            except WorkerError as error:
+                self.references.note_refusal(wanted.ref, error)
+                raise
+            finally:
+                self._room.done(key)
+        blob = self._publish(wanted, remote, fetched)
+        rate = fetched.size / 1e6 / max(time.monotonic() - begun, 0.001)
+        log.info("fetched %s: %.1f MB at %.0f MB/s", name, fetched.size / 1e6, rate)
+        return blob
+
+    def _heard_by(self, report: Report, key: str) -> Callable[[int, int | None], None]:
+        def heard(fetched: int, size: int | None) -> None:
+            report(fetched, size)
+            if size is not None:
+                self._room.left(key, size - fetched)
+
+        return heard
+
+    def _publish(self, wanted: Wanted, remote: RemoteFile, fetched: Fetched) -> Blob:
+        suffix = _suffix(remote)
+        try:
+            header = None if suffix in PICKLES else read_header(fetched.path)
+        except WorkerError:
+            discard(fetched.path)
+            raise
+        found = architecture.detect(header) if header else Architecture()
+        kind = wanted.kind or remote.role or _kind(found)
+        has_secret = wanted.ref.shown != str(wanted.ref)
+        about = About(
+            kind=kind,
+            stem=stem_of(wanted.filename or fetched.filename or remote.filename),
+            suffix=suffix,
+            size=fetched.size,
+            mtime=0,  # the store's business
+            source=remote.source,
+            ref=None if has_secret else str(wanted.ref),
+            title=remote.title,
+            family=found.family or remote.family,
+            trained_words=remote.trained_words,
+        )
+        return self._blobs.add(
+            fetched.path, fetched.sha256, about, lambda stem: self._is_taken(kind, stem)
+        )
+
+
+def _suffix(remote: RemoteFile) -> str:
+    suffix = PurePosixPath(remote.filename).suffix.lower()
+    return suffix if suffix in PICKLES else SAFETENSORS
+
+
+def _kind(found: Architecture) -> Kind:
+    """The kind of a file that nobody has said anything about."""
+    return next((kind for kind in FOLDERS if kind == found.role), "checkpoint")
