@@ -436,6 +436,26 @@ def test_what_moved_once_is_used_as_it_was_when_its_host_is_down(
     assert manager.ensure(wanted)[0].known_sha256 == sha256(OTHER)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "is_fetched"),
+    [('"a"', '"a"', False), ('"a"', '"b"', True), ('W/"a"', 'W/"a"', True), ("", "", True)],
+)
+def test_a_web_file_is_fetched_again_unless_its_etag_is_the_same(
+    hosts, manager, clock, before, now, is_fetched
+):
+    url = hosts.add_web("/x.safetensors", LORA, etag=before)
+    first = fetch(manager, url)
+    clock.now += FRESH + 1
+    hosts.add_web("/x.safetensors", LORA, etag=now)
+    hosts.forget_requests()
+
+    assert fetch(manager, url).sha256 == first.sha256
+    assert (hosts.bytes_sent("web") > 1) == is_fetched
+    hosts.forget_requests()
+    fetch(manager, url)
+    assert not hosts.requests
+
+
 def test_a_moving_reference_that_still_means_the_same_is_not_fetched_again(hosts, manager, clock):
     hosts.add_hf("org/name", "x.safetensors", LORA)
     fetch(manager, "org/name/x.safetensors")

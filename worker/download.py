@@ -20,6 +20,7 @@ from pathlib import Path
 from worker.errors import (
     FetchStopped,
     JobError,
+    ModelFileInvalid,
     ModelHashMismatch,
     ModelHostFailed,
     StoreFull,
@@ -199,6 +200,8 @@ class _Transfer:
             raise self._failure
         self._inspect()  # of a short file whose size nobody knew
         size, sha256 = self._file.finish()
+        if not size:
+            raise ModelFileInvalid(f"{self._source.host}: the file is empty.")
         self._hooks.report(size, size)
         return Fetched(self._file.path, size, sha256, self._filename, self._file.etag)
 

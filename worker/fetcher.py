@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from worker import architecture, model_header
@@ -21,7 +22,7 @@ from worker.architecture import Architecture, Kind
 from worker.blobs import About, Blob, Blobs
 from worker.download import Fetched, Hooks, download
 from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
-from worker.internet import Internet
+from worker.internet import Internet, strong
 from worker.model_file import FOLDERS, read_header
 from worker.model_host import ModelHost, RemoteFile
 from worker.model_ref import ModelRef, Wanted
@@ -112,7 +113,10 @@ class Fetcher:
             except WorkerError as error:
                 self.references.note_refusal(ref, error)
                 raise
-            self.references.note(ref, remote)
+            etag = None if remote.sha256 else self.references.etag(ref)
+            same = etag is not None and self._internet.etag(remote.url) == etag
+            sha256 = self.references.sha256(ref, stale=True) if same else None
+            self.references.note(ref, replace(remote, etag=etag if same else None), sha256)
         return remote
 
     # Checks ----------------------------------------------------------------------------------
@@ -156,7 +160,8 @@ class Fetcher:
         sha256: str | None,
         key: str,
         stop: threading.Event,
-    ) -> Blob:
+    ) -> Blob | None:
+        """The blob; None if another worker has taken the download over."""
         name = remote.title or remote.filename
         host = self._hosts[type(wanted.ref)]
         source = Source(self._internet, remote.url, lambda said: host.refusal(said, remote))
@@ -179,7 +184,10 @@ class Fetcher:
                 raise
             finally:
                 self._room.done(key)
+        if not fetched.path.exists():  # this one stood still for longer than a lease lasts
+            return None
         blob = self._publish(wanted, remote, fetched)
+        self._note(wanted, replace(remote, etag=strong(fetched.etag)), blob)
         rate = fetched.size / 1e6 / max(time.monotonic() - begun, 0.001)
         log.info("fetched %s: %.1f MB at %.0f MB/s", name, fetched.size / 1e6, rate)
         return blob

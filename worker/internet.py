@@ -37,6 +37,7 @@ READ_TIMEOUT = 30.0
 ATTEMPTS = 4
 LONGEST_WAIT = 30.0
 
+_HAS_IT = {200, 206}
 _REDIRECTS = {301, 302, 303, 307, 308}
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # no other IPv6 address is on the internet
@@ -284,6 +285,14 @@ class Internet:
                 raise FetchStopped("the download was stopped.")
         raise AssertionError("the last attempt returns or raises")
 
+    def etag(self, url: str) -> str | None:
+        """The mark of the version that the host has now; None if it gives none or no answer."""
+        try:
+            with self.open(url, headers={"Range": "bytes=0-0"}) as reply:
+                return strong(reply.headers.get("ETag")) if reply.status in _HAS_IT else None
+        except ModelHostFailed:
+            return None
+
     def _send(self, method: str, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         pools = self._pools_for(url)
         headers |= {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
@@ -321,6 +330,11 @@ def _failed(url: str, error: Exception) -> ModelHostFailed:
 def _is_busy(document: Document) -> bool:
     challenged = document.status == 403 and b"Just a moment" in document.body  # noqa: PLR2004
     return document.status in BUSY or challenged
+
+
+def strong(etag: str | None) -> str | None:
+    """The ETag, if two files with it have the same bytes."""
+    return etag if etag and not etag.startswith("W/") else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -9,7 +9,13 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from worker.architecture import Kind
-from worker.errors import ModelForbidden, ModelHostFailed, ModelNotFound, WorkerError
+from worker.errors import (
+    ModelFileInvalid,
+    ModelForbidden,
+    ModelHostFailed,
+    ModelNotFound,
+    WorkerError,
+)
 from worker.internet import NEVER, Document
 from worker.model_ref import ModelRef
 
@@ -27,6 +33,7 @@ class RemoteFile:
         role: what the host says the file is.
         family: what it says it was made for, in its own words (`SDXL 1.0`).
         trained_words: the words that make a LoRA or an embedding act.
+        etag: the host's mark of the version that was fetched; strong ones only.
     """
 
     url: str
@@ -38,6 +45,7 @@ class RemoteFile:
     title: str = ""
     family: str | None = None
     trained_words: tuple[str, ...] = ()
+    etag: str | None = None
 
 
 class ModelHost(Protocol):
@@ -66,4 +74,6 @@ class AnyHost:
             return ModelForbidden(said, status=document.status)
         if document.status in {404, 410}:
             return ModelNotFound(said, hint="Check the URL.", status=document.status)
+        if document.status == 416:  # noqa: PLR2004 - not even the first byte can be had
+            return ModelFileInvalid(f"{remote.source}: the file is empty.")
         return ModelHostFailed(said, status=document.status)

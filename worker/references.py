@@ -81,6 +81,11 @@ class References:
             raise _LASTING.get(code, ModelNotFound)(message, hint=hint)
         return entry.remote if _age(entry.at) < METADATA_FRESH else None
 
+    def etag(self, ref: ModelRef) -> str | None:
+        """The host's mark of the version that was fetched, on whatever day."""
+        entry = self._entry(ref)
+        return entry.remote.etag if entry and entry.sha256 and entry.remote else None
+
     def note(self, ref: ModelRef, remote: RemoteFile, sha256: str | None = None) -> None:
         """The host's answer, and the content once it is here."""
         has_secret = ref.shown != str(ref)
