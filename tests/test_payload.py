@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,64 @@ def test_a_throwaway_picture_keeps_the_models_and_changes_the_prompt():
 
     assert (tiny["prompt"], tiny["steps"], tiny["width"]) == ("", 1, 64)
     assert tiny["override_settings"] == body["override_settings"]
+
+
+FOX = replace(file("lora", "fox"), trained_words=("fox, red fur",))
+PLAIN = file("lora", "plain")
+
+
+@pytest.mark.parametrize(
+    ("job", "prompt"),
+    [
+        ({}, "a cat <lora:fox:1> <lora:plain:1>"),
+        ({"trigger_words": True}, "a cat, fox, red fur <lora:fox:1> <lora:plain:1>"),
+    ],
+)
+def test_trained_words_come_where_the_job_wants_them(catalog, job, prompt):
+    loras = {"loras": ["fox", "plain"], "prompt": "a cat"}
+    payload = compose(catalog, loras | job, loras=(FOX, PLAIN))
+
+    assert payload.body["prompt"] == prompt
+    unknown = ("LoRA 'plain': its trained words are not known.",)
+    assert payload.warnings == (unknown if job else ())
+
+
+def test_a_loras_own_word_on_trained_words_goes_before_the_jobs(catalog):
+    loras = [{"name": "fox", "trigger_words": False}]
+    assert (
+        compose(catalog, {"loras": loras, "trigger_words": True, "prompt": "x"}, loras=(FOX,)).body[
+            "prompt"
+        ]
+        == "x <lora:fox:1>"
+    )
+    loras = [{"name": "fox", "trigger_words": True}]
+    assert compose(catalog, {"loras": loras, "prompt": "x"}, loras=(FOX,)).body["prompt"] == (
+        "x, fox, red fur <lora:fox:1>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "used"),
+    [
+        ({"negative_prompt": "bad, EasyNeg"}, {"easyneg"}),
+        ({"prompt": "easyneg"}, {"easyneg"}),
+        ({"prompt": "easy"}, set()),
+    ],
+)
+def test_an_embedding_counts_where_a_prompt_uses_it(catalog, job, used):
+    embeddings = (file("embedding", "easyneg"),)
+    payload = compose(catalog, job | {"embeddings": ["easyneg"]}, embeddings=embeddings)
+
+    assert payload.expected.embeddings == used
+    assert bool(payload.warnings) == (not used)
+    assert "embeddings" not in payload.body
+
+
+def test_models_get_the_names_that_the_engine_sees():
+    base, fox = file("checkpoint", "base"), file("lora", "fox")
+    seen = replace(fox, stem="fox-0123456789")
+    models = Models(checkpoint=base, loras=((fox, None),), written_loras={"Fox": fox})
+
+    renamed = models.renamed({base: base, fox: seen})
+
+    assert renamed == Models(checkpoint=base, loras=((seen, None),), written_loras={"Fox": seen})

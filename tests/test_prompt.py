@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import InvalidInput
-from worker.prompt import LoraTag, add_lora_tags, lora_tags, rename_lora_tags
+from worker.prompt import LoraTag, add_lora_tags, add_words, lora_tags, rename_lora_tags
 
 TAGS = [
     ("a cat", []),
@@ -70,3 +70,23 @@ def test_what_was_added_is_read_back(prompt, tags):
 def test_any_text_is_read_or_refused(prompt):
     with suppress(InvalidInput):
         assert all(tag.name in prompt for tag in lora_tags(prompt))
+
+
+WORDS = [
+    ("a fox", [], "a fox"),
+    ("a fox", ["red fur"], "a fox, red fur"),
+    ("", ["red fur", "tail"], "red fur, tail"),
+    ("a Fox, Red Fur", ["fox, red fur, tail"], "a Fox, Red Fur, tail"),
+    ("foxes", ["fox"], "foxes, fox"),
+    ("a (fox:1.2)", ["fox"], "a (fox:1.2)"),
+    ("a fox", ["fox", "FOX", "tail", "tail"], "a fox, tail"),
+    ("a cat # fox", ["fox"], "a cat # fox\nfox"),
+    ("a cat", [" , ,"], "a cat"),
+    ("(a+b)", ["a+b", "[x]"], "(a+b), [x]"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "words", "result"), WORDS)
+def test_words_are_added_once(prompt, words, result):
+    assert add_words(prompt, words) == result
+    assert add_words(result, words) == result

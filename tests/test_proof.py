@@ -1,11 +1,19 @@
 import json
+from contextlib import nullcontext
 
 import pytest
 
 from fakes.recorded import recorded
-from worker.errors import IncompleteAnswer, LoraNotApplied, WrongCheckpoint, WrongVae
+from worker.errors import (
+    IncompleteAnswer,
+    LoraNotApplied,
+    ModelMismatch,
+    ModelNotListed,
+    WrongCheckpoint,
+    WrongVae,
+)
 from worker.payload import Expected
-from worker.proof import applied_loras, check
+from worker.proof import applied_loras, check, check_embeddings, check_listed
 
 RECORDED = recorded("post_txt2img_lora_checkpoint")
 SILENT = recorded("post_txt2img_unknown_checkpoint_and_lora_silent_200")
@@ -68,3 +76,37 @@ def test_the_engines_list_of_loras_is_read(listed, names):
 
 def test_an_answer_without_the_list_has_no_loras():
     assert applied_loras({}) == {}
+
+
+LISTED = [{"filename": "/models/sub/base.safetensors"}], [{"name": "one"}, {"name": "two"}]
+
+
+def test_what_the_engine_lists_is_enough():
+    check_listed(*LISTED, Expected(1, "base", frozenset({"one"})))
+    check_listed([], [], Expected(1))
+
+
+@pytest.mark.parametrize(
+    ("expected", "missing"),
+    [
+        (Expected(1, "other", frozenset({"one"})), ["other"]),
+        (Expected(1, "base", frozenset({"three", "one"})), ["three"]),
+    ],
+)
+def test_a_model_that_the_engine_does_not_list_is_noticed(expected, missing):
+    with pytest.raises(ModelNotListed) as raised:
+        check_listed(*LISTED, expected)
+
+    assert raised.value.details["missing"] == missing
+
+
+EMBEDDINGS = {"loaded": {"good": {}}, "skipped": {"xl": {}}}
+
+
+@pytest.mark.parametrize(
+    ("used", "error"),
+    [({"good"}, None), (set(), None), ({"xl", "good"}, ModelMismatch), ({"nope"}, ModelNotListed)],
+)
+def test_an_embedding_that_was_not_loaded_is_noticed(used, error):
+    with pytest.raises(error) if error else nullcontext():
+        check_embeddings(EMBEDDINGS, Expected(1, embeddings=frozenset(used)))

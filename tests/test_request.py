@@ -5,6 +5,7 @@ import pytest
 
 from fakes.recorded import recorded
 from worker.errors import InvalidInput
+from worker.model_ref import CivitAIVersion, Sha256, StoreName, WebFile
 from worker.payload import OURS
 from worker.request import FOREIGN_NAMES, Txt2ImgRequest, json_schema, parse
 
@@ -140,3 +141,51 @@ def test_the_json_schema_is_complete_json():
     assert set(schema["properties"]) == set(Txt2ImgRequest.model_fields)
     assert schema["properties"]["steps"]["maximum"] == 150
     assert schema["$defs"]["LoraReference"]["anyOf"][0]["type"] == "string"
+
+
+REFERENCES = [
+    ("1590699", CivitAIVersion(1590699), None),
+    (1590699, CivitAIVersion(1590699), None),
+    ({"version_id": 7, "name": "For people: any text"}, CivitAIVersion(7), None),
+    ({"air": "civitai:4384@128713"}, CivitAIVersion(128713), None),
+    ({"url": "https://example.com/x.safetensors", "sha256": "A" * 64}, "url", "a" * 64),
+    ({"sha256": f"sha256:{'b' * 64}"}, Sha256("b" * 64), "b" * 64),
+    ({"name": "Detail", "filename": "detail.safetensors"}, StoreName("detail.safetensors"), None),
+    ("detail [0123456789]", StoreName("detail"), None),
+]
+
+
+@pytest.mark.parametrize(("written", "ref", "sha256"), REFERENCES, ids=str)
+def test_a_model_can_be_named_in_many_ways(written, ref, sha256):
+    wanted = parse({"checkpoint": written}).checkpoint.wanted("checkpoint")
+
+    assert wanted.ref == (WebFile(written["url"]) if ref == "url" else ref)
+    assert (wanted.kind, wanted.sha256) == ("checkpoint", sha256)
+
+
+SECRET = "abcdefghijklmnop"
+UNREADABLE = [
+    {"url": "s3://bucket/x.safetensors"},
+    {"url": "https://civitai.com/images/5"},
+    {"url": "https://a.example/x", "version_id": 5},
+    {"version_id": 0},
+    {"version_id": True},
+    {"air": "https://example.com/x"},
+    {"sha256": "abc"},
+    {"filename": "../x.safetensors"},
+    {"url": f"https://user:{SECRET}@example.com/x?sig={SECRET}"},
+    {"url": f"https://civitai.com/images/5?token={SECRET}"},
+    f"https://a:{SECRET}@x.y/?{SECRET}={SECRET}",
+    {"name": 5, "url": f"https://x.y/z?sig={SECRET}"},
+]
+
+
+@pytest.mark.parametrize("written", UNREADABLE, ids=str)
+@pytest.mark.parametrize("field", ["checkpoint", "vae", "loras", "embeddings"])
+def test_a_reference_that_cannot_be_read_is_refused_at_once(field, written):
+    with pytest.raises(InvalidInput) as raised:
+        parse({field: [written] if field.endswith("s") else written})
+
+    assert field in str(raised.value)
+    assert SECRET not in str(raised.value)
+    assert SECRET not in str(raised.value.details)

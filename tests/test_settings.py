@@ -98,3 +98,49 @@ def test_start_sh_keeps_the_same_secrets_from_the_engine():
 
 def test_every_setting_is_explained():
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize("name", ["CIVITAI_API_KEY", "CIVITAI_TOKEN", "HF_TOKEN"])
+def test_a_credential_may_be_in_a_file(name, tmp_path):
+    (tmp_path / "secret").write_text(" abcdef0123 \n")
+    environ = {f"{name}_FILE": str(tmp_path / "secret")}
+    settings = Settings.from_environ(environ)
+
+    secret = settings.hf_token if name == "HF_TOKEN" else settings.civitai_api_key
+    assert secret.get_secret_value() == "abcdef0123"
+    assert "abcdef0123" not in repr(settings)
+    assert "abcdef0123" in secret_values(environ)
+
+
+def test_the_variable_goes_before_its_file_and_its_other_name(tmp_path):
+    (tmp_path / "secret").write_text("from-file")
+    environ = {"CIVITAI_TOKEN": "other", "CIVITAI_API_KEY_FILE": str(tmp_path / "secret")}
+
+    assert Settings.from_environ(environ).civitai_api_key.get_secret_value() == "from-file"
+    environ["CIVITAI_API_KEY"] = "plain"
+    assert Settings.from_environ(environ).civitai_api_key.get_secret_value() == "plain"
+
+
+def test_a_missing_file_of_a_credential_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"HF_TOKEN_FILE='.*nope' cannot be read"):
+        Settings.from_environ({"HF_TOKEN_FILE": str(tmp_path / "nope")})
+
+
+def test_a_credential_that_no_header_can_carry_is_refused_without_showing_it():
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_environ({"CIVITAI_API_KEY": "two\nlines"})
+
+    assert "CIVITAI_API_KEY=***: must be one word" in str(raised.value)
+    assert "lines" not in str(raised.value).replace("one word", "")
+
+
+def test_hosts_that_the_operator_chose_are_trusted():
+    settings = Settings.from_environ(
+        {"TRUSTED_HOSTS": "Mirror.example:8080, 10.0.0.1", "CIVITAI_URL": "http://civitai.lan/"}
+    )
+
+    assert settings.trusted_hosts == ("mirror.example:8080", "10.0.0.1")
+    assert settings.mirrors == ["civitai.lan"]
+    assert Settings.from_environ({}).mirrors == []
+    with pytest.raises(ConfigError, match="without https://"):
+        Settings.from_environ({"TRUSTED_HOSTS": "https://mirror.example"})

@@ -8,6 +8,7 @@ a number: whatever passes here has a shape that A1111 takes.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -64,6 +65,7 @@ FOREIGN_NAMES = {
 }
 
 _LEAST_DENOISING = 0.01
+_URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
 _MAX_SHOWN = 12  # problems in one message; more help nobody
 
 
@@ -305,7 +307,8 @@ def _unknown_key(place: str, key: str, *, in_job: bool) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    # What a URL holds before its host and behind its path may be secret.
+    text = _URL_SECRETS.sub("...", repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth
 
 
