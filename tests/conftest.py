@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from fakes.a1111_process import free_port
@@ -10,6 +11,12 @@ from fakes.recorded import recorded
 from fakes.supervised import LASTING_ENGINE, LASTING_HANDLER, REAL, Worker
 from worker.catalog import Catalog
 from worker.settings import SECRET_NAME, Settings
+
+# On a loaded machine an example may take long; that is no fault of what is tested.
+hypothesis.settings.register_profile(
+    "loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("loaded")
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -333,7 +333,6 @@ PASSING = [
     fault_("chunked"),
     fault_("etag_changes"),
     fault_("tiering"),
-    fault_("url_limits", uses=1),
     fault_("url_limits", uses=3),
     fault_("server_error", 3, role="storage"),
     fault_("server_error", 4, skip=2, role="storage", status=503),

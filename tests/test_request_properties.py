@@ -92,7 +92,7 @@ def found(kind, wanted):
     return ModelFile(kind, Path("/store/x.safetensors"), "x", 1) if wanted else None
 
 
-@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6_000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(job_inputs)
 def test_any_input_is_refused_or_has_a_shape_that_a1111_takes(catalog, job_input):
     try:

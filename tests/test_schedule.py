@@ -46,18 +46,21 @@ def test_the_first_part_is_taken_before_the_size_is_known():
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
-    ("size", "connections", "length"),
+    ("size", "begun", "connections", "length"),
     [
-        (1000, 1, 40),  # no part is larger
-        (100, 1, 40),
-        (60, 1, 30),  # half of what is left
-        (60, 3, 10),
-        (60, 6, 7),  # no part is smaller
-        (5, 1, 5),  # but the last one
+        (1000, 0, 1, 7),  # no part is smaller
+        (1000, 20, 1, 20),  # as much as has begun
+        (1000, 100, 10, 10),  # by each connection
+        (1000, 500, 1, 40),  # no part is larger
+        (100, 60, 1, 20),  # half of what is left
+        (100, 70, 3, 7),
+        (5, 0, 1, 5),  # the last one may be smaller
     ],
 )
-def test_parts_shrink_towards_the_end(size, connections, length):
-    assert spans(Parts(size).take(connections)) == (0, length)
+def test_parts_grow_at_the_beginning_and_shrink_towards_the_end(size, begun, connections, length):
+    parts = Parts(size, [(0, begun)] if begun else [])
+
+    assert spans(parts.take(connections)) == (begun, begun + length)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -70,16 +73,16 @@ def test_what_a_connection_leaves_is_free_again():
     parts.give_back(first)
 
     assert parts.contiguous == 3
-    assert parts.done() == [(0, 3), (40, 70)]
-    assert spans(parts.take(1)) == (3, 36)  # 67 are left
+    assert parts.done() == [(0, 3), (7, 14)]
+    assert spans(parts.take(1)) == (3, 7)
 
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
     ("done", "contiguous", "fetched", "next_part"),
     [
-        ([], 0, 0, (0, 40)),
-        ([(0, 10)], 10, 10, (10, 50)),
+        ([], 0, 0, (0, 7)),
+        ([(0, 10)], 10, 10, (10, 20)),
         ([(5, 10)], 0, 5, (0, 5)),
         ([(90, 100), (0, 50)], 50, 60, (50, 70)),
         ([(0, 60), (50, 80)], 80, 80, (80, 90)),  # they overlap
@@ -222,7 +225,7 @@ def test_a_large_file_has_few_parts_of_sensible_size(size, connections):
     while part := parts.take(connections):
         lengths.append(part.end - part.position)
     assert sum(lengths) == size
-    assert all(length <= 32 * MIB for length in lengths)
+    assert all(length <= 16 * MIB for length in lengths)
     assert all(length >= 4 * MIB for length in lengths[:-1])
 
 
@@ -257,13 +260,13 @@ def test_a_host_that_limits_each_connection_gets_many():
 
 def test_a_worker_at_its_limit_keeps_few():
     seen = simulate(lambda _: 900e6)
-    assert max(seen) <= 6  # one try
+    assert seen.count(MOST_CONNECTIONS) * 0.02 <= 2.0  # seconds of ten: a try now and then
     assert usual(seen) == FEWEST_CONNECTIONS
 
 
-def test_a_link_is_filled_and_not_overfilled():
+def test_a_link_is_filled():
     seen = simulate(lambda count: min(count * 20e6, 110e6))
-    assert usual(seen) == 6
+    assert usual(seen) == MOST_CONNECTIONS
 
 
 def test_a_host_that_recovers_is_tried_again():

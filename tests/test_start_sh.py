@@ -104,7 +104,7 @@ SECRETS = {
     "RUNPOD_AI_API_KEY": "1",
     "RUNPOD_WEBHOOK_GET_JOB": "2",
     "CIVITAI_TOKEN": "3",
-    "CIVITAI_API_KEY_FILE": "4",
+    "CIVITAI_API_KEY_FILE": "/dev/null",
     "HF_TOKEN": "5",
     "AWS_SESSION_TOKEN": "6",
     "BUCKET_SECRET_ACCESS_KEY": "7",

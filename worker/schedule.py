@@ -1,9 +1,9 @@
 """Who fetches which bytes of a file next, and over how many connections. Pure: no IO, no clock.
 
 Parts are handed out in file order, so the bytes that have arrived without a hole grow steadily
-and can be hashed on the way. They get smaller towards the end, so that all connections finish
-together. The number of connections grows while that makes the download faster: object stores
-limit each connection, and a fast host needs but a few.
+and can be hashed on the way. They are small at the beginning, so that this starts early, and
+towards the end, so that all connections finish together. The number of connections grows while
+that makes the download faster: object stores limit each connection, a fast host needs but a few.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MIB = 1 << 20
-FIRST_PART = 16 * MIB  # before the size is known; most LoRAs' header and many a whole LoRA
+FIRST_PART = 4 * MIB  # before the size is known; enough for nearly every header
 SMALLEST_PART = 4 * MIB
-LARGEST_PART = 32 * MIB
+LARGEST_PART = 16 * MIB
 _NO_END = 1 << 62
 
-FEWEST_CONNECTIONS = 2
+FEWEST_CONNECTIONS = 3
 MOST_CONNECTIONS = 24
-GROWTH = 3
+GROWTH = 8
 WORTH_IT = 1.15  # more connections must raise the rate by this factor
 SETTLING = 0.12  # seconds until new connections deliver
 MEASURING = 0.2
@@ -63,7 +63,9 @@ class Parts:
         if self.size is None:
             return FIRST_PART
         left = sum(end - start for start, end in self._free)
-        return max(SMALLEST_PART, min(LARGEST_PART, left // (2 * connections)))
+        begun = self.size - left
+        length = min(LARGEST_PART, begun // connections, left // (2 * connections))
+        return max(SMALLEST_PART, length)
 
     def give_back(self, part: Part) -> None:
         """The connection is done with it; what it has not fetched is free again."""
