@@ -8,23 +8,33 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 PIP_FLAGS ?=
 
-MODELS_DIR ?= models
-DEMO_MODEL := $(MODELS_DIR)/Stable-diffusion/tiny-sd15.safetensors
+# the first job: test_input.json with this prompt and checkpoint in it
+define JOB_SCRIPT
+import json, os
+job = json.load(open("test_input.json"))
+given = {key: os.environ[key.upper()] for key in ("prompt", "checkpoint")}
+job["input"] |= {key: value for key, value in given.items() if value}
+print(json.dumps(job))
+endef
 
-export ENGINE ?= embedded
-export MODELS_DIR
+run serve: export ENGINE ?= embedded
+run serve: export MODELS_DIR ?= models
+run serve: export BAKED_MODELS_DIR ?= demo
+run: export PROMPT ?=
+run: export CHECKPOINT ?= demo-shapes
+run: export JOB = $(JOB_SCRIPT)
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: $(VENV)/.ready $(DEMO_MODEL)  ## run test_input.json on the embedded engine; the picture goes to outputs/
-	OUTPUT_DIR=outputs RUNPOD_LOG_LEVEL=WARN ./start.sh --test_input "$$(cat test_input.json)"
+run: $(VENV)/.ready  ## a picture in outputs/ from test_input.json; PROMPT="a green star" CHECKPOINT=name
+	OUTPUT_DIR=outputs RUNPOD_LOG_LEVEL=WARN ./start.sh --test_input "$$($(BIN)/python -c "$$JOB")"
 
-serve: $(VENV)/.ready $(DEMO_MODEL)  ## RunPod's local API on http://localhost:8000 (PORT=...) for curl
+serve: $(VENV)/.ready  ## RunPod's local API on http://localhost:8000 (PORT=...) for curl
 	./start.sh --rp_serve_api --rp_api_port $(PORT)
 
 test: $(VENV)/.ready lint  ## everything that CI checks
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: $(VENV)/.ready  ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
@@ -36,6 +46,9 @@ fmt: $(VENV)/.ready  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+demo-model: $(VENV)/.ready  ## train the demo model anew: two cores, two hours
+	$(BIN)/python -m training
+
 clean:  ## remove the environment, the embedded engine's data and the pictures; models stay
 	rm -rf $(VENV) webui-data outputs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -46,7 +59,4 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
-$(DEMO_MODEL): | $(VENV)/.ready
-	$(BIN)/python -m engine.tiny $(@D)
-
-.PHONY: help run serve test lint fmt clean
+.PHONY: help run serve test lint fmt demo-model clean

@@ -111,12 +111,8 @@ class Handler:
             asyncio.to_thread(self._models.prepare_models_for_request, wanted, stop)
         )
         try:
-            done, _ = await asyncio.wait({preparing}, timeout=watch.left())
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({preparing})
-            raise
-        if not done:
+            await asyncio.wait({preparing}, timeout=watch.left())
+        finally:
             stop.set()
             await asyncio.wait({preparing})
         try:

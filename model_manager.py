@@ -35,7 +35,7 @@ from worker.fetcher import Fetcher
 from worker.huggingface import HuggingFace
 from worker.internet import NEVER, Internet, origin
 from worker.model_file import FOLDERS, ModelFile
-from worker.model_host import AnyHost
+from worker.model_host import AnyHost, ModelHost
 from worker.model_ref import (
     CivitAIModel,
     CivitAIVersion,
@@ -85,17 +85,9 @@ class ModelManager:
         budget = settings.models_budget_gb
         self.room = Room(self.store.fetched, None if budget is None else round(budget * 1e9))
         internet = Internet([*settings.trusted_hosts, *settings.mirrors], _tokens(settings))
-        is_public = settings.civitai_url == CIVITAI
-        civitai = CivitAI(internet, settings.civitai_url, CIVITAI_RED if is_public else None)
         self.fetcher = Fetcher(
             internet,
-            {
-                CivitAIVersion: civitai,
-                CivitAIModel: civitai,
-                Sha256: civitai,
-                HuggingFaceFile: HuggingFace(internet, settings.hf_endpoint),
-                WebFile: AnyHost(),
-            },
+            _hosts(settings, internet),
             self.store.fetched,
             self.room,
             find=self.store.blob,
@@ -274,11 +266,28 @@ class ModelManager:
                     )
 
 
+def _hosts(settings: Settings, internet: Internet) -> dict[type, ModelHost]:
+    """Class of a reference -> the host that understands it."""
+    civitai = CivitAI(internet, *_civitai_fronts(settings))
+    return {
+        CivitAIVersion: civitai,
+        CivitAIModel: civitai,
+        Sha256: civitai,
+        HuggingFaceFile: HuggingFace(internet, settings.hf_endpoint),
+        WebFile: AnyHost(),
+    }
+
+
+def _civitai_fronts(settings: Settings) -> list[str]:
+    """CivitAI's two fronts are one site with one set of keys; the operator's mirror is alone."""
+    url = settings.civitai_url
+    return [url, CIVITAI_RED] if url == CIVITAI else [url]
+
+
 def _tokens(settings: Settings) -> dict[str, str]:
-    """Origin -> token. CivitAI's two fronts are one site with one set of keys."""
-    fronts = [settings.civitai_url]
-    fronts += [CIVITAI_RED] if settings.civitai_url == CIVITAI else []
+    """Origin -> token."""
     key, token = settings.civitai_api_key, settings.hf_token
+    fronts = _civitai_fronts(settings)
     tokens = {origin(front): key.get_secret_value() for front in fronts} if key else {}
     return tokens | ({origin(settings.hf_endpoint): token.get_secret_value()} if token else {})
 

@@ -39,7 +39,6 @@ def ours(task: Task, *, hashed: bool = True) -> Work:
     from worker.download import Hooks, download
     from worker.errors import ModelFileInvalid
     from worker.internet import Internet
-    from worker.model_file import read_header
     from worker.model_header import header_length, parse_header
     from worker.partial_file import discard
     from worker.source import Source
@@ -59,7 +58,6 @@ def ours(task: Task, *, hashed: bool = True) -> Work:
     def work() -> str | None:
         source = Source(internet, task.url, lambda said: ModelFileInvalid(f"status {said.status}"))
         fetched = download(source, part, expected, Hooks(inspect=inspect))
-        read_header(part)
         part.replace(task.target)
         _sync_folder(task.target.parent)
         discard(part)

@@ -28,7 +28,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=3000)
     parser.add_argument("--data-dir", type=Path, required=True, help="a folder in A1111's layout")
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="for torch; default: all cores"
+        "--threads",
+        type=int,
+        default=os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1,
+        help="for torch; default: OMP_NUM_THREADS, else all cores",
     )
     return parser.parse_args()
 

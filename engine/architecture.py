@@ -61,9 +61,14 @@ def infer(shapes: Shapes, metadata: Mapping[str, str]) -> Architecture:
         components["text_encoder_2"] = _openclip(_below(shapes, OPENCLIP_XL))
     for name, options in json.loads(metadata.get("engine.config", "{}")).items():
         components[name] |= options
-    if components["unet"]["in_channels"] != LATENT_CHANNELS:
-        raise Unsupported("checkpoints whose UNet takes more than the latent image (inpainting)")
+    check_channels(components["unet"])
     return Architecture(is_xl, components)
+
+
+def check_channels(unet: Mapping[str, Any]) -> None:
+    """Raise Unsupported for a UNet's configuration that takes more than the latent image."""
+    if unet["in_channels"] != LATENT_CHANNELS:
+        raise Unsupported("checkpoints whose UNet takes more than the latent image (inpainting)")
 
 
 def _below(shapes: Shapes, prefix: str) -> Shapes:

@@ -1,4 +1,7 @@
-"""The checkpoint files: what there is, by which names A1111 knows each, and their hashes."""
+"""The checkpoints: what there is, by which names A1111 knows each, and their hashes.
+
+A checkpoint is a safetensors file, or a diffusers folder: one with a model_index.json.
+"""
 
 import hashlib
 import logging
@@ -11,32 +14,44 @@ log = logging.getLogger(__name__)
 HASH_DIGITS = 10
 OLD_HASH_DIGITS = 8
 BLOCK_BYTES = 2**20
+FOLDER_MARK = "model_index.json"
+WEIGHTS = "*.safetensors"
+NO_FILE = "NOFILE"  # A1111's old hash of a file that is not there
+
+# (path, size, time) of every file that counts
+Identity = tuple[tuple[Path, int, int], ...]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file below models/Stable-diffusion; `name` is its path relative to that folder."""
+    """A file or diffusers folder below models/Stable-diffusion; `name` is its path from there."""
 
     path: Path
     name: str
     old_hash: str
+    is_folder: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """`.safetensors`; a folder has none, whatever points are in its name."""
+        return "" if self.is_folder else self.path.suffix
 
     @property
     def stem(self) -> str:
-        """The file's name without folder and suffix: `sd_model_name` in an answer."""
-        return self.path.stem
+        """The name without parent folders and suffix: `sd_model_name` in an answer."""
+        return self.path.name.removesuffix(self.suffix)
 
     @property
     def model_name(self) -> str:
         """The name in GET /sd-models: folders become underscores."""
-        return self.name.removesuffix(self.path.suffix).replace("/", "_")
+        return self.name.removesuffix(self.suffix).replace("/", "_")
 
     def title(self, sha256: str | None) -> str:
         """The name shown; it gains the hash once that is known."""
         return f"{self.name} [{sha256[:HASH_DIGITS]}]" if sha256 else self.name
 
     def aliases(self, sha256: str | None) -> set[str]:
-        """Every name A1111 accepts for this file, in exactly this spelling."""
+        """Every name A1111 accepts for this checkpoint, in exactly this spelling."""
         names = {self.name, self.stem, self.model_name}
         names |= {self.old_hash, f"{self.name} [{self.old_hash}]"}
         if sha256:
@@ -51,16 +66,21 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.all: list[Checkpoint] = []
-        self._sha256: dict[tuple[Path, int, int], str] = {}
+        self._sha256: dict[Identity, str] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Read the folder again; subfolders too, sorted by name without regard to case."""
-        paths = sorted(self.folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
-        self.all = [self._describe(path) for path in paths if path.is_file()]
+        folders = {mark.parent for mark in self.folder.rglob(FOLDER_MARK)} - {self.folder}
+        files = {path for path in self.folder.rglob(WEIGHTS) if path.is_file()}
+        found = (path for path in folders | files if folders.isdisjoint(path.parents))
+        self.all = list(map(self._describe, sorted(found, key=lambda path: str(path).lower())))
 
     def _describe(self, path: Path) -> Checkpoint:
-        return Checkpoint(path, path.relative_to(self.folder).as_posix(), old_hash(path))
+        is_folder = path.is_dir()
+        file = _unet_file(path) if is_folder else path
+        name = path.relative_to(self.folder).as_posix()
+        return Checkpoint(path, name, old_hash(file) if file else NO_FILE, is_folder)
 
     def find(self, alias: str) -> Checkpoint | None:
         """The checkpoint of exactly this name or hash; of two with the same name the last."""
@@ -70,16 +90,20 @@ class Checkpoints:
     def known_sha256(self, checkpoint: Checkpoint) -> str | None:
         """The hash if this very content was hashed before."""
         try:
-            return self._sha256.get(_identity(checkpoint.path))
+            return self._sha256.get(_identity(checkpoint))
         except FileNotFoundError:
             return None
 
     def sha256(self, checkpoint: Checkpoint) -> str:
-        """The file's SHA-256, computed once per path, size and time. Raises FileNotFoundError."""
-        identity = _identity(checkpoint.path)
+        """The file's SHA-256, a folder's over the list of its weights and theirs.
+
+        Computed once per path, size and time. Raises FileNotFoundError.
+        """
+        identity = _identity(checkpoint)
         if identity not in self._sha256:
             log.info("hashing %s", checkpoint.name)
-            self._sha256[identity] = file_sha256(checkpoint.path)
+            hashing = _folder_sha256 if checkpoint.is_folder else file_sha256
+            self._sha256[identity] = hashing(checkpoint.path)
         return self._sha256[identity]
 
     def describe(self) -> list[dict[str, Any]]:
@@ -114,6 +138,22 @@ def old_hash(path: Path) -> str:
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:OLD_HASH_DIGITS]
 
 
-def _identity(path: Path) -> tuple[Path, int, int]:
-    stat = path.stat()
-    return path, stat.st_size, stat.st_mtime_ns
+def _folder_sha256(folder: Path) -> str:
+    """SHA-256 over a sorted line "relative/path sha256" for each file of weights."""
+    files = folder.rglob(WEIGHTS)
+    lines = (f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n" for file in files)
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _unet_file(folder: Path) -> Path | None:
+    """The UNet's weights, of several precisions those in half; None where there are none."""
+    files = sorted((folder / "unet").glob(WEIGHTS))
+    return next((file for file in files if ".fp16." in file.name), files[0] if files else None)
+
+
+def _identity(checkpoint: Checkpoint) -> Identity:
+    """Raises FileNotFoundError."""
+    checkpoint.path.stat()  # of a folder that is gone, rglob finds nothing
+    inside = sorted(checkpoint.path.rglob(WEIGHTS)) if checkpoint.is_folder else []
+    stats = ((path, path.stat()) for path in inside or [checkpoint.path])
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 FOLDERS = ("models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings")
 MODEL_SUFFIXES = (".safetensors", ".pt", ".ckpt")
+OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # these ignore the scheduler
 RANDOM_SEEDS = 2**32 - 1  # A1111 draws from 0 to 2^32 - 2
 
 
@@ -97,15 +98,33 @@ class Engine:
         sha256 = self.checkpoints.known_sha256(checkpoint) if checkpoint else None
         shown = {
             option.CHECKPOINT: checkpoint and checkpoint.title(sha256),
-            "sd_checkpoint_hash": sha256 or "",
+            option.CHECKPOINT_HASH: sha256 or "",
         }
-        return option.FIXED | self.options.values | shown
+        return option.ALL | self.options.values | shown
+
+    def get_flags(self) -> dict[str, Any]:
+        """The answer of GET /cmd-flags: A1111's flags that say where files are and what runs."""
+        checkpoints, loras, vaes, embeddings = (str(self.data_dir / name) for name in FOLDERS)
+        return {
+            "data_dir": str(self.data_dir),
+            "ckpt_dir": checkpoints,
+            "vae_dir": vaes,
+            "embeddings_dir": embeddings,
+            "ui_settings_file": str(self.options.file),
+            "api": True,
+            "nowebui": True,
+            "no_hashing": False,
+            "lora_dir": loras,
+        }
 
     def set_options(self, changes: dict[str, Any]) -> None:
         """POST /options: load the checkpoint if one is named, then remember, on disk too.
 
-        Raises RuntimeError for an unknown checkpoint, Unsupported for an unknown option.
+        A value that is so already is no change. Raises RuntimeError for an unknown checkpoint,
+        Unsupported for an unknown option.
         """
+        now = {name: v for name, v in self.get_options().items() if name != option.CHECKPOINT}
+        changes = {name: v for name, v in changes.items() if (name, v) not in now.items()}
         option.check(changes)
         if (alias := changes.get(option.CHECKPOINT)) is not None:
             checkpoint = self.checkpoints.find(alias)
@@ -160,7 +179,8 @@ class Engine:
     def _pictures(self, job: "_Job", model: Model, facts: Facts) -> list[Image.Image]:
         """One by one: in a batch the same seed would come out one or two levels different."""
         pictures: list[Image.Image] = []
-        conditioning = model.encode(job.text, job.request.negative_prompt, facts.clip_skip)
+        request, calls = job.request, job.sampler.calls(job.request.steps)
+        conditioning = model.encode(job.text, request.negative_prompt, facts.clip_skip, calls)
         for number, seed in enumerate(facts.seeds):
             self.progress.begin_picture(number)
             pictures.append(model.picture(conditioning, job.shot(seed), self.progress.step))
@@ -187,9 +207,11 @@ class _Job:
 
     def __init__(self, request: Txt2Img) -> None:
         self.request = request
-        self.sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
+        sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
+        self.sampler = sampler.with_eta(request.eta)
         self.scheduler = samplers.find_scheduler(self.sampler, request.scheduler)
-        self.text, self.tags = prompt.extract_loras(request.prompt)
+        self.text, tags = prompt.extract_loras(request.prompt)
+        self.tags = [] if request.disable_extra_networks else tags
         for text in (self.text, request.negative_prompt):
             prompt.refuse_unsupported(text)
 
@@ -220,7 +242,9 @@ class _Job:
             width=request.width,
             height=request.height,
             sampler_name=self.sampler.name,
-            schedule_label=self.scheduler.label if self.scheduler else None,
+            asked_schedule=request.scheduler,
+            schedule_label=self._schedule_label(),
+            eta_ddim=request.eta if self.sampler.name == "DDIM" and request.eta else None,
             cfg_scale=request.cfg_scale,
             steps=request.steps,
             batch_size=request.batch_size,
@@ -228,8 +252,15 @@ class _Job:
             model_hash=model.sha256[:HASH_DIGITS],
             clip_skip=settings[option.CLIP_SKIP],
             lora_hashes={use.lora.name: use.lora.hash() for use in uses},
+            seed_resize=(request.seed_resize_from_w, request.seed_resize_from_h),
+            denoising_strength=request.denoising_strength,
             job_timestamp=timestamp,
         )
+
+    def _schedule_label(self) -> str | None:
+        """As A1111, which tells a schedule that it computed, also the sampler's own."""
+        computed = self.scheduler.name != "automatic" and self.sampler.name not in OWN_TIMES
+        return self.scheduler.label if computed else None
 
 
 def _resolve_seed(seed: int | None) -> int:

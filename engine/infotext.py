@@ -16,7 +16,12 @@ VERSION = f"embedded-{__version__}"
 
 @dataclass(frozen=True)
 class Facts:
-    """What was really done for one request; seeds has one entry for each picture asked for."""
+    """What was really done for one request; seeds has one entry for each picture asked for.
+
+    `asked_schedule` is the request's `scheduler`; `schedule_label` the schedule that was computed
+    (k-diffusion's own is none). `seed_resize` and `denoising_strength` had no effect: A1111 too
+    repeats them.
+    """
 
     prompt: str
     negative_prompt: str
@@ -25,7 +30,9 @@ class Facts:
     width: int
     height: int
     sampler_name: str
+    asked_schedule: str | None
     schedule_label: str | None
+    eta_ddim: float | None
     cfg_scale: float
     steps: int
     batch_size: int
@@ -33,17 +40,21 @@ class Facts:
     model_hash: str
     clip_skip: int
     lora_hashes: Mapping[str, str]
+    seed_resize: tuple[int, int]
+    denoising_strength: float | None
     job_timestamp: str
 
     @property
-    def extra_generation_params(self) -> dict[str, str]:
+    def extra_generation_params(self) -> dict[str, Any]:
         """The optional entries; a LoRA is listed only if it was applied."""
-        params = {}
+        params: dict[str, Any] = {}
         if self.lora_hashes:
             hashes = (f"{_bare(name)}: {value}" for name, value in self.lora_hashes.items())
             params["Lora hashes"] = ", ".join(hashes)
         if self.schedule_label is not None:
             params["Schedule type"] = self.schedule_label
+        if self.eta_ddim is not None:
+            params["Eta DDIM"] = self.eta_ddim
         return params
 
     def infotext(self, index: int) -> str:
@@ -52,7 +63,7 @@ class Facts:
         entries = {
             "Steps": self.steps,
             "Sampler": self.sampler_name,
-            "Schedule type": extra.pop("Schedule type", None),
+            "Schedule type": extra.pop("Schedule type", self.asked_schedule),
             "CFG scale": self.cfg_scale,
             "Seed": self.seeds[index],
             "Size": f"{self.width}x{self.height}",
@@ -92,9 +103,9 @@ class Facts:
             "sd_model_hash": self.model_hash,
             "sd_vae_name": None,
             "sd_vae_hash": None,
-            "seed_resize_from_w": -1,
-            "seed_resize_from_h": -1,
-            "denoising_strength": None,
+            "seed_resize_from_w": self.seed_resize[0],
+            "seed_resize_from_h": self.seed_resize[1],
+            "denoising_strength": self.denoising_strength,
             "extra_generation_params": self.extra_generation_params,
             "index_of_first_image": 0,
             "infotexts": [self.infotext(i) for i in range(made)],

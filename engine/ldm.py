@@ -5,10 +5,12 @@ dicts: {key: tensor}. Covers Stable Diffusion 1.x and SDXL.
 """
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 StateDict = dict[str, torch.Tensor]
 
 UNET = "model.diffusion_model."
@@ -86,7 +88,7 @@ def _unet_key(key: str, layers: int, with_attention: set[int]) -> str:
     return f"{_UNET_TOP[layer]}.{parameter}"
 
 
-def export_unet(state: StateDict, layers_per_block: int) -> StateDict:
+def export_unet(state: Mapping[str, T], layers_per_block: int) -> dict[str, T]:
     """A UNet2DConditionModel's state dict under LDM keys; KeyError names a key it does not know."""
     attention = {int(m[1]) for k in state if (m := re.match(r"up_blocks\.(\d+)\.attentions", k))}
     return {UNET + _unet_key(k, layers_per_block, attention): v for k, v in state.items()}

@@ -2,37 +2,31 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import cached_property
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engine import architecture, prompt, samplers, tokenizer
+from engine import prompt, samplers
 from engine.checkpoints import Checkpoint
 from engine.errors import NansException
+from engine.loading import read_pipeline
+from engine.lora_file import Misfit
+from engine.lora_layers import UNET, Addition, Layers
 from engine.loras import Lora, LoraUse
+from engine.prompt import Conditioning
 
 log = logging.getLogger(__name__)
 
 LONGEST_CAUSE = 200
-# what safetensors, our reading of shapes, diffusers and peft raise for a file that is not right
+# what safetensors, our reading of shapes and diffusers raise for a file that is not right
 LOAD_ERRORS = (SafetensorError, OSError, LookupError, StopIteration, ValueError, RuntimeError)
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-
-# the log is the engine's; their warnings are about weights it looks after itself
-diffusers.utils.logging.set_verbosity(logging.CRITICAL)
-diffusers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,6 @@ class Shot:
     cfg_scale: float
     sampler: samplers.Sampler
     scheduler: samplers.Scheduler | None
-
-
-def placement() -> tuple[str, torch.dtype]:
-    """Where and how precisely to compute: half precision on a GPU, single on the CPU."""
-    return ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
 
 def _shorten(error: BaseException) -> str:
@@ -68,64 +57,59 @@ class Model:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, sha256: str) -> "Model":
-        """Read a single-file checkpoint (SD1.x, SDXL), offline.
+        """Read a checkpoint, offline.
 
         Raises RuntimeError with a short text where the file is gone, damaged or no such
         checkpoint, Unsupported where it is one that takes more than a prompt.
         """
         try:
-            pipe = _read_pipeline(checkpoint.path)
+            pipe = read_pipeline(checkpoint.path)
         except LOAD_ERRORS as error:
             text = f"cannot load checkpoint {checkpoint.name!r}: {_shorten(error)}"
             raise RuntimeError(text) from error
         return cls(checkpoint, sha256, pipe)
 
-    def encode(self, text: str, negative: str, clip_skip: int) -> dict[str, torch.Tensor]:
-        """Both prompts (without tags) as keyword arguments for `picture`."""
-        return prompt.encode(self.pipe, text, negative, clip_skip)
+    def encode(self, text: str, negative: str, clip_skip: int, calls: int) -> Conditioning:
+        """Both prompts (without tags) for pictures of `calls` calls of the model."""
+        return prompt.encode(self.pipe, text, negative, clip_skip, calls)
 
     @contextmanager
     def with_loras(self, uses: Sequence[LoraUse]) -> Iterator[None]:
         """Apply the LoRAs; afterwards the model is as before, bit for bit.
 
-        Never fused: subtracting what was added leaves rounding errors behind. Raises RuntimeError
-        for a file that is damaged or does not fit this checkpoint.
+        Raises RuntimeError for a file that is damaged or does not fit this checkpoint.
         """
-        # a file's name may hold what an adapter's must not
-        active = {f"lora{i}": use for i, use in enumerate(uses) if use.te or use.unet}
-        try:
-            for name, use in active.items():
-                self._load_lora(name, use.lora)
-            if active:
-                weights = [self._weights(use) for use in active.values()]
-                self.pipe.set_adapters(list(active), weights)
+        device = self.pipe._execution_device  # noqa: SLF001 - where an offloaded part will work
+        with ExitStack() as added:
+            for use in uses:
+                for addition, weight in self._additions(use):
+                    added.enter_context(addition.add(weight, device))
             yield
-        finally:
-            if active:
-                self.pipe.unload_lora_weights()
 
-    def _load_lora(self, name: str, lora: Lora) -> None:
+    def _additions(self, use: LoraUse) -> list[tuple[Addition, float]]:
+        """What one LoRA adds, and its weight there; without any weight it is not even read."""
+        if not (use.te or use.unet):
+            return []
         try:
-            self.pipe.load_lora_weights(load_file(lora.path), adapter_name=name)
+            additions = self._layers.additions(load_file(use.lora.path), use.lora.metadata)
+        except Misfit as error:
+            raise self._unfit(use.lora, str(error)) from None
         except LOAD_ERRORS as error:
-            raise self._unfit(lora, _shorten(error)) from None  # else the log has every tensor
-        if not any(name in names for names in self.pipe.get_list_adapters().values()):
-            raise self._unfit(lora, "it changes none of the model's layers")
+            raise self._unfit(use.lora, _shorten(error)) from None
+        weighed = [(a, use.unet if a.layer.component == UNET else use.te) for a in additions]
+        return [(addition, weight) for addition, weight in weighed if weight]
+
+    @cached_property
+    def _layers(self) -> Layers:
+        return Layers(self.pipe)
 
     def _unfit(self, lora: Lora, cause: str) -> RuntimeError:
         return RuntimeError(
             f"LoRA {lora.name!r} does not fit checkpoint {self.checkpoint.stem!r}: {cause}"
         )
 
-    def _weights(self, use: LoraUse) -> dict[str, float]:
-        encoders = [name for name in TEXT_ENCODERS if hasattr(self.pipe, name)]
-        return dict.fromkeys(encoders, use.te) | {"unet": use.unet}
-
     def picture(
-        self,
-        conditioning: dict[str, torch.Tensor],
-        shot: Shot,
-        on_step: Callable[[int, int], bool],
+        self, conditioning: Conditioning, shot: Shot, on_step: Callable[[int, int], bool]
     ) -> Image.Image:
         """One RGB picture, its sides rounded down to multiples of 8.
 
@@ -133,53 +117,61 @@ class Model:
         then decoded as far as it came. Raises NansException.
         """
 
-        def after_step(pipe: Any, index: int, _time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        def after_call(pipe: Any, index: int, _time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
             # samplers of second order call the model twice in a step
             done = (index + 1) * shot.steps // pipe.num_timesteps
             if on_step(done, shot.steps):
                 pipe._interrupt = True  # noqa: SLF001 - the way diffusers documents
-            return kwargs
+            return kwargs | self._guided(conditioning.at(index + 1))
 
         prediction = self.pipe.scheduler.config.prediction_type
         self.pipe.scheduler = samplers.build(shot.sampler, shot.scheduler, prediction, shot.seed)
-        pixels = self.pipe(
-            **conditioning,
+        latents = self.pipe(
+            **conditioning.at(0),
             width=shot.width // 8 * 8,
             height=shot.height // 8 * 8,
             num_inference_steps=shot.steps,
             guidance_scale=shot.cfg_scale,
             generator=torch.Generator().manual_seed(shot.seed),
-            callback_on_step_end=after_step,
-            output_type="np",
-        ).images[0]
-        return _to_image(pixels)
+            callback_on_step_end=after_call,
+            output_type="latent",
+        ).images
+        return _to_image(self._decode(latents))
+
+    def _guided(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`given` by the names of the pipeline's own variables, the negative prompt first."""
+        own = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "add_text_embeds"}
+        both = self.pipe.do_classifier_free_guidance
+        return {
+            own[name]: torch.cat([given[f"negative_{name}"], given[name]]) if both else given[name]
+            for name in own
+            if name in given
+        }
+
+    @torch.no_grad()
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(1, 4, height / 8, width / 8) -> (height, width, 3) in -1..1.
+
+        A VAE that overflows in half precision is used in single precision from then on, as
+        A1111 does, instead of black pictures.
+        """
+        if not latents.isfinite().all():
+            raise NansException("A tensor with NaNs was produced in Unet.")
+        vae = self.pipe.vae
+        scaled = latents / vae.config.scaling_factor
+        pixels = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        if vae.dtype == torch.float16 and not pixels.isfinite().all():
+            log.warning("the VAE of %s overflows in half precision", self.checkpoint.name)
+            vae.to(torch.float32)
+            pixels = vae.decode(scaled.float(), return_dict=False)[0]
+        self.pipe.maybe_free_model_hooks()
+        picture: torch.Tensor = pixels[0].permute(1, 2, 0).float().cpu()
+        return picture
 
 
-def _to_image(pixels: np.ndarray[Any, Any]) -> Image.Image:
-    """(height, width, 3) in 0..1 -> a picture."""
-    if not np.isfinite(pixels).all():
-        raise NansException("A tensor with NaNs was produced: the picture is not a number.")
-    return Image.fromarray((pixels * 255).round().astype(np.uint8))
-
-
-def _read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
-    with safe_open(path, framework="pt") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        found = architecture.infer(shapes, file.metadata() or {})
-    tokenizers = {"tokenizer": tokenizer.build()}
-    if found.is_xl:
-        tokenizers["tokenizer_2"] = tokenizer.build(padding="!")
-    device, dtype = placement()
-    kind = "StableDiffusionXLPipeline" if found.is_xl else "StableDiffusionPipeline"
-    with TemporaryDirectory() as folder:
-        found.write(Path(folder))
-        pipe = getattr(diffusers, kind).from_single_file(
-            path, config=folder, local_files_only=True, torch_dtype=dtype, **tokenizers
-        )
-    pipe.set_progress_bar_config(disable=True)
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            # before the first picture: with gradients torch takes other kernels, and unloading a
-            # LoRA would not restore the picture's last bits
-            component.requires_grad_(False).eval()
-    return pipe.to(device)
+def _to_image(pixels: torch.Tensor) -> Image.Image:
+    """(height, width, 3) in -1..1 -> a picture."""
+    if not pixels.isfinite().all():
+        raise NansException("A tensor with NaNs was produced in VAE.")
+    levels = (pixels / 2 + 0.5).clamp(0, 1).numpy() * 255
+    return Image.fromarray(levels.round().astype(np.uint8))

@@ -14,38 +14,54 @@ from engine.errors import Unsupported
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "sd_model_checkpoint"
+CHECKPOINT_HASH = "sd_checkpoint_hash"
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 VAE = "sd_vae"
 OWN_VAE = ("Automatic", "None")
 
-# What can be changed, with A1111's defaults; and what the engine always does, in A1111's words.
-DEFAULTS = {CHECKPOINT: None, CLIP_SKIP: 1, VAE: "Automatic"}
-FIXED = {
+# What the engine has, in A1111's words and order and (but for two) with its defaults.
+ALL: dict[str, Any] = {
     "samples_format": "png",
-    "enable_pnginfo": True,
-    "add_model_hash_to_info": True,
-    "add_model_name_to_info": True,
-    "lora_add_hashes_to_infotext": True,
+    "face_restoration": False,
+    CHECKPOINT: None,
     "emphasis": "Original",
     "comma_padding_backtrack": 20,
-    "randn_source": "CPU",
-    "eta_noise_seed_delta": 0,
-    "eta_ancestral": 1.0,
-    "eta_ddim": 0.0,
+    CLIP_SKIP: 1,
+    "randn_source": "CPU",  # A1111: GPU
+    "tiling": False,
+    "sdxl_crop_top": 0,
+    "sdxl_crop_left": 0,
+    VAE: "Automatic",
+    "s_min_uncond": 0.0,
     "token_merging_ratio": 0.0,
     "token_merging_ratio_hr": 0.0,
-    "sd_noise_schedule": "Default",
-    "sgm_noise_multiplier": False,
-    "always_discard_next_to_last_sigma": False,
+    "enable_pnginfo": True,
+    "add_model_name_to_info": True,
+    "add_model_hash_to_info": True,
+    "add_version_to_infotext": True,
+    "live_previews_enable": False,  # A1111: True
+    "eta_ddim": 0.0,
+    "eta_ancestral": 1.0,
+    "s_churn": 0.0,
+    "s_tmin": 0.0,
+    "s_tmax": 0.0,
+    "s_noise": 1.0,
     "sigma_min": 0.0,
     "sigma_max": 0.0,
     "rho": 0.0,
+    "eta_noise_seed_delta": 0,
+    "always_discard_next_to_last_sigma": False,
+    "sgm_noise_multiplier": False,
+    "uni_pc_variant": "bh1",
+    "uni_pc_skip_type": "time_uniform",
     "uni_pc_order": 3,
     "uni_pc_lower_order_final": True,
-    "sdxl_crop_top": 0,
-    "sdxl_crop_left": 0,
-    "live_previews_enable": False,
+    "sd_noise_schedule": "Default",
+    CHECKPOINT_HASH: "",
+    "lora_add_hashes_to_infotext": True,
 }
+DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE)}  # what can be changed
+FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
 
 
 class Options:

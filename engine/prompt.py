@@ -4,8 +4,9 @@ r"""A1111's prompt language -> CLIP conditioning for diffusers' pipelines.
     BREAK                starts a new chunk of 75 tokens
     <lora:name:te:unet>  a LoRA tag, taken out of the text (see `extract_loras`)
 
-Prompts of any length are encoded in chunks of 75 tokens, as A1111 does. What A1111 would change
-between steps ([a:b:0.5], [a|b], AND) is refused rather than read as text.
+Prompts of any length are encoded in chunks of 75 tokens, as A1111 does. What changes while a
+picture is made ([a:b:0.5], [a|b]) is `engine.prompt_schedule`'s; AND is refused rather than read
+as text.
 """
 
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from engine.errors import Refused, Unsupported
+from engine.prompt_schedule import schedule
 
 CHUNK = 75
 COMMA_BACKTRACK = 20
@@ -34,11 +36,7 @@ _TOKEN = re.compile(
     r"|(?P<text>.)",
     re.DOTALL,
 )
-_UNSUPPORTED = (
-    (re.compile(r"(?<!\\)\[[^\[\]]*:\s*[\d.]+\s*\]"), "prompt editing [from:to:when]"),
-    (re.compile(r"(?<!\\)\[[^\[\]]*\|[^\[\]]*\]"), "alternating words [a|b]"),
-    (re.compile(r"\bAND\b"), "composable prompts (AND)"),
-)
+_AND = re.compile(r"\bAND\b")
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,9 @@ def _read_tag(arguments: str) -> LoraTag:
 
 
 def refuse_unsupported(text: str) -> None:
-    """Raise Unsupported for the parts of A1111's language that change between steps."""
-    for pattern, what in _UNSUPPORTED:
-        if match := pattern.search(text):
-            raise Unsupported(f"{what}: {match[0]!r}")
+    """Raise Unsupported for the part of A1111's language that the engine has not."""
+    if _AND.search(text):
+        raise Unsupported("composable prompts (AND)")
 
 
 class _Parser:
@@ -282,12 +279,10 @@ def _condition(pipe: Any, chunks: Sequence[Chunk], clip_skip: int) -> dict[str, 
     return {"prompt_embeds": torch.cat([embeds, second], -1), "pooled_prompt_embeds": pooled}
 
 
-@torch.no_grad()
-def encode(pipe: Any, prompt: str, negative: str, clip_skip: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    """The keyword arguments of a StableDiffusion(XL)Pipeline call for two prompts, without tags.
+def _encode_both(pipe: Any, prompt: str, negative: str, clip_skip: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    """The keyword arguments of a StableDiffusion(XL)Pipeline call for two prompts.
 
-    Both are padded with empty chunks to the same length. Raises IndexError where `clip_skip` is
-    more than the text encoder has layers (A1111's answer too).
+    Both are padded with empty chunks to the same length.
     """
     both = [chunk(pipe.tokenizer, text) for text in (prompt, negative)]
     length = max(map(len, both))
@@ -298,3 +293,39 @@ def encode(pipe: Any, prompt: str, negative: str, clip_skip: int) -> dict[str, t
         # SDXL was trained with zeros, not with an encoded empty text
         other = {name: torch.zeros_like(value) for name, value in other.items()}
     return positive | {f"negative_{name}": value for name, value in other.items()}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the model is told, stretch by stretch: (last call, keyword arguments)."""
+
+    stretches: Sequence[tuple[int, dict[str, torch.Tensor]]]
+
+    def at(self, call: int) -> dict[str, torch.Tensor]:
+        """For the call of this number, from 0.
+
+        A1111 compares this number with the schedule, which counts from 1: whatever changes does so
+        one call later than written. Its pictures are what people know.
+        """
+        return next(
+            (given for last, given in self.stretches if call <= last), self.stretches[-1][1]
+        )
+
+
+@torch.no_grad()
+def encode(pipe: Any, prompt: str, negative: str, clip_skip: int, calls: int) -> Conditioning:  # noqa: ANN401
+    """Both prompts, without LoRA tags, for a picture that takes `calls` calls of the model.
+
+    Raises IndexError where `clip_skip` is more than the text encoder has layers (A1111's answer
+    too).
+    """
+    schedules = [dict(schedule(text, calls)) for text in (prompt, negative)]
+    ends = sorted({end for texts in schedules for end in texts})
+    known: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    stretches = []
+    for last in ends:
+        one, other = (next(t for end, t in texts.items() if last <= end) for texts in schedules)
+        if (one, other) not in known:
+            known[one, other] = _encode_both(pipe, one, other, clip_skip)
+        stretches.append((last, known[one, other]))
+    return Conditioning(stretches)

@@ -87,10 +87,16 @@ class Txt2Img(BaseModel):
             raise Refused(f"Script {script!r} not found")
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
-            if name not in SUPPORTED and value != info.default and not _is_empty(value):
+            if name not in TAKEN and value != info.default and not _asks_nothing(name, value):
                 raise Unsupported(f"{name} with the value {value!r}")
+        if min(self.seed_resize_from_h, self.seed_resize_from_w) > 0:
+            size = f"{self.seed_resize_from_w}x{self.seed_resize_from_h}"
+            raise Unsupported(f"seed_resize_from_w and seed_resize_from_h with the value {size}")
         if self.cfg_scale < 1:
             raise Unsupported(f"cfg_scale below 1 ({self.cfg_scale})")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         for name in ("steps", "batch_size", "n_iter"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -113,16 +119,52 @@ SUPPORTED = frozenset(
         "cfg_scale",
         "width",
         "height",
+        "eta",  # as far as the sampler has it, see `Sampler.with_eta`
         "do_not_save_samples",
         "do_not_save_grid",
         "override_settings",
         "override_settings_restore_afterwards",
+        "disable_extra_networks",
         "send_images",
-        "force_task_id",  # a name for the web UI's progress bar; changes no picture
     }
 )
+# What A1111 too leaves unused, unless another field is set that is refused here.
+WITHOUT_EFFECT = frozenset(
+    {
+        "subseed",  # without subseed_strength
+        "seed_resize_from_h",  # looked at together
+        "seed_resize_from_w",
+        "s_tmin",  # without s_churn
+        "s_tmax",
+        "refiner_switch_at",  # without refiner_checkpoint
+        "denoising_strength",  # without enable_hr, as all that follow
+        "firstpass_image",
+        "hr_scale",
+        "hr_upscaler",
+        "hr_second_pass_steps",
+        "hr_resize_x",
+        "hr_resize_y",
+        "hr_checkpoint_name",
+        "hr_sampler_name",
+        "hr_scheduler",
+        "hr_prompt",
+        "hr_negative_prompt",
+        "script_args",  # without script_name
+        "force_task_id",  # a name for the web UI's progress bar
+        "comments",  # what the web UI shows below a picture
+    }
+)
+TAKEN = SUPPORTED | WITHOUT_EFFECT
+# values beside the default that ask for nothing
+NOTHING: dict[str, tuple[object, ...]] = {
+    "s_churn": (0,),
+    "s_noise": (1,),
+    "s_min_uncond": (0,),
+    "refiner_checkpoint": ("None", "none"),
+}
 
 
-def _is_empty(value: object) -> bool:
-    """Nothing asked for. 0 is not empty: an `eta` of 0 is another picture than the default."""
-    return value is None or value is False or value in ("", [], {})
+def _asks_nothing(name: str, value: object) -> bool:
+    """Nothing asked for. 0 is not always nothing: an `s_noise` of 0 gives another picture."""
+    empty = value is None or value is False or value in ("", [], {})
+    return empty or value in NOTHING.get(name, ())

@@ -48,6 +48,12 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
         "/upscalers": describe_nothing,
         "/latent-upscale-modes": describe_nothing,
         "/prompt-styles": describe_nothing,
+        "/cmd-flags": engine.get_flags,
+        "/hypernetworks": describe_nothing,
+        "/face-restorers": describe_nothing,
+        "/realesrgan-models": describe_nothing,
+        "/extensions": describe_nothing,
+        "/script-info": describe_nothing,
         "/scripts": lambda: {"txt2img": [], "img2img": []},
         "/embeddings": lambda: {"loaded": {}, "skipped": {}},
     }

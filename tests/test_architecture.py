@@ -823,13 +823,15 @@ def test_metadata_alone_tell_a_lora():
 
 
 def test_the_embedded_engines_own_models_are_sd1_by_their_structure():
-    tiny = pytest.importorskip("engine.tiny", reason="the engine's packages are not installed")
+    tiny_models = pytest.importorskip(
+        "fakes.tiny_models", reason="the engine's packages are not installed"
+    )
 
     def header(state):
         return Header({k: Tensor("F16", tuple(v.shape)) for k, v in state.items()}, {}, 8, 8)
 
-    checkpoint = detect(header(tiny.make_checkpoint()))
-    lora = detect(header(tiny.make_lora()))
+    checkpoint = detect(header(tiny_models.make_checkpoint()))
+    lora = detect(header(tiny_models.make_lora()))
 
     assert checkpoint == Architecture("checkpoint", "SD1")
     assert lora == Architecture("lora", None)

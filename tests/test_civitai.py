@@ -57,7 +57,7 @@ def civitai(hosts, key=None, mirror=True):
     fronts = [hosts.civitai, hosts.civitai_red]
     trusted = [url.rpartition("/")[2] for url in (*fronts, hosts.storage)]
     internet = Internet(trusted, dict.fromkeys(fronts, key) if key else {})
-    return CivitAI(internet, fronts[0], fronts[1] if mirror else None), internet
+    return CivitAI(internet, *fronts[: 2 if mirror else 1]), internet
 
 
 # What is asked, and what comes of it.

@@ -69,11 +69,13 @@ def fake(folder):
 
 @contextmanager
 def embedded(folder):
-    tiny = pytest.importorskip("engine.tiny", reason="the engine's packages are not installed")
+    tiny_models = pytest.importorskip(
+        "fakes.tiny_models", reason="the engine's packages are not installed"
+    )
     for seed, name in enumerate(("first", "second")):
         path = folder / f"models/Stable-diffusion/{name}.safetensors"
-        tiny.write(tiny.make_checkpoint(seed), path)
-    tiny.write(tiny.make_lora(), folder / "models/Lora/detail.safetensors")
+        tiny_models.write(tiny_models.make_checkpoint(seed), path)
+    tiny_models.write(tiny_models.make_lora(), folder / "models/Lora/detail.safetensors")
     port = free_port()
     where = ["--port", str(port), "--data-dir", str(folder), "--threads", "1"]
     with subprocess.Popen([sys.executable, "-m", "engine", *where], cwd=ROOT) as process:

@@ -21,7 +21,7 @@ import pytest
 from fakes.model_hosts import ModelHosts
 from fakes.model_hosts_tls import make_certificates
 from worker import download as module
-from worker import internet, schedule
+from worker import internet, pace, schedule
 from worker.civitai import CivitAI
 from worker.download import Hooks, download
 from worker.errors import (
@@ -82,8 +82,8 @@ def _small_and_quick(monkeypatch, no_ca):
 
 @pytest.fixture
 def quick_stalls(monkeypatch):
-    monkeypatch.setattr(module, "STALLED", 0.15)
-    monkeypatch.setattr(module, "SLOW_WINDOW", 0.3)
+    monkeypatch.setattr(pace, "STALLED", 0.15)
+    monkeypatch.setattr(pace, "WINDOW", 0.3)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def civitai_source(hosts, model):
     """As the worker makes it."""
     client = way_out(hosts)
     remote = RemoteFile(model.file_url, model.name, "civitai:1@1")
-    host = CivitAI(client, hosts.civitai, None)
+    host = CivitAI(client, hosts.civitai)
     return Source(client, model.file_url, lambda said: host.refusal(said, remote))
 
 
@@ -441,7 +441,8 @@ def test_a_fault_that_stays_ends_in_a_clear_error(hosts, source, partial, watche
     here = noted(partial)
     check(download(source, partial, SHA256, hooks), partial)  # and later all is well
     if "wrong_range" not in fault["name"]:  # then the size was wrong, too
-        assert hosts.bytes_sent("storage") == SIZE - here
+        # a slow connection is replaced, and on a busy machine what was on its way comes twice
+        assert SIZE - here <= hosts.bytes_sent("storage") <= SIZE
 
 
 @pytest.mark.usefixtures("quick_stalls")
@@ -479,7 +480,7 @@ def test_a_host_that_is_gone(hosts, source, partial):
 
 def test_a_new_connection_does_not_begin_the_counting_anew(hosts, source, partial, monkeypatch):
     """Two connections that take turns at one part that never comes must give up, too."""
-    monkeypatch.setattr(module, "STALLED", 0.05)
+    monkeypatch.setattr(pace, "STALLED", 0.05)
     monkeypatch.setattr(module, "backoff", lambda *_: 0.03)
     leave(partial, [[0, SIZE - 1000]])
     hosts.fault("stall", after=0)
@@ -898,7 +899,7 @@ def test_a_store_that_is_not_there(source, partial):
 
 
 def test_a_connection_far_slower_than_the_others_is_replaced(hosts, source, partial, monkeypatch):
-    monkeypatch.setattr(module, "SLOW_WINDOW", 0.2)
+    monkeypatch.setattr(pace, "WINDOW", 0.2)
     hosts.throttle(MIB, ttfb=0.002)
     slow = hosts.fault("trickle", rate=10_000, skip=3, times=1, min_size=60_000)
     start = time.monotonic()

@@ -21,14 +21,18 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = json.loads((ROOT / "test_input.json").read_text())
 BOOT = 60.0
 
-tiny = pytest.importorskip("engine.tiny", reason="the engine's packages are not installed")
+tiny_models = pytest.importorskip(
+    "fakes.tiny_models", reason="the engine's packages are not installed"
+)
 
 
 @pytest.fixture(scope="module")
 def environ(tmp_path_factory):
     """What `make run` sets, with folders and a port of the test's own."""
     folder = tmp_path_factory.mktemp("embedded")
-    tiny.write(tiny.make_checkpoint(), folder / "models/Stable-diffusion/tiny.safetensors")
+    tiny_models.write(
+        tiny_models.make_checkpoint(), folder / "models/Stable-diffusion/tiny.safetensors"
+    )
     return {
         "PATH": os.environ["PATH"],
         "PYTHON": sys.executable,
@@ -39,6 +43,7 @@ def environ(tmp_path_factory):
         "RUN_DIR": str(folder / "run"),
         "WEBUI_URL": f"http://127.0.0.1:{free_port()}",
         "RUNPOD_LOG_LEVEL": "WARN",
+        "OMP_NUM_THREADS": "1",  # tests run side by side
     }
 
 
@@ -65,6 +70,42 @@ def test_the_example_job_becomes_a_picture_file_and_a_summary(environ):
     assert "256x256, 20 steps of Euler a, seed 42" in summary
     assert f"file     {picture}" in summary
     assert max(map(len, (done.stdout + done.stderr).splitlines())) < 300, "a screen of base64"
+
+
+def test_make_run_asks_for_what_its_variables_say():
+    """The recipe's own words, but for start.sh."""
+    makefile = 'include Makefile\nrun: .venv/.ready\n\t@$(PYTHON) -c "$$JOB"\n.venv/.ready: ;\n'
+    given = {"PROMPT": 'a "green" star\'s', "CHECKPOINT": "mine"}
+    done = subprocess.run(
+        ["make", "-s", "-f", "-", "run", f"PYTHON={sys.executable}"],
+        input=makefile,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]} | given,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    wanted = {key.lower(): value for key, value in given.items()}
+    assert json.loads(done.stdout) == {"input": EXAMPLE["input"] | wanted}
+
+
+def test_the_demo_model_draws_what_a_job_says(environ, tmp_path):
+    """Front door to picture file: the model from the repository, its LoRA, no other model."""
+    from PIL import Image
+
+    from training.adherence import Seen, look
+
+    here = {"MODELS_DIR": "models", "OUTPUT_DIR": "outputs", "WEBUI_DIR": "webui"}
+    folders = {name: str(tmp_path / folder) for name, folder in here.items()}
+    job = EXAMPLE["input"] | {"prompt": "a green star on a yellow background"}
+    job |= {"checkpoint": "demo-shapes", "loras": [{"name": "striped", "scale": 0}]}
+    demo = {"BAKED_MODELS_DIR": str(ROOT / "demo")}
+    done = run(environ | demo | folders, "--test_input", json.dumps({"input": job}))
+
+    assert done.returncode == 0, done.stderr
+    (picture,) = (tmp_path / "outputs").glob("*.png")
+    assert look(Image.open(picture)) == Seen("yellow", "green", "star")
+    assert not list((tmp_path / "models").rglob("*.safetensors")), "nothing is copied"
 
 
 def test_a_job_that_fails_is_told_and_the_status_is_1(environ):
@@ -124,6 +165,7 @@ def test_a_real_engine_killed_in_the_middle_of_a_job_is_replaced(environ, tmp_pa
             checkpoints=(),
             loras=(),
             ENGINE="embedded",
+            OMP_NUM_THREADS="1",
             MODELS_DIR=environ["MODELS_DIR"],
             READY_TIMEOUT=str(BOOT),
         ) as worker,
@@ -140,9 +182,13 @@ def test_a_real_engine_killed_in_the_middle_of_a_job_is_replaced(environ, tmp_pa
 
 def test_models_named_by_civitai_url_are_fetched_used_and_proven(environ, tmp_path):
     """The whole product without a GPU: three files from a loopback CivitAI, one real picture."""
-    files = {"base": tiny.make_checkpoint(5), "one": tiny.make_lora(1), "two": tiny.make_lora(2)}
+    files = {
+        "base": tiny_models.make_checkpoint(5),
+        "one": tiny_models.make_lora(1),
+        "two": tiny_models.make_lora(2),
+    }
     for name, state in files.items():
-        tiny.write(state, tmp_path / f"{name}.safetensors")
+        tiny_models.write(state, tmp_path / f"{name}.safetensors")
     with (
         ModelHosts() as hosts,
         RunPodPlane(hold=1.0) as plane,
@@ -153,6 +199,7 @@ def test_models_named_by_civitai_url_are_fetched_used_and_proven(environ, tmp_pa
             checkpoints=(),
             loras=(),
             ENGINE="embedded",
+            OMP_NUM_THREADS="1",
             MODELS_DIR=environ["MODELS_DIR"],
             READY_TIMEOUT=str(BOOT),
             CIVITAI_URL=hosts.civitai,

@@ -141,7 +141,7 @@ def test_a_job_names_its_models_by_url_and_the_second_one_needs_no_network(worke
         ("two", two.sha256, f"civitai:3@3+{two.id}"),
     ]
     assert len(hosts.requests) == asked
-    assert second["timings"]["prepare"] <= 0.01, second["timings"]
+    assert second["timings"]["prepare"] <= 0.5, second["timings"]
     assert first["cache_info"]["loras_cached"] >= 3
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import threading
-from typing import NamedTuple
 
 from worker.civitai_version import (
     CivitAIRef,
@@ -30,7 +29,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.internet import NEVER, Document, Internet
-from worker.model_host import RemoteFile
+from worker.model_host import ANY_STATUS, Refusal, RemoteFile, fitting, status
 from worker.model_ref import CivitAIModel, ModelRef, Sha256
 
 _LONG_WORD = re.compile(r"\S{32,}")  # in a host's text it may be a key or a signed URL
@@ -43,76 +42,65 @@ CIVITAI = "https://civitai.com"
 CIVITAI_RED = "https://civitai.red"  # the same site; shows also what the first hides
 
 
-class _Refusal(NamedTuple):
-    """What an answer means: the first line whose status, text and key fit."""
-
-    status: range
-    sign: str  # a pattern, somewhere in the lower-case body
-    kind: type[WorkerError]
-    says: str
-    hint: str | None = None
-    has_key: bool | None = None
-
-
-def _is(status: int) -> range:
-    return range(status, status + 1)
-
-
-_ANY = range(1000)
 _REFUSALS = (
-    _Refusal(
-        range(400, 600),
+    Refusal(
+        status(400, 599),
         r"<\?xml|(expired|bad)_auth_token",  # Cloudflare R2; Backblaze
         ModelHostFailed,
         "CivitAI's storage does not give the file out ({status}).",
     ),
-    _Refusal(
-        range(400, 600),
+    Refusal(
+        status(400, 599),
         "just a moment",
         ModelHostFailed,
         "Cloudflare takes this worker for a robot ({status}).",
         "Wait some minutes; a worker with another address may pass.",
     ),
-    _Refusal(
-        _is(401),
+    Refusal(
+        status(401),
         "disabled downloads",
         ModelForbidden,
         "its creator has disabled downloads.",
         "Use another version or another model.",
     ),
-    _Refusal(
-        _is(401),
+    Refusal(
+        status(401),
         "",
         ModelLoginRequired,
         "CivitAI gives it only to a known key, and none is set.",
         "Set CIVITAI_API_KEY on the endpoint; a token inside a URL is not used.",
         has_key=False,
     ),
-    _Refusal(
-        _is(401),
+    Refusal(
+        status(401),
         "",
         ModelLoginRequired,
         "the key was not accepted: it is wrong or expired, or its account may not see this.",
         "Set CIVITAI_API_KEY to a valid key; a token inside a URL is not used.",
         has_key=True,
     ),
-    _Refusal(_is(403), "early access", ModelEarlyAccess, "it is in early access {until}."),
-    _Refusal(_is(403), "", ModelForbidden, "CivitAI does not give it to this key or address."),
-    _Refusal(_is(404), "", ModelNotFound, "CivitAI does not have it (404).", _NOT_FOUND_HINT),
-    _Refusal(_is(410), "", ModelArchived, "it is archived, its files are not given out."),
-    _Refusal(_is(429), "", ModelRateLimited, "CivitAI limits this key or address (429)."),
-    _Refusal(
-        _is(451), "", ModelRegionBlocked, "CivitAI does not serve the region of this worker (451)."
+    Refusal(status(403), "early access", ModelEarlyAccess, "it is in early access {until}."),
+    Refusal(status(403), "", ModelForbidden, "CivitAI does not give it to this key or address."),
+    Refusal(status(404), "", ModelNotFound, "CivitAI does not have it (404).", _NOT_FOUND_HINT),
+    Refusal(status(410), "", ModelArchived, "it is archived, its files are not given out."),
+    Refusal(status(429), "", ModelRateLimited, "CivitAI limits this key or address (429)."),
+    Refusal(
+        status(451),
+        "",
+        ModelRegionBlocked,
+        "CivitAI does not serve the region of this worker (451).",
     ),
-    _Refusal(range(500, 600), "", ModelHostFailed, "CivitAI has failed ({status})."),
-    _Refusal(
-        range(200, 300),
+    Refusal(status(500, 599), "", ModelHostFailed, "CivitAI has failed ({status})."),
+    Refusal(
+        status(200, 299),
         "",
         ModelHostFailed,
         "CivitAI sent a web page or an answer without meaning ({status}).",
         "Send the job again later; if it stays so, check CIVITAI_API_KEY and CIVITAI_URL.",
     ),
-    _Refusal(_ANY, "", ModelHostFailed, "CivitAI answered {status}, which has no known meaning."),
+    Refusal(
+        ANY_STATUS, "", ModelHostFailed, "CivitAI answered {status}, which has no known meaning."
+    ),
 )
 
 
@@ -120,18 +108,13 @@ class CivitAI:
     """The host. Thread-safe.
 
     Args:
-        url: the front that is asked first.
-        mirror: a front that knows models which `url` hides; asked where `url` says 404.
+        internet: the way to it.
+        fronts: asked in turn until one does not say 404: one knows models that another hides.
     """
 
-    def __init__(
-        self,
-        internet: Internet,
-        url: str = CIVITAI,
-        mirror: str | None = CIVITAI_RED,
-    ) -> None:
+    def __init__(self, internet: Internet, *fronts: str) -> None:
         self._internet = internet
-        self._fronts = [front.rstrip("/") for front in (url, mirror) if front]
+        self._fronts = fronts or (CIVITAI, CIVITAI_RED)
 
     def resolve(self, ref: ModelRef, stop: threading.Event = NEVER) -> RemoteFile:
         """Ask for the metadata and choose the file; see `remote_file`."""
@@ -159,18 +142,12 @@ class CivitAI:
 
 def refused(document: Document, what: str, *, has_key: bool) -> WorkerError:
     """The error that an answer means, if it is not what was asked for."""
-    body = document.body.decode(errors="replace").lower()
-    row = next(
-        row
-        for row in _REFUSALS
-        if document.status in row.status
-        and re.search(row.sign, body)
-        and row.has_key in {None, has_key}
+    row = fitting(
+        _REFUSALS, document.status, document.body.decode(errors="replace"), has_key=has_key
     )
     answer = as_object(document.json())
-    says = row.says.format(status=document.status, until=until(as_time(answer.get("deadline"))))
     own = _quoted(answer.get("message")) or _quoted(answer.get("error"))
-    return row.kind(f"{what}: {says}{own}", hint=row.hint, status=document.status)
+    return row.error(what, document.status, own, until=until(as_time(answer.get("deadline"))))
 
 
 def _quoted(value: object) -> str:

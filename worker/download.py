@@ -9,10 +9,8 @@ is returned.
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.internet import NEVER, Reply, backoff
+from worker.pace import Pace, Running
 from worker.partial_file import PartialFile, discard
 from worker.schedule import MIB, Connections, Part
 from worker.source import Source, TryAgain, filename_told, sends_everything, size_told, too_large
@@ -36,10 +35,6 @@ LARGEST_FILE = 32 << 30  # bytes; no model that A1111 v1.9.3 loads comes near
 INSPECT_FROM = MIB  # bytes that are here at the first inspection
 ROOM_STEP = 256 * MIB  # bytes for which room is made while a file's size is unknown
 TICK = 0.1  # seconds between two looks at the transfer
-STALLED = 20.0  # seconds without a block, then the connection is replaced
-SLOW_WINDOW = 10.0  # seconds over which a connection is compared with the others
-SLOW = 0.25  # of the median rate
-SAMPLES = 8  # connections that ended last count in that median, too
 _MOMENT = 0.005
 ATTEMPTS = 6  # of a connection in a row, while no other connection brings anything either
 LEAST = 16 * 1024  # bytes; an attempt that breaks off and has brought fewer counts as failed
@@ -134,28 +129,6 @@ def _mismatch(sha256: str | None, fetched: Fetched) -> ModelHashMismatch:
     )
 
 
-class _Running:
-    """A connection at work."""
-
-    def __init__(self, reply: Reply, part: Part) -> None:
-        self.reply = reply
-        self.part = part
-        self.touched = self._since = self._begun = time.monotonic()
-        self._from = self._begun_at = part.position
-        self.rate: float | None = None  # bytes per second in the last window
-
-    def measure(self, now: float) -> None:
-        """Close the window if it is over."""
-        if now - self._since >= SLOW_WINDOW:
-            self.rate = (self.part.position - self._from) / (now - self._since)
-            self._since, self._from = now, self.part.position
-
-    def mean_rate(self) -> float:
-        """Bytes per second since it began."""
-        brought = self.part.position - self._begun_at
-        return brought / max(time.monotonic() - self._begun, _MOMENT)
-
-
 class _Transfer:
     """One run of a download.
 
@@ -178,8 +151,8 @@ class _Transfer:
         self._to_inspect: int | None = INSPECT_FROM
         self._connections: Connections | None = None  # None until the inspection is content
         self._threads: dict[int, threading.Thread] = {}
-        self._running: set[_Running] = set()  # with the file's lock
-        self._ended_rates: deque[float] = deque(maxlen=SAMPLES)
+        self._running: dict[Running, Reply] = {}  # with the file's lock, as is the pace
+        self._pace = Pace()
         self._brought = 0  # bytes, by all connections
         self._failed: dict[int, int] = {}  # connection -> attempts in a row
         self._quiet_until = 0.0  # the host has asked for it
@@ -240,18 +213,11 @@ class _Transfer:
         return self._connections.allowed if self._connections else 1
 
     def _break_off_slow(self) -> None:
-        """Replace connections that deliver nothing, or far less than the others."""
-        now = time.monotonic()
-        running = self._receiving()
-        for one in running:
-            one.measure(now)
-        rates = [one.rate for one in running if one.rate is not None]
-        rates += self._ended_rates  # fast ones end their parts before anybody measures them
-        # Of two, none is the slow one for sure.
-        least = statistics.median(rates) * SLOW if len(rates) > 2 else 0  # noqa: PLR2004
-        for one in running:
-            if now - one.touched > STALLED or (one.rate is not None and one.rate < least):
-                one.reply.shutdown()
+        with self._file.lock:
+            slow = self._pace.too_slow(self._running, time.monotonic())
+            replies = [self._running[one] for one in slow]
+        for reply in replies:
+            reply.shutdown()
 
     def _end(self) -> None:
         """Break everything off; nobody writes to the file any more when this returns.
@@ -260,14 +226,14 @@ class _Transfer:
         is over before it touches the file.
         """
         self._over.set()
-        while running := self._receiving():
-            for one in running:
-                one.reply.shutdown()
+        while replies := self._receiving():
+            for reply in replies:
+                reply.shutdown()
             time.sleep(_MOMENT)
 
-    def _receiving(self) -> list[_Running]:
+    def _receiving(self) -> list[Reply]:
         with self._file.lock:
-            return list(self._running)
+            return list(self._running.values())
 
     # The connections' threads ----------------------------------------------------------------
 
@@ -322,22 +288,22 @@ class _Transfer:
 
     def _fetch(self, part: Part) -> None:
         with self._source.open(part.position, part.end) as reply:
-            running = _Running(reply, part)
+            running = Running(part, time.monotonic())
             with self._file.lock:
-                self._running.add(running)
+                self._running[running] = reply
             try:
                 if not self._over.is_set():
                     self._accept(reply, part)
-                    self._receive(running)
+                    self._receive(reply, running)
             finally:
                 with self._file.lock:
-                    self._running.discard(running)
-                    self._ended_rates.append(running.mean_rate())
+                    del self._running[running]
+                    self._pace.ended(running, time.monotonic())
 
-    def _receive(self, running: _Running) -> None:
+    def _receive(self, reply: Reply, running: Running) -> None:
         part = running.part
         while part.position < part.end and not self._over.is_set():
-            block = running.reply.read(min(BLOCK, part.end - part.position))
+            block = reply.read(min(BLOCK, part.end - part.position))
             if not block:
                 self._ended(part)
                 return

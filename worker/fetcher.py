@@ -23,7 +23,7 @@ from worker.blobs import About, Blob, Blobs
 from worker.download import Fetched, Hooks, download
 from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
 from worker.internet import Internet, strong
-from worker.model_file import FOLDERS, read_header
+from worker.model_file import FOLDERS
 from worker.model_host import ModelHost, RemoteFile
 from worker.model_ref import ModelRef, Wanted
 from worker.names import PICKLES, SAFETENSORS, stem_of
@@ -95,13 +95,12 @@ class Fetcher:
         while blob is None:
             with self._blobs.lease(key, lambda: there() is not None, stop) as is_mine:
                 blob = self._download(wanted, remote, sha256, key, stop) if is_mine else there()
-                self._note(wanted, remote, blob)  # now: who waits may know the file by it only
         self._note(wanted, remote, blob)
         return blob
 
-    def _note(self, wanted: Wanted, remote: RemoteFile, blob: Blob | None) -> None:
+    def _note(self, wanted: Wanted, remote: RemoteFile, blob: Blob) -> None:
         is_hosts_own = wanted.sha256 in {None, remote.sha256}
-        if blob and is_hosts_own and self.references.sha256(wanted.ref) != blob.sha256:
+        if is_hosts_own and self.references.sha256(wanted.ref) != blob.sha256:
             self.references.note(wanted.ref, remote, blob.sha256)
 
     def resolve(self, ref: ModelRef, stop: threading.Event) -> RemoteFile:
@@ -134,22 +133,8 @@ class Fetcher:
                 f"{remote.filename!r}: A1111 v1.9.3 cannot load {suffix} files as models."
             )
         if wanted.kind and remote.role:
-            name = remote.title or remote.filename
-            architecture.check_usable(name, wanted.kind, Architecture(role=remote.role))
-
-    def _inspect(self, wanted: Wanted, name: str, start: bytes, size: int | None) -> int | None:
-        """Refuse what is no usable model; see `download.Hooks`."""
-        needed = model_header.header_length(start)
-        if needed and len(start) < min(needed, size or needed):
-            return needed
-        header = model_header.parse_header(start)
-        if size is not None and header.size != size:
-            raise ModelFileInvalid(
-                f"{name}: the host has {size} bytes, the file's header says {header.size}."
-            )
-        found = architecture.detect(header)
-        architecture.check_usable(name, wanted.kind or _kind(found), found)
-        return None
+            told = Architecture(role=remote.role)
+            architecture.check_usable(remote.name, wanted.kind, told)
 
     # Download --------------------------------------------------------------------------------
 
@@ -162,17 +147,14 @@ class Fetcher:
         stop: threading.Event,
     ) -> Blob | None:
         """The blob; None if another worker has taken the download over."""
-        name = remote.title or remote.filename
         host = self._hosts[type(wanted.ref)]
         source = Source(self._internet, remote.url, lambda said: host.refusal(said, remote))
-        is_pickle = _suffix(remote) in PICKLES
-        log.info("fetching %s from %s", name, remote.source)
+        inspection = _Inspection(wanted, remote)
+        log.info("fetching %s from %s", remote.name, remote.source)
         begun = time.monotonic()
-        with closing(self._report_for(name)) as report:
+        with closing(self._report_for(remote.name)) as report:
             hooks = Hooks(
-                inspect=lambda start, size: (
-                    None if is_pickle else self._inspect(wanted, name, start, size)
-                ),
+                inspect=inspection,
                 make_room=lambda size: self._room.make(key, size),
                 report=self._heard_by(report, key),
                 stop=stop,
@@ -186,10 +168,11 @@ class Fetcher:
                 self._room.done(key)
         if not fetched.path.exists():  # this one stood still for longer than a lease lasts
             return None
-        blob = self._publish(wanted, remote, fetched)
+        blob = self._publish(wanted, remote, fetched, inspection)
+        # Still with the lease: who waits for a file without a hash knows it by this only.
         self._note(wanted, replace(remote, etag=strong(fetched.etag)), blob)
         rate = fetched.size / 1e6 / max(time.monotonic() - begun, 0.001)
-        log.info("fetched %s: %.1f MB at %.0f MB/s", name, fetched.size / 1e6, rate)
+        log.info("fetched %s: %.1f MB at %.0f MB/s", remote.name, fetched.size / 1e6, rate)
         return blob
 
     def _heard_by(self, report: Report, key: str) -> Callable[[int, int | None], None]:
@@ -200,20 +183,21 @@ class Fetcher:
 
         return heard
 
-    def _publish(self, wanted: Wanted, remote: RemoteFile, fetched: Fetched) -> Blob:
-        suffix = _suffix(remote)
+    def _publish(
+        self, wanted: Wanted, remote: RemoteFile, fetched: Fetched, inspection: _Inspection
+    ) -> Blob:
         try:
-            header = None if suffix in PICKLES else read_header(fetched.path)
+            inspection.check_size(fetched.size)
         except WorkerError:
             discard(fetched.path)
             raise
-        found = architecture.detect(header) if header else Architecture()
+        found = inspection.found
         kind = wanted.kind or remote.role or _kind(found)
         has_secret = wanted.ref.shown != str(wanted.ref)
         about = About(
             kind=kind,
             stem=stem_of(wanted.filename or fetched.filename or remote.filename),
-            suffix=suffix,
+            suffix=inspection.suffix,
             size=fetched.size,
             mtime=0,  # the store's business
             source=remote.source,
@@ -227,9 +211,44 @@ class Fetcher:
         )
 
 
-def _suffix(remote: RemoteFile) -> str:
-    suffix = PurePosixPath(remote.filename).suffix.lower()
-    return suffix if suffix in PICKLES else SAFETENSORS
+class _Inspection:
+    """Looks at a file's first bytes; `download` calls it, see its `Hooks`.
+
+    Attributes:
+        suffix: that of the file, if it is a pickle; else `.safetensors`.
+        found: what the file is; a pickle does not tell.
+    """
+
+    def __init__(self, wanted: Wanted, remote: RemoteFile) -> None:
+        self._wanted = wanted
+        self._name = remote.name
+        self._size: int | None = None  # bytes that the file must have, by its own header
+        suffix = PurePosixPath(remote.filename).suffix.lower()
+        self.suffix = suffix if suffix in PICKLES else SAFETENSORS
+        self.found = Architecture()
+
+    def __call__(self, start: bytes, size: int | None) -> int | None:
+        """Refuse what is no usable model."""
+        if self.suffix in PICKLES:
+            return None
+        needed = model_header.header_length(start)
+        if needed and len(start) < min(needed, size or needed):
+            return needed
+        header = model_header.parse_header(start)
+        self._size = header.size
+        if size is not None:
+            self.check_size(size)
+        self.found = architecture.detect(header)
+        kind = self._wanted.kind or _kind(self.found)
+        architecture.check_usable(self._name, kind, self.found)
+        return None
+
+    def check_size(self, size: int) -> None:
+        """Refuse a file that is cut off or goes on behind its end."""
+        if self._size not in {None, size}:
+            raise ModelFileInvalid(
+                f"{self._name}: the host has {size} bytes, the file's header says {self._size}."
+            )
 
 
 def _kind(found: Architecture) -> Kind:

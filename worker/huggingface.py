@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import PurePosixPath
-from typing import NamedTuple
 from urllib.parse import quote
 
 from worker.errors import (
@@ -22,7 +21,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.internet import NEVER, Document, Internet
-from worker.model_host import RemoteFile
+from worker.model_host import ANY_STATUS, Refusal, RemoteFile, fitting, status
 from worker.model_ref import HuggingFaceFile, ModelRef
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,129 +32,101 @@ _SET_TOKEN = "Set HF_TOKEN on the endpoint; a token inside a URL is not used."  
 _CHECK_TOKEN = "Set HF_TOKEN to a valid token; a token inside a URL is not used."  # noqa: S105
 
 
-class _Refusal(NamedTuple):
-    """What an answer means: the first line whose status, code and token fit.
-
-    Attributes:
-        sign: the header X-Error-Code, or a word that the body begins with; "" is any.
-    """
-
-    status: range
-    sign: str
-    has_token: bool | None
-    kind: type[WorkerError]
-    says: str
-    hint: str | None = None
-
-
-_ANY = range(1000)
+# The pattern is looked for in the header X-Error-Code and the beginning of the body.
 _REFUSALS = (
-    _Refusal(
-        range(400, 600),
-        "<?xml",
-        None,
+    Refusal(
+        status(400, 599),
+        r"\n<\?xml",
         ModelHostFailed,
         "Hugging Face's storage does not give the file out ({status}).",
     ),
-    _Refusal(
-        _ANY,
-        "GatedRepo",
-        False,
+    Refusal(
+        ANY_STATUS,
+        r"^gatedrepo\b",
         ModelLoginRequired,
         "the repository is gated, and no token is set.",
         f"Accept its terms on its page, and then: {_SET_TOKEN}",
+        has_key=False,
     ),
-    _Refusal(
-        _ANY,
-        "GatedRepo",
-        True,
+    Refusal(
+        ANY_STATUS,
+        r"^gatedrepo\b",
         ModelForbidden,
         "the repository is gated, and the token's account has no access to it.",
         "Accept its terms on its page with the account of HF_TOKEN.",
+        has_key=True,
     ),
-    _Refusal(
-        _ANY,
-        "RepoNotFound",
-        False,
+    Refusal(
+        ANY_STATUS,
+        r"^reponotfound\b",
         ModelNotFound,
         "the repository does not exist, or it is private, and no token is set.",
         f"Check its name; if it is private: {_SET_TOKEN}",
+        has_key=False,
     ),
-    _Refusal(
-        _ANY,
-        "RepoNotFound",
-        True,
+    Refusal(
+        ANY_STATUS,
+        r"^reponotfound\b",
         ModelNotFound,
         "the repository does not exist, or it is private and the token's account may not see it.",
         "Check its name, and which account HF_TOKEN belongs to.",
+        has_key=True,
     ),
-    _Refusal(
-        _ANY,
-        "RevisionNotFound",
-        None,
+    Refusal(
+        ANY_STATUS,
+        r"^revisionnotfound\b",
         ModelNotFound,
         "the repository has no such branch, tag or commit.",
         "Check the revision; most repositories have `main`.",
     ),
-    _Refusal(
-        _ANY,
-        "EntryNotFound",
-        None,
+    Refusal(
+        ANY_STATUS,
+        r"^entrynotfound\b",
         ModelNotFound,
         "the repository has no such file.",
         "Check the path, with its folders and its upper and lower case.",
     ),
-    _Refusal(
-        range(401, 402),
+    Refusal(
+        status(401),
         "",
-        False,
         ModelLoginRequired,
         "Hugging Face asks for a login, and no token is set.",
         _SET_TOKEN,
+        has_key=False,
     ),
-    _Refusal(
-        range(401, 402),
+    Refusal(
+        status(401),
         "",
-        True,
         ModelLoginRequired,
         "the token was not accepted: it is wrong or expired.",
         _CHECK_TOKEN,
+        has_key=True,
     ),
-    _Refusal(
-        range(403, 404),
+    Refusal(
+        status(403),
         "",
-        None,
         ModelForbidden,
         "Hugging Face does not give it to this token or address.",
         "The repository may be disabled, or the token may lack the right to read it.",
     ),
-    _Refusal(
-        range(404, 405),
+    Refusal(
+        status(404),
         "",
-        None,
         ModelNotFound,
         "Hugging Face does not have it (404).",
         "Check repository, revision and path.",
     ),
-    _Refusal(
-        range(429, 430),
+    Refusal(status(429), "", ModelRateLimited, "Hugging Face limits this token or address (429)."),
+    Refusal(
+        status(451),
         "",
-        None,
-        ModelRateLimited,
-        "Hugging Face limits this token or address (429).",
-    ),
-    _Refusal(
-        range(451, 452),
-        "",
-        None,
         ModelRegionBlocked,
         "Hugging Face may not give it out for legal reasons (451).",
     ),
-    _Refusal(range(500, 600), "", None, ModelHostFailed, "Hugging Face has failed ({status})."),
-    _Refusal(
-        _ANY,
+    Refusal(status(500, 599), "", ModelHostFailed, "Hugging Face has failed ({status})."),
+    Refusal(
+        ANY_STATUS,
         "",
-        None,
         ModelHostFailed,
         "the answer ({status}) is not what Hugging Face answers.",
         "Check HF_ENDPOINT: a mirror must give X-Repo-Commit.",
@@ -203,18 +174,11 @@ class HuggingFace:
         return f"{self._url}/{quote(ref.repo)}/{path}"
 
     def _refused(self, document: Document, what: str, url: str) -> WorkerError:
-        has_token = self._internet.has_token(url)
         code = document.headers.get("X-Error-Code", "")
         start = document.body[:100].decode(errors="replace").lstrip()
-        row = next(
-            row
-            for row in _REFUSALS
-            if document.status in row.status
-            and (row.sign == code or start.startswith(row.sign))
-            and row.has_token in {None, has_token}
-        )
-        says = row.says.format(status=document.status)
-        return row.kind(f"{what}: {says}", hint=row.hint, status=document.status)
+        has_key = self._internet.has_token(url)
+        row = fitting(_REFUSALS, document.status, f"{code}\n{start}", has_key=has_key)
+        return row.error(what, document.status)
 
 
 def _size(document: Document) -> int | None:

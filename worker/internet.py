@@ -92,9 +92,13 @@ class _PublicPool(HTTPSConnectionPool):
     ConnectionCls = _PublicConnection
 
 
-def _pools(**classes: type[HTTPConnectionPool]) -> urllib3.PoolManager:
+def _certificates() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())  # a slim image may have none of its own
+    return context
+
+
+def _pools(context: ssl.SSLContext, **classes: type[HTTPConnectionPool]) -> urllib3.PoolManager:
     manager = urllib3.PoolManager(
         num_pools=32,
         maxsize=64,
@@ -220,8 +224,9 @@ class Internet:
     ) -> None:
         self._trusted = {host.lower() for host in trusted_hosts}
         self._tokens = dict(tokens or {})
-        self._public_pools = _pools(https=_PublicPool)
-        self._trusted_pools = _pools()
+        context = _certificates()
+        self._public_pools = _pools(context, https=_PublicPool)
+        self._trusted_pools = _pools(context)
 
     def has_token(self, url: str) -> bool:
         """Whether requests to the URL's host carry a token."""

@@ -54,7 +54,5 @@ def configure(level: str, form: str, secrets: Iterable[str]) -> None:
     logger = logging.getLogger("worker")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
-    # At DEBUG it tells whole URLs, and signed ones are secrets.
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
     # `import runpod` gives the root logger a handler of its own: each line would appear twice.
     logger.propagate = False

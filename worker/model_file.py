@@ -92,7 +92,7 @@ def version(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def read_header(path: Path) -> Header:
+def _read_header(path: Path) -> Header:
     """The checked header of a file; its end must be where the header says.
 
     Raises:
@@ -117,7 +117,7 @@ def read_header(path: Path) -> Header:
 
 @lru_cache(maxsize=4096)
 def _contents(path: Path, _size: int, _mtime_ns: int) -> tuple[dict[str, str], Architecture]:
-    header = read_header(path)
+    header = _read_header(path)
     return dict(header.metadata), architecture.detect(header)
 
 

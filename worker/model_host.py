@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from worker.architecture import Kind
@@ -47,6 +49,11 @@ class RemoteFile:
     trained_words: tuple[str, ...] = ()
     etag: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.title or self.filename
+
 
 class ModelHost(Protocol):
     """One kind of host: CivitAI, Hugging Face, or any other."""
@@ -56,6 +63,62 @@ class ModelHost(Protocol):
 
     def refusal(self, document: Document, remote: RemoteFile) -> WorkerError:
         """What the host's answer to the download's first request means, if it is not the file."""
+
+
+class Refusal(NamedTuple):
+    """A line of a host's table: what an answer means that is not what was asked for.
+
+    Attributes:
+        status: the answers that it is about.
+        sign: a pattern, somewhere in what the host says, in lower case; "" is any.
+        says: `{status}` and what else the host fills in.
+        has_key: whether requests carried a token; None: either.
+    """
+
+    status: range
+    sign: str
+    kind: type[WorkerError]
+    says: str
+    hint: str | None = None
+    has_key: bool | None = None
+
+    def error(self, what: str, status: int, said: str = "", **known: str) -> WorkerError:
+        """The error about `what`, with the host's own words at its end."""
+        says = self.says.format(status=status, **known)
+        return self.kind(f"{what}: {says}{said}", hint=self.hint, status=status)
+
+
+def status(first: int, last: int | None = None) -> range:
+    """One status, or all up to `last`."""
+    return range(first, (last or first) + 1)
+
+
+ANY_STATUS = status(0, 999)
+
+
+def fitting(
+    table: Iterable[Refusal], answered: int, said: str, *, has_key: bool = False
+) -> Refusal:
+    """The first line that fits; a table's last one fits everything."""
+    return next(
+        row
+        for row in table
+        if answered in row.status
+        and re.search(row.sign, said.lower())
+        and row.has_key in {None, has_key}
+    )
+
+
+_REFUSALS = (
+    Refusal(status(401, 403), "", ModelForbidden, "the host answered {status}."),
+    Refusal(status(407), "", ModelForbidden, "the host answered {status}."),
+    Refusal(status(451), "", ModelForbidden, "the host answered {status}."),
+    Refusal(status(404), "", ModelNotFound, "the host answered {status}.", "Check the URL."),
+    Refusal(status(410), "", ModelNotFound, "the host answered {status}.", "Check the URL."),
+    # Not even the first byte can be had.
+    Refusal(status(416), "", ModelFileInvalid, "the file is empty."),
+    Refusal(ANY_STATUS, "", ModelHostFailed, "the host answered {status}."),
+)
 
 
 class AnyHost:
@@ -69,11 +132,4 @@ class AnyHost:
 
     def refusal(self, document: Document, remote: RemoteFile) -> WorkerError:
         """By status alone: the body is anything."""
-        said = f"{remote.source}: the host answered {document.status}."
-        if document.status in {401, 402, 403, 407, 451}:
-            return ModelForbidden(said, status=document.status)
-        if document.status in {404, 410}:
-            return ModelNotFound(said, hint="Check the URL.", status=document.status)
-        if document.status == 416:  # noqa: PLR2004 - not even the first byte can be had
-            return ModelFileInvalid(f"{remote.source}: the file is empty.")
-        return ModelHostFailed(said, status=document.status)
+        return fitting(_REFUSALS, document.status, "").error(remote.source, document.status)

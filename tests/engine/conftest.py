@@ -12,22 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+import torch
 from PIL import Image
 
-from engine import tiny
+from fakes import tiny_models
 from fakes.a1111_process import free_port
 
 ROOT = Path(__file__).parents[2]
+
+# on a busy machine several threads mostly wait for each other
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     checkpoints, loras = folder / "models/Stable-diffusion", folder / "models/Lora"
-    tiny.write(tiny.make_checkpoint(0), checkpoints / "alpha.safetensors")
-    tiny.write(tiny.make_checkpoint(1), checkpoints / "sub/beta.safetensors")
+    tiny_models.write(tiny_models.make_checkpoint(0), checkpoints / "alpha.safetensors")
+    tiny_models.write(tiny_models.make_checkpoint(1), checkpoints / "sub/beta.safetensors")
     (checkpoints / "zz-damaged.safetensors").write_bytes(b"not a model" * 100)
-    tiny.write(tiny.make_lora(0), loras / "style.v1.safetensors")
+    tiny_models.write(tiny_models.make_lora(0), loras / "style.v1.safetensors")
     (loras / "damaged.safetensors").write_bytes(b"<html>404</html>")
     return folder
 
@@ -57,7 +61,7 @@ class Client:
     def pictures(self, **fields):
         answer = self.txt2img(**fields)
         assert answer.status_code == 200, answer.text
-        return [decode(image) for image in answer.json()["images"]]
+        return [decode_png(image) for image in answer.json()["images"]]
 
     def picture(self, **fields):
         return self.pictures(**fields)[0]
@@ -79,16 +83,21 @@ class Client:
         self.process.wait()
 
 
-def decode(image):
+def decode_png(image):
     """base64 PNG -> (height, width, 3); pictures are compared by their pixels only."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"), dtype=int)
+
+
+@pytest.fixture(scope="session")
+def decode():
+    return decode_png
 
 
 @pytest.fixture(scope="module")
 def client(data_dir):
     client = Client(data_dir)
     try:
-        client.wait_until(lambda: client.get("loras").ok)
+        client.wait_until(lambda: client.get("loras").ok, seconds=120)
         yield client
     finally:
         client.close()

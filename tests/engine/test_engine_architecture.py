@@ -5,8 +5,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from engine import architecture, ldm, tiny
+from engine import architecture, ldm
 from engine.errors import Unsupported
+from fakes import tiny_models
 
 
 def shapes(state):
@@ -26,7 +27,7 @@ def sd1():
             up_block_types=("UpDecoderBlock2D",) * 4,
         )
         state |= ldm.export_vae(vae.state_dict(), 4)
-        state |= ldm.export_clip(tiny.text_encoder().state_dict())
+        state |= ldm.export_clip(tiny_models.text_encoder().state_dict())
     return shapes(state)
 
 
@@ -51,7 +52,7 @@ def sdxl(sd1):
         )
         tower = CLIPTextModelWithProjection(config)
         state = ldm.export_unet(unet.state_dict(), layers_per_block=2)
-        state |= ldm.export_clip(tiny.text_encoder().state_dict(), ldm.CLIP_XL)
+        state |= ldm.export_clip(tiny_models.text_encoder().state_dict(), ldm.CLIP_XL)
         state |= ldm.export_openclip(tower.state_dict())
     return shapes(state) | {k: v for k, v in sd1.items() if k.startswith(ldm.VAE)}
 
@@ -123,8 +124,8 @@ def test_inpainting_is_refused(sd1):
 
 def test_round_trip(tmp_path):
     """What the exporter writes, diffusers' importer reads back: same keys, same numbers."""
-    state = tiny.make_checkpoint(0)
-    tiny.write(state, tmp_path / "tiny.safetensors")
+    state = tiny_models.make_checkpoint(0)
+    tiny_models.write(state, tmp_path / "tiny.safetensors")
     architecture.infer(shapes(state), {}).write(tmp_path / "config")
     pipe = StableDiffusionPipeline.from_single_file(
         tmp_path / "tiny.safetensors",
@@ -139,6 +140,6 @@ def test_round_trip(tmp_path):
 
 
 def test_same_seed_same_checkpoint():
-    first, again, other = map(tiny.make_checkpoint, (0, 0, 1))
+    first, again, other = map(tiny_models.make_checkpoint, (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)

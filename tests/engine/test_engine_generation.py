@@ -1,13 +1,19 @@
 """The engine's choice of a checkpoint, without loading one."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from engine import tiny
 from engine.generation import Engine
 from engine.options import Options
 from engine.request import Txt2Img
+from fakes import tiny_models
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -26,7 +32,7 @@ def start(tmp_path):
 def checkpoints(tmp_path):
     folder = tmp_path / "models/Stable-diffusion"
     for name in ("b", "A", "c"):
-        tiny.write({}, folder / f"{name}.safetensors")
+        tiny_models.write({}, folder / f"{name}.safetensors")
     return folder
 
 
@@ -39,7 +45,7 @@ def test_no_checkpoint_at_all_until_refreshed(start, tmp_path):
     with pytest.raises(FileNotFoundError, match="No checkpoints found"):
         engine.txt2img(Txt2Img())
     assert default_of(engine) is None
-    tiny.write({}, tmp_path / "models/Stable-diffusion/new.safetensors")
+    tiny_models.write({}, tmp_path / "models/Stable-diffusion/new.safetensors")
     assert default_of(engine) is None
     engine.refresh_checkpoints()
     assert default_of(engine) == "new.safetensors"
@@ -78,3 +84,21 @@ def test_after_close_waiting_jobs_fail(start):
     engine.close()
     with pytest.raises(RuntimeError, match="shutting down"):
         engine.txt2img(Txt2Img())
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+)
+def test_torchs_threads_sleep_while_they_wait_unless_told_otherwise(given, policy):
+    """Read by torch's OpenMP from the environment when it is loaded, so it must be set before."""
+    code = "import engine, sys, os; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    environ = {"PATH": os.environ["PATH"]} | given
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", policy]

@@ -18,7 +18,9 @@ FACTS = Facts(
     width=64,
     height=64,
     sampler_name="DPM++ 2M",
+    asked_schedule="Karras",
     schedule_label="Karras",
+    eta_ddim=None,
     cfg_scale=7.0,
     steps=2,
     batch_size=1,
@@ -26,6 +28,8 @@ FACTS = Facts(
     model_hash="9045917406",
     clip_skip=2,
     lora_hashes={"loraA": "8153bd01d4aa"},
+    seed_resize=(-1, -1),
+    denoising_strength=None,
     job_timestamp="20261121003657",
 )
 
@@ -40,12 +44,29 @@ def test_info_is_as_recorded_but_for_the_version():
 
 def test_only_what_was_given_is_written():
     plain = dataclasses.replace(
-        FACTS, prompt="a cat", schedule_label=None, lora_hashes={}, clip_skip=1, seeds=[5, 6]
+        FACTS,
+        prompt="a cat",
+        asked_schedule=None,
+        schedule_label=None,
+        lora_hashes={},
+        clip_skip=1,
+        seeds=[5, 6],
     )
     assert plain.infotext(1) == (
         "a cat\nSteps: 2, Sampler: DPM++ 2M, CFG scale: 7.0, Seed: 6, Size: 64x64, "
         f"Model hash: 9045917406, Model: tinyB, Version: {infotext.VERSION}"
     )
+
+
+def test_a_schedule_that_was_not_computed_is_written_as_asked():
+    facts = dataclasses.replace(FACTS, asked_schedule="automatic", schedule_label=None)
+    assert "Sampler: DPM++ 2M, Schedule type: automatic, CFG scale" in facts.infotext(0)
+    assert "Schedule type" not in facts.extra_generation_params
+
+
+def test_eta_of_ddim_is_written():
+    text = dataclasses.replace(FACTS, eta_ddim=0.5).infotext(0)
+    assert "Eta DDIM: 0.5, Version" in text
 
 
 def test_negative_prompt_has_its_own_line():

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from engine import tiny
+from fakes import tiny_models
 from fakes.recorded import recorded
 
 
@@ -123,9 +123,21 @@ def test_the_scheduler_changes_the_picture(client):
 
 
 def test_a_batch_is_its_single_pictures(client):
-    pictures = client.pictures(batch_size=2, n_iter=2, seed=7)
     singles = [client.picture(seed=seed) for seed in (7, 8, 9, 10)]
-    assert np.array_equal(pictures, singles)
+    assert np.array_equal(client.pictures(batch_size=4, seed=7), singles)
+    assert np.array_equal(client.pictures(batch_size=2, n_iter=2, seed=7), singles)
+
+
+def test_a_new_process_and_a_switch_there_and_back_give_the_same_picture(client, data_dir, cat):
+    again = type(client)(data_dir)
+    try:
+        again.wait_until(lambda: again.get("loras").ok)
+        assert np.array_equal(again.picture(), cat)
+        other = again.picture(override_settings={"sd_model_checkpoint": "beta"})
+        assert np.array_equal(again.picture(), cat)
+    finally:
+        again.close()
+    assert np.array_equal(client.picture(override_settings={"sd_model_checkpoint": "beta"}), other)
 
 
 def test_seeds_in_info(client):
@@ -140,8 +152,27 @@ def test_sides_are_floored_to_8(client):
     assert json.loads(answer.json()["info"])["width"] == 79
 
 
-def test_long_prompt(client):
-    assert client.picture(prompt="cat, " * 100).shape == (64, 64, 3)
+def test_the_last_words_of_a_long_prompt_count(client):
+    """400 tokens and more: six chunks."""
+    long = "cat, " * 200
+    pictures = [client.picture(prompt=long + last) for last in ("red", "blue", "red")]
+    assert not np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[0], pictures[2])
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "Heun"])
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_words_that_change_on_the_way(client, field, sampler):
+    def picture(text):
+        return client.picture(**{field: text}, steps=6, sampler_name=sampler)
+
+    cat, dog = picture("a cat"), picture("a dog")
+    assert np.array_equal(picture("a [cat:dog:99]"), cat)
+    assert np.array_equal(picture("a [cat:dog:0]"), dog)
+    early = picture("a [cat:dog:0.2]")
+    assert not np.array_equal(early, cat)
+    assert not np.array_equal(early, dog)
+    assert not np.array_equal(picture("a [cat|dog]"), early)
 
 
 def test_send_images_false(client):
@@ -190,6 +221,12 @@ def test_lora_is_named_in_the_answer(client):
     assert hashes.startswith("style.v1: ")
 
 
+def test_extra_networks_can_be_switched_off(client, cat):
+    fields = {"prompt": "a cat<lora:style.v1:1>", "disable_extra_networks": True}
+    assert np.array_equal(client.picture(**fields), cat)
+    assert client.info(**fields)["extra_generation_params"] == {}
+
+
 def test_missing_lora_is_silently_ignored_as_in_a1111(client, cat):
     assert np.array_equal(client.picture(prompt="a cat<lora:nope:1>"), cat)
     assert client.info(prompt="a cat<lora:nope:1>")["extra_generation_params"] == {}
@@ -204,9 +241,9 @@ def test_damaged_lora_is_an_error_and_leaves_no_trace(client, cat):
 
 
 def test_lora_for_another_model_is_an_error(client, data_dir, cat):
-    fitting = tiny.make_lora()
+    fitting = tiny_models.make_lora()
     wrong = {key: value.repeat(1, 2) for key, value in fitting.items() if value.ndim > 1}
-    tiny.write(wrong, data_dir / "models/Lora/wrong.safetensors")
+    tiny_models.write(wrong, data_dir / "models/Lora/wrong.safetensors")
     status, _, text = refusal(client.txt2img(prompt="a cat<lora:wrong:1>"))
     assert status == 500
     assert "LoRA 'wrong' does not fit checkpoint 'alpha'" in text
@@ -262,7 +299,9 @@ def test_damaged_checkpoint_does_not_poison(client, cat):
 
 
 def test_a_lora_is_no_checkpoint(client, data_dir, cat):
-    tiny.write(tiny.make_lora(), data_dir / "models/Stable-diffusion/zz-lora.safetensors")
+    tiny_models.write(
+        tiny_models.make_lora(), data_dir / "models/Stable-diffusion/zz-lora.safetensors"
+    )
     client.post("refresh-checkpoints")
     answer = client.txt2img(override_settings={"sd_model_checkpoint": "zz-lora"})
     assert "cannot load checkpoint" in refusal(answer)[2]
@@ -331,12 +370,17 @@ def test_numbers_are_coerced(client, cat):
         {"save_images": True},
         {"restore_faces": True},
         {"styles": ["a"]},
-        {"eta": 0},
+        {"sampler_name": "Euler a", "eta": 0},
+        {"s_churn": 1},
+        {"s_noise": 0},
+        {"firstphase_width": 64},
+        {"seed_resize_from_h": 64, "seed_resize_from_w": 64},
+        {"infotext": "Steps: 3"},
         {"cfg_scale": 0.5},
         {"override_settings": {"sd_vae": "some.safetensors"}},
         {"override_settings": {"samples_format": "jpg"}},
-        {"prompt": "[cat:dog:0.5]"},
-        {"sampler_name": "Euler a", "scheduler": "Karras"},
+        {"prompt": "a cat AND a dog"},
+        {"sampler_name": "LCM", "scheduler": "Karras"},
     ],
     ids=str,
 )
@@ -353,6 +397,11 @@ def test_unsupported_is_refused(client, field):
         {"styles": []},
         {"hr_scale": 2.0},
         {"do_not_save_grid": True},
+        {"eta": 0.5},  # of no use to Euler
+        {"subseed": 5},
+        {"comments": {"a": 1}},
+        {"refiner_checkpoint": "None", "refiner_switch_at": 0.8},
+        {"disable_extra_networks": True},
         {"override_settings": {"sd_vae": "Automatic", "samples_format": "png"}},
     ],
     ids=str,

@@ -1,0 +1,86 @@
+"""What a LoRA file holds: for each layer, by the name the file gives it, two factors of a matrix.
+
+    kohya      lora_unet_..._to_q.lora_down.weight, .lora_up.weight, .alpha
+    peft       unet....to_q.lora_A.weight, .lora_B.weight
+    diffusers  unet....to_q.lora.down.weight, and older ...processor.to_q_lora.down.weight
+
+A file is understood whole or refused: a LoRA applied in part draws another picture than its maker
+promises, and nobody would know.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+StateDict = Mapping[str, torch.Tensor]
+
+_KEY = re.compile(
+    r"(?P<layer>.+?)(?:[._]lora|\.lora_linear_layer)?\."
+    r"(?:(?P<down>lora_down|lora_A(?:\.\w+)?|down)\.weight"
+    r"|(?P<up>lora_up|lora_B(?:\.\w+)?|up)\.weight"
+    r"|(?P<alpha>alpha))"
+)
+# what other trainers make, by a part of its keys; A1111 can apply most of it
+_KINDS = {
+    "DoRA": r"\.(dora_scale|lora_magnitude_vector)",
+    "LoHa": r"\.hada_",
+    "LoKr": r"\.lokr_",
+    "GLoRA": r"\.[ab][12]\.weight$",
+    "OFT": r"\.(oft|boft)_",
+    "IA3": r"\.on_input$",
+    "LoCon in three factors": r"\.lora_mid\.",
+    "weight difference": r"\.diff(_b)?$",
+    "LoRA of norms": r"\.[wb]_norm$",
+    "LoRA with biases": r"\.lora_\w+\.bias$",
+    "LoRA with an embedding": r"^bundle_emb\.",
+}
+
+
+class Misfit(ValueError):
+    """The file cannot be applied as a whole; the text says why."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """`up` @ `down` is added to a layer, times alpha / rank; `alpha` is None where not written."""
+
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float | None
+
+    @property
+    def rank(self) -> int:
+        """How many columns `up` has, and `down` rows."""
+        return self.down.shape[0]
+
+
+def read(state: StateDict) -> dict[str, Factors]:
+    """{name of the layer: its factors}. Raises Misfit."""
+    matches = {key: _KEY.fullmatch(key) for key in state}
+    _refuse_kinds(state)
+    if unknown := [key for key, match in matches.items() if match is None]:
+        raise Misfit(
+            f"{len(unknown)} of its {len(state)} keys are none of a LoRA's ({unknown[0]!r})"
+        )
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for key, match in matches.items():
+        if match and match.lastgroup:
+            layers.setdefault(match["layer"], {})[match.lastgroup] = state[key]
+    return {name: _factors(name, parts) for name, parts in layers.items()}
+
+
+def _refuse_kinds(state: StateDict) -> None:
+    for kind, pattern in _KINDS.items():
+        if any(re.search(pattern, key) for key in state):
+            raise Misfit(f"it is a {kind}, which the embedded engine cannot apply")
+
+
+def _factors(name: str, parts: Mapping[str, torch.Tensor]) -> Factors:
+    if not {"down", "up"} <= parts.keys():
+        raise Misfit(f"layer {name!r} lacks its other half")
+    alpha = parts.get("alpha")
+    if alpha is not None and alpha.numel() != 1:
+        raise Misfit(f"the alpha of layer {name!r} is not a number")
+    return Factors(parts["down"], parts["up"], None if alpha is None else float(alpha))

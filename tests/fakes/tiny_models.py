@@ -1,0 +1,171 @@
+"""Random Stable Diffusion models and LoRAs, made by code.
+
+They have the real architectures and key names at a fraction of the width, so that everything runs
+for real in seconds; what they draw is noise that depends on prompt, seed and LoRA. The same seed
+gives the same file.
+"""
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from engine import ldm
+
+WIDTH = 64  # of SD1's text encoder, and of what the UNet attends to
+UNET_CHANNELS = (32, 64, 64, 64)
+VAE_CHANNELS = (32, 32, 32, 32)
+XL_WIDTHS = (32, 64)  # of SDXL's text encoders (diffusers tells them by it); its UNet has both
+XL_UNET_CHANNELS = (32, 64, 64)
+XL_DEPTHS = (1, 2, 3)  # transformers in a block: the first level has none, SDXL's last has ten
+LORA_RANK = 4
+# LoRAs train the attention's and the feed-forward's projections
+_UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+
+def unet(in_channels=4):
+    """A UNet with SD1's blocks, with torch's current random state."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        block_out_channels=UNET_CHANNELS,
+        cross_attention_dim=WIDTH,
+    )
+
+
+def xl_unet():
+    """A UNet with SDXL's blocks: no attention on top, linear projections, a second embedding."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=XL_UNET_CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=XL_DEPTHS,
+        attention_head_dim=(1, 1, 1),
+        use_linear_projection=True,
+        cross_attention_dim=sum(XL_WIDTHS),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=XL_WIDTHS[1] + 6 * 256,
+    )
+
+
+def vae():
+    """An autoencoder with SD1's and SDXL's blocks; factor 8 between picture and latent."""
+    levels = len(VAE_CHANNELS)
+    return AutoencoderKL(
+        block_out_channels=VAE_CHANNELS,
+        layers_per_block=2,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+    )
+
+
+def _text_config(width, layers, activation):
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        hidden_act=activation,
+        projection_dim=width,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+
+
+def text_encoder(width=WIDTH):
+    """A CLIP text encoder of two layers with the whole vocabulary."""
+    return CLIPTextModel(_text_config(width, 2, "quick_gelu"))
+
+
+def second_text_encoder():
+    """OpenCLIP's text tower, with the projection that SDXL takes the pooled vector from."""
+    return CLIPTextModelWithProjection(_text_config(XL_WIDTHS[1], 3, "gelu"))
+
+
+def make_checkpoint(seed=0):
+    """An SD1 checkpoint in original key naming, half precision; 14 MB."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = ldm.export_unet(unet().state_dict(), layers_per_block=2)
+        state |= ldm.export_vae(vae().state_dict(), len(VAE_CHANNELS))
+        state |= ldm.export_clip(text_encoder().state_dict())
+    return {key: value.half().contiguous() for key, value in state.items()}
+
+
+def make_xl_checkpoint(seed=0):
+    """An SDXL checkpoint in original key naming, half precision; 19 MB."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = ldm.export_unet(xl_unet().state_dict(), layers_per_block=2)
+        state |= ldm.export_vae(vae().state_dict(), len(VAE_CHANNELS))
+        state |= ldm.export_clip(text_encoder(XL_WIDTHS[0]).state_dict(), ldm.CLIP_XL)
+        state |= ldm.export_openclip(second_text_encoder().state_dict())
+    return {key: value.half().contiguous() for key, value in state.items()}
+
+
+def make_lora(seed=0, strength=1.0):
+    """A LoRA in kohya's naming for every checkpoint of `make_checkpoint`, with random weights."""
+    with torch.device("meta"):  # which holds no weights
+        layers = _kohya("lora_unet_", unet()) | _kohya("lora_te_text_model_", text_encoder())
+    return random_lora(layers, seed, strength)
+
+
+def make_xl_lora(seed=0, sgm=False):
+    """One for the checkpoints of `make_xl_checkpoint`; the UNet in diffusers' or SAI's naming."""
+    with torch.device("meta"):
+        network = xl_unet()
+        layers = _kohya("lora_te1_text_model_", text_encoder(XL_WIDTHS[0]))
+        layers |= _kohya("lora_te2_text_model_", second_text_encoder())
+    names = sgm_names(network) if sgm else {}
+    return random_lora(layers | _kohya("lora_unet_", network, names), seed)
+
+
+def sgm_names(network):
+    """The layers of a UNet: {path in diffusers: path in the original}."""
+    exported = ldm.export_unet({key: key for key in network.state_dict()}, layers_per_block=2)
+    return {
+        path.removesuffix(".weight"): name.removeprefix(ldm.UNET).removesuffix(".weight")
+        for name, path in exported.items()
+        if path.endswith(".weight")
+    }
+
+
+def _kohya(prefix, network, names=()):
+    """{kohya's name: layer} of the linear layers that LoRAs usually train."""
+    names = dict(names)
+    return {
+        prefix + names.get(name, name).removeprefix("text_model.").replace(".", "_"): module
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and _is_lora_target(name)
+    }
+
+
+def _is_lora_target(name):
+    in_unet = "transformer_blocks" in name and name.endswith(_UNET_TARGETS)
+    return in_unet or "encoder.layers" in name
+
+
+def random_lora(layers, seed=0, strength=1.0):
+    """Random factors for {name: linear layer or convolution}, under kohya's suffixes."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, module in layers.items():
+        out, *inner = module.weight.shape
+        down = torch.randn(LORA_RANK, *inner, generator=generator)
+        up = torch.randn(out, LORA_RANK, *(1 for _ in inner[1:]), generator=generator)
+        state[f"{name}.lora_down.weight"] = down / down[0].numel() ** 0.5
+        state[f"{name}.lora_up.weight"] = up * strength
+        state[f"{name}.alpha"] = torch.tensor(float(LORA_RANK))
+    return state
+
+
+def write(state, path):
+    """Write a safetensors file; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".incomplete")
+    save_file(state, unfinished, metadata={"modelspec.title": path.stem})
+    unfinished.replace(path)

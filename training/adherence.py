@@ -1,0 +1,174 @@
+"""Does a picture show what its prompt asked for? Measured from its pixels, without a model.
+
+`python -m training.adherence CHECKPOINT` draws 200 scenes that were never trained on, with the
+embedded engine's own code, and prints the share of pictures with the right background colour,
+object colour, position and shape.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from engine import samplers
+from engine.checkpoints import Checkpoint, old_hash
+from engine.model import Model, Shot
+from training import scenes
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+
+PROMPTS = 200
+FOREGROUND = 60  # distance in RGB from the background's colour
+FEWEST = 8  # pixels of an object
+TEMPLATE = 48  # side of the masks that are compared
+CENTER = 0.25  # an object nearer than this to an axis is in the middle of it
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the pixels show; an empty shape where there is no object."""
+
+    background: str
+    color: str = ""
+    shape: str = ""
+    position: str = ""
+
+
+def look(picture: Image.Image) -> Seen:
+    """The background, from the border; the object, from all that differs from it."""
+    pixels = np.asarray(picture.convert("RGB"), dtype=float)
+    background = np.median(np.concatenate([*pixels[[0, 1, -2, -1]], *pixels[:, [0, 1, -2, -1]]]), 0)
+    mask = np.linalg.norm(pixels - background, axis=-1) > FOREGROUND
+    if mask.sum() < FEWEST:
+        return Seen(_color(background))
+    return Seen(
+        _color(background), _color(np.median(pixels[mask], 0)), _shape(mask), _position(mask)
+    )
+
+
+def _color(rgb: Pixels) -> str:
+    return min(scenes.COLORS, key=lambda name: np.linalg.norm(rgb - scenes.COLORS[name]))
+
+
+def _position(mask: Pixels) -> str:
+    """By the middle of the object's box."""
+    middles = ((line[0] + line[-1] + 1) / len(mask) - 1 for line in _extent(mask))
+    x, y = (0 if abs(v) < CENTER else int(np.sign(v)) for v in middles)
+    return next(name for name, place in scenes.POSITIONS.items() if place == (x, y))
+
+
+def _extent(mask: Pixels) -> tuple[Pixels, Pixels]:
+    """The columns and the rows in which the mask has anything."""
+    return np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+
+
+def _shape(mask: Pixels) -> str:
+    """The shape whose template overlaps most with the object, both stretched to the same box."""
+    seen = _stretched(mask)
+
+    def overlap(name: str) -> float:
+        template = _template(name)
+        return float((seen & template).sum() / (seen | template).sum())
+
+    return max(scenes.SHAPES, key=overlap)
+
+
+@cache
+def _template(name: str) -> Pixels:
+    return _stretched(np.asarray(scenes.mask(name, (0, 0), 0.8, 4 * TEMPLATE)) > 127)
+
+
+def _stretched(mask: Pixels) -> Pixels:
+    columns, rows = _extent(mask)
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scaled = Image.fromarray(box.astype(np.uint8) * 255).resize((TEMPLATE, TEMPLATE))
+    return np.asarray(scaled) > 127
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of pictures, 0 to 1."""
+
+    background: float
+    color: float
+    position: float
+    shape: float
+    all: float
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[scenes.Scene, Seen]]) -> "Score":
+        """The score of (what was asked for, what is seen)."""
+        rows = [
+            (
+                seen.background == scene.background,
+                seen.color == scene.things[0].color,
+                seen.position == scene.things[0].position,
+                seen.shape == scene.things[0].shape,
+            )
+            for scene, seen in pairs
+        ]
+        table = np.array(rows, dtype=float)
+        background, color, position, shape = map(float, table.mean(0))
+        return cls(background, color, position, shape, float(table.all(1).mean()))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {share:.1%}" for name, share in vars(self).items())
+
+
+def prompts(count: int, seed: int = 0) -> list[tuple[scenes.Scene, str]]:
+    """Scenes that were never trained on, of one object each, and a caption for each."""
+    rng = random.Random(seed)
+    found: list[tuple[scenes.Scene, str]] = []
+    while len(found) < count:
+        scene = scenes.held_out_scene(rng)
+        text = scenes.caption(scene, rng)
+        if scene.background in text:  # some captions leave it open
+            found.append((scene, text))
+    return found
+
+
+def load(path: Path) -> Model:
+    """The checkpoint as the embedded engine loads it."""
+    return Model.load(Checkpoint(path, path.name, old_hash(path)), sha256="")
+
+
+def picture(model: Model, prompt: str, shot: Shot) -> Image.Image:
+    """One picture, as the embedded engine makes it."""
+    conditioning = model.encode(prompt, "", 1, shot.sampler.calls(shot.steps))
+    return model.picture(conditioning, shot, lambda *_: False)
+
+
+def measure(model: Model, count: int, shot: Shot) -> Score:
+    """The score of `count` pictures; picture i has the seed of `shot` plus i."""
+    wanted = prompts(count)
+    pictures = (
+        picture(model, text, replace(shot, seed=shot.seed + i))
+        for i, (_, text) in enumerate(wanted)
+    )
+    return Score.of((scene, look(p)) for (scene, _), p in zip(wanted, pictures, strict=True))
+
+
+def main() -> None:
+    """Measure a checkpoint."""
+    parser = argparse.ArgumentParser(prog="python -m training.adherence", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg-scale", type=float, default=4.0)
+    parser.add_argument("--sampler", default="Euler a")
+    given = parser.parse_args()
+    sampler = samplers.find_sampler(given.sampler)
+    shot = Shot(0, given.side, given.side, given.steps, given.cfg_scale, sampler, None)
+    sys.stdout.write(f"{measure(load(given.checkpoint), given.prompts, shot)}\n")
+
+
+if __name__ == "__main__":
+    main()
