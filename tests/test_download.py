@@ -494,6 +494,8 @@ def test_a_new_connection_does_not_begin_the_counting_anew(hosts, source, partia
 @pytest.mark.parametrize("role", ["civitai", "storage"])
 def test_all_connections_wait_as_long_as_the_host_asks(hosts, source, partial, monkeypatch, role):
     monkeypatch.setattr(module, "backoff", lambda _, asked_for=None: asked_for or 0.01)
+    # Fewer connections would hide that the others do not wait.
+    monkeypatch.setattr(module.Connections, "host_complained", lambda *_: None)
     hosts.throttle(20 * MIB, ttfb=0.002)
     skip = 0 if role == "civitai" else 3
     hosts.fault("rate_limited", role=role, skip=skip, times=1, retry_after=1)
@@ -504,7 +506,7 @@ def test_all_connections_wait_as_long_as_the_host_asks(hosts, source, partial, m
     early = [one for one in hosts.requests if refused.ended < one.time <= refused.ended + 0.5]
     assert later
     assert min(later) - refused.ended > 0.9
-    assert len(early) <= 2  # were under way
+    assert len(early) < len(later)  # a few were under way
 
 
 def test_a_host_that_complains_gets_fewer_connections(hosts, source, partial, monkeypatch):
