@@ -50,7 +50,10 @@ def draw(engine, alias):
 def test_a_folder_draws_what_the_file_draws(engine, decode, name):
     picture, info = draw(engine, name)
     assert info["sd_model_name"] == name.rpartition("/")[2]
-    assert (decode(picture) == decode(draw(engine, "file")[0])).all()
+    # Where the weights lie in memory decides which kernels a CPU takes: the last bit may differ.
+    difference = decode(picture).astype(int) - decode(draw(engine, "file")[0])
+    assert abs(difference).max() <= 1
+    assert (difference != 0).mean() < 0.001
 
 
 def test_a_folder_is_found_by_title_and_hash(engine):

@@ -354,8 +354,13 @@ class ModelHosts:
             server.close()
         for sock in self._sockets.values():
             sock.close()
-        await self._end(list(self._open))
-        await asyncio.sleep(0.01)  # the aborted transports close in the loop's next rounds
+        # What a server has just accepted becomes a connection only in the loop's next rounds,
+        # and an aborted transport closes in them.
+        for _ in range(500):
+            await self._end(list(self._open))
+            await asyncio.sleep(0.01)
+            if asyncio.all_tasks() == {asyncio.current_task()}:
+                return
 
     async def _serve(self, connection: Connection) -> None:
         try:
