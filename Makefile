@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 PIP_FLAGS ?=
 
-# the first job: test_input.json with this prompt and checkpoint in it
+# the first job: test_input.json with these in it
 define JOB_SCRIPT
 import json, os
 job = json.load(open("test_input.json"))
-given = {key: os.environ[key.upper()] for key in ("prompt", "checkpoint")}
+given = {key: os.environ[key.upper()] for key in ("prompt", "checkpoint", "template")}
 job["input"] |= {key: value for key, value in given.items() if value}
 print(json.dumps(job))
 endef
@@ -20,14 +20,16 @@ endef
 run serve: export ENGINE ?= embedded
 run serve: export MODELS_DIR ?= models
 run serve: export BAKED_MODELS_DIR ?= demo
+run serve: export DEFAULT_TEMPLATE ?= demo
 run: export PROMPT ?=
-run: export CHECKPOINT ?= demo-shapes
+run: export CHECKPOINT ?=
+run: export TEMPLATE ?=
 run: export JOB = $(JOB_SCRIPT)
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: $(VENV)/.ready  ## a picture in outputs/ from test_input.json; PROMPT="a green star" CHECKPOINT=name
+run: $(VENV)/.ready  ## a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
 	OUTPUT_DIR=outputs RUNPOD_LOG_LEVEL=WARN ./start.sh --test_input "$$($(BIN)/python -c "$$JOB")"
 
 serve: $(VENV)/.ready  ## RunPod's local API on http://localhost:8000 (PORT=...) for curl

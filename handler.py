@@ -28,12 +28,13 @@ from model_manager import ModelManager
 from worker import delivery, log, payload, request, result
 from worker.engine import Engine
 from worker.errors import ConfigError, FetchStopped, InternalError, JobTimeout, WorkerError
-from worker.payload import Models
+from worker.job_models import Models
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
 from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
 from worker.stopwatch import Stopwatch
 from worker.supervisor import Supervisor
+from worker.templates import Templates
 from worker.webui import Txt2ImgAnswer, WebUI
 
 EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
@@ -53,11 +54,14 @@ class Handler:
         progress: gets a job and how far its downloads are; the SDK's, once that runs.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, models: ModelManager) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, models: ModelManager, templates: Templates
+    ) -> None:
         self.progress: Progress | None = None
         self._settings = settings
         self._engine = engine
         self._models = models
+        self._templates = templates
         self._one_at_a_time = asyncio.Lock()
         self._told = 0.0
 
@@ -81,8 +85,10 @@ class Handler:
 
     async def _run(self, job: Mapping[str, Any], watch: Stopwatch) -> dict[str, Any]:
         """Check, prepare, generate, prove, answer: the life of a job."""
+        if request.task_of(job.get("input")) == "templates":
+            return await self._list_templates(watch)
         with watch.phase("validate"):
-            wanted = request.parse(job.get("input"))
+            wanted = request.parse(self._templates.fill_in(job.get("input")))
             watch.limit(wanted.timeout or self._settings.job_timeout)
             names = payload.engine_names(wanted, self._engine.catalog)
         async with self._one_at_a_time:
@@ -98,8 +104,20 @@ class Handler:
             )
             cache = await asyncio.to_thread(self._models.get_cache_stats)
         answer = result.success(picture, composed, used, cache, watch.timings())
+        if wanted.template:
+            answer["template"] = wanted.template
         self._save(picture, answer, str(job.get("id", "job")))
         return answer
+
+    async def _list_templates(self, watch: Stopwatch) -> dict[str, Any]:
+        """The answer of the task `templates`; the engine has no part in it."""
+        states = {
+            name: await asyncio.to_thread(self._models.template_state, one.request())
+            for name, one in self._templates.get_templates().items()
+        }
+        listed = [one | states.get(one["template"], {}) for one in self._templates.list_templates()]
+        default = self._templates.get_default_template()
+        return result.templates(listed, default, watch.timings())
 
     async def _prepare(
         self, job: Mapping[str, Any], wanted: Txt2ImgRequest, watch: Stopwatch
@@ -149,22 +167,27 @@ class Handler:
 
 
 def build(settings: Settings) -> tuple[Handler, Engine]:
-    """Put the worker together; nothing is started or opened yet."""
+    """Put the worker together; nothing is started yet.
+
+    Raises:
+        ConfigError: templates.json cannot be used.
+    """
     webui = WebUI(settings.webui_url)
     supervisor = Supervisor(settings.run_dir, settings.supervisor_pid)
     engine = Engine(webui, supervisor, Readiness(webui, supervisor, settings.engine_address))
-    return Handler(settings, engine, ModelManager(settings)), engine
+    templates = Templates(settings.templates_path, settings.default_template)
+    return Handler(settings, engine, ModelManager(settings), templates), engine
 
 
 def main() -> int:
     """Wait for the engine, then give the process to the RunPod SDK; returns the exit status."""
     try:
         settings = Settings.from_environ(os.environ)
+        handler, engine = build(settings)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
-    handler, engine = build(settings)
     try:
         engine.boot(settings.ready_timeout)
     except WorkerError as error:

@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from worker import architecture, commands, hash_cache, model_ref
+from worker import architecture, commands, hash_cache, job_models
 from worker.architecture import Kind
 from worker.civitai import CIVITAI, CIVITAI_RED, CivitAI
 from worker.errors import (
     FetchError,
     ModelFileInvalid,
+    ModelMismatch,
     ModelNotFound,
     ModelNotSupported,
     ModelUnsafe,
@@ -34,6 +35,8 @@ from worker.errors import (
 from worker.fetcher import Fetcher
 from worker.huggingface import HuggingFace
 from worker.internet import NEVER, Internet, origin
+from worker.job_models import Models
+from worker.merged import MergedCheckpoints
 from worker.model_file import FOLDERS, ModelFile
 from worker.model_host import AnyHost, ModelHost
 from worker.model_ref import (
@@ -46,19 +49,16 @@ from worker.model_ref import (
     WebFile,
 )
 from worker.named_models import LoraReference
-from worker.payload import Models, lora_tag
+from worker.payload import lora_tag
 from worker.progress import report_for
 from worker.prompt import add_lora_tags, lora_tags
 from worker.references import References
-from worker.request import OverrideSettings, Txt2ImgRequest
+from worker.request import Txt2ImgRequest
 from worker.room import Room
 from worker.settings import Settings
 from worker.store import Store
 
 log = logging.getLogger("worker.models")
-
-# Values of `sd_vae` that are no file.
-_VAE_WORDS = {"Automatic", "None"}
 
 AT_ONCE = 4  # files that are fetched in parallel; each has several connections
 _LOOK_EVERY = 0.1  # seconds
@@ -81,7 +81,9 @@ class ModelManager:
             settings.models_dir,
             settings.baked_models_dir,
             pickles=settings.allow_pickles,
+            diffusers=settings.engine == "embedded",
         )
+        self.merged = MergedCheckpoints(self.store.baked, self.store.fetched)
         budget = settings.models_budget_gb
         self.room = Room(self.store.fetched, None if budget is None else round(budget * 1e9))
         internet = Internet([*settings.trusted_hosts, *settings.mirrors], _tokens(settings))
@@ -112,13 +114,24 @@ class ModelManager:
         Raises:
             WorkerError: before the engine is asked for anything; it says which model and why.
         """
-        models = self._find_all(request, stop)
-        self._check(models)
+        models = self.find_models(request, stop)
         self._pin(models)
-        linked = {file: self.store.link(file) for file in models.files()}
+        linked = {file: self.store.link(file) for file in models.shown()}
         new = [file for file, is_new in linked.values() if is_new]
         hash_cache.seed(self._webui_dir, [file for file in new if file.kind == "checkpoint"])
         return models.renamed({file: seen for file, (seen, _) in linked.items()}), bool(new)
+
+    def find_models(self, request: Txt2ImgRequest, stop: threading.Event = NEVER) -> Models:
+        """Every model of the job, found or fetched, and checked; the engine sees none of it yet.
+
+        Raises:
+            WorkerError: it says which model and why.
+        """
+        models = self._find_all(request, stop)
+        if self._may_be_merged(request, models):
+            models = replace(models, merged=self.merged.find(models))
+        self._check(models)
+        return models
 
     def ensure(self, wanted: Sequence[Wanted], stop: threading.Event = NEVER) -> list[ModelFile]:
         """Each of them as a checked file: found in the store, or fetched, several at once."""
@@ -139,6 +152,11 @@ class ModelManager:
         """`{"checkpoints": {"count": 2, "total_size": <bytes>}, "loras": ..., "vaes": ...}`."""
         return self.store.stats()
 
+    def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
+        """Whether all that a template names is in the image, and whether it is merged there."""
+        models = self._here(request, self._find_baked)
+        return {"baked": models is not None, "merged": bool(models and models.merged)}
+
     # For the engine's start ------------------------------------------------------------------
 
     def link_everything(self) -> int:
@@ -157,6 +175,18 @@ class ModelManager:
         hash_cache.seed(self._webui_dir, [file for file in linked if file.kind == "checkpoint"])
         return len(linked)
 
+    def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
+        """Name of the checkpoint that a template's jobs will need, if all of it is here."""
+        models = self._here(request, self._find)
+        if models is None or models.loaded is None:
+            return None
+        try:
+            self._check(models)
+        except (ModelFileInvalid, ModelNotSupported, ModelMismatch) as error:
+            log.warning("the default template cannot be used: %s", error)
+            return None
+        return self.store.link(models.loaded)[0].stem
+
     # One model -------------------------------------------------------------------------------
 
     def _find(self, wanted: Wanted) -> ModelFile | None:
@@ -168,10 +198,39 @@ class ModelManager:
         ref = wanted.ref
         if isinstance(ref, StoreName):
             return self._find_by_name(wanted.kind or "checkpoint", ref.name)
-        known = wanted.sha256 or (
-            ref.digest if isinstance(ref, Sha256) else self.fetcher.references.sha256(ref)
-        )
+        known = self._known_sha256(wanted)
         return self.store.by_sha256(known) if known else None
+
+    def _known_sha256(self, wanted: Wanted) -> str | None:
+        if wanted.sha256 or isinstance(wanted.ref, Sha256):
+            return wanted.sha256 or str(wanted.ref).removeprefix("sha256:")
+        return self.fetcher.references.sha256(wanted.ref)
+
+    def _find_baked(self, wanted: Wanted) -> ModelFile | None:
+        """The file if it is one of the image's own; that it is looked at is no use of it."""
+        ref = wanted.ref
+        if isinstance(ref, StoreName):
+            file = self.store.find(wanted.kind or "checkpoint", ref.name)
+            return file if file and self.store.is_baked(file) else None
+        known = self._known_sha256(wanted)
+        blob = self.store.baked.find(known) if known else None
+        return blob.as_file() if blob else None
+
+    def _here(
+        self, request: Txt2ImgRequest, find: Callable[[Wanted], ModelFile | None]
+    ) -> Models | None:
+        """The models of a template if `find` has them all; nothing is fetched."""
+        files: dict[tuple[str, int], ModelFile] = {}
+        for place, wanted in job_models.wanted(request).items():
+            try:
+                file = find(wanted)
+            except ModelNotFound:
+                return None
+            if file is None:
+                return None
+            files[place] = file
+        models = job_models.assign(request, files)
+        return replace(models, merged=self.merged.find(models)) if models.loras else models
 
     def _find_by_name(self, kind: Kind, name: str) -> ModelFile:
         """By file name or stem; a LoRA else, as in A1111, by the name its training gave it."""
@@ -220,18 +279,21 @@ class ModelManager:
     # One job ---------------------------------------------------------------------------------
 
     def _find_all(self, request: Txt2ImgRequest, stop: threading.Event) -> Models:
-        wanted = _wanted(request)
+        wanted = job_models.wanted(request)
         files = dict(zip(wanted, self.ensure(list(wanted.values()), stop), strict=True))
-        loras = [(files["lora", n], ref) for n, ref in enumerate(request.loras)]
-        return Models(
-            checkpoint=files.get(("checkpoint", 0)),
-            loras=tuple(loras),
-            written_loras=self._written_loras(request, loras),
-            vae=files.get(("vae", 0)),
-            embeddings=tuple(files["embedding", n] for n in range(len(request.embeddings))),
-            refiner=files.get(("refiner", 0)),
-            hr_checkpoint=files.get(("hr_checkpoint", 0)),
-        )
+        models = job_models.assign(request, files)
+        return replace(models, written_loras=self._written_loras(request, models.loras))
+
+    def _may_be_merged(self, request: Txt2ImgRequest, models: Models) -> bool:
+        """Whether one checkpoint can stand for the template's own and its LoRAs.
+
+        A LoRA's tag acts on a second checkpoint, too; and where the caller writes the tag of one
+        of the LoRAs himself, his weight counts.
+        """
+        loras = {file for file, _ in models.loras}
+        second = models.refiner or models.hr_checkpoint
+        written = loras & set(models.written_loras.values())
+        return bool(request.template and models.checkpoint and loras and not second and not written)
 
     def _written_loras(
         self, request: Txt2ImgRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
@@ -247,8 +309,8 @@ class ModelManager:
 
     def _pin(self, models: Models) -> None:
         """Nothing that this job uses is evicted, nor the checkpoint that stays loaded after it."""
-        if models.checkpoint:
-            self._loaded = models.checkpoint
+        if models.loaded:
+            self._loaded = models.loaded
         files = [*models.files(), *([self._loaded] if self._loaded else [])]
         self.room.pinned = frozenset(file.known_sha256 for file in files if file.known_sha256)
 
@@ -292,39 +354,10 @@ def _tokens(settings: Settings) -> dict[str, str]:
     return tokens | ({origin(settings.hf_endpoint): token.get_secret_value()} if token else {})
 
 
-def _wanted(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
-    """What the job names, by its place in the job."""
-    override = request.override_settings or OverrideSettings()
-    names = {
-        "checkpoint": override.sd_model_checkpoint,
-        "vae": None if override.sd_vae in _VAE_WORDS else override.sd_vae,
-        "refiner": _unless_same(request.refiner_checkpoint),
-        "hr_checkpoint": _unless_same(request.hr_checkpoint_name),
-    }
-    found: dict[tuple[str, int], Wanted] = {}
-    for place, name in names.items():
-        if name:
-            found[place, 0] = Wanted(
-                model_ref.parse(name), "vae" if place == "vae" else "checkpoint"
-            )
-    if request.checkpoint:
-        found["checkpoint", 0] = request.checkpoint.wanted("checkpoint")
-    if request.vae:
-        found["vae", 0] = request.vae.wanted("vae")
-    found |= {("lora", n): ref.wanted("lora") for n, ref in enumerate(request.loras)}
-    return found | {
-        ("embedding", n): ref.wanted("embedding") for n, ref in enumerate(request.embeddings)
-    }
-
-
 def _as_named(file: ModelFile, wanted: Wanted) -> ModelFile:
     """A file that is there already is checked as what this job takes it for."""
     same = wanted.kind in {None, file.kind}
     return file if same else replace(file, kind=wanted.kind or file.kind)
-
-
-def _unless_same(name: str | None) -> str | None:
-    return None if name is None or name.casefold() == "use same checkpoint" else name
 
 
 def _trained_name(file: ModelFile) -> str | None:

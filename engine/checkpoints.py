@@ -71,7 +71,8 @@ class Checkpoints:
 
     def refresh(self) -> None:
         """Read the folder again; subfolders too, sorted by name without regard to case."""
-        folders = {mark.parent for mark in self.folder.rglob(FOLDER_MARK)} - {self.folder}
+        # the star stands for a link to a folder, too; rglob alone does not look behind links
+        folders = {mark.parent for mark in self.folder.rglob(f"*/{FOLDER_MARK}")}
         files = {path for path in self.folder.rglob(WEIGHTS) if path.is_file()}
         found = (path for path in folders | files if folders.isdisjoint(path.parents))
         self.all = list(map(self._describe, sorted(found, key=lambda path: str(path).lower())))

@@ -31,7 +31,7 @@ def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
     diffusers raise for files that are not right.
     """
     gpu_memory = placement.measure()
-    read = _read_folder if path.is_dir() else _read_file
+    read = _read_folder if path.is_dir() else read_file
     pipe = read(path, placement.precision(gpu_memory))
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
@@ -44,11 +44,16 @@ def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
     return pipe
 
 
-def _read_file(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffusers
-    """What CivitAI serves: original key naming, no configuration."""
+def read_architecture(path: Path) -> architecture.Architecture:
+    """What a single file's header tells; raises as `architecture.infer`, and SafetensorError."""
     with safe_open(path, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        found = architecture.infer(shapes, file.metadata() or {})
+        return architecture.infer(shapes, file.metadata() or {})
+
+
+def read_file(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffusers
+    """What CivitAI serves: original key naming, no configuration."""
+    found = read_architecture(path)
     tokenizers = {"tokenizer": tokenizer.build()}
     if found.is_xl:
         tokenizers["tokenizer_2"] = tokenizer.build(padding="!")

@@ -65,3 +65,27 @@ def test_the_lora_draws_stripes(model):
     unrest, unrest_before = (p[96:160, 96:160].std((0, 1)).max() for p in (styled, plain))
     assert unrest > 3 * unrest_before + 10
     assert np.abs(styled - plain)[:16].mean() < 30  # the background stays
+
+
+def test_merged_the_lora_draws_the_same_as_by_its_tag(model, tmp_path):
+    """docs/templates.md: the same but for rounding."""
+    from engine.loras import Loras, LoraUse
+    from training import adherence
+    from worker.merge import Ingredient, merge
+
+    weights = {"te": 0.5, "unet": 1.0}
+    ingredient = Ingredient(LORA, "striped", "0" * 64, **weights)
+    assert not merge(CHECKPOINT, [ingredient], tmp_path / "merged.safetensors", {}).unmatched
+    merged = adherence.load(tmp_path / "merged.safetensors")
+    (lora,) = Loras(DEMO / "Lora").all
+    prompt = "a green star on a yellow background"
+
+    plain, from_merged = (
+        np.asarray(adherence.picture(one, prompt, shot(1)), dtype=float) for one in (model, merged)
+    )
+    with model.with_loras([LoraUse(lora, **weights)]):
+        by_tag = np.asarray(adherence.picture(model, prompt, shot(1)), dtype=float)
+
+    assert np.abs(from_merged - by_tag).mean() < 0.05  # of 255
+    assert np.abs(from_merged - by_tag).max() <= 4
+    assert min(np.abs(plain - other).mean() for other in (from_merged, by_tag)) > 2

@@ -8,6 +8,7 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from test_errors import CODED
+from worker import template
 from worker.payload import OURS
 from worker.request import Txt2ImgRequest, parse
 from worker.settings import PROJECT, SECRET_NAME, Settings
@@ -65,7 +66,10 @@ def test_the_job_fields_are_those_of_the_code():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_example_job_is_valid(page):
     for block in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL):
-        parse(json.loads(block)["input"])
+        if "templates" in json.loads(block):
+            template.parse(block)
+        else:
+            parse(json.loads(block)["input"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +41,7 @@ def environ(tmp_path_factory):
         "ENGINE": "embedded",
         "WEBUI_DIR": str(folder / "webui"),
         "MODELS_DIR": str(folder / "models"),
+        "DEFAULT_TEMPLATE": "none",
         "OUTPUT_DIR": str(folder / "outputs"),
         "RUN_DIR": str(folder / "run"),
         "WEBUI_URL": f"http://127.0.0.1:{free_port()}",
@@ -241,3 +244,24 @@ def test_models_named_by_civitai_url_are_fetched_used_and_proven(environ, tmp_pa
     assert first["images"] != plain["images"]
     assert again["timings"]["prepare"] <= 0.01, again["timings"]
     assert not secrets
+
+
+def test_a_baked_template_is_merged_and_drawn_with(environ, tmp_path):
+    """`bake --merge` and then a prompt alone: what `docker run` does with an image of one's own."""
+    shutil.copytree(ROOT / "demo", tmp_path / "baked")
+    folders = {name: str(tmp_path / name.lower()) for name in ("MODELS_DIR", "WEBUI_DIR")}
+    folders |= {"BAKED_MODELS_DIR": str(tmp_path / "baked"), "OUTPUT_DIR": str(tmp_path / "out")}
+    here = environ | folders | {"DEFAULT_TEMPLATE": "demo_striped", "PYTHONPATH": str(ROOT)}
+    bake = ("model_manager.py", "bake", "--template", "demo_striped", "--merge")
+    baking = run(here, *bake, program=sys.executable)
+    assert baking.returncode == 0, baking.stderr
+    assert "demo-shapes+striped-" in baking.stdout
+
+    done = run(here, "--test_input", '{"input": {"prompt": "a red circle", "seed": 1}}')
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"models +demo-shapes\+striped-\w{10}$", done.stderr, re.MULTILINE)
+    assert "256x256, 20 steps of Euler a, seed 1" in done.stderr
+    assert len(re.findall("loaded .*safetensors", done.stdout + done.stderr)) == 1, "at once"
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert not list((tmp_path / "models_dir").rglob("*.safetensors"))

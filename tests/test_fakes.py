@@ -271,7 +271,7 @@ def test_an_interrupt_ends_the_job_and_sigterm_waits_for_it(fresh):
         fresh.fault("slow_steps", seconds=0.02)
         job = threading.Thread(target=generate)
         job.start()
-        wait_until(lambda: fresh.get("progress").json()["progress"] > 0, "the job")
+        wait_until(lambda: fresh.get("progress").json()["state"]["sampling_step"] > 0, "the job")
         end()
         job.join(DEADLINE)
     partial, finished = (answer.json()["images"][0] for answer in answers)

@@ -10,6 +10,7 @@ import handler
 from worker.engine import Engine
 from worker.errors import ModelNotFound
 from worker.settings import Settings
+from worker.templates import Templates
 
 SECRET = "/volume/private/token-abcdef"
 
@@ -30,7 +31,7 @@ def run():
 
     def run(error, **job):
         engine = Engine(None, None, None)
-        built = handler.Handler(Settings.from_environ({}), engine, Models(error))
+        built = handler.Handler(Settings.from_environ({}), engine, Models(error), Templates(None))
         return asyncio.run(built({"id": "job-1", "input": {}} | job))
 
     return run

@@ -36,6 +36,7 @@ PURE = [
     "request",
     "result",
     "schedule",
+    "template",
 ]
 IO = {"requests", "urllib3", "socket", "subprocess", "os", "tempfile", "threading"}
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from worker.errors import InvalidInput
+from worker.job_models import Models
 from worker.model_file import ModelFile
-from worker.payload import Models, build, engine_names, smaller, throwaway
+from worker.payload import build, engine_names, smaller, throwaway
 from worker.request import parse
 
 

@@ -227,3 +227,17 @@ def test_what_was_learnt_goes_before_what_was_baked(baked, tmp_path):
 
     other = References(tmp_path / "references", tmp_path / "baked")
     assert (baked.sha256(FOX), other.sha256(FOX)) == (OTHER, OTHER)
+
+
+def test_what_was_baked_never_grows_old_unless_it_was_fetched_anew(tmp_path, clock):
+    moving = CivitAIModel(7)
+    References(tmp_path / "baked").note(moving, REMOTE, DIGEST)
+    baked = References(tmp_path / "references", tmp_path / "baked")
+    clock.now += 1000 * FRESH
+    assert baked.sha256(moving) == DIGEST
+
+    baked.note(moving, REMOTE, OTHER)
+    clock.now += 2 * FRESH
+
+    assert baked.sha256(moving) is None
+    assert baked.sha256(moving, stale=True) == OTHER

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from fakes.a1111_shape import shape_error
 from worker.errors import InvalidInput
+from worker.job_models import Models
 from worker.model_file import ModelFile
-from worker.payload import Models, build, engine_names
+from worker.payload import build, engine_names
 from worker.request import OverrideSettings, Txt2ImgRequest, parse
 
 NAMES = ["DPM++ 2M Karras", "Euler a", "euler", "k_dpmpp_sde", "Karras", "SGM Uniform", "nope", ""]

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from fakes.a1111_process import write_safetensors
 from worker.errors import InvalidInput
+from worker.job_models import Models
 from worker.model_file import ModelFile
-from worker.payload import Expected, Models, Payload
+from worker.payload import Expected, Payload
 from worker.result import failure, models_used, plain, success
 from worker.webui import Txt2ImgAnswer
 

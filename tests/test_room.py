@@ -67,6 +67,17 @@ def test_where_there_is_room_nothing_goes(blobs, put):
     assert stems(blobs) == ["m1"]
 
 
+def test_from_what_is_baked_nothing_goes(blobs, put, disk):
+    put(1, days=9)
+    disk[0] = 0
+    room = Room(blobs, None)
+    room.evicts = False
+
+    with pytest.raises(StoreFull):
+        room.make("key", SIZE)
+    assert stems(blobs) == ["m1"]
+
+
 def test_the_least_recently_used_goes_for_the_budget(blobs, put):
     put(1, days=1), put(2, days=9), put(3, days=5)
     room_of(blobs, 3).make("key", SIZE)

@@ -7,6 +7,7 @@ import pytest
 from fakes import model_files
 from fakes.model_files import safetensors
 from fakes.model_store import add
+from worker.model_file import file_sha256
 from worker.store import Store
 
 ONE, TWO, THREE = (safetensors(model_files.LORA, number=number) for number in (1, 2, 3))
@@ -174,3 +175,46 @@ def test_a_damaged_blob_is_not_found_by_its_name(store, kind):
 
     assert store.find(kind, "fox") is None
     assert list(store.files(kind)) == []
+
+
+# Checkpoints that were converted while an image was built.
+
+
+@pytest.fixture
+def checkpoint(store, folders):
+    """A baked checkpoint whose diffusers folder was baked, too."""
+    path = folders[2] / "Stable-diffusion/base.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(safetensors(model_files.SD1))
+    converted = store.baked.diffusers(file_sha256(path))
+    converted.mkdir(parents=True)
+    (converted / "model_index.json").write_text("{}")
+    return store.find("checkpoint", "base")
+
+
+def test_an_engine_that_loads_folders_sees_the_folder_under_the_files_name(folders, checkpoint):
+    store = Store(*folders, diffusers=True)
+    seen = folders[0] / "models/Stable-diffusion"
+    Store(*folders).link(checkpoint)  # before it was converted
+
+    assert store.link(checkpoint) == (checkpoint, True)
+    assert store.link(checkpoint) == (checkpoint, False)
+    assert [path.name for path in seen.iterdir()] == ["base"]
+    assert (seen / "base/model_index.json").is_file()
+
+
+def test_another_engine_sees_the_file(store, folders, checkpoint):
+    store.link(checkpoint)
+
+    seen = folders[0] / "models/Stable-diffusion"
+    assert [path.name for path in seen.iterdir()] == ["base.safetensors"]
+
+
+def test_what_was_not_converted_is_shown_as_a_file(folders, checkpoint):
+    store = Store(*folders, diffusers=True)
+    checkpoint.path.with_name("new.safetensors").write_bytes(safetensors(model_files.SD1, number=2))
+
+    store.link(store.find("checkpoint", "new"))
+
+    seen = folders[0] / "models/Stable-diffusion"
+    assert [path.name for path in seen.iterdir()] == ["new.safetensors"]

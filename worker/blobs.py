@@ -3,6 +3,7 @@
     <root>/blobs/<sha256>.safetensors       the file; complete and right, or not there at all
     <root>/blobs/<sha256>.json              what it is; its modification time is the last use
     <root>/Lora/<stem>.safetensors          link to the blob under a stem that nobody else has
+    <root>/diffusers/<sha256>/              the same checkpoint as a diffusers folder, if baked so
     <root>/downloads/<key>.<run>.part       a download, resumable
     <root>/leases/<key>.lock                who is downloading
 
@@ -136,6 +137,15 @@ class Blobs:
     def blob_of(self, path: Path) -> str | None:
         """The sha256 if that (resolved) path is a blob of this store."""
         return path.stem if path.parent == self._blobs else None
+
+    @property
+    def has_diffusers(self) -> bool:
+        """Whether any checkpoint was converted into a diffusers folder."""
+        return (self.root / "diffusers").is_dir()
+
+    def diffusers(self, sha256: str) -> Path:
+        """Where a checkpoint's diffusers folder is, if it was converted."""
+        return self.root / "diffusers" / sha256
 
     def _read(self, sha256: str) -> Blob | None:
         try:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from worker import bake, model_ref, webui_config
 from worker import log as worker_log
-from worker import model_ref, webui_config
 from worker.blobs import Blob, size_on_disk
 from worker.errors import ConfigError, InvalidInput, ModelFileInvalid, WorkerError
 from worker.eviction import Plan
@@ -24,9 +24,9 @@ from worker.fetcher import Fetcher
 from worker.internet import NEVER
 from worker.model_file import FOLDERS, ModelFile, file_sha256
 from worker.model_ref import Sha256, StoreName, Wanted
-from worker.room import Room
+from worker.request import Txt2ImgRequest
 from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
-from worker.store import Store
+from worker.templates import Templates
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # as shells have it for SIGINT
@@ -36,21 +36,19 @@ Row = dict[str, Any]
 log = logging.getLogger("worker.models")
 
 
-class Manager(Protocol):
+class Manager(bake.Manager, Protocol):
     """What the commands need of `model_manager.ModelManager`."""
 
-    store: Store
-    room: Room
     fetcher: Fetcher
-
-    def ensure(self, wanted: Sequence[Wanted]) -> list[ModelFile]:
-        """Find or fetch."""
 
     def get_cache_stats(self) -> dict[str, dict[str, int]]:
         """Numbers and bytes."""
 
     def link_everything(self) -> int:
         """Show every good file to the engine."""
+
+    def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
+        """What the engine should load at start."""
 
 
 def run(arguments: Sequence[str] | None, make: Callable[[Settings], Manager]) -> int:
@@ -67,7 +65,12 @@ def run(arguments: Sequence[str] | None, make: Callable[[Settings], Manager]) ->
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     try:
+        if options.command == "bake":  # what is baked is written there, and nowhere else
+            settings = settings.to_bake()
         rows = options.run(make(settings), options, settings)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BAD_CONFIGURATION
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     failed = [row for row in rows if "error" in row]
@@ -107,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     prune = command("prune", _prune, "evict down to the budget, remove abandoned downloads")
     prune.add_argument("--dry-run", action="store_true", help="only say what would go")
     prune.add_argument("--budget", type=float, metavar="GB", help="instead of MODELS_BUDGET_GB")
+    baking = command("bake", _bake, "bring all that templates name into BAKED_MODELS_DIR")
+    baking.add_argument("--template", action="append", metavar="NAME", help="only this one; repeat")
+    baking.add_argument("--merge", action="store_true", help="also merge LoRAs into checkpoints")
+    baking.add_argument(
+        "--diffusers", action="store_true", help="also convert, for the embedded engine"
+    )
     command("stats", _stats, "number and bytes of the models")
     command("prepare-engine", _prepare_engine, "folders, links and config.json for the engine")
     return parser
@@ -221,14 +230,34 @@ def _prune(manager: Manager, options: argparse.Namespace, _settings: Settings) -
     return rows
 
 
+def _bake(manager: Manager, options: argparse.Namespace, settings: Settings) -> list[Row]:
+    templates = _templates(settings)
+    known = templates.get_templates()
+    before = [name for name in bake.baked_before(settings.baked_models_dir) if name in known]
+    names = [*options.template, *before] if options.template else known
+    baking = bake.Baking(manager, settings.baked_models_dir, options.merge, options.diffusers)
+    try:
+        return baking.run({name: templates.get_template(name) for name in names})
+    except WorkerError as error:
+        return [{"name": "bake", "code": error.code, "error": str(error)}]
+
+
 def _stats(manager: Manager, _options: argparse.Namespace, _settings: Settings) -> list[Row]:
     return [{"kind": kind, **numbers} for kind, numbers in manager.get_cache_stats().items()]
 
 
 def _prepare_engine(manager: Manager, _options: object, settings: Settings) -> list[Row]:
-    webui_config.write(settings.webui_dir)
     log.info("the engine sees %d models", manager.link_everything())
+    templates = _templates(settings)
+    default = templates.get_default_template()
+    # Loaded at start, the first job need not wait for it.
+    first = manager.first_checkpoint(templates.get_template().request()) if default else None
+    webui_config.write(settings.webui_dir, first)
     return []
+
+
+def _templates(settings: Settings) -> Templates:
+    return Templates(settings.templates_path, settings.default_template)
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -4,6 +4,7 @@
     ├── ConfigError             the operator's fault, found at start-up
     ├── JobError                the caller's fault: never retried, never retires the worker
     │   ├── InvalidInput
+    │   ├── TemplateNotFound
     │   ├── ModelNotFound
     │   ├── ModelFileInvalid
     │   ├── ModelNotSupported
@@ -86,6 +87,12 @@ class InvalidInput(JobError):
     """The job's input is not what the schema asks for; nothing was sent to the engine."""
 
     code = "INVALID_INPUT"
+
+
+class TemplateNotFound(JobError):
+    """The job names a template that templates.json does not have."""
+
+    code = "TEMPLATE_NOT_FOUND"
 
 
 class ModelNotFound(JobError):

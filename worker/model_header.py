@@ -10,7 +10,7 @@ import html
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe
@@ -32,10 +32,17 @@ _BITS = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor: safetensors' name of the dtype (`F16`), and the shape."""
+    """One tensor: safetensors' name of the dtype (`F16`), the shape, and where its data lie.
+
+    Attributes:
+        begin: bytes between the header's end and the data; no part of what the tensor is.
+        end: the same for what follows the data.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = field(default=0, compare=False)
+    end: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -123,10 +130,8 @@ def parse_header(start: bytes) -> Header:
     metadata = {} if metadata is None else metadata
     _require(isinstance(metadata, dict), "its metadata are not an object")
     _require(all(isinstance(v, str) for v in metadata.values()), "its metadata are not all text")
-    placed = {name: _placed(name, entry) for name, entry in entries.items()}
-    data_size = _contiguous(placed)
-    tensors = {name: tensor for name, (tensor, _, _) in placed.items()}
-    return Header(tensors, metadata, end, end + data_size)
+    tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
+    return Header(tensors, metadata, end, end + _contiguous(tensors))
 
 
 def _require(right: bool, otherwise: str) -> None:
@@ -151,8 +156,7 @@ def _document(text: bytes) -> dict[str, Any]:
     return dict(document)
 
 
-def _placed(name: str, entry: object) -> tuple[Tensor, int, int]:
-    """A tensor with the place of its data: begin and end, bytes after the header."""
+def _tensor(name: str, entry: object) -> Tensor:
     short = name[:_EXCERPT]
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]}:
@@ -166,13 +170,16 @@ def _placed(name: str, entry: object) -> tuple[Tensor, int, int]:
         bits *= factor
         _require(bits < _OVERFLOW, f"the shape of {short!r} is too large")
     _require(bits == 8 * (end - begin), f"the size of {short!r} is not that of its shape")
-    return Tensor(dtype, tuple(shape)), begin, end
+    return Tensor(dtype, tuple(shape), begin, end)
 
 
-def _contiguous(placed: Mapping[str, tuple[Tensor, int, int]]) -> int:
+def _contiguous(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of all data, which must lie end to end."""
     position = 0
-    for name, (_, begin, end) in sorted(placed.items(), key=lambda item: item[1][1:]):
-        _require(begin == position, f"{name[:_EXCERPT]!r} does not begin where the one before ends")
-        position = end
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        _require(
+            tensor.begin == position,
+            f"{name[:_EXCERPT]!r} does not begin where the one before ends",
+        )
+        position = tensor.end
     return position

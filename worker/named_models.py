@@ -120,6 +120,12 @@ class ModelReference(Strict):
         return Wanted(ref, kind, sha256, self.filename)
 
     @property
+    def label(self) -> str:
+        """What people call it; no secrets of its URL, which a lone name may be, too."""
+        alone = not (self.url or self.version_id or self.air or self.sha256 or self.filename)
+        return (None if alone else self.name) or self.wanted("checkpoint").ref.shown
+
+    @property
     def stems(self) -> list[str]:
         """What the caller may call the file in a LoRA tag."""
         named = [name for name in (self.filename, self.name) if name]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from worker.catalog import Catalog
 from worker.errors import InvalidInput
+from worker.job_models import Models
 from worker.model_file import ModelFile
 from worker.named_models import LoraReference
 from worker.prompt import LoraTag, add_lora_tags, add_words, lora_tags, rename_lora_tags
@@ -15,6 +16,7 @@ from worker.request import Txt2ImgRequest
 
 OURS = {
     "task",
+    "template",
     "checkpoint",
     "loras",
     "vae",
@@ -31,45 +33,6 @@ _USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
 # With fewer steps these samplers of A1111 v1.9.3 fail (500, measured); UniPC's is its order.
 FEWEST_STEPS = {"DPM++ 2M SDE": 2, "DPM++ 2M SDE Heun": 2, "DPM++ 3M SDE": 2, "UniPC": 3}
 _NO_SINGLE_SECOND_STEP = {"DPM fast", "DPM adaptive"}
-
-
-@dataclass(frozen=True)
-class Models:
-    """The files that a job named, found and visible to the engine.
-
-    Attributes:
-        loras: each with the reference that asked for it.
-        written_loras: name in a tag that the caller wrote himself -> the file it means.
-        embeddings: textual inversions, used where their stem stands in a prompt.
-        refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
-    """
-
-    checkpoint: ModelFile | None = None
-    loras: tuple[tuple[ModelFile, LoraReference], ...] = ()
-    written_loras: Mapping[str, ModelFile] = field(default_factory=dict)
-    vae: ModelFile | None = None
-    embeddings: tuple[ModelFile, ...] = ()
-    refiner: ModelFile | None = None
-    hr_checkpoint: ModelFile | None = None
-
-    def files(self) -> list[ModelFile]:
-        """All of them, each once."""
-        named = [self.checkpoint, self.vae, self.refiner, self.hr_checkpoint]
-        loras = [lora for lora, _ in self.loras] + list(self.written_loras.values())
-        return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
-
-    def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
-        """The same models under the names that they have in the engine's folder."""
-        written = {name: names[file] for name, file in self.written_loras.items()}
-        return Models(
-            checkpoint=self.checkpoint and names[self.checkpoint],
-            loras=tuple((names[file], reference) for file, reference in self.loras),
-            written_loras=written,
-            vae=self.vae and names[self.vae],
-            embeddings=tuple(names[file] for file in self.embeddings),
-            refiner=self.refiner and names[self.refiner],
-            hr_checkpoint=self.hr_checkpoint and names[self.hr_checkpoint],
-        )
 
 
 @dataclass(frozen=True)
@@ -162,7 +125,7 @@ def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> 
     body["override_settings"] = _override_settings(request, models)
     expected = Expected(
         images=request.batch_size * request.n_iter,
-        checkpoint=models.checkpoint.stem if models.checkpoint else None,
+        checkpoint=models.loaded.stem if models.loaded else None,
         loras=frozenset() if request.disable_extra_networks else _names(body["prompt"]),
         vae=models.vae.filename if models.vae else None,
         embeddings=frozenset(file.stem for file in models.embeddings if _stands(file, request)),
@@ -181,7 +144,7 @@ def _prompts(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
     if request.disable_extra_networks:
         return prompts
     stems = {written: file.stem for written, file in models.written_loras.items()}
-    tags = [lora_tag(file, reference) for file, reference in models.loras]
+    tags = [lora_tag(file, reference) for file, reference in models.tagged]
     words = _trigger_words(request, models)
     return {
         key: add_lora_tags(rename_lora_tags(add_words(text, words), stems), tags)
@@ -216,8 +179,8 @@ def _second_models(models: Models) -> dict[str, str]:
 def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any]:
     given = request.override_settings
     settings = given.model_dump(exclude_none=True) if given else {}
-    if models.checkpoint:
-        settings["sd_model_checkpoint"] = models.checkpoint.stem
+    if models.loaded:
+        settings["sd_model_checkpoint"] = models.loaded.stem
     if models.vae:
         settings["sd_vae"] = models.vae.filename
     if request.clip_skip is not None:

@@ -63,9 +63,9 @@ class References:
         entry = self._entry(ref)
         if entry is None or entry.sha256 is None:
             return None
-        if ref.is_moving and not stale and _age(entry.fetched_at) > FRESH:
-            return None
-        return entry.sha256
+        is_old = ref.is_moving and _age(entry.fetched_at) > FRESH
+        # What is baked holds until the next build: a baked model needs no network, ever.
+        return entry.sha256 if stale or not is_old or self._is_baked(ref, entry.sha256) else None
 
     def remote(self, ref: ModelRef) -> RemoteFile | None:
         """What its host said not long ago.
@@ -116,6 +116,10 @@ class References:
         if entry:
             self._known[ref.key] = entry
         return entry
+
+    def _is_baked(self, ref: ModelRef, sha256: str) -> bool:
+        entry = self._read(self._baked, ref) if self._baked else None
+        return bool(entry and entry.sha256 == sha256)
 
     def _read(self, folder: Path, ref: ModelRef) -> _Entry | None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -64,6 +64,7 @@ FOREIGN_NAMES = {
     "upscaler": "hr_upscaler",
 }
 
+TASKS = ("txt2img", "templates")
 _LEAST_DENOISING = 0.01
 _URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
 _MAX_SHOWN = 12  # problems in one message; more help nobody
@@ -138,18 +139,10 @@ class OverrideSettings(Strict):
     sdxl_crop_left: Int | None = Field(None, ge=0, le=1024)
 
 
-class Txt2ImgRequest(Strict):
-    """The input of a txt2img job."""
-
-    task: Literal["txt2img"] = Field("txt2img", description="What to do.")
+class JobFields(Strict):
+    """What a txt2img job may say besides its checkpoint and LoRAs; a template, too."""
 
     # Ours.
-    checkpoint: ModelReference | None = Field(
-        None, description="Checkpoint to use; the engine's default when left out."
-    )
-    loras: list[LoraReference] = Field(
-        default_factory=list, max_length=32, description="LoRAs, written into the prompt as tags."
-    )
     vae: ModelReference | None = Field(None, description="VAE to use instead of the checkpoint's.")
     embeddings: list[ModelReference] = Field(
         default_factory=list,
@@ -229,6 +222,23 @@ class Txt2ImgRequest(Strict):
         Json, _only(None, "it would fill in fields unchecked; send them by name")
     ] = None
 
+
+class Txt2ImgRequest(JobFields):
+    """The input of a txt2img job."""
+
+    task: Literal["txt2img"] = Field(
+        "txt2img", description="What to do. The task `templates`, alone, lists the templates."
+    )
+    template: Name | None = Field(
+        None, description="Template that fills in what the job leaves out; null: none."
+    )
+    checkpoint: ModelReference | None = Field(
+        None, description="Checkpoint to use; the engine's default when left out."
+    )
+    loras: list[LoraReference] = Field(
+        default_factory=list, max_length=32, description="LoRAs, written into the prompt as tags."
+    )
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Txt2ImgRequest:
         problems = [text for wrong, text in self._conflicts() if wrong]
@@ -268,6 +278,41 @@ class Txt2ImgRequest(Strict):
         ]
 
 
+_OBJECTS: dict[int | str, type[Strict]] = {
+    "override_settings": OverrideSettings,
+    "loras": LoraReference,
+    "checkpoint": ModelReference,
+    "vae": ModelReference,
+    "embeddings": ModelReference,
+    "alwayson_scripts": AlwaysOnScript,
+}
+Place = Callable[[tuple[int | str, ...]], str]
+
+
+def dotted(loc: tuple[int | str, ...]) -> str:
+    """`("loras", 0, "scale")` as `loras.0.scale`."""
+    return ".".join(map(str, loc))
+
+
+def task_of(job_input: object) -> str:
+    """What the job wants done; only `parse` knows whether the rest of it is right.
+
+    Raises:
+        InvalidInput: a task that there is not, or fields that have no meaning for it.
+    """
+    if not isinstance(job_input, Mapping) or "task" not in job_input:
+        return TASKS[0]
+    task = job_input["task"]
+    if task not in TASKS:
+        near = near_matches(task, TASKS, count=1) if isinstance(task, str) else []
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(map(repr, TASKS))}."
+        raise InvalidInput(f"task = {_shown(task)} is not known.", hint=hint)
+    if task != TASKS[0] and len(job_input) > 1:
+        others = ", ".join(map(repr, sorted(map(str, job_input.keys() - {"task"}))[:_MAX_SHOWN]))
+        raise InvalidInput(f"task {task!r} takes no further fields, but got {others}.")
+    return str(task)
+
+
 def parse(job_input: object) -> Txt2ImgRequest:
     """Check a job's `input`.
 
@@ -283,27 +328,44 @@ def parse(job_input: object) -> Txt2ImgRequest:
     try:
         return Txt2ImgRequest.model_validate(dict(job_input))
     except ValidationError as error:
-        problems = [_problem(detail) for detail in error.errors(include_url=False)]
+        problems = problems_of(error)
+    raise InvalidInput(joined(problems), problems=problems)
+
+
+def problems_of(error: ValidationError, place: Place = dotted) -> list[str]:
+    """Each problem with its place, its value and the cure."""
+    return [_problem(detail, place) for detail in error.errors(include_url=False)]
+
+
+def joined(problems: Sequence[str]) -> str:
+    """The problems as one message, not longer than a person reads."""
     more = f" (and {len(problems) - _MAX_SHOWN} more)" if len(problems) > _MAX_SHOWN else ""
-    raise InvalidInput("; ".join(problems[:_MAX_SHOWN]) + more + ".", problems=problems)
+    return "; ".join(problems[:_MAX_SHOWN]) + more + "."
 
 
-def _problem(detail: ErrorDetails) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
+def _problem(detail: ErrorDetails, place: Place) -> str:
+    where = place(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(place, str(detail["loc"][-1]), in_job=len(detail["loc"]) == 1)
+        return _unknown_key(where, detail["loc"])
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    if not place:
+    if not where:
         return message
-    return f"{place} = {_shown(detail['input'])}: {message[0].lower()}{message[1:]}"
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    message = message[0].lower() + message[1:]
+    if isinstance(detail["input"], Mapping) and detail["type"] == "value_error":
+        return f"{where}: {message}"  # the message says what is wrong inside
+    return f"{where} = {_shown(detail['input'])}: {message}"
 
 
-def _unknown_key(place: str, key: str, *, in_job: bool) -> str:
-    model = Txt2ImgRequest if in_job else OverrideSettings
-    near = FOREIGN_NAMES.get(key) if in_job else None
+def _unknown_key(where: str, loc: tuple[int | str, ...]) -> str:
+    key = str(loc[-1])
+    inside = (_OBJECTS[part] for part in reversed(loc[:-1]) if part in _OBJECTS)
+    model = next(inside, Txt2ImgRequest)
+    near = FOREIGN_NAMES.get(key) if model is Txt2ImgRequest else None
     candidates = [near] if near else near_matches(key, model.model_fields, count=1)
     did_you_mean = f", did you mean `{candidates[0]}`?" if candidates else ""
-    return f"{place[:80]} is not a known field{did_you_mean}"
+    return f"{where[:80]} is not a known field{did_you_mean}"
 
 
 def _shown(value: object) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.errors import WorkerError
+from worker.job_models import Models
 from worker.model_file import ModelFile
-from worker.payload import Models, Payload
+from worker.named_models import LoraReference
+from worker.payload import Payload, lora_tag
 from worker.proof import applied_loras
 from worker.webui import Txt2ImgAnswer
 
@@ -45,27 +47,38 @@ def success(
     )
 
 
+def templates(
+    listed: list[dict[str, Any]], default: str | None, timings: Mapping[str, float]
+) -> dict[str, Any]:
+    """The answer of the task `templates`."""
+    return _plain_object({"templates": listed, "default_template": default, "timings": timings})
+
+
 def models_used(facts: Mapping[str, Any], models: Models) -> list[dict[str, Any]]:
     """What the engine really used, the checkpoint first: kind, name, sha256, source.
 
     `source` says where a model was fetched from; it is `job` for a file of the operator's that
-    the job named, `default` for the engine's own choice. The sha256 of an operator's checkpoint
-    is left None: the engine knows it, and reading 7 GB again would cost.
+    the job named, `default` for the engine's own choice, `merged` for a checkpoint with LoRAs in
+    it, which `merged_from` lists with their weights. The sha256 of an operator's checkpoint is
+    left None: the engine knows it, and reading 7 GB again would cost.
     """
-    source = (models.checkpoint.source or "job") if models.checkpoint else "default"
+    source = (models.loaded.source or "job") if models.loaded else "default"
     name = facts.get("sd_model_name")
     used: list[dict[str, Any]] = [
         {
             "kind": "checkpoint",
             "name": name,
-            "sha256": models.checkpoint.known_sha256 if models.checkpoint else None,
+            "sha256": models.loaded.known_sha256 if models.loaded else None,
             "source": source,
         }
     ]
+    if models.merged and models.checkpoint:
+        loras = [_used(file) | _weights(file, reference) for file, reference in models.loras]
+        used[0]["merged_from"] = [_used(models.checkpoint), *loras]
     used += [_used(models.vae)] if models.vae else []
     used += [_used(embedding) for embedding in models.embeddings]
-    loras = {file.stem: file for file in models.files() if file.kind == "lora"}
-    return used + [_used(loras[name]) for name in applied_loras(facts) if name in loras]
+    tagged = {file.stem: file for file in models.shown() if file.kind == "lora"}
+    return used + [_used(tagged[name]) for name in applied_loras(facts) if name in tagged]
 
 
 def _used(file: ModelFile) -> dict[str, Any]:
@@ -75,6 +88,11 @@ def _used(file: ModelFile) -> dict[str, Any]:
         "sha256": file.sha256(),
         "source": file.source or "job",
     }
+
+
+def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | None]:
+    tag = lora_tag(file, reference)
+    return {"te": tag.te, "unet": tag.unet}
 
 
 def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Room:
 
     Attributes:
         pinned: sha256 of what this worker uses or has loaded.
+        evicts: whether anything may go at all.
     """
 
     def __init__(self, blobs: Blobs, budget: int | None) -> None:
@@ -40,6 +41,7 @@ class Room:
         self._lock = threading.Lock()
         self._coming: dict[str, int] = {}  # bytes that are not on the disk yet
         self.pinned: Collection[str] = frozenset()
+        self.evicts = True
 
     def make(self, key: str, needed: int) -> None:
         """Evict until `needed` bytes fit; they count as used until `done(key)`.
@@ -115,7 +117,8 @@ class Room:
         candidates = []
         for blob in self._blobs.all():
             used = self._blobs.last_used(blob)
-            pinned = "in use" if blob.sha256 in self.pinned or used > recently else None
+            in_use = not self.evicts or blob.sha256 in self.pinned or used > recently
+            pinned = "in use" if in_use else None
             name = f"{blob.about.kind} {blob.about.stem}"
             candidates.append(Candidate(name, blob.sha256, blob.about.size, used, pinned))
         return candidates

@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from worker.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
+VOLUME = Path("/runpod-volume")  # where RunPod mounts a network volume
 _DAY = 86_400
 EXIT_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h, as in start.sh
 
@@ -48,8 +49,8 @@ _CREDENTIALS = {
 
 def _default_models_dir() -> Path:
     """RunPod's network volume where it is mounted, the image's /models, or ./models."""
-    if Path("/runpod-volume").is_dir():
-        return Path("/runpod-volume/models")
+    if VOLUME.is_dir():
+        return VOLUME / "models"
     return Path("/models") if Path("/models").is_dir() else PROJECT / "models"
 
 
@@ -124,6 +125,16 @@ class Settings(BaseModel):
         description="`host[:port]`, separated by commas: hosts that need not have https nor a"
         " public address. Those of `CIVITAI_URL` and `HF_ENDPOINT` are trusted anyway.",
     )
+    templates_file: Path | None = Field(
+        None,
+        description="Named presets. Default: `templates.json` in the current folder, else in the"
+        " project's.",
+    )
+    default_template: str | None = Field(
+        None,
+        description="Template for jobs that name neither a template nor a checkpoint, instead of"
+        " the file's own; `none` for none.",
+    )
     ready_timeout: float = Field(
         390, gt=0, le=_DAY, description="Seconds until the engine must have made its first picture."
     )
@@ -190,7 +201,9 @@ class Settings(BaseModel):
             raise ValueError("--no-hashing takes away the proof that a job's LoRAs were used")
         return words
 
-    @field_validator("webui_dir", "models_dir", "baked_models_dir", "output_dir", "run_dir")
+    @field_validator(
+        "webui_dir", "models_dir", "baked_models_dir", "output_dir", "run_dir", "templates_file"
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and PROJECT / path
@@ -216,6 +229,27 @@ class Settings(BaseModel):
         """`host[:port]` of the hosts of models that the operator has chosen himself."""
         chosen = {"civitai_url", "hf_endpoint"} & self.model_fields_set
         return [urlsplit(str(getattr(self, name))).netloc for name in sorted(chosen)]
+
+    @property
+    def templates_path(self) -> Path | None:
+        """The templates file; None if there is none where it is looked for."""
+        found = (folder / "templates.json" for folder in (Path.cwd(), PROJECT))
+        return self.templates_file or next(filter(Path.is_file, found), None)
+
+    def to_bake(self) -> Settings:
+        """The same for who writes the baked models.
+
+        Raises:
+            ConfigError: a volume would hide them.
+        """
+        folder = self.baked_models_dir.resolve()
+        volumes = {self.models_dir.resolve(), VOLUME}
+        if any(folder.is_relative_to(volume) for volume in volumes):
+            raise ConfigError(
+                f"BAKED_MODELS_DIR={str(folder)!r}: a volume mounted at {self.models_dir} or"
+                f" {VOLUME} would hide what is baked there; name another folder."
+            )
+        return self.model_copy(update={"models_dir": folder, "models_budget_gb": None})
 
     @property
     def engine_address(self) -> tuple[str, int]:

@@ -24,7 +24,7 @@ from worker.blobs import Blob, Blobs
 from worker.errors import ModelNotFound
 from worker.listing import Listing
 from worker.model_file import FOLDERS, ModelFile
-from worker.names import clean_stem, without_suffix
+from worker.names import SAFETENSORS, clean_stem, without_suffix
 
 FETCHED = "fetched"
 
@@ -45,11 +45,19 @@ class Store:
         models_dir: the writable store.
         baked_dir: the read-only one.
         pickles: whether files that can run code when they are loaded may be used.
+        diffusers: whether the engine loads diffusers folders, where checkpoints were converted.
     """
 
     def __init__(
-        self, webui_dir: Path, models_dir: Path, baked_dir: Path, *, pickles: bool = False
+        self,
+        webui_dir: Path,
+        models_dir: Path,
+        baked_dir: Path,
+        *,
+        pickles: bool = False,
+        diffusers: bool = False,
     ) -> None:
+        self._diffusers = diffusers
         self._engine = {
             kind: webui_dir / name if kind == "embedding" else webui_dir / "models" / name
             for kind, name in FOLDERS.items()
@@ -108,6 +116,10 @@ class Store:
         self.fetched.mark_used(sha256)
         return blob.as_file()
 
+    def is_baked(self, file: ModelFile) -> bool:
+        """Whether it is one of the image's own."""
+        return file.path.is_relative_to(self.baked.root.parent)
+
     def not_found(self, kind: Kind, name: str) -> ModelNotFound:
         """The error for an unknown name, with the near ones."""
         places = (place.folders[kind] for place in self._places)
@@ -148,6 +160,8 @@ class Store:
         such as v-prediction.
         """
         folder = self._engine[file.kind]
+        if converted := self._converted(file):
+            return file, self._link_folder(folder / file.stem, converted)
         link = folder / file.filename
         if not _points(link, file.path):
             if file.path.is_relative_to(folder.resolve()) and file.path.stem == file.stem:
@@ -158,6 +172,22 @@ class Store:
         if file.kind == "checkpoint" and config.is_file():
             _point(folder / f"{file.stem}.yaml", config)
         return file, _point(link, file.path)
+
+    def _converted(self, file: ModelFile) -> Path | None:
+        """The checkpoint's diffusers folder, if it was baked as one and the engine can load it."""
+        if not self._diffusers or file.kind != "checkpoint" or not self.baked.has_diffusers:
+            return None
+        # Nobody hashes an operator's 7 GB to learn that they were not baked.
+        sha256 = file.sha256() if self.is_baked(file) else file.known_sha256
+        folder = self.baked.diffusers(sha256 or "none")
+        return folder if folder.is_dir() else None
+
+    def _link_folder(self, link: Path, target: Path) -> bool:
+        """Show it under the checkpoint's name, and not the file beside it."""
+        beside = link.with_name(f"{link.name}{SAFETENSORS}")
+        if beside.is_symlink():
+            beside.unlink(missing_ok=True)
+        return _point(link, target)
 
     def remove_dangling_links(self) -> None:
         """Take links to files that are gone out of the engine's folders."""

@@ -54,15 +54,20 @@ RELIED_ON: dict[str, Any] = {
 }
 
 
-def write(webui_dir: Path) -> None:
-    """Complete `config.json`: the operator's own values for overridable keys are kept.
+def write(webui_dir: Path, checkpoint: str | None = None) -> None:
+    """Complete `config.json`: the operator's own values are kept.
 
     A file that is not a JSON object would end A1111 at start (exit status 1): it is put aside.
+
+    Args:
+        webui_dir: the engine's data folder.
+        checkpoint: name of the one to load at start, unless the file names one.
     """
     path = webui_dir / "config.json"
     webui_dir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".json.new")
-    temporary.write_text(json.dumps({**OVERRIDABLE, **_read(path), **RELIED_ON}, indent=4))
+    first = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
+    temporary.write_text(json.dumps({**first, **OVERRIDABLE, **_read(path), **RELIED_ON}, indent=4))
     temporary.replace(path)
 
 

@@ -6,11 +6,11 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diskcache
 from safetensors import SafetensorError, safe_open
 
 EXTENSIONS = {".safetensors", ".ckpt", ".pt"}
@@ -59,7 +59,7 @@ def _sha256(path: Path, *, skip_header: bool) -> str:
 
 
 class HashCache:
-    """One of A1111's sqlite caches; opened anew for each look, so that damage shows at once."""
+    """One of A1111's caches, by its own library; opened for each look, so damage shows at once."""
 
     def __init__(self, path: Path, *, enabled: bool, skip_header: bool = False) -> None:
         self.path = path
@@ -68,21 +68,16 @@ class HashCache:
 
     def create(self) -> None:
         """Make the file at start; sqlite3.DatabaseError when what is there is no database."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.known("", self.path)
 
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path)
-        database.execute("CREATE TABLE IF NOT EXISTS Cache (title PRIMARY KEY, mtime REAL, sha256)")
-        return database
+    def _open(self) -> diskcache.Cache:
+        return diskcache.Cache(str(self.path.parent), size_limit=2**32, disk_min_file_size=2**18)
 
     def known(self, title: str, path: Path) -> str | None:
         """The hash of an earlier look, unless the file is newer than that."""
-        with closing(self._connect()) as database:
-            row = database.execute(
-                "SELECT mtime, sha256 FROM Cache WHERE title = ?", [title]
-            ).fetchone()
-        return row[1] if row and path.stat().st_mtime <= row[0] else None
+        with self._open() as cache:
+            entry = cache.get(title)
+        return entry["sha256"] if entry and path.stat().st_mtime <= entry["mtime"] else None
 
     def sha256(self, title: str, path: Path) -> str | None:
         """The file's hash, computed on the first look; None with --no-hashing."""
@@ -90,9 +85,8 @@ class HashCache:
         if found or not self.enabled:
             return found
         computed = _sha256(path, skip_header=self.skip_header)
-        with closing(self._connect()) as database, database:
-            row = [title, path.stat().st_mtime, computed]
-            database.execute("INSERT OR REPLACE INTO Cache VALUES (?, ?, ?)", row)
+        with self._open() as cache:
+            cache[title] = {"mtime": path.stat().st_mtime, "sha256": computed}
         return computed
 
 

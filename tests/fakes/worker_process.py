@@ -56,6 +56,7 @@ class WorkerProcess:
             "WEBUI_URL": self.engine_url,
             "MODELS_DIR": str(self.store),
             "BAKED_MODELS_DIR": str(self.store.parent / "baked"),
+            "DEFAULT_TEMPLATE": "none",
             "RUN_DIR": str(self.run_dir),
             "READY_TIMEOUT": "30",
             "SHUTDOWN_GRACE": "20",

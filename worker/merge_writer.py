@@ -1,0 +1,272 @@
+"""A checkpoint written anew with some of its rows changed, at about the speed of a copy.
+
+What stays is copied inside the kernel. What changes goes through the processor's cache in
+blocks: read, summed in float32, rounded once, written. Threads share the work, since numpy and the
+system calls let others run; so the sums of a block must not use several threads themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from worker.errors import ModelNotSupported
+from worker.float_formats import FORMATS, Float32, Numbers, Scratch
+from worker.lora_deltas import ALPHA, Delta, Layer, join, make_delta
+from worker.partial_file import storage_error
+from worker.tensor_file import TensorFile
+
+_BLOCK = 1 << 18  # numbers; what is done to a block at a time stays in the cache
+_SPAN = 1 << 25  # bytes; long spans are shared among the threads
+_NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+_TRANSFER = 1 << 23  # bytes that are read or written at once: the system then uses large pages
+_PRODUCT = 1 << 20  # numbers that are multiplied at once: many rows, since each time costs some
+_THREADS = 8  # more would wait for Python's lock
+_AHEAD = 2  # chunks that may be ready before they are written
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layer of a LoRA file, and its weight."""
+
+    file: TensorFile
+    layer: Layer
+    weight: float
+
+    def delta(self, scale: float) -> Delta:
+        """What it adds, times `scale`, read from the file."""
+        keys = {part: f"{self.layer.name}.{part}" for part in (*self.layer.parts, ALPHA)}
+        alpha = self.file.number(keys[ALPHA]) if self.layer.has_alpha else None
+        parts = {part: self.file.floats(keys[part]) for part in self.layer.parts}
+        strength = self.weight * (1.0 if alpha is None else self.layer.scale(alpha))
+        return make_delta(self.layer, parts, strength * scale)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Rows of one of the checkpoint's tensors, and what is added to them.
+
+    Attributes:
+        key: the tensor's name.
+        begin: bytes between the header's end and the first row.
+    """
+
+    key: str
+    dtype: str
+    begin: int
+    rows: int
+    columns: int
+    sources: tuple[Source, ...]
+
+    @property
+    def row_size(self) -> int:
+        """Bytes."""
+        return self.columns * FORMATS[self.dtype].storage.itemsize
+
+    @property
+    def end(self) -> int:
+        """Bytes between the header's end and what follows the last row."""
+        return self.begin + self.rows * self.row_size
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Data that stay as they are: bytes after the header."""
+
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows of a patch, `first` to `end` (exclusive)."""
+
+    patch: Patch
+    first: int
+    end: int
+
+    @property
+    def begin(self) -> int:
+        """Bytes between the header's end and the first row."""
+        return self.patch.begin + self.first * self.patch.row_size
+
+    def change(self, base: TensorFile, buffers: _Buffers) -> Numbers:
+        """What these rows become, in the buffers' memory."""
+        patch, form = self.patch, FORMATS[self.patch.dtype]
+        deltas = join([source.delta(form.scale) for source in patch.sources])
+        size = (self.end - self.first) * patch.row_size
+        numbers = buffers.numbers[:size].view(form.storage)
+        base.read(self.begin, numbers)
+        step = max(1, _PRODUCT // patch.columns) * patch.columns
+        with np.errstate(all="ignore"):  # what is too large shows in the sums
+            for start in range(0, numbers.size, step):
+                part = numbers[start : start + step]
+                sums = buffers.sums[: part.size]
+                first = self.first + start // patch.columns
+                _add_up(deltas, first, sums.reshape(-1, patch.columns))
+                if not form.add(part, sums, buffers.scratch):
+                    raise _too_large(patch)
+        return numbers
+
+
+class _Buffers:
+    """The memory that a chunk needs until it is written."""
+
+    def __init__(self, patches: Sequence[Patch]) -> None:
+        self.numbers = np.empty(max([_TRANSFER, *(p.row_size for p in patches)]), np.uint8)
+        self.sums = np.empty(max([_PRODUCT, *(p.columns for p in patches)]), np.float32)
+        self.scratch = Scratch()
+
+
+def write(base: TensorFile, patches: Sequence[Patch], header: bytes, target: Path) -> None:
+    """Write `target` and bring it to the disk; nothing is left of it on failure.
+
+    Args:
+        base: the checkpoint.
+        patches: what changes; no two overlap.
+        header: the new file's; its tensors lie as the checkpoint's do.
+        target: where no file is yet.
+
+    Raises:
+        ModelFileInvalid: the checkpoint or a LoRA cannot be read, or a LoRA is not all finite.
+        ModelNotSupported: a sum is too large for the checkpoint's numbers.
+        StoreFull, StoreNotWritable: see `worker.partial_file.storage_error`.
+    """
+    try:
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    except OSError as error:
+        raise storage_error(error) from error
+    with ExitStack() as on_failure:
+        on_failure.callback(target.unlink, missing_ok=True)
+        try:
+            _Writer(base, descriptor, len(header)).write(header, patches)
+        finally:
+            os.close(descriptor)
+        on_failure.pop_all()
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes one file. Positions are bytes after the header, the same in both files.
+
+    Attributes:
+        target: the descriptor of the new file.
+        data_start: the length of its header.
+    """
+
+    base: TensorFile
+    target: int
+    data_start: int
+
+    def write(self, header: bytes, patches: Sequence[Patch]) -> None:
+        """Write all of it."""
+        self._put(np.frombuffer(header, np.uint8), -self.data_start)
+        self._write_data(patches)
+        try:
+            os.fsync(self.target)
+        except OSError as error:
+            raise storage_error(error) from error
+
+    def _write_data(self, patches: Sequence[Patch]) -> None:
+        """Chunks are made by several threads; this one writes, since a file has one writer."""
+        count = min(os.cpu_count() or 1, _THREADS)
+        free = [_Buffers(patches) for _ in range(count + _AHEAD)]
+        waiting: deque[_Span | tuple[_Chunk, _Buffers, Future[Numbers]]] = deque()
+
+        def finish() -> None:
+            if isinstance(piece := waiting.popleft(), _Span):
+                self._copy(piece)
+            else:
+                chunk, buffers, made = piece
+                self._put(made.result(), chunk.begin)
+                free.append(buffers)
+
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as threads:
+            for piece in _pieces(patches, self.base.header.size - self.base.header.data_start):
+                if isinstance(piece, _Span):
+                    waiting.append(piece)
+                    continue
+                while not free:
+                    finish()
+                buffers = free.pop()
+                made = threads.submit(piece.change, self.base, buffers)
+                waiting.append((piece, buffers, made))
+            while waiting:
+                finish()
+
+    def _copy(self, span: _Span) -> None:
+        begin = self._copy_in_kernel(span.begin, span.end)
+        while begin < span.end:
+            data = np.empty(min(_TRANSFER, span.end - begin), np.uint8)
+            self.base.read(begin, data)
+            self._put(data, begin)
+            begin += data.size
+
+    def _copy_in_kernel(self, begin: int, end: int) -> int:
+        """Copy what the system can without a way through our memory; how far it came."""
+        copy = getattr(os, "copy_file_range", None)  # Linux has it
+        while copy and begin < end:
+            source, target = self.base.header.data_start + begin, self.data_start + begin
+            try:
+                count = copy(self.base.descriptor, self.target, end - begin, source, target)
+            except OSError as error:
+                if error.errno in _NO_KERNEL_COPY:
+                    break
+                raise storage_error(error) from error
+            if not count:
+                break  # the file has become shorter; reading it says so
+            begin += count
+        return begin
+
+    def _put(self, numbers: Numbers, position: int) -> None:
+        rest = numbers.reshape(-1).view(np.uint8).data
+        position += self.data_start
+        try:
+            while rest:
+                count = os.pwrite(self.target, rest, position)
+                rest, position = rest[count:], position + count
+        except OSError as error:
+            raise storage_error(error) from error
+
+
+def _pieces(patches: Sequence[Patch], end: int) -> Iterator[_Span | _Chunk]:
+    """The patches' rows and what lies between them, in the file's order."""
+    position = 0
+    for patch in sorted(patches, key=lambda patch: patch.begin):
+        if position < patch.begin:
+            yield _Span(position, patch.begin)
+        step = max(1, _TRANSFER // patch.row_size)
+        for first in range(0, patch.rows, step):
+            yield _Chunk(patch, first, min(first + step, patch.rows))
+        position = patch.end
+    if position < end:
+        yield _Span(position, end)
+
+
+def _add_up(deltas: Sequence[Delta], first: int, out: Float32) -> None:
+    """Fill `out` with the sum of the deltas' rows from `first` on."""
+    end = first + len(out)
+    deltas[0].write(first, end, out)
+    for delta in deltas[1:]:
+        more = np.empty_like(out)
+        delta.write(first, end, more)
+        out += more
+
+
+def _too_large(patch: Patch) -> ModelNotSupported:
+    names = ", ".join(repr(source.file.name) for source in patch.sources)
+    return ModelNotSupported(
+        f"with {names} merged in, {patch.key!r} has numbers too large for {patch.dtype}.",
+        hint="Use lower weights, or leave the LoRA out of the merge: it then acts as a tag in the"
+        " prompt.",
+        layer=patch.key,
+    )
