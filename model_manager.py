@@ -26,8 +26,8 @@ from worker.architecture import Kind
 from worker.civitai import CIVITAI, CIVITAI_RED, CivitAI
 from worker.errors import (
     FetchError,
+    JobError,
     ModelFileInvalid,
-    ModelMismatch,
     ModelNotFound,
     ModelNotSupported,
     ModelUnsafe,
@@ -182,7 +182,7 @@ class ModelManager:
             return None
         try:
             self._check(models)
-        except (ModelFileInvalid, ModelNotSupported, ModelMismatch) as error:
+        except JobError as error:
             log.warning("the default template cannot be used: %s", error)
             return None
         return self.store.link(models.loaded)[0].stem
@@ -202,9 +202,9 @@ class ModelManager:
         return self.store.by_sha256(known) if known else None
 
     def _known_sha256(self, wanted: Wanted) -> str | None:
-        if wanted.sha256 or isinstance(wanted.ref, Sha256):
-            return wanted.sha256 or str(wanted.ref).removeprefix("sha256:")
-        return self.fetcher.references.sha256(wanted.ref)
+        ref = wanted.ref
+        of_ref = ref.digest if isinstance(ref, Sha256) else None
+        return wanted.sha256 or of_ref or self.fetcher.references.sha256(ref)
 
     def _find_baked(self, wanted: Wanted) -> ModelFile | None:
         """The file if it is one of the image's own; that it is looked at is no use of it."""
