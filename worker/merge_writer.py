@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,11 @@ from worker.lora_deltas import ALPHA, Delta, Layer, join, make_delta
 from worker.partial_file import storage_error
 from worker.tensor_file import TensorFile
 
-_BLOCK = 1 << 18  # numbers; what is done to a block at a time stays in the cache
-_SPAN = 1 << 25  # bytes; long spans are shared among the threads
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
-_TRANSFER = 1 << 23  # bytes that are read or written at once: the system then uses large pages
+_SPAN = 1 << 25  # bytes; threads share a longer span
+_TRANSFER = 1 << 20  # bytes that are read or written at once: the system then uses large pages
 _PRODUCT = 1 << 20  # numbers that are multiplied at once: many rows, since each time costs some
 _THREADS = 8  # more would wait for Python's lock
-_AHEAD = 2  # chunks that may be ready before they are written
 
 
 @dataclass(frozen=True)
@@ -86,44 +85,13 @@ class _Span:
     end: int
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some rows of a patch, `first` to `end` (exclusive)."""
-
-    patch: Patch
-    first: int
-    end: int
-
-    @property
-    def begin(self) -> int:
-        """Bytes between the header's end and the first row."""
-        return self.patch.begin + self.first * self.patch.row_size
-
-    def change(self, base: TensorFile, buffers: _Buffers) -> Numbers:
-        """What these rows become, in the buffers' memory."""
-        patch, form = self.patch, FORMATS[self.patch.dtype]
-        deltas = join([source.delta(form.scale) for source in patch.sources])
-        size = (self.end - self.first) * patch.row_size
-        numbers = buffers.numbers[:size].view(form.storage)
-        base.read(self.begin, numbers)
-        step = max(1, _PRODUCT // patch.columns) * patch.columns
-        with np.errstate(all="ignore"):  # what is too large shows in the sums
-            for start in range(0, numbers.size, step):
-                part = numbers[start : start + step]
-                sums = buffers.sums[: part.size]
-                first = self.first + start // patch.columns
-                _add_up(deltas, first, sums.reshape(-1, patch.columns))
-                if not form.add(part, sums, buffers.scratch):
-                    raise _too_large(patch)
-        return numbers
-
-
 class _Buffers:
-    """The memory that a chunk needs until it is written."""
+    """The memory of one thread, used again and again: new memory costs time."""
 
     def __init__(self, patches: Sequence[Patch]) -> None:
-        self.numbers = np.empty(max([_TRANSFER, *(p.row_size for p in patches)]), np.uint8)
-        self.sums = np.empty(max([_PRODUCT, *(p.columns for p in patches)]), np.float32)
+        longest = max((patch.columns for patch in patches), default=0)
+        self.numbers = np.empty(max(_TRANSFER, 8 * longest), np.uint8)
+        self.sums = np.empty(max(_PRODUCT, longest), np.float32)
         self.scratch = Scratch()
 
 
@@ -166,47 +134,62 @@ class _Writer:
     base: TensorFile
     target: int
     data_start: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, header: bytes, patches: Sequence[Patch]) -> None:
         """Write all of it."""
         self._put(np.frombuffer(header, np.uint8), -self.data_start)
-        self._write_data(patches)
+        count = min(os.cpu_count() or 1, _THREADS) + 1  # one waits for the file
+        pieces = deque(_pieces(patches, self.base.header.size - self.base.header.data_start))
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as threads:
+            for done in [threads.submit(self._work, pieces, patches) for _ in range(count)]:
+                done.result()
         try:
             os.fsync(self.target)
         except OSError as error:
             raise storage_error(error) from error
 
-    def _write_data(self, patches: Sequence[Patch]) -> None:
-        """Chunks are made by several threads; this one writes, since a file has one writer."""
-        count = min(os.cpu_count() or 1, _THREADS)
-        free = [_Buffers(patches) for _ in range(count + _AHEAD)]
-        waiting: deque[_Span | tuple[_Chunk, _Buffers, Future[Numbers]]] = deque()
+    def _work(self, pieces: deque[_Span | Patch], patches: Sequence[Patch]) -> None:
+        """One thread's part: pieces while there are any."""
+        buffers = _Buffers(patches)
+        try:
+            with np.errstate(all="ignore"):  # what is too large shows in the sums
+                while piece := _next(pieces):
+                    if isinstance(piece, Patch):
+                        self._patch(piece, buffers)
+                    else:
+                        self._copy(piece, buffers)
+        finally:
+            pieces.clear()  # after a failure the others need not go on
 
-        def finish() -> None:
-            if isinstance(piece := waiting.popleft(), _Span):
-                self._copy(piece)
-            else:
-                chunk, buffers, made = piece
-                self._put(made.result(), chunk.begin)
-                free.append(buffers)
+    def _patch(self, patch: Patch, buffers: _Buffers) -> None:
+        form = FORMATS[patch.dtype]
+        deltas = join([source.delta(form.scale) for source in patch.sources])
+        step = max(1, _PRODUCT // patch.columns)
+        for first in range(0, patch.rows, step):
+            count = min(step, patch.rows - first)
+            sums = buffers.sums[: count * patch.columns]
+            _add_up(deltas, first, sums.reshape(count, patch.columns))
+            self._add(patch, first * patch.columns, sums, buffers)
 
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as threads:
-            for piece in _pieces(patches, self.base.header.size - self.base.header.data_start):
-                if isinstance(piece, _Span):
-                    waiting.append(piece)
-                    continue
-                while not free:
-                    finish()
-                buffers = free.pop()
-                made = threads.submit(piece.change, self.base, buffers)
-                waiting.append((piece, buffers, made))
-            while waiting:
-                finish()
+    def _add(self, patch: Patch, first: int, sums: Float32, buffers: _Buffers) -> None:
+        """Add to the patch's numbers from `first` on."""
+        form = FORMATS[patch.dtype]
+        size = form.storage.itemsize
+        step = _TRANSFER // size
+        for start in range(0, sums.size, step):
+            part = sums[start : start + step]
+            numbers = buffers.numbers[: part.size * size].view(form.storage)
+            position = patch.begin + (first + start) * size
+            self.base.read(position, numbers)
+            if not form.add(numbers, part, buffers.scratch):
+                raise _too_large(patch)
+            self._put(numbers, position)
 
-    def _copy(self, span: _Span) -> None:
+    def _copy(self, span: _Span, buffers: _Buffers) -> None:
         begin = self._copy_in_kernel(span.begin, span.end)
         while begin < span.end:
-            data = np.empty(min(_TRANSFER, span.end - begin), np.uint8)
+            data = buffers.numbers[: span.end - begin]
             self.base.read(begin, data)
             self._put(data, begin)
             begin += data.size
@@ -232,24 +215,32 @@ class _Writer:
         position += self.data_start
         try:
             while rest:
-                count = os.pwrite(self.target, rest, position)
+                with self.lock:
+                    count = os.pwrite(self.target, rest, position)
                 rest, position = rest[count:], position + count
         except OSError as error:
             raise storage_error(error) from error
 
 
-def _pieces(patches: Sequence[Patch], end: int) -> Iterator[_Span | _Chunk]:
-    """The patches' rows and what lies between them, in the file's order."""
+def _pieces(patches: Sequence[Patch], end: int) -> Iterator[_Span | Patch]:
+    """The patches and what lies between them, in the file's order."""
     position = 0
     for patch in sorted(patches, key=lambda patch: patch.begin):
-        if position < patch.begin:
-            yield _Span(position, patch.begin)
-        step = max(1, _TRANSFER // patch.row_size)
-        for first in range(0, patch.rows, step):
-            yield _Chunk(patch, first, min(first + step, patch.rows))
+        yield from _spans(position, patch.begin)
+        yield patch
         position = patch.end
-    if position < end:
-        yield _Span(position, end)
+    yield from _spans(position, end)
+
+
+def _spans(begin: int, end: int) -> Iterator[_Span]:
+    for first in range(begin, end, _SPAN):
+        yield _Span(first, min(first + _SPAN, end))
+
+
+def _next(pieces: deque[_Span | Patch]) -> _Span | Patch | None:
+    with suppress(IndexError):  # another thread may take the last one meanwhile
+        return pieces.popleft()
+    return None
 
 
 def _add_up(deltas: Sequence[Delta], first: int, out: Float32) -> None:
