@@ -168,7 +168,7 @@ def _refuse(name: str, key: str) -> None:
     for kind, pattern in _REFUSED.items():
         if re.search(pattern, key):
             raise ModelNotSupported(
-                f"{name!r} is a {kind} ({key!r}), which cannot be merged.",
+                f"{name!r} cannot be merged: its kind is {kind} ({key!r}).",
                 hint=_CONVERT if kind == _DIFFUSERS else _LEAVE_OUT,
                 model=name,
                 kind=kind,
