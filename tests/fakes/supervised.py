@@ -142,6 +142,7 @@ class Worker:
             "WEBUI_PYTHON": sys.executable,
             "MODELS_DIR": str(folder / "models"),
             "BAKED_MODELS_DIR": str(folder / "baked"),
+            "DEFAULT_TEMPLATE": "none",
             "RUN_DIR": str(self.run_dir),
             "STUB_LOG": str(self._events),
         } | environ
