@@ -41,8 +41,12 @@ EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 
 logger = logging.getLogger("worker.handler")
 
-
 PROGRESS_PAUSE = 1.5  # seconds between a progress report and the result
+
+_BY_DEFAULT = (
+    "The job names neither a template nor a checkpoint, so it got the default template {!r};"
+    " DEFAULT_TEMPLATE=none switches that off."
+)
 
 Progress = Callable[[Mapping[str, Any], str], None]
 
@@ -141,6 +145,10 @@ class Handler:
                 hint="What has arrived is kept: send the job again, or raise `timeout`.",
                 timings=watch.timings(),
             ) from error
+        except WorkerError as error:
+            if wanted.template and "template" not in job["input"]:
+                error.hint = f"{error.hint} {_BY_DEFAULT.format(wanted.template)}".lstrip()
+            raise
         if new:
             self._engine.models_changed()
         return models

@@ -29,9 +29,10 @@ class Models:
 def run():
     """Run one job in a handler whose model manager fails; the engine is never reached."""
 
-    def run(error, **job):
+    def run(error, templates=None, **job):
         engine = Engine(None, None, None)
-        built = handler.Handler(Settings.from_environ({}), engine, Models(error), Templates(None))
+        models, templates = Models(error), Templates(templates)
+        built = handler.Handler(Settings.from_environ({}), engine, models, templates)
         return asyncio.run(built({"id": "job-1", "input": {}} | job))
 
     return run
@@ -72,3 +73,20 @@ def test_a_wrong_setting_ends_the_handler_with_its_own_status(monkeypatch, capsy
 
     assert handler.main() == 78
     assert "ENGINE='comfy'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("job_input", "is_told"),
+    [({}, True), ({"template": "fox"}, False), ({"checkpoint": "x"}, False)],
+    ids=str,
+)
+def test_a_job_that_got_the_default_template_is_told_so(run, tmp_path, job_input, is_told):
+    """Else its caller wonders about a model that he never named."""
+    fox = {"name": "Fox", "checkpoint": "base"}
+    file = tmp_path / "templates.json"
+    file.write_text(json.dumps({"templates": {"fox": fox}, "default_template": "fox"}))
+
+    told = run(ModelNotFound("no."), file, input=job_input)
+
+    assert ("default template 'fox'; DEFAULT_TEMPLATE=none" in told["error"]) == is_told
+    assert told["error"].startswith("MODEL_NOT_FOUND: no. Put the file")
