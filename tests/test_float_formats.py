@@ -16,7 +16,7 @@ def added(halves, addition):
     numbers = halves.copy().view(form.storage)
     scaled = addition.astype(np.float32) * np.float32(form.scale)
     with np.errstate(over="ignore"):  # as the writer does
-        is_right = form.add(numbers, scaled, Scratch())
+        is_right = form.add(numbers, scaled, Scratch(len(halves)))
     return numbers.view(np.float16), is_right
 
 
@@ -86,11 +86,11 @@ def test_brain_floats_are_the_upper_halves_of_float32_rounded_to_even():
     addition = numbers.normal(size=50_000).astype(np.float32)
     sums = (to_float32(before, "BF16") + addition).astype(np.float64)
 
-    assert form.add(before, addition.copy(), Scratch())
+    assert form.add(before, addition.copy(), Scratch(len(before)))
 
     after = to_float32(before, "BF16").astype(np.float64)
     step = np.spacing(np.abs(after).astype(np.float32)) * 2.0**16
     assert (np.abs(after - sums) <= step / 2).all()
     tie = np.array([0x3F80, 0x3F81], np.uint16)
-    assert form.add(tie, np.full(2, 2.0**-8, np.float32), Scratch())
+    assert form.add(tie, np.full(2, 2.0**-8, np.float32), Scratch(2))
     assert tie.tolist() == [0x3F80, 0x3F82]

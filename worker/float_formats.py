@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Numbers = NDArray[Any]
 
-_BLOCK = 1 << 17  # numbers; what is done to so many at a time stays in the processor's cache
 _HALF_NOT_FINITE = 0x7C00  # from here on: infinity and NaN
 _HALF_SIGN = 0x8000
 _WITHOUT_COPIES_OF_SIGN = -0x70002000
@@ -32,12 +31,13 @@ _HALF_SAFE = 2.0**15  # below it nothing rounds to infinity
 class Scratch:
     """Memory for what lies between, to be used again and again: new memory costs time."""
 
-    def __init__(self) -> None:
-        self.wide = np.empty(_BLOCK, np.int32)
-        self.exponents = np.empty(_BLOCK, np.int16)
-        self.signs = np.empty(_BLOCK, np.int16)
+    def __init__(self, size: int) -> None:
+        """Have room for blocks of `size` numbers."""
+        self.wide = np.empty(size, np.int32)
+        self.exponents = np.empty(size, np.int16)
+        self.signs = np.empty(size, np.int16)
         # numpy compares two arrays several times as fast as an array and a number
-        self.least = np.full(_BLOCK, _HALF_SMALLEST_NORMAL * _HALF_SCALE, np.float32)
+        self.least = np.full(size, _HALF_SMALLEST_NORMAL * _HALF_SCALE, np.float32)
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,7 @@ def _widened(halves: Numbers, wide: NDArray[np.int32], factor: float) -> Float32
 
 
 def _add_half(halves: Numbers, addition: Float32, scratch: Scratch) -> bool:
-    blocks = [slice(start, start + _BLOCK) for start in range(0, halves.size, _BLOCK)]
-    return all(_add_half_block(halves[block], addition[block], scratch) for block in blocks)
-
-
-def _add_half_block(halves: Numbers, addition: Float32, scratch: Scratch) -> bool:
-    """Add to up to `_BLOCK` halves.
+    """Add to halves.
 
     A float32 is rounded to multiples of 2**n by adding 1.5 * 2**(n + 23): what does not fit is
     rounded away, and the sum's last bits count the multiples. n is the exponent less 10, and
@@ -109,7 +104,7 @@ def _add_half_block(halves: Numbers, addition: Float32, scratch: Scratch) -> boo
     powers = addition  # of two: each sum without its fraction
     np.bitwise_and(wide, _EXPONENT, out=powers.view(np.int32))
     np.maximum(powers, scratch.least[: halves.size], out=powers)
-    if not powers.max() < _HALF_SAFE * _HALF_SCALE:
+    if not powers.max(initial=0) < _HALF_SAFE * _HALF_SCALE:
         return _settle_half(halves, sums / _HALF_SCALE, np.True_)
     exponents, signs = scratch.exponents[: halves.size], scratch.signs[: halves.size]
     np.right_shift(powers.view(np.int32), 13, out=exponents, casting="unsafe")

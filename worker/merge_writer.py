@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,8 @@ from worker.tensor_file import TensorFile
 
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 _SPAN = 1 << 25  # bytes; threads share a longer span
-_TRANSFER = 1 << 20  # bytes that are read or written at once: the system then uses large pages
-_PRODUCT = 1 << 20  # numbers that are multiplied at once: many rows, since each time costs some
+_BLOCK = 1 << 18  # numbers; what is done to so many at a time stays in the processor's cache
+_LONGEST = 8  # bytes of a number
 _THREADS = 8  # more would wait for Python's lock
 
 
@@ -89,10 +88,10 @@ class _Buffers:
     """The memory of one thread, used again and again: new memory costs time."""
 
     def __init__(self, patches: Sequence[Patch]) -> None:
-        longest = max((patch.columns for patch in patches), default=0)
-        self.numbers = np.empty(max(_TRANSFER, 8 * longest), np.uint8)
-        self.sums = np.empty(max(_PRODUCT, longest), np.float32)
-        self.scratch = Scratch()
+        size = max([_BLOCK, *(patch.columns for patch in patches)])
+        self.numbers = np.empty(size * _LONGEST, np.uint8)
+        self.sums = np.empty(size, np.float32)
+        self.scratch = Scratch(size)
 
 
 def write(base: TensorFile, patches: Sequence[Patch], header: bytes, target: Path) -> None:
@@ -134,12 +133,11 @@ class _Writer:
     base: TensorFile
     target: int
     data_start: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, header: bytes, patches: Sequence[Patch]) -> None:
         """Write all of it."""
         self._put(np.frombuffer(header, np.uint8), -self.data_start)
-        count = min(os.cpu_count() or 1, _THREADS) + 1  # one waits for the file
+        count = min(os.cpu_count() or 1, _THREADS)
         pieces = deque(_pieces(patches, self.base.header.size - self.base.header.data_start))
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as threads:
             for done in [threads.submit(self._work, pieces, patches) for _ in range(count)]:
@@ -165,24 +163,15 @@ class _Writer:
     def _patch(self, patch: Patch, buffers: _Buffers) -> None:
         form = FORMATS[patch.dtype]
         deltas = join([source.delta(form.scale) for source in patch.sources])
-        step = max(1, _PRODUCT // patch.columns)
+        step = max(1, _BLOCK // patch.columns)
         for first in range(0, patch.rows, step):
-            count = min(step, patch.rows - first)
-            sums = buffers.sums[: count * patch.columns]
-            _add_up(deltas, first, sums.reshape(count, patch.columns))
-            self._add(patch, first * patch.columns, sums, buffers)
-
-    def _add(self, patch: Patch, first: int, sums: Float32, buffers: _Buffers) -> None:
-        """Add to the patch's numbers from `first` on."""
-        form = FORMATS[patch.dtype]
-        size = form.storage.itemsize
-        step = _TRANSFER // size
-        for start in range(0, sums.size, step):
-            part = sums[start : start + step]
-            numbers = buffers.numbers[: part.size * size].view(form.storage)
-            position = patch.begin + (first + start) * size
+            end = min(first + step, patch.rows)
+            sums = buffers.sums[: (end - first) * patch.columns]
+            _add_up(deltas, first, end, sums.reshape(-1, patch.columns))
+            numbers = buffers.numbers[: (end - first) * patch.row_size].view(form.storage)
+            position = patch.begin + first * patch.row_size
             self.base.read(position, numbers)
-            if not form.add(numbers, part, buffers.scratch):
+            if not form.add(numbers, sums, buffers.scratch):
                 raise _too_large(patch)
             self._put(numbers, position)
 
@@ -211,12 +200,11 @@ class _Writer:
         return begin
 
     def _put(self, numbers: Numbers, position: int) -> None:
-        rest = numbers.reshape(-1).view(np.uint8).data
+        rest = numbers.view(np.uint8).data
         position += self.data_start
         try:
             while rest:
-                with self.lock:
-                    count = os.pwrite(self.target, rest, position)
+                count = os.pwrite(self.target, rest, position)
                 rest, position = rest[count:], position + count
         except OSError as error:
             raise storage_error(error) from error
@@ -243,9 +231,8 @@ def _next(pieces: deque[_Span | Patch]) -> _Span | Patch | None:
     return None
 
 
-def _add_up(deltas: Sequence[Delta], first: int, out: Float32) -> None:
-    """Fill `out` with the sum of the deltas' rows from `first` on."""
-    end = first + len(out)
+def _add_up(deltas: Sequence[Delta], first: int, end: int, out: Float32) -> None:
+    """Fill `out` with the sum of the deltas' rows `first` to `end` (exclusive)."""
     deltas[0].write(first, end, out)
     for delta in deltas[1:]:
         more = np.empty_like(out)
