@@ -41,18 +41,24 @@ Shapes = dict[str, tuple[int, ...]]
 BLOCK = 1 << 24  # numbers that are drawn by chance; they repeat
 SCALE = 0.02
 
+# What the system says of this very program; getrusage also counts who has started it.
+PEAK = """
+def peak():
+    status = open("/proc/self/status").read()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+"""
 MERGE = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 from worker.merge import Ingredient, merge
 base, lora, target = map(Path, sys.argv[2:])
 begun = time.perf_counter()
 merge(base, [Ingredient(lora, "lora", "ab")], target, {})
-print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.perf_counter() - begun, peak())
 """
 IN_MEMORY = """
-import os, resource, sys, time
+import os, sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 import torch
@@ -72,7 +78,7 @@ for name in {key.partition(".")[0] for key in parts}:
 save_file(weights, target)
 descriptor = os.open(target, os.O_RDONLY)
 os.fsync(descriptor)
-print(time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(time.perf_counter() - begun, peak())
 """
 
 
@@ -130,7 +136,7 @@ def beside_memory(folder: Path, rounds: int, rank: int) -> None:
 
 def run(code: str, *files: Path) -> tuple[float, float]:
     """Seconds and peak megabytes that the code prints, run in a process of its own."""
-    command = [sys.executable, "-c", code, str(PROJECT), *map(str, files)]
+    command = [sys.executable, "-c", PEAK + code, str(PROJECT), *map(str, files)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds, peak = map(float, done.stdout.split())
     return seconds, peak
