@@ -1,5 +1,7 @@
 """Merging: what is refused and why, what is left as it is, what is told. Numbers: the formulas."""
 
+import errno
+import os
 import struct
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from test_merge_formulas import LAYERS, OUT, base, inner, lora, write
+from test_merge_formulas import KINDS, LAYERS, OUT, base, inner, lora, write
+from worker import merge_writer
 from worker.errors import (
     ModelFileInvalid,
     ModelMismatch,
     ModelNotSupported,
     ModelUnsafe,
+    StoreFull,
     StoreNotWritable,
 )
 from worker.merge import ALGORITHM, Ingredient, merge, merge_key
@@ -136,9 +140,14 @@ def cut(tensors, tmp_path):
     return (tmp_path / "x").read_bytes()[:-3]
 
 
-def test_a_file_that_is_cut_off_is_refused(try_to, tmp_path):
-    with pytest.raises(ModelFileInvalid):
-        try_to(cut(parts(), tmp_path))
+def test_a_file_that_is_cut_off_or_padded_is_refused(try_to, tmp_path, checkpoint):
+    short = cut(parts(), tmp_path)
+    for damaged in (short, short + bytes(4)):
+        with pytest.raises(ModelFileInvalid, match=r"'a LoRA' .* its header says"):
+            try_to(damaged)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    with pytest.raises(ModelFileInvalid, match=r"'base.safetensors' .* its header says"):
+        try_to(parts())
     assert not (tmp_path / "merged.safetensors").exists()
 
 
@@ -208,6 +217,7 @@ def test_what_is_there_is_not_overwritten(try_to, tmp_path):
 
 
 def test_where_the_kernel_cannot_copy_it_is_read_and_written(try_to, checkpoint, monkeypatch):
+    monkeypatch.setattr(merge_writer, "_BLOCK", 1)  # so that it is read in many parts
     _, target = try_to(parts())
     expected = target.read_bytes()
     target.unlink()
@@ -221,6 +231,66 @@ def test_where_the_kernel_cannot_copy_it_is_read_and_written(try_to, checkpoint,
     monkeypatch.delattr("os.copy_file_range")
     assert try_to(parts())[1].read_bytes() == expected
     assert load_file(checkpoint).keys() == load_file(target).keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [1, 2000])
+def test_it_does_not_matter_how_many_rows_are_changed_at_once(try_to, monkeypatch, kind, block):
+    layer = "conv" if "Tucker" in kind or "three" in kind else "attention"
+    make, *_ = KINDS[kind]
+    name = LAYERS["SD1"][layer][2][0]
+    tensors = {f"{name}.{part}": v for part, v in make(inner("SD1", layer)).items()}
+    _, target = try_to(tensors)
+    expected = load_file(target)
+    target.unlink()
+    monkeypatch.setattr(merge_writer, "_BLOCK", block)
+    monkeypatch.setattr(merge_writer, "_SPAN", 100)
+
+    result = load_file(try_to(tensors)[1])
+
+    for key, value in expected.items():
+        # BLAS may add up in another order
+        assert (np.abs(result[key].astype(float) - value) <= np.spacing(np.abs(value))).all()
+        assert (result[key] != value).sum() <= max(3, 0.005 * value.size)
+
+
+def test_loras_of_several_kinds_are_the_sum_of_their_formulas(tmp_path, checkpoint):
+    before = load_file(checkpoint)[KEY].astype(float)
+    expected, loras = before.copy(), []
+    for number, kind in enumerate(["LoRA", "LoHa", "LoRA", "LoKr", "LoKr, both whole"]):
+        make, value, _ = KINDS[kind]
+        lora, weight = make(SHAPE), 0.5 - number / 3
+        path = write(tmp_path / f"{number}.safetensors", NAME, lora)
+        if number == 2:
+            lora = {part: np.ascontiguousarray(v[::-1]) for part, v in lora.items()}
+            write(path, NAME, lora)
+        loras.append(Ingredient(path, kind, f"{number}" * 64, 1.0, weight))
+        expected += weight * value(lora, SHAPE)
+
+    merge(checkpoint, loras, tmp_path / "merged.safetensors", {})
+
+    after, nearest = load_file(tmp_path / "merged.safetensors")[KEY], expected.astype(np.float16)
+    assert (np.abs(after.astype(float) - nearest) <= np.spacing(np.abs(nearest))).all()
+    assert (after != nearest).sum() <= max(3, 0.005 * after.size)
+
+
+@pytest.mark.parametrize("call", ["pwrite", "copy_file_range", "fsync"])
+def test_a_full_disk_is_told_and_nothing_is_left(try_to, tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(StoreFull):
+        try_to(parts())
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def test_a_whole_number_is_an_alpha_too(try_to):
+    _, target = try_to(parts(alpha=np.array(2, np.int64)))
+    expected = target.read_bytes()
+    target.unlink()
+
+    assert try_to(parts(alpha=np.array(2, np.float32)))[1].read_bytes() == expected
 
 
 def key(*loras, checkpoint=B):
