@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from worker.errors import ModelNotSupported
-from worker.float_formats import FORMATS, Float32, Numbers, Scratch
+from worker.float_formats import FORMATS, Float32, Numbers
 from worker.lora_deltas import ALPHA, Delta, Layer, join, make_delta
 from worker.partial_file import storage_error
 from worker.tensor_file import TensorFile
@@ -28,6 +29,7 @@ from worker.tensor_file import TensorFile
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 _SPAN = 1 << 25  # bytes; threads share a longer span
 _BLOCK = 1 << 18  # numbers; what is done to so many at a time stays in the processor's cache
+_SYNC_EVERY = 0.2  # seconds
 _LONGEST = 8  # bytes of a number
 _THREADS = 8  # more would wait for Python's lock
 
@@ -40,13 +42,13 @@ class Source:
     layer: Layer
     weight: float
 
-    def delta(self, scale: float) -> Delta:
-        """What it adds, times `scale`, read from the file."""
+    def delta(self) -> Delta:
+        """What it adds, read from the file."""
         keys = {part: f"{self.layer.name}.{part}" for part in (*self.layer.parts, ALPHA)}
         alpha = self.file.number(keys[ALPHA]) if self.layer.has_alpha else None
         parts = {part: self.file.floats(keys[part]) for part in self.layer.parts}
         strength = self.weight * (1.0 if alpha is None else self.layer.scale(alpha))
-        return make_delta(self.layer, parts, strength * scale)
+        return make_delta(self.layer, parts, strength)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class _Buffers:
         size = max([_BLOCK, *(patch.columns for patch in patches)])
         self.numbers = np.empty(size * _LONGEST, np.uint8)
         self.sums = np.empty(size, np.float32)
-        self.scratch = Scratch(size)
+        self.scratch = np.empty(size, np.float32)
 
 
 def write(base: TensorFile, patches: Sequence[Patch], header: bytes, target: Path) -> None:
@@ -139,9 +141,26 @@ class _Writer:
         self._put(np.frombuffer(header, np.uint8), -self.data_start)
         count = min(os.cpu_count() or 1, _THREADS)
         pieces = deque(_pieces(patches, self.base.header.size - self.base.header.data_start))
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(count) as threads:
-            for done in [threads.submit(self._work, pieces, patches) for _ in range(count)]:
-                done.result()
+        written = Event()
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(count + 1) as threads:
+            disk = threads.submit(self._sync, pieces, written)
+            try:
+                for done in [threads.submit(self._work, pieces, patches) for _ in range(count)]:
+                    done.result()
+            finally:
+                written.set()
+            disk.result()
+        self._fsync()
+
+    def _sync(self, pieces: deque[_Span | Patch], written: Event) -> None:
+        """Keep the disk busy while the file is written, not only afterwards."""
+        try:
+            while not written.wait(_SYNC_EVERY):
+                self._fsync()
+        finally:
+            pieces.clear()
+
+    def _fsync(self) -> None:
         try:
             os.fsync(self.target)
         except OSError as error:
@@ -162,7 +181,7 @@ class _Writer:
 
     def _patch(self, patch: Patch, buffers: _Buffers) -> None:
         form = FORMATS[patch.dtype]
-        deltas = join([source.delta(form.scale) for source in patch.sources])
+        deltas = join([source.delta() for source in patch.sources])
         step = max(1, _BLOCK // patch.columns)
         for first in range(0, patch.rows, step):
             end = min(first + step, patch.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 
 from worker import model_header
 from worker.errors import ModelFileInvalid
-from worker.float_formats import FORMATS, Float32, Numbers, to_float32
+from worker.float_formats import FORMATS, Float32, Numbers
 from worker.model_header import Header
 
 _START = 1 << 16
@@ -47,15 +48,17 @@ class TensorFile:
             ModelFileInvalid: it cannot be read, or not all of it is finite.
         """
         tensor = self.header.tensors[name]
-        numbers = np.empty(tensor.shape, FORMATS[tensor.dtype].storage)
+        form = FORMATS[tensor.dtype]
+        numbers = np.empty(math.prod(tensor.shape), form.storage)
         self.read(tensor.begin, numbers)
-        values = to_float32(numbers, tensor.dtype)
+        values = np.empty(numbers.shape, np.float32)
+        form.to_float32(numbers, values)
         if not np.isfinite(values).all():
             raise ModelFileInvalid(
                 f"{self.name!r} cannot be used: {name!r} has numbers that are not finite.",
                 model=self.name,
             )
-        return values
+        return values.reshape(tensor.shape)
 
     def number(self, name: str) -> float:
         """A tensor of one number, whole or not.
