@@ -19,16 +19,20 @@ import logging
 import os
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
 from model_manager import ModelManager
-from worker import delivery, log, payload, request, result
+from worker import delivery, job_progress, log, payload, request, result
+from worker.counters import Counters
 from worker.engine import Engine
-from worker.errors import ConfigError, FetchStopped, InternalError, JobTimeout, WorkerError
+from worker.errors import ConfigError, InternalError, WorkerError
 from worker.job_models import Models
+from worker.job_progress import JobProgress
+from worker.memory_growth import MemoryGrowth
+from worker.progress import listener
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
 from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
@@ -41,77 +45,134 @@ EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 
 logger = logging.getLogger("worker.handler")
 
-PROGRESS_PAUSE = 1.5  # seconds between a progress report and the result
+# What a phase of `timings` begins with, for who follows the job.
+_REPORTED = {"prepare": "resolve", "generate": "load", "deliver": "upload"}
 
 _BY_DEFAULT = (
     "The job names neither a template nor a checkpoint, so it got the default template {!r};"
     " DEFAULT_TEMPLATE=none switches that off."
 )
 
-Progress = Callable[[Mapping[str, Any], str], None]
+PostProgress = Callable[[Mapping[str, Any], job_progress.Report], Awaitable[object]]
 
 
 class Handler:
-    """One engine, one model store, one job at a time.
+    """One engine and one model store. Jobs run side by side, but only one of them generates.
 
     Attributes:
-        progress: gets a job and how far its downloads are; the SDK's, once that runs.
+        post_progress: sends a job and a report of its progress; None where nobody hears it.
+        counters: what became of the jobs.
     """
 
     def __init__(
         self, settings: Settings, engine: Engine, models: ModelManager, templates: Templates
     ) -> None:
-        self.progress: Progress | None = None
+        self.post_progress: PostProgress | None = None
+        self.counters = Counters()
         self._settings = settings
         self._engine = engine
         self._models = models
         self._templates = templates
-        self._one_at_a_time = asyncio.Lock()
-        self._told = 0.0
+        self._generating = asyncio.Lock()
+        self._tasks = {"templates": self._list_templates, "health": self._tell_health}
 
     async def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """What RunPod calls: answers with a result or an error, raises only when cancelled."""
-        log.job_id.set(str(job.get("id", "-")))
-        watch = Stopwatch(self._settings.job_timeout)
+        job_id = str(job.get("id", "-"))
+        log.job_id.set(job_id)
+        post = functools.partial(self.post_progress, job) if self.post_progress else None
+        async with job_progress.JobProgress(post) as progress:
+            listener.set(progress.tell)
+            with self.counters.running(job_id, progress):
+                answer = await self._answer(job, progress)
+        self.counters.end(answer)
+        return answer
+
+    async def _answer(self, job: Mapping[str, Any], progress: JobProgress) -> dict[str, Any]:
+        def entered(phase: str) -> None:
+            log.phase.set(phase)
+            progress.enter(_REPORTED.get(phase, phase))
+
+        watch = Stopwatch(self._settings.job_timeout, entered)
+        logger.info("started")
         try:
-            answer = await self._run(job, watch)
+            answer = await self._run(job, watch, progress)
         except WorkerError as error:
             logger.warning("failed %s: %s", watch.timings(), error)
-            await self._quiet()
-            return result.failure(error, retire=self._engine.retiring)
+            return result.failure(error, retire=bool(self._engine.retiring))
+        except asyncio.CancelledError:
+            logger.warning("cancelled %s", watch.timings())
+            raise
         except Exception:  # the job boundary: the caller gets an id, the log gets the rest
             incident = uuid.uuid4().hex[:12]
             logger.exception("internal error %s", incident)
             return result.failure(InternalError(f"the worker failed, id {incident}.", id=incident))
         logger.info("done %s", answer["timings"])
-        await self._quiet()
-        return answer
+        return answer | ({"refresh_worker": True} if self._engine.retiring else {})
 
-    async def _run(self, job: Mapping[str, Any], watch: Stopwatch) -> dict[str, Any]:
+    async def _run(
+        self, job: Mapping[str, Any], watch: Stopwatch, progress: JobProgress
+    ) -> dict[str, Any]:
         """Check, prepare, generate, prove, answer: the life of a job."""
-        if request.task_of(job.get("input")) == "templates":
-            return await self._list_templates(watch)
+        if task := self._tasks.get(request.task_of(job.get("input"))):
+            return await task(watch)
         with watch.phase("validate"):
             wanted = request.parse(self._templates.fill_in(job.get("input")))
             watch.limit(wanted.timeout or self._settings.job_timeout)
             names = payload.engine_names(wanted, self._engine.catalog)
-        async with self._one_at_a_time:
-            with watch.phase("prepare"):
-                models = await self._prepare(job, wanted, watch)
+        with watch.phase("prepare"):
+            models = await self._prepare(job, wanted, watch)
+        try:
             composed = payload.build(wanted, names, models)
-            with watch.phase("generate"):
-                picture = await self._engine.generate(composed, watch)
-        with watch.phase("deliver"):
-            used = await asyncio.to_thread(result.models_used, picture.facts, models)
-            used[0]["sha256"] = used[0]["sha256"] or await self._engine.checkpoint_sha256(
-                used[0]["name"]
-            )
-            cache = await asyncio.to_thread(self._models.get_cache_stats)
+            async with self._turn(watch):
+                with watch.phase("generate"):
+                    picture = await self._engine.generate(composed, watch, progress.tell)
+            with watch.phase("deliver"):
+                used = await self._account(picture, models)
+                cache = await asyncio.to_thread(self._models.get_cache_stats)
+        finally:
+            self._models.release(models)
         answer = result.success(picture, composed, used, cache, watch.timings())
         if wanted.template:
             answer["template"] = wanted.template
         self._save(picture, answer, str(job.get("id", "job")))
         return answer
+
+    @asynccontextmanager
+    async def _turn(self, watch: Stopwatch) -> AsyncIterator[None]:
+        """The engine for this job alone, as soon as the jobs before it have made their pictures."""
+        with watch.phase("queue"):
+            turn = asyncio.ensure_future(self._generating.acquire())
+            try:
+                await asyncio.wait({turn}, timeout=watch.left())
+            except asyncio.CancelledError:
+                self._give_up_turn(turn)
+                raise
+            if not turn.done():
+                self._give_up_turn(turn)
+                raise watch.expired("the engine was busy with other jobs; no picture")
+        try:
+            yield
+        finally:
+            self._generating.release()
+
+    def _give_up_turn(self, turn: asyncio.Future[Literal[True]]) -> None:
+        if not turn.cancel():  # it has come meanwhile
+            self._generating.release()
+
+    async def _account(self, picture: Txt2ImgAnswer, models: Models) -> list[dict[str, Any]]:
+        """What the engine really used."""
+        used = await asyncio.to_thread(result.models_used, picture.facts, models)
+        used[0]["sha256"] = used[0]["sha256"] or await self._engine.checkpoint_sha256(
+            used[0]["name"]
+        )
+        return used
+
+    async def _tell_health(self, watch: Stopwatch) -> dict[str, Any]:
+        """The answer of the task `health`; it waits for no other job."""
+        engine = await asyncio.to_thread(self._engine.health)
+        models = await asyncio.to_thread(self._models.health)
+        return result.health(self.counters.shown(), engine, models, watch.timings())
 
     async def _list_templates(self, watch: Stopwatch) -> dict[str, Any]:
         """The answer of the task `templates`; the engine has no part in it."""
@@ -128,23 +189,20 @@ class Handler:
     ) -> Models:
         """Find or fetch the models; when nobody waits any more, the downloads stop."""
         stop = threading.Event()
-        self._models.tell = functools.partial(self._tell, job)
         preparing = asyncio.ensure_future(
             asyncio.to_thread(self._models.prepare_models_for_request, wanted, stop)
         )
         try:
             await asyncio.wait({preparing}, timeout=watch.left())
         finally:
-            stop.set()
-            await asyncio.wait({preparing})
+            if not preparing.done():  # nobody waits any more
+                stop.set()
+                preparing.add_done_callback(self._release_unused)
+        if not preparing.done():
+            hint = "What has arrived is kept: send the job again, or raise `timeout`."
+            raise watch.expired("the models were not there", hint=hint)
         try:
             models, new = preparing.result()
-        except FetchStopped as error:
-            raise JobTimeout(
-                f"the models were not there within {watch.timeout:g} s.",
-                hint="What has arrived is kept: send the job again, or raise `timeout`.",
-                timings=watch.timings(),
-            ) from error
         except WorkerError as error:
             if wanted.template and "template" not in job["input"]:
                 error.hint = f"{error.hint} {_BY_DEFAULT.format(wanted.template)}".lstrip()
@@ -153,14 +211,13 @@ class Handler:
             self._engine.models_changed()
         return models
 
-    def _tell(self, job: Mapping[str, Any], text: str) -> None:
-        if self.progress:
-            self._told = time.monotonic()
-            self.progress(job, text)
-
-    async def _quiet(self) -> None:
-        """Let a progress report arrive: behind the result it would leave the job in progress."""
-        await asyncio.sleep(self._told + PROGRESS_PAUSE - time.monotonic())
+    def _release_unused(self, preparing: asyncio.Future[tuple[Models, bool]]) -> None:
+        """The models of a job that has ended came all the same."""
+        if not preparing.cancelled() and preparing.exception() is None:
+            models, new = preparing.result()
+            self._models.release(models)
+            if new:
+                self._engine.models_changed()
 
     def _save(self, picture: Txt2ImgAnswer, answer: dict[str, Any], job_id: str) -> None:
         """Also write the pictures to OUTPUT_DIR; the caller gets them even if that fails."""
@@ -182,7 +239,10 @@ def build(settings: Settings) -> tuple[Handler, Engine]:
     """
     webui = WebUI(settings.webui_url)
     supervisor = Supervisor(settings.run_dir, settings.supervisor_pid)
-    engine = Engine(webui, supervisor, Readiness(webui, supervisor, settings.engine_address))
+    readiness = Readiness(webui, supervisor, settings.engine_address)
+    limit = settings.memory_growth_limit_gb
+    growth = MemoryGrowth(round(limit * 1e9)) if limit else None
+    engine = Engine(webui, supervisor, readiness, growth)
     templates = Templates(settings.templates_path, settings.default_template)
     return Handler(settings, engine, ModelManager(settings), templates), engine
 
@@ -207,8 +267,15 @@ def main() -> int:
     import runpod  # noqa: PLC0415 - takes 1.4 s, which the engine's boot hides
 
     if os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"):  # else there is nobody to report to
-        handler.progress = runpod.serverless.progress_update
-    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda _current: 1})
+
+        async def post(job: Mapping[str, Any], report: job_progress.Report) -> None:
+            runpod.serverless.progress_update(job, report)
+
+        handler.post_progress = post
+    concurrency = settings.job_concurrency
+    runpod.serverless.start(
+        {"handler": handler, "concurrency_modifier": lambda _current: concurrency}
+    )
     return 0
 
 

@@ -17,9 +17,12 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import replace
+from typing import Any
 
 from worker import architecture, commands, hash_cache, job_models
 from worker.architecture import Kind
@@ -65,15 +68,17 @@ _LOOK_EVERY = 0.1  # seconds
 
 
 class ModelManager:
-    """Finds, fetches, checks and links the models that jobs name.
+    """Finds, fetches, checks and links the models that jobs name. Thread-safe.
 
     Attributes:
-        tell: hears now and then how far a download is, in a line for people.
+        counts: `found` and `fetched` models of jobs since the start.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.tell: Callable[[str], None] | None = None
+        self.counts: Counter[str] = Counter(found=0, fetched=0)
         self._engine = settings.engine
+        self._lock = threading.Lock()  # around what jobs that are prepared at once share
+        self._in_use: list[Models] = []
         self._loaded: ModelFile | None = None
         self._webui_dir = settings.webui_dir
         self.store = Store(
@@ -97,7 +102,7 @@ class ModelManager:
                 self.store.fetched.root / "references", self.store.baked.root / "references"
             ),
             pickles=settings.allow_pickles,
-            report_for=lambda name: report_for(name, self.tell),
+            report_for=report_for,
             is_taken=self.store.is_taken,
         )
 
@@ -106,7 +111,7 @@ class ModelManager:
     def prepare_models_for_request(
         self, request: Txt2ImgRequest, stop: threading.Event = NEVER
     ) -> tuple[Models, bool]:
-        """Make every model of the job usable.
+        """Make every model of the job usable; nothing evicts them until `release`.
 
         Returns:
             The files, and whether the engine must read its folders again to see them.
@@ -115,11 +120,21 @@ class ModelManager:
             WorkerError: before the engine is asked for anything; it says which model and why.
         """
         models = self.find_models(request, stop)
-        self._pin(models)
-        linked = {file: self.store.link(file) for file in models.shown()}
-        new = [file for file, is_new in linked.values() if is_new]
-        hash_cache.seed(self._webui_dir, [file for file in new if file.kind == "checkpoint"])
-        return models.renamed({file: seen for file, (seen, _) in linked.items()}), bool(new)
+        with self._lock:
+            linked = {file: self.store.link(file) for file in models.shown()}
+            new = [file for file, is_new in linked.values() if is_new]
+            hash_cache.seed(self._webui_dir, [file for file in new if file.kind == "checkpoint"])
+            models = models.renamed({file: seen for file, (seen, _) in linked.items()})
+            self._in_use.append(models)
+            self._pin()
+        return models, bool(new)
+
+    def release(self, models: Models) -> None:
+        """The job has ended."""
+        with self._lock:
+            self._in_use.remove(models)
+            self._loaded = models.loaded or self._loaded
+            self._pin()
 
     def find_models(self, request: Txt2ImgRequest, stop: threading.Event = NEVER) -> Models:
         """Every model of the job, found or fetched, and checked; the engine sees none of it yet.
@@ -137,6 +152,8 @@ class ModelManager:
         """Each of them as a checked file: found in the store, or fetched, several at once."""
         files = [self._find(one) for one in wanted]
         missing = [one for one, file in zip(wanted, files, strict=True) if file is None]
+        with self._lock:
+            self.counts.update(found=len(wanted) - len(missing), fetched=len(missing))
         if missing:
             fetched = self._fetch_all(missing, stop)
             files = [file or fetched[one] for one, file in zip(wanted, files, strict=True)]
@@ -151,6 +168,11 @@ class ModelManager:
     def get_cache_stats(self) -> dict[str, dict[str, int]]:
         """`{"checkpoints": {"count": 2, "total_size": <bytes>}, "loras": ..., "vaes": ...}`."""
         return self.store.stats()
+
+    def health(self) -> dict[str, Any]:
+        """How often jobs found their models here, what was fetched, and what is stored."""
+        fetched = {"bytes_fetched": self.fetcher.bytes_fetched}
+        return {**self.counts, **fetched, "stored": self.get_cache_stats()}
 
     def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
         """Whether all that a template names is in the image, and whether it is merged there."""
@@ -250,7 +272,11 @@ class ModelManager:
         """Fetch in parallel; the first error ends the others, what has arrived is kept."""
         halt = threading.Event()
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
-            futures = {one: pool.submit(self._fetch, one, halt) for one in dict.fromkeys(missing)}
+            futures = {
+                # with the job's id for the log, and who hears how far it is
+                one: pool.submit(copy_context().run, self._fetch, one, halt)
+                for one in dict.fromkeys(missing)
+            }
             running = set(futures.values())
             try:
                 while running:
@@ -307,11 +333,10 @@ class ModelManager:
             tag.name: brought.get(tag.name) or self._find_by_name("lora", tag.name) for tag in tags
         }
 
-    def _pin(self, models: Models) -> None:
-        """Nothing that this job uses is evicted, nor the checkpoint that stays loaded after it."""
-        if models.loaded:
-            self._loaded = models.loaded
-        files = [*models.files(), *([self._loaded] if self._loaded else [])]
+    def _pin(self) -> None:
+        """Nothing that jobs use is evicted, nor the checkpoint that stays loaded after them."""
+        files = {file for models in self._in_use for file in models.files()}
+        files |= {self._loaded} if self._loaded else set()
         self.room.pinned = frozenset(file.known_sha256 for file in files if file.known_sha256)
 
     def _check(self, models: Models) -> None:

@@ -15,13 +15,15 @@ def logger():
     logging.getLogger("worker").propagate = True
 
 
-def test_a_line_has_time_level_and_job(logger, capsys):
+def test_a_line_has_time_level_job_and_phase(logger, capsys):
     log.configure("INFO", "text", [])
     log.job_id.set("job-7")
+    log.phase.set("prepare")
     logger.info("hello %s", "you")
     log.job_id.set("-")
+    log.phase.set("-")
 
-    assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    [job-7] hello you\n"
+    assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    [job-7 prepare] hello you\n"
 
 
 def test_a_json_line_has_the_keys_that_runpod_reads(logger, capsys):
@@ -29,7 +31,7 @@ def test_a_json_line_has_the_keys_that_runpod_reads(logger, capsys):
     logger.warning("hello")
 
     line = json.loads(capsys.readouterr().err)
-    assert line == {"requestId": "-", "level": "WARNING", "message": "hello"}
+    assert line == {"requestId": "-", "phase": "-", "level": "WARNING", "message": "hello"}
 
 
 @pytest.mark.parametrize("form", ["text", "json"])

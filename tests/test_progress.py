@@ -47,8 +47,12 @@ def test_who_waits_for_the_job_hears_more(clock, logged):
         clock.now += 1
         lines(5 * MB, 10 * MB)
 
-    assert len(told) == 1 + 8 // TELL_EVERY
-    assert told[0].startswith("downloading Fox: 50 % of 10 MB")
+    assert len(told) == 9 // TELL_EVERY
+    assert told[0]["message"].startswith("downloading Fox: 50 % of 10 MB")
+    assert {key: told[0][key] for key in ("phase", "percent")} == {
+        "phase": "download",
+        "percent": 50.0,
+    }
     assert logged() == []
 
 
@@ -59,7 +63,7 @@ def test_what_an_earlier_run_has_fetched_is_no_speed(clock):
     clock.now += 10
     lines(90 * MB, 100 * MB)
 
-    assert told == [
+    assert [report["message"] for report in told] == [
         "downloading Fox: 80 % of 100 MB, 80 MB, 0 MB/s",
         "downloading Fox: 90 % of 100 MB, 90 MB, 1 MB/s, 10 s left",
     ]
@@ -84,7 +88,7 @@ def terminal(monkeypatch):
 
 
 def test_a_person_at_a_terminal_sees_a_bar(terminal):
-    report = report_for("Fox", None)
+    report = report_for("Fox")
     report(0, 100 * MB)
     report(50 * MB, 100 * MB)
     report(100 * MB, 100 * MB)
@@ -113,7 +117,7 @@ def test_a_bar_without_a_size(terminal):
 
 
 def test_a_download_that_never_began_is_closed(terminal):
-    report_for("Fox", None).close()
+    report_for("Fox").close()
     Lines("Fox").close()
 
     assert "Fox" in terminal.getvalue()
@@ -122,4 +126,4 @@ def test_a_download_that_never_began_is_closed(terminal):
 def test_without_a_terminal_there_are_lines(monkeypatch):
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=io.StringIO()))
 
-    assert isinstance(report_for("Fox", None), Lines)
+    assert isinstance(report_for("Fox"), Lines)

@@ -11,20 +11,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from worker import proof, recovery
+from worker import job_progress, proof, recovery
 from worker.catalog import Catalog
 from worker.errors import (
     CacheDamaged,
     EngineNotReady,
-    JobTimeout,
     OutOfMemory,
     RouteMissing,
     WorkerError,
 )
+from worker.memory_growth import MemoryGrowth
 from worker.payload import Expected, Payload, smaller, throwaway
 from worker.readiness import Readiness
 from worker.recovery import Action, After
@@ -36,8 +36,29 @@ from worker.webui_config import OVERRIDABLE
 STOP_PATIENCE = 10.0  # seconds for an interrupted job to end before the engine counts as hung
 STOP_POLL = 0.3
 WATCH_EVERY = 1.0  # seconds
+FOLLOW_EVERY = 1.0  # seconds between two looks at how far a picture is
+
+Tell = Callable[[Mapping[str, Any]], None]
 
 log = logging.getLogger("worker.engine")
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await it also when this job is cancelled meanwhile: the next one must not meet a ghost.
+
+    Raises:
+        asyncio.CancelledError: afterwards.
+    """
+    task = asyncio.create_task(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 class Engine:
@@ -45,18 +66,28 @@ class Engine:
 
     Attributes:
         catalog: the names that a job may use; known after `boot`.
-        retiring: set for good when only a new worker can help.
+        retiring: why only a new worker can help; empty while this one is good.
+        restarts: how often the engine was replaced by a new process.
     """
 
-    def __init__(self, webui: WebUI, supervisor: Supervisor, readiness: Readiness) -> None:
+    def __init__(
+        self,
+        webui: WebUI,
+        supervisor: Supervisor,
+        readiness: Readiness,
+        memory_growth: MemoryGrowth | None = None,
+    ) -> None:
+        self._memory_growth = memory_growth
         self._webui = webui
         self._supervisor = supervisor
         self._readiness = readiness
         self.catalog = Catalog({}, {})
-        self.retiring = False
+        self.retiring = ""
+        self.restarts = 0
         self._boot_timeout = 0.0
         self._proving = threading.Lock()
         self._proven: EngineProcess | None = None  # the process that made the last first picture
+        self._seen: EngineProcess | None = None  # the same, also when it is out of favour
         self._loaded: str | None = None  # the checkpoint of the last picture
         self._must_refresh = False
         self._must_clear = False
@@ -100,6 +131,20 @@ class Engine:
                 with suppress(WorkerError):  # the next job meets it again, and reports it
                     self._wait_until_ready(self._boot_timeout)
 
+    def health(self) -> dict[str, Any]:
+        """The engine's process, whether it can generate, its checkpoint and its memory."""
+        memory: dict[str, Any] = {}
+        with suppress(WorkerError):  # where it does not answer, that is the news
+            memory = self._webui.memory()
+        return {
+            "state": self._supervisor.engine().state,
+            "ready": self._is_proven() and bool(memory),
+            "checkpoint": self._loaded,
+            "restarts": self.restarts,
+            "retiring": self.retiring or None,
+            "memory": memory or None,
+        }
+
     def _wait_until_ready(self, timeout: float, *, again: bool = False) -> None:
         """Nothing to do while the process that made the last first picture lives."""
         if not self._proving.acquire(timeout=timeout):
@@ -109,7 +154,8 @@ class Engine:
                 return
             ready = self._readiness.wait(timeout)
             self.catalog = ready.catalog
-            self._proven = ready.process
+            self.restarts += self._seen is not None and ready.process != self._seen
+            self._proven = self._seen = ready.process
             self._must_refresh = False
             log.info("ready: the first picture came after %.1f s", ready.seconds)
         finally:
@@ -124,8 +170,13 @@ class Engine:
         """Let the engine read its folders before the next picture."""
         self._must_refresh = True
 
-    async def generate(self, payload: Payload, watch: Stopwatch) -> Txt2ImgAnswer:
+    async def generate(self, payload: Payload, watch: Stopwatch, tell: Tell) -> Txt2ImgAnswer:
         """Generate and prove, with at most `recovery.MAX_ATTEMPTS` attempts.
+
+        Args:
+            payload: the job as the engine takes it.
+            watch: its deadline.
+            tell: hears how far it is, see `worker.job_progress`.
 
         Raises:
             WorkerError: of the last attempt; `attempts` in its details says how many there were.
@@ -134,15 +185,27 @@ class Engine:
         failures: list[WorkerError] = []
         while True:
             try:
-                answer = await self._attempt(payload, watch)
+                async with self._followed(tell):
+                    answer = await self._attempt(payload, watch)
             except WorkerError as error:
                 error.details["attempts"] = len(failures) + 1
                 await self._recover(error, failures, payload, watch)
                 failures.append(error)
             else:
-                self._loaded = answer.facts.get("sd_model_name")
                 self._out_of_memory_in_a_row = 0
+                await self._note_loaded(answer.facts.get("sd_model_name"))
                 return answer
+
+    async def _note_loaded(self, checkpoint: str | None) -> None:
+        """Remember the checkpoint; after a switch, look what it has cost."""
+        switched = self._loaded is not None and checkpoint != self._loaded
+        self._loaded = checkpoint
+        if not switched or not self._memory_growth:
+            return
+        with suppress(WorkerError):  # the picture is there
+            memory = await asyncio.to_thread(self._webui.memory)
+            process = self._supervisor.engine().pid
+            self._retire(self._memory_growth.after_switch(process, memory["ram"]["used"]))
 
     async def checkpoint_sha256(self, name: str) -> str | None:
         """SHA-256 of a checkpoint that the engine has loaded; None where it does not say."""
@@ -157,8 +220,9 @@ class Engine:
         if not self._is_proven():
             await asyncio.to_thread(self._wait_until_ready, watch.left())
         if self._must_refresh:
-            await asyncio.to_thread(self._refresh, payload.expected)
+            # Before: the next job's models may come while the engine reads its folders.
             self._must_refresh = False
+            await asyncio.to_thread(self._refresh, payload.expected)
         if self._must_clear:
             await self._post(throwaway(payload.body), watch)
             self._must_clear = False
@@ -169,14 +233,33 @@ class Engine:
             proof.check_embeddings(listed, payload.expected)
         return answer
 
+    @asynccontextmanager
+    async def _followed(self, tell: Tell) -> AsyncIterator[None]:
+        """Tell how far the engine is while the body runs."""
+        following = asyncio.create_task(self._follow(tell))
+        try:
+            yield
+        finally:
+            following.cancel()
+
+    async def _follow(self, tell: Tell) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_EVERY)
+            with suppress(WorkerError):
+                tell(job_progress.of_generation(await asyncio.to_thread(self._webui.progress)))
+
     def _refresh(self, expected: Expected) -> None:
         """Let the engine read its folders, and check that it sees what the job needs."""
-        self._webui.refresh()
+        try:
+            self._webui.refresh()
+        except WorkerError:
+            self._must_refresh = True
+            raise
         proof.check_listed(self._webui.sd_models(), self._webui.loras(), expected)
 
     async def _post(self, body: Mapping[str, Any], watch: Stopwatch) -> Txt2ImgAnswer:
         if not watch.left():
-            raise self._timeout(watch)
+            raise watch.expired("no picture")
         # The deadline is kept here and not by the socket: the POST must live until the engine
         # has stopped, because its end is the best sign of that.
         patience = watch.left() + 2 * STOP_PATIENCE
@@ -184,15 +267,12 @@ class Engine:
         try:
             done, _ = await asyncio.wait({posted}, timeout=watch.left())
         except asyncio.CancelledError:
-            await self._stop(posted)
+            await _to_its_end(self._stop(posted))
             raise
         if not done:
             await self._stop(posted)
-            raise self._timeout(watch)
+            raise watch.expired("no picture")
         return posted.result()
-
-    def _timeout(self, watch: Stopwatch, why: str = "") -> JobTimeout:
-        return JobTimeout(f"no picture within {watch.timeout:g} s.{why}", timings=watch.timings())
 
     async def _stop(self, posted: asyncio.Future[Txt2ImgAnswer]) -> None:
         """Interrupt until the POST returns; its partial picture is dropped."""
@@ -220,7 +300,7 @@ class Engine:
         timed_out = not watch.left() and not self._supervisor.engine().is_gone
         if isinstance(error, EngineNotReady) and timed_out:
             # The engine may well be ready a moment later: no reason to replace the worker.
-            raise self._timeout(watch, f" {error.message}") from error
+            raise watch.expired(f"{error.message.rstrip('.')}; no picture") from error
         decision = self._decide(error, earlier, payload)
         if decision.action is Action.FAIL or timed_out:
             await self._conclude(error, decision.after, payload)
@@ -234,7 +314,7 @@ class Engine:
             with suppress(EngineNotReady, CacheDamaged):
                 await asyncio.to_thread(self._wait_until_ready, recovery.ROUTE_RECHECK, again=True)
         elif action is Action.AWAIT_ENGINE:
-            await self._settle()
+            await _to_its_end(self._settle())
         elif action is Action.REFRESH:
             # A1111 keeps the last prompt's conditioning: the same prompt again would miss the
             # part of a LoRA that acts on the text encoder. Another prompt in between clears it.
@@ -264,7 +344,7 @@ class Engine:
     def _restart(self, reason: Reason, error: WorkerError) -> None:
         """Ask for a new process and wait until the old one is gone."""
         if not self._supervisor.can_restart:
-            self.retiring = True
+            self._retire(f"nobody can restart the engine after {error.code}")
             raise error
         before = self._supervisor.engine()
         self._supervisor.request_restart(reason)
@@ -291,8 +371,14 @@ class Engine:
         elif isinstance(error, RouteMissing):
             error.hint = await asyncio.to_thread(self._readiness.what_answers)
         if after is After.RETIRE:
-            self.retiring = True
+            self._retire(f"{error.code} after {error.details.get('attempts', 1)} attempts")
         elif after is After.RESTART:
             self._proven = None
             reason: Reason = "out-of-memory" if isinstance(error, OutOfMemory) else "poisoned"
             self._supervisor.request_restart(reason)
+
+    def _retire(self, reason: str | None) -> None:
+        if not reason:
+            return
+        self.retiring = reason
+        log.warning("this worker is to be replaced: %s", reason)

@@ -51,6 +51,9 @@ class Fetcher:
         pickles: whether files that can run code may be fetched.
         report_for: name -> who hears how far its download is.
         is_taken: whether the operator has a file of that kind and stem.
+
+    Attributes:
+        bytes_fetched: of the files that have come since the start.
     """
 
     def __init__(
@@ -75,6 +78,8 @@ class Fetcher:
         self._report_for = report_for
         self._is_taken = is_taken
         self.references = references
+        self.bytes_fetched = 0
+        self._counting = threading.Lock()
 
     def fetch(self, wanted: Wanted, stop: threading.Event) -> Blob:
         """The blob for a reference: found by its content, or downloaded.
@@ -171,6 +176,8 @@ class Fetcher:
         blob = self._publish(wanted, remote, fetched, inspection)
         # Still with the lease: who waits for a file without a hash knows it by this only.
         self._note(wanted, replace(remote, etag=strong(fetched.etag)), blob)
+        with self._counting:
+            self.bytes_fetched += fetched.size
         rate = fetched.size / 1e6 / max(time.monotonic() - begun, 0.001)
         log.info("fetched %s: %.1f MB at %.0f MB/s", remote.name, fetched.size / 1e6, rate)
         return blob

@@ -1,4 +1,4 @@
-"""Log lines: one per event, with the job's id, without secrets."""
+"""Log lines: one per event, with the job's id and phase, without secrets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from contextvars import ContextVar
 _SHORTEST_SECRET = 6
 
 job_id: ContextVar[str] = ContextVar("job_id", default="-")
+phase: ContextVar[str] = ContextVar("phase", default="-")  # of that job
 
 
 class _Redacting(logging.Filter):
-    """Adds the job's id, and hides values that must not be seen, whoever formatted them in."""
+    """Adds the job's id and phase; hides secrets, whoever formatted them in."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
@@ -24,7 +25,7 @@ class _Redacting(logging.Filter):
         self._secrets = sorted(long_enough, key=len, reverse=True)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.job = job_id.get()
+        record.job, record.phase = job_id.get(), phase.get()
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
@@ -36,14 +37,16 @@ class _Redacting(logging.Filter):
 
 class _Text(logging.Formatter):
     def __init__(self) -> None:
-        super().__init__("%(asctime)sZ %(levelname)-7s [%(job)s] %(message)s", "%Y-%m-%dT%H:%M:%S")
+        super().__init__(
+            "%(asctime)sZ %(levelname)-7s [%(job)s %(phase)s] %(message)s", "%Y-%m-%dT%H:%M:%S"
+        )
         self.converter = time.gmtime
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        seen = {"requestId": record.__dict__["job"], "level": record.levelname}
-        return json.dumps({**seen, "message": record.getMessage()})
+        seen = {"requestId": record.__dict__["job"], "phase": record.__dict__["phase"]}
+        return json.dumps({**seen, "level": record.levelname, "message": record.getMessage()})
 
 
 def configure(level: str, form: str, secrets: Iterable[str]) -> None:

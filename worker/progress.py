@@ -6,14 +6,21 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 LOG_EVERY = 10.0  # seconds
-TELL_EVERY = 2.0  # seconds
+TELL_EVERY = 1.0  # seconds
 
 log = logging.getLogger("worker.models")
+
+Tell = Callable[[dict[str, Any]], None]
+
+# Who hears of the downloads of this job: `phase`, `message`, and where known `percent` and
+# `eta_seconds`.
+listener: ContextVar[Tell | None] = ContextVar("listener", default=None)
 
 
 class Report(Protocol):
@@ -51,7 +58,7 @@ class Terminal:
 class Lines:
     """A log line now and then, and more often a word to whoever waits for the job."""
 
-    def __init__(self, name: str, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, name: str, tell: Tell | None = None) -> None:
         self._name = name
         self._tell = tell
         self._begun = self._logged = time.monotonic()
@@ -68,13 +75,25 @@ class Lines:
             log.info("%s", self._line(fetched, size, now))
         if self._tell and now - self._told >= TELL_EVERY:
             self._told = now
-            self._tell(self._line(fetched, size, now))
+            self._tell(self._report(fetched, size, now))
 
     def close(self) -> None:
         """Nothing is open."""
 
+    def _report(self, fetched: int, size: int | None, now: float) -> dict[str, Any]:
+        report = {"phase": "download", "message": self._line(fetched, size, now)}
+        if not size:
+            return report
+        rate = self._rate(fetched, now)
+        eta = {"eta_seconds": round((size - fetched) / rate, 1)} if rate else {}
+        return report | {"percent": round(100 * fetched / size, 1)} | eta
+
+    def _rate(self, fetched: int, now: float) -> float:
+        """Bytes a second."""
+        return (fetched - (self._resumed or 0)) / max(now - self._begun, 0.001)
+
     def _line(self, fetched: int, size: int | None, now: float) -> str:
-        rate = (fetched - (self._resumed or 0)) / max(now - self._begun, 0.001)
+        rate = self._rate(fetched, now)
         speed = f"{fetched / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s"
         if not size:
             return f"downloading {self._name}: {speed}"
@@ -83,6 +102,6 @@ class Lines:
         return f"downloading {self._name}: {percent} % of {size / 1e6:.0f} MB, {speed}{left}"
 
 
-def report_for(name: str, tell: Callable[[str], None] | None) -> Report:
-    """A bar where a person watches, else lines."""
-    return Terminal(name) if sys.stderr.isatty() else Lines(name, tell)
+def report_for(name: str) -> Report:
+    """A bar where a person watches, else lines, also for this job's listener."""
+    return Terminal(name) if sys.stderr.isatty() else Lines(name, listener.get())

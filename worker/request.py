@@ -64,7 +64,7 @@ FOREIGN_NAMES = {
     "upscaler": "hr_upscaler",
 }
 
-TASKS = ("txt2img", "templates")
+TASKS = ("txt2img", "templates", "health")
 _LEAST_DENOISING = 0.01
 _URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
 _MAX_SHOWN = 12  # problems in one message; more help nobody

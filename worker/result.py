@@ -54,6 +54,17 @@ def templates(
     return _plain_object({"templates": listed, "default_template": default, "timings": timings})
 
 
+def health(
+    worker: Mapping[str, Any],
+    engine: Mapping[str, Any],
+    models: Mapping[str, Any],
+    timings: Mapping[str, float],
+) -> dict[str, Any]:
+    """The answer of the task `health`."""
+    parts = {"worker": worker, "engine": engine, "models": models, "timings": timings}
+    return _plain_object(parts)
+
+
 def models_used(facts: Mapping[str, Any], models: Models) -> list[dict[str, Any]]:
     """What the engine really used, the checkpoint first: kind, name, sha256, source.
 

@@ -144,6 +144,13 @@ class Settings(BaseModel):
         le=_DAY,
         description="Seconds that a job may take; a job's `timeout` may only lower it.",
     )
+    job_concurrency: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="Jobs that are taken at once. 2: the next job's models are fetched, and the"
+        " last one's pictures delivered, while one generates. Only one ever generates.",
+    )
     shutdown_grace: float = Field(
         60, ge=1, le=_DAY, description="Seconds from SIGTERM until everything is gone."
     )
@@ -152,6 +159,12 @@ class Settings(BaseModel):
     )
     engine_restart_window: float = Field(
         900, gt=0, le=_DAY, description="Seconds over which restarts are counted."
+    )
+    memory_growth_limit_gb: float | None = Field(
+        None,
+        gt=0,
+        description="GB (10^9 bytes) by which the engine's memory may grow over checkpoint switches"
+        " before the worker asks RunPod for a fresh one; not set: it may grow.",
     )
     output_dir: Path | None = Field(
         None, description="Pictures are also written here when it is set."

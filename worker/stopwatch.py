@@ -6,24 +6,39 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from worker.errors import JobTimeout
+
 
 class Stopwatch:
-    """Starts when it is made; `timeout` is in seconds."""
+    """Starts when it is made.
 
-    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        timeout: seconds that the job may take in all.
+        entered: hears the name of each phase that begins.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        entered: Callable[[str], None] = lambda _name: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
+        self._entered = entered
         self._started = clock()
         self._timeout = timeout
         self._phases: dict[str, float] = {}
+        self._running: dict[str, float] = {}  # phases by when they began
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time the body, also when it fails."""
-        started = self._clock()
+        self._running[name] = self._clock()
+        self._entered(name)
         try:
             yield
         finally:
-            self._phases[name] = round(self._clock() - started, 3)
+            self._phases[name] = round(self._clock() - self._running.pop(name), 3)
 
     def limit(self, timeout: float) -> None:
         """Bring the deadline forward; it can only become earlier."""
@@ -39,5 +54,14 @@ class Stopwatch:
         return max(0.0, self._started + self._timeout - self._clock())
 
     def timings(self) -> dict[str, float]:
-        """Seconds of the phases so far and in total."""
-        return {**self._phases, "total": round(self._clock() - self._started, 3)}
+        """Seconds of the phases, also of one that still runs, and in total."""
+        now = self._clock()
+        running = {name: round(now - began, 3) for name, began in self._running.items()}
+        return {**self._phases, **running, "total": round(now - self._started, 3)}
+
+    def expired(self, what: str, hint: str | None = None) -> JobTimeout:
+        """The error for a deadline that has passed; it says which phase took how long."""
+        spent = {name: seconds for name, seconds in self.timings().items() if name != "total"}
+        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
+        message = f"{what} within {self._timeout:g} s ({phases})."
+        return JobTimeout(message, hint=hint, timings=self.timings())
