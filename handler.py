@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import logging
 import os
 import sys
@@ -36,6 +37,7 @@ from worker.progress import listener
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
 from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
+from worker.startup import Startup, read_ahead
 from worker.stopwatch import Stopwatch
 from worker.supervisor import Supervisor
 from worker.templates import Templates
@@ -62,6 +64,7 @@ class Handler:
     Attributes:
         post_progress: sends a job and a report of its progress; None where nobody hears it.
         counters: what became of the jobs.
+        startup: seconds of each part of the start; the first picture's answer has them.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Handler:
     ) -> None:
         self.post_progress: PostProgress | None = None
         self.counters = Counters()
+        self.startup: dict[str, float] = {}
         self._settings = settings
         self._engine = engine
         self._models = models
@@ -135,8 +139,26 @@ class Handler:
         answer = result.success(picture, composed, used, cache, watch.timings())
         if wanted.template:
             answer["template"] = wanted.template
+        if not self.counters.ended["completed"]:
+            answer["startup"] = self.startup
         self._save(picture, answer, str(job.get("id", "job")))
         return answer
+
+    def prepare_default_template(self, stop: threading.Event) -> None:
+        """Bring the default template's models, if there is one, before its first job comes."""
+        if self._templates.get_default_template() is None:
+            return
+        wanted = self._templates.get_template().request()
+        try:
+            models, new = self._models.prepare_models_for_request(wanted, stop)
+        except WorkerError as error:
+            logger.warning("the default template's models are not there: %s", error)
+            return
+        self._models.release(models)
+        if new:
+            self._engine.models_changed()
+        if models.loaded:
+            read_ahead(models.loaded.path, stop)
 
     @asynccontextmanager
     async def _turn(self, watch: Stopwatch) -> AsyncIterator[None]:
@@ -172,7 +194,8 @@ class Handler:
         """The answer of the task `health`; it waits for no other job."""
         engine = await asyncio.to_thread(self._engine.health)
         models = await asyncio.to_thread(self._models.health)
-        return result.health(self.counters.shown(), engine, models, watch.timings())
+        worker = self.counters.shown() | {"startup": self.startup}
+        return result.health(worker, engine, models, watch.timings())
 
     async def _list_templates(self, watch: Stopwatch) -> dict[str, Any]:
         """The answer of the task `templates`; the engine has no part in it."""
@@ -247,8 +270,29 @@ def build(settings: Settings) -> tuple[Handler, Engine]:
     return Handler(settings, engine, ModelManager(settings), templates), engine
 
 
+def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
+    """Wait until jobs can run; what need not wait for the engine happens beside its boot.
+
+    Raises:
+        WorkerError: there is no point in taking jobs.
+    """
+    startup, stop = Startup(), threading.Event()
+    # The SDK's import takes 1.4 s.
+    importing = startup.beside("sdk", functools.partial(importlib.import_module, "runpod"))
+    models = startup.beside("models", functools.partial(handler.prepare_default_template, stop))
+    try:
+        startup.run("engine", functools.partial(engine.boot, settings.ready_timeout))
+    except WorkerError:
+        stop.set()
+        raise
+    importing.join()
+    models.join(max(0.0, settings.ready_timeout - startup.elapsed()))
+    handler.startup = startup.finish()
+    logger.info("started %s", handler.startup)
+
+
 def main() -> int:
-    """Wait for the engine, then give the process to the RunPod SDK; returns the exit status."""
+    """Boot, then give the process to the RunPod SDK; returns the exit status."""
     try:
         settings = Settings.from_environ(os.environ)
         handler, engine = build(settings)
@@ -256,15 +300,15 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
+    # At its default level the SDK logs each job's whole input and result.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     try:
-        engine.boot(settings.ready_timeout)
+        boot(settings, handler, engine)
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
         return EXIT_ENGINE_NOT_READY
     threading.Thread(target=engine.watch, name="engine-watch", daemon=True).start()
-    # At its default level the SDK logs each job's whole input and result.
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
-    import runpod  # noqa: PLC0415 - takes 1.4 s, which the engine's boot hides
+    import runpod  # noqa: PLC0415 - imported beside the engine's boot, see `boot`
 
     if os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"):  # else there is nobody to report to
 

@@ -125,3 +125,32 @@ def test_a_template_that_is_not_baked_is_fetched_like_any_model(image):
 
     assert result["models"][0]["name"] == "night"
     assert image.hosts.requests != []
+
+
+def test_the_default_templates_models_come_during_the_start(tmp_path):
+    with ModelHosts() as hosts, RunPodPlane() as plane:
+        hosts.add_model(version_id=1, data=checkpoint(1), name="base.safetensors")
+        hosts.add_model(version_id=2, data=lora(2), name="fur.safetensors", kind="LORA")
+        file = write(tmp_path / "templates.json", content(), default_template="fox")
+        more = {"TEMPLATES_FILE": str(file), "DEFAULT_TEMPLATE": ""}
+        with running_worker(tmp_path, plane, **environ(hosts, **more)) as worker:
+            assert hosts.requests
+            hosts.forget_requests()
+            first = completed(worker.run({"prompt": "a fox"}))
+            second = completed(worker.run({"prompt": "a fox"}))
+
+            assert not hosts.requests
+            assert set(first["startup"]) == {"engine", "sdk", "models", "total"}
+            assert first["startup"]["models"] > 0
+            assert "startup" not in second
+            assert worker.log().count("started {") == 1
+
+
+def test_a_default_template_that_cannot_be_had_is_a_warning(tmp_path):
+    with ModelHosts() as hosts, RunPodPlane() as plane:
+        file = write(tmp_path / "templates.json", content(), default_template="fox")
+        more = {"TEMPLATES_FILE": str(file), "DEFAULT_TEMPLATE": ""}
+        with running_worker(tmp_path, plane, **environ(hosts, **more)) as worker:
+            assert "the default template's models are not there: MODEL_NOT_FOUND" in worker.log()
+            completed(worker.run(SMALL | {"prompt": "a fox", "checkpoint": "first"}))
+            failed(worker.run({"prompt": "a fox"}), "MODEL_NOT_FOUND")
