@@ -73,6 +73,7 @@ class Handler:
         self.post_progress: PostProgress | None = None
         self.counters = Counters()
         self.startup: dict[str, float] = {}
+        self._told_startup = False
         self._settings = settings
         self._engine = engine
         self._models = models
@@ -139,7 +140,8 @@ class Handler:
         answer = result.success(picture, composed, used, cache, watch.timings())
         if wanted.template:
             answer["template"] = wanted.template
-        if not self.counters.ended["completed"]:
+        if not self._told_startup:
+            self._told_startup = True
             answer["startup"] = self.startup
         self._save(picture, answer, str(job.get("id", "job")))
         return answer
@@ -288,7 +290,7 @@ def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
     importing.join()
     models.join(max(0.0, settings.ready_timeout - startup.elapsed()))
     handler.startup = startup.finish()
-    logger.info("started %s", handler.startup)
+    logger.info("ready for jobs %s", handler.startup)
 
 
 def main() -> int:

@@ -143,7 +143,7 @@ def test_the_default_templates_models_come_during_the_start(tmp_path):
             assert set(first["startup"]) == {"engine", "sdk", "models", "total"}
             assert first["startup"]["models"] > 0
             assert "startup" not in second
-            assert worker.log().count("started {") == 1
+            assert worker.log().count("ready for jobs {") == 1
 
 
 def test_a_default_template_that_cannot_be_had_is_a_warning(tmp_path):
