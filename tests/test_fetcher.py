@@ -15,7 +15,7 @@ from fakes.model_files import safetensors, sha256
 from fakes.model_hosts import ModelHosts
 from fakes.model_store import add, fetch, files_below, manager_for
 from worker import download as download_module
-from worker import internet
+from worker import internet, progress
 from worker import references as references_module
 from worker.blobs import Blobs
 from worker.errors import (
@@ -604,6 +604,53 @@ def test_the_second_job_asks_nobody(hosts, manager):
 
     assert (second, new, new_again) == (first, True, False)
     assert hosts.requests == []
+
+
+@pytest.mark.usefixtures("lora")
+def test_nothing_that_running_jobs_use_is_evicted_nor_what_stays_loaded(hosts, manager):
+    for version, filler in ((11, 1), (12, 2)):
+        data = safetensors(model_files.SD1, size=1000 + filler)
+        hosts.add_model(version_id=version, model_id=1, data=data, name=f"base{version}")
+    jobs = [
+        parse_job({"prompt": "x", "checkpoint": f"civitai:1@{v}", "loras": ["22"]})
+        for v in (11, 12)
+    ]
+    (one, _), (other, _) = map(manager.prepare_models_for_request, jobs)
+    lora = one.loras[0][0].known_sha256
+    both = {one.checkpoint.known_sha256, other.checkpoint.known_sha256}
+
+    assert manager.room.pinned == both | {lora}
+    manager.release(one)
+    assert manager.room.pinned == both | {lora}
+    manager.release(other)
+    assert manager.room.pinned == {other.checkpoint.known_sha256}
+
+
+def test_jobs_prepared_at_once_get_their_own_reports_of_one_store(hosts, manager):
+    """Four jobs, two models, all at the same time: each model comes once, nobody is mixed up."""
+    for version in (31, 32):
+        data = safetensors(model_files.LORA, size=200_000 + version)
+        hosts.add_model(
+            version_id=version, model_id=3, data=data, name=f"l{version}.safetensors", kind="LORA"
+        )
+
+    def prepare(number):
+        version = 31 + number % 2
+        token = progress.listener.set(heard[number].append)
+        job = parse_job({"prompt": "x", "loras": [f"civitai:3@{version}"]})
+        models, _ = manager.prepare_models_for_request(job)
+        progress.listener.reset(token)
+        return models.loras[0][0].stem
+
+    heard = [[] for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(prepare, range(4))) == ["l31", "l32", "l31", "l32"]
+    reports = [report for one in heard for report in one]
+    assert {report["phase"] for report in reports} <= {"download"}
+    assert sum(manager.counts.values()) == 4
+    assert manager.fetcher.bytes_fetched == sum(
+        blob.about.size for blob in manager.store.fetched.all()
+    )
 
 
 @pytest.mark.usefixtures("lora")
