@@ -2,8 +2,9 @@
 
     input     {"prompt": "a fox", "steps": 25, "sampler_name": "DPM++ 2M Karras",
                "checkpoint": "deliberate.safetensors", "loras": [{"name": "detail", "scale": 0.8}]}
-    output    {"images": [<base64 PNG>], "parameters": {...}, "info": "<JSON>", "cache_info": {...},
-               "models": [...], "timings": {...}, "warnings": [...]}
+    output    {"images": [<base64 or URL>], "parameters": {...}, "info": "<JSON>",
+               "delivery": {...}, "cache_info": {...}, "models": [...], "timings": {...},
+               "warnings": [...]}
     or        {"error": "<CODE>: what happened. What to do.", "message": ..., "code": ...}
 
 Run it through start.sh, which starts the engine first. Its arguments are the RunPod SDK's own:
@@ -25,7 +26,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from model_manager import ModelManager
-from worker import delivery, log, payload, request, result
+from worker import log, payload, request, result
+from worker.delivery import Delivery
 from worker.engine import Engine
 from worker.errors import ConfigError, FetchStopped, InternalError, JobTimeout, WorkerError
 from worker.job_models import Models
@@ -35,7 +37,7 @@ from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
 from worker.stopwatch import Stopwatch
 from worker.supervisor import Supervisor
 from worker.templates import Templates
-from worker.webui import Txt2ImgAnswer, WebUI
+from worker.webui import WebUI
 
 EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 
@@ -66,6 +68,7 @@ class Handler:
         self._engine = engine
         self._models = models
         self._templates = templates
+        self._delivery = Delivery.from_settings(settings)
         self._one_at_a_time = asyncio.Lock()
         self._told = 0.0
 
@@ -94,6 +97,7 @@ class Handler:
         with watch.phase("validate"):
             wanted = request.parse(self._templates.fill_in(job.get("input")))
             watch.limit(wanted.timeout or self._settings.job_timeout)
+            self._delivery.check(wanted.output)
             names = payload.engine_names(wanted, self._engine.catalog)
         async with self._one_at_a_time:
             with watch.phase("prepare"):
@@ -107,11 +111,13 @@ class Handler:
                 used[0]["name"]
             )
             cache = await asyncio.to_thread(self._models.get_cache_stats)
-        answer = result.success(picture, composed, used, cache, watch.timings())
-        if wanted.template:
-            answer["template"] = wanted.template
-        self._save(picture, answer, str(job.get("id", "job")))
-        return answer
+            answer = result.success(picture, composed, used, cache, watch.timings())
+            if wanted.template:
+                answer["template"] = wanted.template
+            answer = await asyncio.to_thread(
+                self._delivery.deliver, picture, answer, wanted.output, str(job.get("id", "job"))
+            )
+        return answer | {"timings": watch.timings()}
 
     async def _list_templates(self, watch: Stopwatch) -> dict[str, Any]:
         """The answer of the task `templates`; the engine has no part in it."""
@@ -161,17 +167,6 @@ class Handler:
     async def _quiet(self) -> None:
         """Let a progress report arrive: behind the result it would leave the job in progress."""
         await asyncio.sleep(self._told + PROGRESS_PAUSE - time.monotonic())
-
-    def _save(self, picture: Txt2ImgAnswer, answer: dict[str, Any], job_id: str) -> None:
-        """Also write the pictures to OUTPUT_DIR; the caller gets them even if that fails."""
-        if self._settings.output_dir is None:
-            return
-        try:
-            files = delivery.save(picture.images, self._settings.output_dir, job_id)
-        except OSError as error:
-            answer["warnings"].append(f"not saved to OUTPUT_DIR: {error.strerror}")
-        else:
-            logger.info("saved\n%s", delivery.summary(picture, answer, files))
 
 
 def build(settings: Settings) -> tuple[Handler, Engine]:

@@ -12,6 +12,7 @@ of these are understood:
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ _REGIONS = tuple(
 _RUNPOD = re.compile(r"s3api-([a-z0-9-]+)\.runpod\.io")  # its regions are in upper case
 _R2 = re.compile(r"(?:[a-z0-9-]+\.)+r2\.cloudflarestorage\.com")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_NEEDED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
 _ELSEWHERE = "us-east-1"  # what servers without regions, such as MinIO, call theirs
 
 
@@ -53,6 +55,20 @@ class BucketAddress:
     name: str
     region: str
     signs_urls: bool
+
+
+def check_whole(variables: Collection[str]) -> None:
+    """Whether the variables that are set are a whole bucket's, or none's.
+
+    Raises:
+        ValueError: names those that are missing.
+    """
+    given = sorted(name for name in variables if name.startswith("BUCKET_"))
+    missing = [name for name in _NEEDED if name not in given]
+    if given and missing:
+        raise ValueError(
+            f"{', '.join(given)} without {', '.join(missing)}: set all of them, or none"
+        )
 
 
 def read(url: str, name: str | None = None, region: str | None = None) -> BucketAddress:

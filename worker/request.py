@@ -159,9 +159,7 @@ class JobFields(Strict):
     timeout: Float | None = Field(
         None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
     )
-    output: Output = Field(
-        default_factory=Output, description="Form of the pictures, and how they are delivered."
-    )
+    output: Output = Field(default_factory=Output, description="Form and delivery of the pictures.")
 
     # A1111's, in the order of its own schema.
     prompt: Text = ""

@@ -180,12 +180,8 @@ class Settings(BaseModel):
         description="An S3-compatible service for pictures, see"
         " [delivery.md](delivery.md#a-bucket); may hold the bucket's name.",
     )
-    bucket_name: str | None = Field(
-        None, description="The bucket, unless `BUCKET_ENDPOINT_URL` names it."
-    )
-    bucket_access_key_id: SecretStr | None = Field(
-        None, description="Key that may write into the bucket."
-    )
+    bucket_name: str | None = Field(None, description="Needed unless the URL holds the name.")
+    bucket_access_key_id: SecretStr | None = Field(None, description="Key that may write there.")
     bucket_secret_access_key: SecretStr | None = Field(None, description="Its secret half.")
     bucket_region: str | None = Field(
         None, description="The bucket's region, where `BUCKET_ENDPOINT_URL` does not tell it."
@@ -251,12 +247,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _whole_bucket(self) -> Settings:
-        needed = ("bucket_endpoint_url", "bucket_access_key_id", "bucket_secret_access_key")
-        given = {name for name, value in self if name.startswith("bucket_") and value}
-        missing = [name.upper() for name in needed if name not in given]
-        if given and missing:
-            set_ = ", ".join(sorted(map(str.upper, given)))
-            raise ValueError(f"{set_} without {', '.join(missing)}: set all of them, or none")
+        bucket_address.check_whole({name.upper() for name, value in self if value is not None})
         if self.bucket and not (self.bucket.signs_urls or self.bucket_public_url):
             raise ValueError("RunPod's S3 API signs no URLs: BUCKET_PUBLIC_URL must be set for it")
         return self
