@@ -21,6 +21,7 @@ run serve: export ENGINE ?= embedded
 run serve: export MODELS_DIR ?= models
 run serve: export BAKED_MODELS_DIR ?= demo
 run serve: export DEFAULT_TEMPLATE ?= demo
+run serve: export RESULT_LIMIT_MB ?= 0
 run: export PROMPT ?=
 run: export CHECKPOINT ?=
 run: export TEMPLATE ?=

@@ -2,8 +2,9 @@
 
     input     {"prompt": "a fox", "steps": 25, "sampler_name": "DPM++ 2M Karras",
                "checkpoint": "deliberate.safetensors", "loras": [{"name": "detail", "scale": 0.8}]}
-    output    {"images": [<base64 PNG>], "parameters": {...}, "info": "<JSON>", "cache_info": {...},
-               "models": [...], "timings": {...}, "warnings": [...]}
+    output    {"images": [<base64 or URL>], "parameters": {...}, "info": "<JSON>",
+               "delivery": {...}, "cache_info": {...}, "models": [...], "timings": {...},
+               "warnings": [...]}
     or        {"error": "<CODE>: what happened. What to do.", "message": ..., "code": ...}
 
 Run it through start.sh, which starts the engine first. Its arguments are the RunPod SDK's own:
@@ -26,8 +27,9 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from model_manager import ModelManager
-from worker import delivery, job_progress, log, payload, request, result
+from worker import job_progress, log, payload, request, result
 from worker.counters import Counters
+from worker.delivery import Delivery
 from worker.engine import Engine
 from worker.errors import ConfigError, InternalError, WorkerError
 from worker.job_models import Models
@@ -78,6 +80,7 @@ class Handler:
         self._engine = engine
         self._models = models
         self._templates = templates
+        self._delivery = Delivery.from_settings(settings)
         self._generating = asyncio.Lock()
         self._tasks = {"templates": self._list_templates, "health": self._tell_health}
 
@@ -124,6 +127,7 @@ class Handler:
         with watch.phase("validate"):
             wanted = request.parse(self._templates.fill_in(job.get("input")))
             watch.limit(wanted.timeout or self._settings.job_timeout)
+            self._delivery.check(wanted.output)
             names = payload.engine_names(wanted, self._engine.catalog)
         with watch.phase("prepare"):
             models = await self._prepare(job, wanted, watch)
@@ -135,16 +139,20 @@ class Handler:
             with watch.phase("deliver"):
                 used = await self._account(picture, models)
                 cache = await asyncio.to_thread(self._models.get_cache_stats)
+                answer = result.success(picture, composed, used, cache, watch.timings())
+                answer |= {"template": wanted.template} if wanted.template else {}
+                answer |= self._startup_once()
+                answer = await asyncio.to_thread(
+                    self._delivery.deliver, picture, answer, wanted.output, log.job_id.get()
+                )
         finally:
             self._models.release(models)
-        answer = result.success(picture, composed, used, cache, watch.timings())
-        if wanted.template:
-            answer["template"] = wanted.template
-        if not self._told_startup:
-            self._told_startup = True
-            answer["startup"] = self.startup
-        self._save(picture, answer, str(job.get("id", "job")))
-        return answer
+        return answer | {"timings": watch.timings()}
+
+    def _startup_once(self) -> dict[str, Any]:
+        """For the first picture's answer: why the caller waited so long."""
+        told, self._told_startup = self._told_startup, True
+        return {} if told else {"startup": self.startup}
 
     def prepare_default_template(self, stop: threading.Event) -> None:
         """Bring the default template's models, if there is one, before its first job comes."""
@@ -243,17 +251,6 @@ class Handler:
             self._models.release(models)
             if new:
                 self._engine.models_changed()
-
-    def _save(self, picture: Txt2ImgAnswer, answer: dict[str, Any], job_id: str) -> None:
-        """Also write the pictures to OUTPUT_DIR; the caller gets them even if that fails."""
-        if self._settings.output_dir is None:
-            return
-        try:
-            files = delivery.save(picture.images, self._settings.output_dir, job_id)
-        except OSError as error:
-            answer["warnings"].append(f"not saved to OUTPUT_DIR: {error.strerror}")
-        else:
-            logger.info("saved\n%s", delivery.summary(picture, answer, files))
 
 
 def build(settings: Settings) -> tuple[Handler, Engine]:

@@ -21,6 +21,7 @@ FORBIDDEN = {
 # The pure core does no IO and knows no library that does.
 PURE = [
     "architecture",
+    "bucket_address",
     "catalog",
     "civitai_version",
     "errors",
@@ -29,6 +30,7 @@ PURE = [
     "model_ref",
     "named_models",
     "names",
+    "output",
     "payload",
     "prompt",
     "proof",

@@ -15,7 +15,8 @@
     │   ├── ModelEarlyAccess
     │   ├── ModelArchived
     │   ├── EngineRefused
-    │   └── OutOfMemory
+    │   ├── OutOfMemory
+    │   └── ResultTooLarge
     ├── FetchError              a model could not be brought; neither caller nor engine is at fault
     │   ├── ModelLoginRequired
     │   ├── ModelRegionBlocked
@@ -39,6 +40,7 @@
     │   ├── LoraNotApplied
     │   ├── WrongVae
     │   └── IncompleteAnswer
+    ├── DeliveryFailed
     ├── JobTimeout
     └── InternalError
 
@@ -169,6 +171,12 @@ class OutOfMemory(JobError):
     """The picture does not fit into the GPU's memory."""
 
     code = "OUT_OF_MEMORY"
+
+
+class ResultTooLarge(JobError):
+    """The pictures are there, but the result is larger than the platform takes."""
+
+    code = "RESULT_TOO_LARGE"
 
 
 class FetchError(WorkerError):
@@ -322,6 +330,13 @@ class IncompleteAnswer(ProofError):
 
     code = "INCOMPLETE_ANSWER"
     default_hint = "Something interrupted the engine; send the job again."
+
+
+class DeliveryFailed(WorkerError):
+    """The pictures are there, but neither the bucket nor the job's URLs took them."""
+
+    code = "DELIVERY_FAILED"
+    default_hint = "Check the bucket's settings, or sign the URLs anew; then send the job again."
 
 
 class JobTimeout(WorkerError):

@@ -290,6 +290,24 @@ class Internet:
                 raise FetchStopped("the download was stopped.")
         raise AssertionError("the last attempt returns or raises")
 
+    def check(self, url: str) -> None:
+        """Whether the URL is one to which a request would be sent; its host is not looked up.
+
+        Raises:
+            ModelUrlRefused: it is no URL, or not https and its host not trusted.
+        """
+        self._pools_for(url)
+
+    def put(self, url: str, data: bytes, content_type: str) -> Document:
+        """Send a file, once; a redirect is an answer, because the URL was signed for one host.
+
+        Raises:
+            ModelUrlRefused: the URL breaks the rules above.
+            ModelHostFailed: no answer; another try may help.
+        """
+        with Reply(self._send("PUT", url, {"Content-Type": content_type}, data), url, 0) as reply:
+            return reply.document()
+
     def etag(self, url: str) -> str | None:
         """The mark of the version that the host has now; None if it gives none or no answer."""
         try:
@@ -298,14 +316,16 @@ class Internet:
         except ModelHostFailed:
             return None
 
-    def _send(self, method: str, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def _send(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
         pools = self._pools_for(url)
         headers |= {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
         if token := self._tokens.get(origin(url)):
             headers["Authorization"] = f"Bearer {token}"
         try:
             return pools.request(
-                method, url, headers=headers, redirect=False, preload_content=False
+                method, url, body=body, headers=headers, redirect=False, preload_content=False
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise _failed(url, error) from error

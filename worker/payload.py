@@ -24,6 +24,7 @@ OURS = {
     "trigger_words",
     "clip_skip",
     "timeout",
+    "output",
     "sampler_index",
 }
 

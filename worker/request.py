@@ -35,6 +35,7 @@ from worker.named_models import (
     Strict,
     no_nul,
 )
+from worker.output import Output
 
 # Names that other APIs use for the same thing; A1111 would ignore them in silence.
 FOREIGN_NAMES = {
@@ -158,6 +159,7 @@ class JobFields(Strict):
     timeout: Float | None = Field(
         None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
     )
+    output: Output = Field(default_factory=Output, description="Form and delivery of the pictures.")
 
     # A1111's, in the order of its own schema.
     prompt: Text = ""
@@ -275,6 +277,7 @@ class Txt2ImgRequest(JobFields):
                 self.clip_skip is not None and override.CLIP_stop_at_last_layers is not None,
                 "clip_skip and override_settings.CLIP_stop_at_last_layers are one thing, give one",
             ),
+            self.output.too_few_or_many_urls(self.n_iter * self.batch_size),
         ]
 
 
@@ -285,6 +288,7 @@ _OBJECTS: dict[int | str, type[Strict]] = {
     "vae": ModelReference,
     "embeddings": ModelReference,
     "alwayson_scripts": AlwaysOnScript,
+    "output": Output,
 }
 Place = Callable[[tuple[int | str, ...]], str]
 

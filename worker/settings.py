@@ -17,9 +17,19 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+from worker import bucket_address
+from worker.bucket_address import BucketAddress
 from worker.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -44,6 +54,8 @@ SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
 _CREDENTIALS = {
     "civitai_api_key": ("CIVITAI_API_KEY", "CIVITAI_TOKEN"),
     "hf_token": ("HF_TOKEN",),
+    "bucket_access_key_id": ("BUCKET_ACCESS_KEY_ID",),
+    "bucket_secret_access_key": ("BUCKET_SECRET_ACCESS_KEY",),
 }
 
 
@@ -169,6 +181,29 @@ class Settings(BaseModel):
     output_dir: Path | None = Field(
         None, description="Pictures are also written here when it is set."
     )
+    result_limit_mb: float = Field(
+        9.0,
+        ge=0,
+        description="MB (10^6 bytes) that a job's result may have as JSON; 0: no limit. RunPod"
+        " loses results of more than 10 MB of `/run` and 20 MB of `/runsync`, and a worker"
+        " cannot see which one a job came by.",
+    )
+    bucket_endpoint_url: str | None = Field(
+        None,
+        description="An S3-compatible service for pictures, see"
+        " [delivery.md](delivery.md#a-bucket); may hold the bucket's name.",
+    )
+    bucket_name: str | None = Field(None, description="Needed unless the URL holds the name.")
+    bucket_access_key_id: SecretStr | None = Field(None, description="Key that may write there.")
+    bucket_secret_access_key: SecretStr | None = Field(None, description="Its secret half.")
+    bucket_region: str | None = Field(
+        None, description="The bucket's region, where `BUCKET_ENDPOINT_URL` does not tell it."
+    )
+    bucket_public_url: str | None = Field(
+        None,
+        description="Where everybody can read the bucket: results get this and the key instead of"
+        " a URL signed for 7 days.",
+    )
     run_dir: Path = Field(
         default_factory=lambda known: _default_run_dir(known.get("webui_url", "")),
         description="Where start.sh and the handler keep their state; one for each worker."
@@ -182,15 +217,17 @@ class Settings(BaseModel):
     )
     log_format: Literal["text", "json"] = Field("text", description="Form of a log line.")
 
-    @field_validator("webui_url", "civitai_url", "hf_endpoint")
+    @field_validator("webui_url", "civitai_url", "hf_endpoint", "bucket_public_url")
     @classmethod
-    def _base_url(cls, url: str) -> str:
+    def _base_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("must look like http://127.0.0.1:3000")
         return url.rstrip("/")
 
-    @field_validator("civitai_api_key", "hf_token")
+    @field_validator(*_CREDENTIALS)
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
         # In a header anything else would be an error that shows the secret.
@@ -221,6 +258,13 @@ class Settings(BaseModel):
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and PROJECT / path
 
+    @model_validator(mode="after")
+    def _whole_bucket(self) -> Settings:
+        bucket_address.check_whole({name.upper() for name, value in self if value is not None})
+        if self.bucket and not (self.bucket.signs_urls or self.bucket_public_url):
+            raise ValueError("RunPod's S3 API signs no URLs: BUCKET_PUBLIC_URL must be set for it")
+        return self
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read and check the variables; an empty one counts as not set.
@@ -236,6 +280,13 @@ class Settings(BaseModel):
             # A default that depends on a wrong value is no problem of its own.
             wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
             raise ConfigError("; ".join(map(_problem, wrong)) + ".") from None
+
+    @property
+    def bucket(self) -> BucketAddress | None:
+        """Where pictures can be uploaded to; None if nowhere."""
+        if self.bucket_endpoint_url is None:
+            return None
+        return bucket_address.read(self.bucket_endpoint_url, self.bucket_name, self.bucket_region)
 
     @property
     def mirrors(self) -> list[str]:
@@ -285,6 +336,8 @@ class Settings(BaseModel):
 
 def _problem(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if not detail["loc"]:
+        return message  # of several variables
     name = str(detail["loc"][0])
     value = "***" if name in _CREDENTIALS else repr(detail["input"])
     return f"{name.upper()}={value}: {message}"
