@@ -28,6 +28,7 @@ from model_manager import ModelManager
 from worker import delivery, log, payload, request, result
 from worker.engine import Engine
 from worker.errors import ConfigError, FetchStopped, InternalError, JobTimeout, WorkerError
+from worker.fitness import Fitness
 from worker.job_models import Models
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
@@ -210,7 +211,9 @@ def main() -> int:
 
     if os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"):  # else there is nobody to report to
         handler.progress = runpod.serverless.progress_update
-    runpod_sdk.start(handler)
+    has_gpu = os.environ.get("RUNPOD_GPU_COUNT", "") not in {"", "0"}
+    checks = Fitness(settings, WebUI(settings.webui_url), has_gpu=has_gpu).checks()
+    runpod_sdk.start(handler, checks=checks)
     return 0
 
 
