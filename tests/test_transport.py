@@ -144,6 +144,16 @@ def test_jobs_run_side_by_side_up_to_the_concurrency(plane, shared):
     assert max(beside) == 4
 
 
+def test_a_job_that_is_given_out_twice_runs_once(plane, shared):
+    job = plane.submit({"seconds": 1})
+    wait_until(lambda: plane.status(job)["status"] == "IN_PROGRESS", "its start")
+    plane.again(job)
+    plane.wait(job, SOON)
+
+    assert [row[0] for row in shared.times()].count(job) == 1
+    assert f"job {job} was given out twice" in shared.log()
+
+
 def test_without_a_pause_between_jobs(plane):
     """The plain SDK looks for a free slot once a second: 200 jobs, four at a time, take 50 s."""
     started = time.monotonic()
@@ -228,6 +238,21 @@ def test_sigterm_while_idle_ends_at_once_and_takes_no_job(own):
         job = plane.submit({})
         time.sleep(0.5)
         assert plane.status(job)["status"] == "IN_QUEUE"
+
+
+def test_a_job_that_comes_after_sigterm_is_not_lost(own, tmp_path):
+    """It comes while the worker waits for the end of its poll, over a line of 150 ms."""
+    plane, _ = own
+    with (
+        SlowLine(plane.port, delay=0.15) as line,
+        running_sdk_worker(tmp_path, plane, line=line) as worker,
+    ):
+        worker.process.send_signal(signal.SIGTERM)
+        time.sleep(0.22)
+        job = plane.submit({})
+
+        assert worker.process.wait(20) == 0
+        assert plane.status(job)["status"] in {"IN_QUEUE", "COMPLETED"}  # never lost
 
 
 def test_a_job_that_is_on_its_way_when_sigterm_comes_is_run(own, tmp_path):

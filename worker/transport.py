@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
@@ -55,7 +55,7 @@ class Routes:
 
     take: str
     done: str
-    headers: dict[str, str]
+    headers: dict[str, str] = field(repr=False)
 
     @property
     def stop(self) -> str | None:
