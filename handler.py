@@ -26,12 +26,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+import runpod_sdk
 from model_manager import ModelManager
 from worker import job_progress, log, payload, request, result
 from worker.counters import Counters
 from worker.delivery import Delivery
 from worker.engine import Engine
 from worker.errors import ConfigError, InternalError, WorkerError
+from worker.fitness import Fitness
 from worker.job_models import Models
 from worker.job_progress import JobProgress
 from worker.memory_growth import MemoryGrowth
@@ -57,7 +59,7 @@ _BY_DEFAULT = (
     " DEFAULT_TEMPLATE=none switches that off."
 )
 
-PostProgress = Callable[[Mapping[str, Any], job_progress.Report], Awaitable[object]]
+PostProgress = Callable[[dict[str, Any], job_progress.Report], Awaitable[object]]
 
 
 class Handler:
@@ -84,7 +86,7 @@ class Handler:
         self._generating = asyncio.Lock()
         self._tasks = {"templates": self._list_templates, "health": self._tell_health}
 
-    async def __call__(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """What RunPod calls: answers with a result or an error, raises only when cancelled."""
         job_id = str(job.get("id", "-"))
         log.job_id.set(job_id)
@@ -307,18 +309,12 @@ def main() -> int:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
         return EXIT_ENGINE_NOT_READY
     threading.Thread(target=engine.watch, name="engine-watch", daemon=True).start()
-    import runpod  # noqa: PLC0415 - imported beside the engine's boot, see `boot`
 
     if os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"):  # else there is nobody to report to
-
-        async def post(job: Mapping[str, Any], report: job_progress.Report) -> None:
-            runpod.serverless.progress_update(job, report)
-
-        handler.post_progress = post
-    concurrency = settings.job_concurrency
-    runpod.serverless.start(
-        {"handler": handler, "concurrency_modifier": lambda _current: concurrency}
-    )
+        handler.post_progress = runpod_sdk.post_progress
+    has_gpu = os.environ.get("RUNPOD_GPU_COUNT", "") not in {"", "0"}
+    checks = Fitness(settings, WebUI(settings.webui_url), has_gpu=has_gpu).checks()
+    runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0
 
 

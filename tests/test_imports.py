@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FRONT_DOORS = {"handler", "model_manager"}
+FRONT_DOORS = {"handler", "model_manager", "runpod_sdk"}
 
 # What each part may not import.
 FORBIDDEN = {
     "worker": FRONT_DOORS | {"runpod", "engine", "torch", "diffusers"},
     "engine": FRONT_DOORS | {"runpod", "worker"},
-    "model_manager.py": {"handler", "runpod", "engine"},
+    "model_manager.py": {"handler", "runpod", "runpod_sdk", "engine"},
+    "runpod_sdk.py": {"handler", "model_manager", "engine"},
     "handler.py": {"engine"},
 }
 
@@ -31,6 +32,7 @@ PURE = [
     "named_models",
     "names",
     "output",
+    "patience",
     "payload",
     "prompt",
     "proof",
@@ -73,7 +75,7 @@ def test_the_pure_core_does_no_io(module):
 
 def test_importing_the_front_doors_does_nothing():
     """No SDK, no file, no output: who imports them wants to read or to test them."""
-    code = "import sys, handler, model_manager; assert 'runpod' not in sys.modules"
+    code = "import sys, handler, model_manager, runpod_sdk; assert 'runpod' not in sys.modules"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, check=False
     )

@@ -69,6 +69,18 @@ def test_a_dead_engine_is_reported_within_a_second(supervised):
     assert time.monotonic() - started < 1.5
 
 
+def test_an_engine_that_is_being_restarted_makes_no_first_picture(data, supervised):
+    """It still answers, but not for long."""
+    build, tell = supervised
+    with running_a1111(data) as engine:
+        tell("restarting 0")
+        threading.Timer(1.0, tell, ["running 124"]).start()
+        ready = build(engine.port).wait(15)
+
+    assert ready.process.pid == 124
+    assert ready.seconds >= 0.9
+
+
 def test_an_engine_that_nobody_started_is_reported_at_the_deadline():
     started = time.monotonic()
 

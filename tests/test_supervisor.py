@@ -52,3 +52,32 @@ def test_a_request_is_left_before_the_signal(tmp_path):
         signal.signal(signal.SIGUSR1, before)
 
     assert seen == ["damaged-cache\n"]
+
+
+def test_an_engine_that_was_asked_to_go_is_not_used_until_start_sh_has_another(tmp_path):
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    told = tmp_path / "engine"
+    told.write_text("running 123\n")
+    supervisor = Supervisor(tmp_path, pid=os.getpid())
+    try:
+        supervisor.request_restart("poisoned")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert supervisor.engine() == EngineProcess("restarting")
+    assert supervisor.can_restart
+    told.write_text("running 124\n")
+    assert supervisor.engine() == EngineProcess("running", pid=124)
+
+
+def test_an_engine_that_does_not_go_is_used_again_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.supervisor.GOING", 0.0)
+    (tmp_path / "engine").write_text("running 123\n")
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    supervisor = Supervisor(tmp_path, pid=os.getpid())
+    try:
+        supervisor.request_restart("poisoned")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert supervisor.engine() == EngineProcess("running", pid=123)

@@ -42,6 +42,7 @@
     │   └── IncompleteAnswer
     ├── DeliveryFailed
     ├── JobTimeout
+    ├── ResultRefused
     └── InternalError
 
 The text that a caller reads is `<code>: <message> <hint>`. Codes are stable; messages are not.
@@ -344,6 +345,15 @@ class JobTimeout(WorkerError):
 
     code = "JOB_TIMEOUT"
     default_hint = "Ask for less (steps, size, images), or raise `timeout` up to JOB_TIMEOUT."
+
+
+class ResultRefused(WorkerError):
+    """RunPod did not take the finished result; this error was posted in its place."""
+
+    code = "RESULT_REFUSED"
+    default_hint = (
+        "Ask for fewer or smaller pictures: RunPod takes 10 MB from /run, 20 MB from /runsync."
+    )
 
 
 class InternalError(WorkerError):

@@ -114,6 +114,9 @@ class Readiness:
             process = self._supervisor.engine()
             if process.is_gone:
                 raise EngineNotReady(f"the engine's process ended. {likely_causes(process)}")
+            if process.state == "restarting":  # what answers now will be gone in a moment
+                self._pause(deadline, "it is being restarted.")
+                continue
             try:
                 catalog = self._first_picture(deadline)
                 return Ready(catalog, process, time.monotonic() - started)

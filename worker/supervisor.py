@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,8 @@ class EngineProcess:
 
 UNKNOWN = EngineProcess("unknown")
 
+GOING = 60.0  # seconds; start.sh needs some 10 of them to end an engine that does not want to
+
 
 class Supervisor:
     """Speaks with start.sh through RUN_DIR; `pid` is start.sh's, None where there is none."""
@@ -47,6 +50,8 @@ class Supervisor:
     def __init__(self, run_dir: Path, pid: int | None) -> None:
         self._run_dir = run_dir
         self._pid = pid
+        self._going: EngineProcess | None = None  # asked to go; start.sh may not have acted yet
+        self._going_until = 0.0
 
     @property
     def can_restart(self) -> bool:
@@ -54,7 +59,13 @@ class Supervisor:
         return self._pid is not None and self.engine() != UNKNOWN
 
     def engine(self) -> EngineProcess:
-        """The engine's process right now."""
+        """The engine's process right now; one that was asked to go counts as gone at once."""
+        found = self._told()
+        if found == self._going and time.monotonic() < self._going_until:
+            return EngineProcess("restarting")
+        return found
+
+    def _told(self) -> EngineProcess:
         if self._pid is None:
             return UNKNOWN
         try:
@@ -74,6 +85,9 @@ class Supervisor:
         """Ask for a restart; start.sh takes the engine down, cleans if need be, and starts it."""
         if self._pid is None:
             return
+        told = self._told()
+        self._going = told if told.state == "running" else None
+        self._going_until = time.monotonic() + GOING
         self._leave("engine.restart", reason)
         os.kill(self._pid, signal.SIGUSR1)
 

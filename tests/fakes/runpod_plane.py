@@ -70,6 +70,8 @@ class Fault:
     times: int
     drop: bool
     delay: float
+    late: float
+    job: str | None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -172,13 +174,13 @@ class RunPodPlane:
             "RUNPOD_WEBHOOK_POST_STREAM": f"{self.url}/job-stream/$RUNPOD_POD_ID/$ID{query}",
             "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID",
             "RUNPOD_PING_INTERVAL": str(self.ping_ms),
-            # a test machine has neither a GPU nor a way to 8.8.8.8
-            "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
-            "RUNPOD_SKIP_GPU_CHECK": "true",
         }
 
     def submit(self, job_input: Any, **request: Any) -> str:
-        """Queue a job, with `policy=…` or `webhook=…` beside its input; returns its id."""
+        """Queue a job, with `policy=…` or `webhook=…` beside its input; returns its id.
+
+        `id=…` gives it one, so that a fault can wait for it.
+        """
         return str(self._in_loop(self._add({"input": job_input, **request})).id)
 
     def status(self, job_id: str) -> dict[str, Any]:
@@ -213,9 +215,29 @@ class RunPodPlane:
         times: int = 1,
         drop: bool = False,
         delay: float = 0.0,
+        late: float = 0.0,
+        job: str | None = None,
     ) -> None:
-        """Let a route (job-take, job-done, job-stream, job-stop, ping) misbehave."""
-        self._faults.append(Fault(route, status, times, drop, delay))
+        """Let a route (job-take, job-done, job-stream, job-stop, ping) misbehave.
+
+        With `job` (a route that names one) only for that one.
+        `late` is for job-take: so many seconds lie between giving a job and the answer's arrival.
+        """
+        self._faults.append(Fault(route, status, times, drop, delay, late, job))
+
+    def no_faults(self) -> None:
+        """Let every route behave again."""
+        self._faults.clear()
+
+    def stop(self, job_id: str) -> None:
+        """Send a stop signal for a job, whatever its state is; returns once it is handed out."""
+        given = len(self.events("stop-given"))
+        self._in_loop(self._send_stop(self._jobs[job_id]))
+        self.wait_for("stop-given", 30, count=given + 1)
+
+    def again(self, job_id: str) -> None:
+        """Queue a finished job again, under its id, as a client's /retry does."""
+        self._in_loop(self._requeue(self._jobs[job_id]))
 
     def _await(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         with self._changed:
@@ -234,7 +256,8 @@ class RunPodPlane:
             self._news.notify_all()
 
     async def _add(self, request: dict[str, Any]) -> Job:
-        job = Job(request)
+        given = {"id": str(request.pop("id"))} if "id" in request else {}
+        job = Job(request, **given)
         self._jobs[job.id] = job
         self._note("submit", id=job.id)
         await self._announce()
@@ -250,6 +273,14 @@ class RunPodPlane:
         if was_running and status in {"CANCELLED", "TIMED_OUT"}:
             self._stops[str(job.worker)].append(job.id)
         self._note(status.lower(), id=job.id)
+        await self._announce()
+
+    async def _send_stop(self, job: Job) -> None:
+        self._stops[str(job.worker)].append(job.id)
+        await self._announce()
+
+    async def _requeue(self, job: Job) -> None:
+        job.status = "IN_QUEUE"
         await self._announce()
 
     def _give(self, job: Job, worker: str) -> dict[str, Any]:
@@ -272,7 +303,9 @@ class RunPodPlane:
     # The worker's half.
 
     async def _misbehave(self, route: str, request: web.Request) -> web.Response | None:
-        fault = next((one for one in self._faults if one.route == route and one.times), None)
+        jobs = {None, request.match_info.get("job")}
+        fitting = (one for one in self._faults if one.route == route and one.job in jobs)
+        fault = next((one for one in fitting if one.times), None)
         if fault is None:
             return None
         fault.times -= fault.times > 0
@@ -284,6 +317,9 @@ class RunPodPlane:
             return web.Response(status=fault.status or 500, text="fault")
         return None
 
+    def _late(self) -> float:
+        return next((one.late for one in self._faults if one.route == "job-take" and one.times), 0)
+
     def _queued(self) -> list[Job]:
         return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
 
@@ -291,6 +327,7 @@ class RunPodPlane:
         worker = request.match_info["worker"]
         batch_size = int(request.query.get("batch_size", 0))
         self._note("take", worker=worker, query=dict(request.query))
+        late = self._late()
         if fault := await self._misbehave("job-take", request):
             return fault
         await self._news_within(self.hold, lambda: bool(self._queued()))
@@ -298,6 +335,7 @@ class RunPodPlane:
         if not given:
             return web.Response(status=204)
         self._note("given", worker=worker, ids=[job["id"] for job in given])
+        await asyncio.sleep(late)
         return web.json_response(given if batch_size else given[0])
 
     async def _done(self, request: web.Request) -> web.Response:
