@@ -1,0 +1,91 @@
+"""How long the engine goes on after a job was cancelled, at random moments of the job.
+
+    python benchmarks/cancel.py [--times 30] [--seed 1]
+
+The real SDK, start.sh and handler; RunPod, the model host and A1111 are the tests' fakes. Each job
+brings a LoRA of its own that takes 1 s to come, and would generate for 15 s. It is cancelled
+within its first 4 s, so also while it is taken, while it downloads and while it waits for a step.
+Then another job must come out right, with its own seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+
+from fakes.model_hosts import ModelHosts  # noqa: E402
+from fakes.runpod_plane import RunPodPlane  # noqa: E402
+from fakes.worker_process import WorkerProcess, running_worker  # noqa: E402
+from test_stories_models import environ, lora  # noqa: E402
+
+JOB = {"prompt": "a fox", "width": 64, "height": 64}
+LATEST = 4.0  # seconds until a job is cancelled
+
+
+def main() -> None:
+    """Print the longest and the median time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    moments = random.Random(options.seed)  # noqa: S311 - no secret
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ModelHosts() as hosts,
+        RunPodPlane() as plane,
+        running_worker(Path(folder), plane, **environ(hosts)) as worker,
+    ):
+        hosts.throttle(None, ttfb=1.0)
+        worker.fault("slow_steps", seconds=0.1, times=-1)
+        busy, cancelled, generating = [], [], 0
+        for number in range(options.times):
+            model = hosts.add_model(
+                version_id=100 + number,
+                data=lora(seed=number),
+                name=f"l{number}.safetensors",
+                kind="LORA",
+            )
+            job = plane.submit(JOB | {"steps": 150, "loras": [model.download_url]})
+            time.sleep(moments.uniform(0, LATEST))
+            generating += not worker.engine_is_idle()
+            plane.cancel(job)
+            cancelled.append(job)
+            busy.append(until_idle(worker))
+            check_next(worker, number)
+        posted = {event["id"] for event in plane.events("done")} & set(cancelled)
+        late = [event for event in plane.events("progress") if event["late"]]
+    print(f"{options.times} jobs cancelled, {generating} of them while the engine was busy")
+    print(f"results that they posted: {len(posted)}")
+    print(f"reports of progress behind a job's end: {len(late)}")
+    print(
+        f"engine busy after it: median {statistics.median(busy):.2f} s, longest {max(busy):.2f} s"
+    )
+
+
+def until_idle(worker: WorkerProcess) -> float:
+    """Seconds until the engine has been idle for half a second."""
+    began = idle_since = time.monotonic()
+    while time.monotonic() - idle_since < 0.5:  # noqa: PLR2004 - see above
+        if not worker.engine_is_idle():
+            idle_since = time.monotonic()
+        time.sleep(0.01)
+    return idle_since - began
+
+
+def check_next(worker: WorkerProcess, seed: int) -> None:
+    """The next job gets its own picture."""
+    done = worker.run(JOB | {"steps": 1, "seed": seed})
+    if done["status"] != "COMPLETED" or done["output"]["parameters"]["seed"] != seed:
+        raise SystemExit(f"the next job is wrong: {done}")
+
+
+if __name__ == "__main__":
+    main()
