@@ -240,19 +240,25 @@ def test_sigterm_while_idle_ends_at_once_and_takes_no_job(own):
         assert plane.status(job)["status"] == "IN_QUEUE"
 
 
-def test_a_job_that_comes_after_sigterm_is_not_lost(own, tmp_path):
-    """It comes while the worker waits for the end of its poll, over a line of 150 ms."""
+@pytest.mark.parametrize("later", [0.22, 0.32])
+def test_a_job_that_comes_after_sigterm_is_not_lost(own, tmp_path, later):
+    """It comes while the worker waits for the end of its poll, over a line of 150 ms.
+
+    A worker that went on listening would go before the later one arrives; one that polled again
+    would take the earlier one.
+    """
     plane, _ = own
     with (
         SlowLine(plane.port, delay=0.15) as line,
         running_sdk_worker(tmp_path, plane, line=line) as worker,
     ):
+        time.sleep(0.4)  # until the poll is on its way
         worker.process.send_signal(signal.SIGTERM)
-        time.sleep(0.22)
+        time.sleep(later)
         job = plane.submit({})
 
         assert worker.process.wait(20) == 0
-        assert plane.status(job)["status"] in {"IN_QUEUE", "COMPLETED"}  # never lost
+        assert plane.status(job)["status"] in {"IN_QUEUE", "COMPLETED"}, worker.log()
 
 
 def test_a_job_that_is_on_its_way_when_sigterm_comes_is_run(own, tmp_path):
