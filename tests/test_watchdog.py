@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,14 @@ def start():
             text=True,
             start_new_session=own_group,
         )
-        started.append(process)
-        return process, int(process.stdout.readline())
+        child = int(process.stdout.readline())
+        started.append((process, child))
+        return process, child
 
     yield begin
-    for process in started:
+    for process, child in started:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
         process.kill()
         process.communicate()
 
