@@ -183,7 +183,7 @@ class Transport:
             # Not `await`: neither the handler's exception nor its cancellation may end this task.
             await asyncio.wait({running.step})
             if running.stopped or self.poster is None:
-                logger.info("stopped")
+                logger.info("job %s was stopped", job_id)
                 return
             verdict = _verdict(running.step)
             if verdict.get("stopPod"):
