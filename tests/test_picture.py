@@ -10,7 +10,7 @@ from PIL import Image
 
 from fakes.a1111_picture import png, png_text
 from worker.errors import DeliveryFailed
-from worker.picture import from_engine, infotext
+from worker.picture import from_engine, infotext, thumbnail
 
 TEXTS = [
     "a fox\nNegative prompt: blurry\nSteps: 5, Sampler: Euler a, Seed: 1",
@@ -144,3 +144,18 @@ def test_what_cannot_be_converted_is_told(image, form, said):
         from_engine(image, form)
 
     assert "BytesIO" not in str(raised.value)
+
+
+def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape():
+    file = io.BytesIO()
+    Image.new("RGBA", (1024, 512), "red").save(file, "PNG")
+
+    small = thumbnail(base64.b64encode(file.getvalue()).decode())
+
+    with Image.open(io.BytesIO(base64.b64decode(small))) as image:
+        assert (image.format, image.size) == ("JPEG", (256, 128))
+
+
+@pytest.mark.parametrize("image", ["", "no base64!", base64.b64encode(b"no picture").decode()])
+def test_what_is_no_picture_has_no_thumbnail(image):
+    assert thumbnail(image) is None

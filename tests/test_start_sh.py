@@ -108,6 +108,8 @@ SECRETS = {
     "HF_TOKEN": "5",
     "AWS_SESSION_TOKEN": "6",
     "BUCKET_SECRET_ACCESS_KEY": "7",
+    "BUCKET_ACCESS_KEY_ID": "8",
+    "BUCKET_ENDPOINT_URL": "http://127.0.0.1:9/bucket",
     "DB_PASSWORD": "8",
 }
 

@@ -3,11 +3,14 @@
 The real SDK, start.sh, handler and model manager; RunPod and the engine are fakes.
 """
 
+import base64
+import io
 import itertools
 import random
 import time
 
 import pytest
+from PIL import Image
 
 from fakes.a1111_process import wait_until
 from fakes.model_hosts import ModelHosts
@@ -120,6 +123,22 @@ def test_progress_tells_phase_step_and_time_left_in_order_and_never_behind_the_r
     assert not any(event["late"] for event in worker.plane.events("progress"))
     times = [event["time"] for event in events_of(worker, job, "progress")]
     assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(times))
+
+
+def test_a_job_that_wants_previews_gets_small_ones_and_the_next_job_none(worker):
+    job = worker.plane.submit(SMALL | {"steps": 25, "output": {"preview": True}})
+    completed(worker.plane.wait(job, 30))
+    other = worker.plane.submit(SMALL | {"steps": 25})
+    completed(worker.plane.wait(other, 30))
+
+    first, second = (
+        [event["output"].get("preview") for event in events_of(worker, one, "progress")]
+        for one in (job, other)
+    )
+    shown = base64.b64decode(first[-1], validate=True)
+    with Image.open(io.BytesIO(shown)) as image:
+        assert (image.format, image.size) == ("JPEG", (256, 256))
+    assert set(second) == {None}
 
 
 def test_health_answers_at_once_while_a_job_runs(worker):

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from worker import job_progress, proof, recovery
+from worker import job_progress, picture, proof, recovery
 from worker.catalog import Catalog
 from worker.errors import (
     CacheDamaged,
@@ -25,7 +25,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.memory_growth import MemoryGrowth
-from worker.payload import Expected, Payload, smaller, throwaway
+from worker.payload import LIVE_PREVIEWS, Expected, Payload, has_previews, smaller, throwaway
 from worker.readiness import Readiness
 from worker.recovery import Action, After
 from worker.stopwatch import Stopwatch
@@ -117,7 +117,8 @@ class Engine:
         Setting an option to the value it has changes nothing but where A1111 keeps it.
         """
         options = self._webui.options()
-        self._webui.set_options({key: options[key] for key in OVERRIDABLE if key in options})
+        keys = [key for key in (*OVERRIDABLE, LIVE_PREVIEWS) if key in options]
+        self._webui.set_options({key: options[key] for key in keys})
 
     def watch(self) -> None:
         """Prove a restarted engine also while no job comes; runs for ever, in a thread.
@@ -185,7 +186,7 @@ class Engine:
         failures: list[WorkerError] = []
         while True:
             try:
-                async with self._followed(tell):
+                async with self._followed(tell, preview=has_previews(payload.body)):
                     answer = await self._attempt(payload, watch)
             except WorkerError as error:
                 error.details["attempts"] = len(failures) + 1
@@ -234,19 +235,25 @@ class Engine:
         return answer
 
     @asynccontextmanager
-    async def _followed(self, tell: Tell) -> AsyncIterator[None]:
+    async def _followed(self, tell: Tell, *, preview: bool) -> AsyncIterator[None]:
         """Tell how far the engine is while the body runs."""
-        following = asyncio.create_task(self._follow(tell))
+        following = asyncio.create_task(self._follow(tell, preview=preview))
         try:
             yield
         finally:
             following.cancel()
 
-    async def _follow(self, tell: Tell) -> None:
+    async def _follow(self, tell: Tell, *, preview: bool) -> None:
         while True:
             await asyncio.sleep(FOLLOW_EVERY)
             with suppress(WorkerError):
-                tell(job_progress.of_generation(await asyncio.to_thread(self._webui.progress)))
+                tell(await asyncio.to_thread(self._look, preview=preview))
+
+    def _look(self, *, preview: bool) -> job_progress.Report:
+        answer = self._webui.progress(preview=preview)
+        image = answer.get("current_image")
+        small = picture.thumbnail(image) if preview and image else None
+        return job_progress.of_generation(answer) | ({"preview": small} if small else {})
 
     def _refresh(self, expected: Expected) -> None:
         """Let the engine read its folders, and check that it sees what the job needs."""

@@ -47,6 +47,11 @@ class Output(Strict):
         " jpeg) of the highest quality that fits.",
     )
 
+    preview: StrictBool = Field(
+        False,
+        description="Reports of progress carry a small JPEG of what there is so far (A1111 only).",
+    )
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Output:
         conflicts = [

@@ -29,6 +29,8 @@ OURS = {
 }
 
 # What A1111 v1.9.3 shows in its own dropdowns for "leave it as it is".
+LIVE_PREVIEWS = "live_previews_enable"
+
 _USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
 
 # With fewer steps these samplers of A1111 v1.9.3 fail (500, measured); UniPC's is its order.
@@ -187,7 +189,14 @@ def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any
     if request.clip_skip is not None:
         # A number: A1111 answers 500 to "2", and ignores a field `clip_skip`.
         settings["CLIP_stop_at_last_layers"] = request.clip_skip
+    if request.output.preview:
+        settings[LIVE_PREVIEWS] = True
     return settings
+
+
+def has_previews(body: Mapping[str, Any]) -> bool:
+    """Whether the engine makes previews of this job."""
+    return bool(body["override_settings"].get(LIVE_PREVIEWS))
 
 
 def throwaway(body: Mapping[str, Any]) -> dict[str, Any]:

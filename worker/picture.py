@@ -87,6 +87,19 @@ def from_engine(image: str, format_: Format = "png", quality: int | None = None)
         ) from error
 
 
+def thumbnail(image: str, longest: int = 256) -> str | None:
+    """A base64 picture as a base64 JPEG with sides of at most `longest`; None if it is none."""
+    file = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(image))) as opened:
+            small = opened.convert("RGB")
+        small.thumbnail((longest, longest))
+        small.save(file, "JPEG", quality=70)
+    except (OSError, ValueError, SyntaxError):  # Pillow's three for a bad file
+        return None
+    return base64.b64encode(file.getvalue()).decode()
+
+
 def infotext(image: Image.Image) -> str | None:
     """What A1111 wrote into a picture; None if nothing."""
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)

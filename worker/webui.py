@@ -118,9 +118,9 @@ class WebUI:
                 "the engine's answer to txt2img has no images or info."
             ) from error
 
-    def progress(self) -> dict[str, Any]:
-        """Progress of the running job, without its preview picture."""
-        return dict(self._get("progress?skip_current_image=true"))
+    def progress(self, *, preview: bool = False) -> dict[str, Any]:
+        """Progress of the running job; with its preview as base64 in `current_image`, or None."""
+        return dict(self._get(f"progress?skip_current_image={'false' if preview else 'true'}"))
 
     def is_idle(self) -> bool:
         """Whether no job runs; A1111 keeps the job's name empty then."""

@@ -50,7 +50,9 @@ RELIED_ON: dict[str, Any] = {
     "add_model_hash_to_info": True,
     "add_model_name_to_info": True,
     "lora_add_hashes_to_infotext": True,  # the proof that a LoRA was applied
-    "live_previews_enable": False,  # for SDXL it would fetch a decoder from GitHub
+    "live_previews_enable": False,  # they cost time: jobs that want previews override it
+    "show_progress_type": "Approx cheap",  # "Approx NN" would fetch a decoder from GitHub
+    "show_progress_every_n_steps": 1,
 }
 
 

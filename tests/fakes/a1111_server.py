@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fakes.a1111_engine import Engine
 from fakes.a1111_faults import ANSWER_FAULTS, Fault, Faults
-from fakes.a1111_picture import png_text
+from fakes.a1111_picture import png, png_text
 from fakes.a1111_request import ApiError, engine_error, invalid, read_request, refusal
 from fakes.a1111_shape import refuse_before_queue
 from fakes.recorded import recorded
@@ -80,6 +80,11 @@ class Routes:
 
         return endpoint
 
+    def _progress(self, *, skip_current_image: bool = False) -> dict[str, Any]:
+        shows = self.engine.options.get("live_previews_enable") and self.engine.progress.step
+        drawn = png(512, 512, b"\x40\x80\xc0", "") if shows and not skip_current_image else None
+        return self.engine.progress.shown(drawn and base64.b64encode(drawn).decode())
+
     def router(self) -> APIRouter:
         """All routes under /sdapi/v1."""
         router = APIRouter(prefix="/sdapi/v1")
@@ -87,7 +92,7 @@ class Routes:
             router.add_api_route(f"/{name}", lambda n=name: recorded(f"get_{n}"))
         engine = self.engine
         gets: dict[str, Callable[[], Any]] = {
-            "progress": engine.progress.shown,
+            "progress": self._progress,
             "options": engine.options.shown,
             "cmd-flags": self._cmd_flags,
             "sd-models": lambda: [checkpoint.item() for checkpoint in engine.checkpoints.listed],

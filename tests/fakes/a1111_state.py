@@ -176,7 +176,7 @@ class Progress:
         """Spend one step's time; True when the picture is to end now."""
         return self._stop.wait(seconds)
 
-    def shown(self) -> dict[str, Any]:
+    def shown(self, preview: str | None = None) -> dict[str, Any]:
         """The body of /progress."""
         fraction = eta = 0.0
         if count := self.job_count:
@@ -195,4 +195,4 @@ class Progress:
             "sampling_steps": self.steps,
         }
         progress = {"progress": min(fraction, 1.0), "eta_relative": eta, "state": state}
-        return progress | {"current_image": None, "textinfo": None}
+        return progress | {"current_image": preview, "textinfo": None}
