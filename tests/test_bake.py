@@ -234,7 +234,7 @@ def test_a_merge_that_was_broken_off_is_begun_anew(bake, baked):
 
     status, _, err = bake("--merge")
 
-    assert (status, err.count("INFO    [-] merged ")) == (0, 2), err
+    assert (status, err.count("INFO    [- -] merged ")) == (0, 2), err
     assert (baked / MANIFEST).read_bytes() == first
     assert not downloads.exists()
 

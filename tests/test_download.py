@@ -502,11 +502,9 @@ def test_all_connections_wait_as_long_as_the_host_asks(hosts, source, partial, m
     check(download(source, partial, SHA256), partial)
     hosts.settle()
     refused = next(one for one in hosts.requests if one.status == 429)
-    later = [one.time for one in hosts.requests if one.time > refused.ended + 0.5]
-    early = [one for one in hosts.requests if refused.ended < one.time <= refused.ended + 0.5]
-    assert later
-    assert min(later) - refused.ended > 0.9
-    assert len(early) < len(later)  # a few were under way
+    waited = [one.time - refused.ended for one in hosts.requests if one.time > refused.ended]
+    early = sum(seconds < 0.9 for seconds in waited)
+    assert early < len(waited) / 3  # what was under way
 
 
 def test_a_host_that_complains_gets_fewer_connections(hosts, source, partial, monkeypatch):
