@@ -41,7 +41,7 @@ from worker.progress import listener
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
 from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
-from worker.startup import Startup, read_ahead
+from worker.startup import beside, read_ahead
 from worker.stopwatch import Stopwatch
 from worker.supervisor import Supervisor
 from worker.templates import Templates
@@ -156,8 +156,11 @@ class Handler:
         told, self._told_startup = self._told_startup, True
         return {} if told else {"startup": self.startup}
 
-    def prepare_default_template(self, stop: threading.Event) -> None:
-        """Bring the default template's models, if there is one, before its first job comes."""
+    def prepare_default_template(self, stop: threading.Event, booted: threading.Event) -> None:
+        """Bring the default template's models, if there is one, before its first job comes.
+
+        Until the engine has booted, the checkpoint is read ahead: that is what the engine loads.
+        """
         if self._templates.get_default_template() is None:
             return
         wanted = self._templates.get_template().request()
@@ -170,7 +173,7 @@ class Handler:
         if new:
             self._engine.models_changed()
         if models.loaded:
-            read_ahead(models.loaded.path, stop)
+            read_ahead(models.loaded.path, booted)
 
     @asynccontextmanager
     async def _turn(self, watch: Stopwatch) -> AsyncIterator[None]:
@@ -229,11 +232,11 @@ class Handler:
         )
         try:
             await asyncio.wait({preparing}, timeout=watch.left())
-        finally:
-            if not preparing.done():  # nobody waits any more
-                stop.set()
-                preparing.add_done_callback(self._release_unused)
+        except asyncio.CancelledError:
+            self._abandon(preparing, stop)
+            raise
         if not preparing.done():
+            self._abandon(preparing, stop)
             hint = "What has arrived is kept: send the job again, or raise `timeout`."
             raise watch.expired("the models were not there", hint=hint)
         try:
@@ -246,13 +249,20 @@ class Handler:
             self._engine.models_changed()
         return models
 
-    def _release_unused(self, preparing: asyncio.Future[tuple[Models, bool]]) -> None:
-        """The models of a job that has ended came all the same."""
-        if not preparing.cancelled() and preparing.exception() is None:
-            models, new = preparing.result()
-            self._models.release(models)
-            if new:
-                self._engine.models_changed()
+    def _abandon(
+        self, preparing: asyncio.Future[tuple[Models, bool]], stop: threading.Event
+    ) -> None:
+        """Nobody waits for these models any more; they may come all the same."""
+
+        def came(done: asyncio.Future[tuple[Models, bool]]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                models, new = done.result()
+                self._models.release(models)
+                if new:
+                    self._engine.models_changed()
+
+        stop.set()
+        preparing.add_done_callback(came)
 
 
 def build(settings: Settings) -> tuple[Handler, Engine]:
@@ -277,18 +287,22 @@ def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
     Raises:
         WorkerError: there is no point in taking jobs.
     """
-    startup, stop = Startup(), threading.Event()
+    watch, stop, booted = Stopwatch(settings.ready_timeout), threading.Event(), threading.Event()
     # The SDK's import takes 1.4 s.
-    importing = startup.beside("sdk", functools.partial(importlib.import_module, "runpod"))
-    models = startup.beside("models", functools.partial(handler.prepare_default_template, stop))
+    importing = beside(watch, "sdk", functools.partial(importlib.import_module, "runpod"))
+    prepare = functools.partial(handler.prepare_default_template, stop, booted)
+    models = beside(watch, "models", prepare)
     try:
-        startup.run("engine", functools.partial(engine.boot, settings.ready_timeout))
+        with watch.phase("engine"):
+            engine.boot(settings.ready_timeout)
     except WorkerError:
         stop.set()
         raise
+    finally:
+        booted.set()
     importing.join()
-    models.join(max(0.0, settings.ready_timeout - startup.elapsed()))
-    handler.startup = startup.finish()
+    models.join(watch.left())
+    handler.startup = watch.timings()
     logger.info("ready for jobs %s", handler.startup)
 
 
@@ -309,9 +323,7 @@ def main() -> int:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
         return EXIT_ENGINE_NOT_READY
     threading.Thread(target=engine.watch, name="engine-watch", daemon=True).start()
-
-    if os.environ.get("RUNPOD_WEBHOOK_POST_OUTPUT"):  # else there is nobody to report to
-        handler.post_progress = runpod_sdk.post_progress
+    handler.post_progress = runpod_sdk.post_progress
     has_gpu = os.environ.get("RUNPOD_GPU_COUNT", "") not in {"", "0"}
     checks = Fitness(settings, WebUI(settings.webui_url), has_gpu=has_gpu).checks()
     runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)

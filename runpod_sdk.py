@@ -43,7 +43,6 @@ SOURCES = {
 OWN_CHECKS_ONLY = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
 
 _serving: Transport | None = None
-_plain = False  # whether the SDK runs without our transport
 
 
 def start(
@@ -57,13 +56,11 @@ def start(
     Raises:
         SystemExit: from the SDK, when it only had to run a test input.
     """
-    global _plain  # noqa: PLW0603 - a process is one worker
     for name, value in OWN_CHECKS_ONLY.items():
         os.environ.setdefault(name, value)
     import runpod  # noqa: PLC0415 - takes 1.4 s, which the engine's boot hides
 
     changed = differences()
-    _plain = bool(changed)
     if changed:
         logger.warning("the plain RunPod SDK takes and posts jobs, because %s", "; ".join(changed))
     else:
@@ -79,16 +76,11 @@ async def post_progress(job: Job, output: object) -> bool:
 
     One attempt of at most 5 s, and no error but cancellation. Reports that are awaited one after
     the other arrive in that order, and before a result that is returned after them. With the
-    plain SDK nothing can be awaited: it sends the report when it likes, which counts as True.
-    Away from RunPod there is nobody to report to: False.
+    plain SDK there are none: its reports may arrive behind the result, and the job would stay in
+    progress for good. Away from RunPod there is nobody to report to.
     """
     if _serving and _serving.poster:
         return await _serving.poster.progress(job["id"], output)
-    if _plain and "RUNPOD_WEBHOOK_POST_OUTPUT" in os.environ:
-        import runpod  # noqa: PLC0415
-
-        runpod.serverless.progress_update(job, output)
-        return True
     return False
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 
 import pytest
 
@@ -90,3 +91,46 @@ def test_a_job_that_got_the_default_template_is_told_so(run, tmp_path, job_input
 
     assert ("default template 'fox'; DEFAULT_TEMPLATE=none" in told["error"]) == is_told
     assert told["error"].startswith("MODEL_NOT_FOUND: no. Put the file")
+
+
+class SlowModels(Models):
+    """Its models come although nobody waits for them any more."""
+
+    def __init__(self):
+        self.begun, self.go_on, self.released = (threading.Event() for _ in range(3))
+
+    def prepare_models_for_request(self, _request, stop):
+        self.begun.set()
+        stop.wait(30)
+        self.go_on.wait(30)
+        return "models", True
+
+    def release(self, models):
+        assert models == "models"
+        self.released.set()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "late"])
+def test_models_that_come_when_nobody_waits_are_released_and_shown_to_the_engine(end):
+    async def story():
+        engine, models = Engine(None, None, None), SlowModels()
+        shown = asyncio.Event()
+        engine.models_changed = shown.set
+        built = handler.Handler(Settings.from_environ({}), engine, models, Templates(None))
+        limit = {"timeout": 1} if end == "late" else {}
+        job = asyncio.create_task(built({"id": "job-1", "input": {"prompt": "a fox"} | limit}))
+        await asyncio.to_thread(models.begun.wait, 30)
+        if end == "cancelled":
+            job.cancel()
+        (told,) = await asyncio.gather(job, return_exceptions=True)
+        assert not models.released.is_set()
+        models.go_on.set()
+        await asyncio.wait_for(shown.wait(), 30)
+        return told, models.released.is_set()
+
+    told, released = asyncio.run(story())
+    assert released
+    if end == "late":
+        assert told["error"].startswith("JOB_TIMEOUT: the models were not there within 1 s (vali")
+    else:
+        assert isinstance(told, asyncio.CancelledError)

@@ -1,38 +1,30 @@
-"""The parts of the start are timed, also those that fail."""
+"""What runs beside the engine's boot: timed, and only a favour."""
 
 import threading
+from pathlib import Path
 
-import pytest
-
-from worker.startup import Startup, read_ahead
-
-
-def test_each_part_is_timed_and_its_result_returned():
-    startup = Startup()
-    begun = threading.Event()
-
-    beside = startup.beside("models", begun.wait)
-    assert startup.run("engine", lambda: "ready") == "ready"
-    begun.set()
-    beside.join()
-
-    timings = startup.finish()
-    assert set(timings) == {"engine", "models", "total"}
-    assert timings["total"] >= timings["models"] >= timings["engine"] >= 0
+from worker.startup import beside, read_ahead
+from worker.stopwatch import Stopwatch
 
 
-def test_a_part_that_fails_is_timed_too():
-    startup = Startup()
-    with pytest.raises(KeyError):
-        startup.run("engine", lambda: {}["x"])
+def test_what_runs_beside_is_timed_while_it_runs_and_afterwards():
+    watch, go_on = Stopwatch(60), threading.Event()
+    thread = beside(watch, "models", go_on.wait)
+    while "models" not in watch.timings():
+        pass
+    go_on.set()
+    thread.join()
 
-    assert "engine" in startup.timings
+    timings = watch.timings()
+    assert set(timings) == {"models", "total"}
+    assert timings["total"] >= timings["models"] >= 0
 
 
-def test_reading_ahead_is_only_a_favour(tmp_path):
+def test_reading_ahead_ends_with_the_file_or_when_it_is_told_to(tmp_path):
+    """Both would go on for ever."""
     (tmp_path / "file").write_bytes(bytes(1000))
+    read_ahead(tmp_path / "file", threading.Event())
+    read_ahead(tmp_path / "missing", threading.Event())
     stopped = threading.Event()
-    read_ahead(tmp_path / "file", stopped)
-    read_ahead(tmp_path / "missing", stopped)
     stopped.set()
-    read_ahead(tmp_path / "file", stopped)
+    read_ahead(Path("/dev/zero"), stopped)

@@ -7,6 +7,7 @@ import base64
 import io
 import itertools
 import random
+import re
 import time
 
 import pytest
@@ -108,16 +109,17 @@ def test_a_waiting_jobs_deadline_says_that_it_waited(worker):
 
 
 def test_progress_tells_phase_step_and_time_left_in_order_and_never_behind_the_result(worker):
-    job = worker.plane.submit(SMALL | {"steps": 35})
-    completed(worker.plane.wait(job, 30))
+    job = worker.plane.submit(SMALL | {"steps": 110})  # the log gets a line every 10 s
+    completed(worker.plane.wait(job, 60))
 
+    assert re.search(rf"\[{job} generate\] step \d+ of 110\n", worker.log())
     reports = [event["output"] for event in events_of(worker, job, "progress")]
     steps = [report["step"] for report in reports if report["phase"] == "generate"]
     assert reports[0]["phase"] in {"validate", "resolve", "queue", "load"}
     assert len(steps) >= 2
     assert steps == sorted(steps)
     last = reports[-1]
-    assert last["steps"] == 35
+    assert last["steps"] == 110
     assert 0 < last["percent"] < 100
     assert last["eta_seconds"] > 0
     # A cancelled job may report once more, until the worker hears of it.

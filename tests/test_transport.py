@@ -344,7 +344,7 @@ def test_with_another_release_the_plain_sdk_works_and_a_warning_says_so(own):
     plane, start = own
     with start(OTHER_SDK="1") as worker:
         assert finished(plane, {"echo": 1, "progress": 1})["status"] == "COMPLETED"
-        plane.wait_for("progress", SOON)
+        assert plane.events("progress") == []  # the plain SDK cannot order them
 
         assert (
             "the plain RunPod SDK takes and posts jobs, because it is runpod 1.12.0" in worker.log()

@@ -8,6 +8,7 @@ while it may still run, and no job queues behind a ghost.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -37,6 +38,7 @@ STOP_PATIENCE = 10.0  # seconds for an interrupted job to end before the engine 
 STOP_POLL = 0.3
 WATCH_EVERY = 1.0  # seconds
 FOLLOW_EVERY = 1.0  # seconds between two looks at how far a picture is
+LOG_EVERY = 10  # looks from one log line to the next
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -244,10 +246,13 @@ class Engine:
             following.cancel()
 
     async def _follow(self, tell: Tell, *, preview: bool) -> None:
-        while True:
+        for look in itertools.count(1):
             await asyncio.sleep(FOLLOW_EVERY)
             with suppress(WorkerError):
-                tell(await asyncio.to_thread(self._look, preview=preview))
+                report = await asyncio.to_thread(self._look, preview=preview)
+                tell(report)
+                if look % LOG_EVERY == 0:
+                    log.info("%s", report.get("message", report["phase"]))
 
     def _look(self, *, preview: bool) -> job_progress.Report:
         answer = self._webui.progress(preview=preview)

@@ -1,51 +1,26 @@
-"""The start of a worker: what can run beside the engine's boot does, and each part is timed."""
+"""The start of a worker: what can run beside the engine's boot does."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+
+from worker.stopwatch import Stopwatch
 
 _CHUNK = 1 << 24  # bytes
 
-Result = TypeVar("Result")
 
+def beside(watch: Stopwatch, name: str, work: Callable[[], object]) -> threading.Thread:
+    """Do it in a thread, which ends with the process; timed as a phase of that name."""
 
-class Startup:
-    """Begins when it is made.
+    def run() -> None:
+        with watch.phase(name):
+            work()
 
-    Attributes:
-        timings: seconds of each part that has ended.
-    """
-
-    def __init__(self) -> None:
-        self.timings: dict[str, float] = {}
-        self._began = time.monotonic()
-
-    def run(self, name: str, work: Callable[[], Result]) -> Result:
-        """Do it now."""
-        began = time.monotonic()
-        try:
-            return work()
-        finally:
-            self.timings[name] = round(time.monotonic() - began, 3)
-
-    def beside(self, name: str, work: Callable[[], object]) -> threading.Thread:
-        """Do it in a thread, which ends with the process."""
-        thread = threading.Thread(target=self.run, args=(name, work), name=name, daemon=True)
-        thread.start()
-        return thread
-
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
-
-    def finish(self) -> dict[str, float]:
-        """All timings, with the total."""
-        self.timings["total"] = round(self.elapsed(), 3)
-        return self.timings
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def read_ahead(file: Path, stop: threading.Event) -> None:

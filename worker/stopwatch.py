@@ -1,4 +1,4 @@
-"""The time of one job: seconds per phase, and what is left until its deadline."""
+"""The time of one job, or of the start: seconds per phase, and what is left until the deadline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Stopwatch:
     """Starts when it is made.
 
     Args:
-        timeout: seconds that the job may take in all.
+        timeout: seconds that all of it may take.
         entered: hears the name of each phase that begins.
     """
 
@@ -56,7 +56,8 @@ class Stopwatch:
     def timings(self) -> dict[str, float]:
         """Seconds of the phases, also of one that still runs, and in total."""
         now = self._clock()
-        running = {name: round(now - began, 3) for name, began in self._running.items()}
+        # A copy: phases of the start end in other threads.
+        running = {name: round(now - began, 3) for name, began in self._running.copy().items()}
         return {**self._phases, **running, "total": round(now - self._started, 3)}
 
     def expired(self, what: str, hint: str | None = None) -> JobTimeout:
