@@ -21,7 +21,6 @@ import logging
 import os
 import sys
 import threading
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -30,6 +29,7 @@ import runpod_sdk
 from model_manager import ModelManager
 from worker import job_progress, log, payload, request, result
 from worker.counters import Counters
+from worker.credentials import secret_values
 from worker.delivery import Delivery
 from worker.engine import Engine
 from worker.errors import ConfigError, InternalError, WorkerError
@@ -40,7 +40,7 @@ from worker.memory_growth import MemoryGrowth
 from worker.progress import listener
 from worker.readiness import Readiness
 from worker.request import Txt2ImgRequest
-from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
+from worker.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.startup import beside, read_ahead
 from worker.stopwatch import Stopwatch
 from worker.supervisor import Supervisor
@@ -114,9 +114,9 @@ class Handler:
             logger.warning("cancelled %s", watch.timings())
             raise
         except Exception:  # the job boundary: the caller gets an id, the log gets the rest
-            incident = uuid.uuid4().hex[:12]
-            logger.exception("internal error %s", incident)
-            return result.failure(InternalError(f"the worker failed, id {incident}.", id=incident))
+            problem = InternalError.with_id()
+            logger.exception("internal error %s", problem.details["id"])
+            return result.failure(problem)
         logger.info("done %s", answer["timings"])
         return answer | ({"refresh_worker": True} if self._engine.retiring else {})
 

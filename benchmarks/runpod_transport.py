@@ -22,17 +22,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
-from fakes.sdk_worker import SdkWorker, running_sdk_worker  # noqa: E402
+from fakes.sdk_worker import FAULTS, SdkWorker, running_sdk_worker  # noqa: E402
 from fakes.slow_line import SlowLine  # noqa: E402
 
 WAIT = 120.0
-FAULTS = [
-    {"drop": True, "times": 3},
-    {"status": 429, "times": 3},
-    {"status": 502, "times": 3},
-    {"status": 400},
-    {"status": 413},
-]
 LINE = 0.02  # seconds for a byte to RunPod, one way
 HOLD = 20.0  # seconds for which RunPod holds an idle poll here
 

@@ -10,7 +10,8 @@ from fakes.a1111_process import free_port
 from fakes.recorded import recorded
 from fakes.supervised import LASTING_ENGINE, LASTING_HANDLER, REAL, Worker
 from worker.catalog import Catalog
-from worker.settings import SECRET_NAME, Settings
+from worker.credentials import SECRET_NAME
+from worker.settings import Settings
 
 # On a loaded machine an example may take long; that is no fault of what is tested.
 hypothesis.settings.register_profile(

@@ -10,8 +10,9 @@ from fakes.a1111_process import free_port
 from fakes.bucket import KEY_ID, NAME, SECRET, s3_server
 from worker import bucket
 from worker.bucket import Bucket
+from worker.credentials import secret_values
 from worker.errors import ConfigError, DeliveryFailed
-from worker.settings import Settings, secret_values
+from worker.settings import Settings
 
 
 @pytest.fixture(scope="module")

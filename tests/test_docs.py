@@ -9,9 +9,10 @@ from pydantic_core import PydanticUndefined
 
 from test_errors import CODED
 from worker import template
+from worker.credentials import SECRET_NAME
 from worker.payload import OURS
 from worker.request import Txt2ImgRequest, parse
-from worker.settings import PROJECT, SECRET_NAME, Settings
+from worker.settings import PROJECT, Settings
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 

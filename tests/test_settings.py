@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from worker.credentials import SECRET_NAME, secret_values
 from worker.errors import ConfigError
-from worker.settings import PROJECT, SECRET_NAME, Settings, secret_values
+from worker.settings import PROJECT, Settings
 
 
 def test_without_variables_the_defaults_hold():

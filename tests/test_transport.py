@@ -11,7 +11,7 @@ import pytest
 
 from fakes.a1111_process import wait_until
 from fakes.runpod_plane import RunPodPlane
-from fakes.sdk_worker import running_sdk_worker
+from fakes.sdk_worker import FAULTS, running_sdk_worker
 from fakes.slow_line import SlowLine
 
 FOREVER = -1
@@ -59,15 +59,6 @@ def posts(plane, job):
 
 
 # Results --------------------------------------------------------------------------------------
-
-
-FAULTS = [
-    {"drop": True, "times": 3},
-    {"status": 429, "times": 3},
-    {"status": 502, "times": 3},
-    {"status": 400},
-    {"status": 413},
-]
 
 
 def test_no_result_is_lost_whatever_happens_to_its_post(plane):

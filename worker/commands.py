@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from worker import bake, model_ref, webui_config
 from worker import log as worker_log
 from worker.blobs import Blob, size_on_disk
+from worker.credentials import secret_values
 from worker.errors import ConfigError, InvalidInput, ModelFileInvalid, WorkerError
 from worker.eviction import Plan
 from worker.fetcher import Fetcher
@@ -25,7 +26,7 @@ from worker.internet import NEVER
 from worker.model_file import FOLDERS, ModelFile, file_sha256
 from worker.model_ref import Sha256, StoreName, Wanted
 from worker.request import Txt2ImgRequest
-from worker.settings import EXIT_BAD_CONFIGURATION, Settings, secret_values
+from worker.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.templates import Templates
 
 EXIT_FAILED = 1

@@ -50,6 +50,7 @@ The text that a caller reads is `<code>: <message> <hint>`. Codes are stable; me
 
 from __future__ import annotations
 
+import uuid
 from typing import ClassVar
 
 
@@ -361,3 +362,9 @@ class InternalError(WorkerError):
 
     code = "INTERNAL_ERROR"
     default_hint = "This is a fault of the worker: report it with the id."
+
+    @classmethod
+    def with_id(cls) -> InternalError:
+        """A new one; its id is in `details`."""
+        incident = uuid.uuid4().hex[:12]
+        return cls(f"the worker failed, id {incident}.", id=incident)

@@ -176,11 +176,14 @@ class Fetcher:
         blob = self._publish(wanted, remote, fetched, inspection)
         # Still with the lease: who waits for a file without a hash knows it by this only.
         self._note(wanted, replace(remote, etag=strong(fetched.etag)), blob)
-        with self._counting:
-            self.bytes_fetched += fetched.size
-        rate = fetched.size / 1e6 / max(time.monotonic() - begun, 0.001)
-        log.info("fetched %s: %.1f MB at %.0f MB/s", remote.name, fetched.size / 1e6, rate)
+        self._count(remote.name, fetched.size, time.monotonic() - begun)
         return blob
+
+    def _count(self, name: str, size: int, seconds: float) -> None:
+        with self._counting:
+            self.bytes_fetched += size
+        rate = size / 1e6 / max(seconds, 0.001)
+        log.info("fetched %s: %.1f MB at %.0f MB/s", name, size / 1e6, rate)
 
     def _heard_by(self, report: Report, key: str) -> Callable[[int, int | None], None]:
         def heard(fetched: int, size: int | None) -> None:

@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 
 from worker import bucket_address
 from worker.bucket_address import BucketAddress
+from worker.credentials import CREDENTIALS, credentials
 from worker.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -44,18 +45,6 @@ _FOR_START_SH = {
     "shutdown_grace",
     "max_engine_restarts",
     "engine_restart_window",
-}
-
-# The engine never needs these, and an extension or a picture's metadata could leak them.
-SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
-
-
-# Field -> the variables that may hold it; each also as a file, `NAME_FILE`.
-_CREDENTIALS = {
-    "civitai_api_key": ("CIVITAI_API_KEY", "CIVITAI_TOKEN"),
-    "hf_token": ("HF_TOKEN",),
-    "bucket_access_key_id": ("BUCKET_ACCESS_KEY_ID",),
-    "bucket_secret_access_key": ("BUCKET_SECRET_ACCESS_KEY",),
 }
 
 
@@ -227,7 +216,7 @@ class Settings(BaseModel):
             raise ValueError("must look like http://127.0.0.1:3000")
         return url.rstrip("/")
 
-    @field_validator(*_CREDENTIALS)
+    @field_validator(*CREDENTIALS)
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
         # In a header anything else would be an error that shows the secret.
@@ -273,7 +262,7 @@ class Settings(BaseModel):
             ConfigError: names every variable that is wrong, its value and what it must be.
         """
         given = {name: environ.get(name.upper(), "") for name in cls.model_fields}
-        given |= secrets(environ)
+        given |= credentials(environ)
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})
         except ValidationError as error:
@@ -339,37 +328,8 @@ def _problem(detail: ErrorDetails) -> str:
     if not detail["loc"]:
         return message  # of several variables
     name = str(detail["loc"][0])
-    value = "***" if name in _CREDENTIALS else repr(detail["input"])
+    value = "***" if name in CREDENTIALS else repr(detail["input"])
     return f"{name.upper()}={value}: {message}"
-
-
-def secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """The credentials, from `NAME`, or from the file that `NAME_FILE` names (Docker secrets).
-
-    Raises:
-        ConfigError: such a file cannot be read.
-    """
-    found = {}
-    for field, names in _CREDENTIALS.items():
-        for name in names:
-            value = environ.get(name) or _content(environ.get(f"{name}_FILE"), f"{name}_FILE")
-            if value.strip():
-                found[field] = value.strip()
-                break
-    return found
-
-
-def _content(path: str | None, name: str) -> str:
-    try:
-        return Path(path).read_text() if path else ""
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}={path!r} cannot be read: {error}.") from None
-
-
-def secret_values(environ: Mapping[str, str]) -> list[str]:
-    """What must never be logged: the value of every variable whose name says it is a secret."""
-    named = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
-    return list(dict.fromkeys([*named, *secrets(environ).values()]))
 
 
 def main() -> int:

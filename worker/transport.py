@@ -10,7 +10,6 @@ import asyncio
 import logging
 import signal
 import time
-import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -263,9 +262,9 @@ def _verdict(done: asyncio.Future[Any]) -> dict[str, Any]:
     """What RunPod is told: the SDK's rules for a handler's answer, and none for its failure."""
     error = None if done.cancelled() else done.exception()
     if done.cancelled() or error:
-        incident = uuid.uuid4().hex[:12]
-        logger.error("internal error %s", incident, exc_info=error)
-        return in_short(InternalError(f"the worker failed, id {incident}.", id=incident), {})
+        problem = InternalError.with_id()
+        logger.error("internal error %s", problem.details["id"], exc_info=error)
+        return in_short(problem, {})
     answer = done.result()
     if not isinstance(answer, Mapping):
         return {"output": answer}

@@ -28,6 +28,15 @@ from fakes.runpod_plane import RunPodPlane  # noqa: E402
 from fakes.slow_line import SlowLine  # noqa: E402
 from worker import watchdog  # noqa: E402
 
+# What can happen to the post of a result, for RunPodPlane.fault.
+FAULTS: list[dict[str, Any]] = [
+    {"drop": True, "times": 3},
+    {"status": 429, "times": 3},
+    {"status": 502, "times": 3},
+    {"status": 400},
+    {"status": 413},
+]
+
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
     """Do what the input says, and note in the file TIMES when the job began and ended."""
