@@ -6,6 +6,7 @@
 # Exit status: the handler's, or
 #   69   the engine never became ready
 #   70   the engine's restarts are used up
+#   71   this machine cannot run the engine; nothing was started
 #   78   bad configuration; nothing was started
 #   143  told to stop before anything was started
 #
@@ -39,11 +40,10 @@ find_python() {
 }
 
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/settings.py is the one place
-# that reads and checks the environment.
+# that reads and checks the environment, and worker/preflight.py has a look at the machine.
 read_settings() {
   local settings
-  settings=$(cd "$HERE" && "$PYTHON" -m worker.settings) ||
-    fail "$EXIT_BAD_CONFIGURATION" "not started: see the line above"
+  settings=$(cd "$HERE" && "$PYTHON" -m worker.preflight) || exit  # it has said why: 78 or 71
   eval "$settings"
 }
 
@@ -53,12 +53,7 @@ read_clock() {
   now=${now%???}
 }
 
-check_settings() {
-  [[ $ENGINE == external ]] && return
-  if (exec 3<>"/dev/tcp/$WEBUI_HOST/$WEBUI_PORT") 2>/dev/null; then
-    fail "$EXIT_BAD_CONFIGURATION" "port $WEBUI_PORT of $WEBUI_HOST is in use: stop the program\
- there, or set WEBUI_URL to another port"
-  fi
+check_webui() {
   [[ $ENGINE == a1111 ]] || return 0
   [[ -f $WEBUI_DIR/webui.py ]] || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR has no\
  webui.py: set it to the A1111 checkout, or use ENGINE=embedded"
@@ -302,7 +297,7 @@ main() {
   trap '[[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true' EXIT
   find_python
   read_settings
-  check_settings
+  check_webui
   prepare_run_dir
   if [[ $ENGINE != external ]]; then
     (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine) || fail "$EXIT_BAD_CONFIGURATION" \

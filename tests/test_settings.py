@@ -1,5 +1,4 @@
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,20 +67,6 @@ def test_a_shell_can_read_them():
         "a b",
         "$(exit 1)",
     ]
-
-
-def test_the_module_says_what_is_wrong_and_exits_with_78():
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.settings"],
-        cwd=PROJECT,
-        env={"ENGINE": "comfy"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr.startswith("BAD_CONFIGURATION: ENGINE='comfy'")
 
 
 def test_secrets_are_found_by_their_names():

@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 
 from fakes.a1111_process import free_port
+from fakes.gpu import write_nvidia_smi
 from fakes.supervised import (
     DEADLINE,
     START_SH,
     Worker,
     as_handler,
 )
+from worker.preflight import EXIT_UNFIT_MACHINE
 from worker.supervisor import EngineProcess
 from worker.webui_config import OVERRIDABLE, RELIED_ON
 
-NOT_READY, RESTARTS_USED_UP, BAD_CONFIGURATION = 69, 70, 78
+NOT_READY, RESTARTS_USED_UP, UNFIT_MACHINE, BAD_CONFIGURATION = 69, 70, 71, 78
 
 
 def call(function, **environ):
@@ -93,8 +95,24 @@ def test_a_port_that_is_in_use_starts_nothing(new_worker, engine):
     worker = new_worker(ENGINE=engine)
     with closing(socket.create_server(("127.0.0.1", worker.port))):
         worker.start()
-        assert (worker.end(), worker.story()) == (BAD_CONFIGURATION, [])
-    assert f"port {worker.port} of 127.0.0.1 is in use" in worker.log()
+        assert (worker.end(), worker.story()) == (UNFIT_MACHINE, [])
+    assert f"cannot listen on port {worker.port} of 127.0.0.1 (Address already" in worker.log()
+
+
+def test_a1111_without_a_gpu_starts_nothing_and_says_so_in_one_line(new_worker):
+    worker = new_worker()
+    write_nvidia_smi(worker.folder / "bin", "No devices were found", status=6)
+    worker.start()
+    assert (worker.end(), worker.story()) == (UNFIT_MACHINE, [])
+    (line,) = worker.log().splitlines()
+    assert "nvidia-smi finds no usable GPU (No devices were found): mend the NVIDIA driver" in line
+
+
+def test_a1111_on_the_cpu_needs_no_gpu(new_worker):
+    worker = new_worker(WEBUI_ARGS="--use-cpu all")
+    write_nvidia_smi(worker.folder / "bin", "No devices were found", status=6)
+    worker.start()
+    worker.await_both()
 
 
 # --- what the programs are given
@@ -230,8 +248,8 @@ def test_without_tcmalloc_a1111_starts_and_the_log_says_so(new_worker, ldconfig)
 def test_the_header_lists_every_exit_status():
     text = START_SH.read_text()
     header = set(re.findall(r"^#   (\d+)  ", text, re.MULTILINE))
-    constants = set(re.findall(r"\bEXIT_[A-Z_]+=(\d+)", text))
-    assert header == constants == {"69", "70", "78", "143"}
+    constants = set(re.findall(r"\bEXIT_[A-Z_]+=(\d+)", text)) | {str(EXIT_UNFIT_MACHINE)}
+    assert header == constants == {"69", "70", "71", "78", "143"}
 
 
 def test_sourcing_it_runs_nothing():

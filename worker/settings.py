@@ -1,16 +1,14 @@
 """The environment, read in one place.
 
 `Settings.from_environ` is the only reader of environment variables in Python. start.sh takes its
-values from here too (`python -m worker.settings` prints them as shell assignments), so a default
-or a check exists once. Each field is the variable of the same name in upper case.
+values from here too (worker/preflight.py prints them as shell assignments), so a default or a
+check exists once. Each field is the variable of the same name in upper case.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -305,6 +303,11 @@ class Settings(BaseModel):
         return self.model_copy(update={"models_dir": folder, "models_budget_gb": None})
 
     @property
+    def webui_interpreter(self) -> Path:
+        """The Python that runs A1111."""
+        return self.webui_dir / self.webui_python
+
+    @property
     def engine_address(self) -> tuple[str, int]:
         """Host and port to which the engine is bound."""
         return _address(self.webui_url)
@@ -314,7 +317,7 @@ class Settings(BaseModel):
         host, port = self.engine_address
         values = self.model_dump(include=_FOR_START_SH)
         values |= {"webui_host": host, "webui_port": port}
-        values["webui_python"] = self.webui_dir / self.webui_python
+        values["webui_python"] = self.webui_interpreter
         # bash knows no fractions
         for duration in ("shutdown_grace", "engine_restart_window"):
             values[f"{duration}_ms"] = round(values[duration] * 1000)
@@ -330,17 +333,3 @@ def _problem(detail: ErrorDetails) -> str:
     name = str(detail["loc"][0])
     value = "***" if name in CREDENTIALS else repr(detail["input"])
     return f"{name.upper()}={value}: {message}"
-
-
-def main() -> int:
-    """Print the settings for start.sh; say what is wrong and exit 78 if they are."""
-    try:
-        sys.stdout.write(Settings.from_environ(os.environ).shell())
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_BAD_CONFIGURATION
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

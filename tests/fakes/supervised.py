@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
+
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
 START_SH = PROJECT / "start.sh"
@@ -139,7 +141,7 @@ class Worker:
             "ENGINE": "a1111",
             "WEBUI_URL": f"http://127.0.0.1:{port}",
             "WEBUI_DIR": str(self.webui),
-            "WEBUI_PYTHON": sys.executable,
+            "WEBUI_PYTHON": str(write_webui_python(folder / "a1111")),
             "MODELS_DIR": str(folder / "models"),
             "BAKED_MODELS_DIR": str(folder / "baked"),
             "DEFAULT_TEMPLATE": "none",
@@ -148,6 +150,7 @@ class Worker:
         } | environ
         self._fill(engine, handler)
         self.has_tcmalloc()
+        write_nvidia_smi(folder / "bin", RTX_4090)
 
     def _fill(self, engine: str, handler: str) -> None:
         shutil.copy2(PROJECT / "start.sh", self.folder)

@@ -15,6 +15,7 @@ from typing import Any
 import requests
 
 from fakes.a1111_process import free_port, wait_until, write_safetensors
+from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
 from fakes.runpod_plane import RunPodPlane
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,9 @@ class WorkerProcess:
         self.run_dir = folder / "run"
         self.log_file = folder / "worker.log"
         self.engine_url = f"http://127.0.0.1:{free_port()}"
+        self._bin = folder / "bin"
+        write_nvidia_smi(self._bin, RTX_4090)
+        self._webui_python = write_webui_python(folder / "a1111")
         self.webui.mkdir(parents=True, exist_ok=True)
         (self.webui / "webui.py").write_text(WEBUI_PY)
         with self.log_file.open("ab") as log:
@@ -47,12 +51,12 @@ class WorkerProcess:
 
     def _environ(self) -> dict[str, str]:
         return {
-            "PATH": os.environ["PATH"],
+            "PATH": f"{self._bin}:{os.environ['PATH']}",
             "PYTHON": sys.executable,
             "PYTHONPATH": str(ROOT / "tests"),
             "ENGINE": "a1111",
             "WEBUI_DIR": str(self.webui),
-            "WEBUI_PYTHON": sys.executable,
+            "WEBUI_PYTHON": str(self._webui_python),
             "WEBUI_URL": self.engine_url,
             "MODELS_DIR": str(self.store),
             "BAKED_MODELS_DIR": str(self.store.parent / "baked"),
