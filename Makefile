@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 PIP_FLAGS ?=
+UPGRADE ?=
+LOCK = ../$(BIN)/uv pip compile --quiet --no-header --generate-hashes $(UPGRADE) \
+  --python-platform x86_64-manylinux_2_36 --default-index https://pypi.org/simple
 
 # the first job: test_input.json with these in it
 define JOB_SCRIPT
@@ -39,15 +42,30 @@ serve: $(VENV)/.ready  ## RunPod's local API on http://localhost:8000 (PORT=...)
 test: $(VENV)/.ready lint  ## everything that CI checks
 	$(BIN)/pytest -n auto --dist loadfile
 
-lint: $(VENV)/.ready  ## ruff, mypy, shellcheck
+lint: $(VENV)/.ready  ## ruff, mypy, shellcheck, hadolint, and the schemas of YAML files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck start.sh .ci/run
+	$(BIN)/shellcheck start.sh .ci/run image/*.sh
+	$(BIN)/hadolint --failure-threshold warning Dockerfile
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
 
 fmt: $(VENV)/.ready  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+image-test: export BASES ?=
+image-test: export SOURCES ?=
+image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURCES=/srv/git, see image/tests
+	$(BIN)/pytest image/tests -o pythonpath=". tests image/tests" --timeout 3600 -v -s
+
+lock: $(VENV)/.ready  ## resolve image/*.lock anew; UPGRADE=--upgrade takes newer versions
+	cd image && $(LOCK) --python-version 3.10 build.in -o build.lock
+	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides a1111.in -o a1111.lock
+	cd image && $(LOCK) --python-version 3.10 ../requirements.txt -o worker.lock
+	cd image && $(LOCK) --python-version 3.12 ../requirements-engine.txt -o embedded.lock
 
 demo-model: $(VENV)/.ready  ## train the demo model anew: two cores, two hours
 	$(BIN)/python -m training
@@ -62,4 +80,4 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
-.PHONY: help run serve test lint fmt demo-model clean
+.PHONY: help run serve test lint fmt image-test lock demo-model clean

@@ -102,6 +102,14 @@ find_tcmalloc() {
   fi
 }
 
+# Sets `attention`: xformers knows no CPU, and two ways to compute it are one too many.
+choose_attention() {
+  attention=(--xformers)
+  if [[ " ${WEBUI_ARGS[*]} " =~ \ --(use-cpu|opt-[a-z0-9-]*attention[a-z0-9-]*)\  ]]; then
+    attention=()
+  fi
+}
+
 # Sets `command` and `folder`.
 engine_command() {
   preload=()
@@ -111,17 +119,18 @@ engine_command() {
     return
   fi
   find_tcmalloc
+  choose_attention
   folder=$WEBUI_DIR
   # --nowebui: no window in which a poll kills A1111, but without --server-name it would listen
   # on every address. --no-download-sd-model: without a model it would fetch 4 GB.
   command=("$WEBUI_PYTHON" -u webui.py --api --nowebui --server-name "$WEBUI_HOST"
-    --port "$WEBUI_PORT" --xformers --no-download-sd-model --do-not-download-clip
+    --port "$WEBUI_PORT" "${attention[@]}" --no-download-sd-model --do-not-download-clip
     --skip-version-check --skip-python-version-check --skip-torch-cuda-test
     --disable-console-progressbars --no-prompt-history "${WEBUI_ARGS[@]}")
 }
 
 start_engine() {
-  local -a command preload secrets
+  local -a attention command preload secrets
   local folder
   engine_command
   list_secrets

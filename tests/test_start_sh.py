@@ -108,11 +108,28 @@ def test_a1111_without_a_gpu_starts_nothing_and_says_so_in_one_line(new_worker):
     assert "nvidia-smi finds no usable GPU (No devices were found): mend the NVIDIA driver" in line
 
 
-def test_a1111_on_the_cpu_needs_no_gpu(new_worker):
+def test_a1111_on_the_cpu_needs_no_gpu_and_gets_no_xformers(new_worker):
     worker = new_worker(WEBUI_ARGS="--use-cpu all")
     write_nvidia_smi(worker.folder / "bin", "No devices were found", status=6)
     worker.start()
-    worker.await_both()
+    assert "--xformers" not in worker.await_event("engine started")["arguments"]
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ("", "--xformers"),
+        ("--medvram", "--xformers"),
+        ("--opt-channelslast", "--xformers"),
+        ("--use-cpu all", ""),
+        ("--opt-sdp-attention", ""),
+        ("--medvram --opt-sub-quad-attention", ""),
+        ("--opt-split-attention-v1 --medvram", ""),
+    ],
+)
+def test_there_is_one_way_to_compute_attention(words, chosen):
+    done = call(f'WEBUI_ARGS=({words}); choose_attention; echo "${{attention[*]}}"')
+    assert done.stdout == f"{chosen}\n"
 
 
 # --- what the programs are given

@@ -28,7 +28,7 @@ from worker.settings import EXIT_BAD_CONFIGURATION, PROJECT, Settings
 
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
-EMBEDDED = "use the `embedded` image, or ENGINE=embedded"
+EMBEDDED = "use the `embedded` image (without an image: ENGINE=embedded)"
 QUERY = ("name", "compute_cap", "driver_version", "memory.total", "memory.free")  # nvidia-smi's
 NVIDIA_SMI_TIMEOUT = 30  # seconds; the first call of a machine may load the driver
 # For each major version of CUDA; a minor version needs no newer one (NVIDIA's compatibility guide).

@@ -1,0 +1,199 @@
+# The worker's image. docs/subsystems/container-management.md tells of stages, sizes and arguments.
+#
+#   docker build -t a1111-worker .                                 A1111 v1.9.3, no model
+#   docker build -t a1111-worker:embedded --target embedded .      no A1111: newest GPUs, or none
+
+ARG A1111_PYTHON_IMAGE=docker.io/library/python:3.10-slim-bookworm@sha256:68d914ec641a0b69267ce65184d000a2bc3a9ee2590ab702b82250ab2385735a
+ARG EMBEDDED_PYTHON_IMAGE=docker.io/library/python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
+
+# --- what both images run on ---------------------------------------------------------------------
+
+FROM ${A1111_PYTHON_IMAGE} AS a1111-system
+# Debian replaces a package's version when it mends a fault, so versions cannot be pinned here.
+# curl: health check and debugging; libglib: OpenCV; tcmalloc: start.sh; tini: reaps the dead.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends curl libglib2.0-0 libtcmalloc-minimal4 tini \
+ && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
+ && useradd --uid 1000 --create-home worker
+ENV PYTHON=/opt/worker/bin/python \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+
+FROM ${EMBEDDED_PYTHON_IMAGE} AS embedded-system
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends curl tini \
+ && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
+ && useradd --uid 1000 --create-home worker
+ENV PYTHON=/opt/worker/bin/python \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+
+# --- Python environments -------------------------------------------------------------------------
+
+FROM a1111-system AS a1111-build
+ARG INDEX_URL=https://pypi.org/simple
+ENV UV_BUILD_CONSTRAINT=/build/build.lock \
+    UV_COMPILE_BYTECODE=1 \
+    UV_DEFAULT_INDEX=${INDEX_URL} \
+    UV_LINK_MODE=copy \
+    UV_PYTHON_DOWNLOADS=never
+COPY image/build.lock /build/
+RUN pip install --no-cache-dir --index-url "$INDEX_URL" --require-hashes -r /build/build.lock
+
+FROM a1111-build AS a1111-python
+COPY image/a1111.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv --python python3.10 /opt/a1111 \
+ && uv pip sync --python /opt/a1111 --require-hashes /build/a1111.lock
+COPY image/torch_build.py /build/
+RUN /opt/a1111/bin/python /build/torch_build.py > /opt/a1111/torch_build.json
+
+FROM a1111-build AS worker-python
+COPY image/worker.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv --python python3.10 /opt/worker \
+ && uv pip sync --python /opt/worker --require-hashes /build/worker.lock
+
+FROM embedded-system AS embedded-python
+ARG INDEX_URL=https://pypi.org/simple
+ENV UV_BUILD_CONSTRAINT=/build/build.lock \
+    UV_COMPILE_BYTECODE=1 \
+    UV_DEFAULT_INDEX=${INDEX_URL} \
+    UV_LINK_MODE=copy \
+    UV_PYTHON_DOWNLOADS=never
+COPY image/build.lock image/embedded.lock /build/
+RUN pip install --no-cache-dir --index-url "$INDEX_URL" --require-hashes -r /build/build.lock
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv --python python3.12 /opt/worker \
+ && uv pip sync --python /opt/worker --require-hashes /build/embedded.lock
+
+# --- A1111 v1.9.3 and its companions -------------------------------------------------------------
+
+FROM a1111-system AS a1111-source
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends git \
+ && rm -rf /var/lib/apt/lists/*
+ARG GIT_URL=https://github.com
+ENV GIT_URL=${GIT_URL}
+COPY image/fetch-source.sh /build/
+# Each at the commit that A1111 v1.9.3 names, but for CLIP: a later one, which does without
+# pkg_resources. Stability-AI/stablediffusion is gone since 2025. BLIP and CLIP: /interrogate.
+WORKDIR /src/webui
+RUN /build/fetch-source.sh . 1c0a0c4c26f78c32095ebc7f8af82f5c04fca8c0 \
+      "AUTOMATIC1111/stable-diffusion-webui camenduru/stable-diffusion-webui" \
+      CHANGELOG.md LICENSE.txt configs embeddings extensions extensions-builtin html javascript \
+      launch.py localizations models modules script.js scripts style.css textual_inversion_templates webui.py
+WORKDIR /src/webui/repositories
+RUN /build/fetch-source.sh stable-diffusion-stability-ai cf1d67a6fd5ea1aa600c4df58e5b47da45f6bdbf \
+      "w-e-w/stablediffusion camenduru/stablediffusion" LICENSE configs ldm \
+ && /build/fetch-source.sh generative-models 45c443b316737a4ab6e40413d7794a7f5657c19f \
+      "Stability-AI/generative-models w-e-w/generative-models" LICENSE-CODE configs sgm \
+ && /build/fetch-source.sh k-diffusion ab527a9a6d347f364e3d185ba6d714e22d80cb3c \
+      "crowsonkb/k-diffusion Birch-san/k-diffusion" LICENSE k_diffusion \
+ && /build/fetch-source.sh BLIP 48211a1594f1321b00f14c9f7a5b4813144b2fb9 \
+      "salesforce/BLIP pharmapsychotic/BLIP" LICENSE.txt configs models \
+ && /build/fetch-source.sh CLIP d05afc436d78f1c48dc0dbf8e5980a9d471f35f6 \
+      "openai/CLIP rom1504/CLIP" LICENSE clip \
+ && ln -s repositories/CLIP/clip ../clip \
+ && python3.10 -m compileall -q -j 0 ..
+
+FROM a1111-python AS clip-tokenizer
+COPY engine/__init__.py engine/tokenizer.py /build/engine/
+COPY engine/clip /build/engine/clip
+COPY image/clip_tokenizer.py /build/
+RUN PYTHONPATH=/build /opt/a1111/bin/python /build/clip_tokenizer.py /opt/huggingface
+
+# --- models of templates -------------------------------------------------------------------------
+
+FROM a1111-system AS models
+COPY --from=worker-python /opt/worker /opt/worker
+COPY image/bake.sh /build/
+COPY model_manager.py templates.json /app/
+COPY worker /app/worker
+ARG BAKE=
+ARG CIVITAI_URL=
+ARG HF_ENDPOINT=
+ARG TRUSTED_HOSTS=
+RUN --mount=type=secret,id=civitai_api_key \
+    --mount=type=secret,id=hf_token \
+    --mount=type=cache,target=/cache \
+    /build/bake.sh /cache
+
+# --- the embedded engine's image -----------------------------------------------------------------
+
+FROM embedded-system AS embedded
+COPY --from=embedded-python /opt/worker /opt/worker
+WORKDIR /app
+COPY demo models
+COPY templates.json ./
+COPY engine engine
+COPY image/entrypoint.sh image/healthcheck.sh image/
+COPY handler.py model_manager.py runpod_sdk.py start.sh ./
+COPY worker worker
+RUN "$PYTHON" -m compileall -q -j 0 . \
+ && "$PYTHON" -c "import engine.server, handler, model_manager" \
+ && install -d -o worker -g worker /data /models
+ENV BAKED_MODELS_DIR=/app/models \
+    DEFAULT_TEMPLATE=demo \
+    ENGINE=embedded \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    NVIDIA_VISIBLE_DEVICES=all \
+    RUN_DIR=/tmp/worker \
+    WEBUI_DIR=/data
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
+ENTRYPOINT ["/app/image/entrypoint.sh"]
+ARG REVISION=unknown
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
+      org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by diffusers" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.revision=${REVISION} \
+      org.opencontainers.image.version=${VERSION}
+
+# --- A1111's image: the last one, so that `docker build .` and RunPod's Hub make it -----------------
+
+FROM a1111-system AS a1111
+COPY --from=a1111-python /opt/a1111 /opt/a1111
+COPY --from=worker-python /opt/worker /opt/worker
+COPY --from=clip-tokenizer /opt/huggingface /opt/huggingface
+COPY --from=a1111-source --chown=worker:worker /src/webui /stable-diffusion-webui
+ENV BAKED_MODELS_DIR=/app/models \
+    ENGINE=a1111 \
+    GIT_PYTHON_REFRESH=quiet \
+    GRADIO_ANALYTICS_ENABLED=False \
+    HF_HOME=/opt/huggingface \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    NVIDIA_VISIBLE_DEVICES=all \
+    RUN_DIR=/tmp/worker \
+    WEBUI_DIR=/stable-diffusion-webui \
+    WEBUI_PYTHON=/opt/a1111/bin/python
+# A1111 as far as it goes without a model and a GPU; it makes its folders on the way.
+COPY image/smoke_a1111.py /app/image/
+USER worker
+WORKDIR /stable-diffusion-webui
+RUN "$WEBUI_PYTHON" /app/image/smoke_a1111.py
+# The entry point gives root up, after it has made the volume writable.
+# hadolint ignore=DL3002
+USER root
+WORKDIR /app
+COPY --from=models /app/models models
+COPY templates.json ./
+COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
+COPY handler.py model_manager.py runpod_sdk.py start.sh ./
+COPY worker worker
+RUN "$PYTHON" -m compileall -q -j 0 . \
+ && "$PYTHON" -c "import handler, model_manager" \
+ && install -d -o worker -g worker /models \
+ && setpriv --reuid=worker --regid=worker --clear-groups "$PYTHON" model_manager.py prepare-engine
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
+ENTRYPOINT ["/app/image/entrypoint.sh"]
+ARG REVISION=unknown
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="A1111 worker" \
+      org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by A1111 v1.9.3" \
+      org.opencontainers.image.licenses="MIT AND AGPL-3.0-only" \
+      org.opencontainers.image.revision=${REVISION} \
+      org.opencontainers.image.version=${VERSION}

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The image's entry point: gives up root where the folders that the worker writes allow it, and
+# becomes tini, which starts start.sh. Arguments are handler.py's.
+set -euo pipefail
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+readonly start=(tini -s -- ./start.sh "$@")  # -s: reaps also where something else is PID 1
+
+# As the worker's user. usage: as_worker COMMAND...
+as_worker() { HOME=/home/worker setpriv --reuid=worker --regid=worker --init-groups -- "$@"; }
+
+# The folders that the worker writes, made if they do not exist. RunPod's volume goes before /models
+# as in worker/settings.py.
+written_folders() {
+  local store=/models
+  [[ ! -d /runpod-volume ]] || store=/runpod-volume/models
+  mkdir -p -- "${MODELS_DIR:-$store}" ${OUTPUT_DIR:+"$OUTPUT_DIR"}
+  printf '%s\n' "${MODELS_DIR:-$store}" ${OUTPUT_DIR:+"$OUTPUT_DIR"}
+}
+
+# Prints the first folder that the worker's user cannot write.
+closed_folder() {
+  local folder
+  while read -r folder; do
+    chown worker:worker -- "$folder" 2>/dev/null || true  # a volume may not know owners
+    as_worker find "$folder" -type d ! -writable -print -quit
+  done < <(written_folders)
+}
+
+if ((EUID)); then
+  exec "${start[@]}"
+fi
+closed=$(closed_folder | head -n 1)
+if [[ -n $closed ]]; then
+  echo "entrypoint.sh: stays root, because user 1000 cannot write $closed;" \
+    "chown -R 1000 the volume to run without root" >&2
+  exec "${start[@]}"
+fi
+HOME=/home/worker exec setpriv --reuid=worker --regid=worker --init-groups -- "${start[@]}"

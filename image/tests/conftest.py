@@ -1,0 +1,128 @@
+"""Builds the images with buildah, without Docker, and starts containers of them.
+
+    make image-test [SOURCES=/srv/git] [BASES=registry]
+
+SOURCES is a folder of git repositories, OWNER/NAME, that stands in for GitHub; without it A1111's
+image is built as far as its Python environments. BASES=registry takes the base images that the
+Dockerfile names; otherwise they are made here, by debootstrap and of this machine's own Pythons.
+It needs root, buildah, debootstrap and 45 GB of disk.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from containers import ISOLATION, Container, buildah, run
+
+from fakes.a1111_process import free_port
+from worker.settings import PROJECT
+
+DEBIAN = "http://deb.debian.org/debian"
+SHARED_LIBRARIES = (  # of a CPython
+    "libbz2-1.0 libexpat1 libffi8 liblzma5 libncursesw6 libreadline8 libsqlite3-0 libssl3 libuuid1"
+    " zlib1g"
+)
+CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@pytest.fixture
+def new_container(tmp_path: Path) -> Iterator[Any]:
+    """Makes containers that are gone after the test."""
+    made: list[Container] = []
+
+    def new(image: str) -> Container:
+        made.append(Container(image, tmp_path / f"container{len(made)}.log"))
+        return made[-1]
+
+    yield new
+    for container in made:
+        container.remove()
+
+
+# --- what the Dockerfile is given
+
+
+def _stand_in(version: str, folder: Path) -> str:
+    """A base image like Docker's python:VERSION-slim-bookworm: Debian, and Python in /usr/local."""
+    tag = f"localhost/python:{version}-slim-bookworm"
+    if buildah("images", "--quiet", "--filter", f"reference={tag}"):
+        return tag
+    system = folder / "debian"
+    if not system.exists():
+        packages = ",".join(("ca-certificates", *SHARED_LIBRARIES.split()))
+        run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", system, DEBIAN)
+    prefix = Path(run(f"python{version}", "-c", "import sys; print(sys.base_prefix)"))
+    container = buildah("from", "scratch")
+    root = Path(buildah("mount", container))
+    run("cp", "-a", f"{system}/.", root)
+    shutil.copy(CERTIFICATES, root / CERTIFICATES.lstrip("/"))  # this machine's network has its own
+    packages = root / f"usr/local/lib/python{version}"
+    copied = ("bin", "lib")
+    left = [f"--exclude={name}" for name in ("site-packages", "test", "__pycache__", "*.a", "pip*")]
+    with subprocess.Popen(["tar", "c", *left, *copied], cwd=prefix, stdout=subprocess.PIPE) as tar:
+        run("tar", "x", "-C", root / "usr/local", stdin=tar.stdout)
+    (packages / "site-packages").mkdir(exist_ok=True)
+    for command in ("ldconfig", f"python{version} -m ensurepip --default-pip"):
+        buildah("run", *ISOLATION, container, "--", *command.split())
+    settings = {"PATH": PATH, "SSL_CERT_FILE": CERTIFICATES, "PIP_CERT": CERTIFICATES}
+    for name, value in settings.items():
+        buildah("config", "--env", f"{name}={value}", container)
+    buildah("commit", "--rm", container, tag)
+    return tag
+
+
+@pytest.fixture(scope="session")
+def base_arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Build arguments for the base images; none where the Dockerfile's own can be had."""
+    if os.environ.get("BASES") == "registry":
+        return []
+    folder = tmp_path_factory.mktemp("bases")
+    bases = {"A1111": "3.10", "EMBEDDED": "3.12"}
+    return [f"{name}_PYTHON_IMAGE={_stand_in(bases[name], folder)}" for name in bases]
+
+
+@pytest.fixture(scope="session")
+def sources() -> Iterator[list[str]]:
+    """Build arguments for a git server over SOURCES."""
+    folder = os.environ.get("SOURCES")
+    if not folder:
+        pytest.skip("SOURCES is not set: no git repositories for A1111 and its companions")
+    port = free_port()
+    settings = ("uploadpack.allowAnySHA1InWant=true", "uploadpack.allowFilter=true")
+    options = [word for setting in (*settings, "safe.directory=*") for word in ("-c", setting)]
+    where = ("--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}", folder)
+    server = subprocess.Popen(
+        ["git", *options, "daemon", "--reuseaddr", "--export-all", *where], start_new_session=True
+    )
+    yield [f"GIT_URL=git://127.0.0.1:{port}"]
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait()
+
+
+@pytest.fixture(scope="session")
+def build(base_arguments: list[str]) -> Any:
+    """Builds a stage of the Dockerfile; its tag, and the seconds that it took."""
+
+    def build(target: str, *arguments: str, secrets: tuple[str, ...] = ()) -> tuple[str, float]:
+        tag = f"localhost/a1111-worker-test:{target}"
+        given = [word for one in (*base_arguments, *arguments) for word in ("--build-arg", one)]
+        given += [word for secret in secrets for word in ("--secret", secret)]
+        began = time.monotonic()
+        # In Docker's format: OCI's has no HEALTHCHECK.
+        command = ["buildah", "bud", *ISOLATION, "--format", "docker", "--layers", *given]
+        subprocess.run(
+            [*command, "--target", target, "--tag", tag, PROJECT],
+            stdout=sys.stderr,
+            check=True,
+        )
+        return tag, time.monotonic() - began
+
+    return build

@@ -1,0 +1,147 @@
+"""Containers of the images, started by buildah as Docker would start them."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from fakes.a1111_process import free_port, wait_until
+from worker.settings import PROJECT
+
+ISOLATION = ("--isolation", "chroot")
+
+
+def run(*command: object, **more: Any) -> str:
+    """Run a program to its end; what it wrote to standard output."""
+    words = list(map(str, command))
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, **more)
+    assert done.returncode == 0, f"{words} ended with {done.returncode}: {done.stdout}"
+    return done.stdout.strip()
+
+
+def buildah(*arguments: object) -> str:
+    return run("buildah", *arguments)
+
+
+class Container:
+    """A container of an image, with the host's network and process numbers.
+
+    `buildah run` does not know an image's entry point; `start` reads it from the image.
+    """
+
+    def __init__(self, image: str, log: Path) -> None:
+        self.name = buildah("from", image)
+        self.image = json.loads(buildah("inspect", "--type", "image", image))["Docker"]
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self, *words: object, **environ: object) -> list[str]:
+        given = [word for name, value in environ.items() for word in ("--env", f"{name}={value}")]
+        return ["buildah", "run", *ISOLATION, *given, self.name, "--", *map(str, words)]
+
+    def run(self, *words: object, **environ: object) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        command = self.command(*words, **environ)
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def entry_point(self, *arguments: object, **environ: object) -> list[str]:
+        """The command that `docker run IMAGE ARGUMENTS` would run."""
+        return self.command(*self.image["config"]["Entrypoint"], *arguments, **environ)
+
+    def start(self, *arguments: object, **environ: object) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.entry_point(*arguments, **environ), stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def processes(self) -> list[tuple[int, int, str, str]]:
+        """(PID, parent, user number, command) of each process in the container, oldest first."""
+        assert self.process
+        listing = run("ps", "-e", "-o", "pid=,ppid=,uid=,args=")
+        rows = [line.split(None, 3) for line in listing.splitlines()]
+        found = {self.process.pid}
+        below = []
+        for pid, parent, user, command in rows:
+            if int(parent) in found:
+                found.add(int(pid))
+                below.append((int(pid), int(parent), user, command))
+        return below
+
+    def worker(self) -> list[tuple[int, int, str, str]]:
+        """From tini on: what the entry point has started."""
+        everything = self.processes()
+        first = next(n for n, row in enumerate(everything) if row[3].startswith("tini "))
+        return everything[first:]
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, timeout: float = 60) -> int:
+        """SIGTERM to what would be PID 1; the exit status."""
+        assert self.process
+        os.kill(self.worker()[0][0], signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def remove(self) -> None:
+        if self.process and self.process.poll() is None:
+            for pid, *_ in self.processes():
+                os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+        buildah("rm", self.name)
+
+    def file(self, path: str) -> Path:
+        """A file of the container, seen from here."""
+        return Path(buildah("mount", self.name)) / path.lstrip("/")
+
+
+class LocalApi:
+    """RunPod's local API in a container, and the engine's beside it."""
+
+    def __init__(self, container: Container, timeout: float, **environ: object) -> None:
+        self.container = container
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.engine = f"http://127.0.0.1:{free_port()}"
+        container.start(
+            *("--rp_serve_api", "--rp_api_host", "127.0.0.1"),
+            *("--rp_api_port", self.url.rpartition(":")[2]),
+            WEBUI_URL=self.engine,
+            RESULT_LIMIT_MB=0,
+            **environ,
+        )
+        wait_until(self._is_ready, f"an answer: {container.text()}", timeout)
+
+    def _is_ready(self) -> bool:
+        assert self.container.process
+        assert self.container.process.poll() is None, self.container.text()
+        return "ready for jobs" in self.container.text() and _answers(self.url)
+
+    def run_job(self, timeout: float = 300, **job: object) -> dict[str, Any]:
+        """The output of a job."""
+        answer = requests.post(f"{self.url}/runsync", json={"input": job}, timeout=timeout)
+        assert answer.json()["status"] == "COMPLETED", answer.text[:2000]
+        return answer.json()["output"]
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+@contextmanager
+def changed_code() -> Iterator[None]:
+    """A comment more in a file of the worker, as long as the block lasts."""
+    file = PROJECT / "worker" / "pace.py"
+    before = file.read_bytes()
+    file.write_bytes(before + b"# changed by image/tests\n")
+    try:
+        yield
+    finally:
+        file.write_bytes(before)

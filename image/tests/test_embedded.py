@@ -1,0 +1,77 @@
+"""The `embedded` image: built whole, started by its own entry point, a job done, stopped."""
+
+import json
+from urllib.parse import urlsplit
+
+import checks
+import pytest
+from containers import LocalApi, changed_code
+
+BOOT = 180.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def image(build):
+    return build("embedded")[0]
+
+
+def test_a_job_is_done_and_sigterm_ends_it_cleanly(image, new_container):
+    container = new_container(image)
+    api = LocalApi(container, BOOT)
+    checks.check_processes(container, "python -m engine")
+    checks.check_is_loopback_only(urlsplit(api.engine).port)
+
+    output = api.run_job(prompt="a red circle on a blue background", seed=1)
+
+    picture = checks.picture(output).convert("RGB")
+    red, blue = picture.getpixel((128, 128)), picture.getpixel((5, 5))
+    assert red[0] > 150 > red[2]
+    assert blue[2] > 150 > blue[0]
+    assert output["models"][0]["name"] == "demo-shapes"
+    assert checks.check_health(container, WEBUI_URL=api.engine).returncode == 0
+
+    assert container.stop() == 0
+    health = checks.check_health(container, WEBUI_URL=api.engine)
+    assert health.returncode == 1, health.stdout
+    print(container.text())
+
+
+def test_a_job_from_the_command_line_leaves_a_picture(image, new_container):
+    container = new_container(image)
+    job = {"input": {"prompt": "a green star", "template": "demo_striped", "seed": 2}}
+    container.start("--test_input", json.dumps(job), OUTPUT_DIR="/outputs")
+
+    assert container.process.wait(BOOT) == 0, container.text()
+    (picture,) = container.file("/outputs").rglob("*.png")
+    assert str(picture.stat().st_uid) == checks.WORKER
+
+
+def test_a_volume_that_only_root_may_write_leaves_the_worker_root(image, new_container):
+    container = new_container(image)
+    store = container.file("/models")
+    (store / "blobs").mkdir()
+    container.start(JOB_TIMEOUT="soon")
+
+    assert container.process.wait(60) == 78
+    assert "stays root, because user 1000 cannot write /models/blobs" in container.text()
+
+
+def test_a_wrong_setting_ends_it_with_78(image, new_container):
+    container = new_container(image)
+    container.start(JOB_TIMEOUT="soon")
+
+    assert container.process.wait(60) == 78
+    assert "JOB_TIMEOUT='soon'" in container.text()
+
+
+def test_what_the_image_says_of_itself(image, new_container):
+    inspected = new_container(image).image
+    checks.check_history(inspected)
+    assert inspected["config"]["Labels"]["org.opencontainers.image.licenses"] == "MIT"
+
+
+def test_a_change_of_the_code_rebuilds_seconds(image, build):
+    with changed_code():
+        _, seconds = build("embedded")
+    print(f"rebuilt after a change of the code in {seconds:.1f} s")
+    assert seconds < 60
