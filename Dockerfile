@@ -10,11 +10,11 @@ ARG EMBEDDED_PYTHON_IMAGE=docker.io/library/python:3.12-slim-bookworm@sha256:782
 
 FROM ${A1111_PYTHON_IMAGE} AS a1111-system
 # Debian replaces a package's version when it mends a fault, so versions cannot be pinned here.
-# curl: health check and debugging; libglib: OpenCV; tcmalloc: start.sh; tini: reaps the dead.
+# curl: health check and debugging; tcmalloc: start.sh preloads it; tini: reaps the dead.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends curl libglib2.0-0 libtcmalloc-minimal4 tini \
- && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
+ && apt-get install --yes --no-install-recommends curl libtcmalloc-minimal4 tini \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
  && useradd --uid 1000 --create-home worker
 ENV PYTHON=/opt/worker/bin/python \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -24,50 +24,33 @@ FROM ${EMBEDDED_PYTHON_IMAGE} AS embedded-system
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends curl tini \
- && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
  && useradd --uid 1000 --create-home worker
 ENV PYTHON=/opt/worker/bin/python \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 
 # --- Python environments -------------------------------------------------------------------------
+# Each is installed where it stays: copying one from a stage of its own costs 6 GB and a minute.
 
-FROM a1111-system AS a1111-build
+FROM a1111-system AS a1111-python
 ARG INDEX_URL=https://pypi.org/simple
-ENV UV_BUILD_CONSTRAINT=/build/build.lock \
-    UV_COMPILE_BYTECODE=1 \
-    UV_DEFAULT_INDEX=${INDEX_URL} \
-    UV_LINK_MODE=copy \
-    UV_PYTHON_DOWNLOADS=never
-COPY image/build.lock /build/
-RUN pip install --no-cache-dir --index-url "$INDEX_URL" --require-hashes -r /build/build.lock
-
-FROM a1111-build AS a1111-python
-COPY image/a1111.lock /build/
+COPY image/build.lock image/a1111.lock image/install-python.sh image/torch_build.py /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv venv --python python3.10 /opt/a1111 \
- && uv pip sync --python /opt/a1111 --require-hashes /build/a1111.lock
-COPY image/torch_build.py /build/
-RUN /opt/a1111/bin/python /build/torch_build.py > /opt/a1111/torch_build.json
+    /build/install-python.sh 3.10 /opt/a1111 /build/a1111.lock \
+ && /opt/a1111/bin/python /build/torch_build.py > /opt/a1111/torch_build.json
 
-FROM a1111-build AS worker-python
-COPY image/worker.lock /build/
+FROM a1111-system AS worker-python
+ARG INDEX_URL=https://pypi.org/simple
+COPY image/build.lock image/install-python.sh image/worker.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv venv --python python3.10 /opt/worker \
- && uv pip sync --python /opt/worker --require-hashes /build/worker.lock
+    /build/install-python.sh 3.10 /opt/worker /build/worker.lock
 
 FROM embedded-system AS embedded-python
 ARG INDEX_URL=https://pypi.org/simple
-ENV UV_BUILD_CONSTRAINT=/build/build.lock \
-    UV_COMPILE_BYTECODE=1 \
-    UV_DEFAULT_INDEX=${INDEX_URL} \
-    UV_LINK_MODE=copy \
-    UV_PYTHON_DOWNLOADS=never
-COPY image/build.lock image/embedded.lock /build/
-RUN pip install --no-cache-dir --index-url "$INDEX_URL" --require-hashes -r /build/build.lock
+COPY image/build.lock image/embedded.lock image/install-python.sh /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv venv --python python3.12 /opt/worker \
- && uv pip sync --python /opt/worker --require-hashes /build/embedded.lock
+    /build/install-python.sh 3.12 /opt/worker /build/embedded.lock
 
 # --- A1111 v1.9.3 and its companions -------------------------------------------------------------
 
@@ -108,8 +91,7 @@ RUN PYTHONPATH=/build /opt/a1111/bin/python /build/clip_tokenizer.py /opt/huggin
 
 # --- models of templates -------------------------------------------------------------------------
 
-FROM a1111-system AS models
-COPY --from=worker-python /opt/worker /opt/worker
+FROM worker-python AS models
 COPY image/bake.sh /build/
 COPY model_manager.py templates.json /app/
 COPY worker /app/worker
@@ -124,18 +106,18 @@ RUN --mount=type=secret,id=civitai_api_key \
 
 # --- the embedded engine's image -----------------------------------------------------------------
 
-FROM embedded-system AS embedded
-COPY --from=embedded-python /opt/worker /opt/worker
+FROM embedded-system AS embedded-app
 WORKDIR /app
 COPY demo models
-COPY templates.json ./
+COPY templates.json test_input.json ./
 COPY engine engine
 COPY image/entrypoint.sh image/healthcheck.sh image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
 COPY worker worker
-RUN "$PYTHON" -m compileall -q -j 0 . \
- && "$PYTHON" -c "import engine.server, handler, model_manager" \
- && install -d -o worker -g worker /data /models
+RUN python3.12 -m compileall -q -j 0 .
+
+FROM embedded-python AS embedded
+RUN install -d -o worker -g worker /data /models
 ENV BAKED_MODELS_DIR=/app/models \
     DEFAULT_TEMPLATE=demo \
     ENGINE=embedded \
@@ -143,8 +125,11 @@ ENV BAKED_MODELS_DIR=/app/models \
     NVIDIA_VISIBLE_DEVICES=all \
     RUN_DIR=/tmp/worker \
     WEBUI_DIR=/data
+WORKDIR /app
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
 ENTRYPOINT ["/app/image/entrypoint.sh"]
+COPY --from=embedded-app /app /app
+RUN "$PYTHON" -c "import engine.server, handler, model_manager"
 ARG REVISION=unknown
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
@@ -155,11 +140,19 @@ LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
 
 # --- A1111's image: the last one, so that `docker build .` and RunPod's Hub make it -----------------
 
-FROM a1111-system AS a1111
-COPY --from=a1111-python /opt/a1111 /opt/a1111
+FROM a1111-system AS a1111-app
+WORKDIR /app
+COPY templates.json test_input.json ./
+COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
+COPY handler.py model_manager.py runpod_sdk.py start.sh ./
+COPY worker worker
+RUN python3.10 -m compileall -q -j 0 .
+
+FROM a1111-python AS a1111
 COPY --from=worker-python /opt/worker /opt/worker
 COPY --from=clip-tokenizer /opt/huggingface /opt/huggingface
 COPY --from=a1111-source --chown=worker:worker /src/webui /stable-diffusion-webui
+COPY image/smoke_a1111.py /build/
 ENV BAKED_MODELS_DIR=/app/models \
     ENGINE=a1111 \
     GIT_PYTHON_REFRESH=quiet \
@@ -170,26 +163,17 @@ ENV BAKED_MODELS_DIR=/app/models \
     RUN_DIR=/tmp/worker \
     WEBUI_DIR=/stable-diffusion-webui \
     WEBUI_PYTHON=/opt/a1111/bin/python
-# A1111 as far as it goes without a model and a GPU; it makes its folders on the way.
-COPY image/smoke_a1111.py /app/image/
-USER worker
+# As the worker's user: A1111 makes its folders on the way.
 WORKDIR /stable-diffusion-webui
-RUN "$WEBUI_PYTHON" /app/image/smoke_a1111.py
-# The entry point gives root up, after it has made the volume writable.
-# hadolint ignore=DL3002
-USER root
+RUN install -d -o worker -g worker /models \
+ && setpriv --reuid=worker --regid=worker --clear-groups "$WEBUI_PYTHON" /build/smoke_a1111.py
 WORKDIR /app
-COPY --from=models /app/models models
-COPY templates.json ./
-COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
-COPY handler.py model_manager.py runpod_sdk.py start.sh ./
-COPY worker worker
-RUN "$PYTHON" -m compileall -q -j 0 . \
- && "$PYTHON" -c "import handler, model_manager" \
- && install -d -o worker -g worker /models \
- && setpriv --reuid=worker --regid=worker --clear-groups "$PYTHON" model_manager.py prepare-engine
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
 ENTRYPOINT ["/app/image/entrypoint.sh"]
+COPY --from=models /app/models models
+COPY --from=a1111-app /app /app
+RUN "$PYTHON" -c "import handler" \
+ && setpriv --reuid=worker --regid=worker --clear-groups "$PYTHON" model_manager.py prepare-engine
 ARG REVISION=unknown
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="A1111 worker" \

@@ -23,7 +23,7 @@ closed_folder() {
   local folder
   while read -r folder; do
     chown worker:worker -- "$folder" 2>/dev/null || true  # a volume may not know owners
-    as_worker find "$folder" -type d ! -writable -print -quit
+    as_worker find "$folder" -maxdepth 3 -type d ! -writable -print -quit
   done < <(written_folders)
 }
 

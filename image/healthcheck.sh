@@ -13,5 +13,6 @@ if [[ ${ENGINE:-} != external ]]; then
   [[ $state == running ]] || unhealthy "the engine is not running: $state"
   [[ $(cat "$RUN_DIR/engine.ready" 2>&1) == "$pid" ]] || unhealthy "the engine is not ready yet"
 fi
+url=${WEBUI_URL:-http://127.0.0.1:3000}/sdapi/v1/progress
 curl --silent --show-error --fail --max-time 5 --output /dev/null \
-  "${WEBUI_URL:-http://127.0.0.1:3000}/sdapi/v1/progress?skip_current_image=true"
+  "$url?skip_current_image=true" || unhealthy "the engine does not answer at $url"

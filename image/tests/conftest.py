@@ -55,18 +55,22 @@ def _stand_in(version: str, folder: Path) -> str:
     tag = f"localhost/python:{version}-slim-bookworm"
     if buildah("images", "--quiet", "--filter", f"reference={tag}"):
         return tag
+    found = shutil.which(f"python{version}")
+    assert found, f"python{version} is not installed here: use BASES=registry"
+    prefix = Path(run(found, "-c", "import sys; print(sys.base_prefix)"))
     system = folder / "debian"
     if not system.exists():
         packages = ",".join(("ca-certificates", *SHARED_LIBRARIES.split()))
         run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", system, DEBIAN)
-    prefix = Path(run(f"python{version}", "-c", "import sys; print(sys.base_prefix)"))
     container = buildah("from", "scratch")
     root = Path(buildah("mount", container))
     run("cp", "-a", f"{system}/.", root)
     shutil.copy(CERTIFICATES, root / CERTIFICATES.lstrip("/"))  # this machine's network has its own
     packages = root / f"usr/local/lib/python{version}"
     copied = ("bin", "lib")
-    left = [f"--exclude={name}" for name in ("site-packages", "test", "__pycache__", "*.a", "pip*")]
+    left = [
+        f"--exclude={name}" for name in ("site-packages", "test", "__pycache__", "*.a", "bin/pip*")
+    ]
     with subprocess.Popen(["tar", "c", *left, *copied], cwd=prefix, stdout=subprocess.PIPE) as tar:
         run("tar", "x", "-C", root / "usr/local", stdin=tar.stdout)
     (packages / "site-packages").mkdir(exist_ok=True)

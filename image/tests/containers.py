@@ -4,14 +4,15 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from fakes.a1111_process import free_port, wait_until
+from fakes.a1111_process import free_port
 from worker.settings import PROJECT
 
 ISOLATION = ("--isolation", "chroot")
@@ -89,10 +90,11 @@ class Container:
         return self.process.wait(timeout)
 
     def remove(self) -> None:
-        if self.process and self.process.poll() is None:
+        while self.process and self.process.poll() is None:
             for pid, *_ in self.processes():
-                os.kill(pid, signal.SIGKILL)
-            self.process.wait()
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
         buildah("rm", self.name)
 
     def file(self, path: str) -> Path:
@@ -114,7 +116,10 @@ class LocalApi:
             RESULT_LIMIT_MB=0,
             **environ,
         )
-        wait_until(self._is_ready, f"an answer: {container.text()}", timeout)
+        deadline = time.monotonic() + timeout
+        while not self._is_ready():
+            assert time.monotonic() < deadline, container.text()
+            time.sleep(0.5)
 
     def _is_ready(self) -> bool:
         assert self.container.process

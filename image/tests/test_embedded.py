@@ -7,6 +7,9 @@ import checks
 import pytest
 from containers import LocalApi, changed_code
 
+from fakes.a1111_process import free_port
+from fakes.runpod_plane import RunPodPlane
+
 BOOT = 180.0  # seconds
 
 
@@ -30,9 +33,22 @@ def test_a_job_is_done_and_sigterm_ends_it_cleanly(image, new_container):
     assert output["models"][0]["name"] == "demo-shapes"
     assert checks.check_health(container, WEBUI_URL=api.engine).returncode == 0
 
-    assert container.stop() == 0
+    assert container.stop() == 143  # the local API's server dies of the signal, after its jobs
     health = checks.check_health(container, WEBUI_URL=api.engine)
     assert health.returncode == 1, health.stdout
+    print(container.text())
+
+
+def test_it_works_for_runpod_and_stops_when_it_is_told_to(image, new_container):
+    container = new_container(image)
+    with RunPodPlane() as plane:
+        address = {"WEBUI_URL": f"http://127.0.0.1:{free_port()}"}
+        container.start(**plane.worker_env(), **address)
+        job = plane.wait(plane.submit({"prompt": "a blue square", "seed": 3}), BOOT)
+        assert job["status"] == "COMPLETED", container.text()
+        assert checks.picture(job["output"]).size == (256, 256)
+
+        assert container.stop() == 0
     print(container.text())
 
 

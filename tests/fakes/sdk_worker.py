@@ -12,11 +12,12 @@ import asyncio
 import functools
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def running_sdk_worker(
             plane.wait_for("take", 60, count=seen + 1)
         yield worker
     finally:
-        worker.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(worker.process.pid, signal.SIGKILL)  # the SDK pings from a process of its own
         worker.process.wait()
 
 
