@@ -324,7 +324,7 @@ def main() -> int:
         return EXIT_ENGINE_NOT_READY
     threading.Thread(target=engine.watch, name="engine-watch", daemon=True).start()
     handler.post_progress = runpod_sdk.post_progress
-    has_gpu = os.environ.get("RUNPOD_GPU_COUNT", "") not in {"", "0"}
+    has_gpu = settings.runpod_gpu_count not in {"", "0"}
     checks = Fitness(settings, WebUI(settings.webui_url), has_gpu=has_gpu).checks()
     runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0

@@ -61,6 +61,7 @@ ALL: dict[str, Any] = {
     "lora_add_hashes_to_infotext": True,
 }
 DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE)}  # what can be changed
+WITHOUT_EFFECT = {"live_previews_enable"}  # who wants previews gets his picture without them
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
 
 
@@ -106,7 +107,7 @@ def check(changes: Mapping[str, Any]) -> None:
     A checkpoint name is not looked at: only its reader knows what an unknown one means.
     """
     for name, value in changes.items():
-        if name in FIXED and value == FIXED[name]:
+        if name in WITHOUT_EFFECT or (name in FIXED and value == FIXED[name]):
             continue
         if name not in DEFAULTS:
             raise Unsupported(f"the option {name!r} with the value {value!r}")

@@ -199,6 +199,7 @@ class Settings(BaseModel):
     supervisor_pid: int | None = Field(
         None, description="Set by start.sh for the handler: whom to ask for a restart."
     )
+    runpod_gpu_count: str = Field("", description="Set by RunPod: the GPUs of this worker.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least severe log lines that are written."
     )

@@ -45,7 +45,13 @@ def test_a_change_is_written_and_keeps_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"sd_vae": "None"}, {"samples_format": "png"}, {"sd_model_checkpoint": "any"}]
+    "change",
+    [
+        {"sd_vae": "None"},
+        {"samples_format": "png"},
+        {"sd_model_checkpoint": "any"},
+        {"live_previews_enable": True},
+    ],
 )
 def test_what_the_engine_does_is_accepted(change):
     options.check(change)
