@@ -14,7 +14,8 @@ from worker.payload import OURS
 from worker.request import Txt2ImgRequest, parse
 from worker.settings import PROJECT, Settings
 
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+TURKISH = PROJECT / "README.tr.md"
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
 def table(page: str) -> list[str]:
@@ -56,6 +57,18 @@ def test_the_exit_statuses_are_those_of_start_sh():
     )
 
 
+def test_the_life_of_a_container_names_every_exit_status():
+    script = (PROJECT / "start.sh").read_text()
+    page = (PROJECT / "docs/workflows/container-lifecycle.md").read_text()
+    named = {
+        number
+        for row in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE)
+        for number in row.split(", ")
+    }
+
+    assert named >= set(re.findall(r"^#   (\d+)  ", script, re.MULTILINE))
+
+
 def test_the_job_fields_are_those_of_the_code():
     ours = re.findall(r"^\| `(\w+)` \|", (PROJECT / "docs/api.md").read_text(), re.MULTILINE)
     ours = ours[: ours.index("models")]  # the table of the output follows
@@ -65,22 +78,69 @@ def test_the_job_fields_are_those_of_the_code():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_example_job_is_valid(page):
+def test_every_example_is_valid(page):
     for block in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL):
-        if "templates" in json.loads(block):
+        example = json.loads(block)
+        if "templates" in example:
             template.parse(block)
+        elif "output" in example:
+            assert set(example["output"]) == answer_keys()
         else:
-            parse(json.loads(block)["input"])
+            parse(example["input"])
+
+
+def answer_keys() -> set[str]:
+    """Of a result, as the contract lists them; test_docs_commands.py looks at a real one."""
+    section = (PROJECT / "docs/api.md").read_text().partition("## Output")[2].partition("\n## ")[0]
+    first_cells = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
+    return {key for cell in first_cells for key in re.findall(r"`(\w+)`", cell)}
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_and_every_named_file_exists(page):
-    text = page.read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-    named = re.findall(r"`((?:worker|tests|engine|docs)/[\w/.-]+\.\w+)`", text)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
 
-    for path in [*(page.parent / link for link in links), *(PROJECT / name for name in named)]:
-        assert path.exists(), path
+    for link in (link for link in links if "://" not in link):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page):
+    folders = "worker|tests|engine|docs|image|demo|training|benchmarks"
+    named = re.findall(rf"`((?:{folders})/[\w/.-]+\.\w+)`", page.read_text())
+
+    assert [name for name in named if not (PROJECT / name).exists()] == []
+
+
+def outline(page: Path) -> list[tuple[int, list[str]]]:
+    """The depth of each heading, and the code blocks below it without their comments."""
+    parts = re.split(r"^(?=#+ )", page.read_text(), flags=re.MULTILINE)
+    return [(len(part) - len(part.lstrip("#")), blocks(part)) for part in parts]
+
+
+def blocks(text: str) -> list[str]:
+    found = re.findall(r"^```.*?^```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(r"\s+# .*", "", block) for block in found]
+
+
+def test_the_turkish_readme_keeps_step():
+    english = PROJECT / "README.md"
+
+    assert outline(TURKISH) == outline(english)
+    for pattern in (r"\]\(([^)]+)\)", r"`([^`\n]+)`"):  # links; names and commands
+        assert set(re.findall(pattern, TURKISH.read_text())) == set(
+            re.findall(pattern, english.read_text())
+        )
 
 
 def test_the_commands_in_the_readme_exist():
