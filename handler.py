@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import json
 import logging
 import os
 import sys
@@ -58,6 +59,13 @@ _BY_DEFAULT = (
     "The job names neither a template nor a checkpoint, so it got the default template {!r};"
     " DEFAULT_TEMPLATE=none switches that off."
 )
+
+
+def _is_named(error: WorkerError, job: Mapping[str, Any]) -> bool:
+    """Whether the model that was not found is one that the job itself names."""
+    name = error.details.get("name")
+    return bool(name) and str(name) in json.dumps(job["input"], ensure_ascii=False)
+
 
 PostProgress = Callable[[dict[str, Any], job_progress.Report], Awaitable[object]]
 
@@ -242,7 +250,7 @@ class Handler:
         try:
             models, new = preparing.result()
         except WorkerError as error:
-            if wanted.template and "template" not in job["input"]:
+            if wanted.template and "template" not in job["input"] and not _is_named(error, job):
                 error.hint = f"{error.hint} {_BY_DEFAULT.format(wanted.template)}".lstrip()
             raise
         if new:

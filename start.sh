@@ -67,6 +67,16 @@ prepare_run_dir() {
   rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.ready "$RUN_DIR"/engine.restart
 }
 
+prepare_engine() {
+  local status=0
+  (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine) || status=$?
+  case $status in
+    0) ;;
+    "$EXIT_BAD_CONFIGURATION") exit "$status" ;;  # it has said which
+    *) fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR cannot be prepared: see the lines above" ;;
+  esac
+}
+
 # Writes what the handler reads (worker/supervisor.py). usage: tell STATE PID_OR_STATUS
 tell() {
   printf '%s %s\n' "$1" "$2" >"$RUN_DIR/.engine.new"
@@ -161,7 +171,7 @@ may_restart() {
 restart_engine() {
   if ! may_restart; then
     give_up "$EXIT_RESTARTS_USED_UP" "$1" \
-      "the engine was restarted $MAX_ENGINE_RESTARTS times in $ENGINE_RESTART_WINDOW s: giving up"
+      "no further restart: MAX_ENGINE_RESTARTS=$MAX_ENGINE_RESTARTS in $ENGINE_RESTART_WINDOW s"
   fi
   start_engine
 }
@@ -178,7 +188,7 @@ engine_exited() {
     give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was ready"
   fi
   tell restarting "$status"
-  log "the engine ended with status $status: restarting it"
+  log "the engine ended with status $status"
   restart_engine "$status"
 }
 
@@ -308,10 +318,7 @@ main() {
   read_settings
   check_webui
   prepare_run_dir
-  if [[ $ENGINE != external ]]; then
-    (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine) || fail "$EXIT_BAD_CONFIGURATION" \
-      "WEBUI_DIR=$WEBUI_DIR cannot be prepared: see the lines above"
-  fi
+  [[ $ENGINE == external ]] || prepare_engine
   stop_if_requested
   [[ $ENGINE == external ]] || start_engine
   start_handler "$@"

@@ -9,7 +9,8 @@ unhealthy() {
 }
 
 if [[ ${ENGINE:-} != external ]]; then
-  read -r state pid <"$RUN_DIR/engine" || unhealthy "start.sh has not started an engine yet"
+  { read -r state pid <"$RUN_DIR/engine"; } 2>/dev/null ||
+    unhealthy "start.sh has not started an engine yet"
   [[ $state == running ]] || unhealthy "the engine is not running: $state"
   [[ $(cat "$RUN_DIR/engine.ready" 2>&1) == "$pid" ]] || unhealthy "the engine is not ready yet"
 fi

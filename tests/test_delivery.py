@@ -234,7 +234,7 @@ def test_the_best_quality_that_fits_is_taken(small, output, form, qualities):
         assert answer["delivery"]["quality"] == quality
         assert answer["delivery"]["format"] == form
         warning = answer["warnings"][-1]
-        assert warning.startswith("the result would have ")
+        assert warning.startswith("The result would have ")
         assert warning.endswith(f"Delivered by base64, as {form} of quality {quality}.")
         data = base64.b64decode(answer["images"][0])
         assert infotext(Image.open(io.BytesIO(data))) == INFOTEXT

@@ -93,6 +93,17 @@ def test_a_job_that_got_the_default_template_is_told_so(run, tmp_path, job_input
     assert told["error"].startswith("MODEL_NOT_FOUND: no. Put the file")
 
 
+@pytest.mark.parametrize(("missing", "is_told"), [("base", True), ("glow", False)])
+def test_of_a_model_that_he_named_himself_he_is_not(run, tmp_path, missing, is_told):
+    fox = {"name": "Fox", "checkpoint": "base"}
+    file = tmp_path / "templates.json"
+    file.write_text(json.dumps({"templates": {"fox": fox}, "default_template": "fox"}))
+
+    told = run(ModelNotFound("no.", name=missing), file, input={"loras": ["glow"]})
+
+    assert ("default template 'fox'" in told["error"]) == is_told
+
+
 class SlowModels(Models):
     """Its models come although nobody waits for them any more."""
 

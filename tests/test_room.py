@@ -122,8 +122,8 @@ def test_a_model_without_room_is_told_with_numbers_and_nothing_goes(blobs, put):
     with pytest.raises(StoreFull) as raised:
         room_of(blobs, 2).make("key", 2 * 10**9)
     assert str(raised.value) == (
-        "STORE_FULL: 2.00 GB do not fit: 2.00 GB are lacking even when everything that is not in"
-        " use is evicted (1099.5 GB of the disk are free, the budget is 0.0 GB)."
+        "STORE_FULL: 2.00 GB do not fit: 2.00 GB are lacking even when all that is not in use is"
+        " evicted (1099.51 GB of the disk are free, the budget is 0.2 MB)."
         " Raise MODELS_BUDGET_GB, or use a larger volume."
     )
     assert raised.value.details == {"needed": 2 * 10**9, "lacking": 2 * 10**9 - SIZE}

@@ -218,3 +218,10 @@ def test_what_was_not_converted_is_shown_as_a_file(folders, checkpoint):
 
     seen = folders[0] / "models/Stable-diffusion"
     assert [path.name for path in seen.iterdir()] == ["new.safetensors"]
+
+
+@pytest.mark.parametrize(("pickles", "hint"), [(False, "ALLOW_PICKLES=true"), (True, None)])
+def test_a_name_of_a_pickle_is_told_of_the_setting(folders, pickles, hint):
+    error = Store(*folders, pickles=pickles).not_found("checkpoint", "old.ckpt")
+
+    assert (hint in error.hint) if hint else ("ALLOW_PICKLES" not in error.hint)

@@ -216,3 +216,13 @@ def test_an_answer_without_pictures_is_incomplete():
     answer = (200, b'{"parameters": {}}', False)
     with scripted(answer) as (_, webui), pytest.raises(IncompleteAnswer):
         webui.txt2img({}, timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [("no such sampler", "no such sampler. "), ("Really?", "Really? "), ("a. b.", "a. b. ")],
+)
+def test_the_engines_words_end_before_the_hint(said, sentence):
+    answer = {"error": "HTTPException", "detail": said}
+
+    assert sentence in str(error_from_answer("txt2img", 404, answer, ""))

@@ -287,7 +287,8 @@ _Way = Callable[[_Parcel, _Problems], _Delivered]
 
 
 def _messages(problems: Sequence[Undeliverable]) -> str:
-    return " ".join(dict.fromkeys(one.message for one in problems))
+    sentences = dict.fromkeys(one.message for one in problems)
+    return " ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences)
 
 
 def _form(output: Output, image: str) -> Picture:

@@ -383,7 +383,8 @@ class Engine:
         elif isinstance(error, RouteMissing):
             error.hint = await asyncio.to_thread(self._readiness.what_answers)
         if after is After.RETIRE:
-            self._retire(f"{error.code} after {error.details.get('attempts', 1)} attempts")
+            again = f", {self._out_of_memory_in_a_row} in a row" * isinstance(error, OutOfMemory)
+            self._retire(f"{error.code}{again}")
         elif after is After.RESTART:
             self._proven = None
             reason: Reason = "out-of-memory" if isinstance(error, OutOfMemory) else "poisoned"

@@ -265,7 +265,7 @@ class EnginePoisoned(EngineError):
     """The engine answers, but its CUDA context or its model is broken until it is restarted."""
 
     code = "ENGINE_POISONED"
-    default_hint = "The engine was restarted; send the job again."
+    default_hint = "Send the job again: start.sh restarts an engine that it has started."
 
 
 class CacheDamaged(EngineError):

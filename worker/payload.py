@@ -214,6 +214,8 @@ def smaller(body: Mapping[str, Any]) -> str:
     if body.get("enable_hr"):
         return f"Lower hr_scale (now {body.get('hr_scale', 2.0)}), or leave out enable_hr."
     width, height = (max(64, int(body[side] * 0.7) // 64 * 64) for side in ("width", "height"))
+    if width * height >= body["width"] * body["height"]:
+        return "It is small already: the models need a card with more memory."
     return f"Try {width}x{height}, which needs half the memory, or a card with more."
 
 

@@ -130,14 +130,18 @@ class Room:
         return shutil.disk_usage(folder).free
 
     def _full(self, needed: int, plan: Plan) -> StoreFull:
-        limit = f", the budget is {self._budget / 1e9:.1f} GB" if self._budget is not None else ""
+        limit = f", the budget is {_amount(self._budget)}" if self._budget is not None else ""
         return StoreFull(
-            f"{needed / 1e9:.2f} GB do not fit: {plan.lacking / 1e9:.2f} GB are lacking even when"
-            f" everything that is not in use is evicted ({self._disk_free() / 1e9:.1f} GB of the"
-            f" disk are free{limit}).",
+            f"{_amount(needed)} do not fit: {_amount(plan.lacking)} are lacking even when all"
+            f" that is not in use is evicted ({_amount(self._disk_free())} of the disk are"
+            f" free{limit}).",
             needed=needed,
             lacking=plan.lacking,
         )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
 
 
 def _is_old(path: Path) -> bool:

@@ -24,7 +24,7 @@ from worker.blobs import Blob, Blobs
 from worker.errors import ModelNotFound
 from worker.listing import Listing
 from worker.model_file import FOLDERS, ModelFile
-from worker.names import SAFETENSORS, clean_stem, without_suffix
+from worker.names import PICKLES, SAFETENSORS, clean_stem, without_suffix
 
 FETCHED = "fetched"
 
@@ -58,6 +58,7 @@ class Store:
         diffusers: bool = False,
     ) -> None:
         self._diffusers = diffusers
+        self._pickles = pickles
         self._engine = {
             kind: webui_dir / name if kind == "embedding" else webui_dir / "models" / name
             for kind, name in FOLDERS.items()
@@ -127,6 +128,8 @@ class Store:
         near = difflib.get_close_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
         details: dict[str, Any] = {"kind": kind, "name": name, "near": near}
         hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
+        if not self._pickles and name.lower().endswith(PICKLES):
+            hint = "Such a file can run any code and counts only with ALLOW_PICKLES=true."
         message = f"{kind} {name!r} is not in the model store ({len(known)} known)."
         return ModelNotFound(message, hint=hint, **details)
 

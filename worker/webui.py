@@ -225,7 +225,9 @@ def _sentence(value: object, limit: int = 400) -> str:
     """The engine's text on one line, shortened, without paths of its machine."""
     text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
     text = _without_paths(text)
-    return text if len(text) <= limit else f"{text[:limit]}..."
+    if len(text) > limit:
+        return f"{text[:limit]}..."
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _without_paths(text: str) -> str:
