@@ -79,6 +79,7 @@ def test_commands_run_as_printed(page, tmp_path):
     api, engine = free_port(), free_port()
     environ = {
         "HOME": str(tmp_path),
+        "MODELS_DIR": str(tmp_path / "models"),
         "OMP_NUM_THREADS": "1",
         "PATH": os.environ["PATH"],
         "PORT": str(api),
