@@ -337,7 +337,7 @@ def test_damaged_metadata_hide_the_blob_until_it_is_fetched_again(blobs, content
     assert store.find(DIGEST) is None
     assert list(store.all()) == []
     assert store.leftovers() == [blob.path]
-    assert add(store, DATA) == blob
+    assert add(store, DATA).path == blob.path  # its time may be that of the next second
     assert store.leftovers() == []
 
 
