@@ -18,22 +18,29 @@ written_folders() {
   printf '%s\n' "${MODELS_DIR:-$store}" ${OUTPUT_DIR:+"$OUTPUT_DIR"}
 }
 
-# Prints the first folder that the worker's user cannot write.
-closed_folder() {
-  local folder
+# Prints why root cannot be given up; nothing if it can.
+reason_to_stay_root() {
+  local folder closed
+  if ! as_worker true 2>/dev/null; then
+    echo "this container may not change its user"
+    return
+  fi
   while read -r folder; do
     chown worker:worker -- "$folder" 2>/dev/null || true  # a volume may not know owners
-    as_worker find "$folder" -maxdepth 3 -type d ! -writable -print -quit
+    closed=$(as_worker find "$folder" -maxdepth 3 -type d ! -writable -print -quit)
+    if [[ -n $closed ]]; then
+      echo "user 1000 cannot write $closed; chown -R 1000 the volume to run without root"
+      return
+    fi
   done < <(written_folders)
 }
 
 if ((EUID)); then
   exec "${start[@]}"
 fi
-closed=$(closed_folder | head -n 1)
-if [[ -n $closed ]]; then
-  echo "entrypoint.sh: stays root, because user 1000 cannot write $closed;" \
-    "chown -R 1000 the volume to run without root" >&2
+reason=$(reason_to_stay_root)
+if [[ -n $reason ]]; then
+  echo "entrypoint.sh: stays root, because $reason" >&2
   exec "${start[@]}"
 fi
 HOME=/home/worker exec setpriv --reuid=worker --regid=worker --init-groups -- "${start[@]}"

@@ -1,5 +1,6 @@
 """What start.sh says of the machine before it starts anything."""
 
+import errno
 import json
 import os
 import socket
@@ -62,6 +63,7 @@ def test_a_gpu_that_cannot_work_is_fatal(line, part):
         "NVIDIA L4, 8.9, 580.65.06, 23034, 22500",  # CUDA 13's driver runs CUDA 12
         SECRETIVE,
         "Some GPU, [N/A], 550.54.15, 24564, 24217",
+        "Some GPU, 8.9, [N/A], 24564, 24217",
         "NVIDIA A100, SXM4, 8.0, 550.54.15, 81920, 81000",  # a comma in the name
     ],
 )
@@ -152,6 +154,26 @@ def test_a_driver_too_old_for_the_question_is_quoted(machine, tmp_path):
 
     assert fatal
     assert said in sentence
+
+
+def test_what_else_nvidia_smi_says_is_passed_over(machine, tmp_path):
+    write_nvidia_smi(tmp_path / "bin", "WARNING: infoROM is corrupted at gpu 0", RTX_4090)
+    assert findings(machine) == []
+
+    write_nvidia_smi(tmp_path / "bin", "WARNING: infoROM is corrupted at gpu 0")
+    assert findings(machine) == []  # nothing is sure
+
+
+def test_a_volume_that_is_gone_is_fatal(machine, monkeypatch):
+    def fail(_path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(preflight.shutil, "disk_usage", fail)
+
+    ((fatal, sentence),) = findings(machine)
+
+    assert fatal
+    assert "cannot be looked at (Stale file handle): mount its volume anew" in sentence
 
 
 def test_a_torch_for_the_cpu_is_fatal(machine, tmp_path):

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,11 @@ class Gpu:
 
     @classmethod
     def read(cls, line: str) -> Gpu:
-        """From a line of `nvidia-smi --query-gpu --format=csv,noheader,nounits`."""
+        """From a line of `nvidia-smi --query-gpu --format=csv,noheader,nounits`.
+
+        Raises:
+            ValueError: it is none, but something else that nvidia-smi had to say.
+        """
         name, capability, driver, total, free = (part.strip() for part in line.rsplit(",", 4))
         numbers = re.fullmatch(r"(\d+)\.(\d+)", capability)
         return cls(
@@ -92,7 +97,8 @@ def gpu_findings(
 
 def _gpu_findings(gpu: Gpu, torch: Mapping[str, Any], flags: set[str]) -> Iterator[Finding]:
     oldest = OLDEST_DRIVER.get(torch["cuda"].split(".")[0], ())
-    if _version(gpu.driver) < oldest:
+    driver = _version(gpu.driver)
+    if driver and driver < oldest:
         yield Finding(
             f"The NVIDIA driver {gpu.driver} is too old for CUDA {torch['cuda']}: install"
             f" {'.'.join(map(str, oldest))} or newer on the host."
@@ -186,8 +192,16 @@ def _gpus_findings(settings: Settings) -> Iterator[Finding]:
             " one for CUDA there, or add --use-cpu all to WEBUI_ARGS."
         )
         return
-    gpus = [Gpu.read(line) for line in told.stdout.strip().splitlines()]
-    yield from gpu_findings(gpus, torch, settings.webui_args)
+    if gpus := _listed(told.stdout):
+        yield from gpu_findings(gpus, torch, settings.webui_args)
+
+
+def _listed(text: str) -> list[Gpu]:
+    gpus = []
+    for line in text.splitlines():
+        with suppress(ValueError):  # a warning between them
+            gpus.append(Gpu.read(line))
+    return gpus
 
 
 def torch_build(python: Path) -> Any:  # noqa: ANN401
@@ -214,7 +228,15 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def _store_findings(settings: Settings) -> Iterator[Finding]:
     """A store that takes no new models is fatal only where there is no model yet."""
     folder = settings.models_dir
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    except OSError as error:  # a network volume that is gone
+        yield Finding(
+            f"MODELS_DIR={folder} cannot be looked at ({error.strerror}): mount its volume anew, or"
+            " set MODELS_DIR to another folder."
+        )
+        return
     if not os.access(existing, os.W_OK | os.X_OK):
         places = (folder, settings.baked_models_dir, settings.webui_dir / "models")
         yield Finding(
@@ -222,7 +244,6 @@ def _store_findings(settings: Settings) -> Iterator[Finding]:
             " give that user the folder, or set MODELS_DIR to another one.",
             fatal=not any(map(_has_models, places)),
         )
-    free = shutil.disk_usage(existing).free
     if free < NEARLY_FULL:
         yield Finding(
             f"MODELS_DIR={folder} has {free / 1e9:.1f} GB of disk left: what is not in use is"
