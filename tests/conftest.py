@@ -1,5 +1,6 @@
 """What most tests share: the recorded catalog and a clean environment."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def _clean_environment(monkeypatch):
         is_setting = name.lower() in Settings.model_fields
         if is_setting or name.startswith("RUNPOD_") or SECRET_NAME.search(name):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """What runs a front door in this process configures the log for good, into its own stderr."""
+    logger = logging.getLogger("worker")
+    before = (logger.level, logger.propagate, logger.handlers[:])
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers[:] = before[1:]
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,7 @@ SECRET = "abcdef123456"
 
 @pytest.fixture
 def logger():
-    yield logging.getLogger("worker.test")
-    logging.getLogger("worker").handlers[:] = []
-    logging.getLogger("worker").propagate = True
+    return logging.getLogger("worker.test")
 
 
 def test_a_line_has_time_level_job_and_phase(logger, capsys):

@@ -28,7 +28,8 @@ def supervised(tmp_path):
         return Readiness(webui, supervisor, ("127.0.0.1", port))
 
     def tell(line):
-        (tmp_path / "run/engine").write_text(line)
+        (tmp_path / "run/new").write_text(line)  # never a file half written, as from start.sh
+        (tmp_path / "run/new").replace(tmp_path / "run/engine")
 
     tell("running 123")
     return build, tell
