@@ -32,7 +32,6 @@ PURE = [
     "named_models",
     "names",
     "output",
-    "patience",
     "payload",
     "prompt",
     "proof",

@@ -7,8 +7,6 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
 
 import pytest
 from hypothesis import given
@@ -20,17 +18,15 @@ from worker import internet
 from worker.errors import FetchStopped, ModelHostFailed, ModelUrlRefused, WorkerError
 from worker.internet import (
     ATTEMPTS,
-    LONGEST_WAIT,
     MAX_REDIRECTS,
     USER_AGENT,
     Document,
     Internet,
-    backoff,
     is_public,
     origin,
-    retry_after,
     shown,
 )
+from worker.patience import LONGEST_WAIT
 
 DATA = bytes(range(256)) * 400
 KEY = "planted-key-of-civitai"
@@ -696,56 +692,6 @@ def test_a_small_answer_is_small(hosts, monkeypatch):
 )
 def test_a_body_is_json_or_nothing(body, parsed):
     assert Document(200, {}, body).json() == parsed
-
-
-# Waiting.
-
-
-@pytest.mark.parametrize(
-    ("attempt", "asked", "seconds"),
-    [
-        (0, None, 0.5),
-        (1, None, 1),
-        (2, None, 2),
-        (9, None, LONGEST_WAIT),
-        (0, 0, 0),
-        (5, 3, 3),
-        (0, 1e9, LONGEST_WAIT),
-    ],
-)
-def test_the_pauses_grow(attempt, asked, seconds):
-    assert backoff(attempt, asked) == seconds
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, None),
-        ("5", 5),
-        ("0", 0),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),  # in the past
-        ("-5", None),
-        ("1.5", None),
-        ("soon", None),
-        ("", None),
-        ("9" * 5000, None),
-        ("Wed, 21 Oct 99999999999 07:28:00 GMT", None),
-        ("Wed, 21 Oct 99999 07:28:00 GMT", None),
-    ],
-)
-def test_retry_after_is_read_or_ignored(header, seconds):
-    assert retry_after({} if header is None else {"Retry-After": header}) == seconds
-
-
-def test_retry_after_may_be_a_date():
-    then = datetime.now(timezone.utc) + timedelta(seconds=100)
-    assert 80 < retry_after({"Retry-After": format_datetime(then, usegmt=True)}) <= 100
-
-
-@given(st.text(st.characters(codec="latin-1"), max_size=40))
-def test_no_retry_after_breaks_anything(value):
-    seconds = retry_after({"Retry-After": value})
-    assert seconds is None or seconds >= 0
 
 
 # Secrets.

@@ -24,9 +24,10 @@ from worker.errors import (
     StoreFull,
     WorkerError,
 )
-from worker.internet import NEVER, Reply, backoff
+from worker.internet import NEVER, Reply
 from worker.pace import Pace, Running
 from worker.partial_file import PartialFile, discard
+from worker.patience import backoff
 from worker.schedule import MIB, Connections, Part
 from worker.source import Source, TryAgain, filename_told, sends_everything, size_told, too_large
 

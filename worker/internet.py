@@ -28,6 +28,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import Url, parse_url
 
 from worker.errors import FetchStopped, ModelHostFailed, ModelUrlRefused
+from worker.patience import backoff, retry_after
 
 USER_AGENT = "a1111-worker/0.1"  # with a browser's, CivitAI answers errors with HTML and 200
 MAX_REDIRECTS = 5
@@ -35,7 +36,6 @@ MAX_DOCUMENT = 8 << 20  # bytes of metadata; CivitAI's longest answers have some
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 30.0
 ATTEMPTS = 4
-LONGEST_WAIT = 30.0
 
 _HAS_IT = {200, 206}
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -360,19 +360,3 @@ def _is_busy(document: Document) -> bool:
 def strong(etag: str | None) -> str | None:
     """The ETag, if two files with it have the same bytes."""
     return etag if etag and not etag.startswith("W/") else None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the host asks to wait: its Retry-After, a number or a date."""
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        return urllib3.Retry().parse_retry_after(value)
-    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # a year 99999, ...
-        return None
-
-
-def backoff(attempt: int, asked_for: float | None = None) -> float:
-    """Seconds to wait after failed attempt 0, 1, ...: what the host asks for, else 0.5, 1, 2."""
-    return min(LONGEST_WAIT, 0.5 * 2.0**attempt if asked_for is None else asked_for)

@@ -19,7 +19,7 @@ import aiohttp
 
 from worker import result
 from worker.errors import InternalError, ResultRefused, WorkerError
-from worker.patience import BackOff, asked_for
+from worker.patience import BackOff, retry_after
 
 logger = logging.getLogger("worker.runpod")
 
@@ -38,7 +38,7 @@ class _Answer:
 
     status: int | None
     said: str
-    retry_after: float = 0.0
+    retry_after: float | None = None
 
     @property
     def accepted(self) -> bool:
@@ -127,7 +127,7 @@ class Poster:
                 headers=_HEADERS | {"X-Request-ID": job_id},
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
-                wait = asked_for(response.headers.get("Retry-After"))
+                wait = retry_after(response.headers)
                 return _Answer(response.status, f"HTTP {response.status}", wait)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             # Only its name: the text may hold headers, and the key is one of them.

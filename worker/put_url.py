@@ -6,7 +6,8 @@ import re
 import time
 
 from worker.errors import DeliveryFailed, ModelHostFailed, ModelUrlRefused
-from worker.internet import BUSY, Document, Internet, backoff, retry_after, shown
+from worker.internet import BUSY, Document, Internet, shown
+from worker.patience import backoff, retry_after
 from worker.picture import Picture
 
 ATTEMPTS = 3

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from email.message import Message
 
 from worker.errors import ModelHostFailed, ModelRateLimited, ModelUrlRefused, WorkerError
-from worker.internet import BUSY, Document, Internet, Reply, origin, retry_after
+from worker.internet import BUSY, Document, Internet, Reply, origin
+from worker.patience import retry_after
 
 RENEWALS = 5  # of the signed URL in a row, without a byte in between
 
@@ -103,8 +104,7 @@ class Source:
         said = f"{self.host} answered {document.status}."
         kind = ModelRateLimited if document.status == _TOO_MANY else ModelHostFailed
         complains = document.status in {_TOO_MANY, _UNAVAILABLE}
-        after = retry_after(document.headers)
-        return TryAgain(kind(said), after=after, host_complains=complains)
+        return TryAgain(kind(said), after=retry_after(document.headers), host_complains=complains)
 
     def _may_renew(self, direct: str | None) -> bool:
         """Forget the signed URL; false when that has not helped several times."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from worker.patience import asked_for
+from worker.patience import retry_after
 
 logger = logging.getLogger("worker.runpod")
 
@@ -34,10 +34,10 @@ class TakeFailed(Exception):
     """RunPod gave no answer to a poll, or none that can be used.
 
     Attributes:
-        retry_after: seconds that it asked for; 0 if it did not.
+        retry_after: seconds that it asked for, if it did.
     """
 
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
@@ -140,8 +140,8 @@ async def _jobs(response: aiohttp.ClientResponse) -> list[Job]:
         return []
     if response.status != 200:  # noqa: PLR2004 - HTTP's OK
         least = _TOO_MANY_PAUSE if response.status == _TOO_MANY else 0.0
-        asked = asked_for(response.headers.get("Retry-After"))
-        raise TakeFailed(f"HTTP {response.status}", max(least, asked))
+        asked = max(least, retry_after(response.headers) or 0.0)
+        raise TakeFailed(f"HTTP {response.status}", asked)
     try:
         found = await response.json(content_type=None)
     except ValueError as error:

@@ -19,7 +19,7 @@ import aiohttp
 
 from worker import log
 from worker.errors import InternalError
-from worker.patience import BackOff, asked_for
+from worker.patience import BackOff, retry_after
 from worker.posting import PATIENCE, Poster, in_short
 from worker.taking import CONNECT, HOLD, Job, Line, TakeFailed
 
@@ -207,7 +207,7 @@ class Transport:
             try:
                 stopped = await _stop_signals(session, url)
             except (TakeFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError) as problem:
-                pause = back_off.pause(getattr(problem, "retry_after", 0.0))
+                pause = back_off.pause(getattr(problem, "retry_after", None))
                 logger.info("no stop signals (%s): again in %.1f s", type(problem).__name__, pause)
                 await asyncio.sleep(pause)
                 continue
@@ -248,8 +248,7 @@ async def _stop_signals(session: aiohttp.ClientSession, url: str) -> list[str]:
         if response.status == 204:  # noqa: PLR2004 - HTTP's No Content
             return []
         if response.status != 200:  # noqa: PLR2004 - HTTP's OK
-            asked = asked_for(response.headers.get("Retry-After"))
-            raise TakeFailed(f"HTTP {response.status}", asked)
+            raise TakeFailed(f"HTTP {response.status}", retry_after(response.headers))
         try:
             found = await response.json(content_type=None)
         except ValueError as error:
