@@ -364,6 +364,16 @@ def test_each_refusal_of_civitai_leaves_nothing_behind(
     assert fetch(manager, "22").path.read_bytes() == LORA
 
 
+@pytest.mark.usefixtures("no_waiting", "lora")
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_host_that_is_busy_is_told_with_the_model(hosts, manager, status):
+    """A job may name twenty."""
+    hosts.fault("server_error", status=status, path="/api/download/models/22")
+
+    with pytest.raises(WorkerError, match=rf"civitai:2@22.*CivitAI .*\({status}\)"):
+        fetch(manager, "22")
+
+
 # A second time.
 
 

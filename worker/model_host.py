@@ -16,6 +16,7 @@ from worker.errors import (
     ModelForbidden,
     ModelHostFailed,
     ModelNotFound,
+    ModelRateLimited,
     WorkerError,
 )
 from worker.internet import NEVER, Document
@@ -115,6 +116,7 @@ _REFUSALS = (
     Refusal(status(451), "", ModelForbidden, "the host answered {status}."),
     Refusal(status(404), "", ModelNotFound, "the host answered {status}.", "Check the URL."),
     Refusal(status(410), "", ModelNotFound, "the host answered {status}.", "Check the URL."),
+    Refusal(status(429), "", ModelRateLimited, "the host limits this address (429)."),
     # Not even the first byte can be had.
     Refusal(status(416), "", ModelFileInvalid, "the file is empty."),
     Refusal(ANY_STATUS, "", ModelHostFailed, "the host answered {status}."),

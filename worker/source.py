@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from email.message import Message
 
-from worker.errors import ModelHostFailed, ModelRateLimited, ModelUrlRefused, WorkerError
+from worker.errors import ModelHostFailed, ModelUrlRefused, WorkerError
 from worker.internet import BUSY, Document, Internet, Reply, origin
 from worker.patience import retry_after
 
@@ -101,10 +101,11 @@ class Source:
         raise self._refusal(document)
 
     def _busy(self, document: Document) -> TryAgain:
-        said = f"{self.host} answered {document.status}."
-        kind = ModelRateLimited if document.status == _TOO_MANY else ModelHostFailed
-        complains = document.status in {_TOO_MANY, _UNAVAILABLE}
-        return TryAgain(kind(said), after=retry_after(document.headers), host_complains=complains)
+        return TryAgain(
+            self._refusal(document),
+            after=retry_after(document.headers),
+            host_complains=document.status in {_TOO_MANY, _UNAVAILABLE},
+        )
 
     def _may_renew(self, direct: str | None) -> bool:
         """Forget the signed URL; false when that has not helped several times."""
