@@ -217,7 +217,7 @@ class Handler:
         """The answer of the task `health`; it waits for no other job."""
         engine = await asyncio.to_thread(self._engine.health)
         models = await asyncio.to_thread(self._models.health)
-        worker = self.counters.shown() | {"startup": self.startup}
+        worker = self.counters.shown(asked_by=log.job_id.get()) | {"startup": self.startup}
         return result.health(worker, engine, models, watch.timings())
 
     async def _list_templates(self, watch: Stopwatch) -> dict[str, Any]:

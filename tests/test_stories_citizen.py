@@ -153,6 +153,7 @@ def test_health_answers_at_once_while_a_job_runs(worker):
     health = completed(worker.run({"task": "health"}))
 
     running = {one["id"]: one for one in health["worker"]["jobs"]["running"]}
+    assert list(running) == [job]
     assert running[job]["phase"] in {"load", "generate"}
     assert health["worker"]["jobs"]["failures"]["INVALID_INPUT"] >= 1
     assert health["engine"]["state"] == "running"

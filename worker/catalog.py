@@ -132,5 +132,8 @@ def _unknown(
     else:
         hint = f"Known: {', '.join(map(repr, known)) or 'none on this engine'}."
     return InvalidInput(
-        f"{field_name} {value[:80]!r} is not known.", hint=hint, field=field_name, near=near
+        f"{field_name} {value[:80]!r} is not known to this engine.",
+        hint=hint,
+        field=field_name,
+        near=near,
     )

@@ -45,9 +45,10 @@ class Counters:
         if code:
             self.failures[str(code)] += 1
 
-    def shown(self) -> dict[str, Any]:
-        """As JSON; a running job with the newest report of its progress."""
-        running = [{"id": name, **one.latest} for name, one in self._running.items()]
+    def shown(self, asked_by: str | None = None) -> dict[str, Any]:
+        """As JSON; a running job, but not the one that asks, with its newest progress report."""
+        others = [(name, one) for name, one in self._running.items() if name != asked_by]
+        running = [{"id": name, **one.latest} for name, one in others]
         return {
             "uptime_seconds": round(time.monotonic() - self._started, 1),
             "jobs": {**self.ended, "running": running, "failures": dict(self.failures)},
