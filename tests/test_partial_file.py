@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
+from fakes.a1111_process import wait_until
 from worker import partial_file
 from worker.errors import StoreFull, StoreNotWritable
 from worker.partial_file import PartialFile, discard, note_file, storage_error
@@ -225,10 +225,10 @@ def test_a_full_or_broken_disk_has_its_own_error(path, monkeypatch, call, number
 
 def test_an_error_that_the_disk_tells_once_is_not_lost(path, monkeypatch):
     """Linux reports a failed write-back to one call only; network volumes fail so."""
-    told, real = threading.Event(), os.fdatasync
+    full, told, real = threading.Event(), threading.Event(), os.fdatasync
 
     def broken(descriptor):
-        if not told.is_set():
+        if full.is_set() and not told.is_set():
             told.set()
             raise OSError(errno.ENOSPC, "no space left")
         real(descriptor)
@@ -237,8 +237,9 @@ def test_an_error_that_the_disk_tells_once_is_not_lost(path, monkeypatch):
     monkeypatch.setattr(os, "fdatasync", broken)
     with PartialFile(path) as file:
         write(file, 0, 1000)
+        full.set()
         assert told.wait(5)
-        time.sleep(0.05)
+        wait_until(lambda: file._broken, "the error to reach the file")
         with pytest.raises(StoreFull):
             write(file, 1000, SIZE)
         with pytest.raises(StoreFull):
