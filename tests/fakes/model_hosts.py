@@ -339,9 +339,17 @@ class ModelHosts:
         if role in self._sockets:
             return
         port = self._servers[role].sockets[0].getsockname()[1]
-        self._servers.pop(role).close()
+        await self._close(self._servers.pop(role))
         await self._end([one for one, its in self._open.items() if its.role == role])
         self._sockets[role] = _bound(port)
+
+    async def _close(self, server: asyncio.Server) -> None:
+        # What it has just accepted becomes a connection only in the loop's next rounds; of a
+        # server that is closed by then, asyncio would leave it open for ever.
+        for sock in server.sockets:
+            self._loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0.01)
+        server.close()
 
     async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
         for task in tasks:
@@ -351,11 +359,10 @@ class ModelHosts:
 
     async def _stop(self) -> None:
         for server in self._servers.values():
-            server.close()
+            await self._close(server)
         for sock in self._sockets.values():
             sock.close()
-        # What a server has just accepted becomes a connection only in the loop's next rounds,
-        # and an aborted transport closes in them.
+        # An aborted transport closes in the loop's next rounds.
         for _ in range(500):
             await self._end(list(self._open))
             await asyncio.sleep(0.01)
