@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import re
 import socket
 import weakref
 from typing import Any
@@ -26,6 +28,11 @@ _TOO_MANY_PAUSE = 5.0  # seconds, as in the SDK
 
 # A hold of 90 s is long enough for a router in between to forget the connection.
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+
+# What Python does not read, the job's caller must hear of: it is valid JSON all the same.
+_TOO_DEEP = "(JSON that is nested too deeply, in this job or one beside it)"
+_LONGEST_INTEGER = 4000  # digits; Python refuses more than 4300
+_TOKEN = re.compile(r'"id"\s*:\s*"([^"\\]+)"|"[^"\\]*(?:\\.[^"\\]*)*"|[{}]')
 
 _AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]
 
@@ -142,8 +149,11 @@ async def _jobs(response: aiohttp.ClientResponse) -> list[Job]:
         least = _TOO_MANY_PAUSE if response.status == _TOO_MANY else 0.0
         asked = max(least, retry_after(response.headers) or 0.0)
         raise TakeFailed(f"HTTP {response.status}", asked)
+    text = await response.text()
     try:
-        found = await response.json(content_type=None)
+        found = json.loads(text, parse_int=_integer) if text.strip() else None
+    except RecursionError:
+        found = [{"id": job_id, "input": _TOO_DEEP} for job_id in _ids(text)]
     except ValueError as error:
         raise TakeFailed("the answer is no JSON") from error
     if not found:
@@ -154,3 +164,18 @@ async def _jobs(response: aiohttp.ClientResponse) -> list[Job]:
         # Without an id there is nobody to tell.
         logger.error("RunPod gave %d jobs without an id", len(jobs) - len(known))
     return known
+
+
+def _integer(digits: str) -> int | float:
+    """An integer that is too long for Python is infinite, and no field allows that."""
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+
+
+def _ids(text: str) -> list[str]:
+    """The ids of the jobs in an answer, however deep the rest of it is nested."""
+    ids, depth = [], 0
+    for token in _TOKEN.finditer(text):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if token[1] and depth == 1:
+            ids.append(token[1])
+    return ids

@@ -251,7 +251,7 @@ async def _stop_signals(session: aiohttp.ClientSession, url: str) -> list[str]:
             raise TakeFailed(f"HTTP {response.status}", retry_after(response.headers))
         try:
             found = await response.json(content_type=None)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TakeFailed("the answer is no JSON") from error
     wanted = found.get("jobsToStop") if isinstance(found, dict) else None
     return [one for one in wanted if isinstance(one, str)] if isinstance(wanted, list) else []
