@@ -159,7 +159,7 @@ class Engine:
             self.catalog = ready.catalog
             self.restarts += self._seen is not None and ready.process != self._seen
             self._proven = self._seen = ready.process
-            self._must_refresh = False
+            # `_must_refresh` stays: models may have come after it had listed its folders.
             log.info("ready: the first picture came after %.1f s", ready.seconds)
         finally:
             self._proving.release()
@@ -282,7 +282,7 @@ class Engine:
             await _to_its_end(self._stop(posted))
             raise
         if not done:
-            await self._stop(posted)
+            await _to_its_end(self._stop(posted))
             raise watch.expired("no picture")
         return posted.result()
 
