@@ -26,6 +26,7 @@ EMPHASIS = 1.1
 SMALLEST_MEAN = 1e-5
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
+_LORA = {"lora", "lyco"}  # A1111 registers one under both names
 _TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
     r"|(?P<open>[(\[])"
@@ -70,7 +71,7 @@ def extract_loras(prompt: str) -> tuple[str, list[LoraTag]]:
     Tags of other kinds are dropped, as A1111 drops those it has no network for. Raises Refused
     for a weight that is no number: A1111 would silently ignore every LoRA of the request.
     """
-    tags = [_read_tag(arguments) for kind, arguments in _TAG.findall(prompt) if kind == "lora"]
+    tags = [_read_tag(arguments) for kind, arguments in _TAG.findall(prompt) if kind in _LORA]
     return _TAG.sub("", prompt), tags
 
 

@@ -26,6 +26,11 @@ REFUSED = [
     (PUT | {"urls": URL}, {}, "output.urls"),
     (PUT | {"urls": [URL, 5]}, {}, "output.urls.1 = 5"),
     (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "a URL stands twice"),
+    (
+        PUT,
+        {"script_name": "x/y/z plot"},
+        "'put' needs a URL a picture; script_name makes any number",
+    ),
     (PUT, {"n_iter": 2}, "output.urls are 1, but n_iter x batch_size makes 2 pictures"),
     (PUT | {"urls": [URL, URL + "2"]}, {}, "output.urls are 2, but n_iter x batch_size makes 1"),
     (PUT, {"batch_size": 2}, "makes 2 pictures"),

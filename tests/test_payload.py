@@ -172,6 +172,46 @@ def test_a_tag_written_by_the_caller_counts_once_and_is_proven(catalog):
     assert payload.expected.loras == {"x"}
 
 
+@pytest.mark.parametrize(
+    ("job", "told", "untold"),
+    [
+        ({"enable_hr": True, "denoising_strength": 0.5}, {"B", "C"}, "'A'"),
+        ({"enable_hr": True, "denoising_strength": 0.5, "hr_prompt": "c"}, {"B"}, "'A'"),
+        ({"enable_hr": True, "denoising_strength": 0.5, "hr_prompt": ""}, {"A", "B"}, ""),
+        ({}, {"A", "B"}, ""),
+    ],
+)
+def test_of_two_passes_a1111_tells_the_loras_of_the_second(catalog, job, told, untold):
+    """Activating the second pass's LoRAs writes `Lora hashes` anew."""
+    prompts = {"prompt": "a <lora:A:1>", "hr_prompt": "c <lora:C:1>", "loras": ["B"]}
+    payload = compose(catalog, prompts | job, loras=[file("lora", "B")])
+
+    assert payload.expected.loras == told
+    unproven = [one for one in payload.warnings if "not proven" in one]
+    assert unproven == (
+        [f"LoRA {untold}: not proven, A1111 tells of the second pass only."] if untold else []
+    )
+
+
+def test_a_hypernetwork_is_not_proven(catalog):
+    (warning,) = compose(catalog, {"prompt": "a <hypernet:old:1>"}).warnings
+
+    assert warning.startswith("hypernetwork 'old': not proven")
+
+
+def test_a_script_decides_how_many_pictures_there_are(catalog):
+    job_input = {"prompt": "fox|red|blue", "script_name": "prompt matrix", "script_args": [0]}
+
+    assert compose(catalog, job_input).expected.images is None
+
+
+def test_the_hash_of_a_fetched_checkpoint_is_expected(catalog):
+    known = replace(file("checkpoint", "base"), known_sha256="ab" * 32)
+    job_input = {"prompt": "a", "checkpoint": "base"}
+
+    assert compose(catalog, job_input, checkpoint=known).expected.checkpoint_sha256 == "ab" * 32
+
+
 def test_without_extra_networks_no_lora_is_expected(catalog):
     payload = compose(catalog, {"prompt": "a <lora:x:1>", "disable_extra_networks": True})
 

@@ -18,6 +18,7 @@ TAGS = [
     ("<lora:a b (c) [d],:-1>", [LoraTag("a b (c) [d],", -1, -1)]),
     ("<LORA:x:1>", []),  # A1111 is case-sensitive
     ("a # <lora:hidden:1>\n<lora:seen:1>", [LoraTag("seen", 1, 1)]),
+    ("<lyco:x:0.5>", [LoraTag("x", 0.5, 0.5)]),  # an alias in A1111
     ("<hypernet:x:1>", []),
     ("<lora:>", []),
 ]
@@ -52,6 +53,7 @@ def test_tags_are_added_once_and_where_they_count(prompt, tags, result):
 
 def test_names_in_tags_are_replaced_and_nothing_else():
     assert rename_lora_tags("x <lora:x:1> <lora:xy>", {"x": "z"}) == "x <lora:z:1> <lora:xy>"
+    assert rename_lora_tags("<lyco:x:1>", {"x": "z"}) == "<lora:z:1>"
 
 
 names = st.text(string.ascii_letters + string.digits + " _-().", min_size=1).map(str.strip)
@@ -83,6 +85,8 @@ WORDS = [
     ("a cat # fox", ["fox"], "a cat # fox\nfox"),
     ("a cat", [" , ,"], "a cat"),
     ("(a+b)", ["a+b", "[x]"], "(a+b), [x]"),
+    ("a fox", ["<lora:other_v1:0.8>, tail", "<lora:fox:0.3>"], "a fox, tail"),
+    ("a fox", ["fur <lyco:y:0.5-0.8>", "a #1 tail"], "a fox, fur, a 1 tail"),
 ]
 
 

@@ -44,6 +44,16 @@ def test_a_job_without_wishes_is_proven_by_its_pictures():
     check(json.loads(SILENT["info"]), SILENT["images"], Expected(images=1))
 
 
+def test_another_file_under_the_same_name_is_noticed():
+    """A1111 keeps what it has loaded, also when its name has come to mean another file."""
+    told = facts()["sd_model_hash"]
+    check(facts(), ["x"], Expected(1, "tinyB", checkpoint_sha256=told + "0" * 54))
+    check(facts(sd_model_hash=None), ["x"], Expected(1, "tinyB", checkpoint_sha256="1" * 64))
+
+    with pytest.raises(WrongCheckpoint, match=f"another file of that name, {told}"):
+        check(facts(), ["x"], Expected(1, "tinyB", checkpoint_sha256="1" * 64))
+
+
 def test_another_vae_is_noticed():
     with pytest.raises(WrongVae, match="the engine used None"):
         check(facts(), ["x"], Expected(images=1, vae="good.safetensors"))
@@ -55,6 +65,13 @@ def test_another_vae_is_noticed():
 def test_another_number_of_pictures_is_noticed(images):
     with pytest.raises(IncompleteAnswer):
         check(facts(), images, Expected(images=2))
+
+
+def test_a_script_may_make_any_number_but_none():
+    check(facts(index_of_first_image=1), ["grid", "x", "x", "x"], Expected(images=None))
+
+    with pytest.raises(IncompleteAnswer, match="no picture"):
+        check(facts(), [], Expected(images=None))
 
 
 def test_a_grid_in_front_is_no_picture():

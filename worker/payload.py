@@ -11,7 +11,14 @@ from worker.errors import InvalidInput
 from worker.job_models import Models
 from worker.model_file import ModelFile
 from worker.named_models import LoraReference
-from worker.prompt import LoraTag, add_lora_tags, add_words, lora_tags, rename_lora_tags
+from worker.prompt import (
+    LoraTag,
+    add_lora_tags,
+    add_words,
+    hypernetworks,
+    lora_tags,
+    rename_lora_tags,
+)
 from worker.request import Txt2ImgRequest
 
 OURS = {
@@ -43,18 +50,20 @@ class Expected:
     """What the engine's own account of the picture must say (see `worker.proof`).
 
     Attributes:
-        images: number of pictures.
+        images: number of pictures; None where a script decides.
         checkpoint: stem of the checkpoint; None if the job leaves the choice to the engine.
         loras: stems that must be in `Lora hashes`.
         vae: file name of the VAE; None if the job names none.
         embeddings: stems of the embeddings that a prompt uses.
+        checkpoint_sha256: its hash, lower-case hex; None where it would have to be read first.
     """
 
-    images: int
+    images: int | None
     checkpoint: str | None = None
     loras: frozenset[str] = frozenset()
     vae: str | None = None
     embeddings: frozenset[str] = frozenset()
+    checkpoint_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,10 @@ def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> 
     body |= _sizes(request) | _prompts(request, models) | _second_models(models)
     body["override_settings"] = _override_settings(request, models)
     expected = Expected(
-        images=request.batch_size * request.n_iter,
+        images=None if request.script_name else request.batch_size * request.n_iter,
         checkpoint=models.loaded.stem if models.loaded else None,
-        loras=frozenset() if request.disable_extra_networks else _names(body["prompt"]),
+        checkpoint_sha256=models.loaded.known_sha256 if models.loaded else None,
+        loras=_told_loras(request, body),
         vae=models.vae.filename if models.vae else None,
         embeddings=frozenset(file.stem for file in models.embeddings if _stands(file, request)),
     )
@@ -219,6 +229,14 @@ def smaller(body: Mapping[str, Any]) -> str:
     return f"Try {width}x{height}, which needs half the memory, or a card with more."
 
 
+def _told_loras(request: Txt2ImgRequest, body: Mapping[str, Any]) -> frozenset[str]:
+    """The LoRAs that A1111 tells of: a second pass with tags of its own comes last, and counts."""
+    if request.disable_extra_networks:
+        return frozenset()
+    second_pass = _names(body.get("hr_prompt", "")) if request.enable_hr else frozenset()
+    return second_pass or _names(body["prompt"])
+
+
 def _names(prompt: str) -> frozenset[str]:
     return frozenset(tag.name for tag in lora_tags(prompt))
 
@@ -229,10 +247,19 @@ def _warnings(request: Txt2ImgRequest, models: Models, body: Mapping[str, Any]) 
             yield f"{name} {getattr(request, name)} is not a multiple of 8: made {body[name]}."
     if lora_tags(request.negative_prompt):
         yield "negative_prompt has a LoRA tag; A1111 reads it as plain text there."
+    untold = _names(body["prompt"]) - _told_loras(request, body)
+    if untold and not request.disable_extra_networks:
+        yield f"LoRA {_listed(untold)}: not proven, A1111 tells of the second pass only."
+    if unproven := {*hypernetworks(request.prompt), *hypernetworks(request.hr_prompt)}:
+        yield f"hypernetwork {_listed(unproven)}: not proven; A1111 leaves out one it has not."
     hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
     if hires - {"hr_scale"} and not request.enable_hr:
         yield f"{', '.join(sorted(hires))}: without effect, because enable_hr is false."
     yield from _model_warnings(request, models)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
 
 
 def _stands(embedding: ModelFile, request: Txt2ImgRequest) -> bool:

@@ -1,5 +1,6 @@
 """LoRA tags in a prompt: `<lora:name:te:unet>`, as A1111 v1.9.3 reads them.
 
+`<lyco:...>` means the same: prompts from before LyCORIS was built in have it.
 A1111 cuts comments (`#` to the end of the line) before it reads tags, drops every LoRA of the
 request in silence when one weight is not a number, and adds a tag that stands twice twice.
 """
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 
 from worker.errors import InvalidInput
 
-_TAG = re.compile(r"<lora:([^>]+)>")
+_TAG = re.compile(r"<(?:lora|lyco):([^>]+)>")
+_HYPERNETWORK = re.compile(r"<hypernet:([^:>]+)")
+_NO_WORDS = re.compile(r"<[^>]*>|#")
 _COMMENT = re.compile(r"#[^\n]*")
 
 
@@ -39,6 +42,11 @@ def lora_tags(prompt: str) -> list[LoraTag]:
     return [_parse(match[1]) for match in _TAG.finditer(_COMMENT.sub("", prompt))]
 
 
+def hypernetworks(prompt: str) -> list[str]:
+    """The names in `<hypernet:name:1>` tags."""
+    return _HYPERNETWORK.findall(_COMMENT.sub("", prompt))
+
+
 def add_lora_tags(prompt: str, tags: Iterable[LoraTag]) -> str:
     """Append the tags whose name the prompt does not use yet; A1111 takes them out again."""
     written = {tag.name for tag in lora_tags(prompt)}
@@ -53,9 +61,10 @@ def add_lora_tags(prompt: str, tags: Iterable[LoraTag]) -> str:
 def add_words(prompt: str, words: Iterable[str]) -> str:
     """Append the words that the prompt does not have yet, compared without regard to case.
 
-    Each may be a list of its own (`cat, long hair`), as CivitAI's creators write them.
+    Each may be a list of its own (`cat, long hair`), as CivitAI's creators write them. Some write
+    a LoRA's tag among them, with a name and a weight of their own: that is no word.
     """
-    parts = [part.strip() for word in words for part in word.split(",")]
+    parts = [part.strip() for word in words for part in _NO_WORDS.sub("", word).split(",")]
     for part in parts:
         there = _COMMENT.sub("", prompt).casefold()
         if part and not re.search(rf"(?<!\w){re.escape(part.casefold())}(?!\w)", there):

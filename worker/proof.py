@@ -27,13 +27,7 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
     Raises:
         WrongCheckpoint, WrongVae, LoraNotApplied, IncompleteAnswer: with both values.
     """
-    used = info.get("sd_model_name")
-    if expected.checkpoint is not None and used != expected.checkpoint:
-        raise WrongCheckpoint(
-            f"asked for checkpoint {expected.checkpoint!r}, the engine used {used!r}.",
-            expected=expected.checkpoint,
-            used=used,
-        )
+    _check_checkpoint(info, expected)
     vae = info.get("sd_vae_name")
     if expected.vae is not None and vae != expected.vae:
         raise WrongVae(
@@ -46,9 +40,32 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
         )
     # With save_images and more than one picture, A1111 puts a grid in front.
     pictures = len(images) - int(info.get("index_of_first_image") or 0)
-    if pictures != expected.images:
+    if expected.images is None:
+        if not images:
+            raise IncompleteAnswer("the engine returned no picture.")
+    elif pictures != expected.images:
         raise IncompleteAnswer(
             f"asked for {expected.images} pictures, the engine returned {pictures}."
+        )
+
+
+def _check_checkpoint(info: Mapping[str, Any], expected: Expected) -> None:
+    used, short = info.get("sd_model_name"), info.get("sd_model_hash")
+    if expected.checkpoint is not None and used != expected.checkpoint:
+        raise WrongCheckpoint(
+            f"asked for checkpoint {expected.checkpoint!r}, the engine used {used!r}.",
+            expected=expected.checkpoint,
+            used=used,
+        )
+    # A1111 goes by names: one that it has loaded stays loaded when its file becomes another. It
+    # tells the first 10 digits, and none with --no-hashing.
+    sha256 = expected.checkpoint_sha256
+    if sha256 and short and not sha256.startswith(short):
+        raise WrongCheckpoint(
+            f"asked for checkpoint {expected.checkpoint!r} with sha256 {sha256[:10]}..., the engine"
+            f" used another file of that name, {short}...",
+            expected=sha256,
+            used=short,
         )
 
 

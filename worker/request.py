@@ -278,6 +278,10 @@ class Txt2ImgRequest(JobFields):
                 "clip_skip and override_settings.CLIP_stop_at_last_layers are one thing, give one",
             ),
             self.output.too_few_or_many_urls(self.n_iter * self.batch_size),
+            (
+                self.script_name is not None and self.output.delivery == "put",
+                "output.delivery = 'put' needs a URL a picture; script_name makes any number",
+            ),
         ]
 
 

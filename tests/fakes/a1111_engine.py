@@ -181,6 +181,9 @@ class Engine:
 
     def _apply_loras(self, job: Job) -> None:
         _, tags = split_tags(job.prompt)
+        if job.params["enable_hr"] and job.params["hr_prompt"]:
+            # The second pass comes last; if it has LoRAs, the picture's account names only them.
+            tags = split_tags(job.params["hr_prompt"])[1] or tags
         if fault := self.faults.take("missing_lora"):
             name = fault.params.get("name")
             tags = [tag for tag in tags if name and name not in tag.positional]
