@@ -98,6 +98,12 @@ CASES = [
         without("checkpoint") | {"override_settings": {"sd_model_checkpoint": "x"}},
     ),
     ("null for a default", {"scheduler": None}, without("sampler_name") | {"scheduler": None}),
+    ("null for the checkpoint", {"checkpoint": None}, without()),
+    (
+        "null for the checkpoint the other way",
+        {"override_settings": {"sd_model_checkpoint": None}},
+        without() | {"override_settings": {"sd_model_checkpoint": None}},
+    ),
     ("something that is no list", {"loras": 3}, without() | {"loras": 3}),
     ("something that is no object", {"override_settings": 3}, without() | {"override_settings": 3}),
 ]
@@ -173,6 +179,10 @@ WRONG = [
     ),
     (say({"checkpoint": BASE | {"url": "ftp://x"}}), "$.templates.fox.checkpoint: "),
     (say_defaults(enable_hr=True), "$.templates.fox: enable_hr needs denoising_strength"),
+    (
+        say_defaults(refiner_checkpoint="ftp://x", refiner_switch_at=0.8),
+        "$.templates.fox: the model 'ftp://x' is ",
+    ),
     (
         json.dumps({"templates": {"a fox": {"name": 5}}}),
         "$.templates['a fox'].name = 5: must be a valid string",

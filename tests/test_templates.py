@@ -63,10 +63,21 @@ def test_models_that_several_templates_name_are_one(file):
 
 def test_the_list_is_plain_json_for_people(file):
     secret = "https://example.com/x.safetensors?token=hunter2"
-    write(file, {"owl": OWL | {"defaults": {"vae": {"url": secret}, "embeddings": [secret]}}})
-    (listed,) = json.loads(json.dumps(Templates(file).list_templates()))
+    models = {
+        "vae": {"url": secret},
+        "embeddings": [secret],
+        "refiner_checkpoint": secret,
+        "refiner_switch_at": 0.8,
+        "hr_checkpoint_name": secret,
+    }
+    by_option = {"override_settings": {"sd_vae": secret}}
+    write(file, {"owl": OWL | {"defaults": models}, "cat": OWL | {"defaults": by_option}})
+    listed, cat = json.loads(json.dumps(Templates(file).list_templates()))
+    shown = "https://example.com/x.safetensors"
+    assert cat["defaults"] == {"override_settings": {"sd_vae": shown}}
+    assert listed["defaults"]["refiner_checkpoint"] == shown
 
-    assert "hunter2" not in str(listed)
+    assert "hunter2" not in str([cat, listed])
     assert listed | {"defaults": None} == {
         "template": "owl",
         "name": "Owls",

@@ -20,7 +20,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from worker.errors import ConfigError
+from worker import job_models
+from worker.errors import ConfigError, InvalidInput
 from worker.named_models import LoraReference, ModelReference, Name, Strict
 from worker.names import without_suffix
 from worker.request import JobFields, Txt2ImgRequest, joined, problems_of
@@ -76,9 +77,11 @@ class Template(Strict):
     @model_validator(mode="after")
     def _is_a_job(self) -> Template:
         try:
-            self.request()
+            job_models.wanted(self.request())
         except ValidationError as error:
             raise ValueError("; ".join(problems_of(error))) from None
+        except InvalidInput as error:
+            raise ValueError(error.message) from None
         return self
 
     def job_input(self) -> dict[str, Any]:
@@ -161,7 +164,8 @@ def names_checkpoint(job_input: Mapping[str, Any]) -> bool:
 
 def fill_in(name: str, template: Template, job_input: Mapping[str, Any]) -> dict[str, Any]:
     """The job's input, and what the template says wherever the job says nothing."""
-    said = dict(job_input)
+    # The LoRAs belong to the checkpoint: on the engine's own one they would be noise.
+    said = {k: v for k, v in job_input.items() if k != "checkpoint" or v is not None}
     preset = template.job_input()
     for group in _TOGETHER:
         if group & said.keys():
@@ -187,7 +191,7 @@ def _override_settings(preset: dict[str, Any], said: Mapping[str, Any]) -> dict[
     for field, option in _OVERRIDES.items():
         if field in said:
             theirs.pop(option, None)
-        if option in own:
+        if option in own and not (field == "checkpoint" and own[option] is None):
             preset.pop(field, None)
     return {**theirs, **own}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from worker import template
+from worker import model_ref, template
 from worker.architecture import Kind
 from worker.catalog import near_matches
 from worker.errors import ConfigError, TemplateNotFound
@@ -180,6 +180,15 @@ def _public(defaults: JobFields) -> dict[str, Any]:
     shown = defaults.model_dump(mode="json", exclude_unset=True)
     if defaults.vae:
         shown["vae"] = defaults.vae.label
-    return shown | {
-        name: [one.label for one in defaults.embeddings] for name in {"embeddings"} & shown.keys()
-    }
+    if "embeddings" in shown:
+        shown["embeddings"] = [one.label for one in defaults.embeddings]
+    override = shown.get("override_settings") or {}
+    for part, name in (
+        (shown, "refiner_checkpoint"),
+        (shown, "hr_checkpoint_name"),
+        (override, "sd_vae"),
+        (override, "sd_model_checkpoint"),
+    ):
+        if part.get(name):
+            part[name] = model_ref.parse(part[name]).shown
+    return shown
