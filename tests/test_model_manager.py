@@ -74,15 +74,16 @@ def test_a_file_in_the_engines_own_folder_needs_no_link(manager, folders):
     assert not models.loras[0][0].path.is_symlink()
 
 
-def test_a_link_that_points_elsewhere_is_replaced(manager, folders, tmp_path):
+def test_a_link_that_points_elsewhere_is_replaced_as_the_engine_starts(manager, folders, tmp_path):
     engine, store, _ = folders
     stale = engine / "Lora" / "detail.safetensors"
     stale.parent.mkdir(parents=True)
     stale.symlink_to(tmp_path / "gone.safetensors")
     good = put(store, "detail.safetensors")
 
-    assert prepare(manager, loras=["detail"])[1] is True
+    assert manager.link_everything() == 1
     assert stale.resolve() == good
+    assert prepare(manager, loras=["detail"])[1] is False
 
 
 def test_the_writable_store_goes_before_the_baked_one(manager, folders):

@@ -88,11 +88,33 @@ def test_a_link_of_the_operator_is_his_file(store, folders, tmp_path):
     assert engine(folders) == {"fox.safetensors": ONE, linked.filename: TWO}
 
 
-def test_a_link_to_a_file_that_is_gone_is_replaced(store, folders):
+def test_a_name_keeps_its_meaning_when_another_worker_has_evicted_its_file(store, folders):
+    """A1111 loads no checkpoint again whose file name is that of the loaded one."""
+    gone = add(store.fetched, ONE, "model", "checkpoint")
+    store.link(gone.as_file())
+    other = Store(folders[0].parent / "other", *folders[1:])
+    other.fetched.remove(gone)
+    new = add(other.fetched, TWO, "model", "checkpoint")
+    assert new.about.stem == "model"
+
+    linked, is_new = store.link(new.as_file())
+
+    assert (linked.stem, is_new) == (f"model-{new.sha256[:10]}", True)
+    link = folders[0] / "models/Stable-diffusion" / linked.filename
+    assert link.read_bytes() == TWO
+    assert store.link(new.as_file()) == (linked, False)
+
+    add(other.fetched, ONE, "other", "checkpoint")
+    assert link.with_name("model.safetensors").read_bytes() == ONE
+
+
+def test_the_name_of_a_file_that_is_gone_is_free_at_the_engines_next_start(store, folders):
     link = folders[0] / "models" / "Lora" / "fox.safetensors"
     link.parent.mkdir(parents=True)
     link.symlink_to("gone")
     fetched = add(store.fetched, ONE, "fox").as_file()
+
+    store.remove_dangling_links()
 
     assert store.link(fetched) == (fetched, True)
     assert link.read_bytes() == ONE

@@ -218,9 +218,12 @@ class Store:
 
 
 def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
-    """A name never changes its meaning while the engine runs: it may have loaded the other file."""
+    """A name never changes its meaning while the engine runs: it may have loaded the other file.
+
+    That holds also where that file is gone: another worker may have evicted what is loaded here.
+    """
     link = folder / file.filename
-    if not link.exists() or link.resolve() == file.path:
+    if not os.path.lexists(link) or link.resolve() == file.path:
         return file
     mark = file.known_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
     return replace(file, stem=f"{file.stem}-{mark[:10]}")
