@@ -190,8 +190,8 @@ class ModelManager:
                 try:
                     if file.known_sha256 is None:  # a fetched one was checked when it came
                         file.check()
-                except (ModelFileInvalid, ModelNotSupported, ModelNotFound) as error:
-                    log.warning("%s The engine will not see it.", error.message)
+                except JobError as error:
+                    log.warning("%s: %s The engine will not see it.", file.path, error.message)
                 else:
                     linked.append(self.store.link(file)[0])
         hash_cache.seed(self._webui_dir, [file for file in linked if file.kind == "checkpoint"])

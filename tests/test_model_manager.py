@@ -259,6 +259,19 @@ def test_an_engine_that_starts_sees_every_good_file(manager, folders, caplog):
     assert "'bad.safetensors' cannot be used" in caplog.text
 
 
+def test_an_odd_file_does_not_keep_the_engine_from_starting(manager, folders, caplog):
+    put(folders[1], "good.safetensors")
+    put(folders[1], "pickle.safetensors").write_bytes(b"PK\x03\x04" + bytes(100))
+    loop = folders[1] / "Lora" / "loop.safetensors"
+    loop.symlink_to(loop)
+    caplog.set_level(logging.WARNING, logger="worker")
+
+    assert manager.link_everything() == 1
+    assert [p.name for p in (folders[0] / "Lora").iterdir()] == ["good.safetensors"]
+    assert "pickle.safetensors: " in caplog.text
+    assert "The engine will not see it." in caplog.text
+
+
 @pytest.fixture
 def environment(monkeypatch, folders, tmp_path):
     monkeypatch.setenv("WEBUI_DIR", str(tmp_path / "webui"))

@@ -120,6 +120,18 @@ def test_the_name_of_a_file_that_is_gone_is_free_at_the_engines_next_start(store
     assert link.read_bytes() == ONE
 
 
+def test_a_link_to_itself_is_no_file_and_keeps_its_name(store, folders):
+    for folder in (folders[0] / "models" / "Lora", folders[1] / "Lora"):
+        folder.mkdir(parents=True)
+        (folder / "fox.safetensors").symlink_to(folder / "fox.safetensors")
+
+    assert list(store.files("lora")) == []
+    assert store.find("lora", "fox") is None
+    assert store.is_taken("lora", "fox")
+    linked, _ = store.link(add(store.fetched, ONE, "fox").as_file())
+    assert linked.stem.startswith("fox-")
+
+
 TAKEN = [
     (lambda folders, _: put(folders[0] / "models", "fox.safetensors"), True),
     (lambda folders, _: put(folders[1], "fox.safetensors"), True),

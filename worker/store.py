@@ -137,7 +137,7 @@ class Store:
         """Whether another file than a fetched one has that name; a new one then gets another."""
         others = (place for place in self._places if place.blobs is not self.fetched)
         return any(
-            self.fetched.blob_of(path.resolve()) is None
+            self.fetched.blob_of(_target(path)) is None
             for place in others
             for path in place.folders[kind].find(stem)
         )
@@ -146,7 +146,7 @@ class Store:
         try:
             target = path.resolve(strict=True)
             size = target.stat().st_size
-        except OSError:
+        except (OSError, RuntimeError):  # before Python 3.13 a loop of links is a RuntimeError
             return None  # a dangling link, or removed by another worker
         for blobs in (self.fetched, self.baked):
             if sha256 := blobs.blob_of(target):
@@ -223,10 +223,18 @@ def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
     That holds also where that file is gone: another worker may have evicted what is loaded here.
     """
     link = folder / file.filename
-    if not os.path.lexists(link) or link.resolve() == file.path:
+    if not os.path.lexists(link) or _target(link) == file.path:
         return file
     mark = file.known_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
     return replace(file, stem=f"{file.stem}-{mark[:10]}")
+
+
+def _target(path: Path) -> Path:
+    """Where a link leads, whether or not a file is there; a loop of links leads nowhere else."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
 
 
 def _points(link: Path, target: Path) -> bool:
@@ -239,7 +247,7 @@ def _points(link: Path, target: Path) -> bool:
 
 def _point(link: Path, target: Path) -> bool:
     """Make the link point to the target; true if it did not before."""
-    if _points(link, target) or (link.is_symlink() and link.resolve() == target):
+    if _points(link, target) or (link.is_symlink() and _target(link) == target):
         return False
     link.parent.mkdir(parents=True, exist_ok=True)
     # Replaced in one step: the engine sees the old file or the new one, never none.
