@@ -223,6 +223,18 @@ def test_a_merged_checkpoint_has_the_sum_of_its_loras(bake, baked):
     assert abs(merged - expected).max() < abs(expected).max() * 2**-11
 
 
+def test_a_checkpoint_with_a_long_name_stays_merged(bake, baked, templates):
+    base = named(1, filename="я" * 101 + ".safetensors")
+    write(templates, {"long": {"name": "L", "checkpoint": base, "loras": [named(2), named(3)]}})
+
+    status, _, err = bake("--merge")
+
+    assert status == 0, err
+    content = manifest(baked)
+    assert content["templates"]["long"]["merged"] in {row["sha256"] for row in content["files"]}
+    assert [row["path"] for row in content["files"] if not (baked / row["path"]).is_file()] == []
+
+
 def test_a_merge_that_was_broken_off_is_begun_anew(bake, baked):
     bake("--merge")
     first = (baked / MANIFEST).read_bytes()

@@ -122,6 +122,16 @@ def test_where_every_name_is_taken_the_hash_is_one(blobs):
     assert add(blobs, DATA, "fox", taken=lambda _: True).about.stem == DIGEST
 
 
+@pytest.mark.parametrize("stem", ["x" * 170, "x" * 180, "я" * 90], ids=len)
+def test_a_long_stem_with_a_piece_of_the_hash_is_found_in_every_process(blobs, stem):
+    added = [add(blobs, data, stem) for data in (DATA, OTHER)]
+
+    assert added[0].about.stem != added[1].about.stem
+    assert added[1].about.stem.endswith(f"-{sha256(OTHER)[:10]}")
+    assert [again(blobs).find(blob.sha256) for blob in added] == added
+    assert again(blobs).leftovers() == []
+
+
 def test_an_evicted_blob_gets_its_name_back(blobs):
     blobs.remove(add(blobs, DATA, "fox"))
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.names import clean_stem, stem_of, without_suffix
+from worker.names import clean_stem, marked_stem, stem_of, without_suffix
 from worker.prompt import lora_tags, rename_lora_tags
 
 STEMS = [
@@ -74,6 +74,17 @@ def test_any_text_becomes_a_stem_that_lasts(text):
     assert 0 < len(stem.encode()) <= 180
     assert not set("/\\\0\n:") & set(stem)
     assert not {chr(n) for n in (*range(32), *range(127, 160))} & set(stem)
+
+
+@given(any_text)
+@example("a" * 180)
+@example("é" * 90)
+def test_a_stem_with_a_mark_is_clean_too(text):
+    stem = marked_stem(text, "0123456789")
+
+    assert clean_stem(stem) == stem
+    assert stem.endswith("-0123456789")
+    assert clean_stem(text).startswith(stem[:-11])
 
 
 @given(any_text, any_text)

@@ -51,6 +51,22 @@ def test_no_two_files_have_one_name_in_the_engine(store, folders):
     assert [store.link(file) for file in files] == [(file, False) for file in linked]
 
 
+def test_a_long_name_in_the_engine_is_found_by_that_name(store, folders):
+    files = []
+    for number, name in enumerate(("a:", "a=")):
+        put(
+            folders[1],
+            f"{name}{'x' * 178}.safetensors",
+            safetensors(model_files.LORA, number=number),
+        )
+        files.append(store.find("lora", f"{name}{'x' * 178}"))
+
+    linked = [store.link(file)[0] for file in files]
+
+    again = Store(*folders)
+    assert [again.find("lora", one.stem) for one in linked] == linked
+
+
 def test_a_name_that_the_engine_may_have_loaded_keeps_its_meaning(store, folders):
     """A1111 loads a LoRA again only if the file of its name is newer."""
     fetched = add(store.fetched, ONE, "fox").as_file()

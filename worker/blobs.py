@@ -30,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from worker.architecture import Kind
 from worker.errors import FetchError, FetchStopped, ModelNotFound
 from worker.model_file import FOLDERS, ModelFile, file_sha256, version
-from worker.names import PICKLES, SAFETENSORS, clean_stem
+from worker.names import PICKLES, SAFETENSORS, clean_stem, marked_stem
 from worker.partial_file import discard, note_file, storage_error
 
 LEASE_SECONDS = 30.0  # without a sign of life, then another worker takes over
@@ -262,7 +262,7 @@ class Blobs:
     def _claim(self, about: About, sha256: str, taken: Callable[[str], bool]) -> str:
         """A stem for the blob; making a link fails for all but one, on any file system."""
         target = Path("..") / "blobs" / f"{sha256}{about.suffix}"
-        for stem in (about.stem, f"{about.stem}-{sha256[:10]}"):
+        for stem in (about.stem, marked_stem(about.stem, sha256[:10])):
             link = self._link(about.kind, stem, about.suffix)
             link.parent.mkdir(parents=True, exist_ok=True)
             if taken(stem):

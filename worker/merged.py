@@ -14,7 +14,7 @@ from worker.job_models import Models
 from worker.merge import Ingredient
 from worker.model_file import ModelFile, file_sha256
 from worker.named_models import LoraReference
-from worker.names import SAFETENSORS, clean_stem
+from worker.names import SAFETENSORS, marked_stem
 from worker.partial_file import storage_error
 from worker.payload import lora_tag
 
@@ -65,10 +65,9 @@ class MergedCheckpoints:
         partial.unlink(missing_ok=True)  # a killed run's
         done = merge.merge(base.path, loras, partial, {METADATA: json.dumps(inputs)})
         names = "".join(f"+{lora.name}" for lora in loras)
-        stem = clean_stem(f"{base.stem}{names}"[:_LONGEST])
         about = About(
             kind="checkpoint",
-            stem=f"{stem}-{key[:_DIGITS]}",
+            stem=marked_stem(f"{base.stem}{names}"[:_LONGEST], key[:_DIGITS]),
             suffix=SAFETENSORS,
             size=partial.stat().st_size,
             mtime=0,  # the store's business

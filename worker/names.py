@@ -17,8 +17,18 @@ _LONGEST_STEM = 180  # bytes; with a hash and a suffix it still is a file name
 
 def clean_stem(stem: str) -> str:
     """The stem as it can stand in a LoRA tag and in A1111's titles: `a: b ` becomes `a_ b`."""
-    short = _UNSAFE.sub("_", stem).encode(errors="replace")[:_LONGEST_STEM].decode(errors="ignore")
-    return _EDGES.sub("", short) or "model"
+    plain = _UNSAFE.sub("_", stem).encode(errors="replace").decode()
+    return _EDGES.sub("", _cut(plain, _LONGEST_STEM)) or "model"
+
+
+def marked_stem(stem: str, mark: str) -> str:
+    """A clean stem with a piece of a hash behind it, and still clean: `detail-0123456789`."""
+    return f"{_cut(clean_stem(stem), _LONGEST_STEM - len(mark) - 1)}-{mark}"
+
+
+def _cut(text: str, size: int) -> str:
+    """The text in at most so many bytes, and no half character."""
+    return text.encode()[:size].decode(errors="ignore")
 
 
 def without_suffix(name: str) -> str:

@@ -24,7 +24,7 @@ from worker.blobs import Blob, Blobs
 from worker.errors import ModelNotFound
 from worker.listing import Listing
 from worker.model_file import FOLDERS, ModelFile
-from worker.names import PICKLES, SAFETENSORS, clean_stem, without_suffix
+from worker.names import PICKLES, SAFETENSORS, clean_stem, marked_stem, without_suffix
 
 FETCHED = "fetched"
 
@@ -226,7 +226,7 @@ def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
     if not os.path.lexists(link) or _target(link) == file.path:
         return file
     mark = file.known_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
-    return replace(file, stem=f"{file.stem}-{mark[:10]}")
+    return replace(file, stem=marked_stem(file.stem, mark[:10]))
 
 
 def _target(path: Path) -> Path:
