@@ -227,6 +227,64 @@ def test_a_damaged_blob_is_not_found_by_its_name(store, kind):
     assert list(store.files(kind)) == []
 
 
+# Names that several files have.
+
+
+def test_of_two_files_that_differ_in_the_suffix_the_whole_name_means_one(folders):
+    """A1111 tells LoRAs apart by their stems only."""
+    store = Store(*folders, pickles=True)
+    old, new = put(folders[1], "detail.pt", TWO), put(folders[1], "detail.safetensors", ONE)
+    store.link(next(store.files("lora")))  # as the engine starts
+
+    files = [store.find("lora", path.name) for path in (old, new)]
+    linked = [store.link(file)[0] for file in files]
+
+    assert [file.path for file in files] == [old, new]
+    assert linked[0].stem == "detail"
+    assert linked[1].stem.startswith("detail-")
+    assert engine(folders) == {"detail.pt": TWO, linked[1].filename: ONE}
+
+
+def test_a_name_of_the_engines_own_files_stands_for_one_of_them(folders):
+    store = Store(*folders, pickles=True)
+    for name, data in (("detail.pt", TWO), ("detail.safetensors", ONE)):
+        put(folders[0] / "models", name, data)
+
+    linked, _ = store.link(store.find("lora", "detail.safetensors"))
+
+    assert linked.stem.startswith("detail-")
+    assert engine(folders)[linked.filename] == ONE
+
+
+@pytest.mark.parametrize(
+    ("files", "hint"),
+    [
+        (["a/eyes.safetensors", "b/eyes.safetensors"], "Rename all but one of them"),
+        (["eyes.pt", "eyes.safetensors"], "name: 'eyes.pt' or 'eyes.safetensors'."),
+        (["EYES.safetensors", "Eyes.safetensors"], "'EYES.safetensors' or 'Eyes.safetensors'."),
+    ],
+)
+def test_a_name_that_several_files_have_is_told_with_their_paths(folders, files, hint):
+    store = Store(*folders, pickles=True)
+    for file in files:
+        put(folders[1], file)
+
+    assert store.find("lora", "eyes") is None
+    error = store.not_found("lora", "eyes")
+    assert error.message.endswith(f"is ambiguous in the model store: Lora/{', Lora/'.join(files)}.")
+    assert hint in error.hint
+    assert all(store.find("lora", name) for name in error.details["near"] if "whole" in error.hint)
+
+
+def test_two_links_to_one_file_are_one_file(store, folders, tmp_path):
+    target = put(tmp_path / "nas", "fox.safetensors")
+    for folder in (folders[1] / "Lora/a", folders[1] / "Lora/b"):
+        folder.mkdir(parents=True)
+        (folder / "fox.safetensors").symlink_to(target)
+
+    assert store.find("lora", "fox").path == target
+
+
 # Checkpoints that were converted while an image was built.
 
 

@@ -27,7 +27,7 @@ class Listing:
 
     def __init__(self, folder: Path, *, pickles: bool = False) -> None:
         self._generation = 0
-        self._folder = folder
+        self.folder = folder
         self._suffixes = (SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,)
         self._reading = threading.Lock()
         self._folders: dict[str, int | None] = {}  # folder -> modification time when it was read
@@ -68,7 +68,7 @@ class Listing:
     def _read_all(self) -> None:
         self._generation += 1
         self._folders = {}
-        files = sorted(self._read(str(self._folder)))
+        files = sorted(self._read(str(self.folder)))
         by_stem: dict[str, list[Path]] = {}
         by_folded: dict[str, list[Path]] = {}
         for path in files:

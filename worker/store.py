@@ -95,15 +95,32 @@ class Store:
     def find(self, kind: Kind, name: str) -> ModelFile | None:
         """The file that a file name or stem means, as written, else in any case.
 
-        A fetched file that was damaged is not found.
+        A fetched file that was damaged is not found, nor one of several that the name may mean.
         """
+        sole = (files for files in self._meant(kind, name) if len(files) == 1)
+        return next((file for files in sole for file in files.values()), None)
+
+    def _meant(self, kind: Kind, name: str) -> Iterator[dict[Path, ModelFile]]:
+        """What the name may mean, place by place: path below the kind's folder -> file."""
+        listings = [place.folders[kind] for place in self._places]
         stem = without_suffix(name)
-        for place in self._places:
+        if stem != name:  # in full: it does not mean what lies beside it with another suffix
+            for one in listings:
+                exact = [path for path in one.find(stem) if path.name == name]
+                yield self._model_files(kind, one, exact)
+        for one in listings:
             for candidate in dict.fromkeys((stem, clean_stem(stem))):
-                paths = place.folders[kind].find(candidate)
-                if len(paths) == 1 and (file := self._model_file(kind, paths[0])):
-                    return file
-        return None
+                yield self._model_files(kind, one, one.find(candidate))
+
+    def _model_files(
+        self, kind: Kind, listing: Listing, paths: list[Path]
+    ) -> dict[Path, ModelFile]:
+        files: dict[Path, ModelFile] = {}
+        for path in paths:
+            file = self._model_file(kind, path)
+            if file and file not in files.values():  # two links to one file are no two files
+                files[path.relative_to(listing.folder)] = file
+        return files
 
     def blob(self, sha256: str) -> Blob | None:
         """A fetched or baked file by its content."""
@@ -122,7 +139,9 @@ class Store:
         return file.path.is_relative_to(self.baked.root.parent)
 
     def not_found(self, kind: Kind, name: str) -> ModelNotFound:
-        """The error for an unknown name, with the near ones."""
+        """The error for a name that means no file, with the near ones, or that means several."""
+        if several := next((files for files in self._meant(kind, name) if len(files) > 1), None):
+            return _ambiguous(kind, name, list(several))
         places = (place.folders[kind] for place in self._places)
         known = list(dict.fromkeys(clean_stem(p.stem) for place in places for p in place.files()))
         near = difflib.get_close_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
@@ -167,9 +186,9 @@ class Store:
             return file, self._link_folder(folder / file.stem, converted)
         link = folder / file.filename
         if not _points(link, file.path):
+            file = _with_free_name(folder, file)
             if file.path.is_relative_to(folder.resolve()) and file.path.stem == file.stem:
                 return file, False
-            file = _with_free_name(folder, file)
             link = folder / file.filename
         config = file.path.with_suffix(".yaml")
         if file.kind == "checkpoint" and config.is_file():
@@ -217,13 +236,25 @@ class Store:
         return self._counted[kind][1]
 
 
+def _ambiguous(kind: Kind, name: str, paths: list[Path]) -> ModelNotFound:
+    """The error for a name that several files have; a job can name a file, but no folder."""
+    shown = ", ".join(f"{FOLDERS[kind]}/{path}" for path in paths)
+    names = [path.name for path in paths]
+    hint = "Rename all but one of them; a job cannot name the folder."
+    if len(set(names)) == len(names):
+        hint = f"Give the whole file name: {' or '.join(map(repr, names))}."
+    message = f"{kind} {name!r} is ambiguous in the model store: {shown}."
+    return ModelNotFound(message, hint=hint, kind=kind, name=name, near=names)
+
+
 def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
     """A name never changes its meaning while the engine runs: it may have loaded the other file.
 
     That holds also where that file is gone: another worker may have evicted what is loaded here.
+    And of a LoRA or an embedding A1111 knows only the stem, so no other suffix makes it free.
     """
-    link = folder / file.filename
-    if not os.path.lexists(link) or _target(link) == file.path:
+    links = (folder / f"{file.stem}{suffix}" for suffix in (SAFETENSORS, *PICKLES))
+    if not any(os.path.lexists(link) and _target(link) != file.path for link in links):
         return file
     mark = file.known_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
     return replace(file, stem=marked_stem(file.stem, mark[:10]))
