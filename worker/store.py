@@ -123,7 +123,7 @@ class Store:
         return files
 
     def blob(self, sha256: str) -> Blob | None:
-        """A fetched or baked file by its content."""
+        """A fetched or baked file by its content; nobody hashes an operator's 7 GB to look."""
         return self.fetched.find(sha256) or self.baked.find(sha256)
 
     def by_sha256(self, sha256: str) -> ModelFile | None:
