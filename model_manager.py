@@ -221,7 +221,15 @@ class ModelManager:
         if isinstance(ref, StoreName):
             return self._find_by_name(wanted.kind or "checkpoint", ref.name)
         known = self._known_sha256(wanted)
-        return self.store.by_sha256(known) if known else None
+        file = self.store.by_sha256(known) if known else None
+        return file or self._find_own(wanted)
+
+    def _find_own(self, wanted: Wanted) -> ModelFile | None:
+        """A file that the operator put there: it is hashed only where the job says which it is."""
+        if not isinstance(wanted.ref, Sha256) or not wanted.filename:
+            return None
+        file = self.store.find(wanted.kind or "checkpoint", wanted.filename)
+        return file if file and file.sha256() == wanted.ref.digest else None
 
     def _known_sha256(self, wanted: Wanted) -> str | None:
         ref = wanted.ref

@@ -7,6 +7,7 @@ import model_manager
 from fakes.a1111_process import write_safetensors
 from model_manager import ModelManager
 from worker.errors import InvalidInput, ModelFileInvalid, ModelNotFound
+from worker.model_file import file_sha256
 from worker.names import clean_stem
 from worker.request import parse
 from worker.settings import Settings
@@ -92,6 +93,16 @@ def test_the_writable_store_goes_before_the_baked_one(manager, folders):
     put(baked, "same.safetensors", content=b"bbbbbbbb")
 
     assert prepare(manager, loras=["same"])[0].loras[0][0].path == mine
+
+
+def test_an_own_file_is_found_by_its_name_and_hash_without_a_network(manager, folders):
+    file = put(folders[1], "mine.safetensors", "Stable-diffusion")
+    named = {"filename": "mine.safetensors", "sha256": file_sha256(file)}
+
+    assert manager.first_checkpoint(parse({"checkpoint": named})) == "mine"
+    assert prepare(manager, checkpoint=named)[0].checkpoint.path == file
+    other = {**named, "sha256": "0" * 64}
+    assert manager.first_checkpoint(parse({"checkpoint": other})) is None
 
 
 def test_the_file_name_of_an_object_goes_before_its_display_name(manager, folders):
