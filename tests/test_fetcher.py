@@ -450,10 +450,11 @@ def test_what_moved_once_is_used_as_it_was_when_its_host_is_down(
     ("before", "now", "is_fetched"),
     [('"a"', '"a"', False), ('"a"', '"b"', True), ('W/"a"', 'W/"a"', True), ("", "", True)],
 )
+@pytest.mark.parametrize("query", ["", "?download=true"])
 def test_a_web_file_is_fetched_again_unless_its_etag_is_the_same(
-    hosts, manager, clock, before, now, is_fetched
+    hosts, manager, clock, before, now, is_fetched, query
 ):
-    url = hosts.add_web("/x.safetensors", LORA, etag=before)
+    url = hosts.add_web("/x.safetensors", LORA, etag=before) + query
     first = fetch(manager, url)
     clock.now += FRESH + 1
     hosts.add_web("/x.safetensors", LORA, etag=now)
@@ -462,7 +463,7 @@ def test_a_web_file_is_fetched_again_unless_its_etag_is_the_same(
     assert fetch(manager, url).sha256 == first.sha256
     assert (hosts.bytes_sent("web") > 1) == is_fetched
     hosts.forget_requests()
-    fetch(manager, url)
+    manager.ensure([Wanted(parse(url))])
     assert not hosts.requests
 
 

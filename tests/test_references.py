@@ -1,5 +1,7 @@
 """What a reference has led to is remembered for as long as it can be trusted."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +117,47 @@ def test_a_newer_content_takes_the_old_ones_place(known, seen_by):
     known.note(MOVING[0], REMOTE, OTHER)
 
     assert seen_by().sha256(MOVING[0]) == OTHER
+
+
+# The host's mark of the version that was fetched.
+
+MARKED = replace(REMOTE, etag='"v1"')
+SECRET = WebFile("https://example.org/x.safetensors?token=swordfish")
+
+
+@pytest.mark.parametrize("ref", [*MOVING, SECRET])
+def test_the_etag_of_what_was_fetched_is_remembered(known, seen_by, ref):
+    known.note(ref, MARKED, DIGEST)
+
+    assert seen_by().etag(ref) == '"v1"'
+
+
+@pytest.mark.parametrize("ref", [MOVING[2], SECRET])
+def test_neither_an_answer_nor_a_no_takes_the_etag_from_what_is_here(known, seen_by, ref):
+    known.note(ref, MARKED, DIGEST)
+    known.note(ref, REMOTE)
+    known.note_refusal(ref, ModelNotFound("gone."))
+
+    assert seen_by().etag(ref) == '"v1"'
+    known.note(ref, REMOTE, OTHER)
+    assert seen_by().etag(ref) is None
+
+
+def test_an_etag_of_what_was_never_fetched_is_none(known):
+    known.note(FOX, MARKED)
+
+    assert known.etag(FOX) is None
+
+
+def test_an_older_workers_entry_has_its_etag_in_the_hosts_answer(known, tmp_path):
+    known.note(MOVING[2], MARKED, DIGEST)
+    (path,) = (tmp_path / "references").iterdir()
+    entry = json.loads(path.read_text())
+    del entry["etag"]
+    path.write_text(json.dumps(entry))
+
+    other = References(tmp_path / "references")
+    assert (other.etag(MOVING[2]), other.sha256(MOVING[2])) == ('"v1"', DIGEST)
 
 
 # A host's no.

@@ -31,7 +31,9 @@ class _Entry:
     Attributes:
         at: seconds since the epoch; when the host said it.
         fetched_at: the same; when the content with that sha256 was here.
+        remote: the host's answer; None if the reference holds a secret.
         error: code, message and hint.
+        etag: the host's mark of the version with that sha256; holds no secret.
     """
 
     shown: str
@@ -40,6 +42,7 @@ class _Entry:
     fetched_at: float = 0.0
     remote: RemoteFile | None = None
     error: tuple[str, str, str] | None = None
+    etag: str | None = None
 
 
 _ENTRY = TypeAdapter(_Entry)
@@ -84,14 +87,17 @@ class References:
     def etag(self, ref: ModelRef) -> str | None:
         """The host's mark of the version that was fetched, on whatever day."""
         entry = self._entry(ref)
-        return entry.remote.etag if entry and entry.sha256 and entry.remote else None
+        if entry is None or entry.sha256 is None:
+            return None
+        # Entries of an older worker have it only there.
+        return entry.etag or (entry.remote.etag if entry.remote else None)
 
     def note(self, ref: ModelRef, remote: RemoteFile, sha256: str | None = None) -> None:
         """The host's answer, and the content once it is here."""
         has_secret = ref.shown != str(ref)
         entry = self._but_old_content(ref)
         if sha256:
-            entry = replace(entry, sha256=sha256, fetched_at=entry.at)
+            entry = replace(entry, sha256=sha256, fetched_at=entry.at, etag=remote.etag)
         self._write(ref, replace(entry, remote=None if has_secret else remote))
 
     def note_refusal(self, ref: ModelRef, error: WorkerError) -> None:
@@ -102,9 +108,11 @@ class References:
 
     def _but_old_content(self, ref: ModelRef) -> _Entry:
         """A new entry; what the reference meant is kept for the day on which its host fails."""
-        known = self._entry(ref)
-        new = _Entry(ref.shown, time.time())
-        return replace(new, sha256=known.sha256, fetched_at=known.fetched_at) if known else new
+        known, new = self._entry(ref), _Entry(ref.shown, time.time())
+        if known is None:
+            return new
+        etag = self.etag(ref)
+        return replace(new, sha256=known.sha256, fetched_at=known.fetched_at, etag=etag)
 
     def _entry(self, ref: ModelRef) -> _Entry | None:
         known = self._known.get(ref.key)
