@@ -1,5 +1,6 @@
 """Baking: the command as a Dockerfile runs it, and what a worker then makes of the folder."""
 
+import hashlib
 import json
 import os
 import random
@@ -371,6 +372,48 @@ def test_a_reference_that_moves_stays_what_was_baked(bake, hosts, templates, tmp
     manager_for(hosts, tmp_path).prepare_models_for_request(job(templates, "web"))
 
     assert hosts.requests == []
+
+
+@pytest.mark.parametrize("query", ["", "?download=true"])
+def test_the_next_build_asks_what_a_reference_that_moves_means_now(
+    bake, baked, hosts, templates, query
+):
+    """As in the cache of an image's build: the folder of the build before is still there."""
+    url = hosts.add_web("/moving.safetensors", checkpoint(5), etag='"1"') + query
+    write(templates, {"web": {"name": "W", "checkpoint": url}})
+    assert bake()[0] == 0
+    first = manifest(baked)["files"]
+    hosts.forget_requests()
+    assert bake()[0] == 0
+    assert manifest(baked)["files"] == first
+    assert hosts.bytes_sent("web") <= 1, "the same ETag is no download"
+
+    hosts.add_web("/moving.safetensors", checkpoint(6), etag='"2"')
+    assert bake()[0] == 0
+
+    (new,) = manifest(baked)["files"]
+    assert new["sha256"] == hashlib.sha256(checkpoint(6)).hexdigest()
+    assert [path for path in blobs(baked) if "/blobs/" in path] == [new["path"]]
+
+
+def test_what_no_template_names_any_more_is_not_left(bake, baked, templates):
+    assert bake("--merge")[0] == 0
+    operators_own = baked / "Lora" / "own.safetensors"
+    operators_own.parent.mkdir()
+    operators_own.write_bytes(lora(8))
+    for name in ("0" * 64, f".{'1' * 64}.new"):
+        (baked / "fetched/diffusers" / name).mkdir(parents=True)
+    write(templates, {"owl": json.loads(templates.read_text())["templates"]["owl"]})
+
+    assert bake("--merge")[0] == 0
+
+    listed = {row["path"] for row in manifest(baked)["files"]}
+    assert {path for path in blobs(baked) if "/blobs/" in path} == listed
+    links = [path for path in (baked / "fetched").rglob("*") if path.is_symlink()]
+    assert len(links) == len(listed)
+    assert all(link.exists() for link in links)
+    assert operators_own.exists()
+    assert list((baked / "fetched/diffusers").iterdir()) == []
 
 
 FALLBACK = [

@@ -284,3 +284,29 @@ def test_what_was_baked_never_grows_old_unless_it_was_fetched_anew(tmp_path, clo
 
     assert baked.sha256(moving) is None
     assert baked.sha256(moving, stale=True) == OTHER
+
+
+# While one bakes, both folders are one.
+
+
+@pytest.mark.parametrize("ref", MOVING)
+def test_a_build_trusts_no_earlier_one_about_what_moves(tmp_path, clock, ref):
+    folder = tmp_path / "baked"
+    References(folder, folder).note(ref, MARKED, DIGEST)
+    clock.now += 1
+
+    build = References(folder, folder)
+    assert (build.sha256(ref), build.remote(ref)) == (None, None)
+    assert (build.sha256(ref, stale=True), build.etag(ref)) == (DIGEST, '"v1"')
+    build.note(ref, MARKED, OTHER)
+    clock.now += 60
+    assert (build.sha256(ref), build.remote(ref)) == (OTHER, MARKED)
+
+
+@pytest.mark.parametrize("ref", FIXED)
+def test_a_build_trusts_an_earlier_one_about_what_is_fixed(tmp_path, clock, ref):
+    folder = tmp_path / "baked"
+    References(folder, folder).note(ref, REMOTE, DIGEST)
+    clock.now += 1
+
+    assert References(folder, folder).sha256(ref) == DIGEST

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +104,7 @@ class Baking:
             files = sorted({r["path"]: r for r in rows}.values(), key=lambda row: str(row["path"]))
             damaged = [row for row in files if not self._is_whole(row)]
             if not damaged:
-                self._clean()
+                self._clean({row["path"] for row in files})
                 self._write({"version": 1, "templates": entries, "files": files})
                 size = sum(row["size"] for row in files) / 1e6
                 told = "baked %d templates: %d files, %.1f MB in %s"
@@ -213,9 +213,17 @@ class Baking:
         except (OSError, WorkerError):
             return False
 
-    def _clean(self) -> None:
-        """An image's layer keeps what lies here: no halves, no locks."""
+    def _clean(self, listed: Collection[str]) -> None:
+        """An image's layer keeps what lies here: no halves, no locks, nothing of earlier builds."""
         fetched = self.manager.store.fetched
+        for blob in fetched.all():
+            if self._path(blob.path) not in listed:
+                log.info("%s is of no template any more; it is removed", blob.about.stem)
+                fetched.remove(blob)
+        names = {part for path in listed for part in Path(path).parts}
+        for folder in fetched.diffusers("").glob("*"):
+            if folder.name not in names:
+                shutil.rmtree(folder)
         for path in [*fetched.partials(), *fetched.leftovers()]:
             discard(path)
         for name in ("downloads", "leases"):

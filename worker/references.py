@@ -53,12 +53,15 @@ class References:
 
     Args:
         folder: is written.
-        baked: another one, which is only read.
+        baked: another one, which is only read. The same one, if it is just being baked: what an
+            earlier build was told of a reference that can move is not trusted then.
     """
 
     def __init__(self, folder: Path, baked: Path | None = None) -> None:
+        is_baking = folder == baked
         self._folder = folder
-        self._baked = baked
+        self._baked = None if is_baking else baked
+        self._since = time.time() if is_baking else 0.0
         self._known: dict[str, _Entry] = {}
 
     def sha256(self, ref: ModelRef, *, stale: bool = False) -> str | None:
@@ -66,7 +69,7 @@ class References:
         entry = self._entry(ref)
         if entry is None or entry.sha256 is None:
             return None
-        is_old = ref.is_moving and _age(entry.fetched_at) > FRESH
+        is_old = ref.is_moving and not self._is_fresh(entry.fetched_at, FRESH)
         # What is baked holds until the next build: a baked model needs no network, ever.
         return entry.sha256 if stale or not is_old or self._is_baked(ref, entry.sha256) else None
 
@@ -79,10 +82,10 @@ class References:
         entry = self._entry(ref)
         if entry is None:
             return None
-        if entry.error and _age(entry.at) < NEGATIVE_FRESH:
+        if entry.error and self._is_fresh(entry.at, NEGATIVE_FRESH):
             code, message, hint = entry.error
             raise _LASTING.get(code, ModelNotFound)(message, hint=hint)
-        return entry.remote if _age(entry.at) < METADATA_FRESH else None
+        return entry.remote if self._is_fresh(entry.at, METADATA_FRESH) else None
 
     def etag(self, ref: ModelRef) -> str | None:
         """The host's mark of the version that was fetched, on whatever day."""
@@ -124,6 +127,9 @@ class References:
         if entry:
             self._known[ref.key] = entry
         return entry
+
+    def _is_fresh(self, then: float, seconds: float) -> bool:
+        return then >= self._since and _age(then) <= seconds
 
     def _is_baked(self, ref: ModelRef, sha256: str) -> bool:
         entry = self._read(self._baked, ref) if self._baked else None
