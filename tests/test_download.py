@@ -141,10 +141,11 @@ def noted(partial):
     return sum(end - start for start, end in note["done"])
 
 
-def leave(partial, done, *, data=DATA, etag=None):
+def leave(partial, done, *, data=DATA, etag=None, **more):
     """As if an earlier run had been killed."""
     partial.write_bytes(data)
-    note_file(partial).write_text(json.dumps({"size": SIZE, "etag": etag, "done": done}))
+    note = {"size": SIZE, "etag": etag, "done": done, **more}
+    note_file(partial).write_text(json.dumps(note))
 
 
 def refuse_pages(start, _size):
@@ -282,6 +283,92 @@ def test_what_has_another_size_now_is_not_mixed(hosts, partial):
     partial.write_bytes(b"old" * SIZE)
     note_file(partial).write_text(json.dumps({"size": 3 * SIZE, "etag": None, "done": [[0, 9]]}))
     check(download(web_source(hosts, url), partial), partial)
+
+
+MONDAY, TUESDAY = "Mon, 19 Jan 2026 10:00:00 GMT", "Tue, 20 Jan 2026 10:00:00 GMT"
+MARKS = [  # ETag and Last-Modified: noted by the run before, told now; is it one version?
+    ('"a"', MONDAY, '"a"', MONDAY, True),
+    ('"a"', None, '"a"', MONDAY, True),
+    ('"a"', MONDAY, '"a"', TUESDAY, True),
+    ('"a"', MONDAY, '"b"', MONDAY, False),
+    ('"a"', MONDAY, "", MONDAY, True),
+    ('"a"', None, "", MONDAY, False),
+    (None, MONDAY, "", MONDAY, True),
+    (None, MONDAY, "", TUESDAY, False),
+    (None, MONDAY, "", "", False),
+    (None, MONDAY, '"a"', MONDAY, True),
+    (None, None, "", MONDAY, False),
+    (None, None, '"a"', MONDAY, False),
+    (None, None, "", "", False),
+    ('W/"a"', MONDAY, 'W/"a"', MONDAY, True),
+    ('W/"a"', MONDAY, 'W/"b"', MONDAY, False),
+    ('W/"a"', MONDAY, 'W/"a"', TUESDAY, False),
+    ('W/"a"', None, 'W/"a"', "", False),
+]
+
+
+@pytest.mark.parametrize(("etag", "modified", "etag_now", "modified_now", "is_same"), MARKS)
+def test_without_a_hash_only_what_is_surely_the_same_version_is_gone_on_with(
+    hosts, partial, etag, modified, etag_now, modified_now, is_same
+):
+    """A LoRA that was trained anew has the same size."""
+    url = hosts.add_web("/x", DATA, etag=etag_now, modified=modified_now)
+    left = DATA if is_same else b"old" * SIZE
+    leave(partial, [[0, 500_000]], data=left[:SIZE], etag=etag, modified=modified)
+    check(download(web_source(hosts, url), partial), partial)
+    firsts = [one for one in hosts.asked("web") if one.range and one.range[0] == 0]
+    assert len(firsts) == (0 if is_same else 1)
+
+
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_with_a_hash_what_has_arrived_is_always_gone_on_with(hosts, partial, has_hash):
+    url = hosts.add_web("/x", DATA, etag="", modified="")
+    leave(partial, [[0, 500_000]])
+    check(download(web_source(hosts, url), partial, SHA256 if has_hash else None), partial)
+    hosts.settle()
+    firsts = [one for one in hosts.asked("web") if one.range and one.range[0] == 0]
+    assert bool(firsts) is not has_hash
+
+
+def test_what_an_earlier_run_noted_of_the_version_is_enough_for_the_next(hosts, partial):
+    """Both runs are real ones."""
+    url = hosts.add_web("/x", DATA, etag="", modified=MONDAY)
+    hosts.fault("drop", skip=2)
+    with pytest.raises(ModelHostFailed):
+        download(web_source(hosts, url), partial)
+    hosts.no_faults()
+    assert noted(partial)
+    other = bytes(reversed(DATA))
+    hosts.add_web("/x", other, etag="", modified=TUESDAY)
+    fetched = download(web_source(hosts, url), partial)
+    assert fetched.sha256 == hashlib.sha256(other).hexdigest()
+
+
+@pytest.mark.parametrize("etag", [None, '"fake-etag"'])
+@pytest.mark.parametrize("has_hash", [True, False])
+def test_what_is_shorter_now_than_what_has_arrived_is_not_empty(hosts, partial, etag, has_hash):
+    """The host answers 416 to a range behind the end."""
+    url = hosts.add_web("/x", DATA)
+    partial.write_bytes(b"old" * SIZE)
+    note = {"size": 3 * SIZE, "etag": etag, "done": [[0, 2 * SIZE]]}
+    note_file(partial).write_text(json.dumps(note))
+    check(download(web_source(hosts, url), partial, SHA256 if has_hash else None), partial)
+    assert hosts.asked("web")[0].status == 416
+
+
+def test_the_connections_of_one_run_agree_on_the_version(hosts, partial):
+    """No ETag: it is Last-Modified that tells that the file was replaced meanwhile."""
+    url = hosts.add_web("/x", bytes(SIZE), etag="", modified=MONDAY)
+    hosts.throttle(2 * MIB, ttfb=0.01)
+    replaced = []
+
+    def report(fetched, _size):
+        if fetched > SIZE // 4 and not replaced:
+            replaced.append(fetched)
+            hosts.add_web("/x", DATA, etag="", modified=TUESDAY)
+
+    check(download(web_source(hosts, url), partial, hooks=Hooks(report=report)), partial)
+    assert replaced
 
 
 def test_damage_of_the_disk_starts_over_once(hosts, source, partial):

@@ -12,6 +12,7 @@ from fakes.a1111_process import wait_until
 from worker import partial_file
 from worker.errors import StoreFull, StoreNotWritable
 from worker.partial_file import PartialFile, discard, note_file, storage_error
+from worker.source import Version
 
 DATA = bytes(range(256)) * 40
 SIZE = len(DATA)
@@ -38,9 +39,10 @@ def write(file, start, end):
         file.parts.give_back(part)
 
 
-def leave(path, done, *, length=SIZE, size=SIZE, etag='"e"'):
+def leave(path, done, *, length=SIZE, size=SIZE, etag='"e"', **more):
     path.write_bytes(DATA[:length])
-    note_file(path).write_text(json.dumps({"size": size, "etag": etag, "done": done}))
+    note = {"size": size, "etag": etag, "done": done, **more}
+    note_file(path).write_text(json.dumps(note))
 
 
 def test_a_file_is_filled_and_its_hash_known(path):
@@ -53,11 +55,12 @@ def test_a_file_is_filled_and_its_hash_known(path):
 
 def test_a_closed_file_has_noted_what_is_here(path):
     with PartialFile(path) as file:
-        file.etag = '"e"'
+        file.version = Version('"e"', "Mon")
         write(file, 0, 1000)
     assert json.loads(note_file(path).read_text()) == {
         "size": SIZE,
         "etag": '"e"',
+        "modified": "Mon",
         "done": [[0, 1000]],
     }
     assert files(path) == ["key.run.json", "key.run.part"]
@@ -146,7 +149,7 @@ def test_an_odd_note_counts_as_none(path, note):
     path.write_bytes(DATA)
     note_file(path).write_text(note)
     with PartialFile(path) as file:
-        assert (file.resumed, file.parts.size, file.etag) == (0, None, None)
+        assert (file.resumed, file.parts.size, file.version) == (0, None, Version())
         write(file, 0, SIZE)
         assert file.finish()[0] == SIZE
     assert path.read_bytes() == DATA
@@ -166,9 +169,22 @@ def test_a_note_whose_file_is_shorter_or_gone_counts_as_none(path, length):
     assert PartialFile(path).resumed == 0
 
 
-def test_a_note_with_an_odd_etag_is_good_without_it(path):
-    leave(path, [[0, 1000]], etag=5)
-    assert (PartialFile(path).resumed, PartialFile(path).etag) == (1000, None)
+def test_a_note_with_odd_marks_of_the_version_is_good_without_them(path):
+    leave(path, [[0, 1000]], etag=5, modified=["Mon"])
+    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, Version())
+
+
+def test_the_version_is_noted_for_a_later_run(path):
+    version = Version('W/"e"', "Mon, 19 Jan 2026 10:00:00 GMT")
+    with PartialFile(path) as file:
+        file.version = version
+        write(file, 0, 1000)
+    assert PartialFile(path).version == version
+
+
+def test_an_older_workers_note_says_nothing_of_the_modification(path):
+    leave(path, [[0, 1000]])
+    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, Version('"e"'))
 
 
 def test_a_note_whose_intervals_overlap_counts_each_byte_once(path):
@@ -259,6 +275,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from worker.partial_file import PartialFile
+from worker.source import Version
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 with PartialFile(Path(sys.argv[1])) as file:

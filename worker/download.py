@@ -29,7 +29,16 @@ from worker.pace import Pace, Running
 from worker.partial_file import PartialFile, discard
 from worker.patience import backoff
 from worker.schedule import MIB, Connections, Part
-from worker.source import Source, TryAgain, filename_told, sends_everything, size_told, too_large
+from worker.source import (
+    Source,
+    StartOver,
+    TryAgain,
+    filename_told,
+    sends_everything,
+    size_told,
+    too_large,
+    version_told,
+)
 
 BLOCK = 256 * 1024  # bytes; block and hash stay in a core's cache
 LARGEST_FILE = 32 << 30  # bytes; no model that A1111 v1.9.3 loads comes near
@@ -76,10 +85,6 @@ class Hooks:
     stop: threading.Event = NEVER
 
 
-class _StartOver(Exception):
-    """A signal inside this module: what is here does not belong to what the host sends now."""
-
-
 def download(
     source: Source,
     partial: Path,
@@ -107,7 +112,7 @@ def download(
             with PartialFile(partial) as file:
                 transfer = _Transfer(source, file, hooks or Hooks(), largest, sha256 is not None)
                 fetched = transfer.run()
-        except _StartOver as changed:
+        except StartOver as changed:
             failure, mixed = ModelHostFailed(f"{source.host}: {changed}"), True
         except (JobError, StoreFull):
             discard(partial)
@@ -177,7 +182,7 @@ class _Transfer:
         if not size:
             raise ModelFileInvalid(f"{self._source.host}: the file is empty.")
         self._hooks.report(size, size)
-        return Fetched(self._file.path, size, sha256, self._filename, self._file.etag)
+        return Fetched(self._file.path, size, sha256, self._filename, self._file.version.etag)
 
     # The main thread -------------------------------------------------------------------------
 
@@ -332,7 +337,7 @@ class _Transfer:
         size = size_told(reply, part.position, part.end)
         known = self._file.parts.size
         if known is not None and size != known:
-            raise _StartOver(f"the file had {known} bytes and now has {size}.")
+            raise StartOver(f"the file had {known} bytes and now has {size}.")
         self._check_version(reply)
         with self._file.lock:
             if size is not None:
@@ -345,19 +350,25 @@ class _Transfer:
 
     def _take_everything(self, part: Part) -> None:
         if part.position:
-            changed = _StartOver("the host sends the whole file instead of a range.")
+            changed = StartOver("the host sends the whole file instead of a range.")
             # Where ranges have worked a moment ago, this is one server out of line.
             raise TryAgain(changed) if self._gave_range else changed
         self._file.parts.extend_to_end(part)
 
     def _check_version(self, reply: Reply) -> None:
-        etag = reply.headers.get("ETag")
-        known, self._file.etag = self._file.etag, self._file.etag or etag
-        if known and etag and etag != known:
+        known, now = self._file.version, version_told(reply)
+        self._file.version = known.and_what(now)
+        same = known.is_same(now)
+        if same is False:
             self.is_mixed = True
-            # CivitAI moves files between storages whose ETags differ; a hash will tell.
-            if not self._has_hash:
-                raise _StartOver("the file has changed at the host.")
+        # CivitAI moves files between storages whose ETags differ; a hash will tell.
+        if self._has_hash:
+            return
+        if same is False:
+            raise StartOver("the file has changed at the host.")
+        # The file may have been replaced since: a model that is trained anew has the same size.
+        if same is None and self._file.resumed:
+            raise StartOver("the host does not say whether the file has changed.")
 
     def _make_room(self, part: Part | None = None) -> None:
         """Ask for room: once for all of the file, or step by step if nobody knows its size."""

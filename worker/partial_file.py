@@ -13,6 +13,7 @@ from pathlib import Path
 from worker.errors import StoreFull, StoreNotWritable, WorkerError
 from worker.following_hash import FollowingHash
 from worker.schedule import Part, Parts
+from worker.source import Version
 
 SYNC_EVERY = 0.5  # seconds; what is on the disk early need not be waited for at the end
 FOLLOW_EVERY = 0.02
@@ -24,6 +25,7 @@ class _Note:
 
     size: int | None = None
     etag: str | None = None
+    modified: str | None = None
     done: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -46,7 +48,7 @@ class PartialFile:
 
     Attributes:
         parts: what is here and what is missing; only with `lock`.
-        etag: the host's version of the file, where it tells one.
+        version: the file's at the host, as far as it tells.
         resumed: bytes that an earlier run has fetched.
     """
 
@@ -55,7 +57,7 @@ class PartialFile:
         self.lock = threading.Lock()
         note = _read_note(path)
         self.parts = Parts(note.size, note.done)
-        self.etag = note.etag
+        self.version = Version(note.etag, note.modified)
         self.resumed = self.parts.fetched()
         self._noting = threading.Lock()
         self._closed = threading.Event()
@@ -114,7 +116,8 @@ class PartialFile:
             with self.lock:
                 if self.parts.size is None or self._is_closed:
                     return
-                note = _Note(self.parts.size, self.etag, self.parts.done())
+                version, done = self.version, self.parts.done()
+                note = _Note(self.parts.size, version.etag, version.modified, done)
             temporary = note_file(self.path).with_suffix(".new")
             try:
                 temporary.write_text(json.dumps(vars(note)))
@@ -159,12 +162,13 @@ def _read_note(path: Path) -> _Note:
     try:
         length = path.stat().st_size
         told = json.loads(note_file(path).read_text())
-        size, etag = int(told["size"]), told["etag"]
+        size, marks = int(told["size"]), (told["etag"], told.get("modified"))
         done = [(int(start), int(end)) for start, end in told["done"]]
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return _Note()
     sound = size > 0 and all(0 <= start < end <= min(size, length) for start, end in done)
-    return _Note(size, etag if isinstance(etag, str) else None, done) if sound else _Note()
+    etag, modified = (mark if isinstance(mark, str) else None for mark in marks)
+    return _Note(size, etag, modified, done) if sound else _Note()
 
 
 def storage_error(error: OSError) -> WorkerError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from email.message import Message
 
 from worker.errors import ModelHostFailed, ModelUrlRefused, WorkerError
-from worker.internet import BUSY, Document, Internet, Reply, origin
+from worker.internet import BUSY, Document, Internet, Reply, origin, strong
 from worker.patience import retry_after
 
 RENEWALS = 5  # of the signed URL in a row, without a byte in between
@@ -16,7 +17,7 @@ RENEWALS = 5  # of the signed URL in a row, without a byte in between
 _NUMBER = r"([0-9]{1,18})"
 _LENGTH = re.compile(_NUMBER)
 _CONTENT_RANGE = re.compile(rf"bytes {_NUMBER}-{_NUMBER}/{_NUMBER}")
-_OK, _PARTIAL, _NOT_FOUND, _TOO_MANY, _UNAVAILABLE = 200, 206, 404, 429, 503
+_OK, _PARTIAL, _NOT_FOUND, _NO_SUCH_RANGE, _TOO_MANY, _UNAVAILABLE = 200, 206, 404, 416, 429, 503
 
 
 class TryAgain(Exception):
@@ -35,6 +36,42 @@ class TryAgain(Exception):
         self.final = final
         self.after = after
         self.host_complains = host_complains
+
+
+class StartOver(Exception):
+    """What is here does not belong to what the host sends now; a signal like `TryAgain`."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a host says of the version of a file that it sends; nothing, if it likes.
+
+    Attributes:
+        etag: weak ones too.
+        modified: Last-Modified, as the host writes it.
+    """
+
+    etag: str | None = None
+    modified: str | None = None
+
+    def is_same(self, other: Version) -> bool | None:
+        """Whether both are one version of the file; None if what is told of both does not say.
+
+        That a weak ETag is the same says nothing: it promises the same meaning, not the same
+        bytes. That it differs does.
+        """
+        if self.etag and other.etag:
+            if self.etag != other.etag:
+                return False
+            if strong(self.etag):
+                return True
+        if self.modified and other.modified:
+            return self.modified == other.modified
+        return None
+
+    def and_what(self, other: Version) -> Version:
+        """With what only the other one says."""
+        return Version(self.etag or other.etag, self.modified or other.modified)
 
 
 class Source:
@@ -61,6 +98,7 @@ class Source:
 
         Raises:
             TryAgain: another attempt may succeed.
+            StartOver: the file ends before `start`.
             WorkerError: the host says no, for good.
         """
         headers = {"Range": f"bytes={start}-{end - 1}"}
@@ -68,8 +106,8 @@ class Source:
             direct = self._direct
             if direct is None:
                 reply = self._send(self._url, headers)
-                return self._checked(reply, None)
-        return self._checked(self._send(direct, headers), direct)
+                return self._checked(reply, None, start)
+        return self._checked(self._send(direct, headers), direct, start)
 
     def progressed(self) -> None:
         """Bytes have arrived: the URL is good."""
@@ -82,7 +120,7 @@ class Source:
         except ModelHostFailed as error:
             raise TryAgain(error) from error
 
-    def _checked(self, reply: Reply, direct: str | None) -> Reply:
+    def _checked(self, reply: Reply, direct: str | None, start: int = 0) -> Reply:
         if reply.status in {_OK, _PARTIAL}:
             if direct is None:  # else another connection may have renewed it meanwhile
                 self._direct = reply.url
@@ -91,6 +129,8 @@ class Source:
             document = reply.document()
         if document.status in BUSY:
             raise self._busy(document)
+        if document.status == _NO_SUCH_RANGE and start:
+            raise StartOver(f"the file now ends before byte {start}.")
         if origin(reply.url) != self.host and self._may_renew(direct):
             failed = ModelHostFailed(f"the storage refused its own URL ({document.status}).")
             raise TryAgain(failed, after=0)
@@ -134,6 +174,11 @@ def size_told(reply: Reply, start: int, end: int) -> int | None:
             return total
     wrong = f"asked for bytes {start}-{end - 1}, the host answered {told[:60]!r}."
     raise TryAgain(ModelHostFailed(wrong))
+
+
+def version_told(reply: Reply) -> Version:
+    """Which version of the file the answer is of."""
+    return Version(reply.headers.get("ETag"), reply.headers.get("Last-Modified"))
 
 
 def sends_everything(reply: Reply) -> bool:

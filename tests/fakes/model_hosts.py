@@ -213,12 +213,15 @@ class ModelHosts:
         data: bytes | Path,
         *,
         etag: str = '"fake-etag"',
+        modified: str | None = None,
         ranges: bool = True,
         content_disposition: str | None = None,
         content_type: str = "application/octet-stream",
     ) -> str:
         """Put a file on the plain host; returns its URL."""
         headers = {"Content-Type": content_type}
+        if modified is not None:
+            headers["Last-Modified"] = modified
         if content_disposition:
             headers["Content-Disposition"] = content_disposition
         self._world.web[path] = WebFile(Blob(data), etag, ranges, headers)
