@@ -25,7 +25,14 @@ from worker.errors import (
     ModelNotSupported,
     ModelUnsafe,
 )
-from worker.model_header import Header, Tensor, header_length, parse_header, refuse_foreign
+from worker.model_header import (
+    Header,
+    Tensor,
+    check_pickle,
+    header_length,
+    parse_header,
+    refuse_foreign,
+)
 
 BITS = {"F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U8": 8, "F8_E4M3": 8, "F4": 4, "F6_E2M3": 6}
 
@@ -590,6 +597,37 @@ def test_another_format_is_refused_by_name_before_the_header_is_whole(start, err
     for look in (refuse_foreign, header_length, parse_header):
         with pytest.raises(error, match=says):
             look(start)
+
+
+PICKLES = [
+    b"PK\x03\x04\x00\x00\x08\x08\x00\x00archive/data.pkl",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+    b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94",
+    b"\x80\x05\x95\x10\x01\x00\x00\x00\x00\x00\x00}\x94",
+]
+
+
+@pytest.mark.parametrize("start", PICKLES)
+def test_what_pytorch_writes_begins_as_a_pickle(start):
+    check_pickle(start)
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "says"),
+    [
+        (b"", ModelFileInvalid, "empty"),
+        (b"<!DOCTYPE html><title>Log in</title>", ModelFileInvalid, "web page, .*'Log in'"),
+        (b"GGUF\x03\x00\x00\x00", ModelNotSupported, "GGUF"),
+        (b"\x80\x02\0\0\0\0\0\0{}", ModelFileInvalid, "no PyTorch pickle"),
+        (b"\x80\x06\0\0\xff\0", ModelFileInvalid, "no PyTorch pickle"),
+        (b"\x80", ModelFileInvalid, "no PyTorch pickle"),
+        (b"PK\x05\x06" + bytes(18), ModelFileInvalid, "no PyTorch pickle"),
+    ],
+    ids=said,
+)
+def test_what_does_not_begin_as_a_pickle_is_none(start, error, says):
+    with pytest.raises(error, match=says):
+        check_pickle(start)
 
 
 def test_a_page_of_which_little_has_come_is_a_page():

@@ -263,6 +263,25 @@ def test_a_pickle_is_fetched_where_the_operator_wants_it(hosts, tmp_path):
     assert careful.store.find("checkpoint", "old") is None
 
 
+NO_PICKLES = [
+    (model_files.HTML, ModelFileInvalid, "a web page, not a model: 'Login'"),
+    (b'{"error":"Unauthorized"}', ModelFileInvalid, "a JSON text"),
+    (model_files.GGUF, ModelNotSupported, "GGUF"),
+    (LORA, ModelFileInvalid, "no PyTorch pickle"),
+    (bytes(1000), ModelFileInvalid, "no PyTorch pickle"),
+]
+
+
+@pytest.mark.parametrize("name", ["old.ckpt", "old.pt", "old.pth", "old.bin"])
+@pytest.mark.parametrize(("data", "error", "says"), NO_PICKLES)
+def test_what_only_has_a_pickles_name_is_refused(hosts, tmp_path, name, data, error, says):
+    manager = manager_for(hosts, tmp_path, ALLOW_PICKLES="true")
+
+    with pytest.raises(error, match=says):
+        fetch(manager, hosts.add_web(f"/{name}", data), "checkpoint")
+    assert left(manager) == []
+
+
 REFUSED = [
     (safetensors(model_files.FLUX, size=LARGE), "checkpoint", ModelNotSupported),
     (safetensors(model_files.LORA, size=LARGE), "checkpoint", ModelNotSupported),

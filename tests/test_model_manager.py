@@ -169,6 +169,27 @@ def test_a_damaged_file_is_refused_and_never_linked(manager, folders, content):
     assert not (folders[0] / "Stable-diffusion").exists()
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
+@pytest.mark.parametrize("content", DAMAGED)
+def test_so_is_what_only_has_a_pickles_name(folders, suffix, content):
+    webui, store, baked = folders
+    manager = ModelManager(
+        Settings(
+            webui_dir=webui.parent, models_dir=store, baked_models_dir=baked, allow_pickles=True
+        )
+    )
+    path = store / "Stable-diffusion" / f"bad{suffix}"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+
+    for _ in range(2):
+        with pytest.raises(ModelFileInvalid, match=r"'bad\.\w+' cannot be used"):
+            prepare(manager, checkpoint="bad")
+    assert not (folders[0] / "Stable-diffusion").exists()
+    path.write_bytes(b"\x80\x02}q\x00.")
+    assert prepare(manager, checkpoint="bad")[1]
+
+
 def test_a_file_that_was_cut_off_is_refused(manager, folders):
     path = put(folders[1], "cut.safetensors")
     path.write_bytes(path.read_bytes()[:-1])

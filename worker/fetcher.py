@@ -240,6 +240,7 @@ class _Inspection:
     def __call__(self, start: bytes, size: int | None) -> int | None:
         """Refuse what is no usable model."""
         if self.suffix in PICKLES:
+            model_header.check_pickle(start)
             return None
         needed = model_header.header_length(start)
         if needed and len(start) < min(needed, size or needed):

@@ -6,10 +6,13 @@ silence, so a file is opened here before the engine may see it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import BinaryIO
 
 from worker import architecture, model_header
 from worker.architecture import Architecture, Kind
@@ -26,6 +29,7 @@ FOLDERS: dict[Kind, str] = {
 }
 
 _HASH_BLOCK = 1 << 20
+_EXCERPT = 4096  # bytes that tell what a file is; also a web page's title
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class ModelFile:
         """Make sure that the file is whole and of use in its place.
 
         Raises:
-            ModelFileInvalid: it is cut off, padded, or something else than safetensors.
+            ModelFileInvalid: it is cut off, padded, or something else than its suffix says.
             ModelNotSupported: it is of another kind, or no model that A1111 v1.9.3 can load.
         """
+        if self.path.suffix in PICKLES:
+            _check_pickle(self.path, *version(self.path))
         architecture.check_usable(self.stem, self.kind, self.architecture())
 
     def architecture(self) -> Architecture:
@@ -92,21 +98,28 @@ def version(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, for a look at its start; what is wrong with it is told with its name."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ModelFileInvalid(f"{path.name!r} cannot be read: {error.strerror}.") from error
+    except ModelFileInvalid as error:
+        raise ModelFileInvalid(f"{path.name!r} cannot be used: {error.message}") from error
+
+
 def _read_header(path: Path) -> Header:
     """The checked header of a file; its end must be where the header says.
 
     Raises:
         ModelFileInvalid, ModelUnsafe, ModelNotSupported: it is no whole safetensors file.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(_HASH_BLOCK)
-            needed = model_header.header_length(start) or 0
-            header = model_header.parse_header(start + file.read(max(0, needed - len(start))))
-    except OSError as error:
-        raise ModelFileInvalid(f"{path.name!r} cannot be read: {error.strerror}.") from error
-    except ModelFileInvalid as error:
-        raise ModelFileInvalid(f"{path.name!r} cannot be used: {error.message}") from error
+    with _opened(path) as file:
+        start = file.read(_HASH_BLOCK)
+        needed = model_header.header_length(start) or 0
+        header = model_header.parse_header(start + file.read(max(0, needed - len(start))))
     if header.size != path.stat().st_size:
         raise ModelFileInvalid(
             f"{path.name!r} cannot be used: it has {path.stat().st_size} bytes, its header says"
@@ -119,6 +132,12 @@ def _read_header(path: Path) -> Header:
 def _contents(path: Path, _size: int, _mtime_ns: int) -> tuple[dict[str, str], Architecture]:
     header = _read_header(path)
     return dict(header.metadata), architecture.detect(header)
+
+
+@lru_cache(maxsize=4096)
+def _check_pickle(path: Path, _size: int, _mtime_ns: int) -> None:
+    with _opened(path) as file:
+        model_header.check_pickle(file.read(_EXCERPT))
 
 
 def file_sha256(path: Path) -> str:

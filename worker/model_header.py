@@ -74,14 +74,33 @@ def refuse_foreign(start: bytes) -> None:
         raise ModelFileInvalid("the file is empty.")
     if start[:4] == b"GGUF":
         raise ModelNotSupported("the file is GGUF, which A1111 v1.9.3 cannot load.", format="GGUF")
-    # A header's length can begin like a pickle or like `<`, but never needs its upper half.
-    maybe_safetensors = not any(start[4:8]) and start[8:9].strip() in {b"", b"{"}
-    if start[:4] == b"PK\x03\x04" or (
-        start[:1] == b"\x80" and b"\x02" <= start[1:2] <= b"\x05" and not maybe_safetensors
-    ):
+    if _is_pickle(start):
         raise ModelUnsafe("the file is a PyTorch pickle (.ckpt, .pt), which can run any code.")
-    if not maybe_safetensors and b"\0" not in start[:64]:
+    if not _may_be_safetensors(start) and b"\0" not in start[:64]:
         _refuse_text(start)
+
+
+def check_pickle(start: bytes) -> None:
+    """Refuse what does not begin as PyTorch writes its files, a zip archive or a bare pickle.
+
+    Raises:
+        ModelFileInvalid, ModelNotSupported: see `refuse_foreign`; or it is something else.
+    """
+    if not _is_pickle(start):
+        refuse_foreign(start)
+        raise ModelFileInvalid("the file is no PyTorch pickle, whatever its name says.")
+
+
+def _is_pickle(start: bytes) -> bool:
+    if start[:4] == b"PK\x03\x04":
+        return True
+    has_protocol = start[:1] == b"\x80" and b"\x02" <= start[1:2] <= b"\x05"
+    return has_protocol and not _may_be_safetensors(start)
+
+
+def _may_be_safetensors(start: bytes) -> bool:
+    # A header's length can begin like a pickle or like `<`, but never needs its upper half.
+    return not any(start[4:8]) and start[8:9].strip() in {b"", b"{"}
 
 
 def _refuse_text(start: bytes) -> None:
