@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -380,20 +381,26 @@ def test_the_next_build_asks_what_a_reference_that_moves_means_now(
 ):
     """As in the cache of an image's build: the folder of the build before is still there."""
     url = hosts.add_web("/moving.safetensors", checkpoint(5), etag='"1"') + query
-    write(templates, {"web": {"name": "W", "checkpoint": url}})
-    assert bake()[0] == 0
+    write(templates, {"web": {"name": "W", "checkpoint": url, "loras": [named(2)]}})
+    assert bake("--merge")[0] == 0
     first = manifest(baked)["files"]
     hosts.forget_requests()
-    assert bake()[0] == 0
+    assert bake("--merge")[0] == 0
     assert manifest(baked)["files"] == first
     assert hosts.bytes_sent("web") <= 1, "the same ETag is no download"
 
     hosts.add_web("/moving.safetensors", checkpoint(6), etag='"2"')
-    assert bake()[0] == 0
+    assert bake("--merge")[0] == 0
 
-    (new,) = manifest(baked)["files"]
-    assert new["sha256"] == hashlib.sha256(checkpoint(6)).hexdigest()
-    assert [path for path in blobs(baked) if "/blobs/" in path] == [new["path"]]
+    files = {row["name"]: row for row in manifest(baked)["files"]}
+    assert files["moving"]["sha256"] == hashlib.sha256(checkpoint(6)).hexdigest()
+    assert {path for path in blobs(baked) if "/blobs/" in path} == {
+        row["path"] for row in files.values()
+    }
+    cached = (baked / MANIFEST).read_bytes()
+    shutil.rmtree(baked)
+    assert bake("--merge")[0] == 0
+    assert (baked / MANIFEST).read_bytes() == cached, "a build without a cache makes the same"
 
 
 def test_what_no_template_names_any_more_is_not_left(bake, baked, templates):

@@ -20,15 +20,17 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock
 
 from worker import job_models
+from worker.blobs import Blob
 from worker.errors import ModelNotSupported, WorkerError
 from worker.job_models import Models
-from worker.merged import MergedCheckpoints
+from worker.merged import SOURCE, MergedCheckpoints
 from worker.model_file import ModelFile, file_sha256
 from worker.model_ref import Wanted
 from worker.partial_file import discard, storage_error
@@ -123,15 +125,47 @@ class Baking:
             one for request in requests for one in job_models.wanted(request).values()
         )
 
+        needed: set[str | None] = set()
+
         def attempt(wanted: Wanted) -> list[Row]:
             try:
-                self.manager.ensure([wanted])
+                needed.update(file.known_sha256 for file in self.manager.ensure([wanted]))
             except WorkerError as error:
                 return [{"name": wanted.ref.shown, "code": error.code, "error": str(error)}]
             return []
 
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bake") as pool:
-            return [row for rows in pool.map(attempt, unique) for row in rows]
+            failed = [row for rows in pool.map(attempt, unique) for row in rows]
+        if not failed:
+            self._replace_old_versions(needed)
+        return failed
+
+    def _replace_old_versions(self, needed: Collection[str | None]) -> None:
+        """Remove what an earlier build fetched; a new version gets the name that the old one had.
+
+        A build that began with nothing gives it that name, and prompts name LoRAs by it.
+        """
+        fetched = self.manager.store.fetched
+        old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source != SOURCE]
+        for blob in old:
+            self._drop(blob)
+        names = {(blob.about.kind, blob.about.stem) for blob in old}
+        for blob in fetched.all():
+            stem = blob.about.stem.removesuffix(f"-{blob.sha256[:10]}")
+            if stem != blob.about.stem and (blob.about.kind, stem) in names:
+                self._publish_again(blob, stem)
+
+    def _publish_again(self, blob: Blob, stem: str) -> None:
+        store = self.manager.store
+        file = store.fetched.partial(blob.sha256)
+        blob.path.rename(file)
+        store.fetched.remove(blob)
+        about = replace(blob.about, stem=stem)
+        store.fetched.add(file, blob.sha256, about, partial(store.is_taken, about.kind))
+
+    def _drop(self, blob: Blob) -> None:
+        log.info("%s is of no template any more; it is removed", blob.about.stem)
+        self.manager.store.fetched.remove(blob)
 
     def _attempt(self, name: str, template: Template) -> tuple[Row, list[Row]]:
         """The manifest's entry for a template and its files; or why it failed."""
@@ -218,8 +252,7 @@ class Baking:
         fetched = self.manager.store.fetched
         for blob in fetched.all():
             if self._path(blob.path) not in listed:
-                log.info("%s is of no template any more; it is removed", blob.about.stem)
-                fetched.remove(blob)
+                self._drop(blob)
         names = {part for path in listed for part in Path(path).parts}
         for folder in fetched.diffusers("").glob("*"):
             if folder.name not in names:
