@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 import traceback
+from email.utils import formatdate
 from itertools import pairwise
 
 import pytest
@@ -369,6 +370,18 @@ def test_the_connections_of_one_run_agree_on_the_version(hosts, partial):
 
     check(download(web_source(hosts, url), partial, hooks=Hooks(report=report)), partial)
     assert replaced
+
+
+def test_a_host_that_dates_each_answer_anew_is_no_changed_file(hosts, partial):
+    url = hosts.add_web("/x", DATA, etag="", modified=formatdate(usegmt=True))
+    hosts.throttle(2 * MIB, ttfb=0.01)
+
+    def report(_fetched, _size):
+        now = time.time() + random.Random().randrange(5)
+        hosts.add_web("/x", DATA, etag="", modified=formatdate(now, usegmt=True))
+
+    check(download(web_source(hosts, url), partial, hooks=Hooks(report=report)), partial)
+    assert len(hosts.asked("web")) > 2
 
 
 def test_damage_of_the_disk_starts_over_once(hosts, source, partial):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
+from email.utils import parsedate_to_datetime
 
 from worker.errors import ModelHostFailed, ModelUrlRefused, WorkerError
 from worker.internet import BUSY, Document, Internet, Reply, origin, strong
 from worker.patience import retry_after
 
+_UNSETTLED = 60.0  # seconds
 RENEWALS = 5  # of the signed URL in a row, without a byte in between
 
 _NUMBER = r"([0-9]{1,18})"
@@ -177,8 +181,22 @@ def size_told(reply: Reply, start: int, end: int) -> int | None:
 
 
 def version_told(reply: Reply) -> Version:
-    """Which version of the file the answer is of."""
-    return Version(reply.headers.get("ETag"), reply.headers.get("Last-Modified"))
+    """Which version of the file the answer is of.
+
+    A Last-Modified of the last minute tells nothing (RFC 9110, 8.8.2.2): the file may change again
+    within its second, and some hosts date each answer anew.
+    """
+    modified = reply.headers.get("Last-Modified")
+    is_settled = modified and _seconds(modified) < time.time() - _UNSETTLED
+    return Version(reply.headers.get("ETag"), modified if is_settled else None)
+
+
+def _seconds(date: str) -> float:
+    """Seconds since the epoch; infinite for what is no date."""
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (ValueError, OverflowError):
+        return math.inf
 
 
 def sends_everything(reply: Reply) -> bool:
