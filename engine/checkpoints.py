@@ -5,6 +5,7 @@ A checkpoint is a safetensors file, or a diffusers folder: one with a model_inde
 
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ OLD_HASH_DIGITS = 8
 BLOCK_BYTES = 2**20
 FOLDER_MARK = "model_index.json"
 WEIGHTS = "*.safetensors"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 NO_FILE = "NOFILE"  # A1111's old hash of a file that is not there
 
 # (path, size, time) of every file that counts
@@ -98,14 +100,21 @@ class Checkpoints:
     def sha256(self, checkpoint: Checkpoint) -> str:
         """The file's SHA-256, a folder's over the list of its weights and theirs.
 
+        A folder that is named by a hash was made from the file with that one, and has its identity.
         Computed once per path, size and time. Raises FileNotFoundError.
         """
         identity = _identity(checkpoint)
         if identity not in self._sha256:
-            log.info("hashing %s", checkpoint.name)
-            hashing = _folder_sha256 if checkpoint.is_folder else file_sha256
-            self._sha256[identity] = hashing(checkpoint.path)
+            self._sha256[identity] = self._compute(checkpoint)
         return self._sha256[identity]
+
+    def _compute(self, checkpoint: Checkpoint) -> str:
+        origin = checkpoint.path.resolve().name
+        if checkpoint.is_folder and _SHA256.fullmatch(origin):
+            return origin
+        log.info("hashing %s", checkpoint.name)
+        hashing = _folder_sha256 if checkpoint.is_folder else file_sha256
+        return hashing(checkpoint.path)
 
     def describe(self) -> list[dict[str, Any]]:
         """The answer of GET /sd-models."""

@@ -1,5 +1,6 @@
 """The engine: its files, its options, the model in memory, and one job at a time."""
 
+import gc
 import json
 import logging
 import secrets
@@ -85,9 +86,13 @@ class Engine:
         self._use(checkpoint)
 
     def _use(self, checkpoint: Checkpoint) -> Model:
-        """The model of this checkpoint. The previous one stays if the new one cannot be loaded."""
+        """The model of this checkpoint, in the place of the one before: memory is for one."""
         if self._model is None or self._model.checkpoint != checkpoint:
             started = time.monotonic()
+            self._model = None
+            gc.collect()  # parts of a pipeline refer to each other
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             self._model = Model.load(checkpoint, self.checkpoints.sha256(checkpoint))
             log.info("loaded %s in %.1f s", checkpoint.name, time.monotonic() - started)
         return self._model

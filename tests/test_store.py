@@ -124,6 +124,19 @@ def test_a_name_keeps_its_meaning_when_another_worker_has_evicted_its_file(store
     assert link.with_name("model.safetensors").read_bytes() == ONE
 
 
+def test_an_embedding_keeps_the_name_that_prompts_use(store, folders):
+    """Its old version is gone; and with pickles off, a twin is none."""
+    gone = add(store.fetched, ONE, "easyneg", "embedding")
+    store.link(gone.as_file())
+    store.fetched.remove(gone)
+    new = add(store.fetched, TWO, "easyneg", "embedding")
+    link = folders[0] / "embeddings/easyneg.safetensors"
+    link.with_suffix(".pt").write_bytes(b"old")
+
+    assert store.link(new.as_file()) == (new.as_file(), True)
+    assert link.read_bytes() == TWO
+
+
 def test_the_name_of_a_file_that_is_gone_is_free_at_the_engines_next_start(store, folders):
     link = folders[0] / "models" / "Lora" / "fox.safetensors"
     link.parent.mkdir(parents=True)

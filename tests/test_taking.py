@@ -16,7 +16,7 @@ def taken(answer, count=1):
     """The jobs in an answer of RunPod's."""
 
     async def give(_request):
-        return web.Response(text=answer)
+        return web.Response(body=answer if isinstance(answer, bytes) else answer.encode())
 
     async def story():
         app = web.Application()
@@ -61,6 +61,12 @@ def test_a_number_that_python_does_not_read_is_the_jobs_fault():
     assert job["id"] == "job-7"
     with pytest.raises(InvalidInput, match="seed"):
         parse(job["input"])
+
+
+def test_half_a_character_is_the_jobs_fault_at_most():
+    (job,) = taken(b'{"id": "job-7", "input": {"prompt": "fox \xff"}}')
+
+    assert job == {"id": "job-7", "input": {"prompt": "fox \N{REPLACEMENT CHARACTER}"}}
 
 
 def test_a_job_as_always():

@@ -251,13 +251,22 @@ def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
     """A name never changes its meaning while the engine runs: it may have loaded the other file.
 
     That holds also where that file is gone: another worker may have evicted what is loaded here.
-    And of a LoRA or an embedding A1111 knows only the stem, so no other suffix makes it free.
+    A1111 knows checkpoints and LoRAs by their stems, so no other suffix makes one of those free.
     """
-    links = (folder / f"{file.stem}{suffix}" for suffix in (SAFETENSORS, *PICKLES))
-    if not any(os.path.lexists(link) and _target(link) != file.path for link in links):
+    suffixes = (
+        [SAFETENSORS, *PICKLES] if file.kind in {"checkpoint", "lora"} else [file.path.suffix]
+    )
+    links = (folder / f"{file.stem}{suffix}" for suffix in suffixes)
+    if not any(_is_taken(link, file) for link in links):
         return file
     mark = file.known_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
     return replace(file, stem=marked_stem(file.stem, mark[:10]))
+
+
+def _is_taken(link: Path, file: ModelFile) -> bool:
+    # Prompts name an embedding by its stem, and the engine reads all of them anew.
+    is_there = link.exists() if file.kind == "embedding" else os.path.lexists(link)
+    return is_there and _target(link) != file.path
 
 
 def _target(path: Path) -> Path:

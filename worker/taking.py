@@ -149,7 +149,7 @@ async def _jobs(response: aiohttp.ClientResponse) -> list[Job]:
         least = _TOO_MANY_PAUSE if response.status == _TOO_MANY else 0.0
         asked = max(least, retry_after(response.headers) or 0.0)
         raise TakeFailed(f"HTTP {response.status}", asked)
-    text = await response.text()
+    text = await response.text(errors="replace")  # so that the job's caller hears of it
     try:
         found = json.loads(text, parse_int=_integer) if text.strip() else None
     except RecursionError:

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
 
+from engine.checkpoints import Checkpoints
 from engine.errors import Unsupported
 from engine.generation import Engine
 from engine.loading import read_pipeline
@@ -62,6 +64,36 @@ def test_a_folder_is_found_by_title_and_hash(engine):
     for alias in (entry["title"], entry["hash"], entry["sha256"], "half v1.0", "sub_half v1.0"):
         info = draw(engine, alias)[1]
         assert (info["sd_model_name"], info["sd_model_hash"]) == ("half v1.0", entry["hash"])
+
+
+def test_a_folder_that_was_made_of_a_file_has_the_files_hash(tmp_path):
+    """`bake --diffusers` names it so, and the worker proves pictures by the file's hash."""
+    sha256 = "0123456789abcdef" * 4
+    models = tmp_path / "models/Stable-diffusion"
+    models.mkdir(parents=True)
+    for name in (sha256, "by hand"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text("{}")
+        (models / f"fox of {name[:2]}").symlink_to(tmp_path / name)
+    checkpoints = Checkpoints(models)
+
+    by_hand, made = checkpoints.all[1], checkpoints.all[0]
+    assert checkpoints.sha256(made) == sha256
+    assert checkpoints.sha256(by_hand) not in {sha256, "by hand"}
+
+
+def test_a_checkpoint_is_given_up_before_the_next_one_is_read(engine, monkeypatch):
+    """A card, or a machine, has memory for one that fits it, and not for two."""
+    draw(engine, PLAIN)
+    before, alive = weakref.ref(engine._model.pipe.unet), []
+
+    def read(path):
+        alive.append(before() is not None)
+        return read_pipeline(path)
+
+    monkeypatch.setattr("engine.model.read_pipeline", read)
+    draw(engine, HALF)
+    assert alive == [False]
 
 
 @pytest.mark.parametrize("name", ["damaged", "without text", "no json"])
