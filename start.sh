@@ -23,7 +23,8 @@ readonly KILL_PATIENCE=5000         # from KILL until a process is gone; the dri
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
-log() { TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$*" >&2; }
+# Where nobody reads any more (a terminal that was closed), it must not end what stops the rest.
+log() { TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$*" >&2 || true; }
 
 # usage: fail STATUS MESSAGE
 fail() {
@@ -251,7 +252,7 @@ stop_all() {
   local half=$((SHUTDOWN_GRACE_MS / 2)) handler_status=0
   local for_engine=$((half < ENGINE_STOP_PATIENCE ? half : ENGINE_STOP_PATIENCE))
   # Once is enough, and after many signals bash 5.2's `wait` gives theirs instead of a status.
-  trap '' TERM INT
+  trap '' TERM INT HUP
   stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine))
   wait "$handler_pid" || handler_status=$?
   if [[ -n $engine_pid ]]; then
@@ -312,6 +313,7 @@ main() {
   restarts=()
   trap 'stop_requested=SIGTERM' TERM
   trap 'stop_requested=SIGINT' INT
+  trap 'stop_requested=SIGHUP' HUP  # a terminal that closes: nobody else ends what runs behind it
   trap 'restart_requested=yes' USR1
   trap '[[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true' EXIT
   find_python

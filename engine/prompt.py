@@ -30,7 +30,7 @@ _LORA = {"lora", "lyco"}  # A1111 registers one under both names
 _TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]\\])"
     r"|(?P<open>[(\[])"
-    r"|:\s*(?P<weight>[+-]?\d*\.?\d+)\s*\)"
+    r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
     r"|(?P<close>[)\]])"
     r"|\s*\b(?P<chunk_break>BREAK)\b\s*"
     r"|(?P<lone>\\)"

@@ -35,6 +35,13 @@ reason_to_stay_root() {
   done < <(written_folders)
 }
 
+# A start that stayed root has left files of root's in this container, which may start anew after
+# the advice above was taken.
+hand_over_to_worker() {
+  [[ -O ${RUN_DIR:-} ]] || return 0
+  find "$RUN_DIR" "$WEBUI_DIR" -xdev -user root -exec chown -h worker:worker -- {} +
+}
+
 if ((EUID)); then
   exec "${start[@]}"
 fi
@@ -43,4 +50,5 @@ if [[ -n $reason ]]; then
   echo "entrypoint.sh: stays root, because $reason" >&2
   exec "${start[@]}"
 fi
+hand_over_to_worker
 HOME=/home/worker exec setpriv --reuid=worker --regid=worker --init-groups -- "${start[@]}"

@@ -14,6 +14,7 @@ if [[ ${ENGINE:-} != external ]]; then
   [[ $state == running ]] || unhealthy "the engine is not running: $state"
   [[ $(cat "$RUN_DIR/engine.ready" 2>&1) == "$pid" ]] || unhealthy "the engine is not ready yet"
 fi
-url=${WEBUI_URL:-http://127.0.0.1:3000}/sdapi/v1/progress
+url=${WEBUI_URL:-http://127.0.0.1:3000}
+url=${url%"${url##*[!/]}"}/sdapi/v1/progress  # without slashes at its end, as worker/settings.py
 curl --silent --show-error --fail --max-time 5 --output /dev/null \
   "$url?skip_current_image=true" || unhealthy "the engine does not answer at $url"

@@ -21,9 +21,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("loaded")
 
-# A shell starts what runs behind it with Ctrl-C ignored, and every process started here would
-# inherit that; many of them are to be stopped by it.
+# A shell starts what runs behind it with Ctrl-C ignored, and nohup ignores SIGHUP: every process
+# started here would inherit that, and some are to be stopped by them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -15,16 +16,19 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give ro
 
 MAY_CHANGE = 'while [ "$1" != -- ]; do shift; done; shift; echo "setpriv $1" >>"$SEEN"; exec "$@"'
 MAY_NOT = "exit 1"
+FIND = shutil.which("find")
 
 
 @pytest.fixture
 def start(tmp_path):
     """Run it; what it says, and the programs that were run."""
 
-    def start(setpriv=MAY_CHANGE, closed=()):
+    def start(setpriv=MAY_CHANGE, closed=(), **environ):
         programs = tmp_path / "bin"
         write_program(programs / "setpriv", setpriv)
-        write_program(programs / "find", "\n".join(f"echo {folder}" for folder in closed))
+        told = "\n".join(f"echo {folder}" for folder in closed)
+        write_program(programs / "find", f'case "$*" in *-user*) exec {FIND} "$@" ;; esac\n{told}')
+        write_program(programs / "chown", '[ "$1" != -h ] || echo "chown $*" >>"$SEEN"')
         write_program(programs / "tini", 'echo "tini $*" >>"$SEEN"')
         seen = tmp_path / "seen"
         done = subprocess.run(
@@ -34,6 +38,7 @@ def start(tmp_path):
                 "MODELS_DIR": str(tmp_path / "models"),
                 "OUTPUT_DIR": str(tmp_path / "outputs"),
                 "SEEN": str(seen),
+                **environ,
             },
             capture_output=True,
             text=True,
@@ -69,3 +74,23 @@ def test_without_the_right_to_change_users_it_stays_root(start):
 
     assert said == "entrypoint.sh: stays root, because this container may not change its user\n"
     assert seen == ["tini -s -- ./start.sh --test_input {}"]
+
+
+def test_what_an_earlier_start_made_as_root_becomes_the_workers(start, tmp_path):
+    """`docker restart` after the volume was opened to user 1000, as the entry point advises."""
+    run, webui = tmp_path / "run", tmp_path / "webui"
+    for folder in (run, webui / "cache"):
+        folder.mkdir(parents=True)
+    (webui / "of somebody").touch()
+    os.chown(webui / "of somebody", 1000, 1000)
+    said, seen = start(RUN_DIR=str(run), WEBUI_DIR=str(webui))
+
+    assert said == ""
+    assert f"chown -h worker:worker -- {run} {webui} {webui}/cache" in seen
+    assert seen[-1].startswith("tini -s")
+
+
+def test_a_first_start_looks_for_nothing(start, tmp_path):
+    _, seen = start(RUN_DIR=str(tmp_path / "run"), WEBUI_DIR=str(tmp_path))
+
+    assert not [line for line in seen if line.startswith("chown")]

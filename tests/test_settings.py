@@ -39,6 +39,8 @@ WRONG = [
     ({"READY_TIMEOUT": "0"}, "greater than 0"),
     ({"MAX_ENGINE_RESTARTS": "-1"}, "MAX_ENGINE_RESTARTS='-1'"),
     ({"WEBUI_URL": "localhost"}, "must look like http://127.0.0.1:3000"),
+    ({"WEBUI_URL": "http://127.0.0.1:99999"}, "must look like http://127.0.0.1:3000"),
+    ({"WEBUI_URL": "http://127.0.0.1:30o0"}, "must look like http://127.0.0.1:3000"),
     ({"WEBUI_ARGS": "'open"}, "No closing quotation"),
     ({"WEBUI_ARGS": "--no-hashing"}, "takes away the proof"),
 ]

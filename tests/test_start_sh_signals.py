@@ -52,7 +52,7 @@ def test_nothing_at_all_is_left_when_start_sh_has_ended(running):
 # --- signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_the_handler_first_and_then_the_engine(running, number):
     worker = running(LASTING_ENGINE, "me.serve(stop_after=0.3)")
     assert worker.stop(number) == 0

@@ -65,8 +65,14 @@ class Output(Strict):
             raise ValueError("; ".join(problems))
         return self
 
-    def too_few_or_many_urls(self, pictures: int) -> tuple[bool, str]:
-        """Whether the job's pictures and its URLs differ in number, and what to say then."""
+    def too_few_or_many_urls(self, pictures: int | None) -> tuple[bool, str]:
+        """Whether the job's pictures and its URLs may differ in number, and what to say then.
+
+        `pictures` is None where a script decides how many there are.
+        """
+        if pictures is None:
+            wrong = "output.delivery = 'put' needs a URL a picture; script_name makes any number"
+            return self.delivery == "put", wrong
         differ = self.delivery == "put" and len(self.urls) != pictures
         return differ, (
             f"output.urls are {len(self.urls)}, but n_iter x batch_size makes {pictures} pictures"

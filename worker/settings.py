@@ -211,7 +211,11 @@ class Settings(BaseModel):
         if url is None:
             return None
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            has_port = parts.port is None or parts.port > 0
+        except ValueError:  # no number, or too large
+            has_port = False
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
             raise ValueError("must look like http://127.0.0.1:3000")
         return url.rstrip("/")
 

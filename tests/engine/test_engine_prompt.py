@@ -19,6 +19,7 @@ SPANS = [
     ("red:1.5)", [("red:1.5)", 1.0)]),
     (r"\(red\)", [("(red)", 1.0)]),
     (r"a\b", [("ab", 1.0)]),
+    ("(cat:1.) (dog:.5)", [("cat ", 1.0), ("dog", 0.5)]),
     ("a BREAK b", [("a", 1.0), ("BREAK", None), ("b", 1.0)]),
     ("a\nBREAK\nb", [("a", 1.0), ("BREAK", None), ("b", 1.0)]),
     ("BREAKFAST", [("BREAKFAST", 1.0)]),
