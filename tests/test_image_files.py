@@ -96,7 +96,8 @@ def test_the_health_check_asks_where_the_worker_does(path, status):
 
     class Engine(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            known = self.path.startswith("/sdapi/v1/progress?")
+            path = self.requestline.split()[1]  # self.path has lost slashes, which count
+            known = path.startswith("/sdapi/v1/progress?")
             self.send_response(200 if known else 404)
             self.end_headers()
 
