@@ -381,7 +381,7 @@ def test_a_host_that_dates_each_answer_anew_is_no_changed_file(hosts, partial):
         hosts.add_web("/x", DATA, etag="", modified=formatdate(now, usegmt=True))
 
     check(download(web_source(hosts, url), partial, hooks=Hooks(report=report)), partial)
-    assert len(hosts.asked("web")) > 2
+    assert len(hosts.asked("web")) >= 2
 
 
 def test_damage_of_the_disk_starts_over_once(hosts, source, partial):
