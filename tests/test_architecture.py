@@ -571,6 +571,14 @@ def test_a_damaged_header_is_refused_with_the_place(start, says):
         parse_header(start)
 
 
+PICKLES = [
+    b"PK\x03\x04\x00\x00\x08\x08\x00\x00archive/data.pkl",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+    b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94",
+    b"\x80\x05\x95\x10\x01\x00\x00\x00\x00\x00\x00}\x94",
+]
+
+
 @pytest.mark.parametrize(
     ("start", "error", "says"),
     [
@@ -585,10 +593,7 @@ def test_a_damaged_header_is_refused_with_the_place(start, says):
         (b'{"error":"Unauthorized"}', ModelFileInvalid, "is a JSON text, .*Unauthorized"),
         (b"version https://git-lfs.github.com/spec/v1\n", ModelFileInvalid, "is a text, .*git-lfs"),
         (b"Entry not found", ModelFileInvalid, "is a text, .*Entry not found"),
-        (b"PK\x03\x04\x00\x00\x08\x08\x00\x00archive/data.pkl", ModelUnsafe, "pickle"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", ModelUnsafe, "pickle"),
-        (b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94", ModelUnsafe, "pickle"),
-        (b"\x80\x05\x95\x10\x01\x00\x00\x00\x00\x00\x00}\x94", ModelUnsafe, "pickle"),
+        *((start, ModelUnsafe, "pickle") for start in PICKLES),
         (b"GGUF\x03\x00\x00\x00\x10\x00", ModelNotSupported, "GGUF"),
     ],
     ids=said,
@@ -597,14 +602,6 @@ def test_another_format_is_refused_by_name_before_the_header_is_whole(start, err
     for look in (refuse_foreign, header_length, parse_header):
         with pytest.raises(error, match=says):
             look(start)
-
-
-PICKLES = [
-    b"PK\x03\x04\x00\x00\x08\x08\x00\x00archive/data.pkl",
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
-    b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00}\x94",
-    b"\x80\x05\x95\x10\x01\x00\x00\x00\x00\x00\x00}\x94",
-]
 
 
 @pytest.mark.parametrize("start", PICKLES)

@@ -139,7 +139,7 @@ def test_an_answer_to_an_old_url_does_not_bring_it_back(hosts, source):
     bytes_of(source, 0, 10)
     first = hosts.requests[-1].target
     old, source._direct = source._direct, "https://renewed.example/"
-    source._checked(source._send(old, {"Range": "bytes=0-9"}), old).close()
+    source._checked(source._send(old, {"Range": "bytes=0-9"}), old, 0).close()
     assert hosts.requests[-1].target == first
     assert source._direct == "https://renewed.example/"
 

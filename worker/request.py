@@ -251,6 +251,7 @@ class Txt2ImgRequest(JobFields):
     def _conflicts(self) -> list[tuple[bool, str]]:
         """Combinations that A1111 answers with a 500 or with a silently different picture."""
         override = self.override_settings or OverrideSettings()
+        pictures = None if self.script_name else self.n_iter * self.batch_size
         return [
             (
                 # With 0 most samplers of A1111 v1.9.3 fail, and some never end (measured).
@@ -277,9 +278,7 @@ class Txt2ImgRequest(JobFields):
                 self.clip_skip is not None and override.CLIP_stop_at_last_layers is not None,
                 "clip_skip and override_settings.CLIP_stop_at_last_layers are one thing, give one",
             ),
-            self.output.too_few_or_many_urls(
-                None if self.script_name else self.n_iter * self.batch_size
-            ),
+            self.output.too_few_or_many_urls(pictures),
         ]
 
 

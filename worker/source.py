@@ -124,7 +124,7 @@ class Source:
         except ModelHostFailed as error:
             raise TryAgain(error) from error
 
-    def _checked(self, reply: Reply, direct: str | None, start: int = 0) -> Reply:
+    def _checked(self, reply: Reply, direct: str | None, start: int) -> Reply:
         if reply.status in {_OK, _PARTIAL}:
             if direct is None:  # else another connection may have renewed it meanwhile
                 self._direct = reply.url
