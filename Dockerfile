@@ -84,8 +84,9 @@ RUN /build/fetch-source.sh stable-diffusion-stability-ai cf1d67a6fd5ea1aa600c4df
  && python3.10 -m compileall -q -j 0 ..
 
 FROM a1111-python AS clip-tokenizer
-COPY engine/__init__.py engine/tokenizer.py /build/engine/
-COPY engine/clip /build/engine/clip
+COPY engine/__init__.py /build/engine/
+COPY engine/prompt/__init__.py engine/prompt/tokenizer.py /build/engine/prompt/
+COPY engine/prompt/clip /build/engine/prompt/clip
 COPY image/clip_tokenizer.py /build/
 RUN PYTHONPATH=/build /opt/a1111/bin/python /build/clip_tokenizer.py /opt/huggingface
 
@@ -129,7 +130,7 @@ WORKDIR /app
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
 ENTRYPOINT ["/app/image/entrypoint.sh"]
 COPY --from=embedded-app /app /app
-RUN "$PYTHON" -c "import engine.server, handler, model_manager"
+RUN "$PYTHON" -c "import engine.api.server, handler, model_manager"
 ARG REVISION=unknown
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \

@@ -28,25 +28,28 @@ from typing import Any, Literal
 
 import runpod_sdk
 from model_manager import ModelManager
-from worker import job_progress, log, payload, request, result
-from worker.counters import Counters
-from worker.credentials import secret_values
-from worker.delivery import Delivery
-from worker.engine import Engine
+from worker import log
+from worker.config.credentials import secret_values
+from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
+from worker.delivery.delivery import Delivery
 from worker.errors import ConfigError, InternalError, WorkerError
-from worker.fitness import Fitness
-from worker.job_models import Models
-from worker.job_progress import JobProgress
-from worker.memory_growth import MemoryGrowth
-from worker.progress import listener
-from worker.readiness import Readiness
-from worker.request import Txt2ImgRequest
-from worker.settings import EXIT_BAD_CONFIGURATION, Settings
-from worker.startup import beside, read_ahead
+from worker.job import request
+from worker.job.models import Models
+from worker.job.request import Txt2ImgRequest
+from worker.job.template_file import Templates
+from worker.models.store.progress import listener
+from worker.runpod.fitness import Fitness
+from worker.service import result
+from worker.service.counters import Counters
+from worker.service.progress import JobProgress, Report
+from worker.service.startup import beside, read_ahead
 from worker.stopwatch import Stopwatch
-from worker.supervisor import Supervisor
-from worker.templates import Templates
-from worker.webui import Txt2ImgAnswer, WebUI
+from worker.webui import payload
+from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.engine import Engine
+from worker.webui.memory_growth import MemoryGrowth
+from worker.webui.readiness import Readiness
+from worker.webui.supervisor import Supervisor
 
 EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 
@@ -67,7 +70,7 @@ def _is_named(error: WorkerError, job: Mapping[str, Any]) -> bool:
     return bool(name) and str(name) in json.dumps(job["input"], ensure_ascii=False)
 
 
-PostProgress = Callable[[dict[str, Any], job_progress.Report], Awaitable[object]]
+PostProgress = Callable[[dict[str, Any], Report], Awaitable[object]]
 
 
 class Handler:
@@ -99,7 +102,7 @@ class Handler:
         job_id = str(job.get("id", "-"))
         log.job_id.set(job_id)
         post = functools.partial(self.post_progress, job) if self.post_progress else None
-        async with job_progress.JobProgress(post) as progress:
+        async with JobProgress(post) as progress:
             listener.set(progress.tell)
             with self.counters.running(job_id, progress):
                 answer = await self._answer(job, progress)

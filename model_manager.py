@@ -2,9 +2,9 @@
 
 The life of a model file:
 
-    a name         is looked up in the model store (`worker.store`)
+    a name         is looked up in the model store (`worker.models.store`)
     a reference    (CivitAI, Hugging Face, https, sha256) that was seen before leads to its file
-                   without a network; a new one is fetched, once for all workers (`worker.fetcher`)
+                   without a network; a new one is downloaded, once for all workers
     the file       is checked: whole, of the right kind, of the checkpoint's family
     a link         to it appears in the engine's folder
 
@@ -24,9 +24,7 @@ from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
-from worker import architecture, commands, hash_cache, job_models
-from worker.architecture import Kind
-from worker.civitai import CIVITAI, CIVITAI_RED, CivitAI
+from worker.config.settings import Settings
 from worker.errors import (
     FetchError,
     JobError,
@@ -35,14 +33,14 @@ from worker.errors import (
     ModelNotSupported,
     ModelUnsafe,
 )
-from worker.fetcher import Fetcher
-from worker.huggingface import HuggingFace
-from worker.internet import NEVER, Internet, origin
-from worker.job_models import Models
-from worker.merged import MergedCheckpoints
-from worker.model_file import FOLDERS, ModelFile
-from worker.model_host import AnyHost, ModelHost
-from worker.model_ref import (
+from worker.formats import architecture
+from worker.formats.architecture import Kind
+from worker.formats.model_file import FOLDERS, ModelFile
+from worker.http.client import NEVER, Internet, origin
+from worker.job.model_fields import LoraReference
+from worker.job.models import Models, assign_files, wanted_models
+from worker.job.prompt import add_lora_tags, lora_tags
+from worker.job.reference import (
     CivitAIModel,
     CivitAIVersion,
     HuggingFaceFile,
@@ -51,15 +49,19 @@ from worker.model_ref import (
     Wanted,
     WebFile,
 )
-from worker.named_models import LoraReference
-from worker.payload import lora_tag
-from worker.progress import report_for
-from worker.prompt import add_lora_tags, lora_tags
-from worker.references import References
-from worker.request import Txt2ImgRequest
-from worker.room import Room
-from worker.settings import Settings
-from worker.store import Store
+from worker.job.request import Txt2ImgRequest
+from worker.models import commands
+from worker.models.hosts.civitai import CIVITAI, CIVITAI_RED, CivitAI
+from worker.models.hosts.host import AnyHost, ModelHost
+from worker.models.hosts.huggingface import HuggingFace
+from worker.models.merge.store import MergedCheckpoints
+from worker.models.store import hash_cache
+from worker.models.store.fetcher import Fetcher
+from worker.models.store.progress import report_for
+from worker.models.store.references import References
+from worker.models.store.space import Room
+from worker.models.store.store import Store
+from worker.webui.payload import lora_tag
 
 log = logging.getLogger("worker.models")
 
@@ -251,7 +253,7 @@ class ModelManager:
     ) -> Models | None:
         """The models of a template if `find` has them all; nothing is fetched."""
         files: dict[tuple[str, int], ModelFile] = {}
-        for place, wanted in job_models.wanted(request).items():
+        for place, wanted in wanted_models(request).items():
             try:
                 file = find(wanted)
             except ModelNotFound:
@@ -259,7 +261,7 @@ class ModelManager:
             if file is None:
                 return None
             files[place] = file
-        models = job_models.assign(request, files)
+        models = assign_files(request, files)
         return replace(models, merged=self.merged.find(models)) if models.loras else models
 
     def _find_by_name(self, kind: Kind, name: str) -> ModelFile:
@@ -313,9 +315,9 @@ class ModelManager:
     # One job ---------------------------------------------------------------------------------
 
     def _find_all(self, request: Txt2ImgRequest, stop: threading.Event) -> Models:
-        wanted = job_models.wanted(request)
+        wanted = wanted_models(request)
         files = dict(zip(wanted, self.ensure(list(wanted.values()), stop), strict=True))
-        models = job_models.assign(request, files)
+        models = assign_files(request, files)
         return replace(models, written_loras=self._written_loras(request, models.loras))
 
     def _may_be_merged(self, request: Txt2ImgRequest, models: Models) -> bool:

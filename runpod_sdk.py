@@ -1,9 +1,9 @@
 """Starts the RunPod SDK with our own transport in it; docs/modules/runpod-sdk.md says why.
 
 The SDK keeps what it does well: its arguments, `--test_input`, the local API, fitness checks and
-pings. Where it has its JobScaler, which takes, runs and posts jobs, it gets `worker.transport`.
-That reaches into its inside, so it is done only with exactly the release for which it was written.
-With any other the plain SDK runs, and a warning says so.
+pings. Where it has its JobScaler, which takes, runs and posts jobs, it gets
+`worker.runpod.transport`. That depends on the SDK's internals, so it is done only with the exact
+release it was written for. With any other release the plain SDK runs, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from worker.taking import Job
-from worker.transport import Handler, Routes, Transport
-from worker.watchdog import watch
+from worker.runpod.poller import Job
+from worker.runpod.transport import Handler, Routes, Transport
+from worker.runpod.watchdog import watch
 
 logger = logging.getLogger("worker.runpod")
 
@@ -39,7 +39,7 @@ SOURCES = {
 }
 
 # The SDK's automatic checks end a healthy worker: one with a full model cache, or without a way
-# to 8.8.8.8. Ours are in worker/fitness.py.
+# to 8.8.8.8. Ours are in worker/runpod/fitness.py.
 OWN_CHECKS_ONLY = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
 
 _serving: Transport | None = None

@@ -40,11 +40,11 @@ find_python() {
   fi
 }
 
-# Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/settings.py is the one place
-# that reads and checks the environment, and worker/preflight.py has a look at the machine.
+# Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one place
+# that reads and checks the environment, and worker/config/preflight.py has a look at the machine.
 read_settings() {
   local settings
-  settings=$(cd "$HERE" && "$PYTHON" -m worker.preflight) || exit  # it has said why: 78 or 71
+  settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) || exit  # it has said why: 78 or 71
   eval "$settings"
 }
 
@@ -78,7 +78,7 @@ prepare_engine() {
   esac
 }
 
-# Writes what the handler reads (worker/supervisor.py). usage: tell STATE PID_OR_STATUS
+# Writes what the handler reads (worker/webui/supervisor.py). usage: tell STATE PID_OR_STATUS
 tell() {
   printf '%s %s\n' "$1" "$2" >"$RUN_DIR/.engine.new"
   mv -f "$RUN_DIR/.engine.new" "$RUN_DIR/engine"

@@ -21,10 +21,11 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from fakes.model_hosts import ModelHosts  # noqa: E402
+from fakes.hosts.model_hosts import ModelHosts  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
 from fakes.worker_process import WorkerProcess, running_worker  # noqa: E402
-from test_stories_models import environ, lora  # noqa: E402
+
+from tests.stories.test_models import environ, lora  # noqa: E402
 
 JOB = {"prompt": "a fox", "width": 64, "height": 64}
 LATEST = 4.0  # seconds until a job is cancelled

@@ -36,12 +36,12 @@ class Task:
 
 def ours(task: Task, *, hashed: bool = True) -> Work:
     """The worker's download: in parallel, hashed, inspected, on the disk, published."""
-    from worker.download import Hooks, download
     from worker.errors import ModelFileInvalid
-    from worker.internet import Internet
-    from worker.model_header import header_length, parse_header
-    from worker.partial_file import discard
-    from worker.source import Source
+    from worker.formats.safetensors_header import header_length, parse_header
+    from worker.http.client import Internet
+    from worker.models.download.download import Hooks, download
+    from worker.models.download.partial_file import discard
+    from worker.models.download.source import Source
 
     def inspect(start: bytes, size: int | None) -> int | None:
         needed = header_length(start)

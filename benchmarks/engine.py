@@ -29,7 +29,7 @@ import requests
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from fakes.a1111_process import free_port  # noqa: E402
+from fakes.a1111.process import free_port  # noqa: E402
 
 CHECKPOINT = PROJECT / "demo" / "Stable-diffusion" / "demo-shapes.safetensors"
 PROMPT = "a red circle on a blue background"
@@ -217,7 +217,7 @@ def _serve_directly(checkpoint: Path, threads: int) -> None:
     import diffusers
     import torch
 
-    from engine.loading import read_pipeline  # a file without configuration needs ours
+    from engine.models.loading import read_pipeline  # a file without configuration needs ours
 
     torch.set_num_threads(threads)
     pipe = read_pipeline(checkpoint)

@@ -165,7 +165,7 @@ def throttled(sample: Sample, *, tls: bool) -> Iterator[Host]:
 
 
 def _serve_throttled(path: str, tls: str) -> None:
-    from fakes.model_hosts import ModelHosts
+    from fakes.hosts.model_hosts import ModelHosts
 
     with ModelHosts(tls=bool(tls)) as hosts:
         hosts.throttle(RATE, FIRST_BYTE)
@@ -175,7 +175,7 @@ def _serve_throttled(path: str, tls: str) -> None:
 
 
 def _make_certificates(folder: str) -> None:
-    from fakes.model_hosts_tls import make_certificates
+    from fakes.hosts.tls import make_certificates
 
     make_certificates(Path(folder))
 

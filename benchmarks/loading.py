@@ -64,7 +64,7 @@ def _compare(work: Path, options: argparse.Namespace) -> None:
     else:
         _child(__file__, "--make", work / FILE, *["--single"] * options.single)
     start = time.perf_counter()
-    _, peak = _child("-m", "engine.convert", work / FILE, work / FOLDER)
+    _, peak = _child("-m", "engine.models.convert", work / FILE, work / FOLDER)
     print(f"converted in {time.perf_counter() - start:.1f} s, peak {peak} MB")
     runs: dict[str, list[dict[str, float]]] = {FOLDER: [], FILE: []}
     for _ in range(options.rounds + 1):
@@ -106,8 +106,8 @@ def _load(path: Path, precision: str, threads: int) -> None:
     import diffusers
     import torch
 
-    from engine import loading, placement
-    from engine.checkpoints import Checkpoints
+    from engine.models import loading, placement
+    from engine.models.checkpoints import Checkpoints
 
     torch.set_num_threads(threads)
     for kind in loading.PIPELINES:
@@ -134,7 +134,7 @@ def _make(path: Path, is_single: bool) -> None:
     from safetensors.torch import save_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from engine import ldm
+    from engine.models import ldm
 
     with torch.device("meta"):  # the shapes only; what is not given is as SD1.5 has it
         unet = UNet2DConditionModel(cross_attention_dim=768)

@@ -33,9 +33,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT)]
 
-from engine import ldm  # noqa: E402
-from worker.checkpoint_layers import find_layers  # noqa: E402
-from worker.model_header import Tensor  # noqa: E402
+from engine.models import ldm  # noqa: E402
+from worker.formats.safetensors_header import Tensor  # noqa: E402
+from worker.models.merge.checkpoint_layers import find_layers  # noqa: E402
 
 Shapes = dict[str, tuple[int, ...]]
 BLOCK = 1 << 24  # numbers that are drawn by chance; they repeat
@@ -51,7 +51,7 @@ MERGE = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
-from worker.merge import Ingredient, merge
+from worker.models.merge.merge import Ingredient, merge
 base, lora, target = map(Path, sys.argv[2:])
 begun = time.perf_counter()
 merge(base, [Ingredient(lora, "lora", "ab")], target, {})
@@ -63,8 +63,8 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
 import torch
 from safetensors.torch import load_file, save_file
-from worker.checkpoint_layers import find_layers
-from worker.model_header import Tensor
+from worker.models.merge.checkpoint_layers import find_layers
+from worker.formats.safetensors_header import Tensor
 base, lora, target = map(Path, sys.argv[2:])
 begun = time.perf_counter()
 weights, parts = load_file(base), load_file(lora)

@@ -21,9 +21,9 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
+from fakes.hosts.slow_line import SlowLine  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
 from fakes.sdk_worker import FAULTS, SdkWorker, running_sdk_worker  # noqa: E402
-from fakes.slow_line import SlowLine  # noqa: E402
 
 WAIT = 120.0
 LINE = 0.02  # seconds for a byte to RunPod, one way

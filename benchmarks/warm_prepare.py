@@ -23,11 +23,12 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 from fakes import model_files  # noqa: E402
 from fakes.model_files import safetensors  # noqa: E402
 from fakes.model_store import add  # noqa: E402
+
 from model_manager import ModelManager  # noqa: E402
-from worker.model_host import RemoteFile  # noqa: E402
-from worker.model_ref import CivitAIVersion  # noqa: E402
-from worker.request import Txt2ImgRequest, parse  # noqa: E402
-from worker.settings import Settings  # noqa: E402
+from worker.config.settings import Settings  # noqa: E402
+from worker.job.reference import CivitAIVersion  # noqa: E402
+from worker.job.request import Txt2ImgRequest, parse  # noqa: E402
+from worker.models.hosts.host import RemoteFile  # noqa: E402
 
 FEW = 10
 URL = "https://civitai.com/api/download/models/{}"

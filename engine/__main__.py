@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from engine.options import Options
+from engine.api.options import Options
 
 log = logging.getLogger("engine")
 
@@ -50,8 +50,8 @@ def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket)
     # not at the top: seconds of imports, and none of these packages exists for an old Python
     import uvicorn  # noqa: PLC0415
 
+    from engine.api.server import create_app  # noqa: PLC0415
     from engine.generation import Engine  # noqa: PLC0415
-    from engine.server import create_app  # noqa: PLC0415
 
     engine = Engine(arguments.data_dir.resolve(), options, arguments.threads)
 

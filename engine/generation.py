@@ -13,15 +13,16 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from engine import options as option
-from engine import prompt, samplers
-from engine.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
-from engine.infotext import Facts, encode_png
-from engine.loras import Loras, LoraUse
-from engine.model import Model, Shot
-from engine.options import Options
-from engine.progress import Progress
-from engine.request import Txt2Img
+from engine.api import options as option
+from engine.api.infotext import Facts, encode_png
+from engine.api.options import Options
+from engine.api.progress import Progress
+from engine.api.request import Txt2Img
+from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
+from engine.models.loras import Loras, LoraUse
+from engine.models.model import Model, Shot
+from engine.prompt import prompt
+from engine.sampling import samplers
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from engine.tokenizer import END, START, read_vocabulary
+from engine.prompt.tokenizer import END, START, read_vocabulary
 
 REPOSITORY = "models--openai--clip-vit-large-patch14"
 REVISION = "main"  # the hub would have a commit here; offline it is only a folder's name

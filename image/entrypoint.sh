@@ -10,7 +10,7 @@ readonly start=(tini -s -- ./start.sh "$@")  # -s: reaps also where something el
 as_worker() { HOME=/home/worker setpriv --reuid=worker --regid=worker --init-groups -- "$@"; }
 
 # The folders that the worker writes, made if they do not exist. RunPod's volume goes before /models
-# as in worker/settings.py.
+# as in worker/config/settings.py.
 written_folders() {
   local store=/models
   [[ ! -d /runpod-volume ]] || store=/runpod-volume/models

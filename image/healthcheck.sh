@@ -15,6 +15,6 @@ if [[ ${ENGINE:-} != external ]]; then
   [[ $(cat "$RUN_DIR/engine.ready" 2>&1) == "$pid" ]] || unhealthy "the engine is not ready yet"
 fi
 url=${WEBUI_URL:-http://127.0.0.1:3000}
-url=${url%"${url##*[!/]}"}/sdapi/v1/progress  # without slashes at its end, as worker/settings.py
+url=${url%"${url##*[!/]}"}/sdapi/v1/progress  # without slashes at its end, as worker/config/settings.py
 curl --silent --show-error --fail --max-time 5 --output /dev/null \
   "$url?skip_current_image=true" || unhealthy "the engine does not answer at $url"

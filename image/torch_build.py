@@ -1,4 +1,4 @@
-"""Prints for which GPUs this Python's torch was built; worker/preflight.py asks.
+"""Prints for which GPUs this Python's torch was built; worker/config/preflight.py asks.
 
 The image has the answer in a file (Dockerfile), because importing torch takes seconds.
 """

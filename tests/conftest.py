@@ -7,13 +7,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-
-from fakes.a1111_process import free_port
+from fakes.a1111.process import free_port
 from fakes.recorded import recorded
 from fakes.supervised import LASTING_ENGINE, LASTING_HANDLER, REAL, Worker
-from worker.catalog import Catalog
-from worker.credentials import SECRET_NAME
-from worker.settings import Settings
+
+from worker.config.credentials import SECRET_NAME
+from worker.config.settings import Settings
+from worker.webui.catalog import Catalog
 
 # On a loaded machine an example may take long; that is no fault of what is tested.
 hypothesis.settings.register_profile(

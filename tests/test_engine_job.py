@@ -4,15 +4,15 @@ import asyncio
 import threading
 
 import pytest
+from fakes.a1111.process import running_a1111, write_safetensors
 
-from fakes.a1111_process import running_a1111, write_safetensors
-from worker.engine import Engine
 from worker.errors import JobTimeout
-from worker.payload import Expected, Payload
-from worker.readiness import Readiness
 from worker.stopwatch import Stopwatch
-from worker.supervisor import Supervisor
-from worker.webui import WebUI
+from worker.webui.client import WebUI
+from worker.webui.engine import Engine
+from worker.webui.payload import Expected, Payload
+from worker.webui.readiness import Readiness
+from worker.webui.supervisor import Supervisor
 
 SMALL = {"prompt": "a fox", "steps": 2, "width": 64, "height": 64, "override_settings": {}}
 

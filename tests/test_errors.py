@@ -47,7 +47,7 @@ def test_nothing_is_swallowed_in_silence():
     """
     root = Path(__file__).parents[1]
     doors = [root / f"{name}.py" for name in ("handler", "model_manager", "runpod_sdk")]
-    files = [*doors, *(root / "worker").glob("*.py")]
+    files = [*doors, *(root / "worker").rglob("*.py")]
     broad = [
         file.name
         for file in files

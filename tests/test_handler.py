@@ -8,10 +8,10 @@ import threading
 import pytest
 
 import handler
-from worker.engine import Engine
+from worker.config.settings import Settings
 from worker.errors import ModelNotFound
-from worker.settings import Settings
-from worker.templates import Templates
+from worker.job.template_file import Templates
+from worker.webui.engine import Engine
 
 SECRET = "/volume/private/token-abcdef"
 

@@ -2,15 +2,15 @@ import json
 import logging
 
 import pytest
+from fakes.a1111.process import write_safetensors
 
 import model_manager
-from fakes.a1111_process import write_safetensors
 from model_manager import ModelManager
+from worker.config.settings import Settings
 from worker.errors import InvalidInput, ModelFileInvalid, ModelNotFound
-from worker.model_file import file_sha256
-from worker.names import clean_stem
-from worker.request import parse
-from worker.settings import Settings
+from worker.formats.model_file import file_sha256
+from worker.formats.names import clean_stem
+from worker.job.request import parse
 
 
 @pytest.fixture

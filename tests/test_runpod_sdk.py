@@ -6,7 +6,7 @@ import os
 import pytest
 
 import runpod_sdk
-from worker.settings import PROJECT
+from worker.config.settings import PROJECT
 
 
 def test_the_installed_sdk_is_the_one_that_our_transport_was_written_for():

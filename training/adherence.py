@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from engine import samplers
-from engine.checkpoints import Checkpoint, old_hash
-from engine.model import Model, Shot
+from engine.models.checkpoints import Checkpoint, old_hash
+from engine.models.model import Model, Shot
+from engine.sampling import samplers
 from training import scenes
 
 Pixels = np.ndarray[Any, np.dtype[Any]]

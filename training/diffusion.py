@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from engine import tokenizer
+from engine.prompt import tokenizer
 from training import autoencoder, networks, parallel, scenes
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine import ldm, tokenizer
+from engine.models import ldm
+from engine.prompt import tokenizer
 from training import diffusion, parallel
 from training.diffusion import Pool
 

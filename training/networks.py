@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from engine import ldm
+from engine.models import ldm
 
 WIDTH = 32  # of the text encoder, and of what the UNet attends to
 UNET_CHANNELS = (32, 64, 80, 80)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from engine import samplers
-from engine.loras import Loras, LoraUse
-from engine.model import Model, Shot
+from engine.models.loras import Loras, LoraUse
+from engine.models.model import Model, Shot
+from engine.sampling import samplers
 from training import adherence
 
 COLUMNS, ROWS = 8, 3

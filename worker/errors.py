@@ -26,7 +26,7 @@
     │   ├── StoreFull
     │   ├── StoreNotWritable
     │   └── FetchStopped
-    ├── EngineError             the engine's fault: `worker.recovery` says what is tried
+    ├── EngineError             the engine's fault: `worker.webui.recovery` says what is tried
     │   ├── RouteMissing
     │   ├── ConnectionLost
     │   ├── EnginePoisoned
@@ -242,7 +242,7 @@ class FetchStopped(FetchError):
 
 
 class EngineError(WorkerError):
-    """The engine's fault. `worker.recovery` decides what is tried before the caller hears it."""
+    """The engine failed. `worker.webui.recovery` decides what is tried before the job fails."""
 
 
 class RouteMissing(EngineError):

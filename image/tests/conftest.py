@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 from containers import ISOLATION, Container, buildah, run
+from fakes.a1111.process import free_port
 
-from fakes.a1111_process import free_port
-from worker.settings import PROJECT
+from worker.config.settings import PROJECT
 
 DEBIAN = "http://deb.debian.org/debian"
 SHARED_LIBRARIES = (  # of a CPython

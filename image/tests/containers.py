@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from fakes.a1111.process import free_port
 
-from fakes.a1111_process import free_port
-from worker.settings import PROJECT
+from worker.config.settings import PROJECT
 
 ISOLATION = ("--isolation", "chroot")
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from engine import ldm
+from engine.models import ldm
 
 CROSS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 LAYERS = 2

@@ -6,10 +6,9 @@ from urllib.parse import urlsplit
 import checks
 import pytest
 from containers import LocalApi, run
-from sd1 import write_checkpoint
-
+from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import SDXL, safetensors
-from fakes.model_hosts import ModelHosts
+from sd1 import write_checkpoint
 
 BOOT = 300.0  # seconds
 BUILDAH = ("subprocess exited with status", "Error: exit status")  # what it says itself

@@ -6,8 +6,7 @@ from urllib.parse import urlsplit
 import checks
 import pytest
 from containers import LocalApi, changed_code
-
-from fakes.a1111_process import free_port
+from fakes.a1111.process import free_port
 from fakes.runpod_plane import RunPodPlane
 
 BOOT = 180.0  # seconds

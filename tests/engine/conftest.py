@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import requests
 import torch
-from PIL import Image
-
 from fakes import tiny_models
-from fakes.a1111_process import free_port
+from fakes.a1111.process import free_port
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 

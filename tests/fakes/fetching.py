@@ -17,9 +17,8 @@ from typing import Any
 
 from fakes.model_store import PROJECT, full_environment
 from model_manager import ModelManager
-from worker import model_ref
-from worker.model_ref import Wanted
-from worker.settings import Settings
+from worker.config.settings import Settings
+from worker.job.reference import Wanted, parse_reference
 
 
 class Fetching:
@@ -61,7 +60,7 @@ def fetch(ref: str) -> None:
     manager = ModelManager(Settings.from_environ(os.environ))
     os.write(1, b"%d\n" % os.getpid())
     sys.stdin.buffer.read()
-    (file,) = manager.ensure([Wanted(model_ref.parse(ref))])
+    (file,) = manager.ensure([Wanted(parse_reference(ref))])
     file.check()
     result = {"path": str(file.path), "stem": file.stem, "at": time.monotonic()}
     os.write(1, json.dumps(result).encode() + b"\n")

@@ -6,11 +6,10 @@ from urllib.parse import urlsplit
 
 from fakes.model_files import sha256
 from model_manager import ModelManager
-from worker import model_ref
-from worker.blobs import About, Blob, Blobs
-from worker.internet import NEVER
-from worker.model_ref import Wanted
-from worker.settings import Settings
+from worker.config.settings import Settings
+from worker.http.client import NEVER
+from worker.job.reference import Wanted, parse_reference
+from worker.models.store.blobs import About, Blob, Blobs
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +52,7 @@ def manager_for(hosts, folder: Path, **more: str) -> ModelManager:
 
 
 def fetch(manager: ModelManager, text: str, kind=None, stop=NEVER, **wanted) -> Blob:
-    return manager.fetcher.fetch(Wanted(model_ref.parse(text), kind, **wanted), stop)
+    return manager.fetcher.fetch(Wanted(parse_reference(text), kind, **wanted), stop)
 
 
 def files_below(folder: Path) -> list[str]:

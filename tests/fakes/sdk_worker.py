@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as a program
 
 import runpod_sdk  # noqa: E402
+from fakes.hosts.slow_line import SlowLine  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
-from fakes.slow_line import SlowLine  # noqa: E402
-from worker import watchdog  # noqa: E402
+from worker.runpod import watchdog  # noqa: E402
 
 # What can happen to the post of a result, for RunPodPlane.fault.
 FAULTS: list[dict[str, Any]] = [

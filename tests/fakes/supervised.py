@@ -277,7 +277,7 @@ class Worker:
 def as_handler(worker: Worker) -> Any:
     """What the handler knows and can do: its `Supervisor`."""
     # Not at the top: the small programs import this module too, without the project's folder.
-    from worker.supervisor import Supervisor
+    from worker.webui.supervisor import Supervisor
 
     return Supervisor(worker.run_dir, worker.process.pid)
 

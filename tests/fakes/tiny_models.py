@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from engine import ldm
+from engine.models import ldm
 
 WIDTH = 64  # of SD1's text encoder, and of what the UNet attends to
 UNET_CHANNELS = (32, 64, 64, 64)

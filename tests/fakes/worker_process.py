@@ -14,12 +14,12 @@ from typing import Any
 
 import requests
 
-from fakes.a1111_process import free_port, wait_until, write_safetensors
+from fakes.a1111.process import free_port, wait_until, write_safetensors
 from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
 from fakes.runpod_plane import RunPodPlane
 
 ROOT = Path(__file__).resolve().parents[2]
-WEBUI_PY = "from fakes.a1111 import main\n\nmain()\n"
+WEBUI_PY = "from fakes.a1111.__main__ import main\n\nmain()\n"
 JOB_TIMEOUT = 60.0
 
 Job = dict[str, Any]

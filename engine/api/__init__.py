@@ -1,0 +1,1 @@
+"""A1111's routes: what a request may ask for, the answer, progress and options."""

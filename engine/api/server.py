@@ -1,0 +1,117 @@
+"""The HTTP side: A1111's paths, and its way to answer errors."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from engine import __version__
+from engine.errors import Refused
+from engine.generation import Engine
+from engine.sampling import samplers
+
+log = logging.getLogger(__name__)
+
+PREFIX = "/sdapi/v1"
+Endpoint = Callable[..., Any]
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The application. Endpoints are plain functions, so that they run beside the job."""
+    app = FastAPI(title="embedded engine", version=__version__)
+    for path, endpoint in _gets(engine).items():
+        app.get(PREFIX + path, response_model=None)(endpoint)
+    for path, endpoint in _posts(engine).items():
+        app.post(PREFIX + path, response_model=None)(endpoint)
+    app.exception_handler(Refused)(_refused)
+    for kind in (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        app.exception_handler(kind)(_failed)
+    # for the rest; here Starlette closes the connection after the answer
+    app.exception_handler(Exception)(_failed)
+    return app
+
+
+def _gets(engine: Engine) -> dict[str, Endpoint]:
+    """The endpoints of GET. The engine has no scripts, styles, upscalers and embeddings."""
+    return {
+        "/options": engine.get_options,
+        "/sd-models": engine.checkpoints.describe,
+        "/sd-vae": engine.list_vaes,
+        "/loras": lambda: [lora.describe() for lora in engine.loras.all],
+        "/samplers": lambda: [sampler.describe() for sampler in samplers.SAMPLERS],
+        "/schedulers": lambda: [scheduler.describe() for scheduler in samplers.SCHEDULERS],
+        "/progress": engine.progress.describe,
+        "/memory": describe_memory,
+        "/upscalers": describe_nothing,
+        "/latent-upscale-modes": describe_nothing,
+        "/prompt-styles": describe_nothing,
+        "/cmd-flags": engine.get_flags,
+        "/hypernetworks": describe_nothing,
+        "/face-restorers": describe_nothing,
+        "/realesrgan-models": describe_nothing,
+        "/extensions": describe_nothing,
+        "/script-info": describe_nothing,
+        "/scripts": lambda: {"txt2img": [], "img2img": []},
+        "/embeddings": lambda: {"loaded": {}, "skipped": {}},
+    }
+
+
+def _posts(engine: Engine) -> dict[str, Endpoint]:
+    """The endpoints of POST. VAEs are listed afresh each time: nothing to refresh."""
+
+    def interrupt() -> dict[str, Any]:
+        engine.progress.interrupt()
+        return {}
+
+    return {
+        "/txt2img": engine.txt2img,
+        "/options": engine.set_options,
+        "/interrupt": interrupt,
+        "/skip": engine.progress.skip,
+        "/refresh-checkpoints": engine.refresh_checkpoints,
+        "/refresh-loras": engine.loras.refresh,
+        "/refresh-vae": lambda: None,
+        "/refresh-embeddings": lambda: None,
+    }
+
+
+def _refused(_request: Request, error: Exception) -> JSONResponse:
+    """A1111's answer where its code raises an HTTPException."""
+    status = error.status if isinstance(error, Refused) else 500
+    return _answer(status, "HTTPException", detail=str(error))
+
+
+def _failed(request: Request, error: Exception) -> JSONResponse:
+    """A1111's answer to any other exception: its class and text."""
+    is_known = isinstance(error, FileNotFoundError)  # its sentence says all
+    trace = None if is_known else error
+    log.error("%s %s failed: %s", request.method, request.url.path, error, exc_info=trace)
+    return _answer(500, type(error).__name__, errors=str(error))
+
+
+def _answer(status: int, error: str, detail: str = "", errors: str = "") -> JSONResponse:
+    body = {"error": error, "detail": detail, "body": "", "errors": errors}
+    return JSONResponse(body, status_code=status)
+
+
+def describe_nothing() -> list[Any]:
+    """A1111's empty list."""
+    return []
+
+
+def describe_memory() -> dict[str, Any]:
+    """The answer of GET /memory, in bytes: this process beside the machine's total."""
+    total = float(psutil.virtual_memory().total)
+    used = psutil.Process().memory_info().rss
+    return {"ram": {"free": total - used, "used": used, "total": total}, "cuda": _cuda_memory()}
+
+
+def _cuda_memory() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        return {"error": "unavailable"}
+    free, total = torch.cuda.mem_get_info()
+    return {"system": {"free": free, "used": total - free, "total": total}}

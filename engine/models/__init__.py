@@ -1,0 +1,1 @@
+"""Checkpoints and LoRAs: listed, read from disk, placed on the device, applied."""

@@ -1,0 +1,195 @@
+"""LoRAs on a model: its layers by every name that files use, and what is added to their output.
+
+diffusers can load LoRA files too, but leaves out what it does not know without a word (layers it
+cannot place, DoRA's scales, the alphas in the metadata), and takes seconds for it. Here a file is
+applied whole or not at all, and the model's own weights and modules are never touched: what is
+added ends with its hook, and the plain model is as before, bit for bit.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from engine.models import ldm
+from engine.models.lora_file import Factors, Misfit, StateDict, read
+
+UNET = "unet"
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+KOHYA_PREFIXES = {
+    UNET: ("lora_unet_",),
+    # SD1's is `lora_te_`; SDXL's first is `lora_te1_`, and some trainers say so for SD1 too
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+}
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+# how diffusers wrote names before it used peft
+_OLD_NAMES = (
+    (r"^base_model\.model\.", ""),
+    (r"\.processor\.", "."),
+    (r"\.text_model\.", "."),
+    (r"\.self_attn\.to_(q|k|v|out)$", r".self_attn.\1_proj"),
+    (r"\.to_out$", ".to_out.0"),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer or a convolution; `path` is its place in the pipeline's `component`."""
+
+    component: str
+    path: str
+    module: Any
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one LoRA adds to one layer."""
+
+    layer: Layer
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+
+    def add(self, weight: float, device: torch.device) -> RemovableHandle:
+        """Add it from now on, until the handle is removed."""
+        module, dtype = self.layer.module, self.layer.module.weight.dtype
+        down, up = self.down.to(device, dtype), self.up.to(device, dtype)
+        scale = weight * self.scale
+
+        def hook(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+            # between the two: there half precision is furthest from its limits
+            return output + _through(up, scale * _through(down, inputs[0], module))
+
+        handle: RemovableHandle = module.register_forward_hook(hook)
+        return handle
+
+
+def _through(
+    weight: torch.Tensor,
+    given: torch.Tensor,
+    like: Any = None,  # noqa: ANN401 - a torch.nn.Conv2d
+) -> torch.Tensor:
+    """A matrix, or a convolution with the stride and the borders of the layer it belongs to."""
+    if weight.ndim == 2:  # noqa: PLR2004 - a matrix
+        return functional.linear(given, weight)
+    if like is None:
+        return functional.conv2d(given, weight)
+    return functional.conv2d(given, weight, None, like.stride, like.padding, like.dilation)
+
+
+class Layers:
+    """The layers of a pipeline that a LoRA may change."""
+
+    def __init__(self, pipe: Any) -> None:  # noqa: ANN401 - diffusers
+        self.by_name: dict[str, Layer] = {}
+        for component in (UNET, *TEXT_ENCODERS):
+            network = getattr(pipe, component, None)
+            if network is not None:
+                self._add(component, network)
+
+    def _add(self, component: str, network: torch.nn.Module) -> None:
+        originals = _original_names(network) if component == UNET else {}
+        for path, module in network.named_modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+                layer = Layer(component, path, module)
+                for name in _names(component, path, originals.get(path)):
+                    self.by_name[name] = layer
+
+    def additions(self, state: StateDict, metadata: Mapping[str, Any]) -> list[Addition]:
+        """What the file adds, layer by layer. Raises Misfit unless all of it can be."""
+        found = {name: (self.find(name), factors) for name, factors in read(state).items()}
+        if missing := [name for name, (layer, _) in found.items() if layer is None]:
+            raise Misfit(
+                f"{len(missing)} of its {len(found)} layers are not in the model ({missing[0]!r})"
+            )
+        if not found:
+            raise Misfit("it changes none of the model's layers")
+        options = metadata.get(DIFFUSERS_METADATA)
+        options = options if isinstance(options, dict) else {}
+        placed = [(layer, factors) for layer, factors in found.values() if layer]
+        if len({id(layer) for layer, _ in placed}) < len(placed):
+            raise Misfit("a layer has 2 names in it")
+        return [_addition(layer, factors, options) for layer, factors in placed]
+
+    def find(self, name: str) -> Layer | None:
+        """The layer of this name; one with points may be written in an older way."""
+        if name not in self.by_name and "." in name:
+            for pattern, replacement in _OLD_NAMES:
+                name = re.sub(pattern, replacement, name)
+        return self.by_name.get(name)
+
+
+def _original_names(unet: Any) -> dict[str, str]:  # noqa: ANN401 - diffusers
+    """{path: name in the original UNet}; {} for a UNet that the original code could not build."""
+    try:
+        keys = {key: key for key in unet.state_dict()}
+        exported = ldm.export_unet(keys, unet.config.layers_per_block)
+    except (LookupError, TypeError):
+        return {}
+    return {
+        key.removesuffix(".weight"): name.removeprefix(ldm.UNET).removesuffix(".weight")
+        for name, key in exported.items()
+    }
+
+
+def _names(component: str, path: str, original: str | None) -> Iterator[str]:
+    """Every name of a layer: kohya's with underscores, peft's and diffusers' with points."""
+    bare = path.removeprefix("text_model.")
+    yield f"{component}.{bare}"
+    if component == UNET:
+        yield bare
+    elif bare.startswith("encoder."):
+        path = f"text_model.{bare}"
+    for prefix in KOHYA_PREFIXES[component]:
+        for name in filter(None, (path, original)):
+            yield prefix + name.replace(".", "_")
+
+
+def _addition(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> Addition:
+    """The factors in the shapes that the layer computes with."""
+    out, *inner = layer.module.weight.shape
+    rank, ones = factors.rank if factors.down.ndim else 0, [1] * len(inner[1:])
+    wanted = {"down": [rank, *inner], "up": [out, rank, *ones]}
+    given = {"down": factors.down, "up": factors.up}
+    for part, shape in wanted.items():
+        if _trim(given[part].shape) != _trim(shape):
+            raise Misfit(
+                f"for {layer.component}.{layer.path} of shape {list(layer.module.weight.shape)} "
+                f"its {part} matrix has the shape {list(given[part].shape)}"
+            )
+    down, up = (given[part].reshape(shape) for part, shape in wanted.items())
+    return Addition(layer, down, up, _scale(layer, factors, options))
+
+
+def _trim(shape: Any) -> list[int]:  # noqa: ANN401 - a list or a torch.Size
+    """Without what a 1x1 convolution has more than a matrix: files have either for both."""
+    trimmed = list(shape)
+    while len(trimmed) > 2 and trimmed[-1] == 1:  # noqa: PLR2004 - a matrix
+        trimmed.pop()
+    return trimmed
+
+
+def _scale(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> float:
+    """What to multiply with: alpha / rank. An alpha that is written nowhere is the rank.
+
+    diffusers writes it into the metadata: one for a network, and others by patterns of paths.
+    """
+    if factors.alpha is not None:
+        return factors.alpha / factors.rank
+    mine = {
+        name.removeprefix(f"{layer.component}."): value
+        for name, value in options.items()
+        if name.startswith(f"{layer.component}.")
+    }
+    alpha = mine.get("lora_alpha", factors.rank)
+    for pattern, other in (mine.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer.path):
+            alpha = other
+            break
+    root: float = factors.rank ** (0.5 if mine.get("use_rslora") else 1)
+    return float(alpha) / root

@@ -1,0 +1,234 @@
+"""A1111's samplers and schedulers in terms of diffusers' schedulers.
+
+The names, aliases and options are A1111 v1.9.3's own answers. "DPM++ 2S a", "DPM fast",
+"DPM adaptive" and "Restart" have no counterpart in diffusers and are not listed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import diffusers
+import torch
+
+from engine.errors import SamplerNotFound, Unsupported
+from engine.sampling import noise_schedules, schedulers
+
+Sigmas = Callable[[int], torch.Tensor]
+
+TRAINING = {
+    "num_train_timesteps": noise_schedules.TRAINING_STEPS,
+    "beta_start": noise_schedules.BETA_START,
+    "beta_end": noise_schedules.BETA_END,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "linspace",  # else the noise to begin with is not scaled as k-diffusion's
+}
+# the way by which those that call the model twice in a step take foreign sigmas
+TWICE = {"use_karras_sigmas": True}
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A noise schedule as GET /schedulers lists it, and its sigmas for a number of steps."""
+
+    name: str
+    label: str
+    sigmas: Sigmas
+    aliases: list[str] | None = None
+    default_rho: float = -1.0
+    need_inner_model: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of GET /schedulers."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "aliases": self.aliases,
+            "default_rho": self.default_rho,
+            "need_inner_model": self.need_inner_model,
+        }
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler as GET /samplers lists it, and the diffusers scheduler class that does it."""
+
+    name: str
+    aliases: list[str]
+    cls: str
+    config: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    own_schedule: bool = False  # one of engine.schedulers
+    any_schedule: bool = True
+    eta: float | None = None  # how much noise is added on the way; None: it adds none
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of GET /samplers."""
+        return {"name": self.name, "aliases": self.aliases, "options": self.options}
+
+    def calls(self, steps: int) -> int:
+        """How often A1111 counts on the model being called in so many steps."""
+        return 2 * steps if self.options.get("second_order") == "True" else steps
+
+    def with_eta(self, eta: float | None) -> "Sampler":
+        """The sampler with this `eta`; those that add no noise leave it unused, as in A1111.
+
+        Raises Unsupported where diffusers has no such factor.
+        """
+        if eta is None or self.eta in (None, eta):
+            return self
+        if self.name != "DDIM":
+            raise Unsupported(f"eta with the value {eta!r} with sampler {self.name!r}")
+        return replace(self, eta=eta)
+
+    def sigmas(self, scheduler: Scheduler) -> Sigmas:
+        """The scheduler's, without the last one for the samplers of which A1111 says so."""
+        if self.options.get("discard_next_to_last_sigma") != "True":
+            return scheduler.sigmas
+        return lambda steps: scheduler.sigmas(steps + 1)[:steps]
+
+
+_UNIFORM = Scheduler("uniform", "Uniform", noise_schedules.uniform, need_inner_model=True)
+SCHEDULERS = (
+    Scheduler("automatic", "Automatic", noise_schedules.uniform),
+    _UNIFORM,
+    Scheduler("karras", "Karras", noise_schedules.karras, default_rho=7.0),
+    Scheduler("exponential", "Exponential", noise_schedules.exponential),
+    # with A1111's rho of 1 it is the exponential schedule
+    Scheduler("polyexponential", "Polyexponential", noise_schedules.exponential, default_rho=1.0),
+    Scheduler(
+        "sgm_uniform",
+        "SGM Uniform",
+        noise_schedules.sgm_uniform,
+        aliases=["SGMUniform"],
+        need_inner_model=True,
+    ),
+)
+
+_MULTISTEP = "DPMSolverMultistepScheduler"
+# k-diffusion keeps the order of a solver also where there are few steps
+_ORDER = {"lower_order_final": False}
+_SDE = {"algorithm_type": "sde-dpmsolver++"} | _ORDER
+_BROWNIAN = {"scheduler": "exponential", "brownian_noise": "True"}
+_DPM2 = {"scheduler": "karras", "discard_next_to_last_sigma": "True"}
+
+SAMPLERS = (
+    Sampler(
+        "DPM++ 2M",
+        ["k_dpmpp_2m"],
+        _MULTISTEP,
+        {"algorithm_type": "dpmsolver++"} | _ORDER,
+        {"scheduler": "karras"},
+    ),
+    Sampler(
+        "DPM++ SDE",
+        ["k_dpmpp_sde"],
+        "DPMSolverSDEScheduler",
+        TWICE,
+        {"scheduler": "karras", "second_order": "True", "brownian_noise": "True"},
+        eta=1.0,
+    ),
+    Sampler("DPM++ 2M SDE", ["k_dpmpp_2m_sde"], _MULTISTEP, _SDE, _BROWNIAN, eta=1.0),
+    Sampler(
+        "DPM++ 2M SDE Heun",
+        ["k_dpmpp_2m_sde_heun"],
+        _MULTISTEP,
+        _SDE | {"solver_type": "heun"},
+        _BROWNIAN | {"solver_type": "heun"},
+        eta=1.0,
+    ),
+    Sampler(
+        "DPM++ 3M SDE",
+        ["k_dpmpp_3m_sde"],
+        _MULTISTEP,
+        _SDE | {"solver_order": 3},
+        {
+            "scheduler": "exponential",
+            "discard_next_to_last_sigma": "True",
+            "brownian_noise": "True",
+        },
+        eta=1.0,
+    ),
+    Sampler(
+        "Euler a",
+        ["k_euler_a", "k_euler_ancestral"],
+        "EulerAncestralDiscreteScheduler",
+        {},
+        {"uses_ensd": "True"},
+        eta=1.0,
+    ),
+    Sampler("Euler", ["k_euler"], "EulerDiscreteScheduler"),
+    Sampler("LMS", ["k_lms"], "LMSDiscreteScheduler"),
+    Sampler("Heun", ["k_heun"], "HeunDiscreteScheduler", TWICE, {"second_order": "True"}),
+    Sampler("DPM2", ["k_dpm_2"], "KDPM2DiscreteScheduler", TWICE, _DPM2 | {"second_order": "True"}),
+    Sampler(
+        "DPM2 a",
+        ["k_dpm_2_a"],
+        "KDPM2AncestralDiscreteScheduler",
+        TWICE,
+        _DPM2 | {"uses_ensd": "True", "second_order": "True"},
+        eta=1.0,
+    ),
+    Sampler(
+        "DDIM",
+        ["ddim"],
+        "Ddim",
+        {"clip_sample": False, "set_alpha_to_one": False},
+        own_schedule=True,
+        eta=0.0,
+    ),
+    Sampler(
+        "PLMS",
+        ["plms"],
+        "Plms",
+        {"skip_prk_steps": True, "set_alpha_to_one": False},
+        own_schedule=True,
+    ),
+    Sampler(
+        "UniPC",
+        ["unipc"],
+        "UniPc",
+        {"solver_order": 3, "solver_type": "bh1"},
+        own_schedule=True,
+    ),
+    Sampler("LCM", ["k_lcm"], "Lcm", own_schedule=True, any_schedule=False),
+)
+
+_BY_NAME = {sampler.name: sampler for sampler in SAMPLERS}
+_SCHEDULER_BY_NAME = {s.name: s for s in SCHEDULERS} | {s.label: s for s in SCHEDULERS}
+
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of exactly this name (no alias, no old "Karras" suffix), or SamplerNotFound."""
+    if name not in _BY_NAME:
+        raise SamplerNotFound
+    return _BY_NAME[name]
+
+
+def find_scheduler(sampler: Sampler, name: str | None) -> Scheduler:
+    """The scheduler of this name or label; without one, or for "Automatic", the sampler's own.
+
+    A name that is not known is the uniform one, and so is "automatic": A1111 looks for the label
+    only. Raises Unsupported where A1111 could combine the two and the engine cannot.
+    """
+    if not name or name == "Automatic":
+        return _SCHEDULER_BY_NAME[sampler.options.get("scheduler", "automatic")]
+    scheduler = _SCHEDULER_BY_NAME.get(name, SCHEDULERS[0])
+    if not sampler.any_schedule and scheduler.sigmas is not noise_schedules.uniform:
+        raise Unsupported(f"scheduler {scheduler.label!r} with sampler {sampler.name!r}")
+    return scheduler
+
+
+def build(sampler: Sampler, scheduler: Scheduler | None, prediction_type: str, seed: int) -> Any:  # noqa: ANN401
+    """The diffusers scheduler for one picture; without `scheduler` it takes the sampler's own."""
+    scheduler = scheduler or find_scheduler(sampler, None)
+    config = TRAINING | {"prediction_type": prediction_type} | sampler.config
+    if sampler.cls == "DPMSolverSDEScheduler":
+        config["noise_sampler_seed"] = seed  # it draws its own noise, and would not repeat it
+    if not sampler.own_schedule:
+        cls = schedulers.following(getattr(diffusers, sampler.cls), sampler.sigmas(scheduler))
+        return cls.from_config(config)
+    built = getattr(schedulers, sampler.cls).from_config(config)
+    if isinstance(built, schedulers.Ddim):
+        built.eta = sampler.eta or 0.0
+    return built

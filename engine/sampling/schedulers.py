@@ -1,0 +1,127 @@
+"""diffusers' schedulers, made to take the steps that A1111 takes.
+
+Theirs choose other noise levels than k-diffusion in many combinations, round the times that the
+model is told, and differ in how the last step ends; the arithmetic of a step is the same.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+
+from engine.sampling.noise_schedules import (
+    LAST,
+    SMALLEST,
+    TRAINING_STEPS,
+    sgm_uniform,
+    times_of,
+)
+
+Sigmas = Callable[[int], torch.Tensor]
+
+
+def following(base: type, sigmas: Sigmas) -> Any:  # noqa: ANN401 - diffusers
+    """The diffusers class `base`, taking its noise levels from `sigmas`.
+
+    One that calls the model twice in a step must be made with `use_karras_sigmas`.
+    """
+    return type(base.__name__, (_Follows, base), {"wanted": staticmethod(sigmas)})
+
+
+class _Follows:
+    """Before a diffusers class: `wanted` gives the levels for a number of steps."""
+
+    wanted: Sigmas
+    timesteps: torch.Tensor
+    sigmas: torch.Tensor
+    init_noise_sigma: Any
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None, *rest: Any) -> None:  # noqa: ANN401
+        """Called by the pipeline; some call it when they are made, with `rest`."""
+        super().set_timesteps(num_inference_steps, device, *rest)  # type: ignore[misc]
+        if len(self.timesteps) == num_inference_steps:
+            levels = self.wanted(num_inference_steps)
+            self.sigmas = torch.cat([levels, levels.new_zeros(1)])
+            self.timesteps = times_of(levels).to(device)
+            if isinstance(self, diffusers.DPMSolverMultistepScheduler):
+                # it begins with noise as it is; k-diffusion with the largest level's part of it
+                self.init_noise_sigma = (levels[0] / (levels[0] ** 2 + 1) ** 0.5).item()
+
+    def _convert_to_karras(self, in_sigmas: Any, *_: Any, **__: Any) -> Any:  # noqa: ANN401, ARG002
+        """Where diffusers would compute its own; it goes on to place each step's second call."""
+        return self.wanted(self.num_inference_steps).numpy()  # type: ignore[attr-defined]
+
+
+def compvis_times(steps: int) -> torch.Tensor:
+    """The times of A1111's samplers that are not k-diffusion's, the smallest first.
+
+    Their number is not always `steps`: 1000 is divided without a rest.
+    """
+    times = torch.arange(0, TRAINING_STEPS, TRAINING_STEPS // steps) + 1
+    return times.clamp(max=LAST)
+
+
+def _moves(steps: int) -> torch.Tensor:
+    """Where DDIM and PLMS call the model: A1111 ends at the smallest time, without a call there."""
+    times = compvis_times(steps)
+    return times[1:].flip(0) if len(times) > 1 else times
+
+
+class Ddim(diffusers.DDIMScheduler):
+    """DDIM; the pipeline need not know its `eta`."""
+
+    eta = 0.0
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # noqa: ANN401
+        """Called by the pipeline."""
+        super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
+        self.timesteps = _moves(num_inference_steps).to(device)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int,
+        sample: torch.Tensor,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Called by the pipeline."""
+        kwargs |= {"eta": self.eta, "generator": generator}
+        return super().step(model_output, timestep, sample, **kwargs)  # type: ignore[misc]
+
+
+class Plms(diffusers.PNDMScheduler):
+    """PLMS."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # noqa: ANN401
+        """Called by the pipeline. The first step calls the model twice."""
+        super().set_timesteps(num_inference_steps, device)  # type: ignore[misc]
+        moves = _moves(num_inference_steps)
+        second = (moves[:1] - TRAINING_STEPS // num_inference_steps).clamp(min=1)
+        self.timesteps = torch.cat([moves[:1], second, moves[1:]]).to(device)
+
+
+class UniPc(diffusers.UniPCMultistepScheduler):
+    """UniPC; A1111's ends at the smallest level of training instead of 0."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # noqa: ANN401
+        """Called by the pipeline."""
+        steps = len(compvis_times(num_inference_steps))
+        super().set_timesteps(steps, device=device)  # type: ignore[misc]
+        levels = sgm_uniform(steps)
+        self.sigmas = torch.cat([levels, levels.new_full((1,), SMALLEST)])
+        self.timesteps = times_of(levels).to(device)
+
+
+class Lcm(diffusers.LCMScheduler):
+    """LCM; its times are among every 20th, the last is the smallest of them."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # noqa: ANN401
+        """Called by the pipeline."""
+        super().set_timesteps(1, device)  # type: ignore[misc]
+        count = self.config.original_inference_steps  # type: ignore[attr-defined]
+        distance = TRAINING_STEPS // count
+        places = torch.linspace(count - 1, 0, num_inference_steps).round().long()
+        self.num_inference_steps = num_inference_steps
+        self.timesteps = (places * distance + distance - 1).to(device)

@@ -1,0 +1,372 @@
+"""What the worker relies on from any engine: the fake, the embedded one, and a live A1111.
+
+A live one is tested when WEBUI_URL names it and it has two checkpoints and a LoRA for them.
+"""
+
+import base64
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from fakes.a1111.picture import png_text
+from fakes.a1111.process import free_port, running_a1111, wait_until, write_safetensors
+from fakes.recorded import recorded
+
+from worker.webui.client import WebUI
+
+ROOT = Path(__file__).parents[2]
+LIVE_URL = os.environ.get("WEBUI_URL")
+BOOT = 60.0
+SMALL = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 7}
+TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine under test: two checkpoints by stem, one LoRA, and its folder if it is ours."""
+
+    url: str
+    checkpoints: list[str]
+    lora: str
+    models: Path | None = None
+
+    def post(self, body, route="txt2img"):
+        return requests.post(f"{self.url}/sdapi/v1/{route}", json=body, timeout=TIMEOUT)
+
+    def get(self, route):
+        return requests.get(f"{self.url}/sdapi/v1/{route}", timeout=TIMEOUT)
+
+    def txt2img(self, **changes):
+        answer = self.post(SMALL | changes)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def info(self, **changes):
+        return json.loads(self.txt2img(**changes)["info"])
+
+
+@contextmanager
+def fake(folder):
+    for number, name in enumerate(("first", "second")):
+        write_safetensors(folder / f"models/Stable-diffusion/{name}.safetensors", bytes([number]))
+    write_safetensors(folder / "models/Lora/detail.safetensors")
+    with running_a1111(
+        folder, faults=({"fault": "slow_steps", "seconds": 0.02, "times": -1},)
+    ) as a:
+        yield Engine(a.url, ["first", "second"], "detail", folder / "models")
+
+
+@contextmanager
+def embedded(folder):
+    tiny_models = pytest.importorskip(
+        "fakes.tiny_models", reason="the engine's packages are not installed"
+    )
+    for seed, name in enumerate(("first", "second")):
+        path = folder / f"models/Stable-diffusion/{name}.safetensors"
+        tiny_models.write(tiny_models.make_checkpoint(seed), path)
+    tiny_models.write(tiny_models.make_lora(), folder / "models/Lora/detail.safetensors")
+    port = free_port()
+    where = ["--port", str(port), "--data-dir", str(folder), "--threads", "1"]
+    with subprocess.Popen([sys.executable, "-m", "engine", *where], cwd=ROOT) as process:
+        try:
+            webui = WebUI(f"http://127.0.0.1:{port}")
+            deadline = time.monotonic() + BOOT
+            while not _answers(webui):
+                assert process.poll() is None
+                assert time.monotonic() < deadline, "the embedded engine did not start"
+                time.sleep(0.1)
+            yield Engine(
+                f"http://127.0.0.1:{port}", ["first", "second"], "detail", folder / "models"
+            )
+        finally:
+            process.kill()
+
+
+def _answers(webui):
+    try:
+        return webui.loras() is not None
+    except Exception:  # noqa: BLE001 - not up yet
+        return False
+
+
+@contextmanager
+def live(_folder):
+    webui = WebUI(LIVE_URL)
+    checkpoints = [model["model_name"] for model in webui.sd_models()]
+    yield Engine(LIVE_URL, checkpoints, webui.loras()[0]["name"])
+
+
+ENGINES = [fake, embedded] + ([live] if LIVE_URL else [])
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: engine.__name__)
+def engine(request, tmp_path_factory):
+    with request.param(tmp_path_factory.mktemp(request.param.__name__)) as engine:
+        engine.post(SMALL)  # the default checkpoint is loaded and hashed
+        yield engine
+
+
+def pixels(image):
+    """The PNG's pixel data without its text."""
+    png, data, at = base64.b64decode(image), b"", 8
+    while at < len(png):
+        length, kind = struct.unpack(">I4s", png[at : at + 8])
+        data += png[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        at += 12 + length
+    return zlib.decompress(data)
+
+
+# Lists ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["samplers", "schedulers"])
+def test_names_are_a1111s_own(engine, route):
+    known = {item["name"]: item for item in recorded(f"get_{route}")}
+    listed = engine.get(route).json()
+
+    assert listed
+    assert all(known[item["name"]].keys() == item.keys() for item in listed)
+
+
+@pytest.mark.parametrize(
+    ("route", "example"), [("sd-models", "get_sd-models_two"), ("loras", "get_loras_two")]
+)
+def test_listed_models_have_a1111s_fields(engine, route, example):
+    assert {*engine.get(route).json()[0]} == {*recorded(example)[0]}
+
+
+@pytest.mark.parametrize("route", ["upscalers", "latent-upscale-modes", "prompt-styles", "sd-vae"])
+def test_what_an_engine_has_not_is_an_empty_list(engine, route):
+    assert isinstance(engine.get(route).json(), list)
+
+
+def test_scripts_are_listed_by_tab(engine):
+    assert {"txt2img", "img2img"} <= engine.get("scripts").json().keys()
+
+
+def test_the_worker_reads_its_catalog(engine):
+    catalog = WebUI(engine.url).catalog()
+
+    assert catalog.sampler("DPM++ 2M Karras", None) == ("DPM++ 2M", "Karras")
+
+
+def test_memory_and_progress_have_a1111s_fields(engine):
+    assert engine.get("memory").json()["ram"].keys() == recorded("get_memory")["ram"].keys()
+    idle = engine.get("progress").json()
+    assert idle.keys() == recorded("get_progress").keys()
+    assert idle["state"].keys() == recorded("get_progress")["state"].keys()
+    assert idle["state"]["job"] == ""
+
+
+# A picture -------------------------------------------------------------------------------------
+
+
+def test_an_answer_has_a1111s_keys(engine):
+    answer = engine.txt2img()
+    example = recorded("post_txt2img_lora_checkpoint")
+
+    assert answer.keys() == example.keys()
+    assert answer["parameters"].keys() == example["parameters"].keys()
+    assert json.loads(answer["info"]).keys() == json.loads(example["info"]).keys()
+
+
+def test_a_picture_carries_its_infotext(engine):
+    answer = engine.txt2img(sampler_name="DPM++ 2M", scheduler="Karras", negative_prompt="dog")
+    (infotext,) = json.loads(answer["info"])["infotexts"]
+
+    assert png_text(base64.b64decode(answer["images"][0])) == infotext
+    first, second, last = infotext.split("\n")
+    assert (first, second) == ("a cat", "Negative prompt: dog")
+    assert last.startswith("Steps: 2, Sampler: DPM++ 2M, ")
+    assert "CFG scale: 7.0, Seed: 7, Size: 64x64, Model hash: " in last
+
+
+def test_one_seed_gives_one_picture(engine):
+    first, again, other = (engine.txt2img(seed=seed)["images"][0] for seed in (7, 7, 8))
+
+    assert pixels(first) == pixels(again) != pixels(other)
+
+
+def test_a_random_seed_is_told(engine):
+    answer = engine.txt2img(seed=-1)
+
+    assert answer["parameters"]["seed"] == -1
+    assert json.loads(answer["info"])["seed"] >= 0
+
+
+def test_each_picture_of_a_batch_has_the_next_seed(engine):
+    answer = engine.txt2img(batch_size=2, n_iter=2)
+
+    assert len(answer["images"]) == 4
+    assert json.loads(answer["info"])["all_seeds"] == [7, 8, 9, 10]
+
+
+def test_unknown_fields_are_ignored(engine):
+    assert engine.txt2img(num_inference_steps=99)["parameters"]["steps"] == 2
+
+
+def test_sizes_are_floored(engine):
+    png = base64.b64decode(engine.txt2img(width=71)["images"][0])
+
+    assert struct.unpack(">II", png[16:24]) == (64, 64)
+
+
+# Models ----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_switched_by_its_stem_for_one_request(engine):
+    default = engine.info()["sd_model_name"]
+    other = next(name for name in engine.checkpoints if name != default)
+
+    switched = engine.info(override_settings={"sd_model_checkpoint": other})
+
+    assert switched["sd_model_name"] == other
+    assert engine.info()["sd_model_name"] == default
+    hashes = {m["model_name"]: m["sha256"] for m in engine.get("sd-models").json()}
+    assert hashes[other].startswith(switched["sd_model_hash"])
+
+
+def test_an_unknown_checkpoint_is_ignored_in_silence_and_told_in_info(engine):
+    info = engine.info(override_settings={"sd_model_checkpoint": "nope"})
+
+    assert info["sd_model_name"] in engine.checkpoints
+
+
+def test_a_lora_is_applied_and_listed_by_its_hash(engine):
+    plain = engine.txt2img()
+    applied = engine.txt2img(prompt=f"a cat <lora:{engine.lora}:1>")
+
+    listed = json.loads(applied["info"])["extra_generation_params"]["Lora hashes"]
+    name, digest = listed.split(": ")
+    assert (name, len(digest)) == (engine.lora, 12)
+    assert pixels(applied["images"][0]) != pixels(plain["images"][0])
+
+
+def test_a_missing_lora_is_ignored_in_silence_and_not_listed(engine):
+    info = engine.info(prompt="a cat <lora:nope:1>")
+
+    assert "Lora hashes" not in info["extra_generation_params"]
+
+
+def test_clip_skip_holds_for_one_request(engine):
+    WebUI(engine.url).set_options({"CLIP_stop_at_last_layers": 1})
+
+    skipped = engine.info(override_settings={"CLIP_stop_at_last_layers": 2})
+
+    assert (skipped["clip_skip"], engine.info()["clip_skip"]) == (2, 1)
+    assert "Clip skip: 2" in skipped["infotexts"][0]
+
+
+def test_a_new_checkpoint_is_seen_after_a_refresh(engine):
+    if engine.models is None:
+        pytest.skip("the folder of a live engine is not ours")
+    folder = engine.models / "Stable-diffusion"
+    shutil.copy(folder / "second.safetensors", folder / "third.safetensors")
+    wanted = {"override_settings": {"sd_model_checkpoint": "third"}}
+
+    assert engine.info(**wanted)["sd_model_name"] != "third"
+    WebUI(engine.url).refresh()
+    assert engine.info(**wanted)["sd_model_name"] == "third"
+
+
+# Errors ----------------------------------------------------------------------------------------
+
+ERRORS = ["err_bad_sampler", "err_missing_route", "err_options_unknown_checkpoint"]
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_those_of_a1111(engine, name):
+    asked, example = recorded(name)["request"], recorded(name)
+    answer = engine.post(asked["body"], asked["path"].removeprefix("/sdapi/v1/"))
+
+    assert (answer.status_code, answer.json()) == (example["status"], example["response"])
+
+
+@pytest.mark.parametrize("body", [{"steps": "abc"}, {"prompt": ["a"]}, {"override_settings": 1}])
+def test_a_wrong_type_is_a_422_that_names_the_field(engine, body):
+    answer = engine.post(body)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", *body]
+
+
+def test_a_get_on_txt2img_proves_the_route(engine):
+    answer = engine.get("txt2img")
+
+    assert (answer.status_code, answer.json()) == (405, {"detail": "Method Not Allowed"})
+
+
+@pytest.mark.parametrize("body", [{"steps": 0}, {"batch_size": 0}, {"width": 0}])
+def test_an_impossible_number_is_an_error_with_a1111s_keys(engine, body):
+    answer = engine.post(SMALL | body)
+
+    assert answer.status_code == 500
+    assert answer.json().keys() == {"error", "detail", "body", "errors"}
+
+
+# A running job ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def running_job(engine, **changes):
+    """A job of many steps; yields a list that gets its answer and when it came."""
+    answers = []
+    body = SMALL | {"steps": 150, "width": 256, "height": 256} | changes
+    job = threading.Thread(target=lambda: answers.append((engine.post(body), time.monotonic())))
+    job.start()
+    try:
+        wait_until(
+            lambda: engine.get("progress").json()["state"]["sampling_step"] > 0,
+            "the job's first step",
+        )
+        yield answers
+    finally:
+        engine.post(None, "interrupt")
+        job.join(TIMEOUT)
+
+
+def test_progress_tells_the_running_job_and_its_steps(engine):
+    with running_job(engine):
+        running = engine.get("progress?skip_current_image=true").json()
+
+    assert running["state"]["job"] == "scripts_txt2img"
+    assert running["state"]["sampling_steps"] == 150
+    assert running["current_image"] is None
+
+
+def test_an_interrupted_job_answers_soon_with_a_picture(engine):
+    with running_job(engine) as answers:
+        asked = time.monotonic()
+        assert engine.post(None, "interrupt").json() == {}
+        wait_until(lambda: bool(answers), "the interrupted job's answer")
+
+    answer, came = answers[0]
+    assert came - asked < 5
+    assert (answer.status_code, len(answer.json()["images"])) == (200, 1)
+    assert WebUI(engine.url).is_idle()
+
+
+def test_a_second_job_waits_for_the_first(engine):
+    with running_job(engine, steps=20) as answers:
+        engine.info()
+        second = time.monotonic()
+
+    assert answers[0][1] <= second
+
+
+def test_an_interrupt_while_idle_does_not_reach_the_next_job(engine):
+    engine.post(None, "interrupt")
+
+    first, second = engine.txt2img(), engine.txt2img()
+    assert pixels(first["images"][0]) == pixels(second["images"][0])

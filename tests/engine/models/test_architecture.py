@@ -1,0 +1,145 @@
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from fakes import tiny_models
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from engine.errors import Unsupported
+from engine.models import architecture, ldm
+
+
+def shapes(state):
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def sd1():
+    """The shapes of Stable Diffusion 1.5, the text encoder but for its depth; no weights."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(cross_attention_dim=768)
+        state = ldm.export_unet(unet.state_dict(), layers_per_block=2)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+        state |= ldm.export_vae(vae.state_dict(), 4)
+        state |= ldm.export_clip(tiny_models.text_encoder().state_dict())
+    return shapes(state)
+
+
+@pytest.fixture(scope="module")
+def sdxl(sd1):
+    """SDXL's UNet and second text tower in their real layout, narrower."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(64, 128, 256),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(1, 2, 4),
+            use_linear_projection=True,
+            cross_attention_dim=192,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=1664,
+        )
+        config = CLIPTextConfig(
+            vocab_size=49408, hidden_size=128, num_hidden_layers=3, projection_dim=96
+        )
+        tower = CLIPTextModelWithProjection(config)
+        state = ldm.export_unet(unet.state_dict(), layers_per_block=2)
+        state |= ldm.export_clip(tiny_models.text_encoder().state_dict(), ldm.CLIP_XL)
+        state |= ldm.export_openclip(tower.state_dict())
+    return shapes(state) | {k: v for k, v in sd1.items() if k.startswith(ldm.VAE)}
+
+
+def test_sd1_unet(sd1):
+    unet = architecture.infer(sd1, {}).components["unet"]
+    assert unet["block_out_channels"] == [320, 640, 1280, 1280]
+    assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert unet["up_block_types"] == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+    assert (unet["layers_per_block"], unet["cross_attention_dim"]) == (2, 768)
+    assert (unet["attention_head_dim"], unet["use_linear_projection"]) == (8, False)
+
+
+def test_sd1_original_keys(sd1):
+    """Names from the published v1-5-pruned-emaonly.safetensors."""
+    assert len([key for key in sd1 if key.startswith(ldm.UNET)]) == 686
+    assert len([key for key in sd1 if key.startswith(ldm.VAE)]) == 248
+    assert {
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "model.diffusion_model.input_blocks.3.0.op.weight",
+        "model.diffusion_model.middle_block.2.out_layers.3.bias",
+        "model.diffusion_model.output_blocks.2.1.conv.weight",
+        "model.diffusion_model.output_blocks.5.2.conv.weight",
+        "first_stage_model.decoder.up.3.upsample.conv.weight",
+        "first_stage_model.encoder.mid.attn_1.proj_out.weight",
+        "cond_stage_model.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight",
+    } <= sd1.keys()
+
+
+def test_sdxl(sdxl):
+    found = architecture.infer(sdxl, {})
+    unet, tower = found.components["unet"], found.components["text_encoder_2"]
+    assert found.is_xl
+    assert unet["transformer_layers_per_block"] == [1, 2, 10]
+    assert unet["down_block_types"] == ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2
+    assert (unet["attention_head_dim"], unet["use_linear_projection"]) == ([1, 2, 4], True)
+    assert unet["projection_class_embeddings_input_dim"] == 1664
+    assert (tower["hidden_size"], tower["num_hidden_layers"], tower["projection_dim"]) == (
+        128,
+        3,
+        96,
+    )
+    assert found.components["vae"]["scaling_factor"] == 0.13025
+
+
+@pytest.mark.parametrize(
+    ("marker", "metadata", "expected"),
+    [
+        ({}, {}, "epsilon"),
+        ({"v_pred": (0,)}, {}, "v_prediction"),
+        ({}, {"prediction_type": "v_prediction"}, "v_prediction"),
+    ],
+)
+def test_prediction_type(sd1, marker, metadata, expected):
+    scheduler = architecture.infer(sd1 | marker, metadata).components["scheduler"]
+    assert scheduler["prediction_type"] == expected
+
+
+def test_metadata_says_what_shapes_cannot(sd1):
+    metadata = {"engine.config": json.dumps({"vae": {"norm_num_groups": 4}})}
+    assert architecture.infer(sd1, metadata).components["vae"]["norm_num_groups"] == 4
+
+
+def test_inpainting_is_refused(sd1):
+    first = ldm.UNET + "input_blocks.0.0.weight"
+    with pytest.raises(Unsupported, match="inpainting"):
+        architecture.infer(sd1 | {first: (320, 9, 3, 3)}, {})
+
+
+def test_round_trip(tmp_path):
+    """What the exporter writes, diffusers' importer reads back: same keys, same numbers."""
+    state = tiny_models.make_checkpoint(0)
+    tiny_models.write(state, tmp_path / "tiny.safetensors")
+    architecture.infer(shapes(state), {}).write(tmp_path / "config")
+    pipe = StableDiffusionPipeline.from_single_file(
+        tmp_path / "tiny.safetensors",
+        config=str(tmp_path / "config"),
+        local_files_only=True,
+        torch_dtype=torch.float16,
+        tokenizer=None,
+    )
+    again = ldm.export_pipeline(pipe)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_same_seed_same_checkpoint():
+    first, again, other = map(tiny_models.make_checkpoint, (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)

@@ -1,0 +1,161 @@
+"""Where a checkpoint is computed, and a VAE that is not up to half precision."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from fakes import tiny_models
+
+from engine.errors import NansException
+from engine.models import placement
+from engine.models.checkpoints import Checkpoint
+from engine.models.loading import read_pipeline
+from engine.models.model import Model, _to_image
+from engine.models.placement import GB, Placement
+
+# diffusers' schedulers; the engine's own process shows no such warnings
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+SDXL, SD1 = 7 * GB, 2 * GB
+TILED = {"tiled_vae": True}
+OFFLOADED = {"tiled_vae": True, "offloaded": True}
+ALL = {"tiled_vae": True, "offloaded": True, "sliced_attention": True}
+
+
+@pytest.mark.parametrize(
+    ("weights", "memory", "savings"),
+    [
+        (SDXL, 24, {}),
+        (SDXL, 16, {}),
+        (SDXL, 15, TILED),
+        (SDXL, 12, TILED),
+        (SDXL, 10, TILED),
+        (SDXL, 8, OFFLOADED),
+        (SDXL, 6, OFFLOADED),
+        (SDXL, 4, ALL),
+        (SD1, 24, {}),
+        (SD1, 8, TILED),
+        (SD1, 4, OFFLOADED),
+        (SD1, 2, OFFLOADED),
+        (SD1, 1, ALL),
+    ],
+)
+@pytest.mark.parametrize("needs_exact_vae", [False, True])
+def test_nothing_is_saved_where_there_is_room(weights, memory, savings, needs_exact_vae):
+    vae = torch.float32 if needs_exact_vae else torch.float16
+    expected = Placement("cuda", torch.float16, vae, **savings)
+    assert placement.decide(weights, needs_exact_vae, memory * GB) == expected
+
+
+@pytest.mark.parametrize("needs_exact_vae", [False, True])
+def test_without_a_gpu_all_is_exact(needs_exact_vae):
+    expected = Placement("cpu", torch.float32, torch.float32)
+    assert placement.decide(SDXL, needs_exact_vae, None) == expected
+
+
+def test_a_placement_is_named_in_the_log():
+    named = str(Placement("cuda", torch.float16, torch.float32, tiled_vae=True, offloaded=True))
+    assert named == "cuda, float16, VAE float32, VAE tiling, CPU offload"
+    assert str(Placement("cpu", torch.float32, torch.float32)).endswith("no memory savings")
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "alpha.safetensors"
+    tiny_models.write(tiny_models.make_checkpoint(), path)
+    return read_pipeline(path)
+
+
+@pytest.fixture
+def model(pipe):
+    """With a VAE of its own."""
+    own = copy.copy(pipe)
+    own.vae = copy.deepcopy(pipe.vae)
+    return Model(Checkpoint(None, "alpha.safetensors", ""), "", own)
+
+
+def latents(size=4):
+    return torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(1)) * 0.18215
+
+
+def test_weights_are_counted_in_half_precision(pipe):
+    networks = (pipe.unet, pipe.vae, pipe.text_encoder)
+    count = sum(parameter.numel() for part in networks for parameter in part.parameters())
+    assert placement.weights_of(pipe) == 2 * count
+
+
+def test_tiles_and_slices_work(model):
+    exact = model._decode(latents(24))
+    model.pipe.vae.tile_latent_min_size = 16  # of 24: tiles without a large picture
+    model.pipe.vae.tile_sample_min_size = 128
+    before = model.pipe.unet
+    model.pipe.unet = copy.deepcopy(before)
+    placement.apply(
+        Placement("cpu", torch.float32, torch.float32, tiled_vae=True, sliced_attention=True),
+        model.pipe,
+    )
+    tiled = model._decode(latents(24))
+    assert tiled.shape == exact.shape
+    assert not torch.equal(tiled, exact)
+    assert (tiled - exact).abs().mean() < 0.2
+    text = model.encode("a cat", "", 1, 1).at(0)["prompt_embeds"]
+    noise = latents(8)
+    sliced, whole = (
+        unet(noise, 500, text, return_dict=False)[0] for unet in (model.pipe.unet, before)
+    )
+    assert torch.allclose(sliced, whole, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------- decoding
+
+
+def overflow(vae):
+    """The same pictures; but on the way numbers beyond half precision's 65504."""
+    conv = vae.decoder.up_blocks[3].resnets[2].conv1  # a normalization follows
+    conv.weight *= 1e5
+    conv.bias *= 1e5
+    assert conv.weight.abs().max() < 65504
+
+
+def test_a_vae_that_overflows_in_half_precision_is_used_in_single_from_then_on(model, caplog):
+    vae = model.pipe.vae
+    exact = model._decode(latents())
+    overflow(vae)
+    assert (model._decode(latents()) - exact).abs().max() < 1e-3
+    vae.to(torch.float16)
+    assert not vae.decode(latents().half() / 0.18215, return_dict=False)[0].isfinite().all()
+    with caplog.at_level(logging.WARNING, "engine.model"):
+        picture, again = (model._decode(latents()) for _ in range(2))
+    assert picture.dtype == torch.float32
+    assert (picture - exact).abs().max() < 0.05  # the weights were rounded
+    assert torch.equal(picture, again)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the VAE of alpha.safetensors overflows in half precision"
+    ]
+    assert vae.dtype == torch.float32
+
+
+def test_a_sound_vae_stays_in_half_precision(model, caplog):
+    exact = model._decode(latents())
+    model.pipe.vae.to(torch.float16)
+    picture = model._decode(latents())
+    assert (picture - exact).abs().max() < 0.05
+    assert (model.pipe.vae.dtype, picture.dtype) == (torch.float16, torch.float32)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_latents_that_are_no_numbers_are_the_unets_fault(model, number):
+    broken = latents()
+    broken[0, 0, 0, 0] = number
+    with pytest.raises(NansException, match="Unet"):
+        model._decode(broken)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_a_picture_of_no_numbers_is_the_vaes_fault(model, precision):
+    torch.nn.init.constant_(model.pipe.vae.decoder.conv_out.bias, float("nan"))
+    model.pipe.vae.to(precision)
+    with pytest.raises(NansException, match="VAE"):
+        _to_image(model._decode(latents()))

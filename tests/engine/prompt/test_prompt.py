@@ -1,0 +1,144 @@
+import pytest
+import torch
+
+from engine.errors import Refused, Unsupported
+from engine.prompt import prompt, tokenizer
+from engine.prompt.prompt import LoraTag
+
+SPANS = [
+    ("", [("", 1.0)]),
+    ("a cat", [("a cat", 1.0)]),
+    ("a (red) cat", [("a ", 1.0), ("red", 1.1), (" cat", 1.0)]),
+    ("((red))", [("red", 1.1 * 1.1)]),
+    ("(red:1.5)", [("red", 1.5)]),
+    ("(red: 1.5 )", [("red", 1.5)]),
+    ("(a (b:2):0.5)", [("a ", 0.5), ("b", 1.0)]),
+    ("[red]", [("red", 1 / 1.1)]),
+    ("(red", [("red", 1.1)]),  # never closed: to the end
+    ("red)", [("red)", 1.0)]),  # never opened: text
+    ("red:1.5)", [("red:1.5)", 1.0)]),
+    (r"\(red\)", [("(red)", 1.0)]),
+    (r"a\b", [("ab", 1.0)]),
+    ("(cat:1.) (dog:.5)", [("cat ", 1.0), ("dog", 0.5)]),
+    ("a BREAK b", [("a", 1.0), ("BREAK", None), ("b", 1.0)]),
+    ("a\nBREAK\nb", [("a", 1.0), ("BREAK", None), ("b", 1.0)]),
+    ("BREAKFAST", [("BREAKFAST", 1.0)]),
+    ("(a BREAK b:1.2)", [("a", 1.2), ("BREAK", None), ("b", 1.2)]),
+    # A1111's own examples
+    ("normal text", [("normal text", 1.0)]),
+    ("an (important) word", [("an ", 1.0), ("important", 1.1), (" word", 1.0)]),
+    ("(unbalanced", [("unbalanced", 1.1)]),
+    (r"\(literal\]", [("(literal]", 1.0)]),
+    ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
+    (
+        "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
+        [
+            ("a ", 1.0),
+            ("house", 1.3 * 1.1 * 1.1),
+            (" ", 1.1),
+            ("on", 1.0),
+            (" a ", 1.1),
+            ("hill", 0.5 * 1.1),
+            (", sun, ", 1.1),
+            ("sky", 1.1**4),
+            (".", 1.1),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SPANS)
+def test_parse(text, expected):
+    spans = prompt.parse(text)
+    assert [span.text for span in spans] == [text for text, _ in expected]
+    for span, (_, weight) in zip(spans, expected, strict=True):
+        assert span.weight == (weight and pytest.approx(weight))
+
+
+TAGS = [
+    ("<lora:style>", LoraTag("style", 1, 1)),
+    ("<lora:style:0.8>", LoraTag("style", 0.8, 0.8)),
+    ("<lora:style:0.8:0.5>", LoraTag("style", 0.8, 0.5)),
+    ("<lora:style:te=0.2:unet=0.4>", LoraTag("style", 0.2, 0.4)),
+    ("<lora:style:unet=0.4>", LoraTag("style", 1, 0.4)),
+    ("<lora:style:-1>", LoraTag("style", -1, -1)),
+    ("<lora:my style (v1.2):.5>", LoraTag("my style (v1.2)", 0.5, 0.5)),
+]
+
+
+@pytest.mark.parametrize(("tag", "expected"), TAGS)
+def test_lora_tag(tag, expected):
+    assert prompt.extract_loras(f"a {tag} cat") == ("a  cat", [expected])
+
+
+@pytest.mark.parametrize("tag", ["<LORA:style:1>", "<hypernet:x:1>"])
+def test_other_tags_are_dropped(tag):
+    assert prompt.extract_loras(f"a {tag}cat") == ("a cat", [])
+
+
+@pytest.mark.parametrize("tag", ["<lora:a:abc>", "<lora:a:1:x>", "<lora:a:te=>", "<lora:a:1:1:4>"])
+def test_bad_lora_weight_is_refused(tag):
+    with pytest.raises(Refused, match=tag):
+        prompt.extract_loras(tag)
+
+
+def test_composable_prompts_are_refused():
+    with pytest.raises(Unsupported, match="AND"):
+        prompt.refuse_unsupported("a cat AND a dog")
+
+
+@pytest.mark.parametrize("text", ["[a:b:0.5]", "[cat|dog]", "SAND", "and"])
+def test_what_looks_alike_is_not_refused(text):
+    prompt.refuse_unsupported(text)
+
+
+def test_what_changes_does_so_one_call_later_than_written():
+    """A1111's count is one behind its own schedule."""
+    first, second = {"prompt_embeds": torch.zeros(1)}, {"prompt_embeds": torch.ones(1)}
+    conditioning = prompt.Conditioning([(2, first), (4, second)])
+    assert [conditioning.at(call) is first for call in range(6)] == [True] * 3 + [False] * 3
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tokenizer.build()
+
+
+def test_tokens_are_as_published(clip):
+    assert clip("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+@pytest.mark.parametrize(("words", "chunks"), [(0, 1), (75, 1), (76, 2), (150, 2), (151, 3)])
+def test_chunks_are_of_75_tokens(clip, words, chunks):
+    found = prompt.chunk(clip, "cat " * words)
+    assert len(found) == chunks
+    assert {len(c.ids) for c in found} == {len(c.weights) for c in found} == {75}
+
+
+def test_a_chunk_is_cut_at_a_near_comma(clip):
+    first, second = prompt.chunk(clip, "cat " * 70 + ", " + "dog " * 10)
+    assert (first.ids.count(2368), second.ids.count(1929)) == (70, 10)
+
+
+def test_a_chunk_is_not_cut_at_a_far_comma(clip):
+    first, _ = prompt.chunk(clip, "cat " * 10 + ", " + "dog " * 80)
+    assert first.ids.count(1929) == 64
+
+
+def test_break_fills_the_chunk(clip):
+    first, second = prompt.chunk(clip, "cat BREAK (dog:1.5)")
+    assert (first.ids[:2], second.ids[:2]) == ([2368, 49407], [1929, 49407])
+    assert second.weights == [1.5] + [1.0] * 74
+
+
+def test_emphasis_restores_the_mean():
+    encoded = torch.rand(77, 8, generator=torch.Generator().manual_seed(0)) + 1
+    weighed = prompt._emphasize(encoded, [2.0] + [1.0] * 74)
+    assert torch.isclose(weighed.mean(), encoded.mean())
+    ratio = weighed[1] / encoded[1] / (weighed[0] / encoded[0])
+    assert torch.allclose(ratio, torch.full((8,), 2.0))
+
+
+def test_emphasis_of_an_encoding_without_mean_is_finite():
+    weighed = prompt._emphasize(torch.zeros(77, 8), [2.0] + [1.0] * 74)
+    assert torch.equal(weighed, torch.zeros(77, 8))

@@ -1,0 +1,163 @@
+import numpy as np
+import pytest
+from fakes.recorded import recorded
+
+from engine.errors import SamplerNotFound, Unsupported
+from engine.sampling import noise_schedules, samplers
+
+# diffusers passes tensors where numpy 2 wants arrays
+pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ :DeprecationWarning")
+
+ABSENT = {"DPM++ 2S a", "DPM fast", "DPM adaptive", "Restart"}
+
+
+def test_samplers_are_described_as_recorded():
+    expected = [entry for entry in recorded("get_samplers") if entry["name"] not in ABSENT]
+    assert [sampler.describe() for sampler in samplers.SAMPLERS] == expected
+
+
+def test_schedulers_are_described_as_recorded():
+    described = [scheduler.describe() for scheduler in samplers.SCHEDULERS]
+    assert described == recorded("get_schedulers")
+
+
+@pytest.mark.parametrize("name", ["", "euler", "k_euler", "DPM++ 2M Karras", *sorted(ABSENT)])
+def test_only_exact_names(name):
+    with pytest.raises(SamplerNotFound):
+        samplers.find_sampler(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (None, "karras"),
+        ("", "karras"),
+        ("Automatic", "karras"),
+        ("Karras", "karras"),
+        ("uniform", "uniform"),
+        ("SGM Uniform", "sgm_uniform"),
+        ("sgm_uniform", "sgm_uniform"),
+        ("automatic", "automatic"),  # as in A1111: of the uniform sigmas
+        ("unknown", "automatic"),
+    ],
+)
+def test_find_scheduler(name, expected):
+    assert samplers.find_scheduler(samplers.find_sampler("DPM++ 2M"), name).name == expected
+
+
+def test_without_a_schedule_of_its_own_a_sampler_takes_the_uniform_one():
+    found = samplers.find_scheduler(samplers.find_sampler("Euler"), None)
+    assert found.sigmas is noise_schedules.uniform
+
+
+def test_what_the_engine_cannot_combine_is_refused():
+    with pytest.raises(Unsupported, match="Karras"):
+        samplers.find_scheduler(samplers.find_sampler("LCM"), "Karras")
+
+
+# --------------------------------------------------------------------------------------- sigmas
+
+STEPS = 20
+BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+ALPHAS = np.cumprod(1 - BETAS)
+LEVELS = np.sqrt((1 - ALPHAS) / ALPHAS)
+
+
+def level(time):
+    """The sigma of a time that may lie between two of training."""
+    return np.exp(np.interp(time, np.arange(1000), np.log(LEVELS)))
+
+
+def formula(schedule, steps):
+    """A1111's sigmas, by the formulas of their papers."""
+    first, last, part = LEVELS[-1], LEVELS[0], np.linspace(0, 1, steps)
+    return {
+        "uniform": level(999 * (1 - part)),
+        "karras": (first ** (1 / 7) + part * (last ** (1 / 7) - first ** (1 / 7))) ** 7,
+        "exponential": first * (last / first) ** part,
+        "polyexponential": first * (last / first) ** part,
+        "sgm_uniform": level(999 - 999 / steps * np.arange(steps)),
+    }[schedule]
+
+
+SCHEDULES = ["uniform", "karras", "exponential", "polyexponential", "sgm_uniform"]
+FOLLOWING = [sampler.name for sampler in samplers.SAMPLERS if not sampler.own_schedule]
+
+
+def built_for(name, schedule, steps=STEPS, prediction="epsilon"):
+    sampler = samplers.find_sampler(name)
+    built = samplers.build(sampler, samplers.find_scheduler(sampler, schedule), prediction, 1)
+    built.set_timesteps(steps)
+    return built
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_every_sampler_takes_the_sigmas_of_every_schedule(name, schedule):
+    """Where the model is called twice in a step, diffusers notes most sigmas twice."""
+    built = built_for(name, schedule)
+    discards = "discard_next_to_last_sigma" in samplers.find_sampler(name).options
+    expected = formula(schedule, STEPS + discards)[:STEPS]
+    found = built.sigmas.numpy()
+    distinct = found[np.diff(found, prepend=np.inf) != 0]
+    assert np.allclose(distinct, [*expected, 0], rtol=2e-4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", ["Euler", "Euler a", "LMS", "DPM++ 2M", "DPM++ 2M SDE", "Heun"])
+def test_the_model_is_told_the_time_of_its_sigma(name, schedule):
+    """Not rounded, as diffusers has it for some."""
+    built = built_for(name, schedule)
+    assert np.allclose(level(built.timesteps.numpy()), built.sigmas[:-1].numpy(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["DPM++ 2M", "Euler a", "Heun", "DPM2", "DDIM", "UniPC", "LCM"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 60])
+def test_any_number_of_steps(name, steps):
+    assert len(built_for(name, None, steps).timesteps) >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "first", "last", "calls"),
+    [
+        ("DDIM", 20, 951, 51, 19),
+        ("DDIM", 30, 991, 34, 30),  # 1000 is divided without a rest: 31 times
+        ("PLMS", 20, 951, 51, 20),  # two in the first step
+        ("UniPC", 20, 999, 49.95, 20),
+        ("UniPC", 30, 999, 999 / 31, 31),
+        ("LCM", 4, 999, 19, 4),
+        ("LCM", 60, 999, 19, 60),
+    ],
+)
+def test_samplers_with_times_of_their_own(name, steps, first, last, calls):
+    times = built_for(name, None, steps).timesteps.numpy()
+    assert np.allclose(times[[0, -1]], [first, last], atol=0.01)
+    assert len(times) == calls
+
+
+# ------------------------------------------------------------------------------------------ eta
+
+
+@pytest.mark.parametrize(
+    ("name", "eta"), [("Euler", 0), ("DPM++ 2M", 0.3), ("Euler a", 1), ("DDIM", 0), ("LCM", None)]
+)
+def test_eta_that_changes_nothing_is_taken(name, eta):
+    sampler = samplers.find_sampler(name)
+    assert sampler.with_eta(eta) == sampler
+
+
+@pytest.mark.parametrize("name", ["Euler a", "DPM2 a", "DPM++ SDE", "DPM++ 3M SDE"])
+def test_eta_that_diffusers_has_not_is_refused(name):
+    with pytest.raises(Unsupported, match=r"eta with the value 0\.5"):
+        samplers.find_sampler(name).with_eta(0.5)
+
+
+def test_eta_reaches_ddim():
+    sampler = samplers.find_sampler("DDIM").with_eta(0.5)
+    assert samplers.build(sampler, samplers.SCHEDULERS[0], "epsilon", 1).eta == 0.5
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
+def test_prediction_type_reaches_every_sampler(sampler):
+    built = samplers.build(sampler, samplers.SCHEDULERS[0], "v_prediction", 1)
+    assert built.config.prediction_type == "v_prediction"

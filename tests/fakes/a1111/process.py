@@ -1,0 +1,116 @@
+"""The fake A1111 as a process under test, and the model files it reads."""
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+FAKE = Path(__file__).parent / "__main__.py"
+DEADLINE = 30.0
+SMALL = {"prompt": "a fox", "steps": 4, "width": 64, "height": 64, "seed": 1}
+
+
+def write_safetensors(path: Path, content: bytes = b"\0" * 8, **metadata: str) -> None:
+    """A whole safetensors file with one tensor of these bytes."""
+    header: dict[str, Any] = {
+        "w": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
+    }
+    if metadata:
+        header["__metadata__"] = metadata
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+def free_port() -> int:
+    """A port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    """Wait for something with a deadline."""
+    deadline = time.monotonic() + DEADLINE
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} did not happen within {DEADLINE} s"
+        time.sleep(0.02)
+
+
+class A1111:
+    """A started fake and shorthands for talking to it."""
+
+    def __init__(
+        self, data_dir: Path, flags: tuple[str, ...], faults: list[dict[str, Any]]
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        where = ["--port", str(self.port), "--data-dir", str(data_dir)]
+        self.process = subprocess.Popen(
+            [sys.executable, str(FAKE), "--nowebui", *where, *flags],
+            env=os.environ | {"FAKE_A1111_FAULTS": json.dumps(faults)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+    def listens(self) -> bool:
+        """Whether the port is open; no HTTP, which UI mode may not survive."""
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def ready(self) -> bool:
+        """Whether the last route is there."""
+        assert self.process.poll() is None, self.process.communicate()
+        return self.listens() and self.get("loras").status_code == 200
+
+    def get(self, route: str) -> requests.Response:
+        """GET below /sdapi/v1."""
+        return requests.get(f"{self.url}/sdapi/v1/{route}", timeout=DEADLINE)
+
+    def post(self, route: str, body: Any = None) -> requests.Response:
+        """POST below /sdapi/v1."""
+        return requests.post(f"{self.url}/sdapi/v1/{route}", json=body, timeout=DEADLINE)
+
+    def fault(self, fault: str, **params: Any) -> None:
+        """Switch a fault on."""
+        body = {"fault": fault, **params}
+        requests.post(f"{self.url}/_fake/faults", json=body, timeout=DEADLINE).raise_for_status()
+
+    def log(self) -> list[dict[str, Any]]:
+        """The requests it received below /sdapi."""
+        return list(requests.get(f"{self.url}/_fake/log", timeout=DEADLINE).json())
+
+    def info(self, **changes: Any) -> dict[str, Any]:
+        """The `info` of a small picture, generated with these changes."""
+        answer = self.post("txt2img", SMALL | changes)
+        assert answer.status_code == 200, answer.text
+        return dict(json.loads(answer.json()["info"]))
+
+    def lora_hashes(self, prompt: str) -> str | None:
+        """Which LoRAs took part in a picture of this prompt."""
+        extra: dict[str, str] = self.info(prompt=prompt)["extra_generation_params"]
+        return extra.get("Lora hashes")
+
+
+@contextmanager
+def running_a1111(
+    data_dir: Path, *flags: str, faults: tuple[dict[str, Any], ...] = (), wait: bool = True
+) -> Iterator[A1111]:
+    """A fake on a free port, by default once it is ready; killed at the end."""
+    engine = A1111(data_dir, flags, list(faults))
+    with engine.process:
+        try:
+            if wait:
+                wait_until(engine.ready, "the start of the fake A1111")
+            yield engine
+        finally:
+            engine.process.kill()

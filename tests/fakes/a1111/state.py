@@ -1,0 +1,198 @@
+"""What the fake A1111 remembers between requests: options, the loaded model, the running job."""
+
+import json
+import sqlite3
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from fakes.a1111.faults import DEVICE_TEXT, LOWVRAM_TEXT
+from fakes.a1111.models import Checkpoint, Checkpoints
+from fakes.a1111.request import ApiError, engine_error
+from fakes.a1111.shape import DEFAULT_OPTIONS, refuse_override
+
+# What loading a checkpoint can raise.
+LOAD_FAILURES = (ApiError, OSError, SafetensorError, sqlite3.Error)
+NOT_SAVED = {"sd_vae_explanation", "infotext_explanation", "settings_in_ui"}  # texts, not options
+
+
+def say(text: str) -> None:
+    """Print a line as the engine does."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+class Options:
+    """The settings: only what config.json or a request named; defaults stand behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {}
+        if path.exists():
+            try:
+                self.data = json.loads(path.read_text())
+            except ValueError:  # moved to tmp/; where that is missing, the start fails
+                path.replace(path.parent / "tmp" / "config.json")
+
+    def get(self, name: str) -> Any:
+        return self.data.get(name, DEFAULT_OPTIONS.get(name))
+
+    def set(self, name: str, value: Any) -> bool:
+        """Set one option and say whether that changed anything."""
+        if self.data.get(name) == value:
+            return False
+        refuse_override(name, value)
+        if name in NOT_SAVED:
+            return False
+        self.data[name] = value
+        return True
+
+    def shown(self) -> dict[str, Any]:
+        """GET /options: the defaults hide which keys are missing in `data`."""
+        return {name: self.get(name) for name in DEFAULT_OPTIONS}
+
+    def save(self) -> None:
+        self.path.write_text(json.dumps(self.data, indent=4))
+
+
+class LoadedModel:
+    """The checkpoint in memory, and what a failed switch leaves behind."""
+
+    def __init__(self, checkpoints: Checkpoints, options: Options) -> None:
+        self.checkpoints = checkpoints
+        self.options = options
+        self.current: Checkpoint | None = None
+        self.broken = False  # the model object is gone for good
+        self._stranded = False  # the old model left the card for a new one that could not be read
+        self._lock = threading.Lock()
+
+    def _selected(self) -> Checkpoint:
+        chosen = self.checkpoints.find(self.options.get("sd_model_checkpoint"))
+        if chosen:
+            return chosen
+        if self.checkpoints.listed:
+            return self.checkpoints.listed[0]
+        folders = self.checkpoints.folders
+        looked = [
+            f"file {folders[0].parents[1] / 'model.ckpt'}",
+            *(f"directory {f}" for f in folders),
+        ]
+        raise FileNotFoundError(
+            "No checkpoints found. When searching for checkpoints, looked at:"
+            + "".join(f"\n - {place}" for place in looked)
+            + "Can't run without a checkpoint. Find and place a .ckpt or .safetensors file into any"
+            " of those locations."
+        )
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        self.checkpoints.read(checkpoint)
+        self.current = checkpoint
+        self._stranded = False
+        title, sha256 = checkpoint.title, checkpoint.sha256
+        self.options.data |= {"sd_model_checkpoint": title, "sd_checkpoint_hash": sha256}
+
+    def load_first(self, delay: float = 0) -> None:
+        """Load the selected model unless one was loaded before; a failure shows later."""
+        with self._lock:
+            if self.current is None:
+                time.sleep(delay)
+                try:
+                    self._load(self._selected())
+                except LOAD_FAILURES as error:
+                    say(f"{type(error).__name__}: {error}\nStable diffusion model failed to load")
+
+    def reload(self) -> None:
+        """Switch to the selected checkpoint; raises what A1111 raises, and may leave a mess."""
+        selected = self._selected()
+        no_model = self.current is None and self.options.get("sd_checkpoints_keep_in_cpu")
+        if self.broken or no_model:
+            raise engine_error("AttributeError", LOWVRAM_TEXT)
+        if self.current and self.current.path == selected.path:
+            return
+        self._stranded = self.current is not None
+        self._load(selected)
+
+    def in_use(self) -> Checkpoint:
+        """The model to generate with; raises when it does not lie on the card."""
+        if self.current is None or self._stranded:
+            raise engine_error("RuntimeError", DEVICE_TEXT)
+        return self.current
+
+
+class Progress:
+    """The running job as /progress shows it, and the wishes to stop it."""
+
+    def __init__(self) -> None:
+        self.job = ""
+        self.job_count = self.job_no = self.step = self.steps = 0
+        self.skipped = False
+        self.interrupted = False
+        self.timestamp = ""
+        self.started = 0.0
+        self._stop = threading.Event()
+        self._stamp()
+
+    def _stamp(self) -> None:
+        self.started = time.time()
+        self.timestamp = datetime.now(tz=timezone.utc).strftime("%Y%m%d%H%M%S")
+
+    def begin(self, *, job_count: int, steps: int) -> None:
+        """A job starts; wishes to stop from before it are forgotten."""
+        self._stop.clear()
+        self.skipped = self.interrupted = False
+        self.job_no = self.step = 0
+        self.steps = steps
+        self._stamp()
+        self.job, self.job_count = "scripts_txt2img", job_count
+
+    def end(self) -> None:
+        """No job runs."""
+        self.job, self.job_count = "", 0
+
+    def next_job(self) -> None:
+        """One of the pictures is finished; a skip was for that one."""
+        self.job_no += 1
+        self.step = 0
+        self.skipped = False
+        if not self.interrupted:
+            self._stop.clear()
+
+    def interrupt(self) -> None:
+        """End the running job with what it has."""
+        self.interrupted = True
+        self._stop.set()
+
+    def skip(self) -> None:
+        """End the running picture with what it has."""
+        self.skipped = True
+        self._stop.set()
+
+    def wait_step(self, seconds: float) -> bool:
+        """Spend one step's time; True when the picture is to end now."""
+        return self._stop.wait(seconds)
+
+    def shown(self, preview: str | None = None) -> dict[str, Any]:
+        """The body of /progress."""
+        fraction = eta = 0.0
+        if count := self.job_count:
+            fraction = 0.01 + self.job_no / count + self.step / (self.steps or 1) / count
+            passed = time.time() - self.started
+            eta = passed / fraction - passed
+        state = {
+            "skipped": self.skipped,
+            "interrupted": self.interrupted,
+            "stopping_generation": False,
+            "job": self.job,
+            "job_count": self.job_count,
+            "job_timestamp": self.timestamp,
+            "job_no": self.job_no,
+            "sampling_step": self.step,
+            "sampling_steps": self.steps,
+        }
+        progress = {"progress": min(fraction, 1.0), "eta_relative": eta, "state": state}
+        return progress | {"current_image": preview, "textinfo": None}

@@ -1,0 +1,390 @@
+"""CivitAI, its object stores, Hugging Face and a plain web host on loopback.
+
+    with ModelHosts() as hosts:
+        model = hosts.add_model(version_id=128713, data=data)
+        ...download model.page_url with hosts.civitai_key...
+        assert hosts.count("storage") == 2
+
+Each host has a port of its own, and answers as the real one does or is documented to. Other
+processes can use them too. What goes wrong is switched on with `hosts.fault(…)`: its names and
+parameters are the functions of `fakes.hosts.faults`.
+"""
+
+import asyncio
+import itertools
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fakes.hosts.content import (
+    DATA_ROLES,
+    ROLES,
+    HfFile,
+    HfRepo,
+    ModelFile,
+    ModelVersion,
+    WebFile,
+    World,
+)
+from fakes.hosts.faults import Fault, Faults, Scope
+from fakes.hosts.http import Answer, Blob, Connection, Request, Throttle, redirect
+from fakes.hosts.sites import Sites
+from fakes.hosts.tls import make_certificates, server_context
+
+
+def _bound(port: int = 0) -> socket.socket:
+    """A socket that holds a port; until it listens, connecting to it is refused."""
+    # asyncio switches Nagle off only where the protocol is named
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
+class ModelHosts:
+    """The hosts; they run in a thread of their own while the `with` block lasts."""
+
+    def __init__(self, *, tls: bool = False) -> None:
+        self.tls = tls
+        self.ca_file: Path | None = None
+        self._world = World()
+        self._faults = Faults()
+        self._sites = Sites(self._world, self._faults)
+        self._requests: list[Request] = []
+        self._throttles: dict[str, Throttle] = {}
+        self._sockets: dict[str, socket.socket] = {}  # of the roles that refuse
+        self._servers: dict[str, asyncio.Server] = {}
+        self._open: dict[asyncio.Task[None], Connection] = {}
+        self._failures: list[BaseException] = []  # of the fake itself
+        self._numbers = itertools.count(1)
+        self._file_ids = itertools.count(900_001)
+        self._accepted = dict.fromkeys(ROLES, 0)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="model-hosts", daemon=True
+        )
+
+    def __enter__(self) -> "ModelHosts":
+        self._folder = tempfile.TemporaryDirectory(prefix="model-hosts-")
+        self._context = None
+        if self.tls:
+            self.ca_file, server_file = make_certificates(Path(self._folder.name))
+            self._context = server_context(server_file)
+        for role in ROLES:
+            self._sockets[role] = _bound()
+            port = self._sockets[role].getsockname()[1]
+            self._world.urls[role] = f"{'https' if self.tls else 'http'}://127.0.0.1:{port}"
+        self._thread.start()
+        for role in ROLES:
+            self.accept(role)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._in_loop(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._folder.cleanup()
+        if self._failures and kind is None:
+            raise self._failures[0]
+
+    # Where the hosts are.
+
+    def url(self, role: str) -> str:
+        """The base URL of a role."""
+        return self._world.urls[role]
+
+    @property
+    def civitai(self) -> str:
+        return self.url("civitai")
+
+    @property
+    def civitai_red(self) -> str:
+        return self.url("civitai_red")
+
+    @property
+    def storage(self) -> str:
+        return self.url("storage")
+
+    @property
+    def storage_b(self) -> str:
+        return self.url("storage_b")
+
+    @property
+    def huggingface(self) -> str:
+        return self.url("huggingface")
+
+    @property
+    def hf_cdn(self) -> str:
+        return self.url("hf_cdn")
+
+    @property
+    def web(self) -> str:
+        return self.url("web")
+
+    # What the hosts hold.
+
+    @property
+    def civitai_key(self) -> str:
+        return self._world.civitai_key
+
+    @property
+    def hf_token(self) -> str:
+        """Of a user who may see every repository."""
+        return self._world.hf_token
+
+    @property
+    def hf_token_without_grant(self) -> str:
+        """Of a user who may see neither private nor gated ones."""
+        return self._world.hf_token_without_grant
+
+    @property
+    def planted_secrets(self) -> set[str]:
+        """Every key and every signature ever issued: what no log may show."""
+        world = self._world
+        keys = {world.civitai_key, world.hf_token, world.hf_token_without_grant}
+        return keys | world.grants.keys()
+
+    def add_model(
+        self,
+        *,
+        version_id: int,
+        data: bytes | Path,
+        model_id: int | None = None,
+        name: str = "file.safetensors",
+        kind: str = "Checkpoint",
+        base_model: str = "SD 1.5",
+        trained_words: Iterable[str] = (),
+        file_id: int | None = None,
+        require_auth: bool = True,
+        red_only: bool = False,
+        version_fields: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> ModelFile:
+        """Add a file to a version, which the first one makes; `overrides` are fields of its JSON
+        (sizeKB, hashes, metadata, primary, type, pickleScanResult, …)."""
+        version = self._world.versions.get(version_id) or ModelVersion(
+            version_id,
+            model_id or version_id + 1_000_000,
+            self.civitai,
+            kind,
+            base_model,
+            tuple(trained_words),
+            red_only,
+            version_fields or {},
+        )
+        id_ = file_id or next(self._file_ids)
+        file = ModelFile(id_, name, Blob(data), version, require_auth, overrides)
+        version.files.append(file)
+        if "hashes" not in overrides:
+            _ = file.hashes  # here, as in the loop a big file would hold up all others
+        self._world.versions[version_id] = version
+        return file
+
+    def add_hf(
+        self,
+        repo: str,
+        path: str,
+        data: bytes | Path,
+        *,
+        revision: str = "main",
+        commit: str = "",
+        gated: bool = False,
+        private: bool = False,
+        lfs: bool = True,
+    ) -> HfFile:
+        """Add a file to a repository, which the first one makes."""
+        known = self._world.repos.setdefault(repo, HfRepo(gated, private))
+        commit = known.commits.setdefault(revision, commit or secrets.token_hex(20))
+        file = HfFile(repo, path, Blob(data), self.huggingface, revision, commit, lfs)
+        _ = file.etag  # here, as in the loop a big file would hold up all others
+        known.files |= {(revision, path): file, (commit, path): file}
+        return file
+
+    def add_web(
+        self,
+        path: str,
+        data: bytes | Path,
+        *,
+        etag: str = '"fake-etag"',
+        modified: str | None = None,
+        ranges: bool = True,
+        content_disposition: str | None = None,
+        content_type: str = "application/octet-stream",
+    ) -> str:
+        """Put a file on the plain host; returns its URL."""
+        headers = {"Content-Type": content_type}
+        if modified is not None:
+            headers["Last-Modified"] = modified
+        if content_disposition:
+            headers["Content-Disposition"] = content_disposition
+        self._world.web[path] = WebFile(Blob(data), etag, ranges, headers)
+        return self.web + path
+
+    def add_redirect(self, path: str, target: str, status: int = 302) -> str:
+        """Let the plain host redirect a path anywhere; returns its URL."""
+        self._world.web[path] = WebFile(Blob(b""), "", redirect=redirect(status, target))
+        return self.web + path
+
+    # What goes wrong.
+
+    def fault(
+        self,
+        name: str,
+        *,
+        times: int = -1,
+        skip: int = 0,
+        role: str | None = None,
+        path: str | None = None,
+        when: Scope | None = None,
+        **params: Any,
+    ) -> Fault:
+        """Switch a fault on, after `skip` and for `times` of the requests it concerns."""
+        fault = Fault(name, times, skip, role, path, when, params)
+        self._faults.switched_on.append(fault)
+        return fault
+
+    def no_faults(self) -> None:
+        self._faults.switched_on.clear()
+
+    def expire_urls(self) -> None:
+        """End every signed URL that was issued so far."""
+        for grant in list(self._world.grants.values()):
+            grant.expires_at = 0
+
+    def throttle(
+        self, rate: float | None, ttfb: float = 0.08, roles: Iterable[str] = DATA_ROLES
+    ) -> None:
+        """Bytes per second of each connection, and the seconds before an answer begins."""
+        self._throttles |= {role: Throttle(rate, ttfb) for role in roles}
+
+    def no_throttle(self) -> None:
+        self._throttles.clear()
+
+    def refuse(self, role: str) -> None:
+        """Refuse connections to a role, and close those it has."""
+        self._in_loop(self._close_role(role))
+
+    def accept(self, role: str) -> None:
+        """Accept connections again, on the same port."""
+        self._in_loop(self._open_role(role))
+
+    # What was asked.
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests so far, in order."""
+        return list(self._requests)
+
+    def asked(self, role: str | None = None, path_prefix: str | None = None) -> list[Request]:
+        """The requests to a role, or below a path."""
+        return [
+            request
+            for request in self.requests
+            if role in (None, request.role) and request.path.startswith(path_prefix or "")
+        ]
+
+    def count(self, role: str | None = None, path_prefix: str | None = None) -> int:
+        return len(self.asked(role, path_prefix))
+
+    def bytes_sent(self, role: str | None = None, path_prefix: str | None = None) -> int:
+        """Bytes of bodies; call `settle` first where the last block counts."""
+        return sum(request.sent for request in self.asked(role, path_prefix))
+
+    def connections(self, role: str) -> int:
+        """How many connections a role has accepted."""
+        return self._accepted[role]
+
+    def settle(self, timeout: float = 5.0) -> None:
+        """Wait until no answer is under way."""
+        deadline = time.monotonic() + timeout
+        while any(request.ended is None for request in self.requests):
+            if time.monotonic() > deadline:
+                raise TimeoutError("an answer is still under way")
+            time.sleep(0.005)
+
+    def forget_requests(self) -> None:
+        self._requests.clear()
+
+    # The server; all of it runs in the loop.
+
+    def _in_loop(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+
+    async def _open_role(self, role: str) -> None:
+        if role not in self._sockets:
+            return
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._accepted[role] += 1
+            connection = Connection(role, next(self._numbers), reader, writer)
+            task = self._loop.create_task(self._serve(connection))
+            self._open[task] = connection
+            task.add_done_callback(self._forget)
+
+        sock = self._sockets.pop(role)
+        self._servers[role] = await asyncio.start_server(
+            accept, sock=sock, ssl=self._context, backlog=256
+        )
+
+    def _forget(self, task: "asyncio.Task[None]") -> None:
+        self._open.pop(task)
+        if not task.cancelled() and (failure := task.exception()):
+            self._failures.append(failure)
+
+    async def _close_role(self, role: str) -> None:
+        if role in self._sockets:
+            return
+        port = self._servers[role].sockets[0].getsockname()[1]
+        await self._close(self._servers.pop(role))
+        await self._end([one for one, its in self._open.items() if its.role == role])
+        self._sockets[role] = _bound(port)
+
+    async def _close(self, server: asyncio.Server) -> None:
+        # What it has just accepted becomes a connection only in the loop's next rounds; of a
+        # server that is closed by then, asyncio would leave it open for ever.
+        for sock in server.sockets:
+            self._loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0.01)
+        server.close()
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            self._open[task].abort()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _stop(self) -> None:
+        for server in self._servers.values():
+            await self._close(server)
+        for sock in self._sockets.values():
+            sock.close()
+        # An aborted transport closes in the loop's next rounds.
+        for _ in range(500):
+            await self._end(list(self._open))
+            await asyncio.sleep(0.01)
+            if asyncio.all_tasks() == {asyncio.current_task()}:
+                return
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            with suppress(OSError, EOFError, asyncio.LimitOverrunError):
+                await connection.serve(self._requests.append, self._respond(connection))
+        finally:
+            await connection.close()
+
+    def _respond(self, connection: Connection) -> Any:
+        async def respond(request: Request) -> Answer:
+            connection.throttle = self._throttles.get(request.role, Throttle())
+            if late := self._faults.choice("slow", request):
+                await asyncio.sleep(late["seconds"])
+            answer = self._faults.answer(request) or self._sites.answer(request)
+            return self._faults.spoil(request, answer)
+
+        return respond

@@ -1,0 +1,224 @@
+"""How each fake model host answers when nothing is wrong."""
+
+from urllib.parse import unquote
+
+from fakes.hosts.content import (
+    SECRET_NAMES,
+    SIGNED_SECONDS,
+    Grant,
+    HfFile,
+    HfRepo,
+    ModelFile,
+    ModelVersion,
+    World,
+)
+from fakes.hosts.faults import Faults, login_required, not_found
+from fakes.hosts.http import (
+    Answer,
+    Blob,
+    Request,
+    data_answer,
+    html_answer,
+    json_answer,
+    redirect,
+    text_answer,
+    xml_error,
+)
+
+FILTERS = ("type", "format", "size", "fp")
+
+
+class Sites:
+    """The hosts by role; a request in, an answer out."""
+
+    def __init__(self, world: World, faults: Faults) -> None:
+        self.world = world
+        self.faults = faults
+
+    def answer(self, request: Request) -> Answer:
+        if request.role.startswith("civitai"):
+            return self._civitai(request)
+        if request.role == "huggingface":
+            return self._huggingface(request)
+        return self._web(request) if request.role == "web" else self._storage(request)
+
+    def _signed(self, request: Request, role: str, blob: Blob, name: str, etag: str) -> str:
+        limits = self.faults.choice("url_limits", request) or {}
+        seconds, uses = limits.get("seconds", SIGNED_SECONDS), limits.get("uses")
+        return self.world.sign(role, blob, name, etag=etag, seconds=seconds, uses=uses)
+
+    # CivitAI.
+
+    def _civitai(self, request: Request) -> Answer:
+        if "python-urllib" in request.user_agent.lower():
+            return html_answer(403, "Attention Required! | Cloudflare", Server="cloudflare")
+        route, _, last = request.path.rpartition("/")
+        routes = {
+            "/api/download/models": self._download,
+            "/api/v1/model-versions": self._version,
+            "/api/v1/model-versions/mini": self._mini,
+            "/api/v1/model-versions/by-hash": self._by_hash,
+            "/api/v1/models": self._model,
+        }
+        if route not in routes:
+            return html_answer(404 if request.path.startswith("/api/") else 200, "Civitai")
+        if request.method != "GET":
+            return text_answer(405, "Method Not Allowed", "text/plain", Allow="GET")
+        return routes[route](request, last)
+
+    def _visible(self, request: Request, version_id: str) -> ModelVersion | None:
+        version = self.world.versions.get(int(version_id)) if version_id.isdigit() else None
+        hidden = version and version.red_only and request.role != "civitai_red"
+        return None if hidden else version
+
+    def _origin(self, request: Request) -> str:
+        return self.world.urls[request.role]
+
+    def _version(self, request: Request, last: str) -> Answer:
+        if not last.isdigit():
+            return json_answer(400, {"error": "Invalid id"})
+        if not (version := self._visible(request, last)):
+            return json_answer(404, {"error": "Model not found"})
+        return json_answer(200, version.public(self._origin(request)), Cache_Control="s-maxage=300")
+
+    def _mini(self, request: Request, last: str) -> Answer:
+        if not (version := self._visible(request, last)):
+            return json_answer(404, {"error": "Model not found"})
+        wanted = request.query.get("modelFileId")
+        file = self._file(version, wanted) if wanted else version.choose({})
+        if file is None:
+            text = f"Model file {wanted} not found in version {last}"
+            return json_answer(404, {"error": text})
+        return json_answer(200, version.mini(file, self._origin(request), by_id=bool(wanted)))
+
+    def _by_hash(self, request: Request, last: str) -> Answer:
+        for version in sorted(self.world.versions.values(), key=lambda version: version.id):
+            shown = version.public(self._origin(request))
+            known = (file["hashes"] or {} for file in shown["files"])
+            hashes = {value.upper() for hashes in known for value in hashes.values()}
+            if last.upper() in hashes and self._visible(request, str(version.id)):
+                return json_answer(200, shown, Cache_Control="s-maxage=3600")
+        return json_answer(404, {"error": "Model not found"})
+
+    def _model(self, request: Request, last: str) -> Answer:
+        ids = [one.id for one in self.world.versions.values() if str(one.model_id) == last]
+        found = [one for one in (self._visible(request, str(id_)) for id_ in ids) if one]
+        if not found:
+            return json_answer(404, {"error": f"No model with id {last}"})
+        shown = [version.public(self._origin(request)) for version in found]
+        model = {"id": found[0].model_id, **shown[0]["model"], "modelVersions": shown}
+        return json_answer(200, model, Cache_Control="s-maxage=300")
+
+    def _file(self, version: ModelVersion, file_id: str) -> ModelFile | None:
+        return next((file for file in version.files if str(file.id) == file_id), None)
+
+    def _download(self, request: Request, last: str) -> Answer:
+        version = self._visible(request, last)
+        file = self._chosen(request, version) if version else None
+        if file is None:
+            return not_found(request)
+        if file.require_auth and not self._knows(request):
+            return login_required(request)
+        role = "storage" if self.faults.choice("tiering", request) is None else "storage_b"
+        etag = self.world.storage_etag(role, file.blob)
+        url = self._signed(request, role, file.blob, file.name, etag)
+        return redirect(307, url, Cache_Control="no-store")
+
+    def _chosen(self, request: Request, version: ModelVersion) -> ModelFile | None:
+        if wanted_id := request.query.get("fileId"):
+            return self._file(version, wanted_id)
+        wanted = {key: request.query[key] for key in FILTERS if key in request.query}
+        file = version.choose(wanted)
+        return None if file.contradicts(wanted) else file
+
+    def _knows(self, request: Request) -> bool:
+        """Any scheme will do, and a header makes the query's token count for nothing."""
+        words = request.headers.get("authorization", "").split()
+        given = words[1] if len(words) > 1 else ""
+        if not request.authorized:
+            given = request.query.get("token", "")
+        return given == self.world.civitai_key
+
+    # The storage hosts of CivitAI and Hugging Face.
+
+    def _storage(self, request: Request) -> Answer:
+        if request.authorized:
+            return xml_error(400, "InvalidRequest", "Missing x-amz-content-sha256")
+        grant = self._grant(request)
+        if grant is None or (request.method == "HEAD" and request.role != "hf_cdn"):
+            text = "The request signature we calculated does not match"
+            return xml_error(403, "SignatureDoesNotMatch", text)
+        if not grant.use():
+            return self._expired(request.role)
+        return data_answer(request, grant.blob, grant.etag, grant.headers)
+
+    def _grant(self, request: Request) -> Grant | None:
+        given = (request.query.get(name, "") for name in SECRET_NAMES)
+        grant = next((self.world.grants[one] for one in given if one in self.world.grants), None)
+        signed = grant and (grant.role, grant.target) == (request.role, request.target)
+        return grant if signed else None
+
+    def _expired(self, role: str) -> Answer:
+        if role == "storage":
+            return xml_error(400, "ExpiredRequest", "Request has expired")
+        if role == "hf_cdn":
+            return xml_error(403, "AccessDenied", "Request has expired")
+        code = {"status": 401, "code": "expired_auth_token"}
+        return json_answer(401, code | {"message": "Authorization token has expired"})
+
+    # Hugging Face.
+
+    def _huggingface(self, request: Request) -> Answer:
+        repo_name, slash, rest = request.raw_path.strip("/").partition("/resolve/")
+        revision, path = (unquote(part) for part in rest.partition("/")[::2])
+        if not slash:
+            return html_answer(200, "Hugging Face")
+        repo = self.world.repos.get(repo_name)
+        if refusal := self._hf_refusal(request, repo):
+            return refusal
+        assert repo is not None
+        if not repo.has_revision(revision):
+            return self._hf_error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        file = repo.files.get((revision, path))
+        if file is None:
+            return self._hf_error(404, "EntryNotFound", "Entry not found")
+        return self._hf_file(request, file)
+
+    def _hf_refusal(self, request: Request, repo: HfRepo | None) -> Answer | None:
+        world = self.world
+        token = request.headers.get("authorization", "").rpartition(" ")[2]
+        if token and token not in (world.hf_token, world.hf_token_without_grant):
+            return text_answer(401, "Invalid credentials in Authorization header", "text/plain")
+        if repo is None or (repo.private and token != world.hf_token):
+            return self._hf_error(404 if token else 401, "RepoNotFound", "Repository not found")
+        if repo.gated and token != world.hf_token:
+            text = "Access to this model is restricted and you are not in the authorized list."
+            return self._hf_error(403 if token else 401, "GatedRepo", text)
+        return None
+
+    def _hf_error(self, status: int, code: str, text: str) -> Answer:
+        named = {"X_Error_Code": code, "X_Error_Message": text}
+        return text_answer(status, text, "text/plain", **named)
+
+    def _hf_file(self, request: Request, file: HfFile) -> Answer:
+        headers = {"X-Repo-Commit": file.commit}
+        if not file.lfs:
+            headers["Content-Type"] = "text/plain; charset=utf-8"
+            return data_answer(request, file.blob, file.etag, headers)
+        name = file.path.rpartition("/")[2]
+        url = self._signed(request, "hf_cdn", file.blob, name, file.etag)
+        headers |= {"X-Linked-Etag": file.etag, "X-Linked-Size": str(file.size)}
+        headers["ETag"] = file.etag
+        answer = redirect(302, url)
+        answer.headers |= headers
+        return answer
+
+    # The plain host.
+
+    def _web(self, request: Request) -> Answer:
+        file = self.world.web.get(request.path)
+        if file is None:
+            return text_answer(404, "Not Found", "text/plain")
+        if file.redirect:
+            return file.redirect
+        return data_answer(request, file.blob, file.etag, file.headers, ranges=file.ranges)

@@ -1,0 +1,80 @@
+"""What a job may say about its result, and what it is told when that makes no sense."""
+
+import pytest
+
+from worker.errors import InvalidInput
+from worker.job.request import parse
+from worker.job.template import parse as parse_templates
+
+SECRET = "5ecret-5ignature"
+URL = f"https://bucket.example/1.png?X-Amz-Signature={SECRET}"
+PUT = {"delivery": "put", "urls": [URL]}
+
+REFUSED = [
+    # output, the rest of the job, what the message must say
+    ("webp", {}, "output = 'webp'"),
+    (None, {}, "output = None"),
+    ({"format": "gif"}, {}, "output.format = 'gif': must be 'png', 'jpeg' or 'webp'"),
+    ({"format": "jpeg", "quality": 0}, {}, "output.quality = 0"),
+    ({"format": "jpeg", "quality": 101}, {}, "output.quality = 101"),
+    ({"format": "webp", "quality": True}, {}, "must be a number, not true or false"),
+    ({"quality": 80}, {}, "output: png has no quality"),
+    ({"delivery": "S3"}, {}, "output.delivery = 'S3': must be 'base64', 's3' or 'put'"),
+    ({"delivery": "put"}, {}, 'output: delivery "put" needs urls'),
+    ({"urls": [URL]}, {}, 'output: urls need delivery "put"'),
+    ({"delivery": "s3", "urls": [URL]}, {}, 'output: urls need delivery "put"'),
+    (PUT | {"urls": URL}, {}, "output.urls"),
+    (PUT | {"urls": [URL, 5]}, {}, "output.urls.1 = 5"),
+    (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "a URL stands twice"),
+    (
+        PUT,
+        {"script_name": "x/y/z plot"},
+        "'put' needs a URL a picture; script_name makes any number",
+    ),
+    (PUT, {"n_iter": 2}, "output.urls are 1, but n_iter x batch_size makes 2 pictures"),
+    (PUT | {"urls": [URL, URL + "2"]}, {}, "output.urls are 2, but n_iter x batch_size makes 1"),
+    (PUT, {"batch_size": 2}, "makes 2 pictures"),
+    ({"may_convert": "yes"}, {}, "output.may_convert = 'yes'"),
+    ({"formt": "png"}, {}, "output.formt is not a known field, did you mean `format`?"),
+    ({"url": [URL]}, {}, "output.url is not a known field, did you mean `urls`?"),
+    ({"steps": 5}, {}, "output.steps is not a known field"),
+]
+
+
+@pytest.mark.parametrize(("output", "job", "said"), REFUSED, ids=str)
+def test_what_makes_no_sense_is_refused(output, job, said):
+    with pytest.raises(InvalidInput) as raised:
+        parse(job | {"output": output})
+
+    assert said in str(raised.value)
+    assert SECRET not in str(raised.value)
+    assert SECRET not in str(raised.value.details)
+
+
+@pytest.mark.parametrize(
+    ("output", "job"),
+    [
+        ({}, {}),
+        ({"format": "jpeg", "quality": 1}, {}),
+        ({"format": "webp", "delivery": "s3", "may_convert": True}, {}),
+        (PUT, {}),
+        (PUT | {"urls": [f"{URL}{n}" for n in range(6)]}, {"n_iter": 2, "batch_size": 3}),
+    ],
+    ids=str,
+)
+def test_what_makes_sense_is_read(output, job):
+    assert parse(job | {"output": output}).output.model_dump(exclude_unset=True) == output
+
+
+def test_without_a_word_it_is_png_as_base64():
+    output = parse({}).output
+
+    assert (output.format, output.delivery, output.may_convert) == ("png", "base64", False)
+
+
+def test_a_template_may_say_it():
+    fox = {"name": "Fox", "checkpoint": "x", "defaults": {"output": {"format": "webp"}}}
+    file = parse_templates(f'{{"templates": {{"fox": {fox!r}}}}}'.replace("'", '"'))
+
+    assert file.templates["fox"].request().output.format == "webp"
+    assert file.templates["fox"].job_input()["output"] == {"format": "webp"}

@@ -1,0 +1,171 @@
+"""The templates of a worker: found, listed, and read again when their file has changed."""
+
+import json
+import os
+
+import pytest
+
+from tests.job.test_template import BASE, DETAIL, FOX
+from worker.config.settings import PROJECT, Settings
+from worker.errors import ConfigError, TemplateNotFound
+from worker.job.template_file import Templates
+
+OWL = {
+    "name": "Owls",
+    "description": "Night",
+    "checkpoint": BASE,
+    "loras": [DETAIL | {"scale": 0.5}],
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "templates.json"
+    write(path, {"fox": FOX, "owl": OWL}, default_template="fox")
+    return path
+
+
+def write(path, templates, **more):
+    path.write_text(json.dumps({"templates": templates, **more}))
+
+
+def touch_later(path):
+    """A change in the same tick of the file system's clock is not seen."""
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+
+
+def test_a_template_is_found_by_name_or_is_the_default_one(file):
+    templates = Templates(file)
+
+    assert list(templates.get_templates()) == ["fox", "owl"]
+    assert templates.get_default_template() == "fox"
+    assert templates.get_template("owl").name == "Owls"
+    assert templates.get_template() == templates.get_template("fox")
+
+
+def test_an_unknown_one_is_told_with_those_that_there_are(file):
+    with pytest.raises(TemplateNotFound) as raised:
+        Templates(file).get_template("fux")
+
+    assert str(raised.value) == (
+        "TEMPLATE_NOT_FOUND: template 'fux' is not known. Did you mean 'fox'? Known: 'fox', 'owl'."
+    )
+    assert raised.value.details == {"near": ["fox"], "templates": ["fox", "owl"]}
+
+
+def test_models_that_several_templates_name_are_one(file):
+    templates = Templates(file)
+
+    assert [one.name for one in templates.get_all_unique_checkpoints().values()] == ["Base"]
+    assert [one.name for one in templates.get_all_unique_loras().values()] == ["Detail Tweaker"]
+
+
+def test_the_list_is_plain_json_for_people(file):
+    secret = "https://example.com/x.safetensors?token=hunter2"
+    models = {
+        "vae": {"url": secret},
+        "embeddings": [secret],
+        "refiner_checkpoint": secret,
+        "refiner_switch_at": 0.8,
+        "hr_checkpoint_name": secret,
+    }
+    by_option = {"override_settings": {"sd_vae": secret}}
+    write(file, {"owl": OWL | {"defaults": models}, "cat": OWL | {"defaults": by_option}})
+    listed, cat = json.loads(json.dumps(Templates(file).list_templates()))
+    shown = "https://example.com/x.safetensors"
+    assert cat["defaults"] == {"override_settings": {"sd_vae": shown}}
+    assert listed["defaults"]["refiner_checkpoint"] == shown
+
+    assert "hunter2" not in str([cat, listed])
+    assert listed | {"defaults": None} == {
+        "template": "owl",
+        "name": "Owls",
+        "description": "Night",
+        "default": False,
+        "checkpoint": "Base",
+        "loras": [{"name": "Detail Tweaker", "scale": 0.5, "te": None, "unet": None}],
+        "defaults": None,
+    }
+
+
+JOBS = [
+    ({"prompt": "x"}, "fox"),
+    ({"prompt": "x", "template": "owl"}, "owl"),
+    ({"prompt": "x", "template": " owl "}, "owl"),
+    ({"prompt": "x", "template": None}, None),
+    ({"prompt": "x", "checkpoint": "mine"}, None),
+    ({"prompt": "x", "checkpoint": None}, "fox"),
+    ({"prompt": "x", "override_settings": {"sd_model_checkpoint": "mine"}}, None),
+    ({"prompt": "x", "override_settings": {"eta_ddim": 0.5}}, "fox"),
+    ({"prompt": "x", "loras": ["mine"]}, "fox"),
+    ({"prompt": "x", "template": "owl", "checkpoint": "mine"}, "owl"),
+]
+
+
+@pytest.mark.parametrize(("job", "name"), JOBS, ids=str)
+def test_the_default_one_is_for_jobs_that_name_neither_template_nor_checkpoint(file, job, name):
+    filled = Templates(file).fill_in(job)
+
+    assert filled.get("template") == name
+    assert ("steps" in filled) == (name == "fox")
+
+
+@pytest.mark.parametrize("job", [None, "x", [], {"template": 5}, {"template": ["fox"]}])
+def test_what_is_no_job_is_left_to_the_schema(file, job):
+    assert Templates(file).fill_in(job) == job
+
+
+def test_the_operator_may_name_another_default_or_none(file):
+    assert Templates(file, "owl").get_default_template() == "owl"
+    assert Templates(file, "none").fill_in({"prompt": "x"}) == {"prompt": "x"}
+    with pytest.raises(ConfigError, match="DEFAULT_TEMPLATE='fix': there is no such template"):
+        Templates(file, "fix")
+
+
+def test_a_changed_file_is_read_while_the_worker_runs(file, caplog):
+    caplog.set_level("INFO")
+    templates = Templates(file)
+    write(file, {"owl": OWL})
+
+    assert list(templates.get_templates()) == ["owl"]
+    assert "has changed: 1 templates" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["damaged", "gone", "default gone"])
+def test_a_file_that_was_spoilt_changes_nothing_and_is_told_once(file, change, caplog):
+    templates = Templates(file, "owl")
+    if change == "damaged":
+        file.write_text("{")
+    elif change == "gone":
+        file.unlink()
+    else:
+        write(file, {"fox": FOX})
+
+    for _ in range(3):
+        assert list(templates.get_templates()) == ["fox", "owl"]
+    assert caplog.text.count("The templates from before stay.") == 1
+    with pytest.raises(ConfigError):
+        templates.reload_templates()
+
+    write(file, {"owl": OWL, "fox": FOX, "crow": FOX})
+    touch_later(file)
+    assert list(templates.get_templates()) == ["owl", "fox", "crow"]
+
+
+def test_the_file_is_looked_for_where_one_starts_and_beside_the_code(tmp_path, monkeypatch, file):
+    assert Settings.from_environ({}).templates_path == PROJECT / "templates.json"
+    monkeypatch.chdir(tmp_path)
+    assert Settings.from_environ({}).templates_path == file
+    named = Settings.from_environ({"TEMPLATES_FILE": "/nowhere/t.json"})
+    with pytest.raises(ConfigError, match=r"/nowhere/t\.json cannot be read"):
+        Templates(named.templates_path)
+
+
+def test_without_a_file_there_are_none():
+    templates = Templates(None)
+
+    assert templates.list_templates() == []
+    assert templates.fill_in({"prompt": "x"}) == {"prompt": "x"}
+    with pytest.raises(TemplateNotFound, match="Known: none"):
+        templates.get_template("fox")

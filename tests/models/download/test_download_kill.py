@@ -1,0 +1,194 @@
+"""A download that is killed at any moment goes on, and never passes for a whole file."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from fakes.hosts.model_hosts import ModelHosts
+
+from worker.models.download.partial_file import note_file
+
+PROJECT = Path(__file__).resolve().parents[3]
+KIB, MIB = 1 << 10, 1 << 20
+SIZE = 12 * MIB + 12_345
+DATA = random.Random(1).randbytes(SIZE)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+BLOCK = 64 * KIB
+CONNECTIONS = 6
+LARGEST_PART = 512 * KIB
+RATE = 1.5 * MIB  # of each connection: all of it takes about 1.5 s
+KILLS = 50
+LONGEST = 0.7  # seconds until a kill; more on a machine so busy that nothing comes
+
+# Starting Python takes longer than a run: this one process starts all runs as its children.
+RUNS = f"""
+import os, sys
+from pathlib import Path
+from worker.models.download import download
+from worker.http import client as internet
+from worker.models.download import schedule
+from worker.models.download.source import Source
+
+url, trusted, sha256, folder = sys.argv[1:]
+download.BLOCK, download.INSPECT_FROM = {BLOCK}, {BLOCK}
+schedule.FIRST_PART, schedule.SMALLEST_PART = {256 * KIB, 128 * KIB}
+schedule.LARGEST_PART = {LARGEST_PART}
+schedule.SETTLING, schedule.MEASURING = 0.02, 0.05
+schedule.MOST_CONNECTIONS = {CONNECTIONS}
+client = internet.Internet(trusted.split(","))  # here, as it takes its time
+
+def run():
+    source = Source(client, url, None)
+    fetched = download.download(source, Path(folder, "key.part"), sha256)
+    fetched.path.rename(Path(folder, "final"))
+
+for _ in sys.stdin:
+    child = os.fork()
+    if not child:
+        try:
+            run()
+            os._exit(0)
+        except BaseException as error:
+            print("failed", repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Downloads in processes of their own, one after the other."""
+
+    def __init__(self, url, trusted, folder):
+        arguments = [url, ",".join(trusted), SHA256, str(folder)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", RUNS, *arguments],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, seconds=None):
+        """Start one; kill it after some seconds. Returns its exit status."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        child = int(self._process.stdout.readline())
+        if seconds is not None:
+            time.sleep(seconds)
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(child, signal.SIGKILL)
+        return int(self._process.stdout.readline())
+
+    def close(self):
+        """End; returns what was said on standard error."""
+        return self._process.communicate(timeout=30)[1]
+
+
+@pytest.fixture
+def hosts():
+    with ModelHosts() as running:
+        running.throttle(RATE, ttfb=0.01)
+        yield running
+
+
+@pytest.fixture
+def runs(hosts, tmp_path):
+    model = hosts.add_model(version_id=1, data=DATA, require_auth=False)
+    trusted = [url.partition("//")[2] for url in hosts._world.urls.values()]
+    running = Runs(model.file_url, trusted, tmp_path)
+    yield running
+    running.close()
+
+
+def noted(partial):
+    """Bytes that the note claims; each of them must be in the file, and right."""
+    with suppress(FileNotFoundError):
+        note = json.loads(note_file(partial).read_text())
+        assert note["size"] == SIZE
+        held, position = partial.read_bytes(), 0
+        for start, end in note["done"]:
+            assert position <= start < end <= SIZE
+            assert held[start:end] == DATA[start:end]
+            position = end
+        return sum(end - start for start, end in note["done"])
+    return 0
+
+
+def sent(hosts):
+    """Bytes that the storage has sent since the last time."""
+    hosts.settle()
+    count = hosts.bytes_sent("storage")
+    hosts.forget_requests()
+    return count
+
+
+def test_fifty_kills_lose_only_unfinished_parts(hosts, runs, tmp_path):
+    moments = random.Random(int.from_bytes(os.urandom(4), "big"))
+    partial, final = tmp_path / "key.part", tmp_path / "final"
+    kills = finished = again = 0
+    before = total = largest = kept = 0
+    longest = LONGEST
+    while kills < KILLS or before or not finished:
+        status = runs.run(moments.uniform(0, longest) if kills < KILLS else None)
+        now = sent(hosts)
+        total += now
+        missing = SIZE - before
+        assert now <= missing + BLOCK * CONNECTIONS
+        if status == 0:
+            assert final.read_bytes() == DATA
+            assert {one.name for one in tmp_path.iterdir()} <= {"final", "key.json"}
+            final.unlink()
+            note_file(partial).unlink()
+            finished, before = finished + 1, 0
+            continue
+        assert status == -signal.SIGKILL
+        kills += 1
+        assert not final.exists()
+        names = {one.name for one in tmp_path.iterdir()}
+        assert names <= {"key.part", "key.json", "key.new"}
+        here = noted(partial)
+        assert here >= before  # what was here stays
+        kept += here - before
+        if kills % 10 == 0 and not kept:
+            longest *= 2
+        lost = now - (here - before)
+        again, largest = again + lost, max(largest, lost)
+        # In flight: a part for each connection, and what lay in the kernel's buffers.
+        assert lost <= CONNECTIONS * (LARGEST_PART + 512 * KIB)
+        before = here
+    print(  # noqa: T201 - the totals are worth reading
+        f"{kills} kills, {finished} files finished, {total / MIB:.0f} MiB sent,"
+        f" {again / MIB:.1f} MiB of them in vain, at most {largest / MIB:.2f} MiB by one kill"
+    )
+    assert kept
+
+
+def test_a_run_that_is_not_killed_says_nothing(hosts, tmp_path):
+    model = hosts.add_model(version_id=1, data=DATA, require_auth=False)
+    trusted = [url.partition("//")[2] for url in hosts._world.urls.values()]
+    runs = Runs(model.file_url, trusted, tmp_path)
+    assert runs.run() == 0
+    assert runs.close() == ""
+    assert (tmp_path / "final").read_bytes() == DATA
+    assert sent(hosts) == SIZE
+
+
+def test_a_kill_after_the_last_byte_costs_no_request(hosts, runs, tmp_path):
+    """All is here, only the new name is lacking."""
+    partial = tmp_path / "key.part"
+    partial.write_bytes(DATA)
+    note = {"size": SIZE, "etag": None, "done": [[0, SIZE]]}
+    note_file(partial).write_text(json.dumps(note))
+    assert runs.run() == 0
+    assert (tmp_path / "final").read_bytes() == DATA
+    assert hosts.requests == []

@@ -1,0 +1,314 @@
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.models.download import schedule
+from worker.models.download.schedule import (
+    FEWEST_CONNECTIONS,
+    MIB,
+    MOST_CONNECTIONS,
+    Connections,
+    Part,
+    Parts,
+)
+
+SMALL = {"FIRST_PART": 16, "SMALLEST_PART": 7, "LARGEST_PART": 40}
+
+
+@pytest.fixture
+def small_parts():
+    with mock.patch.multiple(schedule, **SMALL):
+        yield
+
+
+def fetch(part, count):
+    part.position += count
+
+
+def spans(part):
+    return part.position, part.end
+
+
+# Parts.
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_come_in_file_order():
+    parts = Parts(100)
+
+    taken = [parts.take(1) for _ in range(4)]
+
+    assert [part.position for part in taken] == [0, taken[0].end, taken[1].end, taken[2].end]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_first_part_is_taken_before_the_size_is_known():
+    parts = Parts()
+    assert parts.size is None
+    assert spans(parts.take(1)) == (0, 16)
+    assert spans(parts.take(1)) == (16, 32)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("size", "begun", "connections", "length"),
+    [
+        (1000, 0, 1, 7),  # no part is smaller
+        (1000, 20, 1, 20),  # as much as has begun
+        (1000, 100, 10, 10),  # by each connection
+        (1000, 500, 1, 40),  # no part is larger
+        (100, 60, 1, 20),  # half of what is left
+        (100, 70, 3, 7),
+        (5, 0, 1, 5),  # the last one may be smaller
+    ],
+)
+def test_parts_grow_at_the_beginning_and_shrink_towards_the_end(size, begun, connections, length):
+    parts = Parts(size, [(0, begun)] if begun else [])
+
+    assert spans(parts.take(connections)) == (begun, begun + length)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_a_connection_leaves_is_free_again():
+    parts = Parts(100)
+    first, second = parts.take(1), parts.take(1)
+    fetch(first, 3)
+    fetch(second, second.end - second.position)
+    parts.give_back(second)
+    parts.give_back(first)
+
+    assert parts.contiguous == 3
+    assert parts.done() == [(0, 3), (7, 14)]
+    assert spans(parts.take(1)) == (3, 7)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize(
+    ("done", "contiguous", "fetched", "next_part"),
+    [
+        ([], 0, 0, (0, 7)),
+        ([(0, 10)], 10, 10, (10, 20)),
+        ([(5, 10)], 0, 5, (0, 5)),
+        ([(90, 100), (0, 50)], 50, 60, (50, 70)),
+        ([(0, 60), (50, 80)], 80, 80, (80, 90)),  # they overlap
+        ([(0, 60), (60, 100)], 100, 100, None),
+    ],
+)
+def test_a_later_run_goes_on(done, contiguous, fetched, next_part):
+    parts = Parts(100, done)
+
+    assert (parts.contiguous, parts.fetched()) == (contiguous, fetched)
+    part = parts.take(1)
+    assert (part and spans(part)) == next_part
+    assert parts.is_complete is (part is None)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_the_size_cuts_what_was_taken_too_far():
+    parts = Parts()
+    part, beyond = parts.take(1), parts.take(1)
+    parts.learn_size(10)
+
+    assert (part.end, beyond.end) == (10, 10)
+    assert not parts.has_free
+    assert not parts.is_complete
+    fetch(part, 10)
+    assert parts.is_complete
+    assert parts.done() == [(0, 10)]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("size", [None, 100])
+def test_a_whole_answer_is_one_part(size):
+    parts = Parts(size)
+    part = parts.take(1)
+    parts.extend_to_end(part)
+    fetch(part, 90)
+
+    assert not parts.has_free
+    assert (parts.contiguous, parts.fetched()) == (90, 90)
+    assert not parts.is_complete
+    parts.learn_size(90 if size is None else size)
+    assert parts.is_complete is (size is None)
+
+
+def test_an_empty_file_is_complete():
+    parts = Parts()
+    part = parts.take(1)
+    parts.learn_size(0)
+    assert parts.is_complete
+    assert spans(part) == (0, 0)
+
+
+STEPS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 50)), max_size=60)
+
+
+class Model:
+    """The same as `Parts`, byte by byte."""
+
+    def __init__(self, size, done):
+        self.parts = Parts(size, done)
+        self.here = [any(start <= at < end for start, end in done) for at in range(size)]
+        self.held: list[Part] = []
+
+    def take(self, number):
+        missing = [at for at, here in enumerate(self.here) if not here]
+        held = {at for part in self.held for at in range(part.position, part.end)}
+        free = [at for at in missing if at not in held]
+        part = self.parts.take(1 + number % 24)
+        assert (part and part.position) == (free[0] if free else None)
+        if part:
+            assert part.position < part.end
+            assert set(range(*spans(part))) <= set(free)
+            self.held.append(part)
+
+    def progress(self, number):
+        if self.held:
+            part = self.held[number % len(self.held)]
+            end = min(part.end, part.position + number)
+            assert not any(self.here[part.position : end])
+            self.here[part.position : end] = [True] * (end - part.position)
+            fetch(part, end - part.position)
+
+    def give_back(self, number):
+        if self.held:
+            self.parts.give_back(self.held.pop(number % len(self.held)))
+
+    def check(self):
+        missing = [at for at, here in enumerate(self.here) if not here]
+        assert self.parts.contiguous == (missing[0] if missing else len(self.here))
+        assert self.parts.fetched() == sum(self.here)
+        assert self.parts.is_complete is not bool(missing)
+        told = [False] * len(self.here)
+        for start, end in self.parts.done():
+            assert start < end
+            assert not any(told[max(0, start - 1) : end])  # neither overlapping nor touching
+            told[start:end] = [True] * (end - start)
+        assert told == self.here
+
+
+@given(
+    size=st.integers(1, 300),
+    done=st.lists(st.tuples(st.integers(0, 299), st.integers(1, 60)), max_size=5),
+    steps=STEPS,
+)
+def test_every_byte_is_fetched_once_whatever_happens(size, done, steps):
+    done = [(start, min(size, start + length)) for start, length in done if start < size]
+    with mock.patch.multiple(schedule, **SMALL):
+        model = Model(size, done)
+        for action, number in steps:
+            [model.take, model.progress, model.give_back][action](number)
+            model.check()
+        while not model.parts.is_complete:
+            model.take(0)
+            model.progress(50)
+            model.give_back(0)
+        model.check()
+        assert model.parts.done() == [(0, size)]
+
+
+@given(size=st.integers(0, 300), taken=st.integers(1, 3), fetched=st.integers(0, 16))
+def test_a_size_that_is_learnt_late_loses_nothing(size, taken, fetched):
+    with mock.patch.multiple(schedule, **SMALL):
+        parts = Parts()
+        held = [parts.take(1) for _ in range(taken)]
+        fetch(held[0], min(fetched, size))
+        parts.learn_size(size)
+        for part in held:
+            parts.give_back(part)
+        assert parts.contiguous == min(fetched, size)
+        while part := parts.take(2):
+            fetch(part, part.end - part.position)
+            parts.give_back(part)
+        assert parts.is_complete
+        assert parts.fetched() == size
+
+
+@given(size=st.integers(0, 20_000 * MIB), connections=st.integers(1, 24))
+def test_a_large_file_has_few_parts_of_sensible_size(size, connections):
+    parts, lengths = Parts(size), []
+    while part := parts.take(connections):
+        lengths.append(part.end - part.position)
+    assert sum(lengths) == size
+    assert all(length <= 16 * MIB for length in lengths)
+    assert all(length >= 4 * MIB for length in lengths[:-1])
+
+
+# Connections.
+
+
+def simulate(rate, seconds=10.0, step=0.02, complaints=()):
+    """The number of connections at each step, for `rate` (connections -> bytes per second)."""
+    connections, now, fetched, seen = Connections(0.0), 0.0, 0.0, []
+    complaints = list(complaints)
+    while now < seconds:
+        now += step
+        fetched += rate(connections.allowed) * step
+        connections.update(now, int(fetched))
+        if complaints and now >= complaints[0]:
+            complaints.pop(0)
+            connections.host_complained(now)
+        seen.append(connections.allowed)
+    return seen
+
+
+def usual(seen):
+    return sorted(seen)[len(seen) // 2]
+
+
+def test_a_host_that_limits_each_connection_gets_many():
+    seen = simulate(lambda count: count * 20e6)
+    assert seen[0] == FEWEST_CONNECTIONS
+    assert MOST_CONNECTIONS in seen[:100]  # after two seconds
+    assert usual(seen) == MOST_CONNECTIONS
+
+
+def test_a_worker_at_its_limit_keeps_few():
+    seen = simulate(lambda _: 900e6)
+    assert seen.count(MOST_CONNECTIONS) * 0.02 <= 2.0  # seconds of ten: a try now and then
+    assert usual(seen) == FEWEST_CONNECTIONS
+
+
+def test_a_link_is_filled():
+    seen = simulate(lambda count: min(count * 20e6, 110e6))
+    assert usual(seen) == MOST_CONNECTIONS
+
+
+def test_a_host_that_recovers_is_tried_again():
+    fast_from = 8.0
+    clock = iter(range(100_000))
+
+    def rate(count):
+        return count * 20e6 if next(clock) * 0.02 > fast_from else 40e6
+
+    seen = simulate(rate, seconds=20)
+    assert usual(seen[: int(fast_from / 0.02)]) == FEWEST_CONNECTIONS
+    assert seen[-1] == MOST_CONNECTIONS
+
+
+def test_a_complaint_halves_for_good():
+    seen = simulate(lambda count: count * 20e6, complaints=[5.0])
+    assert max(seen[: int(4.9 / 0.02)]) == MOST_CONNECTIONS
+    assert max(seen[int(5.1 / 0.02) :]) == MOST_CONNECTIONS // 2
+
+
+def test_a_complaint_that_all_connections_hear_counts_once():
+    connections = Connections(0.0)
+    connections.allowed = 24
+    for moment in (5.0, 5.001, 5.5):
+        connections.host_complained(moment)
+    assert connections.allowed == 12
+    connections.host_complained(6.1)
+    assert connections.allowed == 6
+
+
+def test_one_connection_is_always_left():
+    connections = Connections(0.0)
+    for moment in range(1, 20, 2):
+        connections.host_complained(moment)
+    assert connections.allowed == 1
+    connections.update(30.0, 10)
+    connections.update(31.0, 20)
+    assert connections.allowed == 1

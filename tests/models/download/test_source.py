@@ -1,0 +1,374 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+from fakes.hosts.model_hosts import ModelHosts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import (
+    ModelForbidden,
+    ModelHostFailed,
+    ModelNotFound,
+    ModelRateLimited,
+    ModelUrlRefused,
+)
+from worker.http.client import Internet
+from worker.models.download.source import (
+    RENEWALS,
+    Source,
+    TryAgain,
+    filename_told,
+    sends_everything,
+    size_told,
+    too_large,
+)
+
+DATA = bytes(range(256)) * 400
+
+
+@pytest.fixture(scope="module")
+def running_hosts():
+    with ModelHosts() as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def way_out(running_hosts):
+    urls = running_hosts._world.urls.values()
+    trusted = [url.partition("//")[2] for url in urls]
+    return Internet(trusted, {running_hosts.civitai: running_hosts.civitai_key})
+
+
+@pytest.fixture
+def hosts(running_hosts):
+    running_hosts.no_faults()
+    running_hosts.forget_requests()
+    return running_hosts
+
+
+@pytest.fixture
+def model(hosts):
+    return hosts.add_model(version_id=1, data=DATA, name="dream.safetensors")
+
+
+def refusal(document):
+    kinds = {403: ModelForbidden, 404: ModelNotFound, 429: ModelRateLimited}
+    kind = kinds.get(document.status, ModelHostFailed)
+    return kind(f"refused with {document.status}.")
+
+
+@pytest.fixture
+def source(way_out, model):
+    return Source(way_out, model.file_url, refusal)
+
+
+def bytes_of(source, start, end):
+    with source.open(start, end) as reply:
+        return reply.read(end - start)
+
+
+def final_of(source, start=0, end=10):
+    """The error of an attempt that may be repeated."""
+    with pytest.raises(TryAgain) as again:
+        source.open(start, end)
+    return again.value
+
+
+# The signed URL.
+
+
+def test_the_host_is_asked_once_for_all_ranges(hosts, source):
+    assert bytes_of(source, 0, 10) == DATA[:10]
+    assert bytes_of(source, 50, 60) == DATA[50:60]
+    assert (hosts.count("civitai"), hosts.count("storage")) == (1, 2)
+
+
+def test_many_connections_ask_once(hosts, source):
+    hosts.fault("slow", seconds=0.1)
+    with ThreadPoolExecutor(8) as threads:
+        got = threads.map(lambda at: bytes_of(source, at, at + 10), range(0, 80, 10))
+    assert b"".join(got) == DATA[:80]
+    assert hosts.count("civitai") == 1
+
+
+def test_a_host_without_redirects_is_asked_itself(hosts, way_out):
+    source = Source(way_out, hosts.add_web("/x", DATA), refusal)
+    assert bytes_of(source, 0, 10) + bytes_of(source, 10, 20) == DATA[:20]
+    assert (source.host, hosts.count("web")) == (hosts.web, 2)
+
+
+@pytest.mark.parametrize("other_storage", [False, True])
+def test_an_expired_url_is_renewed(hosts, source, other_storage):
+    """400 of one storage, 401 of the other."""
+    if other_storage:
+        hosts.fault("tiering")
+    assert bytes_of(source, 0, 10) == DATA[:10]
+    hosts.expire_urls()
+    assert final_of(source).after == 0
+    assert bytes_of(source, 10, 20) == DATA[10:20]
+    assert hosts.count("civitai") == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416])
+def test_whatever_the_storage_says_a_new_url_is_tried(hosts, source, status):
+    bytes_of(source, 0, 10)
+    hosts.fault("status", status=status, role="storage", times=1)
+    final_of(source)
+    assert bytes_of(source, 10, 20) == DATA[10:20]
+    assert hosts.count("civitai") == 2
+
+
+def test_all_connections_that_met_the_expiry_renew_once(hosts, source):
+    bytes_of(source, 0, 10)
+    hosts.expire_urls()
+    hosts.throttle(None, ttfb=0.3)  # so all are under way with the old URL
+    with ThreadPoolExecutor(8) as threads:
+        refused = list(threads.map(lambda _: final_of(source), range(8)))
+        assert len(refused) == 8
+        got = threads.map(lambda at: bytes_of(source, at, at + 10), range(0, 80, 10))
+        assert b"".join(got) == DATA[:80]
+    hosts.no_throttle()
+    assert hosts.count("civitai") == 2
+
+
+def test_an_answer_to_an_old_url_does_not_bring_it_back(hosts, source):
+    bytes_of(source, 0, 10)
+    first = hosts.requests[-1].target
+    old, source._direct = source._direct, "https://renewed.example/"
+    source._checked(source._send(old, {"Range": "bytes=0-9"}), old, 0).close()
+    assert hosts.requests[-1].target == first
+    assert source._direct == "https://renewed.example/"
+
+
+def test_renewals_are_counted(hosts, source):
+    hosts.fault("status", status=403, body="no", role="storage")
+    for _ in range(RENEWALS):
+        assert isinstance(final_of(source).final, ModelHostFailed)
+    with pytest.raises(ModelForbidden):
+        source.open(0, 10)
+    assert hosts.count("civitai") == RENEWALS + 1
+
+
+def test_bytes_that_arrive_count_the_renewals_anew(hosts, source):
+    for _ in range(3):
+        hosts.fault("status", status=403, role="storage", times=RENEWALS)
+        for _ in range(RENEWALS):
+            final_of(source)
+        bytes_of(source, 0, 10)
+        source.progressed()
+        source._direct = None
+
+
+def test_the_key_never_reaches_the_storage(hosts, source):
+    for number in range(3):
+        bytes_of(source, number, number + 1)
+        hosts.expire_urls()
+        final_of(source)
+    assert all(one.authorized for one in hosts.asked("civitai"))
+    assert not any(one.authorized for one in hosts.asked("storage"))
+
+
+# Refusals.
+
+
+def test_the_host_says_no(hosts, source):
+    hosts.fault("no_access")
+    with pytest.raises(ModelForbidden):
+        source.open(0, 10)
+    assert hosts.count("civitai") == 1
+
+
+def test_a_404_is_believed_the_second_time(hosts, source):
+    """CivitAI answers so also when it could not reach its storage for a moment."""
+    hosts.fault("not_found", times=1)
+    assert isinstance(final_of(source).final, ModelNotFound)
+    assert bytes_of(source, 0, 10) == DATA[:10]
+    source.progressed()
+    source._direct = None
+    hosts.fault("not_found")
+    final_of(source)
+    with pytest.raises(ModelNotFound):
+        source.open(0, 10)
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [
+        (408, ModelHostFailed, False),
+        (425, ModelHostFailed, False),
+        (429, ModelRateLimited, True),
+        (500, ModelHostFailed, False),
+        (502, ModelHostFailed, False),
+        (503, ModelHostFailed, True),
+        (504, ModelHostFailed, False),
+    ],
+)
+@pytest.mark.parametrize("role", ["civitai", "storage"])
+def test_a_busy_host_is_asked_again(hosts, source, role, busy):
+    status, final, complains = busy
+    hosts.fault("server_error", status=status, role=role, times=1, retry_after=7)
+    again = final_of(source)
+    assert type(again.final) is final
+    assert (again.after, again.host_complains) == (7, complains)
+    assert again.final.message == f"refused with {status}."  # the owner knows which model it is
+    assert bytes_of(source, 0, 10) == DATA[:10]
+
+
+def test_a_busy_host_may_not_say_how_long(hosts, source):
+    hosts.fault("rate_limited", times=1)
+    assert final_of(source).after is None
+
+
+def test_no_connection_is_worth_another_try(hosts, source):
+    hosts.fault("drop")
+    assert isinstance(final_of(source).final, ModelHostFailed)
+
+
+def test_a_url_that_leads_elsewhere_is_refused_for_good(hosts, source):
+    hosts.fault("redirect_to", url="http://10.0.0.1/")
+    with pytest.raises(ModelUrlRefused):
+        source.open(0, 10)
+
+
+def test_a_url_that_is_none_is_refused():
+    with pytest.raises(ModelUrlRefused):
+        Source(Internet(), "https://[::1", refusal)
+
+
+# What an answer tells.
+
+
+def answer(status=206, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return SimpleNamespace(status=status, headers=named)
+
+
+@pytest.mark.parametrize(
+    ("told", "start", "end"),
+    [
+        ("bytes 0-9/100", 0, 10),
+        (" bytes 0-9/100 ", 0, 10),
+        ("bytes 90-99/100", 90, 120),  # the end was not known
+        ("bytes 99-99/100", 99, 100),
+        ("bytes 0-99/100", 0, 1 << 24),
+    ],
+)
+def test_the_range_that_was_asked_for(told, start, end):
+    assert size_told(answer(Content_Range=told), start, end) == 100
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        "",
+        "bytes 1-9/100",
+        "bytes 0-8/100",
+        "bytes 0-10/100",
+        "bytes 0-9/*",
+        "bytes 0-9/5",  # ends behind the end
+        "bytes */100",
+        "bytes 0-9",
+        "0-9/100",
+        "items 0-9/100",
+        "bytes=0-9/100",
+        "bytes 0-9/100, bytes 20-29/100",
+        "bytes -1-9/100",
+        "bytes 0-9/1e3",
+        "bytes 0-9/" + "9" * 5000,
+        "bytes 0-9/²",
+    ],
+)
+def test_any_other_range_is_not_taken(told):
+    reply = answer() if told is None else answer(Content_Range=told)
+    with pytest.raises(TryAgain, match="asked for bytes 0-9, the host answered"):
+        size_told(reply, 0, 10)
+
+
+@given(told=st.text(st.characters(codec="latin-1"), max_size=60))
+def test_no_content_range_breaks_anything(told):
+    with suppress(TryAgain):
+        assert size_told(answer(Content_Range=told), 0, 10) >= 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "size"),
+    [
+        ({"Content_Length": "100"}, 100),
+        ({"Content_Length": "0"}, 0),
+        ({}, None),
+        ({"Content_Length": "-1"}, None),
+        ({"Content_Length": "many"}, None),
+        ({"Content_Length": "9" * 5000}, None),
+        ({"Transfer_Encoding": "chunked"}, None),
+    ],
+)
+def test_a_whole_answer_tells_its_length_or_not(headers, size):
+    assert size_told(answer(200, **headers), 0, 10) == size
+
+
+def test_only_a_200_sends_everything():
+    assert sends_everything(answer(200))
+    assert not sends_everything(answer(206))
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (None, None),
+        ("attachment", None),
+        ('attachment; filename="a b.safetensors"', "a b.safetensors"),
+        ("attachment; filename=plain.bin", "plain.bin"),
+        ("attachment; filename*=UTF-8''na%C3%AFve.bin", "naïve.bin"),
+        ("attachment; filename=\"old\"; filename*=UTF-8''new", "old"),
+        ('inline; filename="../../etc/passwd"', "../../etc/passwd"),  # not to be trusted
+        ("attachment; filename*=idna''x", None),
+        ("attachment; filename*=undefined''x", None),
+        ("attachment; filename*=no-such-encoding''x", "x"),
+        ("attachment; filename*=a\0b''x", None),
+        ("attachment; filename*;filename*1*", None),
+    ],
+)
+def test_the_name_that_the_host_tells(header, name):
+    headers = {} if header is None else {"Content_Disposition": header}
+    assert filename_told(answer(**headers)) == name
+
+
+WORDS = ["filename", "*", "0", "1", "=", ";", '"', "''", "utf-8", "idna", "punycode", "%ff", "x"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=14).map("".join))
+def test_no_content_disposition_breaks_anything(text):
+    name = filename_told(answer(Content_Disposition=f"attachment; {text}"))
+    assert name is None or isinstance(name, str)
+
+
+def test_a_file_over_the_limit_is_said_so():
+    error = too_large(20_000_000_000, 5_000_000_000)
+    assert "20.0 GB, more than the 5.0 GB allowed" in str(error)
+    assert error.details == {"size": 20_000_000_000}
+
+
+def test_a_message_names_the_host_and_no_signature(hosts, source):
+    bytes_of(source, 0, 10)
+    told = []
+    for fault in ({"name": "drop"}, {"name": "server_error"}, {"name": "status", "status": 403}):
+        hosts.no_faults()
+        hosts.fault(**fault, role="storage")
+        told.append(str(final_of(source)) + repr(final_of(source).final.details))
+    assert not any(secret in "".join(told) for secret in hosts.planted_secrets)
+
+
+def test_one_slow_answer_does_not_hold_up_the_others(hosts, source):
+    bytes_of(source, 0, 10)
+    slow = threading.Event()
+    hosts.fault("stall", after=0, seconds=1, times=1)
+    threading.Thread(target=lambda: (bytes_of(source, 0, 10), slow.set())).start()
+    time.sleep(0.05)
+    assert bytes_of(source, 10, 20) == DATA[10:20]
+    assert not slow.is_set()
+    assert slow.wait(10)

@@ -1,0 +1,110 @@
+"""Names of layers in LoRA files against diffusers' own modules, at full size, but empty."""
+
+import pytest
+
+from worker.formats.safetensors_header import Tensor
+from worker.models.merge.checkpoint_layers import Place, find_layers
+
+torch = pytest.importorskip("torch", reason="the engine's packages are not installed")
+
+from diffusers import UNet2DConditionModel  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
+
+from engine.models import ldm  # noqa: E402
+
+UNETS = {
+    "SD1.5": {"cross_attention_dim": 768},
+    "SDXL": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    "another depth": {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 768,
+    },
+}
+
+
+def tensors(state):
+    return {key: Tensor("F16", tuple(value.shape)) for key, value in state.items()}
+
+
+def layers(network):
+    """Paths of all linear layers and convolutions."""
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return [path for path, module in network.named_modules() if isinstance(module, kinds)]
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_every_layer_of_a_unet_has_its_name_in_diffusers_and_its_own(name):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNETS[name])
+    per_block = unet.config.layers_per_block
+    found = find_layers(tensors(ldm.export_unet(unet.state_dict(), per_block)))
+    original = ldm.export_unet({key: key for key in unet.state_dict()}, per_block)
+    keys = {path: key for key, path in original.items()}
+
+    for path in layers(unet):
+        key = keys[f"{path}.weight"]
+        rows = unet.get_submodule(path).weight.shape[0]
+        place = Place(key, 0, rows, in_text_encoder=False)
+        own = key.removeprefix("model.diffusion_model.").removesuffix(".weight")
+        assert found[f"lora_unet_{path.replace('.', '_')}"] == place
+        assert found[f"lora_unet_{own.replace('.', '_')}"] == place
+    assert len(layers(unet)) > 30
+    assert set(found.values()) == {
+        Place(keys[f"{p}.weight"], 0, unet.get_submodule(p).weight.shape[0], in_text_encoder=False)
+        for p in layers(unet)
+    }
+
+
+def clip(kind, **sizes):
+    config = CLIPTextConfig(num_hidden_layers=3, num_attention_heads=2, **sizes)
+    with torch.device("meta"):
+        return kind(config)
+
+
+@pytest.mark.parametrize(
+    ("export", "prefixes"), [(ldm.CLIP, ("te", "te1")), (ldm.CLIP_XL, ("te1",))]
+)
+def test_clips_layers_have_kohyas_names(export, prefixes):
+    model = clip(CLIPTextModel, hidden_size=32, intermediate_size=64)
+    found = find_layers(tensors(ldm.export_clip(model.state_dict(), export)))
+
+    paths = [path.removeprefix("text_model.") for path in layers(model)]
+    expected = {
+        f"lora_{prefix}_text_model_{path.replace('.', '_')}"
+        for path in paths
+        for prefix in prefixes
+    }
+    assert len(paths) == 3 * 6
+    assert set(found) == expected
+    assert all(place.in_text_encoder for place in found.values())
+
+
+def test_openclips_queries_keys_and_values_are_rows_of_one_tensor():
+    model = clip(
+        CLIPTextModelWithProjection, hidden_size=32, intermediate_size=64, projection_dim=32
+    )
+    exported = ldm.export_openclip(model.state_dict())
+    found = find_layers(tensors(exported))
+
+    paths = [path for path in layers(model) if ".encoder.layers." in f".{path}"]
+    names = {path.removeprefix("text_model.").replace(".", "_") for path in paths}
+    assert set(found) == {f"lora_te2_text_model_{name}" for name in names}
+    attention = "conditioner.embedders.1.model.transformer.resblocks.2.attn.in_proj_weight"
+    for number, letter in enumerate("qkv"):
+        place = found[f"lora_te2_text_model_encoder_layers_2_self_attn_{letter}_proj"]
+        rows = (32 * number, 32 * (number + 1))
+        assert place == Place(attention, *rows, in_text_encoder=True)

@@ -1,0 +1,316 @@
+"""Merging: what is refused and why, what is left as it is, what is told. Numbers: the formulas."""
+
+import errno
+import os
+import struct
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from tests.models.merge.test_merge_formulas import KINDS, LAYERS, OUT, base, inner, lora, write
+from worker.errors import (
+    ModelFileInvalid,
+    ModelMismatch,
+    ModelNotSupported,
+    ModelUnsafe,
+    StoreFull,
+    StoreNotWritable,
+)
+from worker.formats.model_file import ModelFile
+from worker.models.merge import writer
+from worker.models.merge.merge import ALGORITHM, Ingredient, merge, merge_key
+
+KEY, _, (NAME, *_) = LAYERS["SD1"]["attention"]
+TEXT, _, (TEXT_NAME, *_) = LAYERS["SD1"]["text"]
+SHAPE = inner("SD1", "attention")
+A, B = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "base.safetensors"
+    save_file(base("SD1", np.float16), path, {"prediction_type": "epsilon"})
+    return path
+
+
+@pytest.fixture
+def try_to(tmp_path, checkpoint):
+    """Merge these tensors of a LoRA into the checkpoint; returns what was done and the result."""
+
+    def try_to(tensors, base=checkpoint, **weights):
+        path, target = tmp_path / "lora.safetensors", tmp_path / "merged.safetensors"
+        if isinstance(tensors, bytes):
+            path.write_bytes(tensors)
+        else:
+            save_file(tensors, path)
+        return merge(base, [Ingredient(path, "a LoRA", A, **weights)], target, {"b": "2"}), target
+
+    return try_to
+
+
+def parts(name=NAME, shape=SHAPE, **more):
+    return {f"{name}.{part}": value for part, value in (lora(shape) | more).items()}
+
+
+def half(*shape, value=0.5):
+    return np.full(shape, value, np.float16)
+
+
+def test_the_result_is_a_checkpoint_like_the_base(try_to, checkpoint):
+    done, target = try_to(parts())
+
+    assert done.layers == 1
+    file = ModelFile("checkpoint", target, "merged", target.stat().st_size)
+    file.check()
+    assert file.architecture().family == "SD1"
+    with safe_open(checkpoint, "np") as before, safe_open(target, "np") as after:
+        assert after.metadata() == before.metadata() | {"b": "2"}
+        assert list(after.keys()) == list(before.keys())
+        assert after.offset_keys() == before.offset_keys()
+    header = struct.unpack("<Q", target.read_bytes()[:8])[0]
+    assert header % 8 == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "changed"),
+    [
+        ({"te": 0.0}, [KEY]),
+        ({"unet": 0.0}, [TEXT]),
+        ({"te": 0.0, "unet": 0.0}, []),
+        ({}, [KEY, TEXT]),
+    ],
+    ids=str,
+)
+def test_a_weight_of_0_leaves_every_byte(try_to, checkpoint, weights, changed):
+    both = parts() | parts(TEXT_NAME, inner("SD1", "text"))
+    _, target = try_to(both, **weights)
+
+    before, after = load_file(checkpoint), load_file(target)
+    assert {key for key in before if before[key].tobytes() != after[key].tobytes()} == set(changed)
+
+
+def test_one_lora_named_twice_counts_with_both_weights(tmp_path, checkpoint):
+    path = write(tmp_path / "lora.safetensors", NAME, lora(SHAPE))
+
+    def merged(name, *weights):
+        merge(checkpoint, [Ingredient(path, "x", A, 1, w) for w in weights], tmp_path / name, {})
+        return (tmp_path / name).read_bytes()
+
+    assert merged("twice", 0.25, 0.5) == merged("once", 0.75)
+
+
+def test_layers_without_a_place_are_told_and_the_others_merged(try_to):
+    done, target = try_to(parts() | parts("lora_unet_nowhere") | parts("lora_te2_nowhere"))
+
+    assert sorted(done.unmatched["a LoRA"]) == ["lora_te2_nowhere", "lora_unet_nowhere"]
+    assert done.layers == 1
+    assert target.exists()
+
+
+REFUSED = [
+    ("DoRA", parts(dora_scale=half(1, *SHAPE)), "kind is DoRA"),
+    ("DoRA of peft", parts() | {f"{NAME}.lora_magnitude_vector": half(OUT)}, "kind is DoRA"),
+    ("GLoRA", {f"{NAME}.{p}.weight": half(4, 4) for p in ("a1", "a2", "b1")}, "kind is GLoRA"),
+    ("OFT", {f"{NAME}.oft_blocks": half(2, 4, 4), **parts()}, "kind is OFT"),
+    ("IA3", {f"{NAME}.on_input": half(1), f"{NAME}.weight": half(OUT), **parts()}, "kind is IA3"),
+    ("norms", parts(w_norm=half(OUT), b_norm=half(OUT)), "kind is LoRA of norms"),
+    ("difference", parts(diff=half(OUT, *SHAPE)), "kind is weight difference"),
+    ("biases", parts(**{"lora_up.bias": half(OUT)}), "kind is LoRA with biases"),
+    ("embedding", parts() | {"bundle_emb.x.string_to_param": half(1, 4)}, "with an embedding"),
+    ("diffusers", {"unet.x.to_k.lora_A.weight": half(4, 768),
+                   "unet.x.to_k.lora_B.weight": half(8, 4)}, "naming of diffusers"),
+    ("unknown", parts(wonder=half(2, 2)), f"'{NAME}.wonder'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tensors", "said"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_other_kinds_are_refused_by_name_and_nothing_is_left(try_to, tmp_path, tensors, said):
+    with pytest.raises(ModelNotSupported) as raised:
+        try_to(tensors)
+
+    assert "'a LoRA'" in raised.value.message
+    assert said in raised.value.message
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def cut(tensors, tmp_path):
+    save_file(tensors, tmp_path / "x")
+    return (tmp_path / "x").read_bytes()[:-3]
+
+
+def test_a_file_that_is_cut_off_or_padded_is_refused(try_to, tmp_path, checkpoint):
+    short = cut(parts(), tmp_path)
+    for damaged in (short, short + bytes(4)):
+        with pytest.raises(ModelFileInvalid, match=r"'a LoRA' .* its header says"):
+            try_to(damaged)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    with pytest.raises(ModelFileInvalid, match=r"'base.safetensors' .* its header says"):
+        try_to(parts())
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def test_a_pickle_is_refused(try_to):
+    with pytest.raises(ModelUnsafe):
+        try_to(b"PK\x03\x04" + bytes(100))
+
+
+DAMAGED = [
+    ({f"{NAME}.lora_up.weight": half(OUT, 4)}, "is not whole"),
+    (parts(alpha=half(3)), "is not a number"),
+    (parts(**{"lora_up.weight": half(OUT, 5)}), "do not fit each other"),
+    (parts(**{"lora_up.weight": half(OUT, 4, value=np.nan)}), "not finite"),
+    (parts(**{"lora_down.weight": half(4, *SHAPE, value=np.inf)}), "not finite"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "said"), DAMAGED, ids=[said for _, said in DAMAGED])
+def test_a_damaged_lora_is_refused_and_nothing_is_left(try_to, tmp_path, tensors, said):
+    with pytest.raises(ModelFileInvalid, match=said):
+        try_to(tensors)
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def test_a_lora_for_other_checkpoints_is_refused(try_to):
+    with pytest.raises(ModelMismatch, match="is a LoRA for SDXL"):
+        try_to(parts(LAYERS["SDXL"]["attention"][2][0], (2048,)))
+    with pytest.raises(ModelMismatch, match="no layer that the checkpoint"):
+        try_to(parts("lora_unet_nowhere"))
+    with pytest.raises(ModelMismatch, match=rf"has the shape \[{OUT}, 20\].*takes \[{OUT}, 16\]"):
+        try_to(parts(TEXT_NAME, (20,)))
+
+
+def test_a_sum_that_half_precision_cannot_hold_is_refused(try_to, tmp_path):
+    with pytest.raises(ModelNotSupported, match="attn2"):
+        try_to(parts(), unet=1e6)
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def bases(family, dtype):
+    tensors = base("SD1", np.float16)
+    if family == "lora":
+        return parts()
+    if family == "SD2":
+        key = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+        return {key: half(6, 2)} | {k: v for k, v in tensors.items() if "cond_stage" not in k}
+    tensors[KEY] = tensors[KEY].astype(dtype)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "said"),
+    [("lora", None, "is a lora"), ("SD2", None, "for SD2"), ("SD1", np.int8, "is I8")],
+)
+def test_only_checkpoints_that_can_take_it_get_it(try_to, tmp_path, family, dtype, said):
+    save_file(bases(family, dtype), tmp_path / "other.safetensors")
+    with pytest.raises(ModelNotSupported, match=said):
+        try_to(parts(), base=tmp_path / "other.safetensors")
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def test_what_is_there_is_not_overwritten(try_to, tmp_path):
+    (tmp_path / "merged.safetensors").write_bytes(b"precious")
+    with pytest.raises(StoreNotWritable):
+        try_to(parts())
+    assert (tmp_path / "merged.safetensors").read_bytes() == b"precious"
+
+
+def test_where_the_kernel_cannot_copy_it_is_read_and_written(try_to, checkpoint, monkeypatch):
+    monkeypatch.setattr(writer, "_BLOCK", 1)  # so that it is read in many parts
+    _, target = try_to(parts())
+    expected = target.read_bytes()
+    target.unlink()
+
+    def cannot(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.copy_file_range", cannot)
+    assert try_to(parts())[1].read_bytes() == expected
+    target.unlink()
+    monkeypatch.delattr("os.copy_file_range")
+    assert try_to(parts())[1].read_bytes() == expected
+    assert load_file(checkpoint).keys() == load_file(target).keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [1, 2000])
+def test_it_does_not_matter_how_many_rows_are_changed_at_once(try_to, monkeypatch, kind, block):
+    layer = "conv" if "Tucker" in kind or "three" in kind else "attention"
+    make, *_ = KINDS[kind]
+    name = LAYERS["SD1"][layer][2][0]
+    tensors = {f"{name}.{part}": v for part, v in make(inner("SD1", layer)).items()}
+    _, target = try_to(tensors)
+    expected = load_file(target)
+    target.unlink()
+    monkeypatch.setattr(writer, "_BLOCK", block)
+    monkeypatch.setattr(writer, "_SPAN", 100)
+
+    result = load_file(try_to(tensors)[1])
+
+    for key, value in expected.items():
+        # BLAS may add up in another order
+        assert (np.abs(result[key].astype(float) - value) <= np.spacing(np.abs(value))).all()
+        assert (result[key] != value).sum() <= max(3, 0.005 * value.size)
+
+
+def test_loras_of_several_kinds_are_the_sum_of_their_formulas(tmp_path, checkpoint):
+    before = load_file(checkpoint)[KEY].astype(float)
+    expected, loras = before.copy(), []
+    for number, kind in enumerate(["LoRA", "LoHa", "LoRA", "LoKr", "LoKr, both whole"]):
+        make, value, _ = KINDS[kind]
+        lora, weight = make(SHAPE), 0.5 - number / 3
+        path = write(tmp_path / f"{number}.safetensors", NAME, lora)
+        if number == 2:
+            lora = {part: np.ascontiguousarray(v[::-1]) for part, v in lora.items()}
+            write(path, NAME, lora)
+        loras.append(Ingredient(path, kind, f"{number}" * 64, 1.0, weight))
+        expected += weight * value(lora, SHAPE)
+
+    merge(checkpoint, loras, tmp_path / "merged.safetensors", {})
+
+    after, nearest = load_file(tmp_path / "merged.safetensors")[KEY], expected.astype(np.float16)
+    assert (np.abs(after.astype(float) - nearest) <= np.spacing(np.abs(nearest))).all()
+    assert (after != nearest).sum() <= max(3, 0.005 * after.size)
+
+
+@pytest.mark.parametrize("call", ["pwrite", "copy_file_range", "fsync"])
+def test_a_full_disk_is_told_and_nothing_is_left(try_to, tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(StoreFull):
+        try_to(parts())
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def test_a_whole_number_is_an_alpha_too(try_to):
+    _, target = try_to(parts(alpha=np.array(2, np.int64)))
+    expected = target.read_bytes()
+    target.unlink()
+
+    assert try_to(parts(alpha=np.array(2, np.float32)))[1].read_bytes() == expected
+
+
+def key(*loras, checkpoint=B):
+    return merge_key(checkpoint, [Ingredient(None, name, sha, *w) for name, sha, *w in loras])
+
+
+def test_the_key_stands_for_what_goes_in_and_for_nothing_else(monkeypatch):
+    same = key(("x", A, 1.0, 0.5), ("y", B, 1, 1))
+    assert len(same) == 64
+    assert key(("other name", A, 1, 0.5), ("y", B, 1.0, 1.0)) == same
+    assert key(("y", B, 1, 1), ("x", A.upper(), 1, 0.5)) == same
+    assert key(("y", B, 1, 1), ("x", A, 0.25, 0.25), ("x", A, 0.75, 0.25)) == same
+    assert key(("z", A, -0.0, 1)) == key(("z", A, 0, 1))
+    others = [
+        key(("x", A, 1.0, 0.6), ("y", B, 1, 1)),
+        key(("x", A, 0.5, 1.0), ("y", B, 1, 1)),
+        key(("x", A, 1.0, 0.5)),
+        key(("x", A, 1.0, 0.5), ("y", B, 1, 1), checkpoint=A),
+        key(("x", B, 1.0, 0.5), ("y", A, 1, 1)),
+    ]
+    monkeypatch.setattr("worker.models.merge.merge.ALGORITHM", ALGORITHM + 1)
+    others.append(key(("x", A, 1.0, 0.5), ("y", B, 1, 1)))
+    assert len({same, *others}) == len(others) + 1

@@ -1,0 +1,30 @@
+"""What runs beside the engine's boot: timed, and only a favour."""
+
+import threading
+from pathlib import Path
+
+from worker.service.startup import beside, read_ahead
+from worker.stopwatch import Stopwatch
+
+
+def test_what_runs_beside_is_timed_while_it_runs_and_afterwards():
+    watch, go_on = Stopwatch(60), threading.Event()
+    thread = beside(watch, "models", go_on.wait)
+    while "models" not in watch.timings():
+        pass
+    go_on.set()
+    thread.join()
+
+    timings = watch.timings()
+    assert set(timings) == {"models", "total"}
+    assert timings["total"] >= timings["models"] >= 0
+
+
+def test_reading_ahead_ends_with_the_file_or_when_it_is_told_to(tmp_path):
+    """Both would go on for ever."""
+    (tmp_path / "file").write_bytes(bytes(1000))
+    read_ahead(tmp_path / "file", threading.Event())
+    read_ahead(tmp_path / "missing", threading.Event())
+    stopped = threading.Event()
+    stopped.set()
+    read_ahead(Path("/dev/zero"), stopped)

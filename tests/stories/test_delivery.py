@@ -1,0 +1,152 @@
+"""Whole jobs and where their pictures go: real SDK and worker, fake A1111, real S3 server."""
+
+import base64
+
+import pytest
+import requests
+from fakes.hosts.bucket import KEY_ID, SECRET, s3_server
+from fakes.hosts.put_host import put_host
+from fakes.runpod_plane import RunPodPlane
+from fakes.worker_process import png_size, running_worker
+
+from worker.config.settings import EXIT_BAD_CONFIGURATION
+from worker.delivery.delivery import json_size
+
+SMALL = {"prompt": "a fox, \u72d0", "steps": 2, "width": 64, "height": 64, "seed": 1}
+FOUR = SMALL | {"width": 1024, "height": 1024, "batch_size": 2, "n_iter": 2}  # 20 kB each here
+LIMIT = {"RESULT_LIMIT_MB": "0.05"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def host():
+    with put_host() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def with_bucket(tmp_path_factory, server, host):
+    folder = tmp_path_factory.mktemp("worker")
+    environ = server.environ() | LIMIT | {"TRUSTED_HOSTS": host.address}
+    with RunPodPlane(hold=1.0) as plane, running_worker(folder, plane, **environ) as worker:
+        yield worker
+        for secret in (SECRET, KEY_ID, "5ecret", "X-Amz"):
+            assert secret not in worker.log()
+
+
+@pytest.fixture(scope="module")
+def with_folder(tmp_path_factory):
+    """A worker without a bucket that writes files."""
+    folder = tmp_path_factory.mktemp("worker")
+    environ = LIMIT | {"OUTPUT_DIR": str(folder / "out")}
+    with RunPodPlane(hold=1.0) as plane, running_worker(folder, plane, **environ) as worker:
+        worker.out = folder / "out"
+        yield worker
+
+
+def completed(job):
+    assert job["status"] == "COMPLETED", job
+    return job["output"]
+
+
+def failed(job, code):
+    assert job["status"] == "FAILED", job
+    assert job["output"]["code"] == code
+    return job["error"]
+
+
+def test_pictures_that_shall_go_to_the_bucket_are_there(with_bucket):
+    job = with_bucket.run(SMALL | {"batch_size": 2, "output": {"delivery": "s3"}})
+    output = completed(job)
+
+    assert output["delivery"]["keys"] == [f"{job['id']}/{number}.png" for number in range(2)]
+    for url in output["images"]:
+        fetched = requests.get(url, timeout=10)
+        assert fetched.headers["Content-Type"] == "image/png"
+        assert png_size(base64.b64encode(fetched.content).decode()) == (64, 64)
+    assert output["warnings"] == []
+    assert output["timings"]["total"] >= output["timings"]["deliver"] > 0
+
+
+def test_a_result_over_the_limit_goes_to_the_bucket(with_bucket):
+    output = completed(with_bucket.run(FOUR))
+
+    assert output["delivery"]["method"] == "s3"
+    assert [requests.get(url, timeout=10).ok for url in output["images"]] == [True] * 4
+    assert "RESULT_LIMIT_MB is 0.05" in output["warnings"][0]
+
+
+def test_pictures_go_to_the_jobs_own_urls(with_bucket, host):
+    urls = [host.url(f"{name}.webp") for name in "ab"]
+    wanted = {"format": "webp", "delivery": "put", "urls": urls}
+    output = completed(with_bucket.run(SMALL | {"batch_size": 2, "output": wanted}))
+
+    assert output["images"] == [url.partition("?")[0] for url in urls]
+    assert host.files()["/a.webp"][8:12] == b"WEBP"
+    assert {one.headers["content-type"] for one in host.received} == {"image/webp"}
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ({"delivery": "put", "urls": ["http://10.0.0.1/x?sig=5ecret"]}, "is not an https URL"),
+        ({"delivery": "put", "urls": ["https://a.example/1", "https://a.example/2"]}, "1 pictures"),
+        ({"delivery": "ftp"}, "must be 'base64', 's3' or 'put'"),
+    ],
+)
+def test_a_way_that_leads_nowhere_costs_no_engine_call(with_bucket, output, said):
+    before = len(with_bucket.requests())
+
+    assert said in failed(with_bucket.run(SMALL | {"output": output}), "INVALID_INPUT")
+    assert len(with_bucket.requests()) == before
+
+
+def test_s3_without_a_bucket_costs_no_engine_call(with_folder):
+    before = len(with_folder.requests())
+    job = with_folder.run(SMALL | {"output": {"delivery": "s3"}})
+
+    assert "BUCKET_ENDPOINT_URL" in failed(job, "INVALID_INPUT")
+    assert len(with_folder.requests()) == before
+
+
+def test_a_result_over_the_limit_is_an_error_and_its_pictures_are_kept(with_folder):
+    job = with_folder.run(FOUR)
+
+    told = failed(job, "RESULT_TOO_LARGE")
+    assert "RESULT_LIMIT_MB is 0.05" in told
+    assert job["output"]["limit_bytes"] == 50_000
+    kept = [file for file in with_folder.out.iterdir() if job["id"] in file.name]
+    assert sorted(job["output"]["files"]) == sorted(map(str, kept))
+    assert len(kept) == 4
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in kept)
+
+
+def test_a_result_over_the_limit_becomes_smaller_where_the_job_permits_it(with_folder):
+    output = completed(with_folder.run(FOUR | {"output": {"may_convert": True}}))
+
+    assert (output["delivery"]["method"], output["delivery"]["format"]) == ("base64", "webp")
+    assert len(output["images"]) == 4
+
+
+def test_the_size_that_is_measured_is_the_size_that_is_posted(with_folder):
+    job = with_folder.run(SMALL)
+    done = next(one for one in with_folder.plane.events("done") if one["id"] == job["id"])
+
+    assert done["size"] == json_size(job["output"])
+
+
+def test_half_a_bucket_ends_the_worker_before_anything_starts(tmp_path, server):
+    environ = server.environ()
+    environ.pop("BUCKET_SECRET_ACCESS_KEY")
+    with (
+        RunPodPlane(hold=1.0) as plane,
+        running_worker(tmp_path, plane, wait=False, **environ) as worker,
+    ):
+        assert worker.process.wait(20) == EXIT_BAD_CONFIGURATION
+        assert "without BUCKET_SECRET_ACCESS_KEY" in worker.log()
+        assert KEY_ID not in worker.log()

@@ -1,0 +1,280 @@
+"""start.sh as it is, real bash and real processes: what it refuses and what it starts."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from fakes.a1111.process import free_port
+from fakes.gpu import write_nvidia_smi
+from fakes.supervised import (
+    DEADLINE,
+    START_SH,
+    Worker,
+    as_handler,
+)
+
+from worker.config.preflight import EXIT_UNFIT_MACHINE
+from worker.webui.config_json import OVERRIDABLE, RELIED_ON
+from worker.webui.supervisor import EngineProcess
+
+NOT_READY, RESTARTS_USED_UP, UNFIT_MACHINE, BAD_CONFIGURATION = 69, 70, 71, 78
+
+
+def call(function, **environ):
+    """One of start.sh's functions in a bash that has sourced it."""
+    return subprocess.run(
+        ["bash", "-c", f'source "{START_SH}"; {function}'],
+        env={"PATH": os.environ["PATH"], **environ},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+# --- bad configuration: 78, one sentence, and nothing is started
+
+
+def without_webui(worker):
+    (worker.webui / "webui.py").unlink()
+
+
+def without_webui_python(worker):
+    worker.environ["WEBUI_PYTHON"] = "venv/bin/python"
+
+
+def with_a_file_as_run_dir(worker):
+    worker.run_dir.write_text("")
+
+
+def with_a_folder_that_cannot_be_prepared(worker):
+    worker.replace_model_manager("sys.exit(1)")
+
+
+def with_an_unknown_engine(worker):
+    worker.environ["ENGINE"] = "comfy"
+
+
+def with_an_open_quote(worker):
+    worker.environ["WEBUI_ARGS"] = "--ckpt-dir '/a b"
+
+
+def with_endless_grace(worker):
+    worker.environ["SHUTDOWN_GRACE"] = "inf"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (without_webui, r"WEBUI_DIR=\S+ has no webui\.py: set it to"),
+        (without_webui_python, r"WEBUI_PYTHON=\S+/venv/bin/python cannot be executed: set it to"),
+        (with_a_file_as_run_dir, r"RUN_DIR=\S+ must be a folder"),
+        (with_a_folder_that_cannot_be_prepared, r"WEBUI_DIR=\S+ "),
+        (with_an_unknown_engine, r"ENGINE='comfy': must be 'a1111'"),
+        (with_an_open_quote, r"WEBUI_ARGS=.*No closing quotation"),
+        (with_endless_grace, r"SHUTDOWN_GRACE='inf': must be"),
+    ],
+)
+def test_bad_configuration_starts_nothing(new_worker, spoil, sentence):
+    worker = new_worker()
+    spoil(worker)
+    worker.start()
+    assert (worker.end(), worker.story()) == (BAD_CONFIGURATION, [])
+    assert re.search(sentence, worker.log())
+
+
+@pytest.mark.parametrize("engine", ["a1111", "embedded"])
+def test_a_port_that_is_in_use_starts_nothing(new_worker, engine):
+    worker = new_worker(ENGINE=engine)
+    with closing(socket.create_server(("127.0.0.1", worker.port))):
+        worker.start()
+        assert (worker.end(), worker.story()) == (UNFIT_MACHINE, [])
+    assert f"cannot listen on port {worker.port} of 127.0.0.1 (Address already" in worker.log()
+
+
+def test_a1111_without_a_gpu_starts_nothing_and_says_so_in_one_line(new_worker):
+    worker = new_worker()
+    write_nvidia_smi(worker.folder / "bin", "No devices were found", status=6)
+    worker.start()
+    assert (worker.end(), worker.story()) == (UNFIT_MACHINE, [])
+    (line,) = worker.log().splitlines()
+    assert "nvidia-smi finds no usable GPU (No devices were found): mend the NVIDIA driver" in line
+
+
+def test_a1111_on_the_cpu_needs_no_gpu_and_gets_no_xformers(new_worker):
+    worker = new_worker(WEBUI_ARGS="--use-cpu all")
+    write_nvidia_smi(worker.folder / "bin", "No devices were found", status=6)
+    worker.start()
+    assert "--xformers" not in worker.await_event("engine started")["arguments"]
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen"),
+    [
+        ("", "--xformers"),
+        ("--medvram", "--xformers"),
+        ("--opt-channelslast", "--xformers"),
+        ("--use-cpu all", ""),
+        ("--opt-sdp-attention", ""),
+        ("--medvram --opt-sub-quad-attention", ""),
+        ("--opt-split-attention-v1 --medvram", ""),
+    ],
+)
+def test_there_is_one_way_to_compute_attention(words, chosen):
+    done = call(f'WEBUI_ARGS=({words}); choose_attention; echo "${{attention[*]}}"')
+    assert done.stdout == f"{chosen}\n"
+
+
+# --- what the programs are given
+
+FULL, MINIMAL = "libtcmalloc.so.4", "libtcmalloc_minimal.so.4"
+SECRETS = {
+    "RUNPOD_AI_API_KEY": "1",
+    "RUNPOD_WEBHOOK_GET_JOB": "2",
+    "CIVITAI_TOKEN": "3",
+    "CIVITAI_API_KEY_FILE": "/dev/null",
+    "HF_TOKEN": "5",
+    "AWS_SESSION_TOKEN": "6",
+    "BUCKET_SECRET_ACCESS_KEY": "7",
+    "BUCKET_ACCESS_KEY_ID": "8",
+    "BUCKET_ENDPOINT_URL": "http://127.0.0.1:9/bucket",
+    "DB_PASSWORD": "8",
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A worker that was started with everything, and what its two programs noted."""
+    folder = tmp_path_factory.mktemp("given")
+    worker = Worker(folder, free_port(), WEBUI_ARGS="--ckpt-dir '/a b' --medvram", **SECRETS)
+    worker.has_tcmalloc(shutil.copy(a_library(), folder / MINIMAL))
+    worker.start("--test_input", '{"input": {"prompt": "a  fox"}}')
+    engine, handler = (worker.await_event(f"{it} started") for it in ("engine", "handler"))
+    yield worker, engine, handler
+    worker.close()
+
+
+def a_library():
+    """A real and harmless library to preload."""
+    maps = Path("/proc/self/maps").read_text()
+    return re.search(r"/\S+/lib[mc]\b\S*\.so\S*", maps)[0]
+
+
+def test_a1111_gets_our_flags_and_then_the_operators_words(given):
+    worker, engine, _ = given
+    where = ["--server-name", "127.0.0.1", "--port", str(worker.port)]
+    assert engine["arguments"][:7] == ["--api", "--nowebui", *where, "--xformers"]
+    assert engine["arguments"][-3:] == ["--ckpt-dir", "/a b", "--medvram"]
+    assert engine["folder"] == str(worker.webui)
+
+
+def test_the_handler_gets_the_arguments_of_start_sh(given):
+    _, _, handler = given
+    assert handler["arguments"] == ["--test_input", '{"input": {"prompt": "a  fox"}}']
+
+
+def test_secrets_reach_the_handler_and_not_the_engine(given):
+    _, engine, handler = given
+    assert handler["environ"].items() >= SECRETS.items()
+    assert not engine["environ"].keys() & SECRETS.keys()
+
+
+def test_each_program_has_a_process_group_of_its_own(given):
+    _, engine, handler = given
+    assert engine["group"] == engine["pid"]
+    assert handler["group"] == handler["pid"]
+
+
+def test_the_config_json_is_complete_before_a1111_starts(given):
+    _, engine, _ = given
+    assert json.loads(engine["options"]).keys() >= OVERRIDABLE.keys() | RELIED_ON.keys()
+
+
+def test_the_handler_learns_who_supervises_which_engine(given):
+    worker, engine, handler = given
+    assert handler["environ"]["SUPERVISOR_PID"] == str(worker.process.pid)
+    assert as_handler(worker).engine() == EngineProcess("running", pid=engine["pid"])
+    assert worker.run_dir.stat().st_mode & 0o077 == 0
+
+
+def test_tcmalloc_is_loaded_into_a1111_and_not_into_the_handler(given):
+    _, engine, handler = given
+    assert engine["has_tcmalloc"]
+    assert not handler["has_tcmalloc"]
+
+
+def test_the_embedded_engine_gets_its_address_and_its_folder(new_worker):
+    worker = new_worker(ENGINE="embedded")
+    worker.has_tcmalloc("/usr/lib/" + FULL)
+    worker.start()
+    engine = worker.await_event("engine started")
+    address = ["--host", "127.0.0.1", "--port", str(worker.port)]
+    assert engine["arguments"] == [*address, "--data-dir", str(worker.webui)]
+    assert engine["folder"] == str(worker.folder)
+    assert "LD_PRELOAD" not in engine["environ"]
+
+
+def test_an_external_engine_is_not_started(new_worker):
+    worker = new_worker(ENGINE="external")
+    worker.start()
+    worker.await_event("handler started")
+    assert not as_handler(worker).can_restart
+    assert worker.stop() == 0
+    assert worker.story() == ["handler started", "handler TERM", "handler stopped"]
+
+
+# --- tcmalloc
+
+
+@pytest.mark.parametrize(
+    ("libraries", "chosen"),
+    [
+        ([FULL], FULL),
+        ([MINIMAL], MINIMAL),
+        ([FULL, MINIMAL], FULL),
+        ([MINIMAL, FULL], FULL),
+        ([MINIMAL, "libtcmalloc_and_profiler.so.4", "libtcmalloc_minimal_debug.so.4"], MINIMAL),
+    ],
+)
+def test_the_full_tcmalloc_is_preferred_to_the_minimal_one(new_worker, libraries, chosen):
+    worker = new_worker()
+    worker.has_tcmalloc(*(f"/usr/lib/{name}" for name in libraries))
+    found = call('find_tcmalloc; echo "${preload[@]}"', PATH=worker.environ["PATH"])
+    assert (found.stdout, found.stderr) == (f"LD_PRELOAD=/usr/lib/{chosen}\n", "")
+
+
+@pytest.mark.parametrize("ldconfig", ["#!/bin/sh\n", "#!/bin/sh\nexit 127\n"])
+def test_without_tcmalloc_a1111_starts_and_the_log_says_so(new_worker, ldconfig):
+    worker = new_worker()
+    worker.write_ldconfig(ldconfig)
+    worker.start()
+    assert "LD_PRELOAD" not in worker.await_event("engine started")["environ"]
+    assert "no libtcmalloc or libtcmalloc_minimal found" in worker.log()
+
+
+# --- the script itself
+
+
+def test_the_header_lists_every_exit_status():
+    text = START_SH.read_text()
+    header = set(re.findall(r"^#   (\d+)  ", text, re.MULTILINE))
+    constants = set(re.findall(r"\bEXIT_[A-Z_]+=(\d+)", text)) | {str(EXIT_UNFIT_MACHINE)}
+    assert header == constants == {"69", "70", "71", "78", "143"}
+
+
+def test_sourcing_it_runs_nothing():
+    sourced = call("declare -F main")
+    assert (sourced.returncode, sourced.stdout, sourced.stderr) == (0, "main\n", "")
+
+
+def test_shellcheck_has_nothing_to_say():
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    checked = subprocess.run([shellcheck, START_SH], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")

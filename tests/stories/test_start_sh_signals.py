@@ -1,0 +1,174 @@
+"""start.sh as it is: real signals, the handler's end, and life as a container's first process."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from fakes.supervised import (
+    DEADLINE,
+    DEAF_ENGINE,
+    DEAF_HANDLER,
+    LASTING_ENGINE,
+    PARENT_ENGINE,
+    as_handler,
+)
+
+KILLED, TERMINATED = 128 + signal.SIGKILL, 128 + signal.SIGTERM
+ORDERLY_END = ["handler TERM", "handler stopped", "engine TERM", "engine stopped"]
+AS_PID_1 = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
+UNDER_TINI = (*AS_PID_1, "tini", "--")
+
+
+# --- the handler's end
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("me.crash(0)", 0),
+        ("me.crash(3)", 3),
+        ("import os; os.kill(os.getpid(), 9)", KILLED),
+    ],
+)
+def test_the_worker_ends_with_the_handler_and_its_status(new_worker, end, status):
+    worker = new_worker(LASTING_ENGINE, f"import time; time.sleep(0.3); {end}")
+    worker.start()
+    assert worker.end() == status
+    assert worker.story()[-2:] == ["engine TERM", "engine stopped"]
+
+
+def test_nothing_at_all_is_left_when_start_sh_has_ended(running):
+    worker = running(PARENT_ENGINE, "me.have_child(); me.serve()")
+    worker.process.terminate()
+    worker.process.wait(DEADLINE)
+    assert worker.processes() == []
+
+
+# --- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_the_handler_first_and_then_the_engine(running, number):
+    worker = running(LASTING_ENGINE, "me.serve(stop_after=0.3)")
+    assert worker.stop(number) == 0
+    assert worker.story()[2:] == ORDERLY_END
+    assert f"{number.name} received: stopping" in worker.log()
+
+
+def test_ctrl_c_in_a_terminal_is_the_same_as_a_signal_to_start_sh(running):
+    worker = running()
+    os.killpg(worker.process.pid, signal.SIGINT)
+    assert worker.end() == 0
+    assert worker.story()[2:] == ORDERLY_END
+
+
+def test_the_status_after_a_signal_is_the_handlers(running):
+    assert running(LASTING_ENGINE, "me.serve(status=3)").stop() == 3
+
+
+def test_a_deaf_handler_is_killed_and_the_engine_still_stops_in_order(running):
+    worker = running(LASTING_ENGINE, DEAF_HANDLER, SHUTDOWN_GRACE="2")
+    assert worker.stop() == KILLED
+    assert worker.story()[2:] == ["handler TERM", "engine TERM", "engine stopped"]
+
+
+def test_everything_is_gone_within_the_grace(running):
+    worker = running(DEAF_ENGINE, DEAF_HANDLER, SHUTDOWN_GRACE="1")
+    told = time.monotonic()
+    assert worker.stop() == KILLED
+    assert time.monotonic() - told < 1 + 0.7
+
+
+def test_a_handler_has_its_whole_share_of_the_grace(running):
+    """Late in a second of the clock, where whole seconds would cut the share short."""
+    worker = running(LASTING_ENGINE, "me.serve(stop_after=1.5)", SHUTDOWN_GRACE="7")
+    worker.until(lambda: time.time() % 1 > 0.8, "the end of a second")
+    assert worker.stop() == 0
+
+
+def test_many_signals_are_one(running):
+    worker = running(LASTING_ENGINE, "me.serve(stop_after=0.5)")
+    for _ in range(20):
+        worker.process.send_signal(signal.SIGTERM)
+        worker.process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert worker.end() == 0
+    assert worker.story()[2:] == ORDERLY_END
+
+
+def test_a_signal_while_the_engine_boots_ends_everything(running):
+    worker = running("me.serve()")
+    assert worker.stop() == 0
+    assert worker.noted("engine stopped")
+
+
+SLOW_MODEL_MANAGER = "import time; me.note('at work'); time.sleep(0.5); me.note('done')"
+
+
+def test_a_signal_before_anything_runs_starts_nothing(new_worker):
+    worker = new_worker()
+    worker.replace_model_manager(SLOW_MODEL_MANAGER)
+    worker.start()
+    worker.await_event("model_manager at work")
+    worker.stop()
+    assert worker.story() == ["model_manager at work", "model_manager done"]
+
+
+def test_a_signal_while_the_engine_is_restarted_ends_everything(running):
+    worker = running("me.ready(); me.serve(stop_after=0.7)")
+    as_handler(worker).request_restart("poisoned")
+    worker.await_event("engine TERM")
+    assert worker.stop() == 0
+    assert worker.story().count("engine started") == 1
+
+
+# --- as a container's first process
+
+
+@pytest.fixture(params=[AS_PID_1, UNDER_TINI], ids=["alone", "under tini"])
+def container(request, new_worker):
+    """Start workers whose first process is that of a PID namespace."""
+    if missing := next((it for it in ("unshare", *request.param[5:6]) if not shutil.which(it)), ""):
+        pytest.skip(f"{missing} is not installed")
+    probe = subprocess.run([*AS_PID_1, "true"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"no PID namespaces here: {probe.stderr.strip()}")
+
+    def run(*programs):
+        worker = new_worker(*programs)
+        worker.start(under=request.param)
+        worker.await_both()
+        (first,) = worker.children(worker.process.pid)
+        return worker, first
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_process_of_a_container_stops_on_a_signal(container, number):
+    worker, first = container(PARENT_ENGINE, "me.serve(status=3)")
+    os.kill(first, number)
+    assert worker.end() == 3
+    assert worker.story()[2:] == ORDERLY_END
+
+
+def test_the_first_process_of_a_container_reaps_orphans(container):
+    worker, first = container(LASTING_ENGINE, "me.leave_orphan(); me.serve()")
+    worker.until(lambda: not worker.children(first, "Z"), "the end of the zombies")
+
+
+def test_the_first_process_of_a_container_still_supervises(container):
+    worker, _ = container()
+    number = worker.await_event("engine started")["pid"]
+    assert number < 1000, "the number is not one of the namespace"
+    (engine,) = [pid for pid in worker.processes() if is_engine(pid)]
+    os.kill(engine, signal.SIGKILL)
+    worker.await_event("engine started", times=2)
+
+
+def is_engine(pid):
+    return b"webui.py" in Path(f"/proc/{pid}/cmdline").read_bytes()

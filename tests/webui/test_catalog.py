@@ -1,0 +1,73 @@
+import pytest
+
+from worker.errors import InvalidInput
+from worker.webui.catalog import Catalog, canonical
+
+SAMPLERS = [
+    # written, scheduler field -> exact sampler, scheduler label
+    ("DPM++ 2M Karras", None, "DPM++ 2M", "Karras"),
+    ("Euler a", None, "Euler a", None),
+    ("DPM++ SDE Karras", None, "DPM++ SDE", "Karras"),
+    ("DPM++ 2M SDE SGM Uniform", None, "DPM++ 2M SDE", "SGM Uniform"),  # not "... SGM" + Uniform
+    ("DPM++ 3M SDE Exponential", None, "DPM++ 3M SDE", "Exponential"),
+    ("DPM++ 2M Polyexponential", None, "DPM++ 2M", "Polyexponential"),  # not "... Poly"
+    ("DPM++ 2M SDE Heun Karras", None, "DPM++ 2M SDE Heun", "Karras"),
+    ("DPM2 a Karras", None, "DPM2 a", "Karras"),
+    ("dpm++ 2m karras", None, "DPM++ 2M", "Karras"),
+    ("DPM++_2M_SGMUniform", None, "DPM++ 2M", "SGM Uniform"),
+    ("k_dpmpp_2m", None, "DPM++ 2M", None),
+    ("k_euler_ancestral", None, "Euler a", None),
+    ("euler_a", None, "Euler a", None),
+    ("ddim", None, "DDIM", None),
+    ("DPM++ 2M", "karras", "DPM++ 2M", "Karras"),
+    ("DPM++ 2M", "sgm_uniform", "DPM++ 2M", "SGM Uniform"),
+    ("DPM++ 2M", "Automatic", "DPM++ 2M", "Automatic"),
+    ("DPM++ 2M Karras", "Karras", "DPM++ 2M", "Karras"),
+    ("DPM++ 2M Karras", "Automatic", "DPM++ 2M", "Karras"),
+]
+
+
+@pytest.mark.parametrize(("written", "scheduler", "exact", "label"), SAMPLERS)
+def test_a_common_spelling_becomes_the_exact_names(catalog, written, scheduler, exact, label):
+    assert catalog.sampler(written, scheduler) == (exact, label)
+
+
+def test_every_sampler_of_a1111_is_itself_with_and_without_each_scheduler(catalog):
+    for sampler in set(catalog.samplers.values()):
+        assert catalog.sampler(sampler, None) == (sampler, None)
+        for label in set(catalog.schedulers.values()):
+            assert catalog.sampler(f"{sampler} {label}", None) == (sampler, label)
+
+
+UNKNOWN = [
+    ("Eulr", None, "'Euler'"),
+    ("DPM+ 2M Karas", None, "'DPM++ 2M Karras'"),
+    ("Euler", "karas", "'Karras'"),
+    ("xyzzy", None, "Known: 'DDIM'"),
+    ("", None, "Known: 'DDIM'"),
+    ("Karras", None, "LMS Karras"),
+]
+
+
+@pytest.mark.parametrize(("sampler", "scheduler", "hint"), UNKNOWN)
+def test_an_unknown_name_is_refused_with_near_ones(catalog, sampler, scheduler, hint):
+    with pytest.raises(InvalidInput) as raised:
+        catalog.sampler(sampler, scheduler)
+
+    assert hint in raised.value.hint
+
+
+def test_two_different_schedulers_are_refused(catalog):
+    with pytest.raises(InvalidInput, match="says scheduler 'Karras'"):
+        catalog.sampler("DPM++ 2M Karras", "Exponential")
+
+
+def test_an_engine_without_upscalers_says_so():
+    with pytest.raises(InvalidInput) as raised:
+        Catalog({}, {}).check("hr_upscaler", "Latent", frozenset())
+
+    assert raised.value.hint == "Known: none on this engine."
+
+
+def test_spellings_meet_in_one_form():
+    assert canonical("DPM++ 2M SDE") == canonical("k_dpmpp_2m_sde") == "dpmpp2msde"

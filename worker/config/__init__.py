@@ -1,0 +1,1 @@
+"""The environment, read and checked once, and the machine, checked before the start."""

@@ -1,0 +1,277 @@
+"""Whether this machine can run the engine, said before anything is started.
+
+start.sh runs it (`python -m worker.config.preflight`): it reads the settings, checks the machine,
+and prints the settings as shell assignments. What it finds is a sentence each with what to do, so
+that nobody pays for a boot that must fail. A worker that can make some pictures gets a warning
+instead: what is sure ends it, what is likely does not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker import log as worker_log
+from worker.config.credentials import secret_values
+from worker.config.settings import EXIT_BAD_CONFIGURATION, PROJECT, Settings
+from worker.errors import ConfigError
+
+EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
+
+EMBEDDED = "use the `embedded` image (without an image: ENGINE=embedded)"
+QUERY = ("name", "compute_cap", "driver_version", "memory.total", "memory.free")  # nvidia-smi's
+NVIDIA_SMI_TIMEOUT = 30  # seconds; the first call of a machine may load the driver
+# For each major version of CUDA; a minor version needs no newer one (NVIDIA's compatibility guide).
+OLDEST_DRIVER = {"11": (450, 80, 2), "12": (525, 60, 13), "13": (580, 65, 6)}
+SMALLEST_GPU = 3500  # MiB: SD1 at 512x512 in half precision
+SMALL_MEMORY_FLAGS = {"--lowvram", "--medvram", "--medvram-sdxl"}
+NEARLY_FULL = 8 << 30  # bytes: the reserve and hardly a checkpoint
+
+log = logging.getLogger("worker.preflight")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence for the operator; `fatal` if not one picture can be made."""
+
+    sentence: str
+    fatal: bool = True
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What nvidia-smi says of one; None where it does not tell. Memory in MiB."""
+
+    name: str
+    capability: tuple[int, int] | None
+    driver: str
+    total: int | None
+    free: int | None
+
+    @classmethod
+    def read(cls, line: str) -> Gpu:
+        """From a line of `nvidia-smi --query-gpu --format=csv,noheader,nounits`.
+
+        Raises:
+            ValueError: it is none, but something else that nvidia-smi had to say.
+        """
+        name, capability, driver, total, free = (part.strip() for part in line.rsplit(",", 4))
+        numbers = re.fullmatch(r"(\d+)\.(\d+)", capability)
+        return cls(
+            name,
+            (int(numbers[1]), int(numbers[2])) if numbers else None,
+            driver,
+            int(total) if total.isdigit() else None,
+            int(free) if free.isdigit() else None,
+        )
+
+
+# --- the GPU: pure -----------------------------------------------------------------------------
+
+
+def gpu_findings(
+    gpus: Sequence[Gpu], torch: Mapping[str, Any], flags: Iterable[str]
+) -> list[Finding]:
+    """What is wrong with the GPUs; those of the first one, if none of them is good.
+
+    Args:
+        gpus: what nvidia-smi lists, at least one.
+        torch: `cuda` and `architectures` of A1111's torch (image/torch_build.py).
+        flags: A1111's.
+    """
+    each = [list(_gpu_findings(gpu, torch, set(flags))) for gpu in gpus]
+    usable = [found for found in each if not any(one.fatal for one in found)]
+    return (usable or each)[0]
+
+
+def _gpu_findings(gpu: Gpu, torch: Mapping[str, Any], flags: set[str]) -> Iterator[Finding]:
+    oldest = OLDEST_DRIVER.get(torch["cuda"].split(".")[0], ())
+    driver = _version(gpu.driver)
+    if driver and driver < oldest:
+        yield Finding(
+            f"The NVIDIA driver {gpu.driver} is too old for CUDA {torch['cuda']}: install"
+            f" {'.'.join(map(str, oldest))} or newer on the host."
+        )
+    if gpu.capability and not _runs_on(gpu.capability, torch["architectures"]):
+        known = ", ".join(torch["architectures"])
+        yield Finding(
+            f"{gpu.name} (compute capability {gpu.capability[0]}.{gpu.capability[1]}) is not among"
+            f" the GPUs for which A1111's torch was built ({known}): {EMBEDDED}, whose torch knows"
+            f" newer GPUs, or another GPU (RTX 20, 30 or 40, A100, L4, L40, H100)."
+        )
+    if flags & SMALL_MEMORY_FLAGS:
+        return
+    if gpu.total and gpu.total < SMALLEST_GPU:
+        yield Finding(
+            f"{gpu.name} has {gpu.total} MiB of memory, and A1111 needs {SMALLEST_GPU}: use a"
+            " larger GPU, or set WEBUI_ARGS=--lowvram (slow)."
+        )
+    elif gpu.total and gpu.free is not None and gpu.free < SMALLEST_GPU:
+        yield Finding(
+            f"Only {gpu.free} of {gpu.total} MiB of {gpu.name} are free: end the other programs on"
+            " this GPU, or expect CUDA to be out of memory.",
+            fatal=False,
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
+def _runs_on(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
+    """Machine code runs on the same major version from its minor on, PTX on everything newer."""
+    for architecture in architectures:
+        kind, _, digits = architecture.rstrip("a").partition("_")
+        major, minor = int(digits[:-1]), int(digits[-1])
+        if kind == "compute" and (major, minor) <= capability:
+            return True
+        if kind == "sm" and major == capability[0] and minor <= capability[1]:
+            return True
+    return False
+
+
+# --- the machine -------------------------------------------------------------------------------
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything that is wrong with this machine."""
+    if settings.engine != "external":
+        yield from _port_findings(settings)
+    if settings.engine == "a1111" and "--use-cpu" not in settings.webui_args:
+        yield from _gpus_findings(settings)
+    yield from _store_findings(settings)
+
+
+def _port_findings(settings: Settings) -> Iterator[Finding]:
+    host, port = settings.engine_address
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        yield Finding(
+            f"The engine cannot listen on port {port} of {host} ({error.strerror}): stop the"
+            " program that does, or set WEBUI_URL to another address."
+        )
+
+
+def _gpus_findings(settings: Settings) -> Iterator[Finding]:
+    if not shutil.which("nvidia-smi"):
+        if not Path("/dev/nvidiactl").exists():
+            yield Finding(
+                "There is no NVIDIA GPU here, and A1111 needs one: start the container with `--gpus"
+                f" all`, and install the NVIDIA Container Toolkit on the host; or {EMBEDDED}."
+            )
+        return  # without the driver's tools nothing more is known
+    told = _run(["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"])
+    if told.returncode or not told.stdout.strip():
+        said = " ".join((told.stdout + told.stderr).split())[:300]
+        yield Finding(
+            f"nvidia-smi finds no usable GPU ({said}): mend the NVIDIA driver of the host, or"
+            f" {EMBEDDED}."
+        )
+        return
+    torch = torch_build(settings.webui_interpreter)
+    if torch is None:
+        return  # A1111 says more of its own environment than can be said here
+    if torch["cuda"] is None:
+        yield Finding(
+            f"The torch of WEBUI_PYTHON={settings.webui_interpreter} was built for the CPU: install"
+            " one for CUDA there, or add --use-cpu all to WEBUI_ARGS."
+        )
+        return
+    if gpus := _listed(told.stdout):
+        yield from gpu_findings(gpus, torch, settings.webui_args)
+
+
+def _listed(text: str) -> list[Gpu]:
+    gpus = []
+    for line in text.splitlines():
+        with suppress(ValueError):  # a warning between them
+            gpus.append(Gpu.read(line))
+    return gpus
+
+
+def torch_build(python: Path) -> Any:  # noqa: ANN401
+    """For what the torch of this Python was built; None if it cannot be known.
+
+    The image has noted it beside that Python; elsewhere it takes as long as importing torch.
+    """
+    noted = python.parents[1] / "torch_build.json"
+    if noted.exists():
+        return json.loads(noted.read_text())
+    told = _run([str(python), str(PROJECT / "image/torch_build.py")])
+    return None if told.returncode else json.loads(told.stdout)
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(  # noqa: S603 - nvidia-smi, and the operator's own Python
+            command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def _store_findings(settings: Settings) -> Iterator[Finding]:
+    """A store that takes no new models is fatal only where there is no model yet."""
+    folder = settings.models_dir
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    except OSError as error:  # a network volume that is gone
+        yield Finding(
+            f"MODELS_DIR={folder} cannot be looked at ({error.strerror}): mount its volume anew, or"
+            " set MODELS_DIR to another folder."
+        )
+        return
+    if not os.access(existing, os.W_OK | os.X_OK):
+        places = (folder, settings.baked_models_dir, settings.webui_dir / "models")
+        yield Finding(
+            f"MODELS_DIR={folder} cannot be written by user {os.getuid()}: no model can be fetched;"
+            " give that user the folder, or set MODELS_DIR to another one.",
+            fatal=not any(map(_has_models, places)),
+        )
+    if free < NEARLY_FULL:
+        yield Finding(
+            f"MODELS_DIR={folder} has {free / 1e9:.1f} GB of disk left: what is not in use is"
+            " evicted for new models; give it a larger disk or volume (20 GB for a few models).",
+            fatal=False,
+        )
+
+
+def _has_models(folder: Path) -> bool:
+    return any(folder.rglob("*.safetensors")) or any(folder.rglob("*.ckpt"))
+
+
+def main() -> int:
+    """Print the settings for start.sh, or say what is wrong: 78 settings, 71 the machine."""
+    try:
+        settings = Settings.from_environ(os.environ)
+        worker_log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_BAD_CONFIGURATION
+    found = list(examine(settings))
+    for one in found:
+        log.log(logging.ERROR if one.fatal else logging.WARNING, "%s", one.sentence)
+    if any(one.fatal for one in found):
+        return EXIT_UNFIT_MACHINE
+    sys.stdout.write(settings.shell())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

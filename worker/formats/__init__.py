@@ -1,0 +1,1 @@
+"""What a model file is, read from its bytes and its name."""

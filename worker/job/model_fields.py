@@ -1,0 +1,144 @@
+"""How a job names a model: a text, or an object. Part of the schema in `worker.job.request`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    StrictBool,
+    StringConstraints,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from worker.errors import InvalidInput
+from worker.formats.architecture import Kind
+from worker.formats.names import stem_of, without_suffix
+from worker.job.reference import Sha256, Wanted, reference_from_fields
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+def no_nul(value: str) -> str:
+    """Refuse text that would end early in a C library."""
+    if "\x00" in value:
+        raise ValueError("must not contain the character NUL")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Weight = Annotated[Float, Field(ge=-10, le=10)]
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=512, strip_whitespace=True),
+    AfterValidator(no_nul),
+]
+Link = Annotated[str, StringConstraints(min_length=1, max_length=4096, strip_whitespace=True)]
+Id = Annotated[Int, Field(ge=1, le=2**53 - 1)]
+
+
+class Strict(BaseModel):
+    """An object without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class ModelReference(Strict):
+    """A checkpoint, VAE or embedding: where it comes from, or what it is called in the store."""
+
+    name: Name | None = Field(
+        None, description="A name for people; alone: file name in the store, or any reference."
+    )
+    url: Link | None = Field(
+        None, description="CivitAI page or download URL, Hugging Face file, any https URL."
+    )
+    version_id: Id | None = Field(None, description="CivitAI model version.")
+    air: Link | None = Field(None, description="AIR, such as `civitai:4384@128713`.")
+    sha256: Link | None = Field(
+        None, description="SHA-256 of the file, 64 hex digits; wins over what the host says."
+    )
+    filename: Name | None = Field(
+        None, description="File name: in the store, or to be given to what is fetched."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"version_id": value}
+        if not isinstance(value, Mapping | ModelReference):
+            raise ValueError('must be a reference, or an object such as {"url": "..."}')  # noqa: TRY004
+        return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """A plain reference is allowed as well (`_from_text`)."""
+        plain: list[JsonSchemaValue] = [
+            {"type": "string", "minLength": 1},
+            {"type": "integer", "minimum": 1},
+        ]
+        return {"anyOf": [*plain, handler(core_schema)]}
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> ModelReference:
+        try:
+            self.wanted("checkpoint")
+        except InvalidInput as error:
+            raise ValueError(f"{error.message} {error.hint}".strip()) from None
+        return self
+
+    def wanted(self, kind: Kind) -> Wanted:
+        """The same as a value of the model store; raises InvalidInput if it cannot be read."""
+        ref = reference_from_fields(
+            url=self.url,
+            version_id=self.version_id,
+            air=self.air,
+            sha256=self.sha256,
+            filename=self.filename,
+            name=self.name,
+        )
+        sha256 = Sha256(self.sha256.lower().removeprefix("sha256:")).digest if self.sha256 else None
+        return Wanted(ref, kind, sha256, self.filename)
+
+    @property
+    def label(self) -> str:
+        """What people call it; no secrets of its URL, which a lone name may be, too."""
+        alone = not (self.url or self.version_id or self.air or self.sha256 or self.filename)
+        return (None if alone else self.name) or self.wanted("checkpoint").ref.shown
+
+    @property
+    def stems(self) -> list[str]:
+        """What the caller may call the file in a LoRA tag."""
+        named = [name for name in (self.filename, self.name) if name]
+        return [form for name in named for form in (without_suffix(name), stem_of(name))]
+
+
+class LoraReference(ModelReference):
+    """A LoRA and its weight; `te` and `unet` differ from `scale` only where they are given."""
+
+    scale: Weight = Field(
+        1.0, validation_alias=AliasChoices("scale", "weight"), description="Weight of the LoRA."
+    )
+    te: Weight | None = Field(None, description="Weight in the text encoder.")
+    unet: Weight | None = Field(None, description="Weight in the UNet.")
+    trigger_words: StrictBool | None = Field(
+        None, description="Put its trained words into the prompt, where they are missing."
+    )

@@ -1,0 +1,115 @@
+"""The models of one job: what it names, and the files that were found for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from worker.formats.model_file import ModelFile
+from worker.job.model_fields import LoraReference
+from worker.job.reference import Wanted, parse_reference
+from worker.job.request import OverrideSettings, Txt2ImgRequest
+
+# Values of `sd_vae` that are no file.
+_VAE_WORDS = {"Automatic", "None"}
+
+
+@dataclass(frozen=True)
+class Models:
+    """The files that a job named, found and visible to the engine.
+
+    Attributes:
+        loras: each with the reference that asked for it.
+        written_loras: name in a tag that the caller wrote himself -> the file it means.
+        embeddings: textual inversions, used where their stem stands in a prompt.
+        refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
+        merged: a checkpoint that is `checkpoint` with all of `loras` in it, used instead of them.
+    """
+
+    checkpoint: ModelFile | None = None
+    loras: tuple[tuple[ModelFile, LoraReference], ...] = ()
+    written_loras: Mapping[str, ModelFile] = field(default_factory=dict)
+    vae: ModelFile | None = None
+    embeddings: tuple[ModelFile, ...] = ()
+    refiner: ModelFile | None = None
+    hr_checkpoint: ModelFile | None = None
+    merged: ModelFile | None = None
+
+    @property
+    def loaded(self) -> ModelFile | None:
+        """The checkpoint that the engine is asked for."""
+        return self.merged or self.checkpoint
+
+    @property
+    def tagged(self) -> tuple[tuple[ModelFile, LoraReference], ...]:
+        """The LoRAs that become tags in the prompt."""
+        return () if self.merged else self.loras
+
+    def files(self) -> list[ModelFile]:
+        """All of them, each once."""
+        parts = [self.checkpoint, *(lora for lora, _ in self.loras)] if self.merged else []
+        return list(dict.fromkeys([*(file for file in parts if file), *self.shown()]))
+
+    def shown(self) -> list[ModelFile]:
+        """Those that the engine must see, each once."""
+        named = [self.loaded, self.vae, self.refiner, self.hr_checkpoint]
+        loras = [lora for lora, _ in self.tagged] + list(self.written_loras.values())
+        return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
+
+    def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
+        """The same models under the names that they have in the engine's folder."""
+
+        def seen(file: ModelFile | None) -> ModelFile | None:
+            return file and names.get(file, file)
+
+        return Models(
+            checkpoint=seen(self.checkpoint),
+            loras=tuple((names.get(file, file), reference) for file, reference in self.loras),
+            written_loras={name: names[file] for name, file in self.written_loras.items()},
+            vae=seen(self.vae),
+            embeddings=tuple(names[file] for file in self.embeddings),
+            refiner=seen(self.refiner),
+            hr_checkpoint=seen(self.hr_checkpoint),
+            merged=seen(self.merged),
+        )
+
+
+def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
+    """What the job names, by its place in the job."""
+    override = request.override_settings or OverrideSettings()
+    names = {
+        "checkpoint": override.sd_model_checkpoint,
+        "vae": None if override.sd_vae in _VAE_WORDS else override.sd_vae,
+        "refiner": _unless_same(request.refiner_checkpoint),
+        "hr_checkpoint": _unless_same(request.hr_checkpoint_name),
+    }
+    found: dict[tuple[str, int], Wanted] = {}
+    for place, name in names.items():
+        if name:
+            found[place, 0] = Wanted(
+                parse_reference(name), "vae" if place == "vae" else "checkpoint"
+            )
+    if request.checkpoint:
+        found["checkpoint", 0] = request.checkpoint.wanted("checkpoint")
+    if request.vae:
+        found["vae", 0] = request.vae.wanted("vae")
+    found |= {("lora", n): ref.wanted("lora") for n, ref in enumerate(request.loras)}
+    return found | {
+        ("embedding", n): ref.wanted("embedding") for n, ref in enumerate(request.embeddings)
+    }
+
+
+def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelFile]) -> Models:
+    """The files that were found for `wanted`, each for what it is to the job."""
+    return Models(
+        checkpoint=files.get(("checkpoint", 0)),
+        loras=tuple((files["lora", n], ref) for n, ref in enumerate(request.loras)),
+        vae=files.get(("vae", 0)),
+        embeddings=tuple(files["embedding", n] for n in range(len(request.embeddings))),
+        refiner=files.get(("refiner", 0)),
+        hr_checkpoint=files.get(("hr_checkpoint", 0)),
+    )
+
+
+def _unless_same(name: str | None) -> str | None:
+    return None if name is None or name.casefold() == "use same checkpoint" else name

@@ -1,0 +1,388 @@
+"""What a job may say: A1111's txt2img fields by their own names, and ours.
+
+The models below are the schema (`python -m worker.job.request` prints it as JSON Schema). They are
+stricter than A1111, which drops unknown fields in silence, floors sizes and answers 500 to many
+a number: whatever passes here has a shape that A1111 takes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    StrictBool,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from worker.errors import InvalidInput
+from worker.job.model_fields import (
+    Float,
+    Int,
+    LoraReference,
+    ModelReference,
+    Name,
+    Strict,
+    no_nul,
+)
+from worker.job.output_fields import Output
+from worker.webui.catalog import near_matches
+
+# Names that other APIs use for the same thing; A1111 would ignore them in silence.
+FOREIGN_NAMES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+    "cfg": "cfg_scale",
+    "guidance": "cfg_scale",
+    "num_images_per_prompt": "batch_size",
+    "num_images": "batch_size",
+    "num_outputs": "batch_size",
+    "batch_count": "n_iter",
+    "sampler": "sampler_name",
+    "scheduler_name": "scheduler",
+    "schedule_type": "scheduler",
+    "model": "checkpoint",
+    "model_name": "checkpoint",
+    "sd_model": "checkpoint",
+    "sd_model_checkpoint": "checkpoint",
+    "sd_vae": "vae",
+    "CLIP_stop_at_last_layers": "clip_skip",
+    "lora": "loras",
+    "lora_weights": "loras",
+    "negative": "negative_prompt",
+    "strength": "denoising_strength",
+    "hires_fix": "enable_hr",
+    "upscale_by": "hr_scale",
+    "upscaler": "hr_upscaler",
+}
+
+TASKS = ("txt2img", "templates", "health")
+_LEAST_DENOISING = 0.01
+_URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
+_MAX_SHOWN = 12  # problems in one message; more help nobody
+
+
+def _strict_json(value: JsonValue) -> JsonValue:
+    try:
+        json.dumps(value, allow_nan=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise ValueError("must be plain JSON: no NaN, no Infinity, valid Unicode") from None
+    return value
+
+
+def _only(allowed: object, reason: str) -> AfterValidator:
+    """A field that A1111 has and that a job may name only with this one value."""
+
+    def check(value: object) -> object:
+        if value != allowed:
+            raise ValueError(f"can only be {json.dumps(allowed)}: {reason}")
+        return value
+
+    return AfterValidator(check)
+
+
+Unit = Annotated[Float, Field(ge=0, le=1)]
+# A signed 64-bit number: image i has seed + i, which must not overflow; -1 is a random one.
+Seed = Annotated[Int, Field(ge=-1, le=2**63 - 1 - 2**16)]
+Text = Annotated[str, StringConstraints(max_length=32_768), AfterValidator(no_nul)]
+Json = Annotated[JsonValue, AfterValidator(_strict_json)]
+
+
+class AlwaysOnScript(Strict):
+    """The arguments of one always-on script."""
+
+    args: list[Json] = Field(default_factory=list)
+
+
+class OverrideSettings(Strict):
+    """A1111 options that hold for one job.
+
+    Only these: each has its default in the WebUI's config.json (`worker.webui.config_json`).
+    Without one, A1111 v1.9.3 keeps the value for all later jobs.
+    """
+
+    sd_model_checkpoint: Name | None = Field(None, description="The same as `checkpoint`.")
+    sd_vae: Name | None = Field(None, description="The same as `vae`; also Automatic or None.")
+    CLIP_stop_at_last_layers: Int | None = Field(
+        None, ge=1, le=12, description="The same as `clip_skip`."
+    )
+    eta_noise_seed_delta: Int | None = Field(None, ge=0, le=2**31)
+    eta_ancestral: Unit | None = None
+    eta_ddim: Unit | None = None
+    randn_source: Literal["GPU", "CPU", "NV"] | None = None
+    emphasis: Literal["None", "Ignore", "Original", "No norm"] | None = None
+    comma_padding_backtrack: Int | None = Field(None, ge=0, le=74)
+    token_merging_ratio: Float | None = Field(None, ge=0, le=0.9)
+    token_merging_ratio_hr: Float | None = Field(None, ge=0, le=0.9)
+    pad_cond_uncond: StrictBool | None = None
+    sd_noise_schedule: Literal["Default", "Zero Terminal SNR"] | None = None
+    sgm_noise_multiplier: StrictBool | None = None
+    always_discard_next_to_last_sigma: StrictBool | None = None
+    no_dpmpp_sde_batch_determinism: StrictBool | None = None
+    sigma_min: Float | None = Field(None, ge=0, le=10)
+    sigma_max: Float | None = Field(None, ge=0, le=200)
+    rho: Float | None = Field(None, ge=0, le=10)
+    uni_pc_variant: Literal["bh1", "bh2", "vary_coeff"] | None = None
+    uni_pc_skip_type: Literal["time_uniform", "time_quadratic", "logSNR"] | None = None
+    uni_pc_order: Int | None = Field(None, ge=1, le=5)
+    uni_pc_lower_order_final: StrictBool | None = None
+    sdxl_crop_top: Int | None = Field(None, ge=0, le=1024)
+    sdxl_crop_left: Int | None = Field(None, ge=0, le=1024)
+
+
+class JobFields(Strict):
+    """What a txt2img job may say besides its checkpoint and LoRAs; a template, too."""
+
+    # Ours.
+    vae: ModelReference | None = Field(None, description="VAE to use instead of the checkpoint's.")
+    embeddings: list[ModelReference] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Textual inversions; each acts where its name stands in a prompt.",
+    )
+    trigger_words: StrictBool = Field(
+        False, description="Put the LoRAs' trained words into the prompt, where they are missing."
+    )
+    clip_skip: Int | None = Field(
+        None, ge=1, le=12, description="Stop at this layer of CLIP, counted from the last."
+    )
+    timeout: Float | None = Field(
+        None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
+    )
+    output: Output = Field(default_factory=Output, description="Form and delivery of the pictures.")
+
+    # A1111's, in the order of its own schema.
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    styles: list[Name] | None = None
+    seed: Seed = -1
+    subseed: Seed = -1
+    subseed_strength: Unit = 0.0
+    seed_resize_from_h: Int = Field(-1, ge=-1, le=4096)
+    seed_resize_from_w: Int = Field(-1, ge=-1, le=4096)
+    sampler_name: Name | None = None
+    scheduler: Name | None = None
+    batch_size: Int = Field(1, ge=1, le=16)
+    n_iter: Int = Field(1, ge=1, le=64)
+    steps: Int = Field(50, ge=1, le=150)
+    cfg_scale: Float = Field(7.0, ge=0, le=100)
+    width: Int = Field(512, ge=64, le=4096)
+    height: Int = Field(512, ge=64, le=4096)
+    restore_faces: StrictBool | None = None
+    tiling: StrictBool | None = None
+    do_not_save_samples: StrictBool = False
+    do_not_save_grid: StrictBool = False
+    eta: Unit | None = None
+    denoising_strength: Unit | None = None
+    s_min_uncond: Float | None = Field(None, ge=0, le=15)
+    s_churn: Float | None = Field(None, ge=0, le=100)
+    s_tmax: Float | None = Field(None, ge=0, le=1000)
+    s_tmin: Float | None = Field(None, ge=0, le=1000)
+    s_noise: Float | None = Field(None, ge=0, le=2)
+    override_settings: OverrideSettings | None = None
+    override_settings_restore_afterwards: Annotated[
+        StrictBool, _only(True, "a job's settings must not reach the next job")
+    ] = True
+    refiner_checkpoint: Name | None = None
+    refiner_switch_at: Unit | None = None
+    disable_extra_networks: StrictBool = False
+    firstpass_image: Annotated[
+        Json, _only(None, "A1111 v1.9.3 cannot take an image here over the API")
+    ] = None
+    comments: dict[str, Json] | None = None
+    enable_hr: StrictBool = False
+    firstphase_width: Annotated[int, _only(0, "it is obsolete, use enable_hr")] = 0
+    firstphase_height: Annotated[int, _only(0, "it is obsolete, use enable_hr")] = 0
+    hr_scale: Float = Field(2.0, ge=1, le=8)
+    hr_upscaler: Name | None = None
+    hr_second_pass_steps: Int = Field(0, ge=0, le=150)
+    hr_resize_x: Int = Field(0, ge=0, le=8192)
+    hr_resize_y: Int = Field(0, ge=0, le=8192)
+    hr_checkpoint_name: Name | None = None
+    hr_sampler_name: Name | None = None
+    hr_scheduler: Name | None = None
+    hr_prompt: Text = ""
+    hr_negative_prompt: Text = ""
+    force_task_id: Annotated[str, StringConstraints(max_length=128)] | None = None
+    sampler_index: Name | None = None
+    script_name: Name | None = None
+    script_args: list[Json] = Field(default_factory=list)
+    send_images: Annotated[StrictBool, _only(True, "the images are the result")] = True
+    save_images: StrictBool = False
+    alwayson_scripts: dict[Name, AlwaysOnScript] = Field(default_factory=dict)
+    infotext: Annotated[
+        Json, _only(None, "it would fill in fields unchecked; send them by name")
+    ] = None
+
+
+class Txt2ImgRequest(JobFields):
+    """The input of a txt2img job."""
+
+    task: Literal["txt2img"] = Field(
+        "txt2img", description="What to do. The task `templates`, alone, lists the templates."
+    )
+    template: Name | None = Field(
+        None, description="Template that fills in what the job leaves out; null: none."
+    )
+    checkpoint: ModelReference | None = Field(
+        None, description="Checkpoint to use; the engine's default when left out."
+    )
+    loras: list[LoraReference] = Field(
+        default_factory=list, max_length=32, description="LoRAs, written into the prompt as tags."
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Txt2ImgRequest:
+        problems = [text for wrong, text in self._conflicts() if wrong]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _conflicts(self) -> list[tuple[bool, str]]:
+        """Combinations that A1111 answers with a 500 or with a silently different picture."""
+        override = self.override_settings or OverrideSettings()
+        pictures = None if self.script_name else self.n_iter * self.batch_size
+        return [
+            (
+                # With 0 most samplers of A1111 v1.9.3 fail, and some never end (measured).
+                self.enable_hr and (self.denoising_strength or 0) < _LEAST_DENOISING,
+                f"enable_hr needs denoising_strength of at least {_LEAST_DENOISING}",
+            ),
+            (
+                (self.refiner_checkpoint is None) != (self.refiner_switch_at is None),
+                "refiner_checkpoint and refiner_switch_at need each other",
+            ),
+            (
+                self.disable_extra_networks and bool(self.loras),
+                "disable_extra_networks would drop the loras",
+            ),
+            (
+                self.checkpoint is not None and override.sd_model_checkpoint is not None,
+                "checkpoint and override_settings.sd_model_checkpoint are one thing, give one",
+            ),
+            (
+                self.vae is not None and override.sd_vae is not None,
+                "vae and override_settings.sd_vae are one thing, give one",
+            ),
+            (
+                self.clip_skip is not None and override.CLIP_stop_at_last_layers is not None,
+                "clip_skip and override_settings.CLIP_stop_at_last_layers are one thing, give one",
+            ),
+            self.output.too_few_or_many_urls(pictures),
+        ]
+
+
+_OBJECTS: dict[int | str, type[Strict]] = {
+    "override_settings": OverrideSettings,
+    "loras": LoraReference,
+    "checkpoint": ModelReference,
+    "vae": ModelReference,
+    "embeddings": ModelReference,
+    "alwayson_scripts": AlwaysOnScript,
+    "output": Output,
+}
+Place = Callable[[tuple[int | str, ...]], str]
+
+
+def dotted(loc: tuple[int | str, ...]) -> str:
+    """`("loras", 0, "scale")` as `loras.0.scale`."""
+    return ".".join(map(str, loc))
+
+
+def task_of(job_input: object) -> str:
+    """What the job wants done; only `parse` knows whether the rest of it is right.
+
+    Raises:
+        InvalidInput: a task that there is not, or fields that have no meaning for it.
+    """
+    if not isinstance(job_input, Mapping) or "task" not in job_input:
+        return TASKS[0]
+    task = job_input["task"]
+    if task not in TASKS:
+        near = near_matches(task, TASKS, count=1) if isinstance(task, str) else []
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(map(repr, TASKS))}."
+        raise InvalidInput(f"task = {_shown(task)} is not known.", hint=hint)
+    if task != TASKS[0] and len(job_input) > 1:
+        others = ", ".join(map(repr, sorted(map(str, job_input.keys() - {"task"}))[:_MAX_SHOWN]))
+        raise InvalidInput(f"task {task!r} takes no further fields, but got {others}.")
+    return str(task)
+
+
+def parse(job_input: object) -> Txt2ImgRequest:
+    """Check a job's `input`.
+
+    Raises:
+        InvalidInput: names every problem at once, with the place, the value and the cure;
+            `problems` in its details holds them as a list.
+    """
+    if not isinstance(job_input, Mapping):
+        raise InvalidInput(
+            f"the job's input is {_shown(job_input)}, not an object.",
+            hint='Send {"input": {"prompt": "..."}}.',
+        )
+    try:
+        return Txt2ImgRequest.model_validate(dict(job_input))
+    except ValidationError as error:
+        problems = problems_of(error)
+    raise InvalidInput(joined(problems), problems=problems)
+
+
+def problems_of(error: ValidationError, place: Place = dotted) -> list[str]:
+    """Each problem with its place, its value and the cure."""
+    return [_problem(detail, place) for detail in error.errors(include_url=False)]
+
+
+def joined(problems: Sequence[str]) -> str:
+    """The problems as one message, not longer than a person reads."""
+    more = f" (and {len(problems) - _MAX_SHOWN} more)" if len(problems) > _MAX_SHOWN else ""
+    return "; ".join(problems[:_MAX_SHOWN]) + more + "."
+
+
+def _problem(detail: ErrorDetails, place: Place) -> str:
+    where = place(detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(where, detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if not where:
+        return message
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    message = message[0].lower() + message[1:]
+    if isinstance(detail["input"], Mapping) and detail["type"] == "value_error":
+        return f"{where}: {message}"  # the message says what is wrong inside
+    return f"{where} = {_shown(detail['input'])}: {message}"
+
+
+def _unknown_key(where: str, loc: tuple[int | str, ...]) -> str:
+    key = str(loc[-1])
+    inside = (_OBJECTS[part] for part in reversed(loc[:-1]) if part in _OBJECTS)
+    model = next(inside, Txt2ImgRequest)
+    near = FOREIGN_NAMES.get(key) if model is Txt2ImgRequest else None
+    candidates = [near] if near else near_matches(key, model.model_fields, count=1)
+    did_you_mean = f", did you mean `{candidates[0]}`?" if candidates else ""
+    return f"{where[:80]} is not a known field{did_you_mean}"
+
+
+def _shown(value: object) -> str:
+    # What a URL holds before its host and behind its path may be secret.
+    text = _URL_SECRETS.sub("...", repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a job's input."""
+    return Txt2ImgRequest.model_json_schema()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")

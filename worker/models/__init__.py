@@ -1,0 +1,1 @@
+"""Model files on this machine: found, downloaded, checked, linked, merged and evicted."""

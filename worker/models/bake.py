@@ -1,0 +1,303 @@
+"""Baking: everything that templates name, brought into one folder while an image is built.
+
+    fetch      each model once, several at a time, verified
+    merge      a template's LoRAs into its checkpoint (`--merge`)
+    convert    into diffusers folders, for the embedded engine (`--diffusers`)
+    manifest   what is there, from where, with which content; then all of it is read again
+
+Whatever a run that was killed has left is used or removed by the next one, and the same templates
+always end in the same manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock
+
+from worker.config.settings import PROJECT
+from worker.errors import ModelNotSupported, WorkerError
+from worker.formats.model_file import ModelFile, file_sha256
+from worker.job.models import Models, wanted_models
+from worker.job.reference import Wanted
+from worker.job.request import Txt2ImgRequest
+from worker.job.template import Template
+from worker.models.download.partial_file import discard, storage_error
+from worker.models.merge.store import SOURCE, MergedCheckpoints
+from worker.models.store.blobs import Blob
+from worker.models.store.space import Room
+from worker.models.store.store import Store
+from worker.webui.payload import lora_tag
+
+MANIFEST = "manifest.json"
+AT_ONCE = 4  # models that are fetched in parallel
+
+Row = dict[str, Any]
+
+log = logging.getLogger("worker.bake")
+
+
+class Manager(Protocol):
+    """What baking needs of `model_manager.ModelManager`."""
+
+    store: Store
+    room: Room
+    merged: MergedCheckpoints
+
+    def ensure(self, wanted: Sequence[Wanted]) -> list[ModelFile]:
+        """Find or fetch."""
+
+    def find_models(self, request: Txt2ImgRequest) -> Models:
+        """All models of a job, checked against each other."""
+
+
+@dataclass(frozen=True)
+class Baking:
+    """One run.
+
+    Attributes:
+        manager: its writable store is the folder that is baked into.
+        root: that folder.
+        merge, convert: whether to do that, too.
+    """
+
+    manager: Manager
+    root: Path
+    merge: bool = False
+    convert: bool = False
+
+    def run(self, templates: Mapping[str, Template]) -> list[Row]:
+        """Bake the templates; a row for each file, or for each thing that failed.
+
+        Raises:
+            StoreFull, StoreNotWritable: the folder cannot be written.
+        """
+        self.manager.room.evicts = False
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".bake.lock"):
+                return self._bake(templates)
+        except OSError as error:
+            raise storage_error(error) from error
+
+    def _bake(self, templates: Mapping[str, Template]) -> list[Row]:
+        damaged: list[Row] = []
+        for _ in range(2):  # what turns out to be damaged is brought once more
+            rows = self._fetch(templates)
+            entries = {}
+            if not rows:
+                for name, template in sorted(templates.items()):
+                    entries[name], more = self._attempt(name, template)
+                    rows += more
+            if failed := [row for row in rows if "error" in row]:
+                return failed
+            files = sorted({r["path"]: r for r in rows}.values(), key=lambda row: str(row["path"]))
+            damaged = [row for row in files if not self._is_whole(row)]
+            if not damaged:
+                self._clean({row["path"] for row in files})
+                self._write({"version": 1, "templates": entries, "files": files})
+                size = sum(row["size"] for row in files) / 1e6
+                told = "baked %d templates: %d files, %.1f MB in %s"
+                log.info(told, len(entries), len(files), size, self.root)
+                return files
+            self._remove(damaged)
+        told = "{} is not what was written: is the disk sound?"
+        return [{"name": row["name"], "error": told.format(row["path"])} for row in damaged]
+
+    # Steps -----------------------------------------------------------------------------------
+
+    def _fetch(self, templates: Mapping[str, Template]) -> list[Row]:
+        """Bring every model, each once; the rows of those that cannot be had."""
+        requests = [template.request() for template in templates.values()]
+        unique = dict.fromkeys(
+            one for request in requests for one in wanted_models(request).values()
+        )
+
+        needed: set[str | None] = set()
+
+        def attempt(wanted: Wanted) -> list[Row]:
+            try:
+                needed.update(file.known_sha256 for file in self.manager.ensure([wanted]))
+            except WorkerError as error:
+                return [{"name": wanted.ref.shown, "code": error.code, "error": str(error)}]
+            return []
+
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bake") as pool:
+            failed = [row for rows in pool.map(attempt, unique) for row in rows]
+        if not failed:
+            self._replace_old_versions(needed)
+        return failed
+
+    def _replace_old_versions(self, needed: Collection[str | None]) -> None:
+        """Remove what an earlier build fetched; a new version gets the name that the old one had.
+
+        A build that began with nothing gives it that name, and prompts name LoRAs by it.
+        """
+        fetched = self.manager.store.fetched
+        old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source != SOURCE]
+        for blob in old:
+            self._drop(blob)
+        names = {(blob.about.kind, blob.about.stem) for blob in old}
+        for blob in fetched.all():
+            stem = blob.about.stem.removesuffix(f"-{blob.sha256[:10]}")
+            if stem != blob.about.stem and (blob.about.kind, stem) in names:
+                self._publish_again(blob, stem)
+
+    def _publish_again(self, blob: Blob, stem: str) -> None:
+        store = self.manager.store
+        file = store.fetched.partial(blob.sha256)
+        blob.path.rename(file)
+        store.fetched.remove(blob)
+        about = replace(blob.about, stem=stem)
+        store.fetched.add(file, blob.sha256, about, partial(store.is_taken, about.kind))
+
+    def _drop(self, blob: Blob) -> None:
+        log.info("%s is of no template any more; it is removed", blob.about.stem)
+        self.manager.store.fetched.remove(blob)
+
+    def _attempt(self, name: str, template: Template) -> tuple[Row, list[Row]]:
+        """The manifest's entry for a template and its files; or why it failed."""
+        try:
+            models = self.manager.find_models(template.request())
+            if models.loras:
+                models = replace(models, merged=self._merged(models))
+            return _entry(models), [*self._rows(models), *self._converted(models)]
+        except WorkerError as error:
+            told = f"template {name!r}: {error}"
+            return {}, [{"name": name, "code": error.code, "error": told}]
+
+    def _merged(self, models: Models) -> ModelFile | None:
+        found = self.manager.merged.find(models)
+        if found or not self.merge:
+            return found
+        begun = time.monotonic()
+        blob, unmatched = self.manager.merged.make(models, self.manager.store.fetched)
+        for lora, layers in unmatched.items():
+            shown = ", ".join(layers[:3])
+            log.warning("LoRA %r: no place for %d of its layers (%s)", lora, len(layers), shown)
+        log.info("merged %s in %.1f s", blob.about.stem, time.monotonic() - begun)
+        return blob.as_file()
+
+    def _rows(self, models: Models) -> list[Row]:
+        return [
+            {
+                "kind": file.kind,
+                "name": file.stem,
+                "size": file.size,
+                "sha256": file.sha256(),
+                "source": file.source,
+                "path": self._path(file.path),
+            }
+            for file in models.files()
+        ]
+
+    def _converted(self, models: Models) -> list[Row]:
+        """The files of the checkpoint's diffusers folder, where there is one."""
+        if models.loaded is None:
+            return []
+        folder = self.manager.store.fetched.diffusers(models.loaded.sha256() or "")
+        if not self.convert and not folder.is_dir():
+            return []
+        return [
+            {
+                "kind": "diffusers",
+                "name": models.loaded.stem,
+                "size": file["size"],
+                "sha256": file["sha256"],
+                "source": "converted",
+                "path": self._path(folder / file["path"]),
+            }
+            for file in _convert(models.loaded.path, folder)["files"]
+        ]
+
+    def _path(self, path: Path) -> str:
+        root = self.root.resolve()
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    # The end ---------------------------------------------------------------------------------
+
+    def _write(self, manifest: Row) -> None:
+        temporary = self.root / f".{MANIFEST}.new"
+        temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        temporary.replace(self.root / MANIFEST)
+
+    def _remove(self, damaged: Iterable[Row]) -> None:
+        fetched = self.manager.store.fetched
+        for row in damaged:
+            log.warning("%s is damaged; it is brought again", row["path"])
+            if blob := fetched.find(row["sha256"]):
+                fetched.remove(blob)
+
+    def _is_whole(self, row: Row) -> bool:
+        path = self.root / row["path"]
+        try:
+            return (path.stat().st_size, file_sha256(path)) == (row["size"], row["sha256"])
+        except (OSError, WorkerError):
+            return False
+
+    def _clean(self, listed: Collection[str]) -> None:
+        """An image's layer keeps what lies here: no halves, no locks, nothing of earlier builds."""
+        fetched = self.manager.store.fetched
+        for blob in fetched.all():
+            if self._path(blob.path) not in listed:
+                self._drop(blob)
+        names = {part for path in listed for part in Path(path).parts}
+        for folder in fetched.diffusers("").glob("*"):
+            if folder.name not in names:
+                shutil.rmtree(folder)
+        for path in [*fetched.partials(), *fetched.leftovers()]:
+            discard(path)
+        for name in ("downloads", "leases"):
+            shutil.rmtree(fetched.root / name, ignore_errors=True)
+
+
+def baked_before(root: Path) -> list[str]:
+    """The templates in the manifest that is there."""
+    try:
+        return list(json.loads((root / MANIFEST).read_text())["templates"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+
+
+def _entry(models: Models) -> Row:
+    """What the manifest says of a template."""
+    tags = [(file, lora_tag(file, reference)) for file, reference in models.loras]
+    others = [file for file in models.files() if file.kind in {"vae", "embedding"}]
+    return {
+        "checkpoint": models.checkpoint.sha256() if models.checkpoint else None,
+        "loras": [{"sha256": file.sha256(), "te": t.te, "unet": t.unet} for file, t in tags],
+        "others": sorted(str(file.sha256()) for file in others),
+        "merged": models.merged.known_sha256 if models.merged else None,
+    }
+
+
+def _convert(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """Make the diffusers folder, or say what is in it; the engine's packages do it.
+
+    Raises:
+        ModelNotSupported: they are not installed, or the checkpoint cannot be converted.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "engine.models.convert", str(checkpoint), str(folder)]
+    done = subprocess.run(  # noqa: S603 - our own program
+        command,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ModelNotSupported(f"{checkpoint.name} cannot be converted: {said}")
+    return dict(json.loads(done.stdout))

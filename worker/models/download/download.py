@@ -1,0 +1,396 @@
+"""One file from one host into one partial file: in parallel, resumable, hashed on the way.
+
+Life of a download: one connection fetches the first bytes; `inspect` sees them, so a web page
+or a model that nobody can use is refused after a megabyte. Then as many connections as pay off
+fetch parts in file order. Each part that arrived is noted beside the partial file, so a run
+after `kill -9` fetches only what is missing. At the end the SHA-256 must be right; else nothing
+is returned.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.errors import (
+    FetchStopped,
+    JobError,
+    ModelFileInvalid,
+    ModelHashMismatch,
+    ModelHostFailed,
+    StoreFull,
+    WorkerError,
+)
+from worker.http.backoff import backoff
+from worker.http.client import NEVER, Reply
+from worker.models.download.pace import Pace, Running
+from worker.models.download.partial_file import PartialFile, discard
+from worker.models.download.schedule import MIB, Connections, Part
+from worker.models.download.source import (
+    Source,
+    StartOver,
+    TryAgain,
+    filename_told,
+    sends_everything,
+    size_told,
+    too_large,
+    version_told,
+)
+
+BLOCK = 256 * 1024  # bytes; block and hash stay in a core's cache
+LARGEST_FILE = 32 << 30  # bytes; no model that A1111 v1.9.3 loads comes near
+INSPECT_FROM = MIB  # bytes that are here at the first inspection
+ROOM_STEP = 256 * MIB  # bytes for which room is made while a file's size is unknown
+TICK = 0.1  # seconds between two looks at the transfer
+_MOMENT = 0.005
+ATTEMPTS = 6  # of a connection in a row, while no other connection brings anything either
+LEAST = 16 * 1024  # bytes; an attempt that breaks off and has brought fewer counts as failed
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A whole file.
+
+    Attributes:
+        filename: what the host's Content-Disposition calls it; not to be trusted as a path.
+        etag: the host's version of it.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    filename: str | None
+    etag: str | None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the owner of a download wants to see and to decide.
+
+    Attributes:
+        inspect: gets the first bytes, and the size if it is known; returns how many bytes it
+            needs to see, or None when it is content; raises to refuse the file.
+        make_room: gets the bytes still to come before most of them are fetched; raises if they
+            have no room.
+        report: gets the bytes fetched and the size, several times a second.
+        stop: set it to end the download; what has arrived is kept.
+    """
+
+    inspect: Callable[[bytes, int | None], int | None] = lambda _start, _size: None
+    make_room: Callable[[int], None] = lambda _bytes: None
+    report: Callable[[int, int | None], None] = lambda _fetched, _size: None
+    stop: threading.Event = NEVER
+
+
+def download(
+    source: Source,
+    partial: Path,
+    sha256: str | None = None,
+    hooks: Hooks | None = None,
+    largest: int = LARGEST_FILE,
+) -> Fetched:
+    """Fetch the file into `partial`, or go on with what an earlier run left there.
+
+    Args:
+        source: where it comes from.
+        partial: the file to fill; its progress is noted in a JSON file beside it.
+        sha256: what the file must have, lower-case hex.
+        hooks: what its owner wants to see and to decide.
+        largest: bytes; a larger file is refused.
+
+    Raises:
+        WorkerError: ModelHashMismatch, ModelHostFailed, ModelRateLimited, ModelUrlRefused,
+            StoreFull, StoreNotWritable, FetchStopped, or what a hook or the host's refusal is.
+            The partial file is kept if a later run can go on with it.
+    """
+    failure: WorkerError
+    for _ in range(2):
+        try:
+            with PartialFile(partial) as file:
+                transfer = _Transfer(source, file, hooks or Hooks(), largest, sha256 is not None)
+                fetched = transfer.run()
+        except StartOver as changed:
+            failure, mixed = ModelHostFailed(f"{source.host}: {changed}"), True
+        except (JobError, StoreFull):
+            discard(partial)
+            raise
+        else:
+            if sha256 in {None, fetched.sha256}:
+                return fetched
+            failure, mixed = _mismatch(sha256, fetched), transfer.is_mixed
+        discard(partial)
+        if not mixed:  # the host has sent exactly this: it would do so again
+            break
+    raise failure
+
+
+def _mismatch(sha256: str | None, fetched: Fetched) -> ModelHashMismatch:
+    return ModelHashMismatch(
+        f"the file has sha256 {fetched.sha256}, not {sha256}.",
+        expected=sha256,
+        actual=fetched.sha256,
+    )
+
+
+class _Transfer:
+    """One run of a download.
+
+    Attributes:
+        is_mixed: the bytes are of several runs or of several versions of the file.
+    """
+
+    def __init__(
+        self, source: Source, file: PartialFile, hooks: Hooks, largest: int, has_hash: bool
+    ) -> None:
+        self._source = source
+        self._file = file
+        self._hooks = hooks
+        self._largest = largest
+        self._has_hash = has_hash
+        self.is_mixed = file.resumed > 0
+        self._room_made = False
+        self._room_until = 0
+        self._gave_range = False
+        self._to_inspect: int | None = INSPECT_FROM
+        self._connections: Connections | None = None  # None until the inspection is content
+        self._threads: dict[int, threading.Thread] = {}
+        self._running: dict[Running, Reply] = {}  # with the file's lock, as is the pace
+        self._pace = Pace()
+        self._brought = 0  # bytes, by all connections
+        self._failed: dict[int, int] = {}  # connection -> attempts in a row
+        self._quiet_until = 0.0  # the host has asked for it
+        self._filename: str | None = None
+        self._failure: Exception | None = None
+        self._over = threading.Event()
+
+    def run(self) -> Fetched:
+        """Fetch all that is missing."""
+        try:
+            if self._file.resumed:
+                self._make_room()
+                self._inspect()
+            self._supervise()
+        finally:
+            self._end()
+        if self._failure:
+            raise self._failure
+        self._inspect()  # of a short file whose size nobody knew
+        size, sha256 = self._file.finish()
+        if not size:
+            raise ModelFileInvalid(f"{self._source.host}: the file is empty.")
+        self._hooks.report(size, size)
+        return Fetched(self._file.path, size, sha256, self._filename, self._file.version.etag)
+
+    # The main thread -------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        while not self._is_over():
+            self._start_connections()
+            self._over.wait(TICK)
+            if self._hooks.stop.is_set():
+                raise FetchStopped("the download was stopped.")
+            with self._file.lock:
+                fetched, size = self._file.parts.fetched(), self._file.parts.size
+            if self._connections:
+                self._connections.update(time.monotonic(), fetched)
+            self._break_off_slow()
+            self._hooks.report(fetched, size)
+
+    def _is_over(self) -> bool:
+        with self._file.lock:
+            return self._over.is_set() or self._file.parts.is_complete
+
+    def _start_connections(self) -> None:
+        for number in range(self._allowed()):
+            with self._file.lock:
+                if not self._file.parts.has_free:
+                    return
+            thread = self._threads.get(number)
+            if thread is None or not thread.is_alive():
+                # A daemon: a connection that cannot be broken off must not keep the process.
+                thread = threading.Thread(target=self._connection, args=[number], daemon=True)
+                self._threads[number] = thread
+                thread.start()
+
+    def _allowed(self) -> int:
+        return self._connections.allowed if self._connections else 1
+
+    def _break_off_slow(self) -> None:
+        with self._file.lock:
+            slow = self._pace.too_slow(self._running, time.monotonic())
+            replies = [self._running[one] for one in slow]
+        for reply in replies:
+            reply.shutdown()
+
+    def _end(self) -> None:
+        """Break everything off; nobody writes to the file any more when this returns.
+
+        A thread that still waits for an answer is left alone: once it has one, it sees that all
+        is over before it touches the file.
+        """
+        self._over.set()
+        while replies := self._receiving():
+            for reply in replies:
+                reply.shutdown()
+            time.sleep(_MOMENT)
+
+    def _receiving(self) -> list[Reply]:
+        with self._file.lock:
+            return list(self._running.values())
+
+    # The connections' threads ----------------------------------------------------------------
+
+    def _connection(self, number: int) -> None:
+        """Fetch parts until there are none, or fewer connections are allowed."""
+        try:
+            while not self._over.is_set() and number < self._allowed():
+                if self._over.wait(self._quiet_until - time.monotonic()):
+                    return
+                with self._file.lock:
+                    part = self._file.parts.take(self._allowed())
+                if part is None:
+                    return
+                self._failed[number] = self._attempt(part, self._failed.get(number, 0))
+        except Exception as error:  # noqa: BLE001 - also a hook's; the main thread raises it
+            self._failure = self._failure or error
+            self._over.set()
+
+    def _attempt(self, part: Part, failed: int) -> int:
+        """Fetch the part; returns how many attempts in a row have brought next to nothing."""
+        started_at, brought_before = part.position, self._brought
+        try:
+            self._fetch(part)
+        except (TryAgain, ModelHostFailed) as error:
+            again = error if isinstance(error, TryAgain) else TryAgain(error)
+        else:
+            return 0
+        finally:
+            with self._file.lock:
+                self._file.parts.give_back(part)
+            if not self._over.is_set():
+                self._file.note()
+        own = part.position - started_at
+        if self._over.is_set() or own >= LEAST:
+            return 0
+        others = self._brought - brought_before - own
+        self._weigh(again, failed, others_progress=others >= LEAST or bool(self._receiving()))
+        # "At once" is for the first time; after the second it has not helped.
+        pause = backoff(failed, (again.after or None) if failed else again.after)
+        if again.after is not None:
+            self._quiet_until = max(self._quiet_until, time.monotonic() + pause)
+        self._over.wait(pause)
+        return failed + 1
+
+    def _weigh(self, again: TryAgain, failed: int, *, others_progress: bool) -> None:
+        """Ask for less where the host serves only some connections; else give up in the end."""
+        refuses_more = others_progress and failed > 0
+        if self._connections and (again.host_complains or refuses_more):
+            self._connections.host_complained(time.monotonic())
+        if failed + 1 >= ATTEMPTS and not others_progress:
+            raise again.final
+
+    def _fetch(self, part: Part) -> None:
+        with self._source.open(part.position, part.end) as reply:
+            running = Running(part, time.monotonic())
+            with self._file.lock:
+                self._running[running] = reply
+            try:
+                if not self._over.is_set():
+                    self._accept(reply, part)
+                    self._receive(reply, running)
+            finally:
+                with self._file.lock:
+                    del self._running[running]
+                    self._pace.ended(running, time.monotonic())
+
+    def _receive(self, reply: Reply, running: Running) -> None:
+        part = running.part
+        while part.position < part.end and not self._over.is_set():
+            block = reply.read(min(BLOCK, part.end - part.position))
+            if not block:
+                self._ended(part)
+                return
+            self._file.write(part, block)
+            running.touched = time.monotonic()
+            self._brought += len(block)
+            self._source.progressed()
+            if self._to_inspect is not None:
+                self._inspect()
+            if self._file.parts.size is None:
+                self._make_room(part)
+            if part.position > self._largest:
+                raise too_large(part.position, self._largest)
+
+    def _ended(self, part: Part) -> None:
+        """The answer ends before the part does: only right if nobody knows the file's size."""
+        with self._file.lock:
+            if self._file.parts.size is None:
+                self._file.parts.learn_size(part.position)
+                return
+        raise TryAgain(ModelHostFailed(f"{self._source.host} ended its answer too early."))
+
+    def _accept(self, reply: Reply, part: Part) -> None:
+        """Check that the answer belongs to what was asked for and to what is here already."""
+        size = size_told(reply, part.position, part.end)
+        known = self._file.parts.size
+        if known is not None and size != known:
+            raise StartOver(f"the file had {known} bytes and now has {size}.")
+        self._check_version(reply)
+        with self._file.lock:
+            if size is not None:
+                self._file.parts.learn_size(size)
+            if sends_everything(reply):
+                self._take_everything(part)
+        self._gave_range = self._gave_range or not sends_everything(reply)
+        self._filename = self._filename or filename_told(reply)
+        self._make_room(part)
+
+    def _take_everything(self, part: Part) -> None:
+        if part.position:
+            changed = StartOver("the host sends the whole file instead of a range.")
+            # Where ranges have worked a moment ago, this is one server out of line.
+            raise TryAgain(changed) if self._gave_range else changed
+        self._file.parts.extend_to_end(part)
+
+    def _check_version(self, reply: Reply) -> None:
+        known, now = self._file.version, version_told(reply)
+        self._file.version = known.and_what(now)
+        same = known.is_same(now)
+        if same is False:
+            self.is_mixed = True
+        # CivitAI moves files between storages whose ETags differ; a hash will tell.
+        if self._has_hash:
+            return
+        if same is False:
+            raise StartOver("the file has changed at the host.")
+        # The file may have been replaced since: a model that is trained anew has the same size.
+        if same is None and self._file.resumed:
+            raise StartOver("the host does not say whether the file has changed.")
+
+    def _make_room(self, part: Part | None = None) -> None:
+        """Ask for room: once for all of the file, or step by step if nobody knows its size."""
+        with self._file.lock:
+            size, fetched = self._file.parts.size, self._file.parts.fetched()
+        if self._over.is_set():
+            return
+        if size is None:
+            if part and part.position >= self._room_until:
+                self._room_until = part.position + ROOM_STEP
+                self._hooks.make_room(ROOM_STEP)
+        elif not self._room_made:
+            if size > self._largest:
+                raise too_large(size, self._largest)
+            self._room_made = True
+            self._hooks.make_room(size - fetched)
+
+    def _inspect(self) -> None:
+        """Let the owner see the first bytes; more connections start only when he is content."""
+        while self._to_inspect is not None:
+            start = self._file.start(self._to_inspect)
+            if start is None:
+                return
+            self._to_inspect = self._hooks.inspect(start, self._file.parts.size)
+        self._connections = Connections(time.monotonic())

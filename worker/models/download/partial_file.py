@@ -1,0 +1,178 @@
+"""The file that a download fills, and the note beside it of what has arrived."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worker.errors import StoreFull, StoreNotWritable, WorkerError
+from worker.models.download.following_hash import FollowingHash
+from worker.models.download.schedule import Part, Parts
+from worker.models.download.source import Version
+
+SYNC_EVERY = 0.5  # seconds; what is on the disk early need not be waited for at the end
+FOLLOW_EVERY = 0.02
+
+
+@dataclass
+class _Note:
+    """The content of the note, JSON."""
+
+    size: int | None = None
+    etag: str | None = None
+    modified: str | None = None
+    done: list[tuple[int, int]] = field(default_factory=list)
+
+
+def note_file(path: Path) -> Path:
+    """Where the progress of a partial file is noted."""
+    return path.with_suffix(".json")
+
+
+def discard(path: Path) -> None:
+    """Remove a partial file and its note."""
+    for file in (path, note_file(path), note_file(path).with_suffix(".new")):
+        file.unlink(missing_ok=True)
+
+
+class PartialFile:
+    """An open partial file: its parts, its bytes on the disk and their hash. Thread-safe.
+
+    A context manager. Two threads work while it is open: one hashes what has arrived out of
+    order, one brings it to the disk.
+
+    Attributes:
+        parts: what is here and what is missing; only with `lock`.
+        version: the file's at the host, as far as it tells.
+        resumed: bytes that an earlier run has fetched.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        note = _read_note(path)
+        self.parts = Parts(note.size, note.done)
+        self.version = Version(note.etag, note.modified)
+        self.resumed = self.parts.fetched()
+        self._noting = threading.Lock()
+        self._closed = threading.Event()
+        self._broken: OSError | None = None
+        self._is_closed = False
+
+    def __enter__(self) -> PartialFile:
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise storage_error(error) from error
+        self._hash = FollowingHash(self._descriptor)
+        self._helpers = [threading.Thread(target=run) for run in (self._follow, self._sync)]
+        for helper in self._helpers:
+            helper.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._closed.set()
+        for helper in self._helpers:
+            helper.join()
+        # A full disk is reported by whoever could not write the data itself.
+        with suppress(StoreFull, StoreNotWritable):
+            self.note()
+        with self._noting:  # a connection that was broken off may be about to
+            self._is_closed = True
+            os.close(self._descriptor)
+        if self.parts.size is None or not self.parts.fetched():
+            discard(self.path)  # nothing that a later run could go on with
+
+    def write(self, part: Part, block: bytes) -> None:
+        """Add the next bytes of a part."""
+        self._hash.offer(part.position, block)
+        rest = memoryview(block)
+        try:
+            if self._broken:
+                raise self._broken
+            while rest:
+                count = os.pwrite(self._descriptor, rest, part.position + len(block) - len(rest))
+                rest = rest[count:]
+        except OSError as error:
+            raise storage_error(error) from error
+        with self.lock:
+            part.position += len(block)
+
+    def start(self, length: int) -> bytes | None:
+        """The file's first `length` bytes, or all of a shorter file; None if some are missing."""
+        with self.lock:
+            size, contiguous = self.parts.size, self.parts.contiguous
+        wanted = length if size is None else min(length, size)
+        return os.pread(self._descriptor, wanted, 0) if contiguous >= wanted else None
+
+    def note(self) -> None:
+        """Write down what is here: a run after this one goes on there."""
+        with self._noting:
+            with self.lock:
+                if self.parts.size is None or self._is_closed:
+                    return
+                version, done = self.version, self.parts.done()
+                note = _Note(self.parts.size, version.etag, version.modified, done)
+            temporary = note_file(self.path).with_suffix(".new")
+            try:
+                temporary.write_text(json.dumps(vars(note)))
+                temporary.replace(note_file(self.path))
+            except OSError as error:
+                raise storage_error(error) from error
+
+    def finish(self) -> tuple[int, str]:
+        """Size and SHA-256 of the whole file, which is on the disk when this returns."""
+        size = self.parts.size or 0
+        try:
+            if self._broken:
+                raise self._broken
+            self._hash.follow(size)
+            os.ftruncate(self._descriptor, size)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise storage_error(error) from error
+        return size, self._hash.hexdigest()
+
+    def _follow(self) -> None:
+        while not self._closed.wait(FOLLOW_EVERY):
+            with self.lock:
+                contiguous = self.parts.contiguous
+            try:
+                self._hash.follow(contiguous)
+            except OSError as error:
+                self._broken = error
+                return
+
+    def _sync(self) -> None:
+        while not self._closed.wait(SYNC_EVERY):
+            try:
+                os.fdatasync(self._descriptor)
+            except OSError as error:  # Linux tells it once: `fsync` would not meet it again
+                self._broken = error
+                return
+
+
+def _read_note(path: Path) -> _Note:
+    """What an earlier run noted; a note without file, an odd or unreadable one count as none."""
+    try:
+        length = path.stat().st_size
+        told = json.loads(note_file(path).read_text())
+        size, marks = int(told["size"]), (told["etag"], told.get("modified"))
+        done = [(int(start), int(end)) for start, end in told["done"]]
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return _Note()
+    sound = size > 0 and all(0 <= start < end <= min(size, length) for start, end in done)
+    etag, modified = (mark if isinstance(mark, str) else None for mark in marks)
+    return _Note(size, etag, modified, done) if sound else _Note()
+
+
+def storage_error(error: OSError) -> WorkerError:
+    """The error for a store that cannot be written."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreFull(f"the disk of the model store is full ({error.strerror}).")
+    return StoreNotWritable(f"the model store cannot be written: {error.strerror or error}.")

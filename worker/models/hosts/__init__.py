@@ -1,0 +1,1 @@
+"""The sites that model references point to: CivitAI, Hugging Face, and any https URL."""

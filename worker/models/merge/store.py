@@ -1,0 +1,129 @@
+"""Merged checkpoints: one with a template's LoRAs in it, found by what it was made of."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker.errors import ModelNotFound
+from worker.formats.model_file import ModelFile, file_sha256
+from worker.formats.names import SAFETENSORS, marked_stem
+from worker.job.model_fields import LoraReference
+from worker.job.models import Models
+from worker.models.download.partial_file import storage_error
+from worker.models.merge import merge
+from worker.models.merge.merge import Ingredient
+from worker.models.store.blobs import About, Blob, Blobs
+from worker.webui.payload import lora_tag
+
+SOURCE = "merged"
+METADATA = "worker.merged"  # key in the file's own metadata
+_DIGITS = 10  # of the key, in the file's name
+_LONGEST = 120  # characters of the rest of that name
+
+log = logging.getLogger("worker.models")
+
+
+class MergedCheckpoints:
+    """What was merged in one or several stores.
+
+    Beside the blobs, `merged/<key>` holds the sha256 of what was made of the inputs that the key
+    stands for. So a template that is edited never gets a picture from what it was before.
+    """
+
+    def __init__(self, *stores: Blobs) -> None:
+        self._stores = stores
+
+    def find(self, models: Models) -> ModelFile | None:
+        """The checkpoint that has all of the LoRAs in it with these weights."""
+        if not any((store.root / "merged").is_dir() for store in self._stores):
+            return None  # nobody hashes an operator's 7 GB for nothing
+        key = self.key(models)
+        blob = next((found for store in self._stores if (found := _read(store, key))), None)
+        return blob.as_file() if blob else None
+
+    def key(self, models: Models) -> str:
+        """64 hex digits that stand for the checkpoint, the LoRAs and their weights."""
+        base, loras = _parts(models)
+        return merge.merge_key(_sha256(base), loras)
+
+    def make(self, models: Models, store: Blobs) -> tuple[Blob, dict[str, tuple[str, ...]]]:
+        """Merge into a store.
+
+        Returns:
+            The new checkpoint, and by LoRA the names of the layers that the checkpoint lacks.
+
+        Raises:
+            WorkerError: see `merge`; or the store is full or not writable.
+        """
+        base, loras = _parts(models)
+        key = self.key(models)
+        inputs = _inputs(base, loras)
+        partial = store.partial(f"merge-{key[:32]}")
+        partial.unlink(missing_ok=True)  # a killed run's
+        done = merge.merge(base.path, loras, partial, {METADATA: json.dumps(inputs)})
+        names = "".join(f"+{lora.name}" for lora in loras)
+        about = About(
+            kind="checkpoint",
+            stem=marked_stem(f"{base.stem}{names}"[:_LONGEST], key[:_DIGITS]),
+            suffix=SAFETENSORS,
+            size=partial.stat().st_size,
+            mtime=0,  # the store's business
+            source=SOURCE,
+            family=base.architecture().family,
+        )
+        blob = store.add(partial, file_sha256(partial), about, lambda _stem: False)
+        _write(store, key, {"sha256": blob.sha256, **inputs, "unmatched": dict(done.unmatched)})
+        return blob, dict(done.unmatched)
+
+
+def _parts(models: Models) -> tuple[ModelFile, list[Ingredient]]:
+    if models.checkpoint is None:
+        raise ModelNotFound("there is no checkpoint to merge into.")
+    return models.checkpoint, [_ingredient(file, ref) for file, ref in models.loras]
+
+
+def _ingredient(file: ModelFile, reference: LoraReference) -> Ingredient:
+    tag = lora_tag(file, reference)
+    unet = tag.te if tag.unet is None else tag.unet
+    return Ingredient(file.path, file.stem, _sha256(file), tag.te, unet)
+
+
+def _sha256(file: ModelFile) -> str:
+    return file.known_sha256 or file_sha256(file.path)
+
+
+def _inputs(base: ModelFile, loras: Sequence[Ingredient]) -> dict[str, object]:
+    return {
+        "checkpoint": {"name": base.stem, "sha256": _sha256(base)},
+        "loras": [
+            {"name": one.name, "sha256": one.sha256, "te": one.te, "unet": one.unet}
+            for one in loras
+        ],
+        "algorithm": merge.ALGORITHM,
+    }
+
+
+def _file(store: Blobs, key: str) -> Path:
+    return store.root / "merged" / f"{key}.json"
+
+
+def _read(store: Blobs, key: str) -> Blob | None:
+    try:
+        note = json.loads(_file(store, key).read_text())
+    except (OSError, ValueError):
+        return None
+    return store.find(str(note.get("sha256"))) if isinstance(note, dict) else None
+
+
+def _write(store: Blobs, key: str, note: dict[str, object]) -> None:
+    file = _file(store, key)
+    temporary = file.with_suffix(".json.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(note, indent=1) + "\n")
+        temporary.replace(file)
+    except OSError as error:
+        raise storage_error(error) from error

@@ -1,0 +1,1 @@
+"""The model store: one blob for each SHA-256, shared by all workers, within a budget."""

@@ -1,0 +1,267 @@
+"""The life of a fetch: a reference becomes a verified blob in the store, once.
+
+resolve     ask the host which file the reference means, or remember what it said
+lease       one process downloads, the others wait for it
+make room   evict what was not used for longest, if the budget or the disk asks for it
+download    the first megabyte is inspected, the hash computed on the way
+publish     under its sha256, in one step
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
+from worker.formats import architecture, safetensors_header
+from worker.formats.architecture import Architecture, Kind
+from worker.formats.model_file import FOLDERS
+from worker.formats.names import PICKLES, SAFETENSORS, stem_of
+from worker.http.client import Internet, strong
+from worker.job.reference import ModelRef, Wanted
+from worker.models.download.download import Fetched, Hooks, download
+from worker.models.download.partial_file import discard
+from worker.models.download.source import Source
+from worker.models.hosts.host import ModelHost, RemoteFile
+from worker.models.store.blobs import About, Blob, Blobs
+from worker.models.store.progress import Report
+from worker.models.store.references import References
+from worker.models.store.space import Room
+
+_FOREIGN = {".gguf", ".zip", ".onnx", ".msgpack", ".h5", ".mlmodel", ".json", ".yaml", ".txt"}
+
+log = logging.getLogger("worker.models")
+
+
+class Fetcher:
+    """Brings models into one store. Thread-safe.
+
+    Args:
+        internet: the only way out.
+        hosts: class of a reference -> the host that understands it.
+        blobs: the store.
+        find: looks for a content there and wherever else models lie.
+        references: what is known of them.
+        room: its budget.
+        pickles: whether files that can run code may be fetched.
+        report_for: name -> who hears how far its download is.
+        is_taken: whether the operator has a file of that kind and stem.
+
+    Attributes:
+        bytes_fetched: of the files that have come since the start.
+    """
+
+    def __init__(
+        self,
+        internet: Internet,
+        hosts: Mapping[type, ModelHost],
+        blobs: Blobs,
+        room: Room,
+        *,
+        find: Callable[[str], Blob | None],
+        references: References,
+        pickles: bool,
+        report_for: Callable[[str], Report],
+        is_taken: Callable[[Kind, str], bool],
+    ) -> None:
+        self._internet = internet
+        self._hosts = hosts
+        self._blobs = blobs
+        self._room = room
+        self._find = find
+        self._pickles = pickles
+        self._report_for = report_for
+        self._is_taken = is_taken
+        self.references = references
+        self.bytes_fetched = 0
+        self._counting = threading.Lock()
+
+    def fetch(self, wanted: Wanted, stop: threading.Event) -> Blob:
+        """The blob for a reference: found by its content, or downloaded.
+
+        Raises:
+            WorkerError: says why it cannot be had.
+        """
+        remote = self.resolve(wanted.ref, stop)
+        self._check_told(wanted, remote)
+        sha256 = wanted.sha256 or remote.sha256
+
+        def there() -> Blob | None:
+            known = sha256 or self.references.sha256(wanted.ref)
+            return self._find(known) if known else None
+
+        key = sha256 or wanted.ref.key
+        blob = there()
+        while blob is None:
+            with self._blobs.lease(key, lambda: there() is not None, stop) as is_mine:
+                blob = self._download(wanted, remote, sha256, key, stop) if is_mine else there()
+        self._note(wanted, remote, blob)
+        return blob
+
+    def _note(self, wanted: Wanted, remote: RemoteFile, blob: Blob) -> None:
+        is_hosts_own = wanted.sha256 in {None, remote.sha256}
+        if is_hosts_own and self.references.sha256(wanted.ref) != blob.sha256:
+            self.references.note(wanted.ref, remote, blob.sha256)
+
+    def resolve(self, ref: ModelRef, stop: threading.Event) -> RemoteFile:
+        """What the host says about the file; asked at most once an hour."""
+        remote = self.references.remote(ref)
+        if remote is None:
+            try:
+                remote = self._hosts[type(ref)].resolve(ref, stop)
+            except WorkerError as error:
+                self.references.note_refusal(ref, error)
+                raise
+            etag = None if remote.sha256 else self.references.etag(ref)
+            same = etag is not None and self._internet.etag(remote.url) == etag
+            sha256 = self.references.sha256(ref, stale=True) if same else None
+            self.references.note(ref, replace(remote, etag=etag if same else None), sha256)
+        return remote
+
+    # Checks ----------------------------------------------------------------------------------
+
+    def _check_told(self, wanted: Wanted, remote: RemoteFile) -> None:
+        """What can be refused by the host's word alone, before a byte is fetched."""
+        suffix = PurePosixPath(remote.filename).suffix.lower()
+        if suffix in PICKLES and not self._pickles:
+            raise ModelUnsafe(
+                f"{remote.filename!r} is a pickle: loading it can run any code.",
+                hint="Use the model's .safetensors file; ALLOW_PICKLES=true permits pickles.",
+            )
+        if suffix in _FOREIGN:
+            raise ModelNotSupported(
+                f"{remote.filename!r}: A1111 v1.9.3 cannot load {suffix} files as models."
+            )
+        if wanted.kind and remote.role:
+            told = Architecture(role=remote.role)
+            architecture.check_usable(remote.name, wanted.kind, told)
+
+    # Download --------------------------------------------------------------------------------
+
+    def _download(
+        self,
+        wanted: Wanted,
+        remote: RemoteFile,
+        sha256: str | None,
+        key: str,
+        stop: threading.Event,
+    ) -> Blob | None:
+        """The blob; None if another worker has taken the download over."""
+        host = self._hosts[type(wanted.ref)]
+        source = Source(self._internet, remote.url, lambda said: host.refusal(said, remote))
+        inspection = _Inspection(wanted, remote)
+        log.info("fetching %s from %s", remote.name, remote.source)
+        begun = time.monotonic()
+        with closing(self._report_for(remote.name)) as report:
+            hooks = Hooks(
+                inspect=inspection,
+                make_room=lambda size: self._room.make(key, size),
+                report=self._heard_by(report, key),
+                stop=stop,
+            )
+            try:
+                fetched = download(source, self._blobs.partial(key), sha256, hooks)
+            except WorkerError as error:
+                self.references.note_refusal(wanted.ref, error)
+                raise
+            finally:
+                self._room.done(key)
+        if not fetched.path.exists():  # this one stood still for longer than a lease lasts
+            return None
+        blob = self._publish(wanted, remote, fetched, inspection)
+        # Still with the lease: who waits for a file without a hash knows it by this only.
+        self._note(wanted, replace(remote, etag=strong(fetched.etag)), blob)
+        self._count(remote.name, fetched.size, time.monotonic() - begun)
+        return blob
+
+    def _count(self, name: str, size: int, seconds: float) -> None:
+        with self._counting:
+            self.bytes_fetched += size
+        rate = size / 1e6 / max(seconds, 0.001)
+        log.info("fetched %s: %.1f MB at %.0f MB/s", name, size / 1e6, rate)
+
+    def _heard_by(self, report: Report, key: str) -> Callable[[int, int | None], None]:
+        def heard(fetched: int, size: int | None) -> None:
+            report(fetched, size)
+            if size is not None:
+                self._room.left(key, size - fetched)
+
+        return heard
+
+    def _publish(
+        self, wanted: Wanted, remote: RemoteFile, fetched: Fetched, inspection: _Inspection
+    ) -> Blob:
+        try:
+            inspection.check_size(fetched.size)
+        except WorkerError:
+            discard(fetched.path)
+            raise
+        found = inspection.found
+        kind = wanted.kind or remote.role or _kind(found)
+        has_secret = wanted.ref.shown != str(wanted.ref)
+        about = About(
+            kind=kind,
+            stem=stem_of(wanted.filename or fetched.filename or remote.filename),
+            suffix=inspection.suffix,
+            size=fetched.size,
+            mtime=0,  # the store's business
+            source=remote.source,
+            ref=None if has_secret else str(wanted.ref),
+            title=remote.title,
+            family=found.family or remote.family,
+            trained_words=remote.trained_words,
+        )
+        return self._blobs.add(
+            fetched.path, fetched.sha256, about, lambda stem: self._is_taken(kind, stem)
+        )
+
+
+class _Inspection:
+    """Looks at a file's first bytes; `download` calls it, see its `Hooks`.
+
+    Attributes:
+        suffix: that of the file, if it is a pickle; else `.safetensors`.
+        found: what the file is; a pickle does not tell.
+    """
+
+    def __init__(self, wanted: Wanted, remote: RemoteFile) -> None:
+        self._wanted = wanted
+        self._name = remote.name
+        self._size: int | None = None  # bytes that the file must have, by its own header
+        suffix = PurePosixPath(remote.filename).suffix.lower()
+        self.suffix = suffix if suffix in PICKLES else SAFETENSORS
+        self.found = Architecture()
+
+    def __call__(self, start: bytes, size: int | None) -> int | None:
+        """Refuse what is no usable model."""
+        if self.suffix in PICKLES:
+            safetensors_header.check_pickle(start)
+            return None
+        needed = safetensors_header.header_length(start)
+        if needed and len(start) < min(needed, size or needed):
+            return needed
+        header = safetensors_header.parse_header(start)
+        self._size = header.size
+        if size is not None:
+            self.check_size(size)
+        self.found = architecture.detect(header)
+        kind = self._wanted.kind or _kind(self.found)
+        architecture.check_usable(self._name, kind, self.found)
+        return None
+
+    def check_size(self, size: int) -> None:
+        """Refuse a file that is cut off or goes on behind its end."""
+        if self._size not in {None, size}:
+            raise ModelFileInvalid(
+                f"{self._name}: the host has {size} bytes, the file's header says {self._size}."
+            )
+
+
+def _kind(found: Architecture) -> Kind:
+    """The kind of a file that nobody has said anything about."""
+    return next((kind for kind in FOLDERS if kind == found.role), "checkpoint")

@@ -1,0 +1,238 @@
+"""The engine's HTTP API: `/sdapi/v1` of A1111 v1.9.3, each failure as one of our errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from worker.errors import (
+    CacheDamaged,
+    ConnectionLost,
+    EngineFault,
+    EnginePoisoned,
+    EngineRefused,
+    IncompleteAnswer,
+    NoCheckpoint,
+    OutOfMemory,
+    RouteMissing,
+    WorkerError,
+)
+from worker.webui.catalog import Catalog
+
+CONNECT_TIMEOUT = 3.0  # seconds; the engine is on this machine or near
+QUICK_TIMEOUT = 10.0  # seconds for calls that only read state
+
+_NOT_JSON = object()
+
+# Texts of a 500 that say what is broken, checked in this order (facts: A1111 v1.9.3, measured).
+_FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
+    (OutOfMemory, ("outofmemoryerror", "out of memory")),
+    (
+        CacheDamaged,
+        (
+            "sqlite",
+            "operationalerror",
+            "databaseerror",
+            "file is not a database",
+            "unable to open database file",
+            "database disk image is malformed",
+        ),
+    ),
+    (
+        EnginePoisoned,
+        (
+            "cuda error",
+            "cublas",
+            "cudnn",
+            "device-side assert",
+            "illegal memory access",
+            "expected all tensors to be on the same device",
+            "found no nvidia driver",
+            "'nonetype' object has no attribute 'lowvram'",
+        ),
+    ),
+    (NoCheckpoint, ("no checkpoints found",)),
+)
+
+
+@dataclass(frozen=True)
+class Txt2ImgAnswer:
+    """What txt2img returned.
+
+    Attributes:
+        images: base64 PNG without `data:` prefix.
+        parameters: the request as the engine understood it.
+        info: the engine's account of the pictures, a JSON string, as A1111 gives it.
+        facts: `info`, parsed.
+    """
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+    facts: dict[str, Any]
+
+
+class WebUI:
+    """One engine. Thread-safe; connections are pooled and checked before they are used again."""
+
+    def __init__(self, url: str) -> None:
+        self._address = urlsplit(url).netloc.rpartition("@")[2]  # without a password
+        self._api = f"{url}/sdapi/v1"
+        self._session = requests.Session()
+        # No proxy and no .netrc: the engine is on this machine. Compression would only cost time.
+        self._session.trust_env = False
+        self._session.headers["Accept-Encoding"] = "identity"
+        # Only what may safely be repeated; a refused connection is news, not noise.
+        retry = Retry(
+            total=2,
+            connect=0,
+            backoff_factor=0.1,
+            status_forcelist={502, 503, 504},
+            allowed_methods={"GET"},
+            raise_on_status=False,
+        )
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+
+    # Generation ------------------------------------------------------------------------------
+
+    def txt2img(self, body: Mapping[str, Any], timeout: float) -> Txt2ImgAnswer:
+        """Generate; blocks until the pictures are there.
+
+        Raises:
+            WorkerError: one of those that `error_from_answer` knows, or ConnectionLost.
+        """
+        answer = self._post("txt2img", body, timeout)
+        try:
+            info = answer["info"]
+            return Txt2ImgAnswer(answer["images"], answer["parameters"], info, json.loads(info))
+        except (KeyError, TypeError, ValueError) as error:
+            raise IncompleteAnswer(
+                "the engine's answer to txt2img has no images or info."
+            ) from error
+
+    def progress(self, *, preview: bool = False) -> dict[str, Any]:
+        """Progress of the running job; with its preview as base64 in `current_image`, or None."""
+        return dict(self._get(f"progress?skip_current_image={'false' if preview else 'true'}"))
+
+    def is_idle(self) -> bool:
+        """Whether no job runs; A1111 keeps the job's name empty then."""
+        return not self.progress()["state"]["job"]
+
+    def interrupt(self) -> None:
+        """Stop the running job at its next step; it then answers 200 with a partial picture."""
+        self._post("interrupt", None, QUICK_TIMEOUT)
+
+    # Models ----------------------------------------------------------------------------------
+
+    def sd_models(self) -> list[dict[str, Any]]:
+        """Checkpoints that the engine listed: title, model_name, hash, sha256, filename."""
+        return list(self._get("sd-models"))
+
+    def loras(self) -> list[dict[str, Any]]:
+        """LoRAs that the engine listed: name, alias, path, metadata."""
+        return list(self._get("loras"))
+
+    def embeddings(self) -> dict[str, Any]:
+        """`{"loaded": {name: ...}, "skipped": {name: ...}}` for the checkpoint that is loaded."""
+        return dict(self._get("embeddings"))
+
+    def refresh(self, *, timeout: float = 120.0) -> None:
+        """Let the engine read its folders for checkpoints, VAEs, LoRAs and embeddings again."""
+        for what in ("checkpoints", "vae", "loras", "embeddings"):
+            self._post(f"refresh-{what}", None, timeout)
+
+    # State -----------------------------------------------------------------------------------
+
+    def options(self) -> dict[str, Any]:
+        """All settings with their values."""
+        return dict(self._get("options"))
+
+    def set_options(self, options: Mapping[str, Any], timeout: float = QUICK_TIMEOUT) -> None:
+        """Change settings for good; a checkpoint is loaded before this returns."""
+        self._post("options", options, timeout)
+
+    def memory(self) -> dict[str, Any]:
+        """RAM and CUDA memory in bytes, as the engine sees them."""
+        return dict(self._get("memory"))
+
+    def catalog(self) -> Catalog:
+        """The names that a job may use on this engine."""
+        return Catalog.from_answers(
+            samplers=self._get("samplers"),
+            schedulers=self._get("schedulers"),
+            upscalers=self._get("upscalers"),
+            latent_modes=self._get("latent-upscale-modes"),
+            scripts=self._get("scripts"),
+            styles=self._get("prompt-styles"),
+        )
+
+    # Wire ------------------------------------------------------------------------------------
+
+    def _get(self, route: str) -> Any:  # noqa: ANN401 - JSON
+        return self._call("GET", route, None, QUICK_TIMEOUT)
+
+    def _post(self, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
+        return self._call("POST", route, body, timeout)
+
+    def _call(self, method: str, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
+        try:
+            response = self._session.request(
+                method, f"{self._api}/{route}", json=body, timeout=(CONNECT_TIMEOUT, timeout)
+            )
+        except requests.RequestException as error:
+            raise ConnectionLost(
+                f"{method} {route}: no answer from the engine at {self._address}"
+                f" ({type(error).__name__})."
+            ) from error
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = _NOT_JSON
+        if response.status_code == requests.codes.ok and answer is not _NOT_JSON:
+            return answer
+        raise error_from_answer(route, response.status_code, answer, response.text)
+
+
+def error_from_answer(route: str, status: int, answer: Any, text: str) -> WorkerError:  # noqa: ANN401
+    """The error that an answer other than a good 200 means.
+
+    A missing route answers exactly `{"detail": "Not Found"}`; A1111's own errors have the key
+    `error` and its text in `detail` or `errors`; failed validation has only `detail`.
+    """
+    if answer == {"detail": "Not Found"}:
+        return RouteMissing(f"{route}: the engine does not have this route.", route=route)
+    fields = answer if isinstance(answer, dict) else {}
+    name = str(fields.get("error") or "")
+    said = _sentence(fields.get("errors") or fields.get("detail") or text)
+    if 400 <= status < 500:  # noqa: PLR2004 - the class of HTTP codes
+        return EngineRefused(f"the engine refused the request ({status}): {said}")
+    found = f"{name} {said}".lower()
+    for kind, signs in _FAULTS:
+        if any(sign in found for sign in signs):
+            return kind(f"the engine answered {status}: {name} {said}")
+    return EngineFault(f"{route}: the engine answered {status}: {name or 'no JSON'} {said}")
+
+
+def _sentence(value: object, limit: int = 400) -> str:
+    """The engine's text on one line, shortened, without paths of its machine."""
+    text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
+    text = _without_paths(text)
+    if len(text) > limit:
+        return f"{text[:limit]}..."
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _without_paths(text: str) -> str:
+    """`/a/b/c.safetensors` becomes `c.safetensors`; URLs and fractions stay as they are."""
+    return " ".join(
+        word.rsplit("/", 1)[-1] if word.lstrip("'\"(").startswith("/") else word
+        for word in text.split(" ")
+    )
