@@ -29,10 +29,13 @@ from typing import Any, Literal
 import runpod_sdk
 from model_manager import ModelManager
 from worker import log
+from worker.answer import failure
 from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
-from worker.delivery.delivery import Delivery
+from worker.delivery.bucket import Bucket
+from worker.delivery.delivery import MB, Delivery
 from worker.errors import ConfigError, InternalError, WorkerError
+from worker.http.client import SafeHttpClient
 from worker.job import request
 from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
@@ -41,14 +44,14 @@ from worker.models.store.progress import listener
 from worker.runpod.fitness import Fitness
 from worker.service import result
 from worker.service.counters import Counters
-from worker.service.progress import JobProgress, Report
-from worker.service.startup import beside, read_ahead
+from worker.service.progress import JobProgress, ProgressReport
+from worker.service.startup import read_ahead, run_in_background
 from worker.stopwatch import Stopwatch
 from worker.webui import payload
 from worker.webui.client import Txt2ImgAnswer, WebUI
 from worker.webui.engine import Engine
-from worker.webui.memory_growth import MemoryGrowth
 from worker.webui.readiness import Readiness
+from worker.webui.recovery import MemoryGrowth
 from worker.webui.supervisor import Supervisor
 
 EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
@@ -70,7 +73,7 @@ def _is_named(error: WorkerError, job: Mapping[str, Any]) -> bool:
     return bool(name) and str(name) in json.dumps(job["input"], ensure_ascii=False)
 
 
-PostProgress = Callable[[dict[str, Any], Report], Awaitable[object]]
+PostProgress = Callable[[dict[str, Any], ProgressReport], Awaitable[object]]
 
 
 class Handler:
@@ -93,7 +96,7 @@ class Handler:
         self._engine = engine
         self._models = models
         self._templates = templates
-        self._delivery = Delivery.from_settings(settings)
+        self._delivery = build_delivery(settings)
         self._generating = asyncio.Lock()
         self._tasks = {"templates": self._list_templates, "health": self._tell_health}
 
@@ -114,45 +117,45 @@ class Handler:
             log.phase.set(phase)
             progress.enter(_REPORTED.get(phase, phase))
 
-        watch = Stopwatch(self._settings.job_timeout, entered)
+        stopwatch = Stopwatch(self._settings.job_timeout, entered)
         logger.info("started")
         try:
-            answer = await self._run(job, watch, progress)
+            answer = await self._run(job, stopwatch, progress)
         except WorkerError as error:
-            logger.warning("failed %s: %s", watch.timings(), error)
-            return result.failure(error, retire=bool(self._engine.retiring))
+            logger.warning("failed %s: %s", stopwatch.timings(), error)
+            return failure(error, retire=bool(self._engine.retiring))
         except asyncio.CancelledError:
-            logger.warning("cancelled %s", watch.timings())
+            logger.warning("cancelled %s", stopwatch.timings())
             raise
         except Exception:  # the job boundary: the caller gets an id, the log gets the rest
             problem = InternalError.with_id()
             logger.exception("internal error %s", problem.details["id"])
-            return result.failure(problem)
+            return failure(problem)
         logger.info("done %s", answer["timings"])
         return answer | ({"refresh_worker": True} if self._engine.retiring else {})
 
     async def _run(
-        self, job: Mapping[str, Any], watch: Stopwatch, progress: JobProgress
+        self, job: Mapping[str, Any], stopwatch: Stopwatch, progress: JobProgress
     ) -> dict[str, Any]:
         """Check, prepare, generate, prove, answer: the life of a job."""
         if task := self._tasks.get(request.task_of(job.get("input"))):
-            return await task(watch)
-        with watch.phase("validate"):
+            return await task(stopwatch)
+        with stopwatch.phase("validate"):
             wanted = request.parse(self._templates.fill_in(job.get("input")))
-            watch.limit(wanted.timeout or self._settings.job_timeout)
+            stopwatch.limit(wanted.timeout or self._settings.job_timeout)
             self._delivery.check(wanted.output)
             names = payload.engine_names(wanted, self._engine.catalog)
-        with watch.phase("prepare"):
-            models = await self._prepare(job, wanted, watch)
+        with stopwatch.phase("prepare"):
+            models = await self._prepare(job, wanted, stopwatch)
         try:
             composed = payload.build(wanted, names, models)
-            async with self._turn(watch):
-                with watch.phase("generate"):
-                    picture = await self._engine.generate(composed, watch, progress.tell)
-            with watch.phase("deliver"):
+            async with self._turn(stopwatch):
+                with stopwatch.phase("generate"):
+                    picture = await self._engine.generate(composed, stopwatch, progress.tell)
+            with stopwatch.phase("deliver"):
                 used = await self._account(picture, models)
                 cache = await asyncio.to_thread(self._models.get_cache_stats)
-                answer = result.success(picture, composed, used, cache, watch.timings())
+                answer = result.success(picture, composed, used, cache, stopwatch.timings())
                 answer |= {"template": wanted.template} if wanted.template else {}
                 answer |= self._startup_once()
                 answer = await asyncio.to_thread(
@@ -160,7 +163,7 @@ class Handler:
                 )
         finally:
             self._models.release(models)
-        return answer | {"timings": watch.timings()}
+        return answer | {"timings": stopwatch.timings()}
 
     def _startup_once(self) -> dict[str, Any]:
         """For the first picture's answer: why the caller waited so long."""
@@ -187,18 +190,18 @@ class Handler:
             read_ahead(models.loaded.path, booted)
 
     @asynccontextmanager
-    async def _turn(self, watch: Stopwatch) -> AsyncIterator[None]:
+    async def _turn(self, stopwatch: Stopwatch) -> AsyncIterator[None]:
         """The engine for this job alone, as soon as the jobs before it have made their pictures."""
-        with watch.phase("queue"):
+        with stopwatch.phase("queue"):
             turn = asyncio.ensure_future(self._generating.acquire())
             try:
-                await asyncio.wait({turn}, timeout=watch.left())
+                await asyncio.wait({turn}, timeout=stopwatch.left())
             except asyncio.CancelledError:
                 self._give_up_turn(turn)
                 raise
             if not turn.done():
                 self._give_up_turn(turn)
-                raise watch.expired("the engine was busy with other jobs; no picture")
+                raise stopwatch.expired("the engine was busy with other jobs; no picture")
         try:
             yield
         finally:
@@ -216,14 +219,14 @@ class Handler:
         )
         return used
 
-    async def _tell_health(self, watch: Stopwatch) -> dict[str, Any]:
+    async def _tell_health(self, stopwatch: Stopwatch) -> dict[str, Any]:
         """The answer of the task `health`; it waits for no other job."""
         engine = await asyncio.to_thread(self._engine.health)
         models = await asyncio.to_thread(self._models.health)
         worker = self.counters.shown(asked_by=log.job_id.get()) | {"startup": self.startup}
-        return result.health(worker, engine, models, watch.timings())
+        return result.health(worker, engine, models, stopwatch.timings())
 
-    async def _list_templates(self, watch: Stopwatch) -> dict[str, Any]:
+    async def _list_templates(self, stopwatch: Stopwatch) -> dict[str, Any]:
         """The answer of the task `templates`; the engine has no part in it."""
         states = {
             name: await asyncio.to_thread(self._models.template_state, one.request())
@@ -231,10 +234,10 @@ class Handler:
         }
         listed = [one | states.get(one["template"], {}) for one in self._templates.list_templates()]
         default = self._templates.get_default_template()
-        return result.templates(listed, default, watch.timings())
+        return result.templates(listed, default, stopwatch.timings())
 
     async def _prepare(
-        self, job: Mapping[str, Any], wanted: Txt2ImgRequest, watch: Stopwatch
+        self, job: Mapping[str, Any], wanted: Txt2ImgRequest, stopwatch: Stopwatch
     ) -> Models:
         """Find or fetch the models; when nobody waits any more, the downloads stop."""
         stop = threading.Event()
@@ -242,14 +245,14 @@ class Handler:
             asyncio.to_thread(self._models.prepare_models_for_request, wanted, stop)
         )
         try:
-            await asyncio.wait({preparing}, timeout=watch.left())
+            await asyncio.wait({preparing}, timeout=stopwatch.left())
         except asyncio.CancelledError:
             self._abandon(preparing, stop)
             raise
         if not preparing.done():
             self._abandon(preparing, stop)
             hint = "What has arrived is kept: send the job again, or raise `timeout`."
-            raise watch.expired("the models were not there", hint=hint)
+            raise stopwatch.expired("the models were not there", hint=hint)
         try:
             models, new = preparing.result()
         except WorkerError as error:
@@ -276,6 +279,17 @@ class Handler:
         preparing.add_done_callback(came)
 
 
+def build_delivery(settings: Settings) -> Delivery:
+    """Put the delivery together: into the result, the operator's folder, or the bucket."""
+    address, key_id = settings.bucket, settings.bucket_access_key_id
+    secret = settings.bucket_secret_access_key
+    bucket = None
+    if address and key_id and secret:
+        bucket = Bucket(address, key_id, secret, settings.bucket_public_url)
+    limit = round(settings.result_limit_mb * MB) or None
+    return Delivery(limit, settings.output_dir, bucket, SafeHttpClient(settings.trusted_hosts))
+
+
 def build(settings: Settings) -> tuple[Handler, Engine]:
     """Put the worker together; nothing is started yet.
 
@@ -298,13 +312,19 @@ def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
     Raises:
         WorkerError: there is no point in taking jobs.
     """
-    watch, stop, booted = Stopwatch(settings.ready_timeout), threading.Event(), threading.Event()
+    stopwatch, stop, booted = (
+        Stopwatch(settings.ready_timeout),
+        threading.Event(),
+        threading.Event(),
+    )
     # The SDK's import takes 1.4 s.
-    importing = beside(watch, "sdk", functools.partial(importlib.import_module, "runpod"))
+    importing = run_in_background(
+        stopwatch, "sdk", functools.partial(importlib.import_module, "runpod")
+    )
     prepare = functools.partial(handler.prepare_default_template, stop, booted)
-    models = beside(watch, "models", prepare)
+    models = run_in_background(stopwatch, "models", prepare)
     try:
-        with watch.phase("engine"):
+        with stopwatch.phase("engine"):
             engine.boot(settings.ready_timeout)
     except WorkerError:
         stop.set()
@@ -312,8 +332,8 @@ def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
     finally:
         booted.set()
     importing.join()
-    models.join(watch.left())
-    handler.startup = watch.timings()
+    models.join(stopwatch.left())
+    handler.startup = stopwatch.timings()
     logger.info("ready for jobs %s", handler.startup)
 
 
@@ -333,7 +353,7 @@ def main() -> int:
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
         return EXIT_ENGINE_NOT_READY
-    threading.Thread(target=engine.watch, name="engine-watch", daemon=True).start()
+    threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
     handler.post_progress = runpod_sdk.post_progress
     has_gpu = settings.runpod_gpu_count not in {"", "0"}
     checks = Fitness(settings, WebUI(settings.webui_url), has_gpu=has_gpu).checks()

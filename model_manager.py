@@ -34,11 +34,11 @@ from worker.errors import (
     ModelUnsafe,
 )
 from worker.formats import architecture
-from worker.formats.architecture import Kind
 from worker.formats.model_file import FOLDERS, ModelFile
-from worker.http.client import NEVER, Internet, origin
+from worker.formats.names import Kind
+from worker.http.client import NO_CANCEL, SafeHttpClient, origin
 from worker.job.model_fields import LoraReference
-from worker.job.models import Models, assign_files, wanted_models
+from worker.job.models import Models, assign_files, lora_tag, wanted_models
 from worker.job.prompt import add_lora_tags, lora_tags
 from worker.job.reference import (
     CivitAIModel,
@@ -59,9 +59,8 @@ from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
 from worker.models.store.progress import report_for
 from worker.models.store.references import References
-from worker.models.store.space import Room
+from worker.models.store.space import SpaceBudget
 from worker.models.store.store import Store
-from worker.webui.payload import lora_tag
 
 log = logging.getLogger("worker.models")
 
@@ -92,13 +91,15 @@ class ModelManager:
         )
         self.merged = MergedCheckpoints(self.store.baked, self.store.fetched)
         budget = settings.models_budget_gb
-        self.room = Room(self.store.fetched, None if budget is None else round(budget * 1e9))
-        internet = Internet([*settings.trusted_hosts, *settings.mirrors], _tokens(settings))
+        self.space = SpaceBudget(
+            self.store.fetched, None if budget is None else round(budget * 1e9)
+        )
+        http = SafeHttpClient([*settings.trusted_hosts, *settings.mirrors], _tokens(settings))
         self.fetcher = Fetcher(
-            internet,
-            _hosts(settings, internet),
+            http,
+            _hosts(settings, http),
             self.store.fetched,
-            self.room,
+            self.space,
             find=self.store.blob,
             references=References(
                 self.store.fetched.root / "references", self.store.baked.root / "references"
@@ -111,7 +112,7 @@ class ModelManager:
     # For jobs --------------------------------------------------------------------------------
 
     def prepare_models_for_request(
-        self, request: Txt2ImgRequest, stop: threading.Event = NEVER
+        self, request: Txt2ImgRequest, stop: threading.Event = NO_CANCEL
     ) -> tuple[Models, bool]:
         """Make every model of the job usable; nothing evicts them until `release`.
 
@@ -138,7 +139,7 @@ class ModelManager:
             self._loaded = models.loaded or self._loaded
             self._pin()
 
-    def find_models(self, request: Txt2ImgRequest, stop: threading.Event = NEVER) -> Models:
+    def find_models(self, request: Txt2ImgRequest, stop: threading.Event = NO_CANCEL) -> Models:
         """Every model of the job, found or fetched, and checked; the engine sees none of it yet.
 
         Raises:
@@ -150,7 +151,9 @@ class ModelManager:
         self._check(models)
         return models
 
-    def ensure(self, wanted: Sequence[Wanted], stop: threading.Event = NEVER) -> list[ModelFile]:
+    def ensure(
+        self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
+    ) -> list[ModelFile]:
         """Each of them as a checked file: found in the store, or fetched, several at once."""
         files = [self._find(one) for one in wanted]
         missing = [one for one, file in zip(wanted, files, strict=True) if file is None]
@@ -347,7 +350,7 @@ class ModelManager:
         """Nothing that jobs use is evicted, nor the checkpoint that stays loaded after them."""
         files = {file for models in self._in_use for file in models.files()}
         files |= {self._loaded} if self._loaded else set()
-        self.room.pinned = frozenset(file.known_sha256 for file in files if file.known_sha256)
+        self.space.pinned = frozenset(file.known_sha256 for file in files if file.known_sha256)
 
     def _check(self, models: Models) -> None:
         """Each file is whole and of its kind, and all are of the checkpoint's family."""
@@ -363,14 +366,14 @@ class ModelManager:
                     )
 
 
-def _hosts(settings: Settings, internet: Internet) -> dict[type, ModelHost]:
+def _hosts(settings: Settings, http: SafeHttpClient) -> dict[type, ModelHost]:
     """Class of a reference -> the host that understands it."""
-    civitai = CivitAI(internet, *_civitai_fronts(settings))
+    civitai = CivitAI(http, *_civitai_fronts(settings))
     return {
         CivitAIVersion: civitai,
         CivitAIModel: civitai,
         Sha256: civitai,
-        HuggingFaceFile: HuggingFace(internet, settings.hf_endpoint),
+        HuggingFaceFile: HuggingFace(http, settings.hf_endpoint),
         WebFile: AnyHost(),
     }
 

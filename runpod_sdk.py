@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.runpod.poller import Job
-from worker.runpod.transport import Handler, Routes, Transport
-from worker.runpod.watchdog import watch
+from worker.runpod.transport import JobHandler, Routes, Transport
+from worker.runpod.watchdog import start_watchdog
 
 logger = logging.getLogger("worker.runpod")
 
@@ -46,7 +46,7 @@ _serving: Transport | None = None
 
 
 def start(
-    handler: Handler, *, concurrency: int = 1, checks: Iterable[Callable[[], None]] = ()
+    handler: JobHandler, *, concurrency: int = 1, checks: Iterable[Callable[[], None]] = ()
 ) -> None:
     """Give the process to the SDK; returns when the worker has ended.
 
@@ -105,7 +105,7 @@ def fingerprint(name: str) -> str:
         return ""
 
 
-def _put_in(handler: Handler, concurrency: int) -> None:
+def _put_in(handler: JobHandler, concurrency: int) -> None:
     """Let the SDK make our transport where it makes its JobScaler."""
     from runpod import http_client  # noqa: PLC0415
     from runpod.serverless.modules import rp_http, rp_job, rp_scale, worker_state  # noqa: PLC0415
@@ -127,6 +127,6 @@ def _put_in(handler: Handler, concurrency: int) -> None:
 
 async def _serve(transport: Transport) -> None:
     global _serving  # noqa: PLW0603 - a process is one worker
-    watch(asyncio.get_running_loop())
+    start_watchdog(asyncio.get_running_loop())
     _serving = transport
     await transport.serve()

@@ -37,10 +37,10 @@ class Task:
 def ours(task: Task, *, hashed: bool = True) -> Work:
     """The worker's download: in parallel, hashed, inspected, on the disk, published."""
     from worker.errors import ModelFileInvalid
+    from worker.files import discard
     from worker.formats.safetensors_header import header_length, parse_header
-    from worker.http.client import Internet
+    from worker.http.client import SafeHttpClient
     from worker.models.download.download import Hooks, download
-    from worker.models.download.partial_file import discard
     from worker.models.download.source import Source
 
     def inspect(start: bytes, size: int | None) -> int | None:
@@ -51,12 +51,12 @@ def ours(task: Task, *, hashed: bool = True) -> Work:
             raise ModelFileInvalid("the host has another size than the header.")
         return None
 
-    internet = Internet([urlsplit(task.url).netloc])
+    http = SafeHttpClient([urlsplit(task.url).netloc])
     part = task.target.with_suffix(".part")
     expected = task.sha256 if hashed else None
 
     def work() -> str | None:
-        source = Source(internet, task.url, lambda said: ModelFileInvalid(f"status {said.status}"))
+        source = Source(http, task.url, lambda said: ModelFileInvalid(f"status {said.status}"))
         fetched = download(source, part, expected, Hooks(inspect=inspect))
         part.replace(task.target)
         _sync_folder(task.target.parent)

@@ -19,41 +19,41 @@ def clock():
 
 
 def test_phases_and_total_are_timed(clock):
-    watch = Stopwatch(60, clock=clock)
-    with watch.phase("prepare"):
+    stopwatch = Stopwatch(60, clock=clock)
+    with stopwatch.phase("prepare"):
         clock.now += 1.5
     clock.now += 1
 
-    assert watch.timings() == {"prepare": 1.5, "total": 2.5}
+    assert stopwatch.timings() == {"prepare": 1.5, "total": 2.5}
 
 
 def test_a_phase_that_fails_is_timed_too(clock):
-    watch = Stopwatch(60, clock=clock)
-    with suppress(KeyError), watch.phase("generate"):
+    stopwatch = Stopwatch(60, clock=clock)
+    with suppress(KeyError), stopwatch.phase("generate"):
         clock.now += 2
         raise KeyError
 
-    assert watch.timings()["generate"] == 2
+    assert stopwatch.timings()["generate"] == 2
 
 
 def test_the_deadline_only_moves_forward(clock):
-    watch = Stopwatch(60, clock=clock)
-    watch.limit(500)
-    assert watch.left() == 60
-    watch.limit(10)
-    assert watch.left() == 10
+    stopwatch = Stopwatch(60, clock=clock)
+    stopwatch.limit(500)
+    assert stopwatch.left() == 60
+    stopwatch.limit(10)
+    assert stopwatch.left() == 10
     clock.now += 30
-    assert watch.left() == 0
+    assert stopwatch.left() == 0
 
 
 def test_a_passed_deadline_says_which_phase_took_how_long(clock):
     entered = []
-    watch = Stopwatch(10, entered.append, clock)
-    with watch.phase("prepare"):
+    stopwatch = Stopwatch(10, entered.append, clock)
+    with stopwatch.phase("prepare"):
         clock.now += 7.25
-    with watch.phase("generate"):
+    with stopwatch.phase("generate"):
         clock.now += 3
-        error = watch.expired("no picture", hint="Ask for less.")
+        error = stopwatch.expired("no picture", hint="Ask for less.")
 
     said = "JOB_TIMEOUT: no picture within 10 s (prepare 7.2 s, generate 3.0 s). Ask for less."
     assert str(error) == said

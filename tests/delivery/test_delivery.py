@@ -17,9 +17,10 @@ from fakes.hosts.bucket import KEY_ID, NAME, SECRET, s3_server
 from fakes.hosts.put_host import put_host
 from PIL import Image, PngImagePlugin
 
+from handler import build_delivery
 from worker.config.settings import PROJECT, Settings
 from worker.delivery import bucket, delivery, put_url
-from worker.delivery.delivery import RESERVE, Delivery, cleaned, json_size
+from worker.delivery.delivery import RESERVE, cleaned, json_size
 from worker.errors import DeliveryFailed, InvalidInput, ResultTooLarge
 from worker.job.output_fields import Output
 from worker.webui.client import Txt2ImgAnswer
@@ -79,7 +80,7 @@ def answer_with(images):
 
 
 def worker(**environ):
-    return Delivery.from_settings(Settings.from_environ(environ))
+    return build_delivery(Settings.from_environ(environ))
 
 
 def limit(number_of_bytes):
@@ -351,9 +352,9 @@ def test_without_a_bucket_s3_is_refused_before_anything_costs(server):
 def test_without_a_bucket_boto3_is_not_imported():
     """It takes a third of a second."""
     code = (
-        "import sys; from worker.delivery.delivery import Delivery;"
+        "import sys; from handler import build_delivery;"
         " from worker.config.settings import Settings;"
-        " Delivery.from_settings(Settings.from_environ({}));"
+        " build_delivery(Settings.from_environ({}));"
         " assert not {'boto3', 'botocore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)

@@ -9,7 +9,7 @@ from fakes.hosts.put_host import put_host
 from worker.delivery import put_url
 from worker.delivery.put_url import put
 from worker.errors import DeliveryFailed
-from worker.http.client import Internet
+from worker.http.client import SafeHttpClient
 from worker.webui.picture import Picture
 
 PNG = Picture(b"\x89PNG of some bytes", "png")
@@ -25,11 +25,11 @@ def host():
 
 @pytest.fixture
 def internet(host):
-    return Internet([host.address])
+    return SafeHttpClient([host.address])
 
 
-def test_the_bytes_arrive_with_their_type_and_the_query_stays_secret(host, internet):
-    shown = put(internet, host.url("1.png"), PNG)
+def test_the_bytes_arrive_with_their_type_and_the_query_stays_secret(host, http):
+    shown = put(http, host.url("1.png"), PNG)
 
     assert shown == f"http://{host.address}/1.png"
     (received,) = host.received
@@ -41,8 +41,8 @@ def test_the_bytes_arrive_with_their_type_and_the_query_stays_secret(host, inter
 
 
 @pytest.mark.parametrize(("form", "content_type"), [("jpeg", "image/jpeg"), ("webp", "image/webp")])
-def test_the_type_is_that_of_the_form(host, internet, form, content_type):
-    put(internet, host.url("1"), Picture(b"x", form))
+def test_the_type_is_that_of_the_form(host, http, form, content_type):
+    put(http, host.url("1"), Picture(b"x", form))
 
     assert host.received[0].headers["content-type"] == content_type
 
@@ -64,24 +64,24 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("answers", "puts", "said"), ENDS, ids=str)
-def test_a_busy_host_is_asked_again_and_no_other_one(host, internet, answers, puts, said):
+def test_a_busy_host_is_asked_again_and_no_other_one(host, http, answers, puts, said):
     host.answers = list(answers)
     if said is None:
-        put(internet, host.url("1.png"), PNG)
+        put(http, host.url("1.png"), PNG)
     else:
         with pytest.raises(DeliveryFailed) as raised:
-            put(internet, host.url("1.png"), PNG)
+            put(http, host.url("1.png"), PNG)
         assert said in str(raised.value)
         assert "5ecret" not in f"{raised.value}{raised.value.details}"
 
     assert [one.body for one in host.received] == [PNG.data] * puts
 
 
-def test_a_broken_connection_is_tried_again(host, internet, monkeypatch):
+def test_a_broken_connection_is_tried_again(host, http, monkeypatch):
     monkeypatch.setattr(put_url, "LONGEST_WAIT", 0.0)
     host.answers = [(0, {}, b""), (0, {}, b"")]
 
-    put(internet, host.url("1.png"), PNG)
+    put(http, host.url("1.png"), PNG)
     assert len(host.received) == 3
 
 
@@ -90,7 +90,7 @@ def test_a_host_that_is_gone_is_told(monkeypatch, caplog):
     monkeypatch.setattr(put_url, "LONGEST_WAIT", 0.0)
     gone = f"127.0.0.1:{free_port()}"
     with pytest.raises(DeliveryFailed, match="the connection failed") as raised:
-        put(Internet([gone]), f"http://{gone}/1.png?sig=5ecret", PNG)
+        put(SafeHttpClient([gone]), f"http://{gone}/1.png?sig=5ecret", PNG)
 
     assert "5ecret" not in f"{raised.value}{caplog.text}"
 
@@ -108,6 +108,6 @@ def test_a_host_that_is_gone_is_told(monkeypatch, caplog):
 )
 def test_only_https_and_only_public_addresses(url):
     with pytest.raises(DeliveryFailed, match="refused") as raised:
-        put(Internet(), url, PNG)
+        put(SafeHttpClient(), url, PNG)
 
     assert "5ecret" not in str(raised.value)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from fakes.model_files import sha256
 from model_manager import ModelManager
 from worker.config.settings import Settings
-from worker.http.client import NEVER
+from worker.http.client import NO_CANCEL
 from worker.job.reference import Wanted, parse_reference
 from worker.models.store.blobs import About, Blob, Blobs
 
@@ -51,7 +51,7 @@ def manager_for(hosts, folder: Path, **more: str) -> ModelManager:
     return ModelManager(Settings.from_environ(environment_for(hosts, folder, **more)))
 
 
-def fetch(manager: ModelManager, text: str, kind=None, stop=NEVER, **wanted) -> Blob:
+def fetch(manager: ModelManager, text: str, kind=None, stop=NO_CANCEL, **wanted) -> Blob:
     return manager.fetcher.fetch(Wanted(parse_reference(text), kind, **wanted), stop)
 
 

@@ -148,7 +148,7 @@ def main() -> None:
         runpod_sdk.VERSION = "0.0.0"
     if "WATCHDOG" in os.environ:
         patience = float(os.environ["WATCHDOG"])
-        runpod_sdk.watch = functools.partial(watchdog.watch, patience=patience)
+        runpod_sdk.start_watchdog = functools.partial(watchdog.start_watchdog, patience=patience)
     if "PLAIN" in os.environ:
         # Its checks want a GPU's memory and a way to 8.8.8.8.
         os.environ |= {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}

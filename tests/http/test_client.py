@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import FetchStopped, ModelHostFailed, ModelUrlRefused, WorkerError
-from worker.http import client as internet
+from worker.http import client as http
 from worker.http.backoff import LONGEST_WAIT
 from worker.http.client import (
     ATTEMPTS,
     MAX_REDIRECTS,
     USER_AGENT,
     Document,
-    Internet,
+    SafeHttpClient,
     is_public,
     origin,
     shown,
@@ -43,7 +43,7 @@ def no_ca(tmp_path_factory):
 def _quick(monkeypatch, no_ca):
     """Reading all the world's authorities takes 0.1 s for each client."""
     monkeypatch.setenv("SSL_CERT_FILE", str(no_ca))
-    monkeypatch.setattr(internet.certifi, "where", lambda: str(no_ca))
+    monkeypatch.setattr(http.certifi, "where", lambda: str(no_ca))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def netloc(url):
 def client(hosts, *roles, tokens=None):
     """Trusts the roles; all of them if none is named."""
     urls = [hosts.url(role) for role in roles] or list(hosts._world.urls.values())
-    return Internet([netloc(url) for url in urls], tokens)
+    return SafeHttpClient([netloc(url) for url in urls], tokens)
 
 
 class Patience(threading.Event):
@@ -213,8 +213,8 @@ LOOK_ALIKES = [
 
 @pytest.mark.parametrize("url", LOOK_ALIKES)
 def test_no_look_alike_gets_the_token(url):
-    assert not Internet(tokens={CIVITAI: KEY}).has_token(url)
-    assert Internet(tokens={CIVITAI: KEY}).has_token(f"{CIVITAI}/x")
+    assert not SafeHttpClient(tokens={CIVITAI: KEY}).has_token(url)
+    assert SafeHttpClient(tokens={CIVITAI: KEY}).has_token(f"{CIVITAI}/x")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_no_look_alike_gets_the_token(url):
 def test_what_is_no_https_url_is_refused_before_anything_is_sent(url, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)
     with pytest.raises(ModelUrlRefused):
-        Internet().open(url)
+        SafeHttpClient().open(url)
 
 
 # Which hosts.
@@ -250,7 +250,7 @@ def test_what_is_no_https_url_is_refused_before_anything_is_sent(url, monkeypatc
 def test_a_host_of_this_machine_is_refused(tls_hosts, host):
     url = tls_hosts.web.replace("127.0.0.1", host)
     with pytest.raises((ModelUrlRefused, ModelHostFailed)) as refused:
-        Internet().open(url)
+        SafeHttpClient().open(url)
     assert isinstance(refused.value, ModelUrlRefused) or "NameResolution" in str(refused.value)
     assert tls_hosts.connections("web") == 0
 
@@ -279,7 +279,7 @@ def test_a_name_with_a_private_address_is_refused(monkeypatch, addresses):
     resolve_to(monkeypatch, addresses)
     monkeypatch.setattr(socket.socket, "connect", None)  # it must not even try
     with pytest.raises(ModelUrlRefused, match=r"'models\.example' has no public address"):
-        Internet().open("https://models.example/x")
+        SafeHttpClient().open("https://models.example/x")
 
 
 def test_a_name_that_changes_its_address_meanwhile_is_refused(tls_hosts, monkeypatch):
@@ -287,7 +287,7 @@ def test_a_name_that_changes_its_address_meanwhile_is_refused(tls_hosts, monkeyp
     asked = resolve_to(monkeypatch, ["8.8.8.8"], ["127.0.0.1"])
     url = tls_hosts.add_web("/x", DATA).replace("127.0.0.1", "models.example")
     with pytest.raises(ModelUrlRefused):
-        Internet().open(url)
+        SafeHttpClient().open(url)
     assert asked == ["models.example"] * 2
     assert tls_hosts.requests == []
     gc.collect()  # the connection was closed, or this warns
@@ -299,7 +299,7 @@ def test_an_unknown_name_is_the_hosts_failure(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(ModelHostFailed, match="models"):
-        Internet().open("https://models.example/x?sig=secret")
+        SafeHttpClient().open("https://models.example/x?sig=secret")
 
 
 def test_a_trusted_host_may_be_private_and_plain(hosts):
@@ -488,7 +488,7 @@ def test_a_url_is_passed_on_as_it_is(hosts):
 
 @pytest.fixture
 def loopback_is_public(monkeypatch):
-    monkeypatch.setattr(internet, "is_public", lambda _: True)
+    monkeypatch.setattr(http, "is_public", lambda _: True)
 
 
 @pytest.mark.usefixtures("loopback_is_public")
@@ -496,7 +496,7 @@ def loopback_is_public(monkeypatch):
 def test_the_operators_ca_is_accepted(tls_hosts, monkeypatch, trusted):
     monkeypatch.setenv("SSL_CERT_FILE", str(tls_hosts.ca_file))
     url = tls_hosts.add_web("/x", DATA)
-    way_out = client(tls_hosts, "web") if trusted else Internet()
+    way_out = client(tls_hosts, "web") if trusted else SafeHttpClient()
     for _ in range(2):
         with way_out.open(url) as reply:
             assert reply.read(len(DATA)) == DATA
@@ -507,7 +507,7 @@ def test_the_operators_ca_is_accepted(tls_hosts, monkeypatch, trusted):
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_certificate_of_an_unknown_ca_is_refused(tls_hosts, trusted):
     url = tls_hosts.add_web("/x?sig=secret", DATA)
-    way_out = client(tls_hosts, "web") if trusted else Internet()
+    way_out = client(tls_hosts, "web") if trusted else SafeHttpClient()
     with pytest.raises(ModelHostFailed, match="SSLError") as failed:
         way_out.open(url)
     assert "secret" not in str(failed.value)
@@ -520,7 +520,7 @@ def test_a_certificate_of_another_name_is_refused(tls_hosts, monkeypatch):
     resolve_to(monkeypatch, ["127.0.0.1"])
     url = tls_hosts.add_web("/x", DATA).replace("127.0.0.1", "models.example")
     with pytest.raises(ModelHostFailed, match="SSLError"):
-        Internet().open(url)
+        SafeHttpClient().open(url)
     assert tls_hosts.requests == []
 
 
@@ -581,7 +581,7 @@ def test_a_connection_that_breaks_is_the_hosts_failure(hosts, params):
 
 
 def test_a_host_that_says_nothing_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(internet, "READ_TIMEOUT", 0.1)
+    monkeypatch.setattr(http, "READ_TIMEOUT", 0.1)
     with ModelHosts() as hosts:
         url = hosts.add_web("/x", DATA)
         hosts.fault("slow", seconds=60, path="/x")
@@ -681,7 +681,7 @@ def test_a_stop_before_the_first_answer_counts_too(hosts):
 
 
 def test_a_small_answer_is_small(hosts, monkeypatch):
-    monkeypatch.setattr(internet, "MAX_DOCUMENT", 1000)
+    monkeypatch.setattr(http, "MAX_DOCUMENT", 1000)
     document, _ = client(hosts).ask(hosts.add_web("/x", DATA))
     assert document.body == DATA[:1000]
 

@@ -322,7 +322,7 @@ def test_while_one_bakes_nothing_is_evicted(hosts, tmp_path):
     manager = manager_for(hosts, tmp_path)
     Baking(manager, tmp_path / "baked").run({})
 
-    assert not manager.room.evicts
+    assert not manager.space.evicts
 
 
 def test_a_damaged_file_is_found_and_brought_again(bake, baked):

@@ -34,7 +34,6 @@ PURE = [
     "job.template",
     "models.download.schedule",
     "models.hosts.civitai_api",
-    "models.store.eviction",
     "service.result",
     "webui.catalog",
     "webui.payload",

@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestServer
 
 from worker.errors import InvalidInput
 from worker.job.request import parse
-from worker.runpod.poller import Line, TakeFailed
+from worker.runpod.poller import JobPoller, TakeFailed
 
 
 def taken(answer, count=1):
@@ -23,7 +23,7 @@ def taken(answer, count=1):
         app.router.add_get("/{path:.*}", give)
         async with TestServer(app) as plane:
             url = str(plane.make_url("/job-take/worker?gpu=none"))
-            async with Line(url, {}) as line:
+            async with JobPoller(url, {}) as line:
                 ending = asyncio.get_running_loop().create_future()
                 return await line.take(count, busy=False, ending=ending)
 

@@ -15,10 +15,10 @@ from worker.config.settings import PROJECT
 
 PROGRAM = """
 import asyncio, multiprocessing, sys, time
-from worker.runpod.watchdog import watch
+from worker.runpod.watchdog import start_watchdog
 
 async def main():
-    watch(asyncio.get_running_loop(), patience=1.0)
+    start_watchdog(asyncio.get_running_loop(), patience=1.0)
     print(multiprocessing.active_children()[0].pid, flush=True)
     await asyncio.sleep(0.3)
     {then}

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from worker.service.progress import JobProgress, of_generation
+from worker.service.progress import JobProgress
+from worker.webui.client import of_generation
 
 
 def state(step=0, steps=20, number=0, count=1, progress=0.0, eta=0.0):

@@ -6,10 +6,11 @@ from fakes.a1111.process import write_safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.answer import failure, plain
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.job.models import Models
-from worker.service.result import failure, models_used, plain, success
+from worker.service.result import models_used, success
 from worker.webui.client import Txt2ImgAnswer
 from worker.webui.payload import Expected, Payload
 

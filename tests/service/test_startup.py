@@ -3,19 +3,19 @@
 import threading
 from pathlib import Path
 
-from worker.service.startup import beside, read_ahead
+from worker.service.startup import read_ahead, run_in_background
 from worker.stopwatch import Stopwatch
 
 
 def test_what_runs_beside_is_timed_while_it_runs_and_afterwards():
-    watch, go_on = Stopwatch(60), threading.Event()
-    thread = beside(watch, "models", go_on.wait)
-    while "models" not in watch.timings():
+    stopwatch, go_on = Stopwatch(60), threading.Event()
+    thread = run_in_background(stopwatch, "models", go_on.wait)
+    while "models" not in stopwatch.timings():
         pass
     go_on.set()
     thread.join()
 
-    timings = watch.timings()
+    timings = stopwatch.timings()
     assert set(timings) == {"models", "total"}
     assert timings["total"] >= timings["models"] >= 0
 

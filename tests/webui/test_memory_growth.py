@@ -1,6 +1,6 @@
 """When a worker has grown too much."""
 
-from worker.webui.memory_growth import MemoryGrowth
+from worker.webui.recovery import MemoryGrowth
 
 GB = 10**9
 

@@ -24,12 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from worker.config.settings import Settings
 from worker.delivery.bucket import Bucket
 from worker.delivery.put_url import put
 from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultTooLarge
-from worker.http.client import Internet
-from worker.job.output_fields import DEFAULT_QUALITY, Format, Output
+from worker.http.client import SafeHttpClient
+from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
 from worker.webui.client import Txt2ImgAnswer
 from worker.webui.picture import Picture, from_engine
 
@@ -103,27 +102,16 @@ class Delivery:
         limit: bytes that a result may have as JSON; None: any number.
         folder: where pictures are also written; None: nowhere.
         bucket: the operator's; None: there is none.
-        internet: the way to the URLs of jobs.
+        http: the way to the URLs of jobs.
     """
 
     def __init__(
-        self, limit: int | None, folder: Path | None, bucket: Bucket | None, internet: Internet
+        self, limit: int | None, folder: Path | None, bucket: Bucket | None, http: SafeHttpClient
     ) -> None:
         self._limit = limit
         self._folder = folder
         self._bucket = bucket
-        self._internet = internet
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Delivery:
-        """As the operator wants it."""
-        address, key_id = settings.bucket, settings.bucket_access_key_id
-        secret = settings.bucket_secret_access_key
-        bucket = None
-        if address and key_id and secret:
-            bucket = Bucket(address, key_id, secret, settings.bucket_public_url)
-        limit = round(settings.result_limit_mb * MB) or None
-        return cls(limit, settings.output_dir, bucket, Internet(settings.trusted_hosts))
+        self._http = http
 
     def check(self, output: Output) -> None:
         """Whether this worker can deliver so; asked before the picture costs anything.
@@ -137,7 +125,7 @@ class Delivery:
             )
         for number, url in enumerate(output.urls):
             try:
-                self._internet.check(url)
+                self._http.check(url)
             except ModelUrlRefused as error:
                 raise InvalidInput(
                     f"output.urls.{number}: {error.message}", hint=error.hint
@@ -215,12 +203,12 @@ class Delivery:
 
     def _to_urls(self, parcel: _Parcel, problems: _Problems) -> _Delivered:
         pictures = parcel.pictures[parcel.grids :]
-        urls = _all(partial(put, self._internet), parcel.output.urls, pictures)
+        urls = _all(partial(put, self._http), parcel.output.urls, pictures)
         answer = parcel.addressed("put", urls, pictures, problems)
         return self._within_limit(answer, uploaded=urls), parcel.pictures
 
     def _smaller(self, parcel: _Parcel, problems: _Problems) -> _Delivered:
-        form: Format = "webp" if parcel.output.format == "png" else parcel.output.format
+        form: ImageFormat = "webp" if parcel.output.format == "png" else parcel.output.format
         best = 101 if parcel.output.format == "png" else parcel.output.quality or DEFAULT_QUALITY
         last = problems[-1]
         for quality in (one for one in QUALITIES if one < best):

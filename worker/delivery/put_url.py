@@ -7,7 +7,7 @@ import time
 
 from worker.errors import DeliveryFailed, ModelHostFailed, ModelUrlRefused
 from worker.http.backoff import backoff, retry_after
-from worker.http.client import BUSY, Document, Internet, shown
+from worker.http.client import BUSY, Document, SafeHttpClient, shown
 from worker.webui.picture import Picture
 
 ATTEMPTS = 3
@@ -17,7 +17,7 @@ _TAKEN = range(200, 300)
 _CODE = re.compile(rb"<Code>(\w{1,64})</Code>")  # how S3, and all that speak its language, say why
 
 
-def put(internet: Internet, url: str, picture: Picture) -> str:
+def put(http: SafeHttpClient, url: str, picture: Picture) -> str:
     """Upload a picture; returns the URL without its query.
 
     Raises:
@@ -26,7 +26,7 @@ def put(internet: Internet, url: str, picture: Picture) -> str:
     where = shown(url)
     for attempt in range(ATTEMPTS):
         try:
-            answer = internet.put(url, picture.data, picture.content_type)
+            answer = http.put(url, picture.data, picture.content_type)
         except ModelUrlRefused as error:
             raise DeliveryFailed(f"{where} was refused: {error.message}") from None
         except ModelHostFailed as error:

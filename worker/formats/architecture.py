@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from worker.errors import ModelMismatch, ModelNotSupported
+from worker.formats.names import Kind
 from worker.formats.safetensors_header import Header, Tensor
-
-Kind = Literal["checkpoint", "lora", "vae", "embedding"]
 
 USABLE_FAMILIES = ("SD1", "SD2", "SDXL", "SDXL refiner")
 

@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 from worker.errors import ModelFileInvalid, ModelNotFound
 from worker.formats import architecture, safetensors_header
-from worker.formats.architecture import Architecture, Kind
-from worker.formats.names import PICKLES
+from worker.formats.architecture import Architecture
+from worker.formats.names import PICKLES, Kind
 from worker.formats.safetensors_header import Header
 
 # A1111's own folder for each kind, below its models folder; the model store uses the same.

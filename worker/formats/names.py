@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
+from typing import Literal
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # loading one can run any code
@@ -42,3 +43,6 @@ def without_suffix(name: str) -> str:
 def stem_of(filename: str) -> str:
     """A clean stem from a file name that a stranger has chosen."""
     return clean_stem(without_suffix(PurePosixPath(filename.replace("\\", "/")).name))
+
+
+Kind = Literal["checkpoint", "lora", "vae", "embedding"]

@@ -42,7 +42,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # no other IPv6 address is on the internet
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # holds an IPv4 address in its last 32 bits
-NEVER = threading.Event()  # for callers that nothing stops
+NO_CANCEL = threading.Event()  # for callers that nothing stops
 
 # Below these levels they write whole URLs, and signed ones are secrets.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.WARNING)
@@ -211,7 +211,7 @@ class Reply:
         self._response.close()
 
 
-class Internet:
+class SafeHttpClient:
     """A client for the hosts of models. Thread-safe.
 
     Args:
@@ -266,7 +266,7 @@ class Internet:
         *,
         method: str = "GET",
         same_host: bool = False,
-        stop: threading.Event = NEVER,
+        stop: threading.Event = NO_CANCEL,
     ) -> tuple[Document, str]:
         """A small answer and the URL it came from; a busy host is asked again, with patience.
 

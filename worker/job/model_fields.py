@@ -21,8 +21,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from worker.errors import InvalidInput
-from worker.formats.architecture import Kind
-from worker.formats.names import stem_of, without_suffix
+from worker.formats.names import Kind, stem_of, without_suffix
 from worker.job.reference import Sha256, Wanted, reference_from_fields
 
 

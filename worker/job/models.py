@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from worker.formats.model_file import ModelFile
 from worker.job.model_fields import LoraReference
+from worker.job.prompt import LoraTag
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import OverrideSettings, Txt2ImgRequest
 
@@ -113,3 +114,10 @@ def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelF
 
 def _unless_same(name: str | None) -> str | None:
     return None if name is None or name.casefold() == "use same checkpoint" else name
+
+
+def lora_tag(file: ModelFile, reference: LoraReference) -> LoraTag:
+    """The tag for a LoRA with the weights that the job gave it."""
+    te = reference.scale if reference.te is None else reference.te
+    unet = reference.scale if reference.unet is None else reference.unet
+    return LoraTag(file.stem, te, unet)

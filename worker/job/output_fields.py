@@ -14,7 +14,7 @@ from pydantic import Field, StrictBool, StringConstraints, model_validator
 
 from worker.job.model_fields import Int, Strict
 
-Format = Literal["png", "jpeg", "webp"]
+ImageFormat = Literal["png", "jpeg", "webp"]
 Method = Literal["base64", "s3", "put"]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=8192, strip_whitespace=True)]
 
@@ -24,7 +24,7 @@ DEFAULT_QUALITY = 90
 class Output(Strict):
     """The form of the pictures, and how the caller gets them."""
 
-    format: Format = Field(
+    format: ImageFormat = Field(
         "png", description="Form of the pictures; A1111's infotext is in each of them."
     )
     quality: Int | None = Field(

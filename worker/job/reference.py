@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from worker.errors import InvalidInput
-from worker.formats.architecture import Kind
+from worker.formats.names import Kind
 
 _FORMS = (
     "Give a file name in the model store, a CivitAI version id, AIR (civitai:<model>@<version>) or "

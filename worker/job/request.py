@@ -35,7 +35,7 @@ from worker.job.model_fields import (
     no_nul,
 )
 from worker.job.output_fields import Output
-from worker.webui.catalog import near_matches
+from worker.spelling import near_matches
 
 # Names that other APIs use for the same thing; A1111 would ignore them in silence.
 FOREIGN_NAMES = {
@@ -291,7 +291,7 @@ _OBJECTS: dict[int | str, type[Strict]] = {
     "alwayson_scripts": AlwaysOnScript,
     "output": Output,
 }
-Place = Callable[[tuple[int | str, ...]], str]
+ShowLocation = Callable[[tuple[int | str, ...]], str]
 
 
 def dotted(loc: tuple[int | str, ...]) -> str:
@@ -337,7 +337,7 @@ def parse(job_input: object) -> Txt2ImgRequest:
     raise InvalidInput(joined(problems), problems=problems)
 
 
-def problems_of(error: ValidationError, place: Place = dotted) -> list[str]:
+def problems_of(error: ValidationError, place: ShowLocation = dotted) -> list[str]:
     """Each problem with its place, its value and the cure."""
     return [_problem(detail, place) for detail in error.errors(include_url=False)]
 
@@ -348,7 +348,7 @@ def joined(problems: Sequence[str]) -> str:
     return "; ".join(problems[:_MAX_SHOWN]) + more + "."
 
 
-def _problem(detail: ErrorDetails, place: Place) -> str:
+def _problem(detail: ErrorDetails, place: ShowLocation) -> str:
     where = place(detail["loc"])
     if detail["type"] == "extra_forbidden":
         return _unknown_key(where, detail["loc"])

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import ConfigError, TemplateNotFound
-from worker.formats.architecture import Kind
+from worker.formats.names import Kind
 from worker.job import template
 from worker.job.model_fields import ModelReference
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import JobFields
 from worker.job.template import Template, TemplatesFile
-from worker.webui.catalog import near_matches
+from worker.spelling import near_matches
 
 NONE = "none"  # DEFAULT_TEMPLATE: no template but those that jobs name
 

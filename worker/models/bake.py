@@ -28,17 +28,16 @@ from filelock import FileLock
 
 from worker.config.settings import PROJECT
 from worker.errors import ModelNotSupported, WorkerError
+from worker.files import discard, storage_error, unfinished_writes, write_atomically
 from worker.formats.model_file import ModelFile, file_sha256
-from worker.job.models import Models, wanted_models
+from worker.job.models import Models, lora_tag, wanted_models
 from worker.job.reference import Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.job.template import Template
-from worker.models.download.partial_file import discard, storage_error
 from worker.models.merge.store import SOURCE, MergedCheckpoints
 from worker.models.store.blobs import Blob
-from worker.models.store.space import Room
+from worker.models.store.space import SpaceBudget
 from worker.models.store.store import Store
-from worker.webui.payload import lora_tag
 
 MANIFEST = "manifest.json"
 AT_ONCE = 4  # models that are fetched in parallel
@@ -52,7 +51,7 @@ class Manager(Protocol):
     """What baking needs of `model_manager.ModelManager`."""
 
     store: Store
-    room: Room
+    space: SpaceBudget
     merged: MergedCheckpoints
 
     def ensure(self, wanted: Sequence[Wanted]) -> list[ModelFile]:
@@ -83,7 +82,7 @@ class Baking:
         Raises:
             StoreFull, StoreNotWritable: the folder cannot be written.
         """
-        self.manager.room.evicts = False
+        self.manager.space.evicts = False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / ".bake.lock"):
@@ -228,9 +227,10 @@ class Baking:
     # The end ---------------------------------------------------------------------------------
 
     def _write(self, manifest: Row) -> None:
-        temporary = self.root / f".{MANIFEST}.new"
-        temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        temporary.replace(self.root / MANIFEST)
+        content = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        write_atomically(self.root / MANIFEST, content)
+        for left in unfinished_writes(self.root / MANIFEST):
+            left.unlink(missing_ok=True)
 
     def _remove(self, damaged: Iterable[Row]) -> None:
         fetched = self.manager.store.fetched

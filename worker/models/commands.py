@@ -20,14 +20,14 @@ from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.errors import ConfigError, InvalidInput, ModelFileInvalid, WorkerError
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256
-from worker.http.client import NEVER
+from worker.http.client import NO_CANCEL
 from worker.job.reference import Sha256, StoreName, Wanted, parse_reference
 from worker.job.request import Txt2ImgRequest
 from worker.job.template_file import Templates
 from worker.models import bake
 from worker.models.store.blobs import Blob, size_on_disk
-from worker.models.store.eviction import Plan
 from worker.models.store.fetcher import Fetcher
+from worker.models.store.space import EvictionPlan
 from worker.webui import config_json
 
 EXIT_FAILED = 1
@@ -158,7 +158,7 @@ def _resolve(manager: Manager, options: argparse.Namespace, _settings: Settings)
         ref = parse_reference(text)
         if isinstance(ref, StoreName):
             raise ModelFileInvalid(f"{text!r} is a file name, nothing to resolve.", hint=_REF)
-        remote = asdict(manager.fetcher.resolve(ref, NEVER))
+        remote = asdict(manager.fetcher.resolve(ref, NO_CANCEL))
         del remote["url"]  # of a web file it may be signed
         return {"ref": ref.shown, **remote}
 
@@ -212,14 +212,14 @@ def _verified(manager: Manager, blob: Blob) -> Row:
 
 def _prune(manager: Manager, options: argparse.Namespace, _settings: Settings) -> list[Row]:
     budget = None if options.budget is None else round(options.budget * 1e9)
-    plan: Plan = manager.room.plan(budget=budget)
+    plan: EvictionPlan = manager.space.plan(budget=budget)
     rows: list[Row] = [
         {"do": "evict", "name": one.name, "size": one.size, "last_used": round(one.last_used)}
         for one in plan.evict
     ]
     rows += [
         {"do": "discard", "name": path.name, "size": size_on_disk(path)}
-        for path in manager.room.abandoned()
+        for path in manager.space.abandoned()
     ]
     if plan.lacking:
         lacking = (
@@ -227,8 +227,8 @@ def _prune(manager: Manager, options: argparse.Namespace, _settings: Settings) -
         )
         rows.append({"error": lacking})
     if not options.dry_run:
-        manager.room.carry_out(plan)
-        manager.room.discard_abandoned()
+        manager.space.carry_out(plan)
+        manager.space.discard_abandoned()
     return rows
 
 

@@ -49,7 +49,7 @@ class TakeFailed(Exception):
         self.retry_after = retry_after
 
 
-class Line:
+class JobPoller:
     """The connection on which jobs are taken; use it as an asynchronous context."""
 
     def __init__(self, url: str, headers: dict[str, str], *, hold: float = HOLD) -> None:
@@ -65,7 +65,7 @@ class Line:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=2 * hold),
         )
 
-    async def __aenter__(self) -> Line:
+    async def __aenter__(self) -> JobPoller:
         return self
 
     async def __aexit__(self, *_: object) -> None:

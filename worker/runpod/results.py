@@ -17,9 +17,9 @@ from typing import Any
 
 import aiohttp
 
+from worker.answer import failure
 from worker.errors import InternalError, ResultRefused, WorkerError
 from worker.http.backoff import BackOff, retry_after
-from worker.service import result
 
 logger = logging.getLogger("worker.runpod")
 
@@ -136,7 +136,7 @@ class Poster:
 
 def in_short(problem: WorkerError, verdict: Mapping[str, Any]) -> dict[str, Any]:
     """The error as RunPod takes it; `stopPod` stays, for that the worker is broken stays true."""
-    told = result.failure(problem)
+    told = failure(problem)
     short: dict[str, Any] = {"error": told.pop("error"), "output": told}
     return short | {key: verdict[key] for key in ("stopPod",) if key in verdict}
 

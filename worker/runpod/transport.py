@@ -20,7 +20,7 @@ import aiohttp
 from worker import log
 from worker.errors import InternalError
 from worker.http.backoff import BackOff, retry_after
-from worker.runpod.poller import CONNECT, HOLD, Job, Line, TakeFailed
+from worker.runpod.poller import CONNECT, HOLD, Job, JobPoller, TakeFailed
 from worker.runpod.results import PATIENCE, Poster, in_short
 
 logger = logging.getLogger("worker.runpod")
@@ -31,7 +31,7 @@ STOP_FLOOR = 1.0  # seconds, the same for stop signals; the SDK's
 EARLY_STOPS = 30.0  # seconds for which a stop waits for its job
 REMEMBERED = 1000  # jobs; a stop for one of them is late, not early
 
-Handler = Callable[[Job], Awaitable[Any]]
+JobHandler = Callable[[Job], Awaitable[Any]]
 
 
 class Tracker(Protocol):
@@ -81,7 +81,7 @@ class Transport:
     def __init__(
         self,
         routes: Routes,
-        handler: Handler,
+        handler: JobHandler,
         tracker: Tracker,
         *,
         concurrency: int = 1,
@@ -112,7 +112,7 @@ class Transport:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=self._hold)
         async with (
             aiohttp.ClientSession(headers=self._routes.headers, timeout=timeout) as session,
-            Line(self._routes.take, self._routes.headers, hold=self._hold) as line,
+            JobPoller(self._routes.take, self._routes.headers, hold=self._hold) as line,
         ):
             self.poster = Poster(session, self._routes.done, patience=self._patience)
             stops = asyncio.ensure_future(self._watch_stops(session))
@@ -136,7 +136,7 @@ class Transport:
 
     # Taking and running ------------------------------------------------------------------------
 
-    async def _take_jobs(self, line: Line) -> None:
+    async def _take_jobs(self, line: JobPoller) -> None:
         back_off = BackOff(most=TAKE_AGAIN)
         while not self._ending.done():
             free = self._concurrency - len(self._tasks)
@@ -234,7 +234,7 @@ class Transport:
         return self._early.pop(job_id, None) is not None
 
 
-async def _call(handler: Handler, job: Job) -> Any:  # noqa: ANN401 - whatever it returns
+async def _call(handler: JobHandler, job: Job) -> Any:  # noqa: ANN401 - whatever it returns
     return await handler(job)
 
 

@@ -25,7 +25,7 @@ EXIT_HUNG = 1  # only where the process leads no group: else it ends by SIGKILL
 _SHARES = 12
 
 
-def watch(loop: asyncio.AbstractEventLoop, patience: float = PATIENCE) -> threading.Thread:
+def start_watchdog(loop: asyncio.AbstractEventLoop, patience: float = PATIENCE) -> threading.Thread:
     """Watch the running loop, from a thread, until it is closed; `patience` in seconds."""
     thread = threading.Thread(
         target=_watch, args=(loop, patience), name="loop-watchdog", daemon=True

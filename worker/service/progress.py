@@ -16,29 +16,8 @@ from typing import Any
 EVERY = 1.0  # seconds between two reports
 PATIENCE = 5.0  # seconds for a report to arrive
 
-Report = dict[str, Any]
-Post = Callable[[Report], Awaitable[object]]
-
-
-def of_generation(answer: Mapping[str, Any]) -> Report:
-    """A report from the engine's answer to GET /progress.
-
-    Before the first step the engine loads a checkpoint, or waits; its estimate means nothing yet.
-    """
-    state = answer["state"]
-    step, steps = state["sampling_step"], state["sampling_steps"]
-    number, count = state["job_no"], state["job_count"]
-    if not step and not number:
-        return {"phase": "load"}
-    of_many = f", batch {number + 1} of {count}" if count > 1 else ""
-    return {
-        "phase": "generate",
-        "step": step,
-        "steps": steps,
-        "percent": round(100 * answer["progress"], 1),
-        "eta_seconds": round(max(0.0, answer["eta_relative"]), 1),
-        "message": f"step {step} of {steps}{of_many}",
-    }
+ProgressReport = dict[str, Any]
+Post = Callable[[ProgressReport], Awaitable[object]]
 
 
 class JobProgress:
@@ -53,7 +32,7 @@ class JobProgress:
     """
 
     def __init__(self, post: Post | None = None, every: float = EVERY) -> None:
-        self.latest: Report = {}
+        self.latest: ProgressReport = {}
         self._post = post
         self._every = every
         self._loop = asyncio.get_running_loop()

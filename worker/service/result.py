@@ -6,19 +6,16 @@ The SDK loses results in silence: bytes, NaN and lone surrogates never reach the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from worker.errors import WorkerError
+from worker.answer import _plain_object
 from worker.formats.model_file import ModelFile
 from worker.job.model_fields import LoraReference
-from worker.job.models import Models
+from worker.job.models import Models, lora_tag
 from worker.webui.client import Txt2ImgAnswer
-from worker.webui.payload import Payload, lora_tag
+from worker.webui.payload import Payload
 from worker.webui.proof import applied_loras
-
-FAILED = "Failed to process inference request"
 
 
 def success(
@@ -104,27 +101,3 @@ def _used(file: ModelFile) -> dict[str, Any]:
 def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | None]:
     tag = lora_tag(file, reference)
     return {"te": tag.te, "unet": tag.unet}
-
-
-def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:
-    """`error` makes the SDK report FAILED; `refresh_worker` replaces this worker."""
-    told = {"error": str(error), "message": FAILED, "code": error.code, **error.details}
-    return _plain_object(told | ({"refresh_worker": True} if retire else {}))
-
-
-def _plain_object(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: plain(item) for key, item in value.items()}
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-like value
-    """The value as strict JSON takes it: no NaN, no tuple, no lone surrogate, keys are text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, str):
-        # isascii is a flag lookup; a picture's megabytes are not copied.
-        return value if value.isascii() else value.encode("utf-8", "replace").decode()
-    return value if isinstance(value, int | float | None) else str(value)

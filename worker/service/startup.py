@@ -11,11 +11,13 @@ from worker.stopwatch import Stopwatch
 _CHUNK = 1 << 24  # bytes
 
 
-def beside(watch: Stopwatch, name: str, work: Callable[[], object]) -> threading.Thread:
-    """Do it in a thread, which ends with the process; timed as a phase of that name."""
+def run_in_background(
+    stopwatch: Stopwatch, name: str, work: Callable[[], object]
+) -> threading.Thread:
+    """Do the work in a daemon thread, timed as a phase of that name."""
 
     def run() -> None:
-        with watch.phase(name):
+        with stopwatch.phase(name):
             work()
 
     thread = threading.Thread(target=run, name=name, daemon=True)

@@ -7,13 +7,13 @@ silence; people send `DPM++ 2M Karras`, `euler_a`, `k_dpmpp_2m` and `sgm_uniform
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from worker.errors import InvalidInput
+from worker.spelling import near_matches
 
 Json = Any  # what the engine sent; its shape is read below, once
 
@@ -113,13 +113,6 @@ class Catalog:
 
 def _spellings(entries: Iterable[tuple[str, list[str]]]) -> dict[str, str]:
     return {canonical(spelling): name for name, spellings in entries for spelling in spellings}
-
-
-def near_matches(value: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Up to `count` known names that look like the value, in any case; the nearest first."""
-    by_folded = {name.casefold(): name for name in sorted(known)}
-    hits = difflib.get_close_matches(value.casefold(), by_folded, count, cutoff=0.5)
-    return [by_folded[hit] for hit in hits]
 
 
 def _unknown(

@@ -236,3 +236,24 @@ def _without_paths(text: str) -> str:
         word.rsplit("/", 1)[-1] if word.lstrip("'\"(").startswith("/") else word
         for word in text.split(" ")
     )
+
+
+def of_generation(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A report from the engine's answer to GET /progress.
+
+    Before the first step the engine loads a checkpoint, or waits; its estimate means nothing yet.
+    """
+    state = answer["state"]
+    step, steps = state["sampling_step"], state["sampling_steps"]
+    number, count = state["job_no"], state["job_count"]
+    if not step and not number:
+        return {"phase": "load"}
+    of_many = f", batch {number + 1} of {count}" if count > 1 else ""
+    return {
+        "phase": "generate",
+        "step": step,
+        "steps": steps,
+        "percent": round(100 * answer["progress"], 1),
+        "eta_seconds": round(max(0.0, answer["eta_relative"]), 1),
+        "message": f"step {step} of {steps}{of_many}",
+    }

@@ -12,6 +12,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from worker.files import write_atomically
+
 log = logging.getLogger("worker.webui_config")
 
 # A1111's defaults for everything in `worker.job.request.OverrideSettings`; sd_model_checkpoint is
@@ -67,10 +69,9 @@ def write(webui_dir: Path, checkpoint: str | None = None) -> None:
     """
     path = webui_dir / "config.json"
     webui_dir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.new")
     first = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
-    temporary.write_text(json.dumps({**first, **OVERRIDABLE, **_read(path), **RELIED_ON}, indent=4))
-    temporary.replace(path)
+    options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON}
+    write_atomically(path, json.dumps(options, indent=4))
 
 
 def _read(path: Path) -> dict[str, Any]:

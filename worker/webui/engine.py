@@ -23,16 +23,14 @@ from worker.errors import (
     RouteMissing,
     WorkerError,
 )
-from worker.service.progress import Report, of_generation
 from worker.stopwatch import Stopwatch
 from worker.webui import picture, proof, recovery
 from worker.webui.catalog import Catalog
-from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.client import Txt2ImgAnswer, WebUI, of_generation
 from worker.webui.config_json import OVERRIDABLE
-from worker.webui.memory_growth import MemoryGrowth
 from worker.webui.payload import LIVE_PREVIEWS, Expected, Payload, has_previews, smaller, throwaway
 from worker.webui.readiness import Readiness
-from worker.webui.recovery import Action, After
+from worker.webui.recovery import Action, After, MemoryGrowth
 from worker.webui.supervisor import EngineProcess, Reason, Supervisor
 
 STOP_PATIENCE = 10.0  # seconds for an interrupted job to end before the engine counts as hung
@@ -125,7 +123,7 @@ class Engine:
         keys = [key for key in (*OVERRIDABLE, LIVE_PREVIEWS) if key in options]
         self._webui.set_options({key: options[key] for key in keys})
 
-    def watch(self) -> None:
+    def keep_ready(self) -> None:
         """Prove a restarted engine also while no job comes; runs for ever, in a thread.
 
         Else an engine that crashed while idle would be warmed up by the next job, and start.sh
@@ -176,12 +174,12 @@ class Engine:
         """Let the engine read its folders before the next picture."""
         self._must_refresh = True
 
-    async def generate(self, payload: Payload, watch: Stopwatch, tell: Tell) -> Txt2ImgAnswer:
+    async def generate(self, payload: Payload, stopwatch: Stopwatch, tell: Tell) -> Txt2ImgAnswer:
         """Generate and prove, with at most `recovery.MAX_ATTEMPTS` attempts.
 
         Args:
             payload: the job as the engine takes it.
-            watch: its deadline.
+            stopwatch: its deadline.
             tell: hears how far it is, see `worker.service.progress`.
 
         Raises:
@@ -192,10 +190,10 @@ class Engine:
         while True:
             try:
                 async with self._followed(tell, preview=has_previews(payload.body)):
-                    answer = await self._attempt(payload, watch)
+                    answer = await self._attempt(payload, stopwatch)
             except WorkerError as error:
                 error.details["attempts"] = len(failures) + 1
-                await self._recover(error, failures, payload, watch)
+                await self._recover(error, failures, payload, stopwatch)
                 failures.append(error)
             else:
                 self._out_of_memory_in_a_row = 0
@@ -222,17 +220,17 @@ class Engine:
                 self._hashes |= {m["model_name"]: m["sha256"] for m in listed if m.get("sha256")}
         return self._hashes.get(name)
 
-    async def _attempt(self, payload: Payload, watch: Stopwatch) -> Txt2ImgAnswer:
+    async def _attempt(self, payload: Payload, stopwatch: Stopwatch) -> Txt2ImgAnswer:
         if not self._is_proven():
-            await asyncio.to_thread(self._wait_until_ready, watch.left())
+            await asyncio.to_thread(self._wait_until_ready, stopwatch.left())
         if self._must_refresh:
             # Before: the next job's models may come while the engine reads its folders.
             self._must_refresh = False
             await asyncio.to_thread(self._refresh, payload.expected)
         if self._must_clear:
-            await self._post(throwaway(payload.body), watch)
+            await self._post(throwaway(payload.body), stopwatch)
             self._must_clear = False
-        answer = await self._post(payload.body, watch)
+        answer = await self._post(payload.body, stopwatch)
         proof.check(answer.facts, answer.images, payload.expected)
         if payload.expected.embeddings:
             listed = await asyncio.to_thread(self._webui.embeddings)
@@ -257,7 +255,7 @@ class Engine:
                 if look % LOG_EVERY == 0:
                     log.info("%s", report.get("message", report["phase"]))
 
-    def _look(self, *, preview: bool) -> Report:
+    def _look(self, *, preview: bool) -> dict[str, Any]:
         answer = self._webui.progress(preview=preview)
         image = answer.get("current_image")
         small = picture.thumbnail(image) if preview and image else None
@@ -272,21 +270,21 @@ class Engine:
             raise
         proof.check_listed(self._webui.sd_models(), self._webui.loras(), expected)
 
-    async def _post(self, body: Mapping[str, Any], watch: Stopwatch) -> Txt2ImgAnswer:
-        if not watch.left():
-            raise watch.expired("no picture")
+    async def _post(self, body: Mapping[str, Any], stopwatch: Stopwatch) -> Txt2ImgAnswer:
+        if not stopwatch.left():
+            raise stopwatch.expired("no picture")
         # The deadline is kept here and not by the socket: the POST must live until the engine
         # has stopped, because its end is the best sign of that.
-        patience = watch.left() + 2 * STOP_PATIENCE
+        patience = stopwatch.left() + 2 * STOP_PATIENCE
         posted = asyncio.ensure_future(asyncio.to_thread(self._webui.txt2img, body, patience))
         try:
-            done, _ = await asyncio.wait({posted}, timeout=watch.left())
+            done, _ = await asyncio.wait({posted}, timeout=stopwatch.left())
         except asyncio.CancelledError:
             await _to_its_end(self._stop(posted))
             raise
         if not done:
             await _to_its_end(self._stop(posted))
-            raise watch.expired("no picture")
+            raise stopwatch.expired("no picture")
         return posted.result()
 
     async def _stop(self, posted: asyncio.Future[Txt2ImgAnswer]) -> None:
@@ -309,13 +307,13 @@ class Engine:
         error: WorkerError,
         earlier: list[WorkerError],
         payload: Payload,
-        watch: Stopwatch,
+        stopwatch: Stopwatch,
     ) -> None:
         """Clear the way for the next attempt, or raise the error."""
-        timed_out = not watch.left() and not self._supervisor.engine().is_gone
+        timed_out = not stopwatch.left() and not self._supervisor.engine().is_gone
         if isinstance(error, EngineNotReady) and timed_out:
             # The engine may well be ready a moment later: no reason to replace the worker.
-            raise watch.expired(f"{error.message.rstrip('.')}; no picture") from error
+            raise stopwatch.expired(f"{error.message.rstrip('.')}; no picture") from error
         decision = self._decide(error, earlier, payload)
         if decision.action is Action.FAIL or timed_out:
             await self._conclude(error, decision.after, payload)

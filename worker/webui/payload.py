@@ -9,9 +9,8 @@ from typing import Any
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.job.model_fields import LoraReference
-from worker.job.models import Models
+from worker.job.models import Models, lora_tag
 from worker.job.prompt import (
-    LoraTag,
     add_lora_tags,
     add_words,
     hypernetworks,
@@ -174,13 +173,6 @@ def _trigger_words(request: Txt2ImgRequest, models: Models) -> list[str]:
 def _wants_words(request: Txt2ImgRequest, reference: LoraReference) -> bool:
     own = reference.trigger_words
     return request.trigger_words if own is None else own
-
-
-def lora_tag(file: ModelFile, reference: LoraReference) -> LoraTag:
-    """The tag for a LoRA with the weights that the job gave it."""
-    te = reference.scale if reference.te is None else reference.te
-    unet = reference.scale if reference.unet is None else reference.unet
-    return LoraTag(file.stem, te, unet)
 
 
 def _second_models(models: Models) -> dict[str, str]:

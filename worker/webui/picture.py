@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from worker.errors import DeliveryFailed
-from worker.job.output_fields import DEFAULT_QUALITY, Format
+from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat
 
 PARAMETERS = "parameters"
 _UNICODE = b"UNICODE\0"  # EXIF's mark of the encoding; A1111 then writes UTF-16, high byte first
@@ -44,7 +44,7 @@ class Picture:
     """
 
     data: bytes
-    format: Format
+    format: ImageFormat
     quality: int | None = None
     complete: bool = True
 
@@ -63,7 +63,7 @@ class Picture:
         return base64.b64encode(self.data).decode()
 
 
-def from_engine(image: str, format_: Format = "png", quality: int | None = None) -> Picture:
+def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = None) -> Picture:
     """The engine's base64 picture in another form; a PNG that shall be one stays as it is.
 
     Raises:
@@ -109,7 +109,7 @@ def infotext(image: Image.Image) -> str | None:
     return str(text) if text else None
 
 
-def _encoded(image: Image.Image, format_: Format, quality: int | None) -> Picture:
+def _encoded(image: Image.Image, format_: ImageFormat, quality: int | None) -> Picture:
     text = infotext(image)
     file = io.BytesIO()
     if format_ == "png":

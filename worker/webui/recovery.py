@@ -38,7 +38,7 @@ class After(Enum):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecoveryPlan:
     """For one kind of failure: the way back, how often it is tried, and the end of it."""
 
     action: Action
@@ -46,18 +46,18 @@ class Plan:
     after: After
 
 
-FAIL_AND_KEEP = Plan(Action.FAIL, 0, After.KEEP)
+FAIL_AND_KEEP = RecoveryPlan(Action.FAIL, 0, After.KEEP)
 
 # The first entry that an error is an instance of counts.
-PLANS: dict[type[WorkerError], Plan] = {
-    errors.RouteMissing: Plan(Action.AWAIT_ROUTE, MAX_ATTEMPTS - 1, After.RETIRE),
-    errors.ConnectionLost: Plan(Action.AWAIT_ENGINE, 1, After.RETIRE),
-    errors.EngineNotReady: Plan(Action.FAIL, 0, After.RETIRE),
-    errors.EnginePoisoned: Plan(Action.RESTART, 1, After.RETIRE),
-    errors.CacheDamaged: Plan(Action.RESTART_WITHOUT_CACHE, 1, After.RETIRE),
-    errors.NoCheckpoint: Plan(Action.REFRESH, 1, After.KEEP),
-    errors.ModelNotListed: Plan(Action.REFRESH, 1, After.KEEP),
-    errors.ProofError: Plan(Action.REFRESH, 1, After.KEEP),
+PLANS: dict[type[WorkerError], RecoveryPlan] = {
+    errors.RouteMissing: RecoveryPlan(Action.AWAIT_ROUTE, MAX_ATTEMPTS - 1, After.RETIRE),
+    errors.ConnectionLost: RecoveryPlan(Action.AWAIT_ENGINE, 1, After.RETIRE),
+    errors.EngineNotReady: RecoveryPlan(Action.FAIL, 0, After.RETIRE),
+    errors.EnginePoisoned: RecoveryPlan(Action.RESTART, 1, After.RETIRE),
+    errors.CacheDamaged: RecoveryPlan(Action.RESTART_WITHOUT_CACHE, 1, After.RETIRE),
+    errors.NoCheckpoint: RecoveryPlan(Action.REFRESH, 1, After.KEEP),
+    errors.ModelNotListed: RecoveryPlan(Action.REFRESH, 1, After.KEEP),
+    errors.ProofError: RecoveryPlan(Action.REFRESH, 1, After.KEEP),
     errors.OutOfMemory: FAIL_AND_KEEP,
     errors.EngineFault: FAIL_AND_KEEP,
     errors.JobTimeout: FAIL_AND_KEEP,
@@ -104,3 +104,32 @@ def decide(
     if isinstance(error, errors.EngineFault) and switching:
         return Decision(Action.FAIL, After.RESTART)
     return Decision(Action.FAIL, plan.after)
+
+
+class MemoryGrowth:
+    """Compares with the least that the same process had after a switch.
+
+    Args:
+        limit: bytes of growth after which a fresh worker is better.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._process: int | None = None
+        self._least = 0
+        self._switches = 0
+
+    def after_switch(self, process: int | None, used: int) -> str | None:
+        """Note the process's memory in bytes; the reason to retire, once it has grown too much."""
+        if process != self._process or not self._switches:
+            self._process, self._least, self._switches = process, used, 0
+        self._switches += 1
+        self._least = min(self._least, used)
+        growth = used - self._least
+        if growth <= self._limit:
+            return None
+        return (
+            f"the engine's memory grew by {growth / 1e9:.1f} GB to {used / 1e9:.1f} GB over"
+            f" {self._switches} checkpoint switches (MEMORY_GROWTH_LIMIT_GB ="
+            f" {self._limit / 1e9:g})"
+        )

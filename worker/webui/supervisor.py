@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from worker.files import write_atomically
+
 State = Literal["running", "restarting", "failed", "unknown"]
 Reason = Literal["poisoned", "hung", "out-of-memory", "damaged-cache"]
 
@@ -92,6 +94,4 @@ class Supervisor:
         os.kill(self._pid, signal.SIGUSR1)
 
     def _leave(self, name: str, text: str) -> None:
-        temporary = self._run_dir / f".{name}.{os.getpid()}"
-        temporary.write_text(f"{text}\n")
-        temporary.replace(self._run_dir / name)
+        write_atomically(self._run_dir / name, f"{text}\n")

@@ -39,12 +39,12 @@ from worker.errors import (
     StoreNotWritable,
     WorkerError,
 )
-from worker.http import client as internet
-from worker.http.client import Internet
+from worker.files import note_file
+from worker.http import client as http
+from worker.http.client import SafeHttpClient
 from worker.models.download import download as module
 from worker.models.download import pace, schedule
 from worker.models.download.download import Hooks, download
-from worker.models.download.partial_file import note_file
 from worker.models.download.source import Source
 from worker.models.hosts.civitai import CivitAI
 from worker.models.hosts.host import AnyHost, RemoteFile
@@ -72,7 +72,7 @@ def quick_backoff(attempt, asked_for=None):
 @pytest.fixture(autouse=True)
 def _small_and_quick(monkeypatch, no_ca):
     monkeypatch.setenv("SSL_CERT_FILE", str(no_ca))
-    monkeypatch.setattr(internet.certifi, "where", lambda: str(no_ca))
+    monkeypatch.setattr(http.certifi, "where", lambda: str(no_ca))
     for name, value in {"BLOCK": BLOCK, "INSPECT_FROM": FIRST, "TICK": 0.01}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "backoff", quick_backoff)
@@ -108,7 +108,7 @@ def partial(tmp_path):
 
 def way_out(hosts):
     trusted = [url.partition("//")[2] for url in hosts._world.urls.values()]
-    return Internet(trusted, {hosts.civitai: hosts.civitai_key})
+    return SafeHttpClient(trusted, {hosts.civitai: hosts.civitai_key})
 
 
 def civitai_source(hosts, model):
@@ -908,7 +908,7 @@ def test_a_stop_is_heard_while_a_resolver_hangs(partial, monkeypatch):
         socket, "getaddrinfo", lambda *_, **__: raise_(OSError()) if hang.wait() else 0
     )
     url = "https://models.example/x"
-    source = Source(Internet(), url, lambda _: WorkerError("no"))
+    source = Source(SafeHttpClient(), url, lambda _: WorkerError("no"))
     stop = threading.Event()
     threading.Timer(0.2, stop.set).start()
     start = time.monotonic()

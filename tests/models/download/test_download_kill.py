@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fakes.hosts.model_hosts import ModelHosts
 
-from worker.models.download.partial_file import note_file
+from worker.files import note_file
 
 PROJECT = Path(__file__).resolve().parents[3]
 KIB, MIB = 1 << 10, 1 << 20
@@ -33,7 +33,7 @@ RUNS = f"""
 import os, sys
 from pathlib import Path
 from worker.models.download import download
-from worker.http import client as internet
+from worker.http import client as http
 from worker.models.download import schedule
 from worker.models.download.source import Source
 
@@ -43,7 +43,7 @@ schedule.FIRST_PART, schedule.SMALLEST_PART = {256 * KIB, 128 * KIB}
 schedule.LARGEST_PART = {LARGEST_PART}
 schedule.SETTLING, schedule.MEASURING = 0.02, 0.05
 schedule.MOST_CONNECTIONS = {CONNECTIONS}
-client = internet.Internet(trusted.split(","))  # here, as it takes its time
+client = http.SafeHttpClient(trusted.split(","))  # here, as it takes its time
 
 def run():
     source = Source(client, url, None)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.models.download import following_hash
-from worker.models.download.following_hash import FollowingHash
+from worker.models.download.partial_file import FollowingHash
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 from fakes.a1111.process import wait_until
 
 from worker.errors import StoreFull, StoreNotWritable
+from worker.files import discard, note_file, storage_error
 from worker.models.download import partial_file
-from worker.models.download.partial_file import PartialFile, discard, note_file, storage_error
-from worker.models.download.source import Version
+from worker.models.download.partial_file import PartialFile
+from worker.models.download.source import FileVersion
 
 DATA = bytes(range(256)) * 40
 SIZE = len(DATA)
@@ -55,7 +56,7 @@ def test_a_file_is_filled_and_its_hash_known(path):
 
 def test_a_closed_file_has_noted_what_is_here(path):
     with PartialFile(path) as file:
-        file.version = Version('"e"', "Mon")
+        file.version = FileVersion('"e"', "Mon")
         write(file, 0, 1000)
     assert json.loads(note_file(path).read_text()) == {
         "size": SIZE,
@@ -149,7 +150,7 @@ def test_an_odd_note_counts_as_none(path, note):
     path.write_bytes(DATA)
     note_file(path).write_text(note)
     with PartialFile(path) as file:
-        assert (file.resumed, file.parts.size, file.version) == (0, None, Version())
+        assert (file.resumed, file.parts.size, file.version) == (0, None, FileVersion())
         write(file, 0, SIZE)
         assert file.finish()[0] == SIZE
     assert path.read_bytes() == DATA
@@ -171,11 +172,11 @@ def test_a_note_whose_file_is_shorter_or_gone_counts_as_none(path, length):
 
 def test_a_note_with_odd_marks_of_the_version_is_good_without_them(path):
     leave(path, [[0, 1000]], etag=5, modified=["Mon"])
-    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, Version())
+    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, FileVersion())
 
 
 def test_the_version_is_noted_for_a_later_run(path):
-    version = Version('W/"e"', "Mon, 19 Jan 2026 10:00:00 GMT")
+    version = FileVersion('W/"e"', "Mon, 19 Jan 2026 10:00:00 GMT")
     with PartialFile(path) as file:
         file.version = version
         write(file, 0, 1000)
@@ -184,7 +185,7 @@ def test_the_version_is_noted_for_a_later_run(path):
 
 def test_an_older_workers_note_says_nothing_of_the_modification(path):
     leave(path, [[0, 1000]])
-    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, Version('"e"'))
+    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, FileVersion('"e"'))
 
 
 def test_a_note_whose_intervals_overlap_counts_each_byte_once(path):
@@ -275,7 +276,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from worker.models.download.partial_file import PartialFile
-from worker.models.download.source import Version
+from worker.models.download.source import FileVersion
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 with PartialFile(Path(sys.argv[1])) as file:

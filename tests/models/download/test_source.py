@@ -16,7 +16,7 @@ from worker.errors import (
     ModelRateLimited,
     ModelUrlRefused,
 )
-from worker.http.client import Internet
+from worker.http.client import SafeHttpClient
 from worker.models.download.source import (
     RENEWALS,
     Source,
@@ -40,7 +40,7 @@ def running_hosts():
 def way_out(running_hosts):
     urls = running_hosts._world.urls.values()
     trusted = [url.partition("//")[2] for url in urls]
-    return Internet(trusted, {running_hosts.civitai: running_hosts.civitai_key})
+    return SafeHttpClient(trusted, {running_hosts.civitai: running_hosts.civitai_key})
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_a_url_that_leads_elsewhere_is_refused_for_good(hosts, source):
 
 def test_a_url_that_is_none_is_refused():
     with pytest.raises(ModelUrlRefused):
-        Source(Internet(), "https://[::1", refusal)
+        Source(SafeHttpClient(), "https://[::1", refusal)
 
 
 # What an answer tells.

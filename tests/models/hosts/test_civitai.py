@@ -18,7 +18,7 @@ from worker.errors import (
     ModelUnsafe,
     WorkerError,
 )
-from worker.http.client import Document, Internet
+from worker.http.client import Document, SafeHttpClient
 from worker.job.reference import CivitAIModel, CivitAIVersion, Sha256, StoreName
 from worker.models.hosts.civitai import CivitAI
 from worker.models.hosts.civitai_api import remote_file
@@ -56,8 +56,8 @@ def hosts(running_hosts):
 def civitai(hosts, key=None, mirror=True):
     fronts = [hosts.civitai, hosts.civitai_red]
     trusted = [url.rpartition("/")[2] for url in (*fronts, hosts.storage)]
-    internet = Internet(trusted, dict.fromkeys(fronts, key) if key else {})
-    return CivitAI(internet, *fronts[: 2 if mirror else 1]), internet
+    http = SafeHttpClient(trusted, dict.fromkeys(fronts, key) if key else {})
+    return CivitAI(http, *fronts[: 2 if mirror else 1]), http
 
 
 # What is asked, and what comes of it.
@@ -91,9 +91,9 @@ def test_a_hash_becomes_the_file_with_that_hash(hosts):
 
 
 def test_the_url_gives_the_file_to_a_known_key(hosts):
-    host, internet = civitai(hosts, hosts.civitai_key)
+    host, http = civitai(hosts, hosts.civitai_key)
 
-    with internet.open(host.resolve(CivitAIVersion(100)).url) as reply:
+    with http.open(host.resolve(CivitAIVersion(100)).url) as reply:
         assert (reply.status, reply.read(100)) == (200, DATA)
 
 
@@ -162,9 +162,9 @@ FAULTS = [
 
 
 def error_of_download(hosts, key):
-    host, internet = civitai(hosts, key)
+    host, http = civitai(hosts, key)
     remote = host.resolve(CivitAIVersion(100))
-    with internet.open(remote.url) as reply:
+    with http.open(remote.url) as reply:
         return host.refusal(reply.document(), remote)
 
 
@@ -429,7 +429,7 @@ def test_odd_answers_raise_nothing_but_our_errors(ref, said):
         f"{remote.filename}{remote.title}{remote.trained_words}".encode()
 
 
-INTERNET = Internet()
+INTERNET = SafeHttpClient()
 
 
 @given(st.integers(100, 599), ODD.map(json.dumps).map(str.encode) | st.binary(max_size=20))

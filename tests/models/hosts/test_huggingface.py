@@ -14,7 +14,7 @@ from worker.errors import (
     ModelRegionBlocked,
     WorkerError,
 )
-from worker.http.client import Document, Internet
+from worker.http.client import Document, SafeHttpClient
 from worker.job.reference import HuggingFaceFile, StoreName
 from worker.models.hosts.host import RemoteFile
 from worker.models.hosts.huggingface import HuggingFace
@@ -44,8 +44,8 @@ def hosts(running_hosts):
 
 def hugging_face(hosts, token=None):
     trusted = [url.rpartition("/")[2] for url in (hosts.huggingface, hosts.hf_cdn, hosts.web)]
-    internet = Internet(trusted, {hosts.huggingface: token} if token else {})
-    return HuggingFace(internet, hosts.huggingface), internet
+    http = SafeHttpClient(trusted, {hosts.huggingface: token} if token else {})
+    return HuggingFace(http, hosts.huggingface), http
 
 
 @pytest.mark.parametrize("revision", ["main", "refs/pr/1", COMMIT])
@@ -87,10 +87,10 @@ def test_a_renamed_repository_is_followed(hosts):
 
 
 def test_the_url_gives_the_file(hosts):
-    host, internet = hugging_face(hosts, hosts.hf_token)
+    host, http = hugging_face(hosts, hosts.hf_token)
     remote = host.resolve(HuggingFaceFile("org/gated", "a.safetensors"))
 
-    with internet.open(remote.url) as reply:
+    with http.open(remote.url) as reply:
         assert (reply.status, reply.read(100)) == (200, DATA)
 
 
@@ -155,7 +155,7 @@ REMOTE = RemoteFile("https://huggingface.co/o/r/resolve/0/a", "a", "hf://o/r@0/a
 
 @pytest.mark.parametrize(("status", "headers", "body", "kind", "message"), STATUSES)
 def test_each_status_of_a_download_has_its_meaning(status, headers, body, kind, message):
-    error = HuggingFace(Internet()).refusal(Document(status, headers, body), REMOTE)
+    error = HuggingFace(SafeHttpClient()).refusal(Document(status, headers, body), REMOTE)
 
     assert type(error) is kind
     assert error.message.startswith("hf://o/r@0/a: ")

@@ -3,7 +3,7 @@
 import pytest
 
 from worker.formats.safetensors_header import Tensor
-from worker.models.merge.checkpoint_layers import Place, find_layers
+from worker.models.merge.checkpoint_layers import CheckpointLayer, find_layers
 
 torch = pytest.importorskip("torch", reason="the engine's packages are not installed")
 
@@ -58,13 +58,15 @@ def test_every_layer_of_a_unet_has_its_name_in_diffusers_and_its_own(name):
     for path in layers(unet):
         key = keys[f"{path}.weight"]
         rows = unet.get_submodule(path).weight.shape[0]
-        place = Place(key, 0, rows, in_text_encoder=False)
+        place = CheckpointLayer(key, 0, rows, in_text_encoder=False)
         own = key.removeprefix("model.diffusion_model.").removesuffix(".weight")
         assert found[f"lora_unet_{path.replace('.', '_')}"] == place
         assert found[f"lora_unet_{own.replace('.', '_')}"] == place
     assert len(layers(unet)) > 30
     assert set(found.values()) == {
-        Place(keys[f"{p}.weight"], 0, unet.get_submodule(p).weight.shape[0], in_text_encoder=False)
+        CheckpointLayer(
+            keys[f"{p}.weight"], 0, unet.get_submodule(p).weight.shape[0], in_text_encoder=False
+        )
         for p in layers(unet)
     }
 
@@ -107,4 +109,4 @@ def test_openclips_queries_keys_and_values_are_rows_of_one_tensor():
     for number, letter in enumerate("qkv"):
         place = found[f"lora_te2_text_model_encoder_layers_2_self_attn_{letter}_proj"]
         rows = (32 * number, 32 * (number + 1))
-        assert place == Place(attention, *rows, in_text_encoder=True)
+        assert place == CheckpointLayer(attention, *rows, in_text_encoder=True)

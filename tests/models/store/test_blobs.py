@@ -17,8 +17,8 @@ from fakes.model_files import safetensors, sha256
 from fakes.model_store import PROJECT, about, add, files_below
 
 from worker.errors import FetchStopped, StoreFull, StoreNotWritable
-from worker.http.client import NEVER
-from worker.models.download.partial_file import note_file
+from worker.files import note_file
+from worker.http.client import NO_CANCEL
 from worker.models.store import blobs as blobs_module
 from worker.models.store.blobs import Blobs
 
@@ -420,7 +420,7 @@ def test_a_store_that_cannot_be_written_says_why(blobs, tmp_path, frozen, number
         blobs.add(partial, DIGEST, about(), lambda _: False)
     with pytest.raises(kind):
         blobs.partial(DIGEST)
-    with pytest.raises(kind), blobs.lease("x", lambda: False, NEVER):
+    with pytest.raises(kind), blobs.lease("x", lambda: False, NO_CANCEL):
         pass
 
 
@@ -522,13 +522,13 @@ def test_a_partial_file_of_another_key_is_left_alone(blobs):
 
 
 def test_the_first_may_download(blobs):
-    with blobs.lease("key", lambda: False, NEVER) as is_mine:
+    with blobs.lease("key", lambda: False, NO_CANCEL) as is_mine:
         assert is_mine
     assert files_below(blobs.root / "leases") == []
 
 
 def test_who_finds_the_file_there_need_not_download(blobs):
-    with blobs.lease("key", lambda: True, NEVER) as is_mine:
+    with blobs.lease("key", lambda: True, NO_CANCEL) as is_mine:
         assert not is_mine
 
 
@@ -536,11 +536,11 @@ def test_the_second_waits_until_the_file_is_there(blobs):
     there, entered = threading.Event(), threading.Event()
 
     def second():
-        with again(blobs).lease("key", there.is_set, NEVER) as is_mine:
+        with again(blobs).lease("key", there.is_set, NO_CANCEL) as is_mine:
             entered.set()
             return is_mine
 
-    with ThreadPoolExecutor(1) as pool, blobs.lease("key", lambda: False, NEVER):
+    with ThreadPoolExecutor(1) as pool, blobs.lease("key", lambda: False, NO_CANCEL):
         answer = pool.submit(second)
         assert not entered.wait(0.3)
         there.set()
@@ -549,11 +549,11 @@ def test_the_second_waits_until_the_file_is_there(blobs):
 
 def test_the_second_downloads_if_the_first_has_failed(blobs):
     def second():
-        with again(blobs).lease("key", lambda: False, NEVER) as is_mine:
+        with again(blobs).lease("key", lambda: False, NO_CANCEL) as is_mine:
             return is_mine
 
     with ThreadPoolExecutor(1) as pool:
-        with contextlib.suppress(ValueError), blobs.lease("key", lambda: False, NEVER):
+        with contextlib.suppress(ValueError), blobs.lease("key", lambda: False, NO_CANCEL):
             answer = pool.submit(second)
             raise ValueError
         assert answer.result(timeout=10) is True
@@ -561,8 +561,8 @@ def test_the_second_downloads_if_the_first_has_failed(blobs):
 
 def test_another_file_need_not_wait(blobs):
     with (
-        blobs.lease("one", lambda: False, NEVER) as first,
-        blobs.lease("two", lambda: False, NEVER) as second,
+        blobs.lease("one", lambda: False, NO_CANCEL) as first,
+        blobs.lease("two", lambda: False, NO_CANCEL) as second,
     ):
         assert (first, second) == (True, True)
 
@@ -574,7 +574,7 @@ def test_waiting_ends_when_the_job_does(blobs):
         with again(blobs).lease("key", lambda: False, stop):
             raise AssertionError
 
-    with ThreadPoolExecutor(1) as pool, blobs.lease("key", lambda: False, NEVER):
+    with ThreadPoolExecutor(1) as pool, blobs.lease("key", lambda: False, NO_CANCEL):
         answer = pool.submit(second)
         stop.set()
         with pytest.raises(FetchStopped):
@@ -585,8 +585,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from worker.models.store.blobs import Blobs
-from worker.http.client import NEVER
-with Blobs(Path(sys.argv[1])).lease("key", lambda: False, NEVER):
+from worker.http.client import NO_CANCEL
+with Blobs(Path(sys.argv[1])).lease("key", lambda: False, NO_CANCEL):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -601,7 +601,7 @@ def test_a_killed_holder_is_followed_at_once(blobs):
     assert files_below(blobs.root / "leases") == ["key.lock"]
     start = time.monotonic()
 
-    with blobs.lease("key", lambda: False, NEVER) as is_mine:
+    with blobs.lease("key", lambda: False, NO_CANCEL) as is_mine:
         assert is_mine
     assert time.monotonic() - start < blobs_module.LEASE_SECONDS / 2
 
@@ -609,10 +609,10 @@ def test_a_killed_holder_is_followed_at_once(blobs):
 def test_a_lease_of_another_host_ends_without_a_sign_of_life(blobs, monkeypatch):
     monkeypatch.setattr(blobs_module, "LEASE_SECONDS", 1.0)
     lock = blobs.root / "leases" / "key.lock"
-    with blobs.lease("key", lambda: False, NEVER):
+    with blobs.lease("key", lambda: False, NO_CANCEL):
         record = lock.read_text()
     assert socket.gethostname() in record
     lock.write_text(record.replace(socket.gethostname(), "another-worker"))
 
-    with blobs.lease("key", lambda: False, NEVER) as is_mine:
+    with blobs.lease("key", lambda: False, NO_CANCEL) as is_mine:
         assert is_mine

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.models.store.eviction import Candidate, Plan, bytes_to_free, plan
+from worker.models.store.space import Candidate, EvictionPlan, bytes_to_free, plan_eviction
 
 
 def model(name, size=10, last_used=0.0, pinned=None):
@@ -14,30 +14,30 @@ def model(name, size=10, last_used=0.0, pinned=None):
 OLD, NEW, USED = model("old", 10, 1), model("new", 20, 2), model("used", 50, 0, "in use")
 
 PLANS = [
-    ([], 0, Plan()),
-    ([OLD], 0, Plan()),
-    ([OLD], -5, Plan()),
-    ([NEW, OLD], 1, Plan((OLD,), 10)),
-    ([NEW, OLD], 10, Plan((OLD,), 10)),
-    ([NEW, OLD], 11, Plan((OLD, NEW), 30)),
-    ([NEW, OLD], 30, Plan((OLD, NEW), 30)),
-    ([NEW, OLD], 31, Plan(lacking=1)),
-    ([USED, NEW, OLD], 30, Plan((OLD, NEW), 30)),
-    ([USED, NEW, OLD], 31, Plan(lacking=1)),
-    ([USED], 1, Plan(lacking=1)),
-    ([], 7, Plan(lacking=7)),
-    ([model("b"), model("a")], 10, Plan((model("a"),), 10)),
+    ([], 0, EvictionPlan()),
+    ([OLD], 0, EvictionPlan()),
+    ([OLD], -5, EvictionPlan()),
+    ([NEW, OLD], 1, EvictionPlan((OLD,), 10)),
+    ([NEW, OLD], 10, EvictionPlan((OLD,), 10)),
+    ([NEW, OLD], 11, EvictionPlan((OLD, NEW), 30)),
+    ([NEW, OLD], 30, EvictionPlan((OLD, NEW), 30)),
+    ([NEW, OLD], 31, EvictionPlan(lacking=1)),
+    ([USED, NEW, OLD], 30, EvictionPlan((OLD, NEW), 30)),
+    ([USED, NEW, OLD], 31, EvictionPlan(lacking=1)),
+    ([USED], 1, EvictionPlan(lacking=1)),
+    ([], 7, EvictionPlan(lacking=7)),
+    ([model("b"), model("a")], 10, EvictionPlan((model("a"),), 10)),
 ]
 
 
 @pytest.mark.parametrize(("candidates", "to_free", "expected"), PLANS)
 def test_a_plan(candidates, to_free, expected):
-    assert plan(candidates, to_free) == expected
-    assert plan(reversed(candidates), to_free) == expected
+    assert plan_eviction(candidates, to_free) == expected
+    assert plan_eviction(reversed(candidates), to_free) == expected
 
 
 def test_a_plan_can_be_printed():
-    assert "'old'" in str(plan([OLD], 1))
+    assert "'old'" in str(plan_eviction([OLD], 1))
 
 
 @given(
@@ -55,7 +55,7 @@ def test_a_plan_can_be_printed():
     st.integers(-5, 700),
 )
 def test_any_plan_is_right(candidates, to_free):
-    made = plan(candidates, to_free)
+    made = plan_eviction(candidates, to_free)
     may_go = [one for one in candidates if one.pinned is None]
 
     assert not [one for one in made.evict if one.pinned]

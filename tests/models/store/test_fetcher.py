@@ -31,7 +31,7 @@ from worker.errors import (
     StoreFull,
     WorkerError,
 )
-from worker.http import client as internet
+from worker.http import client as http
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import parse as parse_job
 from worker.models.download import download as download_module
@@ -43,13 +43,13 @@ from worker.models.store.references import FRESH, NEGATIVE_FRESH
 LORA = safetensors(model_files.LORA, ss_output_name="fox_v1")
 OTHER = safetensors(model_files.LORA, number=2)
 LARGE = 24 << 20
-POOLS = functools.cache(internet._pools)
+POOLS = functools.cache(http._pools)
 
 
 @pytest.fixture(autouse=True)
 def _one_set_of_certificates(monkeypatch):
     """Reading them takes longer than most of these tests."""
-    monkeypatch.setattr(internet, "_pools", POOLS)
+    monkeypatch.setattr(http, "_pools", POOLS)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def manager(hosts, tmp_path):
 @pytest.fixture
 def no_waiting(monkeypatch):
     """What is tried again is tried at once."""
-    monkeypatch.setattr(internet, "backoff", lambda *_: 0.0)
+    monkeypatch.setattr(http, "backoff", lambda *_: 0.0)
     monkeypatch.setattr(download_module, "backoff", lambda *_: 0.0)
 
 
@@ -650,11 +650,11 @@ def test_nothing_that_running_jobs_use_is_evicted_nor_what_stays_loaded(hosts, m
     lora = one.loras[0][0].known_sha256
     both = {one.checkpoint.known_sha256, other.checkpoint.known_sha256}
 
-    assert manager.room.pinned == both | {lora}
+    assert manager.space.pinned == both | {lora}
     manager.release(one)
-    assert manager.room.pinned == both | {lora}
+    assert manager.space.pinned == both | {lora}
     manager.release(other)
-    assert manager.room.pinned == {other.checkpoint.known_sha256}
+    assert manager.space.pinned == {other.checkpoint.known_sha256}
 
 
 def test_jobs_prepared_at_once_get_their_own_reports_of_one_store(hosts, manager):

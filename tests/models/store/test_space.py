@@ -8,9 +8,9 @@ from fakes.model_files import safetensors, sha256
 from fakes.model_store import add, files_below
 
 from worker.errors import StoreFull, StoreNotWritable
-from worker.models.download.partial_file import note_file
+from worker.files import note_file
 from worker.models.store.blobs import Blobs
-from worker.models.store.space import ABANDONED, IN_USE, RESERVE, Room
+from worker.models.store.space import ABANDONED, IN_USE, RESERVE, SpaceBudget
 
 SIZE = 100_000
 DAY = 86_400
@@ -25,7 +25,7 @@ def blobs(tmp_path):
 def disk(monkeypatch):
     """Bytes that the disk has left, as a list of one."""
     free = [1 << 40]
-    monkeypatch.setattr(Room, "_disk_free", lambda _: free[0])
+    monkeypatch.setattr(SpaceBudget, "_disk_free", lambda _: free[0])
     return free
 
 
@@ -53,8 +53,8 @@ def stems(blobs):
     return sorted(blob.about.stem for blob in blobs.all())
 
 
-def room_of(blobs, count):
-    return Room(blobs, count * SIZE)
+def space_of(blobs, count):
+    return SpaceBudget(blobs, count * SIZE)
 
 
 pytestmark = pytest.mark.usefixtures("disk")
@@ -62,7 +62,7 @@ pytestmark = pytest.mark.usefixtures("disk")
 
 def test_where_there_is_room_nothing_goes(blobs, put):
     put(1, days=9)
-    room_of(blobs, 2).make("key", SIZE)
+    space_of(blobs, 2).make("key", SIZE)
 
     assert stems(blobs) == ["m1"]
 
@@ -70,47 +70,47 @@ def test_where_there_is_room_nothing_goes(blobs, put):
 def test_from_what_is_baked_nothing_goes(blobs, put, disk):
     put(1, days=9)
     disk[0] = 0
-    room = Room(blobs, None)
-    room.evicts = False
+    space = SpaceBudget(blobs, None)
+    space.evicts = False
 
     with pytest.raises(StoreFull):
-        room.make("key", SIZE)
+        space.make("key", SIZE)
     assert stems(blobs) == ["m1"]
 
 
 def test_the_least_recently_used_goes_for_the_budget(blobs, put):
     put(1, days=1), put(2, days=9), put(3, days=5)
-    room_of(blobs, 3).make("key", SIZE)
+    space_of(blobs, 3).make("key", SIZE)
 
     assert stems(blobs) == ["m1", "m3"]
 
 
 def test_without_a_budget_the_disk_is_the_limit(blobs, put, disk):
     put(1, days=1), put(2, days=9)
-    room = Room(blobs, None)
+    space = SpaceBudget(blobs, None)
     disk[0] = RESERVE + SIZE
-    room.make("one", SIZE)
-    room.done("one")
+    space.make("one", SIZE)
+    space.done("one")
     assert stems(blobs) == ["m1", "m2"]
 
     disk[0] -= 1
-    room.make("two", SIZE)
+    space.make("two", SIZE)
     assert stems(blobs) == ["m1"]
 
 
 def test_what_any_worker_used_a_moment_ago_stays(blobs, put):
     put(1, days=1)
     put.used(put(2, days=0), IN_USE - 60)
-    room_of(blobs, 2).make("key", SIZE)
+    space_of(blobs, 2).make("key", SIZE)
 
     assert stems(blobs) == ["m2"]
 
 
 def test_what_this_worker_has_loaded_stays_however_long(blobs, put):
     loaded, _ = put(1, days=99), put(2, days=1)
-    room = room_of(blobs, 2)
-    room.pinned = {loaded.sha256}
-    room.make("key", SIZE)
+    space = space_of(blobs, 2)
+    space.pinned = {loaded.sha256}
+    space.make("key", SIZE)
 
     assert stems(blobs) == ["m1"]
 
@@ -120,7 +120,7 @@ def test_a_model_without_room_is_told_with_numbers_and_nothing_goes(blobs, put):
     put.used(put(2, days=0), 0)
 
     with pytest.raises(StoreFull) as raised:
-        room_of(blobs, 2).make("key", 2 * 10**9)
+        space_of(blobs, 2).make("key", 2 * 10**9)
     assert str(raised.value) == (
         "STORE_FULL: 2.00 GB do not fit: 2.00 GB are lacking even when all that is not in use is"
         " evicted (1099.51 GB of the disk are free, the budget is 0.2 MB)."
@@ -132,51 +132,51 @@ def test_a_model_without_room_is_told_with_numbers_and_nothing_goes(blobs, put):
 
 def test_downloads_under_way_count(blobs, put):
     put(1, days=9)
-    room = room_of(blobs, 3)
-    room.make("one", SIZE)
+    space = space_of(blobs, 3)
+    space.make("one", SIZE)
     assert stems(blobs) == ["m1"]
-    room.make("two", SIZE)
+    space.make("two", SIZE)
     assert stems(blobs) == ["m1"]
-    room.make("three", SIZE)
+    space.make("three", SIZE)
     assert stems(blobs) == []
     with pytest.raises(StoreFull):
-        room.make("four", SIZE)
-    room.done("one")
-    room.make("four", SIZE)
+        space.make("four", SIZE)
+    space.done("one")
+    space.make("four", SIZE)
 
 
 def test_a_download_that_starts_over_counts_once(blobs):
-    room = room_of(blobs, 1)
+    space = space_of(blobs, 1)
     for _ in range(3):
-        room.make("key", SIZE)
+        space.make("key", SIZE)
 
 
 def test_what_has_arrived_counts_once(blobs, disk):
     """Its bytes take disk space already: they are not to come any more."""
-    room = Room(blobs, None)
+    space = SpaceBudget(blobs, None)
     disk[0] = RESERVE + 2 * SIZE
-    room.make("one", SIZE)
+    space.make("one", SIZE)
     blobs.partial("one").write_bytes(bytes(SIZE))
     disk[0] -= SIZE
-    room.left("one", 0)
+    space.left("one", 0)
 
-    room.make("two", SIZE)
+    space.make("two", SIZE)
 
 
 def test_what_has_arrived_counts_for_the_budget(blobs):
-    room = room_of(blobs, 2)
-    room.make("one", SIZE)
+    space = space_of(blobs, 2)
+    space.make("one", SIZE)
     blobs.partial("one").write_bytes(bytes(SIZE))
-    room.left("one", 0)
+    space.left("one", 0)
 
     with pytest.raises(StoreFull):
-        room.make("two", 2 * SIZE)
+        space.make("two", 2 * SIZE)
 
 
 def test_a_resumed_download_counts_whole(blobs, put):
     put(1, days=9)
     blobs.partial("key").write_bytes(bytes(SIZE * 9 // 10))
-    room_of(blobs, 1.5).make("key", SIZE // 10)
+    space_of(blobs, 1.5).make("key", SIZE // 10)
 
     assert stems(blobs) == []
 
@@ -185,7 +185,7 @@ def test_another_workers_download_counts(blobs):
     Blobs(blobs.root).partial("theirs").write_bytes(bytes(SIZE))
 
     with pytest.raises(StoreFull):
-        room_of(blobs, 1).make("ours", SIZE)
+        space_of(blobs, 1).make("ours", SIZE)
 
 
 # Printing and pruning.
@@ -193,36 +193,36 @@ def test_another_workers_download_counts(blobs):
 
 def test_a_plan_changes_nothing_until_it_is_carried_out(blobs, put):
     put(1, days=1), put(2, days=9)
-    room = Room(blobs, None)
-    plan = room.plan(budget=SIZE)
+    space = SpaceBudget(blobs, None)
+    plan = space.plan(budget=SIZE)
 
     assert [(one.name, one.size) for one in plan.evict] == [("lora m2", SIZE)]
     assert stems(blobs) == ["m1", "m2"]
-    assert room.carry_out(plan) == SIZE
+    assert space.carry_out(plan) == SIZE
     assert stems(blobs) == ["m1"]
 
 
 def test_a_budget_of_nothing_evicts_all_that_is_not_in_use(blobs, put):
     put(1, days=1), put(2, days=9)
 
-    assert Room(blobs, 0).plan().freed == 2 * SIZE
+    assert SpaceBudget(blobs, 0).plan().freed == 2 * SIZE
 
 
 def test_what_another_worker_has_evicted_meanwhile_is_fine(blobs, put):
     blob = put(1, days=1)
-    room = Room(blobs, 0)
-    plan = room.plan()
+    space = SpaceBudget(blobs, 0)
+    plan = space.plan()
     Blobs(blobs.root).remove(blob)
 
-    assert room.carry_out(plan) == 0
+    assert space.carry_out(plan) == 0
 
 
 def test_evicting_does_not_read_the_models(blobs, put, monkeypatch):
     os.utime(put(1, days=1).path, (1, 1))
     monkeypatch.setattr("worker.models.store.blobs.file_sha256", None)
-    room = Room(Blobs(blobs.root), 0)
+    space = SpaceBudget(Blobs(blobs.root), 0)
 
-    assert room.carry_out(room.plan()) == SIZE
+    assert space.carry_out(space.plan()) == SIZE
 
 
 def test_a_model_that_cannot_be_evicted_is_told(blobs, put, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_evicted_is_told(blobs, put, monkeypatch):
 
     monkeypatch.setattr(blobs, "_remove", fail)
     with pytest.raises(StoreNotWritable):
-        room_of(blobs, 1).make("key", SIZE)
+        space_of(blobs, 1).make("key", SIZE)
 
 
 # What nobody goes on with.
@@ -254,12 +254,12 @@ def test_a_download_is_abandoned_after_a_day(blobs, age):
     partial = blobs.partial("key")
     partial.write_bytes(b"half")
     note_file(partial).write_text("{}")
-    room = Room(blobs, None)
+    space = SpaceBudget(blobs, None)
     age(ABANDONED - 60)
-    assert (room.abandoned(), room.discard_abandoned()) == ([], 0)
+    assert (space.abandoned(), space.discard_abandoned()) == ([], 0)
     age(ABANDONED + 60)
-    assert room.abandoned() == [partial]
-    assert room.discard_abandoned() == 1
+    assert space.abandoned() == [partial]
+    assert space.discard_abandoned() == 1
     assert files_below(blobs.root) == []
 
 
@@ -268,11 +268,11 @@ def test_what_nobody_can_find_goes_too(blobs, age):
     blob.path.with_suffix(".json").write_bytes(b"garbled")
     (blobs.root / "blobs" / ".trash-1").write_bytes(b"x")
     good = add(blobs, safetensors(number=2))
-    room = Room(blobs, None)
-    assert room.abandoned() == []
+    space = SpaceBudget(blobs, None)
+    assert space.abandoned() == []
     age(ABANDONED + 60)
 
-    assert room.discard_abandoned() == 2
+    assert space.discard_abandoned() == 2
     assert [one.sha256 for one in blobs.all()] == [good.sha256]
     assert sha256(good.path.read_bytes()) == good.sha256
 
@@ -281,19 +281,19 @@ def test_abandoned_downloads_go_before_any_model(blobs, put, disk, age):
     put(1, days=9)
     blobs.partial("key").write_bytes(bytes(SIZE))
     age(ABANDONED + 60)
-    room = Room(blobs, 2 * SIZE)
-    room.make("other", SIZE)
+    space = SpaceBudget(blobs, 2 * SIZE)
+    space.make("other", SIZE)
     assert stems(blobs) == ["m1"]
 
     disk[0] = 0
     with pytest.raises(StoreFull):
-        room.make("large", SIZE)
+        space.make("large", SIZE)
     assert blobs.partials() == []
 
 
 def test_the_real_disk_is_asked_even_before_the_store_exists(tmp_path, monkeypatch):
     monkeypatch.undo()
-    room = Room(Blobs(tmp_path / "a" / "b"), None)
+    space = SpaceBudget(Blobs(tmp_path / "a" / "b"), None)
 
-    assert room.plan(1).lacking == 0
-    assert room.plan(1 << 60).lacking > 0
+    assert space.plan(1).lacking == 0
+    assert space.plan(1 << 60).lacking > 0

@@ -24,11 +24,11 @@ from worker.errors import (
     StoreFull,
     WorkerError,
 )
+from worker.files import discard
 from worker.http.backoff import backoff
-from worker.http.client import NEVER, Reply
-from worker.models.download.pace import Pace, Running
-from worker.models.download.partial_file import PartialFile, discard
-from worker.models.download.schedule import MIB, Connections, Part
+from worker.http.client import NO_CANCEL, Reply
+from worker.models.download.partial_file import PartialFile
+from worker.models.download.schedule import MIB, Connections, Pace, Part, Running
 from worker.models.download.source import (
     Source,
     StartOver,
@@ -82,7 +82,7 @@ class Hooks:
     inspect: Callable[[bytes, int | None], int | None] = lambda _start, _size: None
     make_room: Callable[[int], None] = lambda _bytes: None
     report: Callable[[int, int | None], None] = lambda _fetched, _size: None
-    stop: threading.Event = NEVER
+    stop: threading.Event = NO_CANCEL
 
 
 def download(

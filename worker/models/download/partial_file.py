@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import json
 import os
 import threading
@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.errors import StoreFull, StoreNotWritable, WorkerError
-from worker.models.download.following_hash import FollowingHash
+from worker.errors import StoreFull, StoreNotWritable
+from worker.files import discard, note_file, storage_error, write_atomically
 from worker.models.download.schedule import Part, Parts
-from worker.models.download.source import Version
+from worker.models.download.source import FileVersion
 
 SYNC_EVERY = 0.5  # seconds; what is on the disk early need not be waited for at the end
 FOLLOW_EVERY = 0.02
@@ -27,17 +27,6 @@ class _Note:
     etag: str | None = None
     modified: str | None = None
     done: list[tuple[int, int]] = field(default_factory=list)
-
-
-def note_file(path: Path) -> Path:
-    """Where the progress of a partial file is noted."""
-    return path.with_suffix(".json")
-
-
-def discard(path: Path) -> None:
-    """Remove a partial file and its note."""
-    for file in (path, note_file(path), note_file(path).with_suffix(".new")):
-        file.unlink(missing_ok=True)
 
 
 class PartialFile:
@@ -57,7 +46,7 @@ class PartialFile:
         self.lock = threading.Lock()
         note = _read_note(path)
         self.parts = Parts(note.size, note.done)
-        self.version = Version(note.etag, note.modified)
+        self.version = FileVersion(note.etag, note.modified)
         self.resumed = self.parts.fetched()
         self._noting = threading.Lock()
         self._closed = threading.Event()
@@ -118,10 +107,8 @@ class PartialFile:
                     return
                 version, done = self.version, self.parts.done()
                 note = _Note(self.parts.size, version.etag, version.modified, done)
-            temporary = note_file(self.path).with_suffix(".new")
             try:
-                temporary.write_text(json.dumps(vars(note)))
-                temporary.replace(note_file(self.path))
+                write_atomically(note_file(self.path), json.dumps(vars(note)))
             except OSError as error:
                 raise storage_error(error) from error
 
@@ -171,8 +158,45 @@ def _read_note(path: Path) -> _Note:
     return _Note(size, etag, modified, done) if sound else _Note()
 
 
-def storage_error(error: OSError) -> WorkerError:
-    """The error for a store that cannot be written."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreFull(f"the disk of the model store is full ({error.strerror}).")
-    return StoreNotWritable(f"the model store cannot be written: {error.strerror or error}.")
+READ_BACK = 1 << 20
+
+
+class FollowingHash:
+    """The digest of the file's first `position` bytes.
+
+    A block that arrives in order is hashed while it is still in the CPU's cache; what arrived
+    out of order is read back once the bytes before it are there. No second pass over the file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._digest = hashlib.sha256()
+        self._lock = threading.Lock()
+        self._buffer = bytearray(READ_BACK)
+        self.position = 0
+
+    def offer(self, start: int, block: bytes) -> None:
+        """Hash the block if it is the next one."""
+        if start == self.position:  # else do not even wait for the lock
+            with self._lock:
+                if start == self.position:
+                    self._digest.update(block)
+                    self.position += len(block)
+
+    def follow(self, end: int) -> None:
+        """Hash what the file holds up to `end`; every byte before it must be written."""
+        view = memoryview(self._buffer)
+        while self.position < end:
+            with self._lock:
+                wanted = min(READ_BACK, end - self.position)
+                if wanted <= 0:  # `offer` was faster
+                    return
+                count = os.preadv(self._descriptor, [view[:wanted]], self.position)
+                if not count:
+                    raise OSError(f"the file ends at byte {self.position}, before {end}")
+                self._digest.update(view[:count])
+                self.position += count
+
+    def hexdigest(self) -> str:
+        """Lower-case hex of what has been hashed."""
+        return self._digest.hexdigest()

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 
 from worker.errors import ModelHostFailed, ModelUrlRefused, WorkerError
 from worker.http.backoff import retry_after
-from worker.http.client import BUSY, Document, Internet, Reply, origin, strong
+from worker.http.client import BUSY, Document, Reply, SafeHttpClient, origin, strong
 
 _UNSETTLED = 60.0  # seconds
 RENEWALS = 5  # of the signed URL in a row, without a byte in between
@@ -47,7 +47,7 @@ class StartOver(Exception):
 
 
 @dataclass(frozen=True)
-class Version:
+class FileVersion:
     """What a host says of the version of a file that it sends; nothing, if it likes.
 
     Attributes:
@@ -58,7 +58,7 @@ class Version:
     etag: str | None = None
     modified: str | None = None
 
-    def is_same(self, other: Version) -> bool | None:
+    def is_same(self, other: FileVersion) -> bool | None:
         """Whether both are one version of the file; None if what is told of both does not say.
 
         That a weak ETag is the same says nothing: it promises the same meaning, not the same
@@ -73,9 +73,9 @@ class Version:
             return self.modified == other.modified
         return None
 
-    def and_what(self, other: Version) -> Version:
+    def and_what(self, other: FileVersion) -> FileVersion:
         """With what only the other one says."""
-        return Version(self.etag or other.etag, self.modified or other.modified)
+        return FileVersion(self.etag or other.etag, self.modified or other.modified)
 
 
 class Source:
@@ -86,9 +86,9 @@ class Source:
     """
 
     def __init__(
-        self, internet: Internet, url: str, refusal: Callable[[Document], WorkerError]
+        self, http: SafeHttpClient, url: str, refusal: Callable[[Document], WorkerError]
     ) -> None:
-        self._internet = internet
+        self._http = http
         self._url = url
         self._refusal = refusal
         self._direct: str | None = None
@@ -120,7 +120,7 @@ class Source:
 
     def _send(self, url: str, headers: dict[str, str]) -> Reply:
         try:
-            return self._internet.open(url, headers=headers)
+            return self._http.open(url, headers=headers)
         except ModelHostFailed as error:
             raise TryAgain(error) from error
 
@@ -180,7 +180,7 @@ def size_told(reply: Reply, start: int, end: int) -> int | None:
     raise TryAgain(ModelHostFailed(wrong))
 
 
-def version_told(reply: Reply) -> Version:
+def version_told(reply: Reply) -> FileVersion:
     """Which version of the file the answer is of.
 
     A Last-Modified of the last minute tells nothing (RFC 9110, 8.8.2.2): the file may change again
@@ -188,7 +188,7 @@ def version_told(reply: Reply) -> Version:
     """
     modified = reply.headers.get("Last-Modified")
     is_settled = modified and _seconds(modified) < time.time() - _UNSETTLED
-    return Version(reply.headers.get("ETag"), modified if is_settled else None)
+    return FileVersion(reply.headers.get("ETag"), modified if is_settled else None)
 
 
 def _seconds(date: str) -> float:

@@ -20,7 +20,7 @@ from worker.errors import (
     ModelRegionBlocked,
     WorkerError,
 )
-from worker.http.client import NEVER, Document, Internet
+from worker.http.client import NO_CANCEL, Document, SafeHttpClient
 from worker.job.reference import CivitAIModel, ModelRef, Sha256
 from worker.models.hosts.civitai_api import (
     CivitAIRef,
@@ -108,23 +108,23 @@ class CivitAI:
     """The host. Thread-safe.
 
     Args:
-        internet: the way to it.
+        http: the way to it.
         fronts: asked in turn until one does not say 404: one knows models that another hides.
     """
 
-    def __init__(self, internet: Internet, *fronts: str) -> None:
-        self._internet = internet
+    def __init__(self, http: SafeHttpClient, *fronts: str) -> None:
+        self._http = http
         self._fronts = fronts or (CIVITAI, CIVITAI_RED)
 
-    def resolve(self, ref: ModelRef, stop: threading.Event = NEVER) -> RemoteFile:
+    def resolve(self, ref: ModelRef, stop: threading.Event = NO_CANCEL) -> RemoteFile:
         """Ask for the metadata and choose the file; see `remote_file`."""
         if not isinstance(ref, CivitAIRef):
             raise TypeError(f"{ref.shown} is not CivitAI's.")
         for front in self._fronts:
-            document, _ = self._internet.ask(f"{front}/api/v1/{_path(ref)}", stop=stop)
+            document, _ = self._http.ask(f"{front}/api/v1/{_path(ref)}", stop=stop)
             if document.status != 404:  # noqa: PLR2004 - HTTP
                 break
-        has_key = self._internet.has_token(front)
+        has_key = self._http.has_token(front)
         if document.status == 404 and isinstance(ref, Sha256):  # noqa: PLR2004
             raise ModelNotFound(
                 f"{_named(ref)} is neither in the model store nor known to CivitAI.",
@@ -137,7 +137,7 @@ class CivitAI:
     def refusal(self, document: Document, remote: RemoteFile) -> WorkerError:
         """What the answer to a download means."""
         name = f"{remote.source} ({remote.title!r})" if remote.title else remote.source
-        return refused(document, name, has_key=self._internet.has_token(remote.url))
+        return refused(document, name, has_key=self._http.has_token(remote.url))
 
 
 def refused(document: Document, what: str, *, has_key: bool) -> WorkerError:

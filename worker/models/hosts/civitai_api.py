@@ -22,7 +22,7 @@ from worker.errors import (
     ModelNotSupported,
     ModelUnsafe,
 )
-from worker.formats.architecture import Kind
+from worker.formats.names import Kind
 from worker.job.reference import CivitAIModel, CivitAIVersion, Sha256
 from worker.models.hosts.host import RemoteFile
 

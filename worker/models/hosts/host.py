@@ -18,8 +18,8 @@ from worker.errors import (
     ModelRateLimited,
     WorkerError,
 )
-from worker.formats.architecture import Kind
-from worker.http.client import NEVER, Document
+from worker.formats.names import Kind
+from worker.http.client import NO_CANCEL, Document
 from worker.job.reference import ModelRef
 
 
@@ -59,7 +59,7 @@ class RemoteFile:
 class ModelHost(Protocol):
     """One kind of host: CivitAI, Hugging Face, or any other."""
 
-    def resolve(self, ref: ModelRef, stop: threading.Event = NEVER) -> RemoteFile:
+    def resolve(self, ref: ModelRef, stop: threading.Event = NO_CANCEL) -> RemoteFile:
         """Ask the host which file the reference means; raises a WorkerError that says why not."""
 
     def refusal(self, document: Document, remote: RemoteFile) -> WorkerError:
@@ -126,7 +126,7 @@ _REFUSALS = (
 class AnyHost:
     """A web server that is known for nothing: the URL is all there is."""
 
-    def resolve(self, ref: ModelRef, _stop: threading.Event = NEVER) -> RemoteFile:
+    def resolve(self, ref: ModelRef, _stop: threading.Event = NO_CANCEL) -> RemoteFile:
         """The file at a `WebFile`; the host is not asked."""
         url = str(ref)
         name = PurePosixPath(unquote(urlsplit(url).path)).name

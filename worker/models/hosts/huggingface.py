@@ -20,7 +20,7 @@ from worker.errors import (
     ModelRegionBlocked,
     WorkerError,
 )
-from worker.http.client import NEVER, Document, Internet
+from worker.http.client import NO_CANCEL, Document, SafeHttpClient
 from worker.job.reference import HuggingFaceFile, ModelRef
 from worker.models.hosts.host import ANY_STATUS, Refusal, RemoteFile, fitting, status
 
@@ -137,11 +137,11 @@ _REFUSALS = (
 class HuggingFace:
     """The host, or a mirror of it. Thread-safe."""
 
-    def __init__(self, internet: Internet, url: str = "https://huggingface.co") -> None:
-        self._internet = internet
+    def __init__(self, http: SafeHttpClient, url: str = "https://huggingface.co") -> None:
+        self._http = http
         self._url = url.rstrip("/")
 
-    def resolve(self, ref: ModelRef, stop: threading.Event = NEVER) -> RemoteFile:
+    def resolve(self, ref: ModelRef, stop: threading.Event = NO_CANCEL) -> RemoteFile:
         """Ask for size, hash and commit; the download is pinned to the commit.
 
         Raises:
@@ -150,7 +150,7 @@ class HuggingFace:
         if not isinstance(ref, HuggingFaceFile):
             raise TypeError(f"{ref.shown} is not Hugging Face's.")
         url = self._file_url(ref, ref.revision)
-        document, _ = self._internet.ask(url, method="HEAD", same_host=True, stop=stop)
+        document, _ = self._http.ask(url, method="HEAD", same_host=True, stop=stop)
         commit = document.headers.get("X-Repo-Commit", "")
         # A file in LFS or Xet redirects.
         if not 200 <= document.status < 400 or not _COMMIT.fullmatch(commit):  # noqa: PLR2004
@@ -176,7 +176,7 @@ class HuggingFace:
     def _refused(self, document: Document, what: str, url: str) -> WorkerError:
         code = document.headers.get("X-Error-Code", "")
         start = document.body[:100].decode(errors="replace").lstrip()
-        has_key = self._internet.has_token(url)
+        has_key = self._http.has_token(url)
         row = fitting(_REFUSALS, document.status, f"{code}\n{start}", has_key=has_key)
         return row.error(what, document.status)
 

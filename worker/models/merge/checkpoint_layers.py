@@ -52,7 +52,7 @@ _OPENCLIP_QKV = "attn.in_proj_weight"
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointLayer:
     """The weights of one layer: rows `first` to `end` (exclusive) of the tensor `key`.
 
     Attributes:
@@ -65,7 +65,7 @@ class Place:
     in_text_encoder: bool
 
 
-def find_layers(tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+def find_layers(tensors: Mapping[str, Tensor]) -> dict[str, CheckpointLayer]:
     """Every linear layer and convolution of UNet and text encoders, by all its names in LoRAs."""
     keys = [key for key, tensor in tensors.items() if len(tensor.shape) >= _MATRIX]
     places = {}
@@ -73,9 +73,11 @@ def find_layers(tensors: Mapping[str, Tensor]) -> dict[str, Place]:
         rows = tensors[key].shape[0]
         for name, part, parts in _text_names(key):
             size = rows // parts
-            places[name] = Place(key, part * size, (part + 1) * size, in_text_encoder=True)
+            places[name] = CheckpointLayer(
+                key, part * size, (part + 1) * size, in_text_encoder=True
+            )
     for name, key in _unet_names(keys):
-        places[name] = Place(key, 0, tensors[key].shape[0], in_text_encoder=False)
+        places[name] = CheckpointLayer(key, 0, tensors[key].shape[0], in_text_encoder=False)
     return places
 
 

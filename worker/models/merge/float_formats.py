@@ -19,7 +19,7 @@ Numbers = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Format:
+class FloatFormat:
     """Numbers that numpy sums as they are stored.
 
     Attributes:
@@ -50,7 +50,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class ShortFormat(Format):
+class ShortFloatFormat(FloatFormat):
     """Numbers of 16 bits, which become float32 to be summed.
 
     Attributes:
@@ -61,11 +61,11 @@ class ShortFormat(Format):
     name: Literal["float16", "bfloat16"]
 
     def to_float32(self, numbers: Numbers, out: Float32) -> None:
-        """See `Format`."""
+        """See `FloatFormat`."""
         numkong.astype(self._tensor(numbers), "float32", out=out)
 
     def add(self, numbers: Numbers, addition: Float32, scratch: Float32) -> bool:
-        """See `Format`."""
+        """See `FloatFormat`."""
         before = scratch[: numbers.size]
         self.to_float32(numbers, before)
         np.add(before, addition, out=addition)
@@ -85,8 +85,8 @@ def _stayed_finite(before: Numbers, after: Numbers) -> bool:
 
 
 FORMATS = {
-    "F16": ShortFormat(np.dtype(np.float16), "float16"),
-    "BF16": ShortFormat(np.dtype(np.uint16), "bfloat16"),
-    "F32": Format(np.dtype(np.float32)),
-    "F64": Format(np.dtype(np.float64)),
+    "F16": ShortFloatFormat(np.dtype(np.float16), "float16"),
+    "BF16": ShortFloatFormat(np.dtype(np.uint16), "bfloat16"),
+    "F32": FloatFormat(np.dtype(np.float32)),
+    "F64": FloatFormat(np.dtype(np.float64)),
 }

@@ -19,11 +19,11 @@ from worker.formats import architecture
 from worker.formats.architecture import Architecture
 from worker.formats.safetensors_header import Header, Tensor
 from worker.models.merge import writer
-from worker.models.merge.checkpoint_layers import Place, find_layers
+from worker.models.merge.checkpoint_layers import CheckpointLayer, find_layers
 from worker.models.merge.float_formats import FORMATS
 from worker.models.merge.lora_deltas import Layer, read_layers
 from worker.models.merge.tensor_file import TensorFile, open_tensors
-from worker.models.merge.writer import Patch, Source
+from worker.models.merge.writer import Patch, PatchSource
 
 ALGORITHM = 1  # part of the key: raised whenever results change
 FAMILIES = ("SD1", "SDXL")
@@ -90,14 +90,14 @@ def merge(
     """
     with ExitStack() as files:
         checkpoint = _Checkpoint.read(files.enter_context(open_tensors(base, base.name)))
-        sources: dict[Place, list[Source]] = {}
+        sources: dict[CheckpointLayer, list[PatchSource]] = {}
         unmatched = {}
         for lora in _mixed(loras):
             file = files.enter_context(open_tensors(lora.path, lora.name))
             matched, missing = checkpoint.match(file)
             for layer, place in matched:
                 if weight := lora.te if place.in_text_encoder else lora.unet:
-                    sources.setdefault(place, []).append(Source(file, layer, weight))
+                    sources.setdefault(place, []).append(PatchSource(file, layer, weight))
             if missing:
                 unmatched[lora.name] = missing
         patches = [checkpoint.patch(place, added) for place, added in sources.items()]
@@ -128,7 +128,7 @@ class _Checkpoint:
 
     file: TensorFile
     found: Architecture
-    places: Mapping[str, Place]
+    places: Mapping[str, CheckpointLayer]
 
     @classmethod
     def read(cls, file: TensorFile) -> _Checkpoint:
@@ -144,7 +144,9 @@ class _Checkpoint:
             )
         return cls(file, found, find_layers(file.header.tensors))
 
-    def match(self, lora: TensorFile) -> tuple[list[tuple[Layer, Place]], tuple[str, ...]]:
+    def match(
+        self, lora: TensorFile
+    ) -> tuple[list[tuple[Layer, CheckpointLayer]], tuple[str, ...]]:
         """A LoRA's layers with their places, and the names of those that have none."""
         found = architecture.detect(lora.header)
         architecture.check_usable(lora.name, "lora", found)
@@ -162,7 +164,7 @@ class _Checkpoint:
             self._check(lora.name, layer, place)
         return matched, tuple(one.name for one in layers if one.name not in self.places)
 
-    def _check(self, lora: str, layer: Layer, place: Place) -> None:
+    def _check(self, lora: str, layer: Layer, place: CheckpointLayer) -> None:
         """Refuse a layer that does not fit, or whose place cannot be added to."""
         tensor = self.file.header.tensors[place.key]
         wanted = (place.end - place.first, *tensor.shape[1:])
@@ -182,7 +184,7 @@ class _Checkpoint:
                 model=self.file.name,
             )
 
-    def patch(self, place: Place, sources: Sequence[Source]) -> Patch:
+    def patch(self, place: CheckpointLayer, sources: Sequence[PatchSource]) -> Patch:
         """What is done at a place."""
         tensor = self.file.header.tensors[place.key]
         columns = math.prod(tensor.shape[1:])

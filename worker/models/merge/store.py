@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.errors import ModelNotFound
+from worker.files import storage_error, write_atomically
 from worker.formats.model_file import ModelFile, file_sha256
 from worker.formats.names import SAFETENSORS, marked_stem
 from worker.job.model_fields import LoraReference
-from worker.job.models import Models
-from worker.models.download.partial_file import storage_error
+from worker.job.models import Models, lora_tag
 from worker.models.merge import merge
 from worker.models.merge.merge import Ingredient
 from worker.models.store.blobs import About, Blob, Blobs
-from worker.webui.payload import lora_tag
 
 SOURCE = "merged"
 METADATA = "worker.merged"  # key in the file's own metadata
@@ -120,10 +119,8 @@ def _read(store: Blobs, key: str) -> Blob | None:
 
 def _write(store: Blobs, key: str, note: dict[str, object]) -> None:
     file = _file(store, key)
-    temporary = file.with_suffix(".json.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(note, indent=1) + "\n")
-        temporary.replace(file)
+        write_atomically(file, json.dumps(note, indent=1) + "\n")
     except OSError as error:
         raise storage_error(error) from error

@@ -21,7 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from worker.errors import ModelNotSupported
-from worker.models.download.partial_file import storage_error
+from worker.files import storage_error
 from worker.models.merge.float_formats import FORMATS, Float32, Numbers
 from worker.models.merge.lora_deltas import ALPHA, Delta, Layer, join, make_delta
 from worker.models.merge.tensor_file import TensorFile
@@ -35,7 +35,7 @@ _THREADS = 8  # more would wait for Python's lock
 
 
 @dataclass(frozen=True)
-class Source:
+class PatchSource:
     """A layer of a LoRA file, and its weight."""
 
     file: TensorFile
@@ -65,7 +65,7 @@ class Patch:
     begin: int
     rows: int
     columns: int
-    sources: tuple[Source, ...]
+    sources: tuple[PatchSource, ...]
 
     @property
     def row_size(self) -> int:

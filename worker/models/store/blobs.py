@@ -28,10 +28,9 @@ from filelock import SoftFileLease, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import FetchError, FetchStopped, ModelNotFound
-from worker.formats.architecture import Kind
+from worker.files import discard, note_file, storage_error, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
-from worker.formats.names import PICKLES, SAFETENSORS, clean_stem, marked_stem
-from worker.models.download.partial_file import discard, note_file, storage_error
+from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
 
 LEASE_SECONDS = 30.0  # without a sign of life, then another worker takes over
 POLL_SECONDS = 0.1
@@ -254,10 +253,7 @@ class Blobs:
         return freed
 
     def _write_about(self, blob: Blob) -> None:
-        file = self._about_file(blob.sha256)
-        temporary = file.with_name(f".{uuid.uuid4().hex}.json.new")
-        temporary.write_bytes(_ABOUT.dump_json(blob.about, indent=1))
-        temporary.replace(file)
+        write_atomically(self._about_file(blob.sha256), _ABOUT.dump_json(blob.about, indent=1))
 
     def _claim(self, about: About, sha256: str, taken: Callable[[str], bool]) -> str:
         """A stem for the blob; making a link fails for all but one, on any file system."""

@@ -18,20 +18,20 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
+from worker.files import discard
 from worker.formats import architecture, safetensors_header
-from worker.formats.architecture import Architecture, Kind
+from worker.formats.architecture import Architecture
 from worker.formats.model_file import FOLDERS
-from worker.formats.names import PICKLES, SAFETENSORS, stem_of
-from worker.http.client import Internet, strong
+from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
+from worker.http.client import SafeHttpClient, strong
 from worker.job.reference import ModelRef, Wanted
 from worker.models.download.download import Fetched, Hooks, download
-from worker.models.download.partial_file import discard
 from worker.models.download.source import Source
 from worker.models.hosts.host import ModelHost, RemoteFile
 from worker.models.store.blobs import About, Blob, Blobs
-from worker.models.store.progress import Report
+from worker.models.store.progress import DownloadProgress
 from worker.models.store.references import References
-from worker.models.store.space import Room
+from worker.models.store.space import SpaceBudget
 
 _FOREIGN = {".gguf", ".zip", ".onnx", ".msgpack", ".h5", ".mlmodel", ".json", ".yaml", ".txt"}
 
@@ -42,7 +42,7 @@ class Fetcher:
     """Brings models into one store. Thread-safe.
 
     Args:
-        internet: the only way out.
+        http: the only way out.
         hosts: class of a reference -> the host that understands it.
         blobs: the store.
         find: looks for a content there and wherever else models lie.
@@ -58,21 +58,21 @@ class Fetcher:
 
     def __init__(
         self,
-        internet: Internet,
+        http: SafeHttpClient,
         hosts: Mapping[type, ModelHost],
         blobs: Blobs,
-        room: Room,
+        space: SpaceBudget,
         *,
         find: Callable[[str], Blob | None],
         references: References,
         pickles: bool,
-        report_for: Callable[[str], Report],
+        report_for: Callable[[str], DownloadProgress],
         is_taken: Callable[[Kind, str], bool],
     ) -> None:
-        self._internet = internet
+        self._http = http
         self._hosts = hosts
         self._blobs = blobs
-        self._room = room
+        self._space = space
         self._find = find
         self._pickles = pickles
         self._report_for = report_for
@@ -118,7 +118,7 @@ class Fetcher:
                 self.references.note_refusal(ref, error)
                 raise
             etag = None if remote.sha256 else self.references.etag(ref)
-            same = etag is not None and self._internet.etag(remote.url) == etag
+            same = etag is not None and self._http.etag(remote.url) == etag
             sha256 = self.references.sha256(ref, stale=True) if same else None
             self.references.note(ref, replace(remote, etag=etag if same else None), sha256)
         return remote
@@ -153,14 +153,14 @@ class Fetcher:
     ) -> Blob | None:
         """The blob; None if another worker has taken the download over."""
         host = self._hosts[type(wanted.ref)]
-        source = Source(self._internet, remote.url, lambda said: host.refusal(said, remote))
+        source = Source(self._http, remote.url, lambda said: host.refusal(said, remote))
         inspection = _Inspection(wanted, remote)
         log.info("fetching %s from %s", remote.name, remote.source)
         begun = time.monotonic()
         with closing(self._report_for(remote.name)) as report:
             hooks = Hooks(
                 inspect=inspection,
-                make_room=lambda size: self._room.make(key, size),
+                make_room=lambda size: self._space.make(key, size),
                 report=self._heard_by(report, key),
                 stop=stop,
             )
@@ -170,7 +170,7 @@ class Fetcher:
                 self.references.note_refusal(wanted.ref, error)
                 raise
             finally:
-                self._room.done(key)
+                self._space.done(key)
         if not fetched.path.exists():  # this one stood still for longer than a lease lasts
             return None
         blob = self._publish(wanted, remote, fetched, inspection)
@@ -185,11 +185,11 @@ class Fetcher:
         rate = size / 1e6 / max(seconds, 0.001)
         log.info("fetched %s: %.1f MB at %.0f MB/s", name, size / 1e6, rate)
 
-    def _heard_by(self, report: Report, key: str) -> Callable[[int, int | None], None]:
+    def _heard_by(self, report: DownloadProgress, key: str) -> Callable[[int, int | None], None]:
         def heard(fetched: int, size: int | None) -> None:
             report(fetched, size)
             if size is not None:
-                self._room.left(key, size - fetched)
+                self._space.left(key, size - fetched)
 
         return heard
 

@@ -23,7 +23,7 @@ Tell = Callable[[dict[str, Any]], None]
 listener: ContextVar[Tell | None] = ContextVar("listener", default=None)
 
 
-class Report(Protocol):
+class DownloadProgress(Protocol):
     """The progress of one file."""
 
     def __call__(self, fetched: int, size: int | None) -> None:
@@ -102,6 +102,6 @@ class Lines:
         return f"downloading {self._name}: {percent} % of {size / 1e6:.0f} MB, {speed}{left}"
 
 
-def report_for(name: str) -> Report:
+def report_for(name: str) -> DownloadProgress:
     """A bar where a person watches, else lines, also for this job's listener."""
     return Terminal(name) if sys.stderr.isatty() else Lines(name, listener.get())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ModelArchived, ModelNotFound, WorkerError
+from worker.files import write_atomically
 from worker.job.reference import ModelRef
 from worker.models.hosts.host import RemoteFile
 
@@ -146,9 +146,7 @@ class References:
         self._known.pop(ref.key, None)
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._folder / f".{uuid.uuid4().hex}.new"
-            temporary.write_bytes(_ENTRY.dump_json(entry, indent=1))
-            temporary.replace(self._folder / _name(ref))
+            write_atomically(self._folder / _name(ref), _ENTRY.dump_json(entry, indent=1))
 
 
 def _name(ref: ModelRef) -> str:

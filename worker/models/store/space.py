@@ -1,4 +1,4 @@
-"""Room for new models: the budget, the disk, and what is evicted for them."""
+"""Space for new models: the budget, the disk, and what is evicted for them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from worker.errors import StoreFull
-from worker.models.download.partial_file import discard, note_file
-from worker.models.store import eviction
+from worker.files import discard, note_file
 from worker.models.store.blobs import Blobs, size_on_disk
-from worker.models.store.eviction import Candidate, Plan
 
 RESERVE = 2 << 30  # bytes of the disk that stay free
 IN_USE = 15 * 60.0  # seconds; what any worker used within them is not evicted
@@ -23,7 +22,7 @@ ABANDONED = 24 * 3600.0  # seconds without a byte, then nobody goes on with a do
 log = logging.getLogger("worker.models")
 
 
-class Room:
+class SpaceBudget:
     """The space of one store. Thread-safe.
 
     Args:
@@ -71,23 +70,23 @@ class Room:
         with self._lock:
             self._coming.pop(key, None)
 
-    def plan(self, needed: int = 0, budget: int | None = None) -> Plan:
+    def plan(self, needed: int = 0, budget: int | None = None) -> EvictionPlan:
         """What would be evicted for that many more bytes."""
         candidates = self._candidates()
         used = sum(one.size for one in candidates)
         # Downloads under way, other workers' too; abandoned ones go before any model does.
         used += sum(size_on_disk(path) for path in self._blobs.partials() if not _is_old(path))
         coming = sum(self._coming.values())
-        to_free = eviction.bytes_to_free(
+        to_free = bytes_to_free(
             needed=needed + coming,
             used=used,
             budget=self._budget if budget is None else budget,
             disk_free=self._disk_free(),
             reserve=RESERVE if needed else 0,
         )
-        return eviction.plan(candidates, to_free)
+        return plan_eviction(candidates, to_free)
 
-    def carry_out(self, plan: Plan) -> int:
+    def carry_out(self, plan: EvictionPlan) -> int:
         """Delete what the plan names; returns the bytes that were freed.
 
         Raises:
@@ -129,7 +128,7 @@ class Room:
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
-    def _full(self, needed: int, plan: Plan) -> StoreFull:
+    def _full(self, needed: int, plan: EvictionPlan) -> StoreFull:
         limit = f", the budget is {_amount(self._budget)}" if self._budget is not None else ""
         return StoreFull(
             f"{_amount(needed)} do not fit: {_amount(plan.lacking)} are lacking even when all"
@@ -151,3 +150,67 @@ def _is_old(path: Path) -> bool:
             status = file.stat()
             times += [status.st_mtime, status.st_ctime]  # a copy may have kept its old mtime
     return max(times) < time.time() - ABANDONED
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fetched model as the plan sees it.
+
+    Attributes:
+        size: bytes.
+        last_used: seconds since the epoch.
+        pinned: why it must stay, in a word; None if it may go.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    last_used: float
+    pinned: str | None = None
+
+
+@dataclass(frozen=True)
+class EvictionPlan:
+    """What is deleted, the least recently used first, and whether that is enough.
+
+    Attributes:
+        freed: bytes.
+        lacking: bytes that are missing even then; 0 if all is well.
+    """
+
+    evict: tuple[Candidate, ...] = ()
+    freed: int = 0
+    lacking: int = 0
+
+
+def plan_eviction(candidates: Iterable[Candidate], to_free: int) -> EvictionPlan:
+    """Free at least `to_free` bytes, or say how many are lacking; then nothing is deleted."""
+    free_to_go = sorted(
+        (one for one in candidates if one.pinned is None),
+        key=lambda one: (one.last_used, one.sha256),
+    )
+    chosen: list[Candidate] = []
+    freed = 0
+    for one in free_to_go:
+        if freed >= to_free:
+            break
+        chosen.append(one)
+        freed += one.size
+    if freed < to_free:
+        return EvictionPlan(lacking=to_free - freed)
+    return EvictionPlan(tuple(chosen), freed)
+
+
+def bytes_to_free(needed: int, used: int, budget: int | None, disk_free: int, reserve: int) -> int:
+    """How much must go before `needed` bytes come.
+
+    Args:
+        needed: bytes to come.
+        used: bytes of the fetched models.
+        budget: bytes that they may have in all; None for what the disk allows.
+        disk_free: bytes that the file system has left.
+        reserve: bytes of it that stay free for others.
+    """
+    over_budget = used + needed - budget if budget is not None else 0
+    over_disk = needed + reserve - disk_free
+    return max(0, over_budget, over_disk)

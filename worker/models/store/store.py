@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import ModelNotFound
-from worker.formats.architecture import Kind
 from worker.formats.model_file import FOLDERS, ModelFile
-from worker.formats.names import PICKLES, SAFETENSORS, clean_stem, marked_stem, without_suffix
+from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem, without_suffix
 from worker.models.store.blobs import Blob, Blobs
 from worker.models.store.listing import Listing
 
