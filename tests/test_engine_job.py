@@ -13,6 +13,7 @@ from worker.webui.engine import Engine
 from worker.webui.payload import Expected, Payload
 from worker.webui.readiness import Readiness
 from worker.webui.supervisor import Supervisor
+from worker.webui.timing import EngineTiming
 
 SMALL = {"prompt": "a fox", "steps": 2, "width": 64, "height": 64, "override_settings": {}}
 
@@ -26,8 +27,10 @@ def folder(tmp_path):
 def build(a1111):
     """The worker's side of an engine that somebody else started."""
     webui, supervisor = WebUI(a1111.url), Supervisor(None, pid=None)
-    address = ("127.0.0.1", a1111.port)
-    return Engine(webui, supervisor, Readiness(webui, supervisor, address, quiet=0.0))
+    readiness = Readiness(
+        webui, supervisor, ("127.0.0.1", a1111.port), timing=EngineTiming(quiet=0.0)
+    )
+    return Engine(webui, supervisor, readiness)
 
 
 def generate(engine, timeout=30.0, **body):

@@ -9,6 +9,7 @@ from worker.errors import CacheDamaged, EngineNotReady
 from worker.webui.client import WebUI
 from worker.webui.readiness import Readiness, likely_causes
 from worker.webui.supervisor import EngineProcess, Supervisor
+from worker.webui.timing import EngineTiming
 
 
 @pytest.fixture
@@ -22,10 +23,10 @@ def supervised(tmp_path):
     """A readiness that believes start.sh to own the engine; `tell` plays start.sh."""
     (tmp_path / "run").mkdir()
 
-    def build(port):
+    def build(port, **timing):
         supervisor = Supervisor(tmp_path / "run", pid=1)
         webui = WebUI(f"http://127.0.0.1:{port}")
-        return Readiness(webui, supervisor, ("127.0.0.1", port))
+        return Readiness(webui, supervisor, ("127.0.0.1", port), timing=EngineTiming(**timing))
 
     def tell(line):
         (tmp_path / "run/new").write_text(line)  # never a file half written, as from start.sh
@@ -35,10 +36,10 @@ def supervised(tmp_path):
     return build, tell
 
 
-def foreign(engine_port, **how):
+def foreign(engine_port, **timing):
     """A readiness for an engine that somebody else started."""
-    webui = WebUI(f"http://127.0.0.1:{engine_port}")
-    return Readiness(webui, Supervisor(None, pid=None), ("127.0.0.1", engine_port), **how)
+    webui, supervisor = WebUI(f"http://127.0.0.1:{engine_port}"), Supervisor(None, pid=None)
+    return Readiness(webui, supervisor, ("127.0.0.1", engine_port), timing=EngineTiming(**timing))
 
 
 def test_ready_means_that_a_picture_was_made(data, supervised, tmp_path):
@@ -105,14 +106,13 @@ def test_no_checkpoint_yet_is_ready_with_a_warning(tmp_path, supervised, caplog)
     assert "only jobs that name one can run" in caplog.text
 
 
-def test_missing_lora_routes_mean_a_damaged_cache(data, supervised, monkeypatch):
-    monkeypatch.setattr("worker.webui.readiness.ROUTE_PATIENCE", 0.5)
+def test_missing_lora_routes_mean_a_damaged_cache(data, supervised):
     build, _ = supervised
     damaged = data / "cache/hashes-addnet/cache.db"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"garbage" * 100)
     with running_a1111(data, wait=False) as engine, pytest.raises(CacheDamaged):
-        build(engine.port).wait(10)
+        build(engine.port, route_patience=0.5).wait(10)
 
 
 def test_a_first_picture_that_keeps_failing_is_reported_with_its_text(data, supervised):
@@ -123,15 +123,14 @@ def test_a_first_picture_that_keeps_failing_is_reported_with_its_text(data, supe
         build(engine.port).wait(20)
 
 
-def test_another_program_at_the_port_is_named_as_such(supervised, monkeypatch):
-    monkeypatch.setattr("worker.webui.readiness.ROUTE_PATIENCE", 0.5)
+def test_another_program_at_the_port_is_named_as_such(supervised):
     build, _ = supervised
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         with pytest.raises(EngineNotReady, match="Another program listens"):
-            build(server.server_port).wait(10)
+            build(server.server_port, route_patience=0.5).wait(10)
     finally:
         server.shutdown()
         server.server_close()

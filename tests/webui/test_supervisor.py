@@ -4,6 +4,7 @@ import signal
 import pytest
 
 from worker.webui.supervisor import UNKNOWN, EngineProcess, Supervisor
+from worker.webui.timing import EngineTiming
 
 WRITTEN = [
     ("running 123\n", EngineProcess("running", pid=123)),
@@ -70,11 +71,10 @@ def test_an_engine_that_was_asked_to_go_is_not_used_until_start_sh_has_another(t
     assert supervisor.engine() == EngineProcess("running", pid=124)
 
 
-def test_an_engine_that_does_not_go_is_used_again_after_a_while(tmp_path, monkeypatch):
-    monkeypatch.setattr("worker.webui.supervisor.GOING", 0.0)
+def test_an_engine_that_does_not_go_is_used_again_after_a_while(tmp_path):
     (tmp_path / "engine").write_text("running 123\n")
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    supervisor = Supervisor(tmp_path, pid=os.getpid())
+    supervisor = Supervisor(tmp_path, pid=os.getpid(), timing=EngineTiming(restart_limit=0.0))
     try:
         supervisor.request_restart("poisoned")
     finally:

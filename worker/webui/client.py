@@ -25,9 +25,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.webui.catalog import Catalog
-
-CONNECT_TIMEOUT = 3.0  # seconds; the engine is on this machine or near
-QUICK_TIMEOUT = 10.0  # seconds for calls that only read state
+from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
 
@@ -82,7 +80,8 @@ class Txt2ImgAnswer:
 class WebUI:
     """One engine. Thread-safe; connections are pooled and checked before they are used again."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timing: EngineTiming = DEFAULT_TIMING) -> None:
+        self._timing = timing
         self._address = urlsplit(url).netloc.rpartition("@")[2]  # without a password
         self._api = f"{url}/sdapi/v1"
         self._session = requests.Session()
@@ -128,7 +127,7 @@ class WebUI:
 
     def interrupt(self) -> None:
         """Stop the running job at its next step; it then answers 200 with a partial picture."""
-        self._post("interrupt", None, QUICK_TIMEOUT)
+        self._post("interrupt", None, self._timing.quick_timeout)
 
     # Models ----------------------------------------------------------------------------------
 
@@ -144,10 +143,10 @@ class WebUI:
         """`{"loaded": {name: ...}, "skipped": {name: ...}}` for the checkpoint that is loaded."""
         return dict(self._get("embeddings"))
 
-    def refresh(self, *, timeout: float = 120.0) -> None:
+    def refresh(self) -> None:
         """Let the engine read its folders for checkpoints, VAEs, LoRAs and embeddings again."""
         for what in ("checkpoints", "vae", "loras", "embeddings"):
-            self._post(f"refresh-{what}", None, timeout)
+            self._post(f"refresh-{what}", None, self._timing.refresh_timeout)
 
     # State -----------------------------------------------------------------------------------
 
@@ -155,9 +154,9 @@ class WebUI:
         """All settings with their values."""
         return dict(self._get("options"))
 
-    def set_options(self, options: Mapping[str, Any], timeout: float = QUICK_TIMEOUT) -> None:
+    def set_options(self, options: Mapping[str, Any]) -> None:
         """Change settings for good; a checkpoint is loaded before this returns."""
-        self._post("options", options, timeout)
+        self._post("options", options, self._timing.quick_timeout)
 
     def memory(self) -> dict[str, Any]:
         """RAM and CUDA memory in bytes, as the engine sees them."""
@@ -177,7 +176,7 @@ class WebUI:
     # Wire ------------------------------------------------------------------------------------
 
     def _get(self, route: str) -> Any:  # noqa: ANN401 - JSON
-        return self._call("GET", route, None, QUICK_TIMEOUT)
+        return self._call("GET", route, None, self._timing.quick_timeout)
 
     def _post(self, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
         return self._call("POST", route, body, timeout)
@@ -185,7 +184,10 @@ class WebUI:
     def _call(self, method: str, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
         try:
             response = self._session.request(
-                method, f"{self._api}/{route}", json=body, timeout=(CONNECT_TIMEOUT, timeout)
+                method,
+                f"{self._api}/{route}",
+                json=body,
+                timeout=(self._timing.connect_timeout, timeout),
             )
         except requests.RequestException as error:
             raise ConnectionLost(

@@ -32,12 +32,7 @@ from worker.webui.payload import LIVE_PREVIEWS, Expected, Payload, has_previews,
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import Action, After, MemoryGrowth
 from worker.webui.supervisor import EngineProcess, Reason, Supervisor
-
-STOP_PATIENCE = 10.0  # seconds for an interrupted job to end before the engine counts as hung
-STOP_POLL = 0.3
-WATCH_EVERY = 1.0  # seconds
-FOLLOW_EVERY = 1.0  # seconds between two looks at how far a picture is
-LOG_EVERY = 10  # looks from one log line to the next
+from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -77,7 +72,10 @@ class Engine:
         supervisor: Supervisor,
         readiness: Readiness,
         memory_growth: MemoryGrowth | None = None,
+        *,
+        timing: EngineTiming = DEFAULT_TIMING,
     ) -> None:
+        self._timing = timing
         self._memory_growth = memory_growth
         self._webui = webui
         self._supervisor = supervisor
@@ -130,7 +128,7 @@ class Engine:
         would take its next crash for one that never became ready.
         """
         while self._supervisor.can_restart:
-            time.sleep(WATCH_EVERY)
+            time.sleep(self._timing.watch_every)
             if not self._is_proven() and self._supervisor.engine().state == "running":
                 with suppress(WorkerError):  # the next job meets it again, and reports it
                     self._wait_until_ready(self._boot_timeout)
@@ -248,11 +246,11 @@ class Engine:
 
     async def _follow(self, tell: Tell, *, preview: bool) -> None:
         for look in itertools.count(1):
-            await asyncio.sleep(FOLLOW_EVERY)
+            await asyncio.sleep(self._timing.progress_every)
             with suppress(WorkerError):
                 report = await asyncio.to_thread(self._look, preview=preview)
                 tell(report)
-                if look % LOG_EVERY == 0:
+                if look % self._timing.progress_per_log_line == 0:
                     log.info("%s", report.get("message", report["phase"]))
 
     def _look(self, *, preview: bool) -> dict[str, Any]:
@@ -275,7 +273,7 @@ class Engine:
             raise stopwatch.expired("no picture")
         # The deadline is kept here and not by the socket: the POST must live until the engine
         # has stopped, because its end is the best sign of that.
-        patience = stopwatch.left() + 2 * STOP_PATIENCE
+        patience = stopwatch.left() + 2 * self._timing.stop_patience
         posted = asyncio.ensure_future(asyncio.to_thread(self._webui.txt2img, body, patience))
         try:
             done, _ = await asyncio.wait({posted}, timeout=stopwatch.left())
@@ -291,12 +289,12 @@ class Engine:
         """Interrupt until the POST returns; its partial picture is dropped."""
         # Nobody awaits it any more: its exception must be taken, or asyncio complains later.
         posted.add_done_callback(lambda future: future.cancelled() or future.exception())
-        give_up = time.monotonic() + STOP_PATIENCE
+        give_up = time.monotonic() + self._timing.stop_patience
         while not posted.done() and time.monotonic() < give_up:
             # A1111 forgets an interrupt that comes before the job has begun: say it again.
             with suppress(WorkerError):
                 await asyncio.to_thread(self._webui.interrupt)
-            await asyncio.wait({posted}, timeout=STOP_POLL)
+            await asyncio.wait({posted}, timeout=self._timing.stop_poll)
         if not posted.done():
             self._give_up_on_hung()
 
@@ -323,9 +321,11 @@ class Engine:
 
     async def _act(self, action: Action, error: WorkerError) -> None:
         if action is Action.AWAIT_ROUTE:
-            await asyncio.sleep(recovery.ROUTE_WAIT)
+            await asyncio.sleep(self._timing.route_wait)
             with suppress(EngineNotReady, CacheDamaged):
-                await asyncio.to_thread(self._wait_until_ready, recovery.ROUTE_RECHECK, again=True)
+                await asyncio.to_thread(
+                    self._wait_until_ready, self._timing.route_recheck, again=True
+                )
         elif action is Action.AWAIT_ENGINE:
             await _to_its_end(self._settle())
         elif action is Action.REFRESH:
@@ -338,7 +338,7 @@ class Engine:
 
     async def _settle(self) -> None:
         """After a lost connection: go on only when nothing can be running in the engine."""
-        give_up = time.monotonic() + STOP_PATIENCE
+        give_up = time.monotonic() + self._timing.stop_patience
         while time.monotonic() < give_up:
             if not self._is_proven():
                 return  # its process ended; the next attempt waits for the new one
@@ -346,7 +346,7 @@ class Engine:
                 if await asyncio.to_thread(self._webui.is_idle):
                     return
                 await asyncio.to_thread(self._webui.interrupt)
-            await asyncio.sleep(STOP_POLL)
+            await asyncio.sleep(self._timing.stop_poll)
         self._give_up_on_hung()
 
     def _give_up_on_hung(self) -> None:
@@ -361,9 +361,9 @@ class Engine:
             raise error
         before = self._supervisor.engine()
         self._supervisor.request_restart(reason)
-        give_up = time.monotonic() + 2 * STOP_PATIENCE
+        give_up = time.monotonic() + self._timing.restart_patience
         while self._supervisor.engine() == before and time.monotonic() < give_up:
-            time.sleep(STOP_POLL)
+            time.sleep(self._timing.stop_poll)
 
     def _decide(
         self, error: WorkerError, earlier: list[WorkerError], payload: Payload

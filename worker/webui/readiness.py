@@ -23,20 +23,11 @@ from worker.errors import (
 from worker.webui.catalog import Catalog
 from worker.webui.client import WebUI
 from worker.webui.supervisor import EngineProcess, Supervisor
+from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 log = logging.getLogger("worker.readiness")
 
 FIRST_PICTURE = {"prompt": "", "steps": 1, "width": 64, "height": 64, "seed": 1}
-
-POLL = 0.2  # seconds; a dead engine is noticed within one of these
-LOG_EVERY = 15.0  # seconds between two lines that say "still waiting"
-FAULT_PATIENCE = 3  # answers 500 to the first picture before the engine counts as broken
-ROUTE_PATIENCE = 10.0  # seconds for a route to appear on an engine that mounts all at once
-
-# In UI mode A1111 v1.9.3 dies of any HTTP request that arrives after the port opened and before
-# the API is mounted (0.2 to 0.5 s were measured). start.sh uses --nowebui, which has no such
-# window; of an engine that somebody else started we cannot know.
-QUIET = 5.0
 
 
 @dataclass(frozen=True)
@@ -63,12 +54,12 @@ class Readiness:
         supervisor: Supervisor,
         address: tuple[str, int],
         *,
-        quiet: float = QUIET,
+        timing: EngineTiming = DEFAULT_TIMING,
     ) -> None:
         self._webui = webui
         self._supervisor = supervisor
         self._address = address
-        self._quiet = quiet
+        self._timing = timing
         self._next_line = 0.0  # when "still waiting" may be said again
 
     def wait(self, timeout: float) -> Ready:
@@ -80,7 +71,7 @@ class Readiness:
         """
         started = time.monotonic()
         deadline = started + timeout
-        self._next_line = started + LOG_EVERY
+        self._next_line = started + self._timing.ready_log_every
         if not self._supervisor.can_restart:
             self._wait_for_port(deadline)
         ready = self._wait_for_picture(started, deadline)
@@ -99,11 +90,11 @@ class Readiness:
         """For a foreign engine: no HTTP before its port has been open for a while."""
         while not self._port_is_open():
             self._pause(deadline, "nothing listens there.")
-        time.sleep(min(self._quiet, max(0.0, deadline - time.monotonic())))
+        time.sleep(min(self._timing.quiet, max(0.0, deadline - time.monotonic())))
 
     def _port_is_open(self) -> bool:
         try:
-            socket.create_connection(self._address, timeout=1.0).close()
+            socket.create_connection(self._address, timeout=self._timing.port_timeout).close()
         except OSError:
             return False
         return True
@@ -125,7 +116,7 @@ class Readiness:
                 last: WorkerError = error
             except WorkerError as error:
                 faults += 1
-                if faults >= FAULT_PATIENCE:
+                if faults >= self._timing.first_picture_attempts:
                     raise EngineNotReady(
                         f"the first picture failed {faults} times: {error}"
                     ) from error
@@ -144,7 +135,7 @@ class Readiness:
 
     def _check_routes(self, error: WorkerError, waited: float) -> None:
         """Our own engine mounts every route before it listens: one that is missing stays so."""
-        mounting = not self._supervisor.can_restart or waited < ROUTE_PATIENCE
+        mounting = not self._supervisor.can_restart or waited < self._timing.route_patience
         if mounting or error.details.get("route") != "loras":
             return
         try:
@@ -164,8 +155,8 @@ class Readiness:
             )
         if time.monotonic() >= self._next_line:
             log.info("waiting for the engine: %s", reason)
-            self._next_line = time.monotonic() + LOG_EVERY
-        time.sleep(POLL)
+            self._next_line = time.monotonic() + self._timing.ready_log_every
+        time.sleep(self._timing.ready_poll)
 
 
 _BY_STATUS = {

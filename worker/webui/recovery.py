@@ -14,8 +14,6 @@ from worker import errors
 from worker.errors import WorkerError
 
 MAX_ATTEMPTS = 3
-ROUTE_WAIT = 5.0  # seconds before a missing route is looked at again
-ROUTE_RECHECK = 3.0  # seconds that such a look may take
 
 
 class Action(Enum):

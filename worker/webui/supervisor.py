@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from worker.files import write_atomically
+from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 State = Literal["running", "restarting", "failed", "unknown"]
 Reason = Literal["poisoned", "hung", "out-of-memory", "damaged-cache"]
@@ -43,13 +44,14 @@ class EngineProcess:
 
 UNKNOWN = EngineProcess("unknown")
 
-GOING = 60.0  # seconds; start.sh needs some 10 of them to end an engine that does not want to
-
 
 class Supervisor:
     """Speaks with start.sh through RUN_DIR; `pid` is start.sh's, None where there is none."""
 
-    def __init__(self, run_dir: Path, pid: int | None) -> None:
+    def __init__(
+        self, run_dir: Path, pid: int | None, *, timing: EngineTiming = DEFAULT_TIMING
+    ) -> None:
+        self._timing = timing
         self._run_dir = run_dir
         self._pid = pid
         self._going: EngineProcess | None = None  # asked to go; start.sh may not have acted yet
@@ -89,7 +91,7 @@ class Supervisor:
             return
         told = self._told()
         self._going = told if told.state == "running" else None
-        self._going_until = time.monotonic() + GOING
+        self._going_until = time.monotonic() + self._timing.restart_limit
         self._leave("engine.restart", reason)
         os.kill(self._pid, signal.SIGUSR1)
 
