@@ -1,6 +1,7 @@
 import pytest
 
 from worker import errors
+from worker.webui.engine_state import Memory
 from worker.webui.recovery import MAX_ATTEMPTS, PLANS, Action, After, Decision, decide
 
 RAISED = [
@@ -43,11 +44,15 @@ def test_each_failure_has_its_next_step(kind, earlier, action, after):
 
 
 @pytest.mark.parametrize(
-    ("in_a_row", "after"),
-    [(1, After.KEEP), (2, After.RESTART), (3, After.RETIRE), (7, After.RETIRE)],
+    ("memory", "after"),
+    [
+        (Memory.SHORT_ONCE, After.KEEP),
+        (Memory.SHORT_TWICE, After.RESTART),
+        (Memory.SHORT_OFTEN, After.RETIRE),
+    ],
 )
-def test_out_of_memory_is_reported_and_grave_when_repeated(in_a_row, after):
-    decision = decide(errors.OutOfMemory("x"), out_of_memory_in_a_row=in_a_row)
+def test_out_of_memory_is_reported_and_grave_when_repeated(memory, after):
+    decision = decide(errors.OutOfMemory("x"), memory=memory)
 
     assert decision == Decision(Action.FAIL, after)
 

@@ -12,6 +12,7 @@ from enum import Enum
 
 from worker import errors
 from worker.errors import WorkerError
+from worker.webui.engine_state import Memory
 
 MAX_ATTEMPTS = 3
 
@@ -64,7 +65,12 @@ PLANS: dict[type[WorkerError], RecoveryPlan] = {
 
 # Memory that one picture did not get may be lost to fragments or to a leak: a fresh engine has it
 # back, and if that does not help, a fresh worker may be on another card.
-_OUT_OF_MEMORY_AFTER = {1: After.KEEP, 2: After.RESTART}
+_AFTER_OUT_OF_MEMORY = {
+    Memory.ENOUGH: After.KEEP,
+    Memory.SHORT_ONCE: After.KEEP,
+    Memory.SHORT_TWICE: After.RESTART,
+    Memory.SHORT_OFTEN: After.RETIRE,
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def decide(
     earlier: Sequence[WorkerError] = (),
     *,
     switching: bool = False,
-    out_of_memory_in_a_row: int = 0,
+    memory: Memory = Memory.ENOUGH,
 ) -> Decision:
     """Choose the next step.
 
@@ -89,7 +95,7 @@ def decide(
         earlier: what the attempts of this job before it ended with.
         switching: the job asked for another checkpoint than was loaded. A1111 is poisoned by a
             switch that fails, so after its error 500 it must not get another job.
-        out_of_memory_in_a_row: failures of this kind since the last picture, this one included.
+        memory: how often in a row a picture did not fit, this one included.
     """
     kind = next((kind for kind in PLANS if isinstance(error, kind)), None)
     plan = PLANS[kind] if kind else FAIL_AND_KEEP
@@ -97,8 +103,7 @@ def decide(
     if tried < plan.replays and len(earlier) + 1 < MAX_ATTEMPTS:
         return Decision(plan.action)
     if isinstance(error, errors.OutOfMemory):
-        after = _OUT_OF_MEMORY_AFTER.get(out_of_memory_in_a_row, After.RETIRE)
-        return Decision(Action.FAIL, after)
+        return Decision(Action.FAIL, _AFTER_OUT_OF_MEMORY[memory])
     if isinstance(error, errors.EngineFault) and switching:
         return Decision(Action.FAIL, After.RESTART)
     return Decision(Action.FAIL, plan.after)

@@ -1,0 +1,230 @@
+"""The state of the engine's client, as tables: which event leads from which state to which.
+
+The client tracks four things side by side, and each has its own table below:
+
+- `Process`: may the engine's process be given a job?
+- `Folders`: does the engine know the newest model files?
+- `Conditioning`: may the engine reuse what it computed from the last prompt?
+- `Memory`: how often in a row did a picture not fit into the GPU's memory?
+
+`EngineState` holds one state of each, and its method `after` is the only way to the next one. An
+event moves the things that have it in their table and leaves the others as they are. For each of
+its events a table has, for each state, either the next state or an entry in `CANNOT_HAPPEN`.
+
+Pure: no IO, no clock, no thread. `worker.webui.lifecycle` reports the events, under a lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, TypeVar
+
+
+class Event(Enum):
+    """What happens to the engine or to its client."""
+
+    FIRST_PICTURE = "first picture made"
+    SAME_PROCESS = "same process reported"  # as the one of the first picture, by start.sh
+    OTHER_PROCESS = "other process reported"  # or that it ended, or is being restarted
+    RESTART_REQUESTED = "restart requested"
+    MODELS_CHANGED = "model files added"
+    REFRESH_STARTED = "refresh started"  # the engine reads its model folders
+    REFRESH_DONE = "refresh done"
+    REFRESH_FAILED = "refresh failed"
+    PROOF_FAILED = "model missing or picture wrong"  # as the proof found
+    OTHER_PROMPT_USED = "other prompt used"
+    PICTURE_MADE = "job's picture made"
+    OUT_OF_MEMORY = "out of memory"
+
+
+class Process(Enum):
+    """May the engine's process be given a job?"""
+
+    UNPROVEN = "no process has made a picture yet"
+    PROVEN = "the process has made a first picture"
+    GONE = "the proven process has ended, or another one took its place"
+    DISTRUSTED = "the process must make another first picture before it gets a job"
+
+
+class Folders(Enum):
+    """Does the engine know the newest model files?"""
+
+    CURRENT = "the engine has read its model folders since the last change"
+    STALE = "the engine must read its model folders before the next picture"
+    REFRESHING = "the engine is reading its model folders"
+
+
+class Conditioning(Enum):
+    """May the engine reuse what it computed from the last prompt?"""
+
+    GOOD = "the same prompt again gives the right picture"
+    STALE = "a picture with another prompt must come first"
+
+
+class Memory(Enum):
+    """How often in a row did a picture not fit into the GPU's memory?"""
+
+    ENOUGH = "the last picture fitted"
+    SHORT_ONCE = "one picture did not fit"
+    SHORT_TWICE = "two in a row did not fit"
+    SHORT_OFTEN = "three or more in a row did not fit"
+
+
+S = TypeVar("S", bound=Enum)
+Table = dict[S, dict[Event, S]]
+
+PROCESS: Table[Process] = {
+    Process.UNPROVEN: {
+        Event.FIRST_PICTURE: Process.PROVEN,
+        Event.OTHER_PROCESS: Process.UNPROVEN,
+        Event.RESTART_REQUESTED: Process.UNPROVEN,  # a damaged cache, found while booting
+    },
+    Process.PROVEN: {
+        Event.FIRST_PICTURE: Process.PROVEN,  # readiness is checked again for a missing route
+        Event.SAME_PROCESS: Process.PROVEN,
+        Event.OTHER_PROCESS: Process.GONE,
+        Event.RESTART_REQUESTED: Process.DISTRUSTED,
+    },
+    Process.GONE: {
+        Event.FIRST_PICTURE: Process.PROVEN,
+        Event.SAME_PROCESS: Process.PROVEN,  # start.sh's file could not be read for a moment
+        Event.OTHER_PROCESS: Process.GONE,
+        Event.RESTART_REQUESTED: Process.DISTRUSTED,
+    },
+    # Also the same process is no longer trusted, if start.sh could not end it.
+    Process.DISTRUSTED: {
+        Event.FIRST_PICTURE: Process.PROVEN,
+        Event.SAME_PROCESS: Process.DISTRUSTED,
+        Event.OTHER_PROCESS: Process.DISTRUSTED,
+        Event.RESTART_REQUESTED: Process.DISTRUSTED,
+    },
+}
+
+# A first picture is no event here: files may have come after the new process listed its folders.
+FOLDERS: Table[Folders] = {
+    Folders.CURRENT: {
+        Event.MODELS_CHANGED: Folders.STALE,
+        Event.PROOF_FAILED: Folders.STALE,
+    },
+    # A refresh can end here: it may have missed the files that came while it ran.
+    Folders.STALE: {
+        Event.MODELS_CHANGED: Folders.STALE,
+        Event.PROOF_FAILED: Folders.STALE,
+        Event.REFRESH_STARTED: Folders.REFRESHING,
+        Event.REFRESH_DONE: Folders.STALE,
+        Event.REFRESH_FAILED: Folders.STALE,
+    },
+    Folders.REFRESHING: {
+        Event.MODELS_CHANGED: Folders.STALE,
+        Event.REFRESH_DONE: Folders.CURRENT,
+        Event.REFRESH_FAILED: Folders.STALE,
+    },
+}
+
+# A1111 keeps the last prompt's conditioning: the same prompt again would miss the part of a LoRA
+# that acts on the text encoder. Another prompt in between clears it.
+CONDITIONING: Table[Conditioning] = {
+    Conditioning.GOOD: {Event.PROOF_FAILED: Conditioning.STALE},
+    Conditioning.STALE: {
+        Event.PROOF_FAILED: Conditioning.STALE,
+        Event.OTHER_PROMPT_USED: Conditioning.GOOD,
+    },
+}
+
+# A new process does not reset this: if it does not fit either, another worker may help.
+MEMORY: Table[Memory] = {
+    Memory.ENOUGH: {Event.OUT_OF_MEMORY: Memory.SHORT_ONCE, Event.PICTURE_MADE: Memory.ENOUGH},
+    Memory.SHORT_ONCE: {Event.OUT_OF_MEMORY: Memory.SHORT_TWICE, Event.PICTURE_MADE: Memory.ENOUGH},
+    Memory.SHORT_TWICE: {
+        Event.OUT_OF_MEMORY: Memory.SHORT_OFTEN,
+        Event.PICTURE_MADE: Memory.ENOUGH,
+    },
+    Memory.SHORT_OFTEN: {
+        Event.OUT_OF_MEMORY: Memory.SHORT_OFTEN,
+        Event.PICTURE_MADE: Memory.ENOUGH,
+    },
+}
+
+# By the name of the field of `EngineState`.
+TABLES: dict[str, Table[Any]] = {
+    "process": PROCESS,
+    "folders": FOLDERS,
+    "conditioning": CONDITIONING,
+    "memory": MEMORY,
+}
+
+# The client has one job at a time, and looks at the state before it causes these events.
+CANNOT_HAPPEN: dict[tuple[Enum, Event], str] = {
+    (Process.UNPROVEN, Event.SAME_PROCESS): "there is no process to compare with",
+    (Folders.CURRENT, Event.REFRESH_STARTED): "only stale folders are read again",
+    (Folders.CURRENT, Event.REFRESH_DONE): "no refresh is running",
+    (Folders.CURRENT, Event.REFRESH_FAILED): "no refresh is running",
+    (Folders.REFRESHING, Event.REFRESH_STARTED): "only stale folders are read again",
+    (Folders.REFRESHING, Event.PROOF_FAILED): "a proof follows the end of the refresh",
+    (Conditioning.GOOD, Event.OTHER_PROMPT_USED): "only stale conditioning is cleared",
+}
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """One state of each of the four; the defaults are where a client begins."""
+
+    process: Process = Process.UNPROVEN
+    folders: Folders = Folders.CURRENT
+    conditioning: Conditioning = Conditioning.GOOD
+    memory: Memory = Memory.ENOUGH
+
+    def after(self, event: Event) -> EngineState:
+        """Look up the state that follows.
+
+        Raises:
+            ValueError: the event cannot happen in this state.
+        """
+        return EngineState(
+            process=_after(PROCESS, self.process, event),
+            folders=_after(FOLDERS, self.folders, event),
+            conditioning=_after(CONDITIONING, self.conditioning, event),
+            memory=_after(MEMORY, self.memory, event),
+        )
+
+
+def events_of(table: Table[Any]) -> set[Event]:
+    """The events that a table is about."""
+    return {event for row in table.values() for event in row}
+
+
+def _after(table: Table[S], state: S, event: Event) -> S:
+    if event in table[state]:
+        return table[state][event]
+    if event in events_of(table):
+        reason = CANNOT_HAPPEN[state, event]
+        raise ValueError(f"{event} cannot happen in {state}: {reason}")
+    return state
+
+
+def diagram() -> str:
+    """The tables as a Mermaid diagram; an event that changes nothing is left out."""
+    return "\n".join(["stateDiagram-v2", *_lines(EngineState())]) + "\n"
+
+
+def _lines(first: EngineState) -> Iterator[str]:
+    for field in fields(EngineState):
+        table = TABLES[field.name]
+        yield f"    state {field.name} {{"
+        yield f"        [*] --> {_id(getattr(first, field.name))}"
+        for state, row in table.items():
+            yield f"        {_id(state)}: {state.name} - {state.value}"
+            targets = {target: _causes(row, target) for target in row.values() if target != state}
+            for target, causes in targets.items():
+                yield f"        {_id(state)} --> {_id(target)}: {causes}"
+        yield "    }"
+
+
+def _id(state: Enum) -> str:
+    return f"{type(state).__name__}_{state.name}"
+
+
+def _causes(row: dict[Event, S], target: S) -> str:
+    return ", ".join(event.value for event, next_ in row.items() if next_ == target)

@@ -1,0 +1,164 @@
+"""The engine's process over a worker's life: booted, proven by a first picture, restarted.
+
+`worker.webui.engine_state` has the states and their tables; here the events are reported.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import suppress
+
+from worker.errors import CacheDamaged, EngineNotReady, WorkerError
+from worker.webui.catalog import Catalog
+from worker.webui.client import WebUI
+from worker.webui.config_json import OVERRIDABLE
+from worker.webui.engine_state import EngineState, Event, Process
+from worker.webui.payload import LIVE_PREVIEWS
+from worker.webui.readiness import Readiness
+from worker.webui.supervisor import EngineProcess, Reason, Supervisor
+from worker.webui.timing import EngineTiming
+
+log = logging.getLogger("worker.engine")
+
+
+class Lifecycle:
+    """One engine's process, and the state of its client. Thread-safe.
+
+    Attributes:
+        catalog: the names that a job may use; known after `boot`.
+        retiring: why only a new worker can help; empty while this one is good.
+        restarts: how often a new process took the place of a proven one.
+    """
+
+    def __init__(
+        self, webui: WebUI, supervisor: Supervisor, readiness: Readiness, timing: EngineTiming
+    ) -> None:
+        self.catalog = Catalog({}, {})
+        self.retiring = ""
+        self.restarts = 0
+        self._webui = webui
+        self._supervisor = supervisor
+        self._readiness = readiness
+        self._timing = timing
+        self._boot_timeout = 0.0
+        self._proving = threading.Lock()  # held while a first picture is made
+        self._lock = threading.Lock()  # held for a moment, to change the two below
+        self._state = EngineState()
+        self._proven: EngineProcess | None = None  # the process that made the last first picture
+
+    @property
+    def state(self) -> EngineState:
+        """The client's state, as of the last event."""
+        return self._state
+
+    def report(self, event: Event) -> EngineState:
+        """Enter the state that follows this event; from any thread."""
+        with self._lock:
+            self._state = self._state.after(event)
+            return self._state
+
+    def retire(self, reason: str) -> None:
+        """Have this worker replaced after the job; the newest reason is shown."""
+        self.retiring = reason
+        log.warning("this worker is to be replaced: %s", reason)
+
+    # Readiness -------------------------------------------------------------------------------
+
+    def boot(self, timeout: float) -> None:
+        """Wait until the engine can generate; a damaged cache is repaired once.
+
+        Raises:
+            EngineNotReady, CacheDamaged: the worker must not take jobs.
+        """
+        self._boot_timeout = timeout
+        try:
+            self.wait_until_ready(timeout)
+        except CacheDamaged as error:
+            self.restart("damaged-cache", error)
+            self.wait_until_ready(timeout)
+        if not self._supervisor.can_restart:
+            self._pin_options()
+
+    def _pin_options(self) -> None:
+        """Write the options that a job can override into an external engine's own config.json.
+
+        A1111 writes down what is set, even to the value it has. `worker.webui.config_json` says
+        why each option must stand in the file.
+        """
+        options = self._webui.options()
+        keys = [key for key in (*OVERRIDABLE, LIVE_PREVIEWS) if key in options]
+        self._webui.set_options({key: options[key] for key in keys})
+
+    def keep_ready(self) -> None:
+        """Have a restarted engine make its first picture while no job comes; runs in a thread.
+
+        Otherwise the next job would wait for it, and start.sh would take the engine's next crash
+        for a failure to become ready. Returns only if the engine cannot be restarted.
+        """
+        while self._supervisor.can_restart:
+            time.sleep(self._timing.watch_every)
+            if not self.is_proven() and self.process().state == "running":
+                with suppress(WorkerError):  # the next job meets the same error and reports it
+                    self.wait_until_ready(self._boot_timeout)
+
+    def process(self) -> EngineProcess:
+        """The engine's process as start.sh reports it now."""
+        return self._supervisor.engine()
+
+    def is_proven(self) -> bool:
+        """Whether the process that start.sh reports now has made a first picture."""
+        with self._lock:  # also while reading: an older report must not overwrite a newer one
+            same = self.process() == self._proven
+            self._state = self._state.after(Event.SAME_PROCESS if same else Event.OTHER_PROCESS)
+            return self._state.process is Process.PROVEN
+
+    def wait_until_ready(self, timeout: float, *, again: bool = False) -> None:
+        """Wait for a first picture; at once if the process has made one, unless `again` is set.
+
+        Raises:
+            EngineNotReady: there was none in time, or the process has ended for good.
+            CacheDamaged: the engine's cache must be removed.
+        """
+        if not self._proving.acquire(timeout=timeout):
+            raise EngineNotReady("the engine was restarted and has made no picture yet.")
+        try:
+            if self.is_proven() and not again:
+                return
+            ready = self._readiness.wait(timeout)
+            self.catalog = ready.catalog
+            with self._lock:
+                self.restarts += self._proven is not None and ready.process != self._proven
+                self._proven = ready.process
+                self._state = self._state.after(Event.FIRST_PICTURE)
+            log.info("ready: the first picture was made after %.1f s", ready.seconds)
+        finally:
+            self._proving.release()
+
+    # Restart ---------------------------------------------------------------------------------
+
+    def request_restart(self, reason: Reason) -> None:
+        """Ask start.sh for a new process; the next job waits for its first picture."""
+        self.report(Event.RESTART_REQUESTED)
+        self._supervisor.request_restart(reason)
+
+    def restart(self, reason: Reason, error: WorkerError) -> None:
+        """Ask start.sh for a new process, and wait until the old one is gone.
+
+        Raises:
+            WorkerError: the given one, if start.sh does not run this engine.
+        """
+        if not self._supervisor.can_restart:
+            self.retire(f"this engine cannot be restarted after {error.code}")
+            raise error
+        before = self.process()
+        self.request_restart(reason)
+        give_up = time.monotonic() + self._timing.restart_patience
+        while self.process() == before and time.monotonic() < give_up:
+            time.sleep(self._timing.stop_poll)
+
+    def give_up_on_hung(self) -> None:
+        """Request a restart, because the engine does not stop although it was interrupted."""
+        log.warning("the engine did not stop within %g s: restart", self._timing.stop_patience)
+        self.request_restart("hung")
