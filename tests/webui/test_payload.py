@@ -8,286 +8,193 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.job.models import Models
 from worker.job.request import parse
-from worker.webui.payload import build, engine_names, smaller, throwaway
+from worker.webui.payload import build, engine_names, has_previews, smaller, throwaway
 
 
 def file(kind, stem):
     return ModelFile(kind, Path(f"/store/{stem}.safetensors"), stem, 1)
 
 
-def compose(catalog, job_input, **models):
-    request = parse(job_input)
-    loras = tuple(zip(models.pop("loras", ()), request.loras, strict=True))
-    return build(request, engine_names(request, catalog), Models(loras=loras, **models))
+LORAS = {name: file("lora", name) for name in ("x", "B", "plain")} | {
+    "fox": replace(file("lora", "fox"), trained_words=("fox, red fur",))
+}
+HIRES = {"enable_hr": True, "denoising_strength": 0.5}
+EMPTY = {"prompt": "", "width": 512, "height": 512, "override_settings": {}}
 
 
-def test_only_what_the_job_said_is_sent(catalog):
-    payload = compose(catalog, {"prompt": "a fox"})
+@pytest.fixture
+def compose(catalog):
+    """Compose the payload of a job; its LoRAs are found by name, other models are given."""
 
-    assert payload.body == {"prompt": "a fox", "width": 512, "height": 512, "override_settings": {}}
-    assert payload.warnings == ()
+    def compose_payload(job, **models):
+        request = parse(job)
+        loras = tuple((LORAS[reference.name], reference) for reference in request.loras)
+        return build(request, engine_names(request, catalog), Models(loras=loras, **models))
 
-
-def test_samplers_are_sent_by_their_exact_names(catalog):
-    body = compose(catalog, {"sampler_name": "dpm++ 2m karras"}).body
-
-    assert (body["sampler_name"], body["scheduler"]) == ("DPM++ 2M", "Karras")
-
-
-def test_sampler_index_stands_in_for_a_missing_sampler_name(catalog):
-    body = compose(catalog, {"sampler_index": "Euler a"}).body
-
-    assert body["sampler_name"] == "Euler a"
-    assert "sampler_index" not in body
+    return compose_payload
 
 
-def test_a_scheduler_alone_is_spelled_as_the_engine_does(catalog):
-    assert compose(catalog, {"scheduler": "sgm_uniform"}).body["scheduler"] == "SGM Uniform"
-
-
-def test_the_second_pass_has_its_own_sampler(catalog):
-    hires = {"enable_hr": True, "denoising_strength": 0.5, "hr_upscaler": "Latent"}
-    body = compose(catalog, hires | {"hr_sampler_name": "DPM++ SDE Karras"}).body
-
-    assert (body["hr_sampler_name"], body["hr_scheduler"]) == ("DPM++ SDE", "Karras")
-
-
-def test_the_dropdowns_words_for_the_same_are_no_names(catalog):
-    same = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
-    body = compose(catalog, same).body
-
-    assert (body["hr_sampler_name"], body["hr_scheduler"]) == (None, None)
-
-
-@pytest.mark.parametrize(
-    "job_input",
-    [
-        {"sampler_name": "Eulr"},
-        {"scheduler": "Karas"},
-        {"hr_upscaler": "Latnt"},
-        {"hr_sampler_name": "Eulr"},
-        {"script_name": "nope"},
-        {"alwayson_scripts": {"ADetailer": {"args": []}}},
-        {"styles": ["nope"]},
-    ],
-)
-def test_names_that_the_engine_has_not_are_refused(catalog, job_input):
-    with pytest.raises(InvalidInput):
-        engine_names(parse(job_input), catalog)
-
-
-FEW_STEPS = [
+BODIES = [
+    # the job's fields -> the body's fields
+    ({"prompt": "a fox"}, {"prompt": "a fox"}),
+    ({"sampler_name": "dpm++ 2m karras"}, {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
+    ({"sampler_index": "Euler a"}, {"sampler_name": "Euler a"}),
+    ({"scheduler": "sgm_uniform"}, {"scheduler": "SGM Uniform"}),
     (
-        {"sampler_name": "DPM++ 2M SDE Karras", "steps": 1},
-        "steps = 1: sampler 'DPM++ 2M SDE' needs",
-    ),
-    ({"sampler_name": "UniPC", "steps": 2}, "needs at least 3"),
-    (
-        {"sampler_name": "UniPC", "steps": 4, "override_settings": {"uni_pc_order": 5}},
-        "needs at least 5",
+        HIRES | {"hr_upscaler": "Latent", "hr_sampler_name": "DPM++ SDE Karras"},
+        HIRES | {"hr_upscaler": "Latent", "hr_sampler_name": "DPM++ SDE", "hr_scheduler": "Karras"},
     ),
     (
-        {"sampler_name": "DPM fast", "enable_hr": True, "denoising_strength": 1}
-        | {"hr_second_pass_steps": 1},
-        "hr_second_pass_steps = 1: sampler 'DPM fast' needs at least 2",
+        {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"},
+        {"hr_sampler_name": None, "hr_scheduler": None},
     ),
-    (
-        {"sampler_name": "Euler", "hr_sampler_name": "DPM++ 3M SDE", "hr_second_pass_steps": 1}
-        | {"enable_hr": True, "denoising_strength": 1},
-        "sampler 'DPM++ 3M SDE' needs at least 2",
-    ),
+    ({"width": 515, "height": 519}, {"width": 512, "height": 512}),
+    ({"clip_skip": 2}, {"override_settings": {"CLIP_stop_at_last_layers": 2}}),
+    ({"output": {"preview": True}}, {"override_settings": {"live_previews_enable": True}}),
 ]
 
 
-@pytest.mark.parametrize(("job_input", "said"), FEW_STEPS)
-def test_fewer_steps_than_a_sampler_can_do_are_refused(catalog, job_input, said):
-    with pytest.raises(InvalidInput, match=re.escape(said)):
-        engine_names(parse(job_input), catalog)
+@pytest.mark.parametrize(("job", "body"), BODIES)
+def test_a_job_becomes_the_body_for_a1111(compose, job, body):
+    composed = compose(job).body
 
-
-def test_sizes_become_multiples_of_eight_with_a_warning(catalog):
-    payload = compose(catalog, {"width": 515, "height": 512})
-
-    assert (payload.body["width"], payload.body["height"]) == (512, 512)
-    assert payload.warnings == ("width 515 is not a multiple of 8: made 512.",)
-
-
-def test_clip_skip_becomes_a_number_in_override_settings(catalog):
-    body = compose(catalog, {"clip_skip": 2}).body
-
-    assert body["override_settings"] == {"CLIP_stop_at_last_layers": 2}
-    assert "clip_skip" not in body
-
-
-def test_models_are_sent_by_stem_and_expected_back(catalog):
-    payload = compose(
-        catalog,
-        {"prompt": "a", "checkpoint": "base", "vae": "v", "loras": [{"name": "x", "scale": 0.5}]},
-        checkpoint=file("checkpoint", "base"),
-        vae=file("vae", "v"),
-        loras=[file("lora", "x")],
-    )
-
-    settings = payload.body["override_settings"]
-    assert settings == {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"}
-    assert payload.body["prompt"] == "a <lora:x:0.5>"
-    assert payload.expected.checkpoint == "base"
-    assert payload.expected.vae == "v.safetensors"
-    assert payload.expected.loras == {"x"}
+    assert composed == EMPTY | body
+    assert has_previews(composed) == ("output" in job)
 
 
 @pytest.mark.parametrize(
-    ("weights", "tag"),
+    ("job", "message"),
     [
-        ({}, "<lora:x:1>"),
-        ({"scale": 0.7}, "<lora:x:0.7>"),
-        ({"scale": 0.7, "te": 0}, "<lora:x:0:0.7>"),
-        ({"unet": 0.2}, "<lora:x:1:0.2>"),
-        ({"te": 0.1, "unet": 0.1}, "<lora:x:0.1>"),
+        ({"sampler_name": "Eulr"}, "sampler_name 'Eulr'"),
+        ({"scheduler": "Karas"}, "scheduler 'Karas'"),
+        ({"hr_upscaler": "Latnt"}, "hr_upscaler 'Latnt'"),
+        ({"hr_sampler_name": "Eulr"}, "'Eulr'"),
+        ({"script_name": "nope"}, "script_name 'nope'"),
+        ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "alwayson_scripts 'adetailer'"),
+        ({"styles": ["nope"]}, "styles 'nope'"),
+        (
+            {"sampler_name": "DPM++ 2M SDE Karras", "steps": 1},
+            "steps = 1: sampler 'DPM++ 2M SDE' needs",
+        ),
+        ({"sampler_name": "UniPC", "steps": 2}, "needs at least 3"),
+        (
+            {"sampler_name": "UniPC", "steps": 4, "override_settings": {"uni_pc_order": 5}},
+            "needs at least 5",
+        ),
+        (
+            HIRES | {"sampler_name": "DPM fast", "hr_second_pass_steps": 1},
+            "hr_second_pass_steps = 1: sampler 'DPM fast' needs at least 2",
+        ),
+        (
+            HIRES | {"sampler_name": "Euler", "hr_sampler_name": "DPM++ 3M SDE", "steps": 1},
+            "sampler 'DPM++ 3M SDE' needs at least 2",
+        ),
     ],
 )
-def test_a_loras_weights_become_its_tag(catalog, weights, tag):
-    job_input = {"prompt": "a", "loras": [{"name": "x"} | weights]}
-
-    assert compose(catalog, job_input, loras=[file("lora", "x")]).body["prompt"] == f"a {tag}"
-
-
-def test_a_prompt_for_the_second_pass_gets_the_loras_too(catalog):
-    job_input = {"prompt": "a", "hr_prompt": "b", "loras": ["x"]}
-
-    assert (
-        compose(catalog, job_input, loras=[file("lora", "x")]).body["hr_prompt"] == "b <lora:x:1>"
-    )
+def test_unknown_names_and_too_few_steps_are_refused(catalog, job, message):
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        engine_names(parse(job), catalog)
 
 
-def test_a_tag_written_by_the_caller_counts_once_and_is_proven(catalog):
+def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
     payload = compose(
-        catalog,
-        {"prompt": "a <lora:Alias:0.3>", "loras": ["x"]},
-        loras=[file("lora", "x")],
-        written_loras={"Alias": file("lora", "x")},
+        {"prompt": "a", "loras": [{"name": "x", "scale": 0.5}], "batch_size": 2, "n_iter": 3},
+        checkpoint=replace(file("checkpoint", "base"), known_sha256="ab" * 32),
+        vae=file("vae", "v"),
+        hr_checkpoint=file("checkpoint", "second"),
+        refiner=file("checkpoint", "third"),
     )
+
+    body, expected = payload.body, payload.expected
+    assert body["override_settings"] == {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"}
+    assert body["prompt"] == "a <lora:x:0.5>"
+    assert (body["hr_checkpoint_name"], body["refiner_checkpoint"]) == ("second", "third")
+    assert (expected.checkpoint, expected.checkpoint_sha256) == ("base", "ab" * 32)
+    assert (expected.vae, expected.loras, expected.images) == ("v.safetensors", {"x"}, 6)
+
+
+def test_a_script_decides_how_many_pictures_there_are(compose):
+    job = {"prompt": "fox|red|blue", "script_name": "prompt matrix", "script_args": [0]}
+
+    assert compose(job).expected.images is None
+
+
+X, FOX = {"name": "x"}, {"name": "fox"}
+
+
+@pytest.mark.parametrize(
+    ("job", "prompt"),
+    [
+        ({"loras": ["x"]}, "a <lora:x:1>"),
+        ({"loras": [X | {"scale": 0.7}]}, "a <lora:x:0.7>"),
+        ({"loras": [X | {"scale": 0.7, "te": 0}]}, "a <lora:x:0:0.7>"),
+        ({"loras": [X | {"unet": 0.2}]}, "a <lora:x:1:0.2>"),
+        ({"loras": [X | {"te": 0.1, "unet": 0.1}]}, "a <lora:x:0.1>"),
+        ({"loras": ["fox"]}, "a <lora:fox:1>"),
+        # trained words: for all LoRAs of the job, or as a LoRA itself has it
+        ({"loras": ["fox"], "trigger_words": True}, "a, fox, red fur <lora:fox:1>"),
+        ({"loras": [FOX | {"trigger_words": True}]}, "a, fox, red fur <lora:fox:1>"),
+        ({"loras": [FOX | {"trigger_words": False}], "trigger_words": True}, "a <lora:fox:1>"),
+    ],
+)
+def test_loras_become_tags_and_trained_words_in_the_prompt(compose, job, prompt):
+    payload = compose({"prompt": "a"} | job)
+
+    assert (payload.body["prompt"], payload.warnings) == (prompt, ())
+
+
+def test_the_prompt_of_the_second_pass_gets_the_loras_too(compose):
+    body = compose({"prompt": "a", "hr_prompt": "b", "loras": ["x"]}).body
+
+    assert body["hr_prompt"] == "b <lora:x:1>"
+
+
+def test_a_tag_that_the_caller_wrote_is_used_once_and_proven(compose):
+    job = {"prompt": "a <lora:Alias:0.3>", "loras": ["x"]}
+    payload = compose(job, written_loras={"Alias": LORAS["x"]})
 
     assert payload.body["prompt"] == "a <lora:x:0.3>"
     assert payload.expected.loras == {"x"}
 
 
 @pytest.mark.parametrize(
-    ("job", "told", "untold"),
+    ("job", "proven", "unproven"),
     [
-        ({"enable_hr": True, "denoising_strength": 0.5}, {"B", "C"}, "'A'"),
-        ({"enable_hr": True, "denoising_strength": 0.5, "hr_prompt": "c"}, {"B"}, "'A'"),
-        ({"enable_hr": True, "denoising_strength": 0.5, "hr_prompt": ""}, {"A", "B"}, ""),
-        ({}, {"A", "B"}, ""),
+        (HIRES, {"B", "C"}, "'A'"),
+        (HIRES | {"hr_prompt": "c"}, {"B"}, "'A'"),
+        (HIRES | {"hr_prompt": ""}, {"A", "B"}, None),
+        ({}, {"A", "B"}, None),
+        ({"disable_extra_networks": True, "loras": []}, set(), None),
     ],
 )
-def test_of_two_passes_a1111_tells_the_loras_of_the_second(catalog, job, told, untold):
-    """Activating the second pass's LoRAs writes `Lora hashes` anew."""
+def test_of_two_passes_a1111_reports_the_loras_of_the_second(compose, job, proven, unproven):
+    """Activating the second pass's LoRAs overwrites `Lora hashes`."""
     prompts = {"prompt": "a <lora:A:1>", "hr_prompt": "c <lora:C:1>", "loras": ["B"]}
-    payload = compose(catalog, prompts | job, loras=[file("lora", "B")])
+    payload = compose(prompts | job)
 
-    assert payload.expected.loras == told
-    unproven = [one for one in payload.warnings if "not proven" in one]
-    assert unproven == (
-        [f"LoRA {untold}: not proven, A1111 tells of the second pass only."] if untold else []
+    assert payload.expected.loras == proven
+    assert [warning for warning in payload.warnings if "not proven" in warning] == (
+        [f"LoRA {unproven}: not proven, A1111 reports only the second pass."] if unproven else []
     )
-
-
-def test_a_hypernetwork_is_not_proven(catalog):
-    (warning,) = compose(catalog, {"prompt": "a <hypernet:old:1>"}).warnings
-
-    assert warning.startswith("hypernetwork 'old': not proven")
-
-
-def test_a_script_decides_how_many_pictures_there_are(catalog):
-    job_input = {"prompt": "fox|red|blue", "script_name": "prompt matrix", "script_args": [0]}
-
-    assert compose(catalog, job_input).expected.images is None
-
-
-def test_the_hash_of_a_fetched_checkpoint_is_expected(catalog):
-    known = replace(file("checkpoint", "base"), known_sha256="ab" * 32)
-    job_input = {"prompt": "a", "checkpoint": "base"}
-
-    assert compose(catalog, job_input, checkpoint=known).expected.checkpoint_sha256 == "ab" * 32
-
-
-def test_without_extra_networks_no_lora_is_expected(catalog):
-    payload = compose(catalog, {"prompt": "a <lora:x:1>", "disable_extra_networks": True})
-
-    assert payload.expected.loras == frozenset()
-
-
-WARNINGS = [
-    ({"negative_prompt": "<lora:x:1>"}, "as plain text"),
-    ({"hr_upscaler": "Latent"}, "enable_hr is false"),
-    ({"hr_scale": 2.0}, None),
-    ({"prompt": "<lora:x:1>", "loras": ["x"]}, "already in the prompt"),
-]
-
-
-@pytest.mark.parametrize(("job_input", "said"), WARNINGS)
-def test_what_would_have_no_effect_is_a_warning(catalog, job_input, said):
-    loras = [file("lora", "x")] * len(job_input.get("loras", []))
-    warnings = " ".join(compose(catalog, job_input, loras=loras).warnings)
-
-    assert said in warnings if said else not warnings
 
 
 @pytest.mark.parametrize(
-    ("body", "hint"),
+    ("job", "warning"),
     [
-        ({"batch_size": 4}, "batch_size to 1"),
-        ({"enable_hr": True, "hr_scale": 3}, "Lower hr_scale (now 3)"),
-        ({"width": 1024, "height": 1024}, "Try 704x704"),
-        ({"width": 64, "height": 64}, "It is small already"),
+        ({"width": 515}, "width 515 is not a multiple of 8: 512 was used."),
+        ({"prompt": "a <hypernet:old:1>"}, "hypernetwork 'old': not proven"),
+        ({"negative_prompt": "<lora:x:1>"}, "as plain text"),
+        ({"hr_upscaler": "Latent"}, "enable_hr is false"),
+        ({"hr_scale": 2.0}, None),
+        ({"prompt": "<lora:x:1>", "loras": ["x"]}, "already in the prompt"),
+        ({"loras": ["plain"], "trigger_words": True}, "LoRA 'plain': its trained words are unkn"),
     ],
 )
-def test_out_of_memory_leads_to_something_smaller(body, hint):
-    assert hint in smaller({"width": 512, "height": 512} | body)
+def test_a_field_without_its_usual_effect_gets_a_warning(compose, job, warning):
+    warnings = compose(job).warnings
 
-
-def test_a_throwaway_picture_keeps_the_models_and_changes_the_prompt():
-    body = {"prompt": "a", "steps": 50, "override_settings": {"sd_model_checkpoint": "m"}}
-
-    tiny = throwaway(body)
-
-    assert (tiny["prompt"], tiny["steps"], tiny["width"]) == ("", 1, 64)
-    assert tiny["override_settings"] == body["override_settings"]
-
-
-FOX = replace(file("lora", "fox"), trained_words=("fox, red fur",))
-PLAIN = file("lora", "plain")
-
-
-@pytest.mark.parametrize(
-    ("job", "prompt"),
-    [
-        ({}, "a cat <lora:fox:1> <lora:plain:1>"),
-        ({"trigger_words": True}, "a cat, fox, red fur <lora:fox:1> <lora:plain:1>"),
-    ],
-)
-def test_trained_words_come_where_the_job_wants_them(catalog, job, prompt):
-    loras = {"loras": ["fox", "plain"], "prompt": "a cat"}
-    payload = compose(catalog, loras | job, loras=(FOX, PLAIN))
-
-    assert payload.body["prompt"] == prompt
-    unknown = ("LoRA 'plain': its trained words are not known.",)
-    assert payload.warnings == (unknown if job else ())
-
-
-def test_a_loras_own_word_on_trained_words_goes_before_the_jobs(catalog):
-    loras = [{"name": "fox", "trigger_words": False}]
-    assert (
-        compose(catalog, {"loras": loras, "trigger_words": True, "prompt": "x"}, loras=(FOX,)).body[
-            "prompt"
-        ]
-        == "x <lora:fox:1>"
-    )
-    loras = [{"name": "fox", "trigger_words": True}]
-    assert compose(catalog, {"loras": loras, "prompt": "x"}, loras=(FOX,)).body["prompt"] == (
-        "x, fox, red fur <lora:fox:1>"
-    )
+    assert len(warnings) == bool(warning)
+    assert (warning or "") in "".join(warnings)
 
 
 @pytest.mark.parametrize(
@@ -298,17 +205,38 @@ def test_a_loras_own_word_on_trained_words_goes_before_the_jobs(catalog):
         ({"prompt": "easy"}, set()),
     ],
 )
-def test_an_embedding_counts_where_a_prompt_uses_it(catalog, job, used):
+def test_an_embedding_is_proven_if_a_prompt_uses_it(compose, job, used):
     embeddings = (file("embedding", "easyneg"),)
-    payload = compose(catalog, job | {"embeddings": ["easyneg"]}, embeddings=embeddings)
+    payload = compose(job | {"embeddings": ["easyneg"]}, embeddings=embeddings)
 
     assert payload.expected.embeddings == used
     assert bool(payload.warnings) == (not used)
     assert "embeddings" not in payload.body
 
 
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        ({"batch_size": 4}, "batch_size to 1"),
+        ({"enable_hr": True, "hr_scale": 3}, "Lower hr_scale (now 3)"),
+        ({"width": 1024, "height": 1024}, "Try 704x704"),
+        ({"width": 64, "height": 64}, "is small already"),
+    ],
+)
+def test_out_of_memory_gets_a_hint_with_a_smaller_picture(body, hint):
+    assert hint in smaller(EMPTY | body)
+
+
+def test_a_throwaway_picture_keeps_the_models_and_changes_the_prompt():
+    body = {"prompt": "a", "steps": 50, "override_settings": {"sd_model_checkpoint": "m"}}
+    tiny = throwaway(body)
+
+    assert (tiny["prompt"], tiny["steps"], tiny["width"]) == ("", 1, 64)
+    assert tiny["override_settings"] == body["override_settings"]
+
+
 def test_models_get_the_names_that_the_engine_sees():
-    base, fox = file("checkpoint", "base"), file("lora", "fox")
+    base, fox = file("checkpoint", "base"), LORAS["fox"]
     seen = replace(fox, stem="fox-0123456789")
     models = Models(checkpoint=base, loras=((fox, None),), written_loras={"Fox": fox})
 

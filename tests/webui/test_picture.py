@@ -1,4 +1,4 @@
-"""The three forms of a picture, and A1111's infotext in each of them."""
+"""The three formats of a picture, and A1111's infotext in each of them."""
 
 import base64
 import io
@@ -19,8 +19,18 @@ TEXTS = [
 ]
 
 
-def encoded(text=TEXTS[0], width=64, height=64):
-    return base64.b64encode(png(width, height, b"\xc0\x40\x20", text)).decode()
+def in_base64(data):
+    return base64.b64encode(data).decode()
+
+
+def from_a1111(text=TEXTS[0], width=64, height=64):
+    return in_base64(png(width, height, b"\xc0\x40\x20", text))
+
+
+def without_infotext(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return in_base64(file.getvalue())
 
 
 def opened(picture):
@@ -45,31 +55,29 @@ def as_a1111_writes(text, form):
     comment = piexif.helper.UserComment.dump(text, encoding="unicode")
     exif = piexif.dump({"Exif": {piexif.ExifIFD.UserComment: comment}})
     piexif.insert(exif, file.getvalue(), done)
-    return done.getvalue()
+    return in_base64(done.getvalue())
 
 
 def test_a_png_stays_as_the_engine_made_it():
-    picture = from_engine(encoded())
+    picture = from_engine(from_a1111())
 
-    assert picture.base64() == encoded()
+    assert picture.base64() == from_a1111()
     assert (picture.content_type, picture.suffix, picture.quality) == ("image/png", "png", None)
 
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_a1111_reads_the_infotext_back(form, text):
-    picture = from_engine(encoded(text), form)
+    picture = from_engine(from_a1111(text), form)
 
-    assert as_a1111_reads(picture.data) == text
-    assert infotext(opened(picture)) == text
+    assert as_a1111_reads(picture.data) == infotext(opened(picture)) == text
     assert picture.complete
 
 
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("form", ["jpeg", "webp"])
-def test_a_picture_that_a1111_itself_wrote_so_keeps_its_infotext(form, text):
-    """An engine whose `samples_format` is not png."""
-    theirs = base64.b64encode(as_a1111_writes(text, form)).decode()
+@pytest.mark.parametrize("samples_format", ["jpeg", "webp"])
+def test_the_infotext_of_an_engine_that_does_not_make_png_is_kept(samples_format, text):
+    theirs = as_a1111_writes(text, samples_format)
 
     for ours in ("png", "jpeg", "webp"):
         assert as_a1111_reads(from_engine(theirs, ours).data) == text
@@ -77,11 +85,10 @@ def test_a_picture_that_a1111_itself_wrote_so_keeps_its_infotext(form, text):
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("jpeg", "jpg"), ("webp", "webp")])
-def test_the_picture_is_the_same_one(form, suffix):
-    picture = from_engine(encoded(width=72, height=40), form)
+def test_a_converted_picture_has_the_same_size_and_colours(form, suffix):
+    picture = from_engine(from_a1111(width=72, height=40), form)
 
-    assert opened(picture).format == form.upper()
-    assert opened(picture).size == (72, 40)
+    assert (opened(picture).format, opened(picture).size) == (form.upper(), (72, 40))
     red, green, blue = opened(picture).convert("RGB").getpixel((30, 20))
     assert abs(red - 192) + abs(green - 64) + abs(blue - 32) < 20
     assert (picture.content_type, picture.suffix) == (f"image/{form}", suffix)
@@ -90,9 +97,7 @@ def test_the_picture_is_the_same_one(form, suffix):
 
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
 def test_a_lower_quality_makes_a_smaller_file(form):
-    noise = io.BytesIO()
-    Image.effect_noise((128, 128), 80).convert("RGB").save(noise, "PNG")
-    image = base64.b64encode(noise.getvalue()).decode()
+    image = without_infotext(Image.effect_noise((128, 128), 80).convert("RGB"))
     sizes = [len(from_engine(image, form, quality).data) for quality in (100, 60, 20)]
 
     assert sizes == sorted(sizes, reverse=True)
@@ -101,61 +106,48 @@ def test_a_lower_quality_makes_a_smaller_file(form):
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P"])
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
-def test_other_kinds_of_png_become_rgb(form, mode):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode).save(file, "PNG")
-    picture = from_engine(base64.b64encode(file.getvalue()).decode(), form)
+def test_a_png_of_another_mode_becomes_rgb_without_infotext(form, mode):
+    image = without_infotext(Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode))
+    picture = opened(from_engine(image, form))
 
-    assert opened(picture).mode == "RGB"
-
-
-def test_a_picture_without_infotext_has_none_afterwards():
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    image = base64.b64encode(file.getvalue()).decode()
-
-    for form in ("jpeg", "webp"):
-        assert infotext(opened(from_engine(image, form))) is None
+    assert (picture.mode, infotext(picture)) == ("RGB", None)
 
 
-def test_an_infotext_that_no_jpeg_can_hold_is_said_to_be_missing():
-    just = "x" * 32_737
-    for length, complete in ((len(just), True), (len(just) + 1, False)):
-        picture = from_engine(encoded("x" * length), "jpeg")
+def test_an_infotext_that_is_too_long_for_a_jpeg_is_left_out():
+    longest = "x" * 32_737
+    for text, complete in ((longest, True), (longest + "x", False)):
+        picture = from_engine(from_a1111(text), "jpeg")
         assert picture.complete == complete
-        assert infotext(opened(picture)) == ("x" * length if complete else None)
+        assert infotext(opened(picture)) == (text if complete else None)
 
-    assert infotext(opened(from_engine(encoded("x" * 100_000), "webp"))) == "x" * 100_000
+    assert infotext(opened(from_engine(from_a1111("x" * 100_000), "webp"))) == "x" * 100_000
 
 
 @pytest.mark.parametrize(
-    ("image", "form", "said"),
+    ("image", "form", "message"),
     [
         ("not base64!", "png", "is not base64"),
-        (base64.b64encode(b"<html>").decode(), "jpeg", "is none"),
-        (base64.b64encode(b"<html>").decode(), "png", "is none"),
-        (encoded()[:120], "jpeg", "cannot be made jpeg"),
-        (encoded(width=16_400, height=8), "webp", "16383 pixels"),
+        (in_base64(b"<html>"), "jpeg", "did not return a picture"),
+        (in_base64(b"<html>"), "png", "did not return a picture"),
+        (from_a1111()[:120], "jpeg", "cannot be converted to jpeg"),
+        (from_a1111(width=16_400, height=8), "webp", "16383 pixels"),
     ],
-    ids=["no base64", "no picture", "no png", "cut off", "too wide"],
+    ids=["not base64", "not a picture", "not a png", "truncated", "too wide"],
 )
-def test_what_cannot_be_converted_is_told(image, form, said):
-    with pytest.raises(DeliveryFailed, match=said) as raised:
+def test_a_picture_that_cannot_be_converted_is_an_error(image, form, message):
+    with pytest.raises(DeliveryFailed, match=message) as raised:
         from_engine(image, form)
 
     assert "BytesIO" not in str(raised.value)
 
 
 def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape():
-    file = io.BytesIO()
-    Image.new("RGBA", (1024, 512), "red").save(file, "PNG")
-
-    small = thumbnail(base64.b64encode(file.getvalue()).decode())
+    small = thumbnail(without_infotext(Image.new("RGBA", (1024, 512), "red")))
 
     with Image.open(io.BytesIO(base64.b64decode(small))) as image:
         assert (image.format, image.size) == ("JPEG", (256, 128))
 
 
-@pytest.mark.parametrize("image", ["", "no base64!", base64.b64encode(b"no picture").decode()])
-def test_what_is_no_picture_has_no_thumbnail(image):
+@pytest.mark.parametrize("image", ["", "not base64!", in_base64(b"not a picture")])
+def test_an_unreadable_picture_has_no_thumbnail(image):
     assert thumbnail(image) is None

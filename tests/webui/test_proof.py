@@ -15,115 +15,86 @@ from worker.errors import (
 from worker.webui.payload import Expected
 from worker.webui.proof import applied_loras, check, check_embeddings, check_listed
 
-RECORDED = recorded("post_txt2img_lora_checkpoint")
-SILENT = recorded("post_txt2img_unknown_checkpoint_and_lora_silent_200")
+RECORDED = json.loads(recorded("post_txt2img_lora_checkpoint")["info"])  # tinyB with loraA
+IGNORED = json.loads(recorded("post_txt2img_unknown_checkpoint_and_lora_silent_200")["info"])
+GRID = RECORDED | {"index_of_first_image": 1}
+SHORT = RECORDED["sd_model_hash"]
+FILE = f"another file of that name, with {SHORT}"
 
 
-def facts(**changes):
-    return json.loads(RECORDED["info"]) | changes
+@pytest.mark.parametrize(
+    ("info", "images", "expected"),
+    [
+        (RECORDED, 1, Expected(1, "tinyB", frozenset({"loraA"}))),
+        (IGNORED, 1, Expected(1)),  # a job that names no model
+        (RECORDED, 1, Expected(1, "tinyB", checkpoint_sha256=SHORT + "0" * 54)),
+        (RECORDED | {"sd_model_hash": None}, 1, Expected(1, "tinyB", checkpoint_sha256="1" * 64)),
+        (RECORDED | {"sd_vae_name": "v.safetensors"}, 1, Expected(1, vae="v.safetensors")),
+        (GRID, 3, Expected(2)),  # the grid is not counted
+        (GRID, 4, Expected(None)),  # a script makes any number
+    ],
+)
+def test_a_good_answer_is_proven(info, images, expected):
+    check(info, ["x"] * images, expected)
 
 
-def test_a_recorded_good_answer_is_proven():
-    expected = Expected(images=1, checkpoint="tinyB", loras=frozenset({"loraA"}))
-
-    check(facts(), RECORDED["images"], expected)
-
-
-def test_the_recorded_silent_wrong_answer_is_not_proven():
-    info = json.loads(SILENT["info"])
-
-    with pytest.raises(
-        WrongCheckpoint, match="asked for checkpoint 'nope', the engine used 'tinyA'"
-    ):
-        check(info, SILENT["images"], Expected(images=1, checkpoint="nope"))
-    with pytest.raises(LoraNotApplied, match="left out the LoRA 'nope'"):
-        check(info, SILENT["images"], Expected(images=1, loras=frozenset({"nope"})))
-
-
-def test_a_job_without_wishes_is_proven_by_its_pictures():
-    check(json.loads(SILENT["info"]), SILENT["images"], Expected(images=1))
-
-
-def test_another_file_under_the_same_name_is_noticed():
-    """A1111 keeps what it has loaded, also when its name has come to mean another file."""
-    told = facts()["sd_model_hash"]
-    check(facts(), ["x"], Expected(1, "tinyB", checkpoint_sha256=told + "0" * 54))
-    check(facts(sd_model_hash=None), ["x"], Expected(1, "tinyB", checkpoint_sha256="1" * 64))
-
-    with pytest.raises(WrongCheckpoint, match=f"another file of that name, {told}"):
-        check(facts(), ["x"], Expected(1, "tinyB", checkpoint_sha256="1" * 64))
+@pytest.mark.parametrize(
+    ("info", "images", "expected", "kind", "message"),
+    [
+        (IGNORED, 1, Expected(1, "nope"), WrongCheckpoint, "'nope', but the engine used 'tinyA'"),
+        (IGNORED, 1, Expected(1, loras=frozenset({"nope"})), LoraNotApplied, "LoRA 'nope'"),
+        # A1111 keeps a loaded checkpoint when another file gets its name.
+        (RECORDED, 1, Expected(1, "tinyB", checkpoint_sha256="1" * 64), WrongCheckpoint, FILE),
+        (RECORDED, 1, Expected(1, vae="good"), WrongVae, "the engine used None"),
+        (RECORDED, 0, Expected(2), IncompleteAnswer, "expected 2 pictures, but .* returned 0"),
+        (RECORDED, 1, Expected(2), IncompleteAnswer, "returned 1"),
+        (RECORDED, 3, Expected(2), IncompleteAnswer, "returned 3"),
+        (RECORDED, 0, Expected(None), IncompleteAnswer, "returned no picture"),
+    ],
+)
+def test_an_answer_that_is_not_what_was_asked_for_is_an_error(
+    info, images, expected, kind, message
+):
+    with pytest.raises(kind, match=message):
+        check(info, ["x"] * images, expected)
 
 
-def test_another_vae_is_noticed():
-    with pytest.raises(WrongVae, match="the engine used None"):
-        check(facts(), ["x"], Expected(images=1, vae="good.safetensors"))
-
-    check(facts(sd_vae_name="good.safetensors"), ["x"], Expected(images=1, vae="good.safetensors"))
-
-
-@pytest.mark.parametrize("images", [[], ["x"], ["x"] * 3])
-def test_another_number_of_pictures_is_noticed(images):
-    with pytest.raises(IncompleteAnswer):
-        check(facts(), images, Expected(images=2))
-
-
-def test_a_script_may_make_any_number_but_none():
-    check(facts(index_of_first_image=1), ["grid", "x", "x", "x"], Expected(images=None))
-
-    with pytest.raises(IncompleteAnswer, match="no picture"):
-        check(facts(), [], Expected(images=None))
-
-
-def test_a_grid_in_front_is_no_picture():
-    check(facts(index_of_first_image=1), ["grid", "x", "x"], Expected(images=2))
-
-
-HASHES = [
-    (None, {}),
-    ("", {}),
-    ("a: 0123456789ab", {"a": "0123456789ab"}),
-    ("a b (c): 01, d: 02", {"a b (c)": "01", "d": "02"}),
-]
-
-
-@pytest.mark.parametrize(("listed", "names"), HASHES)
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [
+        (None, {}),
+        ("", {}),
+        ("a: 0123456789ab", {"a": "0123456789ab"}),
+        ("a b (c): 01, d: 02", {"a b (c)": "01", "d": "02"}),
+    ],
+)
 def test_the_engines_list_of_loras_is_read(listed, names):
     assert applied_loras({"extra_generation_params": {"Lora hashes": listed}}) == names
-
-
-def test_an_answer_without_the_list_has_no_loras():
     assert applied_loras({}) == {}
-
-
-LISTED = [{"filename": "/models/sub/base.safetensors"}], [{"name": "one"}, {"name": "two"}]
-
-
-def test_what_the_engine_lists_is_enough():
-    check_listed(*LISTED, Expected(1, "base", frozenset({"one"})))
-    check_listed([], [], Expected(1))
 
 
 @pytest.mark.parametrize(
     ("expected", "missing"),
     [
+        (Expected(1), None),
+        (Expected(1, "base", frozenset({"one"})), None),
         (Expected(1, "other", frozenset({"one"})), ["other"]),
         (Expected(1, "base", frozenset({"three", "one"})), ["three"]),
     ],
 )
-def test_a_model_that_the_engine_does_not_list_is_noticed(expected, missing):
-    with pytest.raises(ModelNotListed) as raised:
-        check_listed(*LISTED, expected)
+def test_the_engine_must_list_the_models_of_the_job(expected, missing):
+    listed = [{"filename": "/models/sub/base.safetensors"}], [{"name": "one"}, {"name": "two"}]
+    with pytest.raises(ModelNotListed) if missing else nullcontext() as raised:
+        check_listed(*listed, expected)
 
-    assert raised.value.details["missing"] == missing
-
-
-EMBEDDINGS = {"loaded": {"good": {}}, "skipped": {"xl": {}}}
+    assert (raised.value.details["missing"] if raised else None) == missing
 
 
 @pytest.mark.parametrize(
     ("used", "error"),
     [({"good"}, None), (set(), None), ({"xl", "good"}, ModelMismatch), ({"nope"}, ModelNotListed)],
 )
-def test_an_embedding_that_was_not_loaded_is_noticed(used, error):
+def test_the_engine_must_have_loaded_the_embeddings_of_the_prompts(used, error):
+    embeddings = {"loaded": {"good": {}}, "skipped": {"xl": {}}}
     with pytest.raises(error) if error else nullcontext():
-        check_embeddings(EMBEDDINGS, Expected(1, embeddings=frozenset(used)))
+        check_embeddings(embeddings, Expected(1, embeddings=frozenset(used)))

@@ -1,167 +1,162 @@
-import http.server
-import threading
-import time
+import logging
+import socket
 
 import pytest
 from fakes.a1111.process import free_port, running_a1111, write_safetensors
 
-from worker.errors import CacheDamaged, EngineNotReady
+from worker.errors import CacheDamaged, EngineNotReady, EnginePoisoned, NoCheckpoint, RouteMissing
+from worker.webui.catalog import Catalog
 from worker.webui.client import WebUI
 from worker.webui.readiness import Readiness, likely_causes
 from worker.webui.supervisor import EngineProcess, Supervisor
-from worker.webui.timing import EngineTiming
+
+MISSING = RouteMissing("loras: the engine does not have this route.", route="loras")
+
+
+class Clock:
+    """Time that passes only in `sleep`; `later`: what happens meanwhile, `calls`: what is asked."""
+
+    def __init__(self):
+        self.now, self.later, self.calls = 0.0, [], []
+
+    def sleep(self, seconds):
+        self.now += seconds
+        for due, happen in self.later:
+            if self.now >= due:
+                happen()
+
+
+class Answers:
+    """A WebUI whose calls return at once, or raise the given error of their name."""
+
+    def __init__(self, clock, **errors):
+        self._clock, self._errors = clock, errors
+
+    def __getattr__(self, name):
+        def call(*_, **__):
+            self._clock.calls.append((name, self._clock.now))
+            if name in self._errors:
+                raise self._errors[name]
+            return Catalog({}, {}) if name == "catalog" else ["one", "two"]
+
+        return call
 
 
 @pytest.fixture
-def data(tmp_path):
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def report(tmp_path):
+    """Writes what start.sh reports about the engine's process."""
+    (tmp_path / "engine").write_text("running 123")
+    return (tmp_path / "engine").write_text
+
+
+@pytest.fixture
+def waiting(tmp_path, clock, report):  # noqa: ARG001 - start.sh has reported its engine
+    """Make a readiness for an engine that answers so; one with a port is not start.sh's."""
+
+    def make(port=None, **errors):
+        supervisor = Supervisor(tmp_path, pid=None if port else 1)
+        how = {"clock": lambda: clock.now, "sleep": clock.sleep}
+        return Readiness(Answers(clock, **errors), supervisor, ("127.0.0.1", port), **how)
+
+    return make
+
+
+@pytest.mark.usefixtures("report")
+def test_ready_means_that_a_picture_was_made(tmp_path):
+    """Also while the model loads, when the port is open and other routes answer."""
     write_safetensors(tmp_path / "webui/models/Stable-diffusion/tiny.safetensors")
-    return tmp_path / "webui"
-
-
-@pytest.fixture
-def supervised(tmp_path):
-    """A readiness that believes start.sh to own the engine; `tell` plays start.sh."""
-    (tmp_path / "run").mkdir()
-
-    def build(port, **timing):
-        supervisor = Supervisor(tmp_path / "run", pid=1)
-        webui = WebUI(f"http://127.0.0.1:{port}")
-        return Readiness(webui, supervisor, ("127.0.0.1", port), timing=EngineTiming(**timing))
-
-    def tell(line):
-        (tmp_path / "run/new").write_text(line)  # never a file half written, as from start.sh
-        (tmp_path / "run/new").replace(tmp_path / "run/engine")
-
-    tell("running 123")
-    return build, tell
-
-
-def foreign(engine_port, **timing):
-    """A readiness for an engine that somebody else started."""
-    webui, supervisor = WebUI(f"http://127.0.0.1:{engine_port}"), Supervisor(None, pid=None)
-    return Readiness(webui, supervisor, ("127.0.0.1", engine_port), timing=EngineTiming(**timing))
-
-
-def test_ready_means_that_a_picture_was_made(data, supervised, tmp_path):
-    build, _ = supervised
-    with running_a1111(data, faults=({"fault": "slow_boot", "seconds": 1},), wait=False) as engine:
-        ready = build(engine.port).wait(15)
+    slow = ({"fault": "slow_boot", "seconds": 0.3}, {"fault": "model_slow", "seconds": 1})
+    with running_a1111(tmp_path / "webui", faults=slow, wait=False) as engine:
+        webui, supervisor = WebUI(engine.url), Supervisor(tmp_path, pid=1)
+        ready = Readiness(webui, supervisor, ("127.0.0.1", engine.port)).wait(60)
         posts = [request for request in engine.log() if request["path"].endswith("txt2img")]
 
     assert len(posts) == 1
+    assert ready.seconds >= 1
     assert ready.process.pid == 123
     assert ready.catalog.sampler("Euler", None) == ("Euler", None)
-    assert (tmp_path / "run/engine.ready").read_text() == "123\n"
+    assert (tmp_path / "engine.ready").read_text() == "123\n"
 
 
-def test_an_open_port_is_not_enough_while_the_model_loads(data, supervised):
-    build, _ = supervised
-    slow = {"fault": "model_slow", "seconds": 2}
-    with running_a1111(data, faults=(slow,), wait=False) as engine:
-        assert build(engine.port).wait(15).seconds >= 1.5
-
-
-def test_a_dead_engine_is_reported_within_a_second(supervised):
-    build, tell = supervised
-    threading.Timer(0.5, tell, ["failed 137"]).start()
-    started = time.monotonic()
+def test_a_dead_engine_is_reported_at_the_next_poll(waiting, clock, report):
+    clock.later.append((0.5, lambda: report("failed 137")))
 
     with pytest.raises(EngineNotReady, match="not enough memory"):
-        build(free_port()).wait(30)
-    assert time.monotonic() - started < 1.5
+        waiting(loras=MISSING).wait(30)
+    assert clock.now < 0.8
 
 
-def test_an_engine_that_is_being_restarted_makes_no_first_picture(data, supervised):
+def test_an_engine_that_is_being_restarted_makes_no_first_picture(waiting, clock, report):
     """It still answers, but not for long."""
-    build, tell = supervised
-    with running_a1111(data) as engine:
-        tell("restarting 0")
-        threading.Timer(1.0, tell, ["running 124"]).start()
-        ready = build(engine.port).wait(15)
+    report("restarting 0")
+    clock.later.append((1.0, lambda: report("running 124")))
 
-    assert ready.process.pid == 124
-    assert ready.seconds >= 0.9
+    assert waiting().wait(15).process.pid == 124
+    assert min(time for _, time in clock.calls) >= 1.0
 
 
-def test_an_engine_that_nobody_started_is_reported_at_the_deadline():
-    started = time.monotonic()
+def test_an_external_engine_that_does_not_run_is_reported_at_the_deadline(waiting, clock, caplog):
+    caplog.set_level(logging.INFO)
 
-    with pytest.raises(EngineNotReady, match=r"nothing listens there\. Is it started"):
-        foreign(free_port()).wait(1)
-    assert time.monotonic() - started < 2
-
-
-def test_a_foreign_engine_in_ui_mode_is_not_polled_to_death(data):
-    fatal = {"fault": "ui_mode", "seconds": 1, "fatal": True}
-    with running_a1111(data, faults=(fatal,), wait=False) as engine:
-        foreign(engine.port, quiet=2).wait(15)
-        assert engine.process.poll() is None
+    with pytest.raises(EngineNotReady, match=r"no program listens there\. Check that it was start"):
+        waiting(free_port()).wait(40)
+    assert 40 <= clock.now < 41
+    assert caplog.text.count("waiting for the engine") == 2  # every 15 s
 
 
-def test_no_checkpoint_yet_is_ready_with_a_warning(tmp_path, supervised, caplog):
-    build, _ = supervised
-    with running_a1111(tmp_path / "webui") as engine:
-        build(engine.port).wait(10)
+def test_an_external_engine_gets_no_request_before_its_port_was_open_for_a_while(waiting, clock):
+    """In UI mode A1111 dies of an earlier one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        waiting(server.getsockname()[1]).wait(15)
+
+    assert clock.calls[0] == ("loras", 5.0)
+
+
+def test_an_engine_without_a_checkpoint_is_ready_with_a_warning(waiting, caplog):
+    waiting(txt2img=NoCheckpoint("x")).wait(10)
 
     assert "only jobs that name one can run" in caplog.text
 
 
-def test_missing_lora_routes_mean_a_damaged_cache(data, supervised):
-    build, _ = supervised
-    damaged = data / "cache/hashes-addnet/cache.db"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"garbage" * 100)
-    with running_a1111(data, wait=False) as engine, pytest.raises(CacheDamaged):
-        build(engine.port, route_patience=0.5).wait(10)
+def test_missing_lora_routes_mean_a_damaged_cache_after_a_while(waiting, clock):
+    with pytest.raises(CacheDamaged):
+        waiting(loras=MISSING).wait(60)
+    assert 10 <= clock.now < 11
 
 
-def test_a_first_picture_that_keeps_failing_is_reported_with_its_text(data, supervised):
-    build, _ = supervised
-    broken = {"fault": "cuda_fault", "times": -1}
-    told = r"failed 3 times: ENGINE_POISONED: .*illegal memory"
-    with running_a1111(data, faults=(broken,)) as engine, pytest.raises(EngineNotReady, match=told):
-        build(engine.port).wait(20)
+def test_another_program_at_the_port_is_reported(waiting):
+    with pytest.raises(EngineNotReady, match="Another program listens"):
+        waiting(loras=MISSING, sd_models=MISSING).wait(60)
 
 
-def test_another_program_at_the_port_is_named_as_such(supervised):
-    build, _ = supervised
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        with pytest.raises(EngineNotReady, match="Another program listens"):
-            build(server.server_port, route_patience=0.5).wait(10)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def test_a_first_picture_that_keeps_failing_is_reported_with_its_text(waiting):
+    broken = EnginePoisoned("illegal memory")
+
+    with pytest.raises(EngineNotReady, match="failed 3 times: ENGINE_POISONED: illegal memory"):
+        waiting(txt2img=broken).wait(20)
 
 
-class Refusing(http.server.BaseHTTPRequestHandler):
-    """Somebody else's FastAPI."""
-
-    def do_GET(self):
-        body = b'{"detail":"Not Found"}'
-        self.send_response(404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Quiet."""
+def test_a_missing_route_gets_a_hint_whether_the_webui_answers(waiting):
+    assert "lists 2 checkpoints, but not this route" in waiting().what_answers()
+    assert "is not the WebUI's API" in waiting(sd_models=MISSING).what_answers()
 
 
-CAUSES = [
-    (EngineProcess("failed", status=137), "not enough memory"),
-    (EngineProcess("failed", status=139), "Segmentation fault"),
-    (EngineProcess("failed", status=1), "port is in use"),
-    (EngineProcess("failed", status=2), "WEBUI_ARGS"),
-    (EngineProcess("failed", status=42), "Exit status 42"),
-    (EngineProcess("running", pid=1), "raise READY_TIMEOUT"),
-    (EngineProcess("unknown"), "make serve"),
-]
-
-
-@pytest.mark.parametrize(("process", "said"), CAUSES)
-def test_likely_causes_are_told_by_how_the_process_ended(process, said):
-    assert said in likely_causes(process)
+@pytest.mark.parametrize(
+    ("process", "cause"),
+    [
+        (EngineProcess("failed", status=137), "not enough memory"),
+        (EngineProcess("failed", status=139), "Segmentation fault"),
+        (EngineProcess("failed", status=1), "port is in use"),
+        (EngineProcess("failed", status=2), "WEBUI_ARGS"),
+        (EngineProcess("failed", status=42), "Exit status 42"),
+        (EngineProcess("running", pid=1), "raise READY_TIMEOUT"),
+        (EngineProcess("unknown"), "make serve"),
+    ],
+)
+def test_the_state_of_the_process_gives_the_likely_causes(process, cause):
+    assert cause in likely_causes(process)

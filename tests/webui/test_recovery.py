@@ -2,63 +2,61 @@ import pytest
 
 from worker import errors
 from worker.webui.engine_state import Memory
-from worker.webui.recovery import MAX_ATTEMPTS, PLANS, Action, After, Decision, decide
+from worker.webui.recovery import MAX_ATTEMPTS, PLANS, Action, Consequence, MemoryGrowth, decide
 
-RAISED = [
-    # the failure, failures before it -> next step
-    (errors.InvalidInput, [], Action.FAIL, After.KEEP),
-    (errors.EngineRefused, [], Action.FAIL, After.KEEP),  # a misspelt name never retires a worker
-    (errors.ModelNotFound, [], Action.FAIL, After.KEEP),
-    (errors.ModelFileInvalid, [], Action.FAIL, After.KEEP),
-    (errors.RouteMissing, [], Action.AWAIT_ROUTE, After.KEEP),
-    (errors.RouteMissing, [errors.RouteMissing], Action.AWAIT_ROUTE, After.KEEP),
-    (errors.RouteMissing, [errors.RouteMissing] * 2, Action.FAIL, After.RETIRE),
-    (errors.ConnectionLost, [], Action.AWAIT_ENGINE, After.KEEP),
-    (errors.ConnectionLost, [errors.ConnectionLost], Action.FAIL, After.RETIRE),
-    (errors.EnginePoisoned, [], Action.RESTART, After.KEEP),
-    (errors.EnginePoisoned, [errors.EnginePoisoned], Action.FAIL, After.RETIRE),
-    (errors.CacheDamaged, [], Action.RESTART_WITHOUT_CACHE, After.KEEP),
-    (errors.CacheDamaged, [errors.CacheDamaged], Action.FAIL, After.RETIRE),
-    (errors.NoCheckpoint, [], Action.REFRESH, After.KEEP),
-    (errors.NoCheckpoint, [errors.NoCheckpoint], Action.FAIL, After.KEEP),
-    (errors.WrongCheckpoint, [], Action.REFRESH, After.KEEP),
-    (errors.WrongCheckpoint, [errors.WrongCheckpoint], Action.FAIL, After.KEEP),
-    (errors.LoraNotApplied, [], Action.REFRESH, After.KEEP),
-    (errors.LoraNotApplied, [errors.WrongCheckpoint], Action.FAIL, After.KEEP),  # one kind: proof
-    (errors.WrongVae, [], Action.REFRESH, After.KEEP),
-    (errors.IncompleteAnswer, [], Action.REFRESH, After.KEEP),
-    (errors.EngineFault, [], Action.FAIL, After.KEEP),
-    (errors.EngineNotReady, [], Action.FAIL, After.RETIRE),
-    (errors.JobTimeout, [], Action.FAIL, After.KEEP),
-    # Different failures one after the other: three attempts are the end.
-    (errors.EnginePoisoned, [errors.ConnectionLost], Action.RESTART, After.KEEP),
-    (errors.WrongVae, [errors.ConnectionLost, errors.EnginePoisoned], Action.FAIL, After.KEEP),
+FAIL = Action.FAIL
+KEEP = Consequence.KEEP_WORKER
+RESTART = Consequence.RESTART_ENGINE
+RETIRE = Consequence.RETIRE_WORKER
+
+PLANNED = [
+    # the failure, what precedes a replay, how many replays, what follows the last one
+    (errors.InvalidInput, FAIL, 0, KEEP),
+    (errors.EngineRefused, FAIL, 0, KEEP),  # a misspelt name never retires a worker
+    (errors.ModelNotFound, FAIL, 0, KEEP),
+    (errors.EngineFault, FAIL, 0, KEEP),
+    (errors.JobTimeout, FAIL, 0, KEEP),
+    (errors.EngineNotReady, FAIL, 0, RETIRE),
+    (errors.RouteMissing, Action.AWAIT_ROUTE, 2, RETIRE),
+    (errors.ConnectionLost, Action.AWAIT_ENGINE, 1, RETIRE),
+    (errors.EnginePoisoned, Action.RESTART, 1, RETIRE),
+    (errors.CacheDamaged, Action.RESTART_WITHOUT_CACHE, 1, RETIRE),
+    (errors.NoCheckpoint, Action.REFRESH, 1, KEEP),
+    (errors.ModelNotListed, Action.REFRESH, 1, KEEP),
+    (errors.WrongCheckpoint, Action.REFRESH, 1, KEEP),
+    (errors.LoraNotApplied, Action.REFRESH, 1, KEEP),
+    (errors.WrongVae, Action.REFRESH, 1, KEEP),
+    (errors.IncompleteAnswer, Action.REFRESH, 1, KEEP),
 ]
 
 
-@pytest.mark.parametrize(("kind", "earlier", "action", "after"), RAISED)
-def test_each_failure_has_its_next_step(kind, earlier, action, after):
-    decision = decide(kind("x"), [before("x") for before in earlier])
-
-    assert decision == Decision(action, after)
+def decided(error, *earlier, **state):
+    decision = decide(error("x"), [kind("x") for kind in earlier], **state)
+    return decision.action, decision.consequence
 
 
-@pytest.mark.parametrize(
-    ("memory", "after"),
-    [
-        (Memory.SHORT_ONCE, After.KEEP),
-        (Memory.SHORT_TWICE, After.RESTART),
-        (Memory.SHORT_OFTEN, After.RETIRE),
-    ],
-)
-def test_out_of_memory_is_reported_and_grave_when_repeated(memory, after):
-    decision = decide(errors.OutOfMemory("x"), memory=memory)
+@pytest.mark.parametrize(("kind", "action", "replays", "consequence"), PLANNED)
+def test_each_failure_is_replayed_as_planned(kind, action, replays, consequence):
+    for tried in range(replays):
+        assert decided(kind, *[kind] * tried) == (action, KEEP)
 
-    assert decision == Decision(Action.FAIL, after)
+    assert decided(kind, *[kind] * replays) == (FAIL, consequence)
+
+
+def test_failures_of_different_kinds_share_the_attempts_of_a_job():
+    assert decided(errors.EnginePoisoned, errors.ConnectionLost) == (Action.RESTART, KEEP)
+    assert decided(errors.WrongVae, errors.ConnectionLost, errors.EnginePoisoned) == (FAIL, KEEP)
+    assert decided(errors.LoraNotApplied, errors.WrongCheckpoint) == (FAIL, KEEP)  # both: the proof
+
+
+def test_out_of_memory_has_consequences_only_when_repeated():
+    after = [decided(errors.OutOfMemory, memory=memory) for memory in Memory]
+
+    assert after == [(FAIL, KEEP), (FAIL, KEEP), (FAIL, RESTART), (FAIL, RETIRE)]
 
 
 def test_an_engine_whose_switch_failed_gets_no_other_job():
-    assert decide(errors.EngineFault("x"), switching=True) == Decision(Action.FAIL, After.RESTART)
+    assert decided(errors.EngineFault, switching=True) == (FAIL, RESTART)
 
 
 def leaves(kind):
@@ -66,10 +64,27 @@ def leaves(kind):
     return [leaf for child in children for leaf in leaves(child)] if children else [kind]
 
 
-def test_every_engine_and_proof_error_is_in_the_table():
+def test_every_error_of_a_generation_has_a_plan_within_the_attempts_of_a_job():
     for kind in leaves(errors.EngineError) + leaves(errors.ProofError) + leaves(errors.JobError):
         assert any(issubclass(kind, planned) for planned in PLANS), kind
-
-
-def test_no_plan_allows_more_than_the_attempts_of_a_job():
     assert all(plan.replays < MAX_ATTEMPTS for plan in PLANS.values())
+
+
+GB = 10**9
+
+
+def test_memory_growth_counts_from_the_least_after_a_switch():
+    growth = MemoryGrowth(limit=4 * GB)
+
+    assert [growth.after_switch(7, used * GB) for used in (9, 8, 12)] == [None] * 3
+    assert growth.after_switch(7, 12 * GB + GB // 2) == (
+        "the engine's memory grew by 4.5 GB to 12.5 GB over 4 checkpoint switches"
+        " (MEMORY_GROWTH_LIMIT_GB = 4)"
+    )
+
+
+def test_memory_growth_of_a_new_process_counts_from_its_own_first_switch():
+    growth = MemoryGrowth(limit=GB)
+    growth.after_switch(7, GB)
+
+    assert [growth.after_switch(8, 30 * GB) for _ in range(2)] == [None] * 2

@@ -1,8 +1,8 @@
-"""What this engine has: samplers, schedulers, upscalers, scripts, styles.
+"""The names that this engine knows: samplers, schedulers, upscalers, scripts, styles.
 
-Read from the engine once, when it became ready, so that a job's names are checked without a call.
-A1111 v1.9 takes a sampler's exact name and nothing else, and ignores an unknown scheduler in
-silence; people send `DPM++ 2M Karras`, `euler_a`, `k_dpmpp_2m` and `sgm_uniform`.
+They are read once, when the engine becomes ready, so that a job's names are checked without a
+call. A1111 v1.9 accepts only a sampler's exact name, and ignores an unknown scheduler without an
+error; callers send `DPM++ 2M Karras`, `euler_a`, `k_dpmpp_2m` and `sgm_uniform`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from worker.errors import InvalidInput
 from worker.spelling import near_matches
 
-Json = Any  # what the engine sent; its shape is read below, once
+Json = Any  # an answer of the engine; only `Catalog.from_answers` reads its fields
 
 
 def canonical(name: str) -> str:
-    """The form in which spellings of one sampler meet.
+    """The form that all spellings of one sampler share.
 
     >>> canonical("DPM++ 2M SDE"), canonical("k_dpmpp_2m_sde"), canonical("Euler a")
     ('dpmpp2msde', 'dpmpp2msde', 'eulera')
@@ -30,14 +30,15 @@ def canonical(name: str) -> str:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Names as the engine wants them, found by any common spelling.
+    """The engine's exact names, found by any common spelling.
 
     Attributes:
         samplers: canonical spelling -> exact name.
         schedulers: canonical spelling -> label, e.g. `sgmuniform` -> `SGM Uniform`.
-        upscalers: every value that `hr_upscaler` may have.
-        scripts: names for `script_name` and `alwayson_scripts`, lower case as A1111 compares them.
-        styles: names for `styles`.
+        upscalers: the values of `hr_upscaler`.
+        scripts: the values of `script_name` and `alwayson_scripts`, in lower case, as A1111
+            compares them.
+        styles: the values of `styles`.
     """
 
     samplers: Mapping[str, str]
@@ -57,7 +58,7 @@ class Catalog:
         scripts: Json = None,
         styles: Json = (),
     ) -> Catalog:
-        """Build it from what the routes of the same names answered."""
+        """Build it from the answers of the routes with these names."""
         return cls(
             samplers=_spellings((s["name"], [s["name"], *s["aliases"]]) for s in samplers),
             schedulers=_spellings(
@@ -69,13 +70,13 @@ class Catalog:
         )
 
     def sampler(self, name: str, scheduler: str | None) -> tuple[str, str | None]:
-        """Exact sampler name and scheduler label for what a caller wrote.
+        """Exact sampler name and scheduler label for a caller's spelling.
 
         A scheduler at the end of the sampler's name is split off, the longest first:
         `DPM++ 2M SDE SGM Uniform` is SGM Uniform, not Uniform.
 
         Raises:
-            InvalidInput: no such sampler or scheduler, or two different schedulers.
+            InvalidInput: an unknown sampler or scheduler, or two different schedulers.
         """
         label = self.scheduler(scheduler) if scheduler else None
         exact = self.samplers.get(canonical(name))
@@ -97,15 +98,15 @@ class Catalog:
         return label
 
     def check(self, field_name: str, value: str, known: frozenset[str]) -> None:
-        """Raise `InvalidInput` with near matches unless the value is one of the known."""
+        """Raise `InvalidInput` with near matches if the value is unknown."""
         if value not in known:
             raise _unknown(field_name, value, known)
 
     def _one_scheduler(self, name: str, in_name: str, given: str | None) -> str:
         if given and given not in (in_name, "Automatic"):
             raise InvalidInput(
-                f"sampler_name {name!r} says scheduler {in_name!r}, scheduler says {given!r}.",
-                hint="Leave one of them out.",
+                f"sampler_name {name!r} names scheduler {in_name!r}, but scheduler is {given!r}.",
+                hint="Leave out one of them.",
                 field="scheduler",
             )
         return in_name
@@ -125,7 +126,7 @@ def _unknown(
     else:
         hint = f"Known: {', '.join(map(repr, known)) or 'none on this engine'}."
     return InvalidInput(
-        f"{field_name} {value[:80]!r} is not known to this engine.",
+        f"this engine does not know {field_name} {value[:80]!r}.",
         hint=hint,
         field=field_name,
         near=near,

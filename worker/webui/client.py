@@ -1,4 +1,4 @@
-"""The engine's HTTP API: `/sdapi/v1` of A1111 v1.9.3, each failure as one of our errors."""
+"""The engine's HTTP API, `/sdapi/v1` of A1111 v1.9.3; each failure becomes one of our errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
 
-# Texts of a 500 that say what is broken, checked in this order (facts: A1111 v1.9.3, measured).
+# Texts in an answer 500 that name the fault, checked in this order (measured on A1111 v1.9.3).
 _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
     (OutOfMemory, ("outofmemoryerror", "out of memory")),
     (
@@ -67,7 +67,7 @@ class Txt2ImgAnswer:
     Attributes:
         images: base64 PNG without `data:` prefix.
         parameters: the request as the engine understood it.
-        info: the engine's account of the pictures, a JSON string, as A1111 gives it.
+        info: A1111's JSON string with what the pictures were made from.
         facts: `info`, parsed.
     """
 
@@ -78,17 +78,17 @@ class Txt2ImgAnswer:
 
 
 class WebUI:
-    """One engine. Thread-safe; connections are pooled and checked before they are used again."""
+    """A client of one engine. Thread-safe; a pooled connection is checked before each use."""
 
     def __init__(self, url: str, *, timing: EngineTiming = DEFAULT_TIMING) -> None:
         self._timing = timing
         self._address = urlsplit(url).netloc.rpartition("@")[2]  # without a password
         self._api = f"{url}/sdapi/v1"
         self._session = requests.Session()
-        # No proxy and no .netrc: the engine is on this machine. Compression would only cost time.
+        # No proxy and no .netrc: the engine is on this machine, where compression only costs time.
         self._session.trust_env = False
         self._session.headers["Accept-Encoding"] = "identity"
-        # Only what may safely be repeated; a refused connection is news, not noise.
+        # Only GET may be repeated. A refused connection is reported at once: the engine is down.
         retry = Retry(
             total=2,
             connect=0,
@@ -103,10 +103,12 @@ class WebUI:
     # Generation ------------------------------------------------------------------------------
 
     def txt2img(self, body: Mapping[str, Any], timeout: float) -> Txt2ImgAnswer:
-        """Generate; blocks until the pictures are there.
+        """Generate; blocks until the engine returns the pictures.
 
         Raises:
-            WorkerError: one of those that `error_from_answer` knows, or ConnectionLost.
+            ConnectionLost: there was no answer.
+            IncompleteAnswer: the answer has no pictures or no info.
+            WorkerError: see `error_from_answer`.
         """
         answer = self._post("txt2img", body, timeout)
         try:
@@ -118,48 +120,48 @@ class WebUI:
             ) from error
 
     def progress(self, *, preview: bool = False) -> dict[str, Any]:
-        """Progress of the running job; with its preview as base64 in `current_image`, or None."""
+        """Progress of the running job; `current_image` is its preview in base64, or None."""
         return dict(self._get(f"progress?skip_current_image={'false' if preview else 'true'}"))
 
     def is_idle(self) -> bool:
-        """Whether no job runs; A1111 keeps the job's name empty then."""
+        """Whether no job runs: then A1111 leaves the job's name empty."""
         return not self.progress()["state"]["job"]
 
     def interrupt(self) -> None:
-        """Stop the running job at its next step; it then answers 200 with a partial picture."""
+        """Stop the running job at its next step; its POST answers 200 with a partial picture."""
         self._post("interrupt", None, self._timing.quick_timeout)
 
     # Models ----------------------------------------------------------------------------------
 
     def sd_models(self) -> list[dict[str, Any]]:
-        """Checkpoints that the engine listed: title, model_name, hash, sha256, filename."""
+        """The checkpoints that the engine lists: title, model_name, hash, sha256, filename."""
         return list(self._get("sd-models"))
 
     def loras(self) -> list[dict[str, Any]]:
-        """LoRAs that the engine listed: name, alias, path, metadata."""
+        """The LoRAs that the engine lists: name, alias, path, metadata."""
         return list(self._get("loras"))
 
     def embeddings(self) -> dict[str, Any]:
-        """`{"loaded": {name: ...}, "skipped": {name: ...}}` for the checkpoint that is loaded."""
+        """`{"loaded": {name: ...}, "skipped": {name: ...}}` for the loaded checkpoint."""
         return dict(self._get("embeddings"))
 
     def refresh(self) -> None:
-        """Let the engine read its folders for checkpoints, VAEs, LoRAs and embeddings again."""
-        for what in ("checkpoints", "vae", "loras", "embeddings"):
-            self._post(f"refresh-{what}", None, self._timing.refresh_timeout)
+        """Let the engine read its folders of checkpoints, VAEs, LoRAs and embeddings again."""
+        for kind in ("checkpoints", "vae", "loras", "embeddings"):
+            self._post(f"refresh-{kind}", None, self._timing.refresh_timeout)
 
     # State -----------------------------------------------------------------------------------
 
     def options(self) -> dict[str, Any]:
-        """All settings with their values."""
+        """The engine's settings and their values."""
         return dict(self._get("options"))
 
     def set_options(self, options: Mapping[str, Any]) -> None:
-        """Change settings for good; a checkpoint is loaded before this returns."""
+        """Change settings permanently; returns after a newly set checkpoint is loaded."""
         self._post("options", options, self._timing.quick_timeout)
 
     def memory(self) -> dict[str, Any]:
-        """RAM and CUDA memory in bytes, as the engine sees them."""
+        """RAM and CUDA memory in bytes, as the engine reports them."""
         return dict(self._get("memory"))
 
     def catalog(self) -> Catalog:
@@ -204,27 +206,27 @@ class WebUI:
 
 
 def error_from_answer(route: str, status: int, answer: Any, text: str) -> WorkerError:  # noqa: ANN401
-    """The error that an answer other than a good 200 means.
+    """The error for an answer that is not a 200 with JSON.
 
-    A missing route answers exactly `{"detail": "Not Found"}`; A1111's own errors have the key
-    `error` and its text in `detail` or `errors`; failed validation has only `detail`.
+    A missing route answers exactly `{"detail": "Not Found"}`. A1111's own errors have the key
+    `error`, and the text in `detail` or `errors`. A failed validation has only `detail`.
     """
     if answer == {"detail": "Not Found"}:
         return RouteMissing(f"{route}: the engine does not have this route.", route=route)
     fields = answer if isinstance(answer, dict) else {}
     name = str(fields.get("error") or "")
-    said = _sentence(fields.get("errors") or fields.get("detail") or text)
+    text = _sentence(fields.get("errors") or fields.get("detail") or text)
     if 400 <= status < 500:  # noqa: PLR2004 - the class of HTTP codes
-        return EngineRefused(f"the engine refused the request ({status}): {said}")
-    found = f"{name} {said}".lower()
-    for kind, signs in _FAULTS:
-        if any(sign in found for sign in signs):
-            return kind(f"the engine answered {status}: {name} {said}")
-    return EngineFault(f"{route}: the engine answered {status}: {name or 'no JSON'} {said}")
+        return EngineRefused(f"the engine refused the request ({status}): {text}")
+    searched = f"{name} {text}".lower()
+    for kind, patterns in _FAULTS:
+        if any(pattern in searched for pattern in patterns):
+            return kind(f"the engine answered {status}: {name} {text}")
+    return EngineFault(f"{route}: the engine answered {status}: {name or 'not JSON:'} {text}")
 
 
 def _sentence(value: object, limit: int = 400) -> str:
-    """The engine's text on one line, shortened, without paths of its machine."""
+    """The engine's text on one line, shortened, and without the folders of its machine."""
     text = " ".join((value if isinstance(value, str) else json.dumps(value)).split())
     text = _without_paths(text)
     if len(text) > limit:
@@ -241,9 +243,9 @@ def _without_paths(text: str) -> str:
 
 
 def of_generation(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A report from the engine's answer to GET /progress.
+    """A progress report from the engine's answer to GET /progress.
 
-    Before the first step the engine loads a checkpoint, or waits; its estimate means nothing yet.
+    Before the first step the engine loads a checkpoint or waits: its estimate is meaningless then.
     """
     state = answer["state"]
     step, steps = state["sampling_step"], state["sampling_steps"]

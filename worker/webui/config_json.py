@@ -1,8 +1,8 @@
 """The WebUI's config.json.
 
-A1111 v1.9.3 gives an overridden setting its old value back after a request only if config.json
-has that key; otherwise one job's clip skip holds for every later job. So each key that a job can
-override stands there with A1111's default.
+After a request A1111 v1.9.3 restores an overridden setting only if config.json has its key;
+otherwise the clip skip of one job applies to all later jobs. So config.json gets A1111's default
+for each setting that a job can override.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from worker.files import write_atomically
 
 log = logging.getLogger("worker.webui_config")
 
-# A1111's defaults for everything in `worker.job.request.OverrideSettings`; sd_model_checkpoint is
-# not here, because A1111 writes it itself when it loads a model.
+# A1111's defaults for the fields of `worker.job.request.OverrideSettings`, without
+# sd_model_checkpoint, which A1111 writes itself when it loads a model.
 OVERRIDABLE: dict[str, Any] = {
     "sd_vae": "Automatic",
     "CLIP_stop_at_last_layers": 1,
@@ -45,27 +45,27 @@ OVERRIDABLE: dict[str, Any] = {
     "sdxl_crop_left": 0,
 }
 
-# What the worker relies on.
+# The worker depends on these values.
 RELIED_ON: dict[str, Any] = {
-    "samples_format": "png",  # an override of it does not reach the returned picture
+    "samples_format": "png",  # an override would not reach the returned picture
     "enable_pnginfo": True,
     "add_model_hash_to_info": True,
     "add_model_name_to_info": True,
-    "lora_add_hashes_to_infotext": True,  # the proof that a LoRA was applied
-    "live_previews_enable": False,  # they cost time: jobs that want previews override it
+    "lora_add_hashes_to_infotext": True,  # proves that a LoRA was applied
+    "live_previews_enable": False,  # previews cost time: a job that wants them overrides this
     "show_progress_type": "Approx cheap",  # "Approx NN" would fetch a decoder from GitHub
     "show_progress_every_n_steps": 1,
 }
 
 
 def write(webui_dir: Path, checkpoint: str | None = None) -> None:
-    """Complete `config.json`: the operator's own values are kept.
+    """Add the missing settings to `config.json`; the operator's own values are kept.
 
-    A file that is not a JSON object would end A1111 at start (exit status 1): it is put aside.
+    A file that is not a JSON object is renamed: A1111 would exit with status 1 at start.
 
     Args:
         webui_dir: the engine's data folder.
-        checkpoint: name of the one to load at start, unless the file names one.
+        checkpoint: name of the checkpoint to load at start, unless the file names one.
     """
     path = webui_dir / "config.json"
     webui_dir.mkdir(parents=True, exist_ok=True)
@@ -84,5 +84,8 @@ def _read(path: Path) -> dict[str, Any]:
     if isinstance(options, dict):
         return options
     damaged = path.replace(path.with_suffix(".json.damaged"))
-    log.warning("config.json was not a JSON object; it is now %s", damaged.name)
+    log.warning(
+        "config.json was not a JSON object and is renamed to %s",
+        damaged.name,
+    )
     return {}

@@ -21,7 +21,7 @@ from worker.webui.engine_state import Conditioning, Event, Folders
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.payload import Expected, Payload, has_previews, smaller, throwaway
 from worker.webui.readiness import Readiness
-from worker.webui.recovery import Action, After, MemoryGrowth
+from worker.webui.recovery import Action, Consequence, MemoryGrowth
 from worker.webui.runner import ReportProgress, Txt2ImgRunner
 from worker.webui.supervisor import Reason, Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
@@ -184,7 +184,7 @@ class Engine:
             raise stopwatch.expired(f"{error.message.rstrip('.')}; no picture") from error
         decision = self._decide(error, earlier, payload)
         if decision.action is Action.FAIL or timed_out:
-            await self._conclude(error, decision.after, payload)
+            await self._conclude(error, decision.consequence, payload)
             raise error
         log.warning("attempt %d: %s -> %s", len(earlier) + 1, error, decision.action.value)
         await self._act(decision.action, error)
@@ -219,15 +219,17 @@ class Engine:
             reason: Reason = "damaged-cache" if damaged else "poisoned"
             await asyncio.to_thread(self._lifecycle.restart, reason, error)
 
-    async def _conclude(self, error: WorkerError, after: After, payload: Payload) -> None:
+    async def _conclude(
+        self, error: WorkerError, consequence: Consequence, payload: Payload
+    ) -> None:
         """Give the error of a failed job its hint, then restart the engine or retire the worker."""
         if isinstance(error, OutOfMemory):
             error.hint = smaller(payload.body)
         elif isinstance(error, RouteMissing):
             error.hint = await asyncio.to_thread(self._readiness.what_answers)
-        if after is After.RETIRE:
+        if consequence is Consequence.RETIRE_WORKER:
             often = ", three or more in a row" * isinstance(error, OutOfMemory)
             self._lifecycle.retire(f"{error.code}{often}")
-        elif after is After.RESTART:
+        elif consequence is Consequence.RESTART_ENGINE:
             out_of_memory = isinstance(error, OutOfMemory)
             self._lifecycle.request_restart("out-of-memory" if out_of_memory else "poisoned")

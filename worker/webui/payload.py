@@ -1,4 +1,4 @@
-"""From a checked request to the body that A1111 gets, and to what its answer must prove."""
+"""Composes A1111's request body from a checked job, and what the answer must prove."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from worker.job.prompt import (
 from worker.job.request import Txt2ImgRequest
 from worker.webui.catalog import Catalog
 
+# The job's fields that A1111 does not get.
 OURS = {
     "task",
     "template",
@@ -34,27 +35,27 @@ OURS = {
     "sampler_index",
 }
 
-# What A1111 v1.9.3 shows in its own dropdowns for "leave it as it is".
 LIVE_PREVIEWS = "live_previews_enable"
 
+# The entries for "unchanged" in A1111 v1.9.3's own dropdowns.
 _USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
 
-# With fewer steps these samplers of A1111 v1.9.3 fail (500, measured); UniPC's is its order.
+# With fewer steps A1111 v1.9.3 answers 500 (measured). UniPC needs as many as its order.
 FEWEST_STEPS = {"DPM++ 2M SDE": 2, "DPM++ 2M SDE Heun": 2, "DPM++ 3M SDE": 2, "UniPC": 3}
 _NO_SINGLE_SECOND_STEP = {"DPM fast", "DPM adaptive"}
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the engine's own account of the picture must say (see `worker.webui.proof`).
+    """What the engine's `info` must contain (checked by `worker.webui.proof`).
 
     Attributes:
-        images: number of pictures; None where a script decides.
-        checkpoint: stem of the checkpoint; None if the job leaves the choice to the engine.
+        images: number of pictures; None if a script decides it.
+        checkpoint: stem of the checkpoint; None if the job names no checkpoint.
         loras: stems that must be in `Lora hashes`.
-        vae: file name of the VAE; None if the job names none.
+        vae: file name of the VAE; None if the job names no VAE.
         embeddings: stems of the embeddings that a prompt uses.
-        checkpoint_sha256: its hash, lower-case hex; None where it would have to be read first.
+        checkpoint_sha256: in lower-case hex; None if the file was not hashed yet.
     """
 
     images: int | None
@@ -67,7 +68,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Payload:
-    """A txt2img body, what it must lead to, and what the caller should know about it."""
+    """A txt2img body, what its answer must prove, and warnings for the caller."""
 
     body: dict[str, Any]
     expected: Expected
@@ -75,12 +76,13 @@ class Payload:
 
 
 def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
-    """Fields whose values are names on the engine, as it spells them.
+    """The fields whose values are the engine's names, in the engine's spelling.
 
-    Done first, because a misspelt name must cost nothing.
+    Checked before models are fetched: a misspelt name must cost nothing.
 
     Raises:
-        InvalidInput: a sampler, scheduler, upscaler, script or style that this engine has not.
+        InvalidInput: the engine does not have this sampler, scheduler, upscaler, script or style,
+            or the sampler needs more steps.
     """
     for style in request.styles or []:
         catalog.check("styles", style, catalog.styles)
@@ -138,9 +140,9 @@ def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> 
         images=None if request.script_name else request.batch_size * request.n_iter,
         checkpoint=models.loaded.stem if models.loaded else None,
         checkpoint_sha256=models.loaded.known_sha256 if models.loaded else None,
-        loras=_told_loras(request, body),
+        loras=_reported_loras(request, body),
         vae=models.vae.filename if models.vae else None,
-        embeddings=frozenset(file.stem for file in models.embeddings if _stands(file, request)),
+        embeddings=frozenset(file.stem for file in models.embeddings if _is_used(file, request)),
     )
     return Payload(body, expected, tuple(_warnings(request, models, body)))
 
@@ -151,7 +153,7 @@ def _sizes(request: Txt2ImgRequest) -> dict[str, int]:
 
 def _prompts(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
     prompts = {"prompt": request.prompt}
-    if request.hr_prompt:  # with an empty one A1111 uses `prompt`, tags included
+    if request.hr_prompt:  # if it is empty, A1111 uses `prompt` with its tags
         prompts["hr_prompt"] = request.hr_prompt
     if request.disable_extra_networks:
         return prompts
@@ -165,7 +167,7 @@ def _prompts(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
 
 
 def _trigger_words(request: Txt2ImgRequest, models: Models) -> list[str]:
-    """Trained words of the LoRAs for which the job wants them."""
+    """The trained words of the LoRAs for which the job asks for them."""
     wanting = (file for file, ref in models.loras if _wants_words(request, ref))
     return [word for file in wanting for word in file.trained_words]
 
@@ -176,7 +178,7 @@ def _wants_words(request: Txt2ImgRequest, reference: LoraReference) -> bool:
 
 
 def _second_models(models: Models) -> dict[str, str]:
-    """A1111 matches these two fuzzily and answers 500 to an unknown one: exact stems only."""
+    """Exact stems: A1111 matches these two fuzzily, and answers 500 to an unknown one."""
     second = {"hr_checkpoint_name": models.hr_checkpoint, "refiner_checkpoint": models.refiner}
     return {name: file.stem for name, file in second.items() if file}
 
@@ -189,7 +191,7 @@ def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any
     if models.vae:
         settings["sd_vae"] = models.vae.filename
     if request.clip_skip is not None:
-        # A number: A1111 answers 500 to "2", and ignores a field `clip_skip`.
+        # As a number, because A1111 answers 500 to "2"; it ignores a field `clip_skip`.
         settings["CLIP_stop_at_last_layers"] = request.clip_skip
     if request.output.preview:
         settings[LIVE_PREVIEWS] = True
@@ -202,7 +204,7 @@ def has_previews(body: Mapping[str, Any]) -> bool:
 
 
 def throwaway(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The smallest picture with another prompt on the same models, passes and settings."""
+    """The smallest picture with another prompt, but the same models, passes and settings."""
     tiny = {"prompt": "", "steps": 1, "width": 64, "height": 64, "batch_size": 1, "n_iter": 1}
     hires = ("enable_hr", "denoising_strength", "hr_upscaler", "hr_checkpoint_name")
     same = {key: body[key] for key in (*hires, "override_settings") if key in body}
@@ -210,19 +212,19 @@ def throwaway(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def smaller(body: Mapping[str, Any]) -> str:
-    """For a picture that did not fit into memory: what to ask for instead."""
+    """A hint for a picture that did not fit into memory: a smaller one."""
     if body.get("batch_size", 1) > 1:
-        return "Set batch_size to 1 and n_iter to the number of pictures: they are made in turn."
+        return "Set batch_size to 1 and n_iter to the number of pictures: they are made one by one."
     if body.get("enable_hr"):
         return f"Lower hr_scale (now {body.get('hr_scale', 2.0)}), or leave out enable_hr."
     width, height = (max(64, int(body[side] * 0.7) // 64 * 64) for side in ("width", "height"))
     if width * height >= body["width"] * body["height"]:
-        return "It is small already: the models need a card with more memory."
-    return f"Try {width}x{height}, which needs half the memory, or a card with more."
+        return "The picture is small already: these models need a card with more memory."
+    return f"Try {width}x{height}, which needs half the memory, or use a card with more memory."
 
 
-def _told_loras(request: Txt2ImgRequest, body: Mapping[str, Any]) -> frozenset[str]:
-    """The LoRAs that A1111 tells of: a second pass with tags of its own comes last, and counts."""
+def _reported_loras(request: Txt2ImgRequest, body: Mapping[str, Any]) -> frozenset[str]:
+    """The LoRAs that A1111 reports: those of the second pass, if its prompt has tags of its own."""
     if request.disable_extra_networks:
         return frozenset()
     second_pass = _names(body.get("hr_prompt", "")) if request.enable_hr else frozenset()
@@ -236,17 +238,17 @@ def _names(prompt: str) -> frozenset[str]:
 def _warnings(request: Txt2ImgRequest, models: Models, body: Mapping[str, Any]) -> Iterable[str]:
     for name in ("width", "height"):
         if body[name] != getattr(request, name):
-            yield f"{name} {getattr(request, name)} is not a multiple of 8: made {body[name]}."
+            yield f"{name} {getattr(request, name)} is not a multiple of 8: {body[name]} was used."
     if lora_tags(request.negative_prompt):
-        yield "negative_prompt has a LoRA tag; A1111 reads it as plain text there."
-    untold = _names(body["prompt"]) - _told_loras(request, body)
-    if untold and not request.disable_extra_networks:
-        yield f"LoRA {_listed(untold)}: not proven, A1111 tells of the second pass only."
+        yield "negative_prompt has a LoRA tag, which A1111 reads as plain text there."
+    unreported = _names(body["prompt"]) - _reported_loras(request, body)
+    if unreported and not request.disable_extra_networks:
+        yield f"LoRA {_listed(unreported)}: not proven, A1111 reports only the second pass."
     if unproven := {*hypernetworks(request.prompt), *hypernetworks(request.hr_prompt)}:
-        yield f"hypernetwork {_listed(unproven)}: not proven; A1111 leaves out one it has not."
+        yield f"hypernetwork {_listed(unproven)}: not proven, A1111 ignores an unknown one."
     hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
     if hires - {"hr_scale"} and not request.enable_hr:
-        yield f"{', '.join(sorted(hires))}: without effect, because enable_hr is false."
+        yield f"{', '.join(sorted(hires))}: no effect, because enable_hr is false."
     yield from _model_warnings(request, models)
 
 
@@ -254,8 +256,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names)))
 
 
-def _stands(embedding: ModelFile, request: Txt2ImgRequest) -> bool:
-    """Whether a prompt uses it; A1111 compares words without regard to case."""
+def _is_used(embedding: ModelFile, request: Txt2ImgRequest) -> bool:
+    """Whether a prompt uses it; A1111 ignores case here."""
     prompts = (request.prompt, request.negative_prompt, request.hr_prompt)
     return any(embedding.stem.casefold() in prompt.casefold() for prompt in prompts)
 
@@ -264,9 +266,9 @@ def _model_warnings(request: Txt2ImgRequest, models: Models) -> Iterable[str]:
     written = _names(request.prompt)
     for file, reference in models.loras:
         if written & {file.stem, *reference.stems}:
-            yield f"LoRA {file.stem!r} is already in the prompt; the tag's weight counts."
+            yield f"LoRA {file.stem!r} is already in the prompt: the weight of that tag is used."
         if _wants_words(request, reference) and not file.trained_words:
-            yield f"LoRA {file.stem!r}: its trained words are not known."
+            yield f"LoRA {file.stem!r}: its trained words are unknown."
     for embedding in models.embeddings:
-        if not _stands(embedding, request):
-            yield f"embedding {embedding.stem!r} stands in no prompt, so it has no effect."
+        if not _is_used(embedding, request):
+            yield f"embedding {embedding.stem!r} is in no prompt, so it has no effect."

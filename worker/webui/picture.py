@@ -1,8 +1,8 @@
-"""A picture as a file: PNG as the engine made it, or JPEG or WebP with the same infotext in it.
+"""A picture as a file: PNG as the engine made it, or JPEG or WebP with the same infotext.
 
-A1111's infotext (prompt, seed, sampler, ...) stands in a PNG's text chunk `parameters`, and in the
-EXIF field UserComment of the others, as A1111 v1.9.3 writes it itself (`save_image_with_geninfo`):
-its "PNG Info" tab reads all three back.
+A1111's infotext (prompt, seed, sampler, ...) is in the text chunk `parameters` of a PNG, and in the
+EXIF field UserComment of the others, as A1111 v1.9.3 writes it (`save_image_with_geninfo`). A1111's
+"PNG Info" tab reads all three.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from worker.errors import DeliveryFailed
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat
 
 PARAMETERS = "parameters"
-_UNICODE = b"UNICODE\0"  # EXIF's mark of the encoding; A1111 then writes UTF-16, high byte first
-_LARGEST_EXIF = 65_533  # bytes of a JPEG's segment; WebP has no limit
+_UNICODE = b"UNICODE\0"  # EXIF's name of the encoding; A1111 then writes big-endian UTF-16
+_LARGEST_EXIF = 65_533  # bytes in a segment of a JPEG; WebP has no limit
 _PNG = b"\x89PNG\r\n\x1a\n"
-_LONG, _UNDEFINED = 4, 7  # TIFF's types
-_NO_MORE = bytes(4)  # ends a chain of TIFF's directories
-_EXIF_AT = 26  # from the TIFF header's start: 8 bytes for it, 18 for the main directory
+_LONG, _UNDEFINED = 4, 7  # numbers of TIFF's types
+_NO_MORE = bytes(4)  # ends a chain of TIFF directories
+_EXIF_AT = 26  # bytes from the start of the TIFF header: 8 for it and 18 for the main directory
 _COMMENT_AT = 44
-_NO_PICTURE = 'Ask for another `output.format`; "png" gives what the engine made.'
+_HINT = 'Use another `output.format`: "png" returns the picture as the engine made it.'
 
-# The pictures are the engine's own and can be as large as a job may ask for: no bombs.
+# No limit against decompression bombs: the engine is trusted, and a job's size is limited.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -40,7 +40,7 @@ class Picture:
         data: its bytes.
         format: png, jpeg or webp.
         quality: 1 to 100; None for png.
-        complete: whether the infotext is in it; a JPEG's EXIF holds 32,000 characters.
+        complete: whether it has the infotext; the EXIF of a JPEG has room for 32,000 characters.
     """
 
     data: bytes
@@ -50,58 +50,63 @@ class Picture:
 
     @property
     def content_type(self) -> str:
-        """Its MIME type, which a presigned URL can be bound to."""
+        """Its MIME type; a presigned URL may require it."""
         return f"image/{self.format}"
 
     @property
     def suffix(self) -> str:
-        """How its file's name ends."""
+        """The extension of its file name."""
         return "jpg" if self.format == "jpeg" else self.format
 
     def base64(self) -> str:
-        """As A1111's API gives pictures."""
+        """In base64, as in the answers of A1111's API."""
         return base64.b64encode(self.data).decode()
 
 
 def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = None) -> Picture:
-    """The engine's base64 picture in another form; a PNG that shall be one stays as it is.
+    """Convert the engine's base64 picture; a PNG is not re-encoded as PNG.
 
     Raises:
-        DeliveryFailed: it is no picture, or too large for the form.
+        DeliveryFailed: it is not a picture, or too large for the format.
     """
     try:
         data = base64.b64decode(image, validate=True)
     except binascii.Error:
-        raise DeliveryFailed("the engine's picture is not base64.", hint=_NO_PICTURE) from None
+        raise DeliveryFailed("the engine's picture is not base64.", hint=_HINT) from None
     if format_ == "png" and data.startswith(_PNG):
         return Picture(data, "png")
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             return _encoded(opened, format_, quality)
-    except UnidentifiedImageError:  # its text is the address of a buffer
-        raise DeliveryFailed("the engine's picture is none.", hint=_NO_PICTURE) from None
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's three for a bad file
+    except UnidentifiedImageError:  # its text has only the address of a buffer
+        raise DeliveryFailed("the engine did not return a picture.", hint=_HINT) from None
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a bad file
         raise DeliveryFailed(
-            f"the picture cannot be made {format_}: {error}.", hint=_NO_PICTURE
+            f"the picture cannot be converted to {format_}: {error}.", hint=_HINT
         ) from error
 
 
 def thumbnail(image: str, longest: int = 256) -> str | None:
-    """A base64 picture as a base64 JPEG with sides of at most `longest`; None if it is none."""
+    """A base64 picture as a small base64 JPEG; None if it cannot be read.
+
+    Args:
+        image: the picture.
+        longest: the longer side in pixels, at most.
+    """
     file = io.BytesIO()
     try:
         with Image.open(io.BytesIO(base64.b64decode(image))) as opened:
             small = opened.convert("RGB")
         small.thumbnail((longest, longest))
         small.save(file, "JPEG", quality=70)
-    except (OSError, ValueError, SyntaxError):  # Pillow's three for a bad file
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises for a bad file
         return None
     return base64.b64encode(file.getvalue()).decode()
 
 
 def infotext(image: Image.Image) -> str | None:
-    """What A1111 wrote into a picture; None if nothing."""
+    """The infotext that A1111 wrote into a picture; None if there is none."""
     comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     if isinstance(comment, bytes) and comment.startswith(_UNICODE):
         return comment.removeprefix(_UNICODE).decode("utf-16-be", "replace")
@@ -127,10 +132,9 @@ def _encoded(image: Image.Image, format_: ImageFormat, quality: int | None) -> P
 
 
 def _exif(text: str | None) -> bytes:
-    """An EXIF block with nothing but a UserComment.
+    """An EXIF block with only a UserComment.
 
-    By hand, because Pillow gives that the type BYTE, and then piexif, with which A1111 reads,
-    fails.
+    Pillow would give the field the type BYTE, which piexif, A1111's reader, does not accept.
     """
     if text is None:
         return b""

@@ -1,7 +1,7 @@
 """Proof that an answer is the picture that was asked for.
 
-A1111 v1.9.3 answers 200 when it ignored an unknown checkpoint, an unknown VAE or a missing LoRA.
-Its `info` tells the truth, so it is read before anything is delivered.
+A1111 v1.9.3 ignores an unknown checkpoint, an unknown VAE or a missing LoRA, and answers 200. Its
+`info` names the models that it really used, so the worker reads that before it delivers.
 """
 
 from __future__ import annotations
@@ -22,30 +22,31 @@ from worker.webui.payload import Expected
 
 
 def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) -> None:
-    """Compare the engine's own account with what was asked for.
+    """Compare the engine's `info` with the request.
 
     Raises:
-        WrongCheckpoint, WrongVae, LoraNotApplied, IncompleteAnswer: with both values.
+        WrongCheckpoint, WrongVae, LoraNotApplied, IncompleteAnswer: names both values.
     """
     _check_checkpoint(info, expected)
     vae = info.get("sd_vae_name")
     if expected.vae is not None and vae != expected.vae:
         raise WrongVae(
-            f"asked for VAE {expected.vae!r}, the engine used {vae!r}.", expected=expected.vae
+            f"expected VAE {expected.vae!r}, but the engine used {vae!r}.",
+            expected=expected.vae,
         )
     missing = sorted(expected.loras - applied_loras(info).keys())
     if missing:
         raise LoraNotApplied(
-            f"the engine left out the LoRA {', '.join(map(repr, missing))}.", missing=missing
+            f"the engine did not apply the LoRA {', '.join(map(repr, missing))}.", missing=missing
         )
-    # With save_images and more than one picture, A1111 puts a grid in front.
+    # With save_images and more than one picture, the first image of A1111 is a grid of them.
     pictures = len(images) - int(info.get("index_of_first_image") or 0)
     if expected.images is None:
         if not images:
             raise IncompleteAnswer("the engine returned no picture.")
     elif pictures != expected.images:
         raise IncompleteAnswer(
-            f"asked for {expected.images} pictures, the engine returned {pictures}."
+            f"expected {expected.images} pictures, but the engine returned {pictures}."
         )
 
 
@@ -53,17 +54,17 @@ def _check_checkpoint(info: Mapping[str, Any], expected: Expected) -> None:
     used, short = info.get("sd_model_name"), info.get("sd_model_hash")
     if expected.checkpoint is not None and used != expected.checkpoint:
         raise WrongCheckpoint(
-            f"asked for checkpoint {expected.checkpoint!r}, the engine used {used!r}.",
+            f"expected checkpoint {expected.checkpoint!r}, but the engine used {used!r}.",
             expected=expected.checkpoint,
             used=used,
         )
-    # A1111 goes by names: one that it has loaded stays loaded when its file becomes another. It
-    # tells the first 10 digits, and none with --no-hashing.
+    # A1111 compares names: a loaded checkpoint stays loaded when another file gets its name. `info`
+    # has the first 10 digits of the hash, and none with --no-hashing.
     sha256 = expected.checkpoint_sha256
     if sha256 and short and not sha256.startswith(short):
         raise WrongCheckpoint(
-            f"asked for checkpoint {expected.checkpoint!r} with sha256 {sha256[:10]}..., the engine"
-            f" used another file of that name, {short}...",
+            f"expected checkpoint {expected.checkpoint!r} with sha256 {sha256[:10]}..., but the"
+            f" engine used another file of that name, with {short}...",
             expected=sha256,
             used=short,
         )
@@ -72,12 +73,12 @@ def _check_checkpoint(info: Mapping[str, Any], expected: Expected) -> None:
 def check_listed(
     checkpoints: Iterable[Mapping[str, Any]], loras: Iterable[Mapping[str, Any]], expected: Expected
 ) -> None:
-    """After the engine has read its folders: does it see what the job needs?
+    """After a refresh: check that the engine lists the job's models.
 
     Args:
         checkpoints: the answer of GET /sd-models.
         loras: the answer of GET /loras.
-        expected: what the picture must be made with.
+        expected: the models that the job needs.
 
     Raises:
         ModelNotListed: names what is missing.
@@ -93,9 +94,9 @@ def check_listed(
 
 
 def check_embeddings(listed: Mapping[str, Any], expected: Expected) -> None:
-    """Were the embeddings that a prompt uses loaded for the checkpoint of the picture?
+    """Check that the engine loaded the embeddings of the prompts for the picture's checkpoint.
 
-    A1111 v1.9.3 skips one that does not fit the checkpoint, and reads its name as plain words.
+    A1111 v1.9.3 skips an embedding that does not fit the checkpoint, and reads its name as words.
 
     Raises:
         ModelMismatch, ModelNotListed: names what is missing.
@@ -108,7 +109,7 @@ def check_embeddings(listed: Mapping[str, Any], expected: Expected) -> None:
 
 
 def applied_loras(info: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> 12-digit hash of every LoRA that the engine loaded for the picture."""
+    """Name -> 12-digit hash of each LoRA that the engine loaded for the picture."""
     listed = (info.get("extra_generation_params") or {}).get("Lora hashes") or ""
     pairs = (entry.rpartition(": ") for entry in listed.split(", ") if entry)
     return {name: digest for name, _, digest in pairs}

@@ -1,8 +1,8 @@
 """Readiness: the engine has made a picture.
 
-An open port is not enough, nor is a 200 from some route: A1111 answers both while its model is
-still loading, and another program may hold the port. So the last step is a real txt2img, which
-is the warm-up at the same time.
+An open port or a 200 from a route is not enough: A1111 gives both while its model is still
+loading, and another program may hold the port. So the last check is a real txt2img, which also
+warms the engine up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from worker.errors import (
@@ -32,12 +33,12 @@ FIRST_PICTURE = {"prompt": "", "steps": 1, "width": 64, "height": 64, "seed": 1}
 
 @dataclass(frozen=True)
 class Ready:
-    """What is known about an engine that can generate.
+    """An engine that can generate.
 
     Attributes:
-        catalog: names that a job may use.
-        process: the one that made the picture.
-        seconds: how long it took.
+        catalog: the names that a job may use.
+        process: the process that made the picture.
+        seconds: the wait until the picture was made.
     """
 
     catalog: Catalog
@@ -46,7 +47,16 @@ class Ready:
 
 
 class Readiness:
-    """Waits for one engine; always bounded."""
+    """Waits for one engine, until a deadline.
+
+    Args:
+        webui: its API.
+        supervisor: reports its process.
+        address: its host and port.
+        timing: the waits.
+        clock: returns seconds; tests pass their own.
+        sleep: waits for seconds; tests pass their own.
+    """
 
     def __init__(
         self,
@@ -55,21 +65,25 @@ class Readiness:
         address: tuple[str, int],
         *,
         timing: EngineTiming = DEFAULT_TIMING,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._webui = webui
         self._supervisor = supervisor
         self._address = address
         self._timing = timing
-        self._next_line = 0.0  # when "still waiting" may be said again
+        self._clock = clock
+        self._sleep = sleep
+        self._next_line = 0.0  # when the next "waiting" line may be logged
 
     def wait(self, timeout: float) -> Ready:
-        """Block until the engine made a picture.
+        """Block until the engine has made a picture.
 
         Raises:
-            EngineNotReady: its process ended, or the timeout passed; names the likely causes.
-            CacheDamaged: all routes are there but the LoRAs': the cache must be removed.
+            EngineNotReady: the process ended, or the timeout passed; names the likely causes.
+            CacheDamaged: only the LoRA routes are missing: the cache must be removed.
         """
-        started = time.monotonic()
+        started = self._clock()
         deadline = started + timeout
         self._next_line = started + self._timing.ready_log_every
         if not self._supervisor.can_restart:
@@ -79,18 +93,18 @@ class Readiness:
         return ready
 
     def what_answers(self) -> str:
-        """Why a route can be missing, for the caller: is it the WebUI at all?"""
+        """A hint for a missing route: whether the WebUI answers at all."""
         try:
             models = self._webui.sd_models()
         except WorkerError:
-            return "What answers at WEBUI_URL is not the WebUI's API: is another program there?"
-        return f"The WebUI's API is there and lists {len(models)} checkpoints, but not this route."
+            return "The program at WEBUI_URL is not the WebUI's API. Check WEBUI_URL."
+        return f"The WebUI's API answers and lists {len(models)} checkpoints, but not this route."
 
     def _wait_for_port(self, deadline: float) -> None:
-        """For a foreign engine: no HTTP before its port has been open for a while."""
+        """For an engine not started by start.sh: no HTTP until its port was open for a while."""
         while not self._port_is_open():
-            self._pause(deadline, "nothing listens there.")
-        time.sleep(min(self._timing.quiet, max(0.0, deadline - time.monotonic())))
+            self._pause(deadline, "no program listens there.")
+        self._sleep(min(self._timing.quiet, max(0.0, deadline - self._clock())))
 
     def _port_is_open(self) -> bool:
         try:
@@ -105,14 +119,14 @@ class Readiness:
             process = self._supervisor.engine()
             if process.is_gone:
                 raise EngineNotReady(f"the engine's process ended. {likely_causes(process)}")
-            if process.state == "restarting":  # what answers now will be gone in a moment
+            if process.state == "restarting":  # an answer would come from the old process
                 self._pause(deadline, "it is being restarted.")
                 continue
             try:
                 catalog = self._first_picture(deadline)
-                return Ready(catalog, process, time.monotonic() - started)
+                return Ready(catalog, process, self._clock() - started)
             except (ConnectionLost, RouteMissing) as error:
-                self._check_routes(error, time.monotonic() - started)
+                self._check_routes(error, self._clock() - started)
                 last: WorkerError = error
             except WorkerError as error:
                 faults += 1
@@ -128,13 +142,13 @@ class Readiness:
         log.info("the engine answers and lists %d checkpoints", len(self._webui.sd_models()))
         catalog = self._webui.catalog()
         try:
-            self._webui.txt2img(FIRST_PICTURE, timeout=max(1.0, deadline - time.monotonic()))
+            self._webui.txt2img(FIRST_PICTURE, timeout=max(1.0, deadline - self._clock()))
         except NoCheckpoint:
             log.warning("the engine has no checkpoint yet: only jobs that name one can run")
         return catalog
 
     def _check_routes(self, error: WorkerError, waited: float) -> None:
-        """Our own engine mounts every route before it listens: one that is missing stays so."""
+        """Raise for a route that will not come: start.sh's engine mounts all before it listens."""
         mounting = not self._supervisor.can_restart or waited < self._timing.route_patience
         if mounting or error.details.get("route") != "loras":
             return
@@ -142,43 +156,44 @@ class Readiness:
             self._webui.sd_models()
         except WorkerError:
             raise EngineNotReady(
-                f"{error.message} Another program listens at WEBUI_URL, or --api is missing."
+                f"{error.message} Another program listens at WEBUI_URL, or the engine runs without"
+                " --api."
             ) from error
-        raise CacheDamaged("the engine runs without its LoRA routes.") from error
+        raise CacheDamaged("the engine answers, but its LoRA routes are missing.") from error
 
     def _pause(self, deadline: float, reason: str) -> None:
-        if time.monotonic() >= deadline:
+        if self._clock() >= deadline:
             host, port = self._address
             raise EngineNotReady(
-                f"no picture from the engine at {host}:{port} in time: {reason}"
+                f"the engine at {host}:{port} made no picture in time: {reason}"
                 f" {likely_causes(self._supervisor.engine())}"
             )
-        if time.monotonic() >= self._next_line:
+        if self._clock() >= self._next_line:
             log.info("waiting for the engine: %s", reason)
-            self._next_line = time.monotonic() + self._timing.ready_log_every
-        time.sleep(self._timing.ready_poll)
+            self._next_line = self._clock() + self._timing.ready_log_every
+        self._sleep(self._timing.ready_poll)
 
 
 _BY_STATUS = {
     1: "Exit status 1: the port is in use, config.json or the cache is damaged, or a package is"
     " missing.",
-    2: "Exit status 2: a flag in WEBUI_ARGS is not known.",
+    2: "Exit status 2: WEBUI_ARGS has an unknown flag.",
     126: "Exit status 126: WEBUI_PYTHON cannot be executed.",
     127: "Exit status 127: WEBUI_PYTHON or the engine's folder does not exist.",
-    134: "Abort (134): often CUDA and the driver do not fit each other.",
+    134: "Aborted (134): often CUDA and the driver do not match.",
     137: "Killed (137): almost always not enough memory for the checkpoint.",
-    139: "Segmentation fault (139): often CUDA, the driver or tcmalloc.",
+    139: "Segmentation fault (139): often caused by CUDA, the driver or tcmalloc.",
 }
 
 
 def likely_causes(process: EngineProcess) -> str:
-    """One sentence for people: why an engine is not ready, judged by how its process ended."""
+    """Why an engine may not be ready, in words, from the state of its process."""
     if process.status is not None:
         known = _BY_STATUS.get(process.status, f"Exit status {process.status}.")
-        return f"{known} Its last lines above say more."
+        return f"{known} See the engine's last log lines above."
     if process.state == "running":
         return (
-            "Its process runs: the checkpoint is large or the disk slow (raise READY_TIMEOUT),"
-            " or CUDA hangs."
+            "Its process is running: the checkpoint is large or the disk is slow (raise"
+            " READY_TIMEOUT), or CUDA hangs."
         )
-    return "Is it started? WEBUI_URL must be its address. `make serve` starts one here."
+    return "Check that it was started and that WEBUI_URL is its address (`make serve` starts one)."

@@ -1,7 +1,7 @@
 """What to do when a generation failed: a pure decision, read from one table.
 
-The handler carries it out. A POST whose job may still be running is never sent again: every way
-back to the engine below first makes sure that nothing runs there.
+`worker.webui.engine` carries it out. A POST whose job may still be running is never sent again:
+each action below first makes sure that nothing runs in the engine.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MAX_ATTEMPTS = 3
 
 
 class Action(Enum):
-    """How to get from a failure to the next attempt."""
+    """What to do next, after an attempt failed. Replay: send the same job again."""
 
-    FAIL = "report it to the caller"
+    FAIL = "report the error to the caller"
     AWAIT_ROUTE = "wait, check API, model and txt2img again, replay"
     AWAIT_ENGINE = "make sure that nothing runs, wait for the restarted engine, replay"
     RESTART = "restart the engine, replay"
@@ -28,57 +28,65 @@ class Action(Enum):
     REFRESH = "let the engine read its model folders again, replay"
 
 
-class After(Enum):
-    """What becomes of engine and worker when the job has failed for good."""
+class Consequence(Enum):
+    """What happens to engine and worker when no attempt is left and the job has failed."""
 
-    KEEP = "the worker takes the next job"
-    RESTART = "the engine is restarted before the next job"
-    RETIRE = "the worker is replaced"
+    KEEP_WORKER = "the worker takes the next job"
+    RESTART_ENGINE = "the engine is restarted before the next job"
+    RETIRE_WORKER = "the worker is replaced"
 
 
 @dataclass(frozen=True)
 class RecoveryPlan:
-    """For one kind of failure: the way back, how often it is tried, and the end of it."""
+    """How one kind of failure is handled.
+
+    Attributes:
+        action: what precedes a replay.
+        replays: how often one job is replayed after this kind of failure.
+        consequence: what follows when that did not help.
+    """
 
     action: Action
     replays: int
-    after: After
+    consequence: Consequence
 
 
-FAIL_AND_KEEP = RecoveryPlan(Action.FAIL, 0, After.KEEP)
+FAIL_AND_KEEP = RecoveryPlan(Action.FAIL, 0, Consequence.KEEP_WORKER)
 
-# The first entry that an error is an instance of counts.
+# The first entry that the error is an instance of applies.
 PLANS: dict[type[WorkerError], RecoveryPlan] = {
-    errors.RouteMissing: RecoveryPlan(Action.AWAIT_ROUTE, MAX_ATTEMPTS - 1, After.RETIRE),
-    errors.ConnectionLost: RecoveryPlan(Action.AWAIT_ENGINE, 1, After.RETIRE),
-    errors.EngineNotReady: RecoveryPlan(Action.FAIL, 0, After.RETIRE),
-    errors.EnginePoisoned: RecoveryPlan(Action.RESTART, 1, After.RETIRE),
-    errors.CacheDamaged: RecoveryPlan(Action.RESTART_WITHOUT_CACHE, 1, After.RETIRE),
-    errors.NoCheckpoint: RecoveryPlan(Action.REFRESH, 1, After.KEEP),
-    errors.ModelNotListed: RecoveryPlan(Action.REFRESH, 1, After.KEEP),
-    errors.ProofError: RecoveryPlan(Action.REFRESH, 1, After.KEEP),
+    errors.RouteMissing: RecoveryPlan(
+        Action.AWAIT_ROUTE, MAX_ATTEMPTS - 1, Consequence.RETIRE_WORKER
+    ),
+    errors.ConnectionLost: RecoveryPlan(Action.AWAIT_ENGINE, 1, Consequence.RETIRE_WORKER),
+    errors.EngineNotReady: RecoveryPlan(Action.FAIL, 0, Consequence.RETIRE_WORKER),
+    errors.EnginePoisoned: RecoveryPlan(Action.RESTART, 1, Consequence.RETIRE_WORKER),
+    errors.CacheDamaged: RecoveryPlan(Action.RESTART_WITHOUT_CACHE, 1, Consequence.RETIRE_WORKER),
+    errors.NoCheckpoint: RecoveryPlan(Action.REFRESH, 1, Consequence.KEEP_WORKER),
+    errors.ModelNotListed: RecoveryPlan(Action.REFRESH, 1, Consequence.KEEP_WORKER),
+    errors.ProofError: RecoveryPlan(Action.REFRESH, 1, Consequence.KEEP_WORKER),
     errors.OutOfMemory: FAIL_AND_KEEP,
     errors.EngineFault: FAIL_AND_KEEP,
     errors.JobTimeout: FAIL_AND_KEEP,
     errors.JobError: FAIL_AND_KEEP,
 }
 
-# Memory that one picture did not get may be lost to fragments or to a leak: a fresh engine has it
-# back, and if that does not help, a fresh worker may be on another card.
+# The missing memory may be fragmented or leaked: a fresh engine frees it. If that does not help, a
+# fresh worker may get another card.
 _AFTER_OUT_OF_MEMORY = {
-    Memory.ENOUGH: After.KEEP,
-    Memory.SHORT_ONCE: After.KEEP,
-    Memory.SHORT_TWICE: After.RESTART,
-    Memory.SHORT_OFTEN: After.RETIRE,
+    Memory.ENOUGH: Consequence.KEEP_WORKER,
+    Memory.SHORT_ONCE: Consequence.KEEP_WORKER,
+    Memory.SHORT_TWICE: Consequence.RESTART_ENGINE,
+    Memory.SHORT_OFTEN: Consequence.RETIRE_WORKER,
 }
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The next step after a failure; `after` counts only when the action is FAIL."""
+    """The next step after a failure; `consequence` applies only if the action is FAIL."""
 
     action: Action
-    after: After = After.KEEP
+    consequence: Consequence = Consequence.KEEP_WORKER
 
 
 def decide(
@@ -91,10 +99,10 @@ def decide(
     """Choose the next step.
 
     Args:
-        error: what the last attempt ended with.
-        earlier: what the attempts of this job before it ended with.
-        switching: the job asked for another checkpoint than was loaded. A1111 is poisoned by a
-            switch that fails, so after its error 500 it must not get another job.
+        error: the failure of the last attempt.
+        earlier: the failures of this job's attempts before it.
+        switching: the job needed another checkpoint than the loaded one. A switch that fails leaves
+            A1111 poisoned, so after its error 500 it must not get another job.
         memory: how often in a row a picture did not fit, this one included.
     """
     kind = next((kind for kind in PLANS if isinstance(error, kind)), None)
@@ -105,15 +113,17 @@ def decide(
     if isinstance(error, errors.OutOfMemory):
         return Decision(Action.FAIL, _AFTER_OUT_OF_MEMORY[memory])
     if isinstance(error, errors.EngineFault) and switching:
-        return Decision(Action.FAIL, After.RESTART)
-    return Decision(Action.FAIL, plan.after)
+        return Decision(Action.FAIL, Consequence.RESTART_ENGINE)
+    return Decision(Action.FAIL, plan.consequence)
 
 
 class MemoryGrowth:
-    """Compares with the least that the same process had after a switch.
+    """Watches how the engine's memory grows with each checkpoint switch.
+
+    Growth counts from the least memory that the same process had after a switch.
 
     Args:
-        limit: bytes of growth after which a fresh worker is better.
+        limit: bytes of growth at which the worker is to be replaced.
     """
 
     def __init__(self, limit: int) -> None:
@@ -123,7 +133,15 @@ class MemoryGrowth:
         self._switches = 0
 
     def after_switch(self, process: int | None, used: int) -> str | None:
-        """Note the process's memory in bytes; the reason to retire, once it has grown too much."""
+        """Note the memory after a switch.
+
+        Args:
+            process: the engine's process id.
+            used: its memory in bytes.
+
+        Returns:
+            The reason to replace the worker; None while the growth is within the limit.
+        """
         if process != self._process or not self._switches:
             self._process, self._least, self._switches = process, used, 0
         self._switches += 1

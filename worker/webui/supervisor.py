@@ -1,9 +1,9 @@
-"""The handler's side of start.sh: is the engine's process there, and please restart it.
+"""The handler's side of start.sh: the state of the engine's process, and requests to restart it.
 
 start.sh owns the processes. It writes one line into `RUN_DIR/engine` (`running PID`,
-`restarting STATUS`, `failed STATUS`), reads what the handler leaves beside it, and is woken by
-SIGUSR1. Without start.sh (`ENGINE=external`, or a handler started by hand) nothing is known
-about the process, and it cannot be restarted.
+`restarting STATUS`, `failed STATUS`), reads the files that the handler writes beside it, and is
+woken by SIGUSR1. Without start.sh (`ENGINE=external`, or a handler started by hand) the state of
+the process is unknown, and it cannot be restarted.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Reason = Literal["poisoned", "hung", "out-of-memory", "damaged-cache"]
 
 @dataclass(frozen=True)
 class EngineProcess:
-    """The engine's process as start.sh last saw it.
+    """The engine's process as start.sh last reported it.
 
     Attributes:
-        state: `failed` means that nobody will start it again.
-        pid: of the process, while it runs.
-        status: how it ended, as in a shell's `$?`.
+        state: `failed` means that start.sh will not start it again.
+        pid: its process id, while it runs.
+        status: its exit status, as in a shell's `$?`.
     """
 
     state: State
@@ -38,7 +38,7 @@ class EngineProcess:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known that no engine will answer any more."""
+        """Whether it is certain that no engine will answer any more."""
         return self.state == "failed"
 
 
@@ -46,30 +46,35 @@ UNKNOWN = EngineProcess("unknown")
 
 
 class Supervisor:
-    """Speaks with start.sh through RUN_DIR; `pid` is start.sh's, None where there is none."""
+    """Exchanges files with start.sh in RUN_DIR.
+
+    Args:
+        run_dir: the folder.
+        pid: process id of start.sh; None without it.
+    """
 
     def __init__(
         self, run_dir: Path, pid: int | None, *, timing: EngineTiming = DEFAULT_TIMING
     ) -> None:
-        self._timing = timing
         self._run_dir = run_dir
         self._pid = pid
-        self._going: EngineProcess | None = None  # asked to go; start.sh may not have acted yet
-        self._going_until = 0.0
+        self._timing = timing
+        self._stopping: EngineProcess | None = None  # start.sh may still report it as running
+        self._stopping_until = 0.0
 
     @property
     def can_restart(self) -> bool:
-        """Whether there is somebody who restarts an engine."""
+        """Whether start.sh runs this engine."""
         return self._pid is not None and self.engine() != UNKNOWN
 
     def engine(self) -> EngineProcess:
-        """The engine's process right now; one that was asked to go counts as gone at once."""
-        found = self._told()
-        if found == self._going and time.monotonic() < self._going_until:
+        """The engine's process now; `restarting` as soon as a restart was requested."""
+        reported = self._reported()
+        if reported == self._stopping and time.monotonic() < self._stopping_until:
             return EngineProcess("restarting")
-        return found
+        return reported
 
-    def _told(self) -> EngineProcess:
+    def _reported(self) -> EngineProcess:
         if self._pid is None:
             return UNKNOWN
         try:
@@ -81,19 +86,19 @@ class Supervisor:
         return EngineProcess("failed" if state == "failed" else "restarting", status=int(number))
 
     def mark_ready(self, engine: EngineProcess) -> None:
-        """Tell start.sh that this process has made a picture: from now on its end is a crash."""
+        """Report to start.sh that this process has made a picture: its end is a crash from now."""
         if engine.pid is not None:
-            self._leave("engine.ready", str(engine.pid))
+            self._write("engine.ready", str(engine.pid))
 
     def request_restart(self, reason: Reason) -> None:
-        """Ask for a restart; start.sh takes the engine down, cleans if need be, and starts it."""
+        """Ask for a restart: start.sh stops the engine, removes a damaged cache, and starts it."""
         if self._pid is None:
             return
-        told = self._told()
-        self._going = told if told.state == "running" else None
-        self._going_until = time.monotonic() + self._timing.restart_limit
-        self._leave("engine.restart", reason)
+        reported = self._reported()
+        self._stopping = reported if reported.state == "running" else None
+        self._stopping_until = time.monotonic() + self._timing.restart_limit
+        self._write("engine.restart", reason)
         os.kill(self._pid, signal.SIGUSR1)
 
-    def _leave(self, name: str, text: str) -> None:
+    def _write(self, name: str, text: str) -> None:
         write_atomically(self._run_dir / name, f"{text}\n")
