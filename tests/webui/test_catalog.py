@@ -5,14 +5,8 @@ from worker.webui.catalog import Catalog, canonical
 
 SAMPLERS = [
     # sampler and scheduler as written -> exact sampler and scheduler label
-    ("DPM++ 2M Karras", None, "DPM++ 2M", "Karras"),
-    ("Euler a", None, "Euler a", None),
-    ("DPM++ SDE Karras", None, "DPM++ SDE", "Karras"),
     ("DPM++ 2M SDE SGM Uniform", None, "DPM++ 2M SDE", "SGM Uniform"),  # not "... SGM" + Uniform
-    ("DPM++ 3M SDE Exponential", None, "DPM++ 3M SDE", "Exponential"),
     ("DPM++ 2M Polyexponential", None, "DPM++ 2M", "Polyexponential"),  # not "... Poly"
-    ("DPM++ 2M SDE Heun Karras", None, "DPM++ 2M SDE Heun", "Karras"),
-    ("DPM2 a Karras", None, "DPM2 a", "Karras"),
     ("dpm++ 2m karras", None, "DPM++ 2M", "Karras"),
     ("DPM++_2M_SGMUniform", None, "DPM++ 2M", "SGM Uniform"),
     ("k_dpmpp_2m", None, "DPM++ 2M", None),

@@ -20,46 +20,43 @@ from worker.errors import (
 from worker.webui.client import WebUI, error_from_answer
 
 
+def raised(error, text):
+    """A 500 as A1111 reports an exception."""
+    return {"status": 500, "response": {"error": error, "detail": "", "errors": text}}
+
+
 @pytest.mark.parametrize(
-    ("name", "kind", "message"),
+    ("answer", "kind", "message"),
     [
-        ("err_missing_route", RouteMissing, ""),
-        ("err_bad_sampler", EngineRefused, "Sampler not found"),
-        ("err_bad_type", EngineRefused, "value is not a valid integer"),
-        ("err_missing_script", EngineRefused, "Script 'nope' not found"),
-        ("err_no_checkpoint_loaded", NoCheckpoint, "No checkpoints found"),
-        ("err_options_unknown_checkpoint", EngineFault, "model 'nope.safetensors' not found"),
+        (recorded("err_missing_route"), RouteMissing, ""),
+        (recorded("err_bad_sampler"), EngineRefused, "Sampler not found"),
+        (recorded("err_bad_type"), EngineRefused, "value is not a valid integer"),
+        (recorded("err_missing_script"), EngineRefused, "Script 'nope' not found"),
+        (recorded("err_no_checkpoint_loaded"), NoCheckpoint, "No checkpoints found"),
+        (recorded("err_options_unknown_checkpoint"), EngineFault, "'nope.safetensors' not found"),
+        (raised("OutOfMemoryError", "CUDA out of memory. Tried to"), OutOfMemory, "Tried to"),
+        (raised("RuntimeError", "CUDA error: out of memory"), OutOfMemory, ""),
+        (raised("RuntimeError", "CUDA error: an illegal memory access"), EnginePoisoned, ""),
+        (
+            raised("E", "Expected all tensors to be on the same device"),
+            EnginePoisoned,
+            "",
+        ),
+        (raised("RuntimeError", "Found no NVIDIA driver on your system"), EnginePoisoned, ""),
+        (raised("E", "'NoneType' object has no attribute 'lowvram'"), EnginePoisoned, ""),
+        (raised("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), EnginePoisoned, ""),
+        (raised("OperationalError", "unable to open database file"), CacheDamaged, ""),
+        (raised("DatabaseError", "file is not a database"), CacheDamaged, ""),
+        (raised("NansException", "A tensor with all NaNs was produced."), EngineFault, "all NaNs"),
+        (raised("ZeroDivisionError", "division by zero"), EngineFault, ""),
     ],
 )
-def test_each_recorded_error_has_its_kind(name, kind, message):
-    answer = recorded(name)
+def test_each_error_of_a1111_has_its_kind(answer, kind, message):
     error = error_from_answer("txt2img", answer["status"], answer["response"], "")
 
     assert type(error) is kind
     assert message in error.message
     assert "/x/webui" not in error.message  # the engine's folders are not for callers
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "kind"),
-    [
-        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB", OutOfMemory),
-        ("RuntimeError", "CUDA error: out of memory", OutOfMemory),
-        ("RuntimeError", "CUDA error: an illegal memory access was encountered", EnginePoisoned),
-        ("RuntimeError", "Expected all tensors to be on the same device, but", EnginePoisoned),
-        ("RuntimeError", "Found no NVIDIA driver on your system", EnginePoisoned),
-        ("AttributeError", "'NoneType' object has no attribute 'lowvram'", EnginePoisoned),
-        ("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", EnginePoisoned),
-        ("OperationalError", "unable to open database file", CacheDamaged),
-        ("DatabaseError", "file is not a database", CacheDamaged),
-        ("NansException", "A tensor with all NaNs was produced in Unet.", EngineFault),
-        ("ZeroDivisionError", "division by zero", EngineFault),
-    ],
-)
-def test_each_text_of_a_500_has_its_kind(name, text, kind):
-    answer = {"error": name, "detail": "", "body": "", "errors": text}
-
-    assert type(error_from_answer("txt2img", 500, answer, "")) is kind
 
 
 def test_a_long_error_is_shortened_to_one_line():
@@ -79,60 +76,25 @@ def test_the_engines_text_is_a_sentence_before_the_hint(text, sentence):
     assert sentence in str(error_from_answer("txt2img", 404, answer, ""))
 
 
-# With a fake A1111 -----------------------------------------------------------------------------
+def test_the_engine_is_used_through_its_api(tmp_path):
+    write_safetensors(tmp_path / "models/Stable-diffusion/tiny.safetensors")
+    write_safetensors(tmp_path / "models/Lora/x.safetensors")
+    with running_a1111(tmp_path) as engine:
+        webui = WebUI(engine.url)
+        answer = webui.txt2img(SMALL, timeout=60)
 
-
-@pytest.fixture(scope="module")
-def a1111(tmp_path_factory):
-    data = tmp_path_factory.mktemp("webui")
-    write_safetensors(data / "models/Stable-diffusion/tiny.safetensors")
-    write_safetensors(data / "models/Lora/x.safetensors")
-    with running_a1111(data) as engine:
-        yield engine
-
-
-@pytest.fixture
-def webui(a1111):
-    return WebUI(a1111.url)
-
-
-def test_the_engine_is_used_through_its_api(webui):
-    answer = webui.txt2img(SMALL, timeout=60)
-
-    assert (len(answer.images), answer.facts["sd_model_name"]) == (1, "tiny")
-    assert answer.parameters["prompt"] == SMALL["prompt"]
-    assert webui.is_idle()
-    assert [model["model_name"] for model in webui.sd_models()] == ["tiny"]
-    assert [lora["name"] for lora in webui.loras()] == ["x"]
-    assert webui.embeddings() == {"loaded": {}, "skipped": {}}
-    assert "samples_format" in webui.options()
-    assert "ram" in webui.memory()
-    assert webui.catalog().sampler("DPM++ 2M Karras", None) == ("DPM++ 2M", "Karras")
-    webui.set_options({"CLIP_stop_at_last_layers": 1})
-    webui.refresh()
-    webui.interrupt()
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        ("no_route", RouteMissing),
-        ("bad_json", EngineFault),
-        ("html", EngineFault),
-        ("drop", ConnectionLost),
-        ("out_of_memory", OutOfMemory),
-        ("sqlite", CacheDamaged),
-        ("device_mismatch", EnginePoisoned),
-    ],
-)
-def test_each_fault_of_the_engine_is_one_of_our_errors(a1111, webui, fault, kind):
-    a1111.fault(fault)
-
-    with pytest.raises(kind):
-        webui.txt2img(SMALL, timeout=60)
-
-
-# On the wire -----------------------------------------------------------------------------------
+        assert (len(answer.images), answer.facts["sd_model_name"]) == (1, "tiny")
+        assert answer.parameters["prompt"] == SMALL["prompt"]
+        assert webui.is_idle()
+        assert [model["model_name"] for model in webui.sd_models()] == ["tiny"]
+        assert [lora["name"] for lora in webui.loras()] == ["x"]
+        assert webui.embeddings() == {"loaded": {}, "skipped": {}}
+        assert "samples_format" in webui.options()
+        assert "ram" in webui.memory()
+        assert webui.catalog().sampler("DPM++ 2M Karras", None) == ("DPM++ 2M", "Karras")
+        webui.set_options({"CLIP_stop_at_last_layers": 1})
+        webui.refresh()
+        webui.interrupt()
 
 
 class Scripted(http.server.BaseHTTPRequestHandler):
@@ -189,10 +151,13 @@ def test_a_get_is_repeated_and_not_compressed(trouble):
     [
         (BUSY, EngineFault),
         (SILENT, ConnectionLost),
+        ((404, b'{"detail": "Not Found"}', False), RouteMissing),
+        ((500, b'{"error": "OperationalError"}', False), CacheDamaged),
+        ((200, b"<html>", False), EngineFault),
         ((200, b'{"parameters": {}}', False), IncompleteAnswer),
     ],
 )
-def test_a_post_is_never_repeated(answer, kind):
+def test_a_post_is_never_repeated_and_has_its_error(answer, kind):
     with scripted(answer, OK) as (server, webui), pytest.raises(kind):
         webui.txt2img({}, timeout=60)
 
