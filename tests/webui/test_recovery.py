@@ -11,9 +11,7 @@ RETIRE = Consequence.RETIRE_WORKER
 
 PLANNED = [
     # the failure, what precedes a replay, how many replays, what follows the last one
-    (errors.InvalidInput, FAIL, 0, KEEP),
     (errors.EngineRefused, FAIL, 0, KEEP),  # a misspelt name never retires a worker
-    (errors.ModelNotFound, FAIL, 0, KEEP),
     (errors.EngineFault, FAIL, 0, KEEP),
     (errors.JobTimeout, FAIL, 0, KEEP),
     (errors.EngineNotReady, FAIL, 0, RETIRE),
@@ -23,9 +21,7 @@ PLANNED = [
     (errors.CacheDamaged, Action.RESTART_WITHOUT_CACHE, 1, RETIRE),
     (errors.NoCheckpoint, Action.REFRESH, 1, KEEP),
     (errors.ModelNotListed, Action.REFRESH, 1, KEEP),
-    (errors.WrongCheckpoint, Action.REFRESH, 1, KEEP),
     (errors.LoraNotApplied, Action.REFRESH, 1, KEEP),
-    (errors.WrongVae, Action.REFRESH, 1, KEEP),
     (errors.IncompleteAnswer, Action.REFRESH, 1, KEEP),
 ]
 
@@ -73,7 +69,7 @@ def test_every_error_of_a_generation_has_a_plan_within_the_attempts_of_a_job():
 GB = 10**9
 
 
-def test_memory_growth_counts_from_the_least_after_a_switch():
+def test_memory_growth_counts_from_the_least_after_a_switch_of_the_same_process():
     growth = MemoryGrowth(limit=4 * GB)
 
     assert [growth.after_switch(7, used * GB) for used in (9, 8, 12)] == [None] * 3
@@ -81,10 +77,4 @@ def test_memory_growth_counts_from_the_least_after_a_switch():
         "the engine's memory grew by 4.5 GB to 12.5 GB over 4 checkpoint switches"
         " (MEMORY_GROWTH_LIMIT_GB = 4)"
     )
-
-
-def test_memory_growth_of_a_new_process_counts_from_its_own_first_switch():
-    growth = MemoryGrowth(limit=GB)
-    growth.after_switch(7, GB)
-
     assert [growth.after_switch(8, 30 * GB) for _ in range(2)] == [None] * 2

@@ -34,7 +34,9 @@ def start_sh(tmp_path):
 def test_the_line_of_start_sh_is_read(tmp_path, line, process):
     (tmp_path / "engine").write_text(line)
 
-    assert Supervisor(tmp_path, pid=1).engine() == process
+    supervisor = Supervisor(tmp_path, pid=1)
+    assert supervisor.engine() == process
+    assert supervisor.can_restart == (process != UNKNOWN)
 
 
 def test_without_start_sh_the_process_is_unknown_and_no_file_is_written(tmp_path):
@@ -46,19 +48,12 @@ def test_without_start_sh_the_process_is_unknown_and_no_file_is_written(tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["engine"]
 
 
-def test_an_engine_that_start_sh_does_not_run_cannot_be_restarted(tmp_path):
-    assert not Supervisor(tmp_path, pid=1).can_restart
-
-
-def test_readiness_is_written_for_start_sh(tmp_path):
-    Supervisor(tmp_path, pid=1).mark_ready(RUNNING)
+def test_readiness_is_written_for_start_sh_and_a_request_before_its_signal(tmp_path, start_sh):
+    supervisor = Supervisor(tmp_path, pid=os.getpid())
+    supervisor.mark_ready(RUNNING)
+    supervisor.request_restart("damaged-cache")
 
     assert (tmp_path / "engine.ready").read_text() == "123\n"
-
-
-def test_a_request_is_written_before_the_signal(tmp_path, start_sh):
-    Supervisor(tmp_path, pid=os.getpid()).request_restart("damaged-cache")
-
     assert start_sh == ["damaged-cache\n"]
 
 
