@@ -7,9 +7,9 @@
                "warnings": [...]}
     or        {"error": "<CODE>: what happened. What to do.", "message": ..., "code": ...}
 
-Run it through start.sh, which starts the engine first. Its arguments are the RunPod SDK's own:
-`--test_input '{"input": {...}}'` and `--rp_serve_api`; without RunPod and without arguments the
-SDK runs test_input.json once.
+Run it through start.sh, which starts the engine first. `--schema` prints the JSON Schema of every
+task's input and output. The other arguments are the RunPod SDK's: `--test_input '{"input": {...}}'`
+and `--rp_serve_api`. Without RunPod and without arguments the SDK runs test_input.json once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import runpod_sdk
 from model_manager import ModelManager
 from worker import log
-from worker.answer import failure
+from worker.answer import failure, plain, to_json
 from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.delivery.bucket import Bucket
@@ -39,13 +38,15 @@ from worker.http.client import SafeHttpClient
 from worker.job import request
 from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
-from worker.job.template_file import Templates
+from worker.job.template_file import Templates, hint_about_default
 from worker.models.store.progress import listener
 from worker.runpod.fitness import Fitness
-from worker.service import result
+from worker.service import result, schema
 from worker.service.counters import Counters
 from worker.service.progress import JobProgress, ProgressReport
 from worker.service.startup import read_ahead, run_in_background
+from worker.service.tasks import Job, Task, Tasks
+from worker.service.waiting import Turns, is_done_in_time
 from worker.stopwatch import Stopwatch
 from worker.webui import payload
 from worker.webui.client import Txt2ImgAnswer, WebUI
@@ -58,31 +59,20 @@ EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 
 logger = logging.getLogger("worker.handler")
 
-# What a phase of `timings` begins with, for who follows the job.
+# What a progress report calls the work that each of these phases of `timings` begins with.
 _REPORTED = {"prepare": "resolve", "generate": "load", "deliver": "upload"}
 
-_BY_DEFAULT = (
-    "The job names neither a template nor a checkpoint, so it got the default template {!r};"
-    " DEFAULT_TEMPLATE=none switches that off."
-)
-
-
-def _is_named(error: WorkerError, job: Mapping[str, Any]) -> bool:
-    """Whether the model that was not found is one that the job itself names."""
-    name = error.details.get("name")
-    return bool(name) and str(name) in json.dumps(job["input"], ensure_ascii=False)
-
-
 PostProgress = Callable[[dict[str, Any], ProgressReport], Awaitable[object]]
+Prepared = tuple[Models, bool]  # the models of a job; whether some are new to the engine
 
 
 class Handler:
     """One engine and one model store. Jobs run side by side, but only one of them generates.
 
     Attributes:
-        post_progress: sends a job and a report of its progress; None where nobody hears it.
-        counters: what became of the jobs.
-        startup: seconds of each part of the start; the first picture's answer has them.
+        post_progress: sends a report of a job's progress to RunPod; None: nothing is sent.
+        counters: jobs by how they ended.
+        startup: seconds of each part of the start; the first result has them.
     """
 
     def __init__(
@@ -91,196 +81,221 @@ class Handler:
         self.post_progress: PostProgress | None = None
         self.counters = Counters()
         self.startup: dict[str, float] = {}
-        self._told_startup = False
+        self._startup_is_reported = False
         self._settings = settings
         self._engine = engine
         self._models = models
         self._templates = templates
         self._delivery = build_delivery(settings)
-        self._generating = asyncio.Lock()
-        self._tasks = {"templates": self._list_templates, "health": self._tell_health}
+        self._turns = Turns()
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
-        """What RunPod calls: answers with a result or an error, raises only when cancelled."""
+        """What RunPod calls: returns a result or an error, raises only when cancelled."""
         job_id = str(job.get("id", "-"))
         log.job_id.set(job_id)
         post = functools.partial(self.post_progress, job) if self.post_progress else None
         async with JobProgress(post) as progress:
-            listener.set(progress.tell)
+            listener.set(progress.report)
+
+            def entered(phase: str) -> None:
+                log.phase.set(phase)
+                progress.enter(_REPORTED.get(phase, phase))
+
+            stopwatch = Stopwatch(self._settings.job_timeout, entered)
             with self.counters.running(job_id, progress):
-                answer = await self._answer(job, progress)
+                answer = await self._answer(Job(job_id, job.get("input"), stopwatch, progress))
         self.counters.end(answer)
         return answer
 
-    async def _answer(self, job: Mapping[str, Any], progress: JobProgress) -> dict[str, Any]:
-        def entered(phase: str) -> None:
-            log.phase.set(phase)
-            progress.enter(_REPORTED.get(phase, phase))
-
-        stopwatch = Stopwatch(self._settings.job_timeout, entered)
+    async def _answer(self, job: Job) -> dict[str, Any]:
+        """Run the job's task; its answer or its error as JSON."""
         logger.info("started")
         try:
-            answer = await self._run(job, stopwatch, progress)
+            answer = await TASKS.of(job.input)(self, job)
         except WorkerError as error:
-            logger.warning("failed %s: %s", stopwatch.timings(), error)
+            logger.warning("failed %s: %s", job.stopwatch.timings(), error)
             return failure(error, retire=bool(self._engine.retiring))
         except asyncio.CancelledError:
-            logger.warning("cancelled %s", stopwatch.timings())
+            logger.warning("cancelled %s", job.stopwatch.timings())
             raise
         except Exception:  # the job boundary: the caller gets an id, the log gets the rest
             problem = InternalError.with_id()
             logger.exception("internal error %s", problem.details["id"])
             return failure(problem)
-        logger.info("done %s", answer["timings"])
-        return answer | ({"refresh_worker": True} if self._engine.retiring else {})
+        logger.info("done %s", job.stopwatch.timings())
+        return to_json(answer, retire=bool(self._engine.retiring))
 
-    async def _run(
-        self, job: Mapping[str, Any], stopwatch: Stopwatch, progress: JobProgress
-    ) -> dict[str, Any]:
-        """Check, prepare, generate, prove, answer: the life of a job."""
-        if task := self._tasks.get(request.task_of(job.get("input"))):
-            return await task(stopwatch)
-        with stopwatch.phase("validate"):
-            wanted = request.parse(self._templates.fill_in(job.get("input")))
-            stopwatch.limit(wanted.timeout or self._settings.job_timeout)
+    # The task txt2img: check, prepare, generate and prove, deliver -------------------------------
+
+    def check(self, job: Job) -> Txt2ImgRequest:
+        """The job's input, completed from its template and checked."""
+        with job.stopwatch.phase("validate"):
+            wanted = request.parse(self._templates.fill_in(job.input))
+            job.stopwatch.limit(wanted.timeout or self._settings.job_timeout)
             self._delivery.check(wanted.output)
-            names = payload.engine_names(wanted, self._engine.catalog)
-        with stopwatch.phase("prepare"):
-            models = await self._prepare(job, wanted, stopwatch)
+        return wanted
+
+    async def make_pictures(self, job: Job, wanted: Txt2ImgRequest) -> result.Txt2ImgResult:
+        """From the checked input to the delivered pictures."""
+        names = payload.engine_names(wanted, self._engine.catalog)
+        with job.stopwatch.phase("prepare"):
+            models = await self._prepare(job, wanted)
         try:
             composed = payload.build(wanted, names, models)
-            async with self._turn(stopwatch):
-                with stopwatch.phase("generate"):
-                    picture = await self._engine.generate(composed, stopwatch, progress.tell)
-            with stopwatch.phase("deliver"):
-                used = await self._account(picture, models)
-                cache = await asyncio.to_thread(self._models.get_cache_stats)
-                answer = result.success(picture, composed, used, cache, stopwatch.timings())
-                answer |= {"template": wanted.template} if wanted.template else {}
-                answer |= self._startup_once()
-                answer = await asyncio.to_thread(
-                    self._delivery.deliver, picture, answer, wanted.output, log.job_id.get()
+            async with self._turns.next(job.stopwatch):
+                with job.stopwatch.phase("generate"):
+                    generated = await self._engine.generate(
+                        composed, job.stopwatch, job.progress.report
+                    )
+            with job.stopwatch.phase("deliver"):
+                undelivered = result.Undelivered.model_construct(
+                    images=generated.images,
+                    parameters=generated.parameters,
+                    info=generated.info,
+                    models=await self._models_used(generated, models),
+                    cache_info=await asyncio.to_thread(self._cache_info),
+                    timings=job.stopwatch.timings(),
+                    warnings=list(composed.warnings),
+                    template=wanted.template,
+                    startup=self._startup_once(),
+                )
+                delivered = await asyncio.to_thread(
+                    self._delivery.deliver, generated, plain(undelivered), wanted.output, job.id
                 )
         finally:
             self._models.release(models)
-        return answer | {"timings": stopwatch.timings()}
+        return result.Txt2ImgResult.model_construct(
+            **(delivered | {"timings": job.stopwatch.timings()})
+        )
 
-    def _startup_once(self) -> dict[str, Any]:
-        """For the first picture's answer: why the caller waited so long."""
-        told, self._told_startup = self._told_startup, True
-        return {} if told else {"startup": self.startup}
+    async def _prepare(self, job: Job, wanted: Txt2ImgRequest) -> Models:
+        """Find or fetch the models; the downloads stop if the job ends before."""
+        stop = threading.Event()
+        preparing = asyncio.ensure_future(
+            asyncio.to_thread(self._models.prepare_models_for_request, wanted, stop)
+        )
+
+        def release(done: asyncio.Future[Prepared]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                self._models.release(self._announced(done.result()))
+
+        def give_up() -> None:
+            stop.set()
+            preparing.add_done_callback(release)  # they may be ready all the same
+
+        if not await is_done_in_time(preparing, job.stopwatch, give_up):
+            hint = "What has arrived is kept: send the job again, or raise `timeout`."
+            raise job.stopwatch.expired("the models were not there", hint=hint)
+        try:
+            return self._announced(preparing.result())
+        except WorkerError as error:
+            error.hint = f"{error.hint}{hint_about_default(wanted, job.input, error)}".lstrip()
+            raise
+
+    def _announced(self, prepared: Prepared) -> Models:
+        """The prepared models; if some are new, the engine will list its folders again."""
+        models, new = prepared
+        if new:
+            self._engine.models_changed()
+        return models
+
+    async def _models_used(
+        self, generated: Txt2ImgAnswer, models: Models
+    ) -> list[result.UsedModel]:
+        """The models that the engine really used; it knows the sha256 of its own checkpoint."""
+        used = await asyncio.to_thread(result.models_used, generated.facts, models)
+        checkpoint = used[0]
+        if not checkpoint.sha256:
+            sha256 = await self._engine.checkpoint_sha256(checkpoint.name or "")
+            used[0] = checkpoint.model_copy(update={"sha256": sha256})
+        return used
+
+    def _cache_info(self) -> result.CacheInfo:
+        return result.cache_info(self._models.get_cache_stats())
+
+    def _startup_once(self) -> dict[str, float] | None:
+        """For the first result: why the caller waited so long."""
+        if self._startup_is_reported:
+            return None
+        self._startup_is_reported = True
+        return self.startup
+
+    # The other tasks wait for no other job and need no engine ------------------------------------
+
+    async def list_templates(self, job: Job, _checked: object) -> result.TemplateList:
+        """The templates, and which of them are in the image."""
+        states = {
+            name: await asyncio.to_thread(self._models.template_state, one.request())
+            for name, one in self._templates.get_templates().items()
+        }
+        return result.TemplateList.model_construct(
+            templates=[
+                result.ListedTemplate.model_construct(**(one | states[one["template"]]))
+                for one in self._templates.list_templates()
+                if one["template"] in states  # the file may have changed meanwhile
+            ],
+            default_template=self._templates.get_default_template(),
+            timings=job.stopwatch.timings(),
+        )
+
+    async def report_health(self, job: Job, _checked: object) -> result.Health:
+        """What the worker, its engine and its model store are doing."""
+        engine = await asyncio.to_thread(self._engine.health)
+        models = await asyncio.to_thread(self._models.health)
+        return result.Health.model_construct(
+            worker=self.counters.health(self.startup, asked_by=job.id),
+            engine=result.EngineHealth.model_construct(**engine),
+            models=result.ModelsHealth.model_construct(**models),
+            timings=job.stopwatch.timings(),
+        )
+
+    # The start -----------------------------------------------------------------------------------
 
     def prepare_default_template(self, stop: threading.Event, booted: threading.Event) -> None:
-        """Bring the default template's models, if there is one, before its first job comes.
+        """Find or fetch the default template's models, if there is one, before its first job.
 
-        Until the engine has booted, the checkpoint is read ahead: that is what the engine loads.
+        Until the engine has booted, the checkpoint's file is read: the engine loads it next.
         """
         if self._templates.get_default_template() is None:
             return
         wanted = self._templates.get_template().request()
         try:
-            models, new = self._models.prepare_models_for_request(wanted, stop)
+            prepared = self._models.prepare_models_for_request(wanted, stop)
         except WorkerError as error:
-            logger.warning("the default template's models are not there: %s", error)
+            logger.warning("the default template's models could not be prepared: %s", error)
             return
+        models = self._announced(prepared)
         self._models.release(models)
-        if new:
-            self._engine.models_changed()
         if models.loaded:
             read_ahead(models.loaded.path, booted)
 
-    @asynccontextmanager
-    async def _turn(self, stopwatch: Stopwatch) -> AsyncIterator[None]:
-        """The engine for this job alone, as soon as the jobs before it have made their pictures."""
-        with stopwatch.phase("queue"):
-            turn = asyncio.ensure_future(self._generating.acquire())
-            try:
-                await asyncio.wait({turn}, timeout=stopwatch.left())
-            except asyncio.CancelledError:
-                self._give_up_turn(turn)
-                raise
-            if not turn.done():
-                self._give_up_turn(turn)
-                raise stopwatch.expired("the engine was busy with other jobs; no picture")
-        try:
-            yield
-        finally:
-            self._generating.release()
 
-    def _give_up_turn(self, turn: asyncio.Future[Literal[True]]) -> None:
-        if not turn.cancel():  # it has come meanwhile
-            self._generating.release()
-
-    async def _account(self, picture: Txt2ImgAnswer, models: Models) -> list[dict[str, Any]]:
-        """What the engine really used."""
-        used = await asyncio.to_thread(result.models_used, picture.facts, models)
-        used[0]["sha256"] = used[0]["sha256"] or await self._engine.checkpoint_sha256(
-            used[0]["name"]
-        )
-        return used
-
-    async def _tell_health(self, stopwatch: Stopwatch) -> dict[str, Any]:
-        """The answer of the task `health`; it waits for no other job."""
-        engine = await asyncio.to_thread(self._engine.health)
-        models = await asyncio.to_thread(self._models.health)
-        worker = self.counters.shown(asked_by=log.job_id.get()) | {"startup": self.startup}
-        return result.health(worker, engine, models, stopwatch.timings())
-
-    async def _list_templates(self, stopwatch: Stopwatch) -> dict[str, Any]:
-        """The answer of the task `templates`; the engine has no part in it."""
-        states = {
-            name: await asyncio.to_thread(self._models.template_state, one.request())
-            for name, one in self._templates.get_templates().items()
-        }
-        listed = [one | states.get(one["template"], {}) for one in self._templates.list_templates()]
-        default = self._templates.get_default_template()
-        return result.templates(listed, default, stopwatch.timings())
-
-    async def _prepare(
-        self, job: Mapping[str, Any], wanted: Txt2ImgRequest, stopwatch: Stopwatch
-    ) -> Models:
-        """Find or fetch the models; when nobody waits any more, the downloads stop."""
-        stop = threading.Event()
-        preparing = asyncio.ensure_future(
-            asyncio.to_thread(self._models.prepare_models_for_request, wanted, stop)
-        )
-        try:
-            await asyncio.wait({preparing}, timeout=stopwatch.left())
-        except asyncio.CancelledError:
-            self._abandon(preparing, stop)
-            raise
-        if not preparing.done():
-            self._abandon(preparing, stop)
-            hint = "What has arrived is kept: send the job again, or raise `timeout`."
-            raise stopwatch.expired("the models were not there", hint=hint)
-        try:
-            models, new = preparing.result()
-        except WorkerError as error:
-            if wanted.template and "template" not in job["input"] and not _is_named(error, job):
-                error.hint = f"{error.hint} {_BY_DEFAULT.format(wanted.template)}".lstrip()
-            raise
-        if new:
-            self._engine.models_changed()
-        return models
-
-    def _abandon(
-        self, preparing: asyncio.Future[tuple[Models, bool]], stop: threading.Event
-    ) -> None:
-        """Nobody waits for these models any more; they may come all the same."""
-
-        def came(done: asyncio.Future[tuple[Models, bool]]) -> None:
-            if not done.cancelled() and done.exception() is None:
-                models, new = done.result()
-                self._models.release(models)
-                if new:
-                    self._engine.models_changed()
-
-        stop.set()
-        preparing.add_done_callback(came)
+TASKS: Tasks[Handler] = Tasks(
+    Task(
+        name="txt2img",
+        description="Makes pictures from a prompt; the task of a job that names none.",
+        fields=Txt2ImgRequest,
+        read=Handler.check,
+        run=Handler.make_pictures,
+        output=result.Txt2ImgResult,
+    ),
+    Task(
+        name="templates",
+        description="Lists the templates that jobs can name.",
+        run=Handler.list_templates,
+        output=result.TemplateList,
+    ),
+    Task(
+        name="health",
+        description="Reports what the worker, its engine and its model store are doing.",
+        run=Handler.report_health,
+        output=result.Health,
+    ),
+)
 
 
 def build_delivery(settings: Settings) -> Delivery:
-    """Put the delivery together: into the result, the operator's folder, or the bucket."""
+    """The delivery that the settings describe."""
     address, key_id = settings.bucket, settings.bucket_access_key_id
     secret = settings.bucket_secret_access_key
     bucket = None
@@ -291,7 +306,7 @@ def build_delivery(settings: Settings) -> Delivery:
 
 
 def build(settings: Settings) -> tuple[Handler, Engine]:
-    """Put the worker together; nothing is started yet.
+    """The worker's parts, connected; nothing is started yet.
 
     Raises:
         ConfigError: templates.json cannot be used.
@@ -307,20 +322,15 @@ def build(settings: Settings) -> tuple[Handler, Engine]:
 
 
 def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
-    """Wait until jobs can run; what need not wait for the engine happens beside its boot.
+    """Wait until jobs can run. What does not need the engine is done while it boots.
 
     Raises:
-        WorkerError: there is no point in taking jobs.
+        WorkerError: the engine cannot make pictures.
     """
-    stopwatch, stop, booted = (
-        Stopwatch(settings.ready_timeout),
-        threading.Event(),
-        threading.Event(),
-    )
-    # The SDK's import takes 1.4 s.
-    importing = run_in_background(
-        stopwatch, "sdk", functools.partial(importlib.import_module, "runpod")
-    )
+    stopwatch = Stopwatch(settings.ready_timeout)
+    stop, booted = threading.Event(), threading.Event()
+    import_sdk = functools.partial(importlib.import_module, "runpod")  # takes 1.4 s
+    importing = run_in_background(stopwatch, "sdk", import_sdk)
     prepare = functools.partial(handler.prepare_default_template, stop, booted)
     models = run_in_background(stopwatch, "models", prepare)
     try:
@@ -339,6 +349,9 @@ def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
 
 def main() -> int:
     """Boot, then give the process to the RunPod SDK; returns the exit status."""
+    if "--schema" in sys.argv[1:]:
+        sys.stdout.write(json.dumps(schema.document(TASKS), indent=2) + "\n")
+        return 0
     try:
         settings = Settings.from_environ(os.environ)
         handler, engine = build(settings)
@@ -351,7 +364,7 @@ def main() -> int:
     try:
         boot(settings, handler, engine)
     except WorkerError as error:
-        logger.error("%s", error)  # noqa: TRY400 - the sentence says it; a traceback would bury it
+        logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         return EXIT_ENGINE_NOT_READY
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
     handler.post_progress = runpod_sdk.post_progress

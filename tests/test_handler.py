@@ -1,111 +1,43 @@
-"""The handler's boundary: what it lets through to the caller, and what only the log gets."""
+"""The handler: its tasks, and what it reports to the caller when something fails."""
 
 import asyncio
+import base64
 import json
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
+from fakes.a1111.picture import png
+from fakes.a1111.process import write_safetensors
 
 import handler
-from worker.config.settings import Settings
+from model_manager import ModelManager
+from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
+from worker.service.schema import document
+from worker.webui.client import Txt2ImgAnswer
 from worker.webui.engine import Engine
+from worker.webui.supervisor import Supervisor
 
 SECRET = "/volume/private/token-abcdef"
+FOX = {"name": "Fox", "checkpoint": "base"}
 
 
-class Models:
-    """A model manager in which something goes wrong."""
+class FailingModels:
+    """A model manager whose preparation raises this error."""
 
-    def __init__(self, error):
+    def __init__(self, error=None):
         self.error = error
 
     def prepare_models_for_request(self, _request, _stop):
         raise self.error
 
 
-@pytest.fixture
-def run():
-    """Run one job in a handler whose model manager fails; the engine is never reached."""
-
-    def run(error, templates=None, **job):
-        engine = Engine(None, None, None)
-        models, templates = Models(error), Templates(templates)
-        built = handler.Handler(Settings.from_environ({}), engine, models, templates)
-        return asyncio.run(built({"id": "job-1", "input": {}} | job))
-
-    return run
-
-
-def test_an_unexpected_exception_is_an_id_for_the_caller_and_a_traceback_in_the_log(run, caplog):
-    told = run(RuntimeError(SECRET))
-
-    incident = re.search(r"id (\w{12})\.", told["error"])[1]
-    assert told["code"] == "INTERNAL_ERROR"
-    assert told["id"] == incident
-    assert SECRET not in json.dumps(told)
-    assert "Traceback" not in json.dumps(told)
-    assert incident in caplog.text
-    assert SECRET in caplog.text
-
-
-def test_a_known_error_is_told_in_full(run):
-    told = run(ModelNotFound("lora 'x' is not there.", hint="Name another.", kind="lora"))
-
-    assert told["error"] == "MODEL_NOT_FOUND: lora 'x' is not there. Name another."
-    assert told["kind"] == "lora"
-    assert "refresh_worker" not in told
-
-
-def test_cancellation_is_no_result(run):
-    with pytest.raises(asyncio.CancelledError):
-        run(asyncio.CancelledError())
-
-
-@pytest.mark.parametrize("job_input", [None, [], "text", 5])
-def test_an_input_that_is_no_object_is_refused(run, job_input):
-    assert run(None, input=job_input)["code"] == "INVALID_INPUT"
-
-
-def test_a_wrong_setting_ends_the_handler_with_its_own_status(monkeypatch, capsys):
-    monkeypatch.setenv("ENGINE", "comfy")
-
-    assert handler.main() == 78
-    assert "ENGINE='comfy'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("job_input", "is_told"),
-    [({}, True), ({"template": "fox"}, False), ({"checkpoint": "x"}, False)],
-    ids=str,
-)
-def test_a_job_that_got_the_default_template_is_told_so(run, tmp_path, job_input, is_told):
-    """Else its caller wonders about a model that he never named."""
-    fox = {"name": "Fox", "checkpoint": "base"}
-    file = tmp_path / "templates.json"
-    file.write_text(json.dumps({"templates": {"fox": fox}, "default_template": "fox"}))
-
-    told = run(ModelNotFound("no."), file, input=job_input)
-
-    assert ("default template 'fox'; DEFAULT_TEMPLATE=none" in told["error"]) == is_told
-    assert told["error"].startswith("MODEL_NOT_FOUND: no. Put the file")
-
-
-@pytest.mark.parametrize(("missing", "is_told"), [("base", True), ("glow", False)])
-def test_of_a_model_that_he_named_himself_he_is_not(run, tmp_path, missing, is_told):
-    fox = {"name": "Fox", "checkpoint": "base"}
-    file = tmp_path / "templates.json"
-    file.write_text(json.dumps({"templates": {"fox": fox}, "default_template": "fox"}))
-
-    told = run(ModelNotFound("no.", name=missing), file, input={"loras": ["glow"]})
-
-    assert ("default template 'fox'" in told["error"]) == is_told
-
-
-class SlowModels(Models):
-    """Its models come although nobody waits for them any more."""
+class SlowModels:
+    """A model manager whose models are ready only when `go_on` is set."""
 
     def __init__(self):
         self.begun, self.go_on, self.released = (threading.Event() for _ in range(3))
@@ -121,27 +53,221 @@ class SlowModels(Models):
         self.released.set()
 
 
+class StubEngine(Engine):
+    """An engine whose pictures and memory are these, without a process."""
+
+    def __init__(self, catalog, folder):
+        super().__init__(self, Supervisor(folder, None), None)
+        self.catalog = catalog
+
+    async def generate(self, payload, _stopwatch, report):
+        report({"phase": "generate", "step": 1, "steps": 2})
+        facts = {"sd_model_name": "base", "extra_generation_params": {}}
+        image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
+        return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
+
+    def memory(self):
+        return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}
+
+    def sd_models(self):
+        return [{"model_name": "base", "sha256": "a" * 64}]
+
+
+@pytest.fixture
+def templates_file(tmp_path):
+    """A file whose default template is `fox`."""
+    file = tmp_path / "templates.json"
+    file.write_text(json.dumps({"templates": {"fox": FOX}, "default_template": "fox"}))
+    return file
+
+
+@pytest.fixture
+def run():
+    """Run one job in a handler whose model manager fails; it never reaches the engine."""
+
+    def run(error=None, templates=None, **job):
+        built = handler.Handler(
+            Settings.from_environ({}),
+            Engine(None, None, None),
+            FailingModels(error),
+            Templates(templates),
+        )
+        return asyncio.run(built({"id": "job-1", "input": {}} | job))
+
+    return run
+
+
+@pytest.fixture
+def worker(tmp_path, catalog, templates_file):
+    """A handler with a model store of one checkpoint, for one event loop."""
+    write_safetensors(tmp_path / "models/Stable-diffusion/base.safetensors")
+    folders = {"MODELS_DIR": "models", "BAKED_MODELS_DIR": "baked", "WEBUI_DIR": "webui"}
+    settings = Settings.from_environ({name: str(tmp_path / one) for name, one in folders.items()})
+    engine = StubEngine(catalog, tmp_path)
+    return handler.Handler(settings, engine, ModelManager(settings), Templates(templates_file))
+
+
+# One job of each task; with it the whole answer is checked against the task's type.
+JOBS = {
+    "txt2img": {"prompt": "a fox", "steps": 2},
+    "templates": {"task": "templates"},
+    "health": {"task": "health"},
+}
+
+
+@pytest.mark.parametrize("task", [*handler.TASKS], ids=lambda task: task.name)
+@pytest.mark.parametrize("retiring", ["", "out of memory"])
+def test_the_answer_of_each_task_has_its_type(worker, task, retiring):
+    worker._engine.retiring = retiring
+    worker.startup = {"engine": 1.5, "total": 1.5}
+
+    answer = asyncio.run(worker({"id": "job-1", "input": JOBS[task.name]}))
+
+    assert "error" not in answer, answer
+    assert answer == json.loads(json.dumps(answer, allow_nan=False))
+    task.output.model_validate(answer, strict=True, extra="forbid")
+    assert ("refresh_worker" in answer) == bool(retiring)
+
+
+def test_a_result_has_what_the_engine_and_the_store_report_and_once_the_startup(worker):
+    worker.startup = {"engine": 1.5, "total": 1.5}
+
+    async def story():
+        job = {"id": "job-1", "input": JOBS["txt2img"]}
+        return await worker(job), await worker(job), await worker({"input": JOBS["health"]})
+
+    first, second, health = asyncio.run(story())
+
+    assert first["startup"] == worker.startup
+    assert "startup" not in second
+    assert (first["template"], first["info"][:17]) == ("fox", '{"sd_model_name":')
+    assert first["models"] == [
+        {"kind": "checkpoint", "name": "base", "sha256": "a" * 64, "source": "job"}
+    ]
+    assert first["cache_info"]["checkpoints_cached"] == 1
+    assert list(first["timings"]) == [
+        "validate", "prepare", "queue", "generate", "deliver", "total",
+    ]  # fmt: skip
+    assert health["worker"]["jobs"]["completed"] == 2
+    assert health["engine"]["memory"] == {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}
+
+
+def test_templates_are_listed_with_their_state_in_the_image(worker):
+    answer = asyncio.run(worker({"input": {"task": "templates"}}))
+
+    (fox,) = answer["templates"]
+    assert (fox["template"], fox["baked"], fox["merged"]) == ("fox", False, False)
+    assert answer["default_template"] == "fox"
+
+
+@pytest.mark.parametrize("task", [*handler.TASKS], ids=lambda task: task.name)
+def test_every_task_refuses_a_field_that_it_does_not_have(run, task):
+    answer = run(input={"task": task.name, "stepz": 5})
+
+    assert answer["code"] == "INVALID_INPUT"
+    assert "stepz is not a known field" in answer["error"]
+
+
+def test_the_schema_is_printed_without_runpod_and_without_an_engine():
+    code = (
+        "import sys, handler; sys.argv = ['handler.py', '--schema']; status = handler.main();"
+        "assert 'runpod' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        env={"ENGINE": "a wrong setting"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    printed = json.loads(done.stdout)
+    assert printed == json.loads(json.dumps(document(handler.TASKS)))
+    assert list(printed["tasks"]) == ["txt2img", "templates", "health"]
+
+
+def test_an_unexpected_exception_is_an_id_in_the_answer_and_a_traceback_in_the_log(run, caplog):
+    answer = run(RuntimeError(SECRET))
+
+    incident = re.search(r"id (\w{12})\.", answer["error"])[1]
+    assert answer["code"] == "INTERNAL_ERROR"
+    assert answer["id"] == incident
+    assert SECRET not in json.dumps(answer)
+    assert "Traceback" not in json.dumps(answer)
+    assert incident in caplog.text
+    assert SECRET in caplog.text
+
+
+def test_an_error_of_ours_is_reported_in_full(run):
+    answer = run(ModelNotFound("lora 'x' is missing.", hint="Name another.", kind="lora"))
+
+    assert answer["error"] == "MODEL_NOT_FOUND: lora 'x' is missing. Name another."
+    assert answer["kind"] == "lora"
+    assert "refresh_worker" not in answer
+
+
+def test_a_cancelled_job_has_no_answer(run):
+    with pytest.raises(asyncio.CancelledError):
+        run(asyncio.CancelledError())
+
+
+@pytest.mark.parametrize("job_input", [None, [], "text", 5])
+def test_an_input_that_is_not_an_object_is_refused(run, job_input):
+    assert run(input=job_input)["code"] == "INVALID_INPUT"
+
+
+def test_a_wrong_setting_ends_the_handler_with_its_own_status(monkeypatch, capsys):
+    monkeypatch.setenv("ENGINE", "comfy")
+    monkeypatch.setattr(sys, "argv", ["handler.py"])
+
+    assert handler.main() == 78
+    assert "ENGINE='comfy'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("job_input", "missing", "has_hint"),
+    [
+        ({}, None, True),
+        ({"template": "fox"}, None, False),
+        ({"checkpoint": "x"}, None, False),
+        ({"loras": ["glow"]}, "base", True),
+        ({"loras": ["glow"]}, "glow", False),
+    ],
+    ids=str,
+)
+def test_the_hint_about_the_default_template_is_for_models_that_the_job_does_not_name(
+    run, templates_file, job_input, missing, has_hint
+):
+    facts = {"name": missing} if missing else {}
+    answer = run(ModelNotFound("no.", **facts), templates_file, input=job_input)
+
+    hint = "so the default template 'fox' was used; DEFAULT_TEMPLATE=none"
+    assert (hint in answer["error"]) == has_hint
+    assert answer["error"].startswith("MODEL_NOT_FOUND: no. Put the file")
+
+
 @pytest.mark.parametrize("end", ["cancelled", "late"])
-def test_models_that_come_when_nobody_waits_are_released_and_shown_to_the_engine(end):
+def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end):
     async def story():
         engine, models = Engine(None, None, None), SlowModels()
-        shown = asyncio.Event()
-        engine.models_changed = shown.set
+        listed = asyncio.Event()
+        engine.models_changed = listed.set
         built = handler.Handler(Settings.from_environ({}), engine, models, Templates(None))
         limit = {"timeout": 1} if end == "late" else {}
         job = asyncio.create_task(built({"id": "job-1", "input": {"prompt": "a fox"} | limit}))
         await asyncio.to_thread(models.begun.wait, 30)
         if end == "cancelled":
             job.cancel()
-        (told,) = await asyncio.gather(job, return_exceptions=True)
+        (answer,) = await asyncio.gather(job, return_exceptions=True)
         assert not models.released.is_set()
         models.go_on.set()
-        await asyncio.wait_for(shown.wait(), 30)
-        return told, models.released.is_set()
+        await asyncio.wait_for(listed.wait(), 30)
+        return answer, models.released.is_set()
 
-    told, released = asyncio.run(story())
+    answer, released = asyncio.run(story())
     assert released
     if end == "late":
-        assert told["error"].startswith("JOB_TIMEOUT: the models were not there within 1 s (vali")
+        assert answer["error"].startswith("JOB_TIMEOUT: the models were not there within 1 s (vali")
     else:
-        assert isinstance(told, asyncio.CancelledError)
+        assert isinstance(answer, asyncio.CancelledError)

@@ -1,39 +1,108 @@
-"""The answer of a job that failed, and any answer as strict JSON.
+"""What a job's answer is: the base of its types, and the conversion to JSON that the SDK can send.
 
-The SDK loses a result without a word if it holds bytes, NaN or a lone surrogate, and it reports a
-failed job as COMPLETED without output if `error` is not a non-empty string.
+The SDK loses an answer without any log line if it holds bytes, NaN or a lone surrogate, and it
+reports a failed job as COMPLETED without output if `error` is not a non-empty string.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from worker.errors import WorkerError
+
+Absent = SkipJsonSchema[None]  # `int | Absent = left_out(...)`: the key is left out, never null
 
 FAILED = "Failed to process inference request"
 
 
+def left_out(description: str) -> Any:  # noqa: ANN401 - like pydantic's Field
+    """A field that is left out of the JSON where it is None."""
+
+    def without_default(schema: dict[str, Any]) -> None:
+        del schema["default"]
+
+    return Field(None, description=description, json_schema_extra=without_default)
+
+
+class Part(BaseModel):
+    """An object in an answer.
+
+    Made with `model_construct`, which checks nothing: the values are the worker's own, pictures are
+    megabytes, and an unexpected value of the engine must not cost the caller the pictures. mypy
+    checks the types, and the tests validate whole answers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Answer(Part):
+    """What every task's answer may have."""
+
+    refresh_worker: Literal[True] | Absent = left_out(
+        "This worker will be replaced after the job. The RunPod SDK removes the key and acts on it."
+    )
+
+
+class Failure(Answer):
+    """The answer of any job that failed; facts about the error are further keys."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    error: str = Field(description="`<CODE>: what happened. What to do.`; RunPod reports FAILED.")
+    message: Literal["Failed to process inference request"] = Field(description="Always this text.")
+    code: str = Field(description="The error's code, for programs; docs/errors.md lists them.")
+
+
 def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:
-    """`error` makes the SDK report FAILED; `refresh_worker` replaces this worker."""
-    told = {"error": str(error), "message": FAILED, "code": error.code, **error.details}
-    return _plain_object(told | ({"refresh_worker": True} if retire else {}))
+    """The `Failure` for this error, as JSON; `retire` asks RunPod to replace this worker."""
+    facts: dict[str, Any] = {
+        "error": str(error),
+        "message": FAILED,
+        "code": error.code,
+        **error.details,
+    }
+    return to_json(Failure.model_construct(**facts), retire=retire)
 
 
-def _plain_object(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: plain(item) for key, item in value.items()}
+def to_json(answer: Answer, *, retire: bool = False) -> dict[str, Any]:
+    """The answer as strict JSON; `retire` asks RunPod to replace this worker."""
+    asked: dict[str, Any] = {"refresh_worker": True} if retire else {}
+    return {**plain(answer), **asked}
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-like value
     """The value as strict JSON takes it: no NaN, no tuple, no lone surrogate, keys are text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    # Ordered by frequency: most values are text and numbers.
     if isinstance(value, str):
         # isascii is a flag lookup; a picture's megabytes are not copied.
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
-    return value if isinstance(value, int | float | None) else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, int | None):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return _plain_object(value)
+
+
+def _plain_object(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, BaseModel):
+        optional = _optional(type(value))
+        given = {key: item for key, item in value if item is not None or key not in optional}
+        return {key: plain(item) for key, item in given.items()}
+    return str(value)
+
+
+@functools.cache
+def _optional(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(name for name, field in model.model_fields.items() if not field.is_required())

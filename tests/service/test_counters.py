@@ -6,30 +6,26 @@ import pytest
 
 from worker.service.counters import Counters
 from worker.service.progress import JobProgress
+from worker.service.result import JobCounts, RunningJob
 
 
-def test_jobs_are_counted_by_their_end_and_shown_while_they_run():
+def test_jobs_are_counted_by_how_they_ended_and_listed_while_they_run():
     async def story():
         counters = Counters()
         progress = JobProgress()
-        progress.tell({"phase": "load"})
+        progress.report({"phase": "load"})
         with counters.running("job-1", progress):
-            while_running = counters.shown(asked_by="job-0")["jobs"]
-            told_to_itself = counters.shown(asked_by="job-1")["jobs"]
+            running = [counters.health({}, asked_by=one).jobs.running for one in ("job-0", "job-1")]
         counters.end({"images": []})
         counters.end({"error": "OUT_OF_MEMORY: ...", "code": "OUT_OF_MEMORY"})
         with pytest.raises(asyncio.CancelledError), counters.running("job-2", progress):
             raise asyncio.CancelledError
-        return while_running, told_to_itself, counters.shown()
+        return running, counters.health({"total": 1.5})
 
-    while_running, told_to_itself, shown = asyncio.run(story())
-    assert while_running["running"] == [{"id": "job-1", "phase": "load"}]
-    assert told_to_itself["running"] == []
-    assert shown["jobs"] == {
-        "completed": 1,
-        "failed": 1,
-        "cancelled": 1,
-        "running": [],
-        "failures": {"OUT_OF_MEMORY": 1},
-    }
-    assert shown["uptime_seconds"] >= 0
+    running, health = asyncio.run(story())
+    assert running == [[RunningJob(id="job-1", phase="load")], []]
+    assert health.jobs == JobCounts(
+        completed=1, failed=1, cancelled=1, running=[], failures={"OUT_OF_MEMORY": 1}
+    )
+    assert health.startup == {"total": 1.5}
+    assert health.uptime_seconds >= 0

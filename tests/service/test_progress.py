@@ -70,7 +70,7 @@ def test_reports_never_overtake_each_other_and_the_newest_counts():
         platform = Platform(delay=0.02)
         async with JobProgress(platform.post, every=0.0) as progress:
             for number in range(50):
-                progress.tell({"n": number})
+                progress.report({"n": number})
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.1)
         return platform
@@ -87,7 +87,7 @@ def test_no_more_than_one_in_an_interval():
         platform = Platform()
         async with JobProgress(platform.post, every=60) as progress:
             for number in range(20):
-                progress.tell({"n": number})
+                progress.report({"n": number})
                 await asyncio.sleep(0.002)
         return platform.reports
 
@@ -98,11 +98,11 @@ def test_what_is_under_way_has_arrived_at_the_end_and_nothing_comes_later():
     async def story():
         platform = Platform(delay=0.1)
         async with JobProgress(platform.post, every=0.0) as progress:
-            progress.tell({"n": 1})
+            progress.report({"n": 1})
             await asyncio.sleep(0.01)
             assert platform.arriving == 1
         at_the_end = list(platform.reports)
-        progress.tell({"n": 2})
+        progress.report({"n": 2})
         await asyncio.sleep(0.2)
         return at_the_end, platform.reports
 
@@ -115,7 +115,7 @@ def test_the_end_of_a_cancelled_job_waits_for_its_report_too():
 
         async def job():
             async with JobProgress(platform.post, every=0.0) as progress:
-                progress.tell({"n": 1})
+                progress.report({"n": 1})
                 await asyncio.sleep(60)
 
         running = asyncio.create_task(job())
@@ -132,7 +132,7 @@ def test_threads_may_tell_and_nobody_need_listen():
     async def story():
         platform = Platform()
         async with JobProgress(platform.post, every=0.0) as progress:
-            thread = threading.Thread(target=progress.tell, args=({"n": 1},))
+            thread = threading.Thread(target=progress.report, args=({"n": 1},))
             thread.start()
             await platform.arrived.wait()
             thread.join()
@@ -143,4 +143,4 @@ def test_threads_may_tell_and_nobody_need_listen():
     reports, unheard = asyncio.run(story())
     assert reports == [{"n": 1}]
     assert unheard.latest == {"phase": "prepare"}
-    unheard.tell({"phase": "late"})  # its loop is closed
+    unheard.report({"phase": "late"})  # its loop is closed

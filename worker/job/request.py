@@ -1,17 +1,16 @@
-"""What a job may say: A1111's txt2img fields by their own names, and ours.
+"""The input of a txt2img job: A1111's fields by their own names, and ours.
 
-The models below are the schema (`python -m worker.job.request` prints it as JSON Schema). They are
-stricter than A1111, which drops unknown fields in silence, floors sizes and answers 500 to many
-a number: whatever passes here has a shape that A1111 takes.
+The models below are the schema (`python handler.py --schema` prints it as JSON Schema). They are
+stricter than A1111, which ignores unknown fields without a message, rounds sizes down, and answers
+500 to many numbers: A1111 accepts the shape of every input that passes here.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -65,7 +64,6 @@ FOREIGN_NAMES = {
     "upscaler": "hr_upscaler",
 }
 
-TASKS = ("txt2img", "templates", "health")
 _LEAST_DENOISING = 0.01
 _URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
 _MAX_SHOWN = 12  # problems in one message; more help nobody
@@ -229,7 +227,7 @@ class Txt2ImgRequest(JobFields):
     """The input of a txt2img job."""
 
     task: Literal["txt2img"] = Field(
-        "txt2img", description="What to do. The task `templates`, alone, lists the templates."
+        "txt2img", description="What to do: this, or one of the other tasks."
     )
     template: Name | None = Field(
         None, description="Template that fills in what the job leaves out; null: none."
@@ -292,6 +290,7 @@ _OBJECTS: dict[int | str, type[Strict]] = {
     "output": Output,
 }
 ShowLocation = Callable[[tuple[int | str, ...]], str]
+Model = TypeVar("Model", bound=Strict)
 
 
 def dotted(loc: tuple[int | str, ...]) -> str:
@@ -299,59 +298,51 @@ def dotted(loc: tuple[int | str, ...]) -> str:
     return ".".join(map(str, loc))
 
 
-def task_of(job_input: object) -> str:
-    """What the job wants done; only `parse` knows whether the rest of it is right.
+def parse(job_input: object) -> Txt2ImgRequest:
+    """Check the input of a txt2img job.
 
     Raises:
-        InvalidInput: a task that there is not, or fields that have no meaning for it.
+        InvalidInput: see `check`.
     """
-    if not isinstance(job_input, Mapping) or "task" not in job_input:
-        return TASKS[0]
-    task = job_input["task"]
-    if task not in TASKS:
-        near = near_matches(task, TASKS, count=1) if isinstance(task, str) else []
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(map(repr, TASKS))}."
-        raise InvalidInput(f"task = {_shown(task)} is not known.", hint=hint)
-    if task != TASKS[0] and len(job_input) > 1:
-        others = ", ".join(map(repr, sorted(map(str, job_input.keys() - {"task"}))[:_MAX_SHOWN]))
-        raise InvalidInput(f"task {task!r} takes no further fields, but got {others}.")
-    return str(task)
+    return check(job_input, Txt2ImgRequest)
 
 
-def parse(job_input: object) -> Txt2ImgRequest:
+def check(job_input: object, model: type[Model]) -> Model:
     """Check a job's `input`.
 
     Raises:
-        InvalidInput: names every problem at once, with the place, the value and the cure;
-            `problems` in its details holds them as a list.
+        InvalidInput: names every problem at once, each with its field, its value and the remedy;
+            `problems` in its details has them as a list.
     """
     if not isinstance(job_input, Mapping):
         raise InvalidInput(
-            f"the job's input is {_shown(job_input)}, not an object.",
+            f"the job's input is {shown(job_input)}, not an object.",
             hint='Send {"input": {"prompt": "..."}}.',
         )
     try:
-        return Txt2ImgRequest.model_validate(dict(job_input))
+        return model.model_validate(dict(job_input))
     except ValidationError as error:
-        problems = problems_of(error)
+        problems = problems_of(error, model=model)
     raise InvalidInput(joined(problems), problems=problems)
 
 
-def problems_of(error: ValidationError, place: ShowLocation = dotted) -> list[str]:
-    """Each problem with its place, its value and the cure."""
-    return [_problem(detail, place) for detail in error.errors(include_url=False)]
+def problems_of(
+    error: ValidationError, place: ShowLocation = dotted, model: type[Strict] = Txt2ImgRequest
+) -> list[str]:
+    """Each problem with its field, its value and the remedy; `model` is what was validated."""
+    return [_problem(detail, place, model) for detail in error.errors(include_url=False)]
 
 
 def joined(problems: Sequence[str]) -> str:
-    """The problems as one message, not longer than a person reads."""
+    """The problems as one message; of many only the first."""
     more = f" (and {len(problems) - _MAX_SHOWN} more)" if len(problems) > _MAX_SHOWN else ""
     return "; ".join(problems[:_MAX_SHOWN]) + more + "."
 
 
-def _problem(detail: ErrorDetails, place: ShowLocation) -> str:
+def _problem(detail: ErrorDetails, place: ShowLocation, model: type[Strict]) -> str:
     where = place(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return _unknown_key(where, detail["loc"])
+        return _unknown_key(where, detail["loc"], model)
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if not where:
         return message
@@ -360,29 +351,23 @@ def _problem(detail: ErrorDetails, place: ShowLocation) -> str:
     message = message[0].lower() + message[1:]
     if isinstance(detail["input"], Mapping) and detail["type"] == "value_error":
         return f"{where}: {message}"  # the message says what is wrong inside
-    return f"{where} = {_shown(detail['input'])}: {message}"
+    return f"{where} = {shown(detail['input'])}: {message}"
 
 
-def _unknown_key(where: str, loc: tuple[int | str, ...]) -> str:
+def _unknown_key(where: str, loc: tuple[int | str, ...], model: type[Strict]) -> str:
     key = str(loc[-1])
     inside = (_OBJECTS[part] for part in reversed(loc[:-1]) if part in _OBJECTS)
-    model = next(inside, Txt2ImgRequest)
+    model = next(inside, model)
     near = FOREIGN_NAMES.get(key) if model is Txt2ImgRequest else None
     candidates = [near] if near else near_matches(key, model.model_fields, count=1)
-    did_you_mean = f", did you mean `{candidates[0]}`?" if candidates else ""
-    return f"{where[:80]} is not a known field{did_you_mean}"
+    cure = f", did you mean `{candidates[0]}`?" if candidates else ""
+    if model.model_fields.keys() == {"task"}:
+        cure = ": this task takes no further fields"
+    return f"{where[:80]} is not a known field{cure}"
 
 
-def _shown(value: object) -> str:
-    # What a URL holds before its host and behind its path may be secret.
+def shown(value: object) -> str:
+    """A value of the caller in a message: short, and without the secrets of a URL."""
+    # What a URL holds before its host and after its path may be secret.
     text = _URL_SECRETS.sub("...", repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a job's input."""
-    return Txt2ImgRequest.model_json_schema()
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from worker.errors import ConfigError, TemplateNotFound
+from worker.errors import ConfigError, TemplateNotFound, WorkerError
 from worker.formats.names import Kind
 from worker.job import template
 from worker.job.model_fields import ModelReference
 from worker.job.reference import Wanted, parse_reference
-from worker.job.request import JobFields
+from worker.job.request import JobFields, Txt2ImgRequest
 from worker.job.template import Template, TemplatesFile
 from worker.spelling import near_matches
 
@@ -137,6 +138,23 @@ class Templates:
         if not isinstance(name, str) or not name.strip():
             return job_input  # none, or something that the schema refuses
         return template.fill_in(name.strip(), self.get_template(name.strip()), job_input)
+
+
+def hint_about_default(wanted: Txt2ImgRequest, job_input: object, error: WorkerError) -> str:
+    """For a model that was not found: that it is the default template's; or nothing.
+
+    Otherwise the caller would wonder about a model that the job does not name.
+    """
+    is_default = isinstance(job_input, Mapping) and "template" not in job_input
+    if not (wanted.template and is_default):
+        return ""
+    name = error.details.get("name")
+    if name and str(name) in json.dumps(job_input, ensure_ascii=False):
+        return ""
+    return (
+        f" The job names neither a template nor a checkpoint, so the default template"
+        f" {wanted.template!r} was used; DEFAULT_TEMPLATE=none switches that off."
+    )
 
 
 def _read(file: Path) -> TemplatesFile:

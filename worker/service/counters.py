@@ -1,4 +1,4 @@
-"""What a worker has done since it started, for those who debug."""
+"""How many jobs ended how since the worker's start; the task `health` reports it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from worker.service.progress import JobProgress
+from worker.service.result import JobCounts, RunningJob, WorkerHealth
 
 
 class Counters:
-    """Jobs by their end. For one event loop.
+    """Counts jobs. Not thread-safe: for one event loop.
 
     Attributes:
         ended: number of jobs by how they ended: `completed`, `failed`, `cancelled`.
-        failures: number of failed jobs by the error's code.
+        failures: number of failed jobs by error code.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class Counters:
 
     @contextmanager
     def running(self, job_id: str, progress: JobProgress) -> Iterator[None]:
-        """The job runs while the body does."""
+        """Count the job as running while the body runs."""
         self._running[job_id] = progress
         try:
             yield
@@ -39,17 +40,24 @@ class Counters:
             self._running.pop(job_id, None)
 
     def end(self, answer: Mapping[str, Any]) -> None:
-        """A job has got its answer."""
+        """Count a job that has its answer."""
         code = answer.get("code") if "error" in answer else None
         self.ended["failed" if code else "completed"] += 1
         if code:
             self.failures[str(code)] += 1
 
-    def shown(self, asked_by: str | None = None) -> dict[str, Any]:
-        """As JSON; a running job, but not the one that asks, with its newest progress report."""
-        others = [(name, one) for name, one in self._running.items() if name != asked_by]
-        running = [{"id": name, **one.latest} for name, one in others]
-        return {
-            "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "jobs": {**self.ended, "running": running, "failures": dict(self.failures)},
-        }
+    def health(self, startup: Mapping[str, float], asked_by: str | None = None) -> WorkerHealth:
+        """For the task `health`; of the running jobs all but the one that asks."""
+        others = [(job_id, one) for job_id, one in self._running.items() if job_id != asked_by]
+        running = [RunningJob.model_construct(id=job_id, **one.latest) for job_id, one in others]
+        return WorkerHealth.model_construct(
+            uptime_seconds=round(time.monotonic() - self._started, 1),
+            jobs=JobCounts.model_construct(
+                completed=self.ended["completed"],
+                failed=self.ended["failed"],
+                cancelled=self.ended["cancelled"],
+                running=running,
+                failures=dict(self.failures),
+            ),
+            startup=dict(startup),
+        )

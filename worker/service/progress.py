@@ -42,9 +42,9 @@ class JobProgress:
 
     def enter(self, phase: str) -> None:
         """A phase has begun."""
-        self.tell({"phase": phase})
+        self.report({"phase": phase})
 
-    def tell(self, report: Mapping[str, Any]) -> None:
+    def report(self, report: Mapping[str, Any]) -> None:
         """There is news; from any thread, and never waits."""
         self.latest = dict(report)
         with suppress(RuntimeError):  # a download that outlives the loop has nobody to tell

@@ -1,103 +1,268 @@
-"""What a job returns: plain JSON that the SDK can always send.
+"""What each task answers: the types, and what the engine really used for a picture. Pure.
 
-The SDK loses results in silence: bytes, NaN and lone surrogates never reach the platform, and an
-`error` that is not a non-empty string turns a failure into a success without output.
+`python handler.py --schema` prints them as JSON Schema.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from worker.answer import _plain_object
+from pydantic import Field
+
+from worker.answer import Absent, Answer, Part, left_out
 from worker.formats.model_file import ModelFile
+from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
-from worker.webui.client import Txt2ImgAnswer
-from worker.webui.payload import Payload
+from worker.job.output_fields import ImageFormat, Method
 from worker.webui.proof import applied_loras
 
+# Pictures ---------------------------------------------------------------------------------------
 
-def success(
-    answer: Txt2ImgAnswer,
-    payload: Payload,
-    models: list[dict[str, Any]],
-    cache: Mapping[str, Mapping[str, int]],
-    timings: Mapping[str, float],
-) -> dict[str, Any]:
-    """A1111's own three keys, and ours."""
-    size = cache["checkpoints"]["total_size"] + cache["loras"]["total_size"]
-    return _plain_object(
-        {
-            "images": answer.images,
-            "parameters": answer.parameters,
-            "info": answer.info,
-            "cache_info": {
-                "checkpoints_cached": cache["checkpoints"]["count"],
-                "loras_cached": cache["loras"]["count"],
-                "total_cache_size_mb": round(size / 2**20, 2),
-            },
-            "models": models,
-            "timings": timings,
-            "warnings": payload.warnings,
-        }
+
+class MergedModel(Part):
+    """A model that is part of a merged checkpoint."""
+
+    kind: Kind = Field(description="Kind of the model.")
+    name: str = Field(description="Its file name without suffix.")
+    sha256: str = Field(description="SHA-256 of its file.")
+    source: str = Field(description="Where it was fetched from; `job` for a file of the operator.")
+    te: float | Absent = left_out("Weight of a LoRA in the text encoder.")
+    unet: float | Absent = left_out("Weight of a LoRA in the UNet.")
+
+
+class UsedModel(Part):
+    """A model that the engine used."""
+
+    kind: Kind = Field(description="Kind of the model.")
+    name: str | None = Field(description="Its name in the engine.")
+    sha256: str | None = Field(description="SHA-256 of its file; null if the engine has none.")
+    source: str = Field(
+        description="Where it was fetched from; `job` for a file of the operator that the job"
+        " named, `default` for the engine's own choice, `merged` for a checkpoint with LoRAs in it."
+    )
+    merged_from: list[MergedModel] | Absent = left_out(
+        "The checkpoint and the LoRAs that a merged checkpoint consists of."
     )
 
 
-def templates(
-    listed: list[dict[str, Any]], default: str | None, timings: Mapping[str, float]
-) -> dict[str, Any]:
-    """The answer of the task `templates`."""
-    return _plain_object({"templates": listed, "default_template": default, "timings": timings})
+class DeliveryReport(Part):
+    """How the pictures were delivered."""
+
+    method: Method = Field(
+        description="The way that they took; `warnings` says why if the job named another."
+    )
+    format: ImageFormat = Field(description="Format of the pictures.")
+    quality: int | Absent = left_out("Quality of jpeg and webp, 1 to 100.")
+    bytes: list[int] = Field(description="Size of each file.")
+    keys: list[str] | Absent = left_out("With `s3`: the object's key for each picture.")
+    expires_in: int | Absent = left_out(
+        "With `s3`: seconds until the signed URLs in `images` expire."
+    )
 
 
-def health(
-    worker: Mapping[str, Any],
-    engine: Mapping[str, Any],
-    models: Mapping[str, Any],
-    timings: Mapping[str, float],
-) -> dict[str, Any]:
-    """The answer of the task `health`."""
-    parts = {"worker": worker, "engine": engine, "models": models, "timings": timings}
-    return _plain_object(parts)
+class CacheInfo(Part):
+    """What the model store holds."""
+
+    checkpoints_cached: int = Field(description="Number of checkpoints in the model store.")
+    loras_cached: int = Field(description="Number of LoRAs in the model store.")
+    total_cache_size_mb: float = Field(description="Size of both in MiB.")
 
 
-def models_used(facts: Mapping[str, Any], models: Models) -> list[dict[str, Any]]:
-    """What the engine really used, the checkpoint first: kind, name, sha256, source.
+class Undelivered(Answer):
+    """A result before its pictures are delivered: A1111's own three keys, and ours."""
 
-    `source` says where a model was fetched from; it is `job` for a file of the operator's that
-    the job named, `default` for the engine's own choice, `merged` for a checkpoint with LoRAs in
-    it, which `merged_from` lists with their weights. The sha256 of an operator's checkpoint is
-    left None: the engine knows it, and reading 7 GB again would cost.
+    images: list[str] = Field(
+        description="The pictures: base64 of a PNG, unless `output` of the job asks for another"
+        " format or for URLs."
+    )
+    parameters: dict[str, Any] = Field(description="The request as A1111 returns it.")
+    info: str = Field(description="A1111's facts about the pictures, such as seeds, as JSON text.")
+    models: list[UsedModel] = Field(description="The models that were used, checkpoint first.")
+    cache_info: CacheInfo = Field(description="What the model store holds.")
+    timings: dict[str, float] = Field(
+        description="Seconds of each phase: `validate`, `prepare` (find or fetch the models),"
+        " `queue` (wait for the engine), `generate`, `deliver`; and their `total`."
+    )
+    warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
+    template: str | Absent = left_out("The template that was used.")
+    startup: dict[str, float] | Absent = left_out(
+        "Only in a worker's first result: seconds of the start's parts `engine`, `sdk`, `models`"
+        " (of the default template), and their `total`."
+    )
+
+
+class Txt2ImgResult(Undelivered):
+    """The answer of the task `txt2img`: A1111's own three keys, and ours."""
+
+    delivery: DeliveryReport = Field(description="How the pictures were delivered.")
+
+
+def cache_info(stats: Mapping[str, Mapping[str, int]]) -> CacheInfo:
+    """The model store's numbers of files and bytes as a job's answer has them."""
+    size = stats["checkpoints"]["total_size"] + stats["loras"]["total_size"]
+    return CacheInfo.model_construct(
+        checkpoints_cached=stats["checkpoints"]["count"],
+        loras_cached=stats["loras"]["count"],
+        total_cache_size_mb=round(size / 2**20, 2),
+    )
+
+
+def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
+    """The models that the engine's `info` names, the checkpoint first.
+
+    The sha256 of an operator's checkpoint is left None: the engine knows it, and reading 7 GB again
+    would take long.
     """
-    source = (models.loaded.source or "job") if models.loaded else "default"
-    name = facts.get("sd_model_name")
-    used: list[dict[str, Any]] = [
-        {
-            "kind": "checkpoint",
-            "name": name,
-            "sha256": models.loaded.known_sha256 if models.loaded else None,
-            "source": source,
-        }
-    ]
+    loaded = models.loaded
+    checkpoint: dict[str, Any] = {
+        "kind": "checkpoint",
+        "name": facts.get("sd_model_name"),
+        "sha256": loaded.known_sha256 if loaded else None,
+        "source": (loaded.source or "job") if loaded else "default",
+    }
     if models.merged and models.checkpoint:
         loras = [_used(file) | _weights(file, reference) for file, reference in models.loras]
-        used[0]["merged_from"] = [_used(models.checkpoint), *loras]
-    used += [_used(models.vae)] if models.vae else []
-    used += [_used(embedding) for embedding in models.embeddings]
+        parts = [_used(models.checkpoint), *loras]
+        checkpoint["merged_from"] = [MergedModel.model_construct(**part) for part in parts]
     tagged = {file.stem: file for file in models.shown() if file.kind == "lora"}
-    return used + [_used(tagged[name]) for name in applied_loras(facts) if name in tagged]
+    applied = [tagged[name] for name in applied_loras(facts) if name in tagged]
+    files = [*([models.vae] if models.vae else []), *models.embeddings, *applied]
+    used = [checkpoint, *map(_used, files)]
+    return [UsedModel.model_construct(**one) for one in used]
 
 
 def _used(file: ModelFile) -> dict[str, Any]:
-    return {
-        "kind": file.kind,
-        "name": file.stem,
-        "sha256": file.sha256(),
-        "source": file.source or "job",
-    }
+    source = file.source or "job"
+    return {"kind": file.kind, "name": file.stem, "sha256": file.sha256(), "source": source}
 
 
 def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | None]:
     tag = lora_tag(file, reference)
     return {"te": tag.te, "unet": tag.unet}
+
+
+# Templates --------------------------------------------------------------------------------------
+
+
+class TemplateLora(Part):
+    """A template's LoRA."""
+
+    name: str = Field(description="Its name.")
+    scale: float = Field(description="Its weight.")
+    te: float | None = Field(description="Its weight in the text encoder; null: `scale`.")
+    unet: float | None = Field(description="Its weight in the UNet; null: `scale`.")
+
+
+class ListedTemplate(Part):
+    """One template; of its models only the names, because a URL may be signed."""
+
+    template: str = Field(description="Its name in jobs.")
+    name: str = Field(description="Its name for people.")
+    description: str = Field(description="What it is good for.")
+    default: bool = Field(description="Whether it is the default template.")
+    checkpoint: str = Field(description="Name of its checkpoint.")
+    loras: list[TemplateLora] = Field(description="Its LoRAs.")
+    defaults: dict[str, Any] = Field(description="Values for other fields of a job.")
+    baked: bool = Field(description="Whether all of its models are in the image.")
+    merged: bool = Field(description="Whether the image has its LoRAs merged into its checkpoint.")
+
+
+class TemplateList(Answer):
+    """The answer of the task `templates`."""
+
+    templates: list[ListedTemplate] = Field(description="The templates of this worker.")
+    default_template: str | None = Field(description="Name of the default template, if any.")
+    timings: dict[str, float] = Field(description="Seconds: `total`.")
+
+
+# Health -----------------------------------------------------------------------------------------
+
+
+Phase = Literal["validate", "resolve", "download", "queue", "load", "generate", "upload"]
+
+
+class Progress(Part):
+    """A running job's newest report; RunPod's `/status` shows it as the job's `output`."""
+
+    phase: Literal["validate", "resolve", "download", "queue", "load", "generate", "upload"] = (
+        left_out("What the job does: `resolve` finds its models, `load` loads the checkpoint.")
+    )
+    percent: float | Absent = left_out("Progress of the download or of the pictures, 0 to 100.")
+    eta_seconds: float | Absent = left_out(
+        "Seconds until the download is done, or the pictures are."
+    )
+    step: int | Absent = left_out("Steps done of the picture.")
+    steps: int | Absent = left_out("Steps that the picture needs.")
+    message: str | Absent = left_out("The same for people, such as `step 12 of 25`.")
+    preview: str | Absent = left_out(
+        "With `output.preview`, while A1111 generates: a JPEG of at most 256 pixels as base64."
+    )
+
+
+class RunningJob(Progress):
+    """A job that runs, with its newest report."""
+
+    id: str = Field(description="The job's id.")
+
+
+class JobCounts(Part):
+    """Jobs since the worker's start."""
+
+    completed: int = Field(description="Number of jobs that returned a result.")
+    failed: int = Field(description="Number of jobs that returned an error.")
+    cancelled: int = Field(description="Number of jobs that were cancelled.")
+    running: list[RunningJob] = Field(description="The other jobs that run now.")
+    failures: dict[str, int] = Field(description="Number of failed jobs by error code.")
+
+
+class WorkerHealth(Part):
+    """The worker's process."""
+
+    uptime_seconds: float = Field(description="Seconds since the worker's start.")
+    jobs: JobCounts = Field(description="Jobs since the start.")
+    startup: dict[str, float] = Field(
+        description="Seconds of the start's parts: `engine`, `sdk`, `models`; and their `total`."
+    )
+
+
+class EngineHealth(Part):
+    """The engine's process."""
+
+    state: str = Field(
+        description="State of its process: `running`, `restarting`, `failed`, or `unknown` without"
+        " start.sh."
+    )
+    ready: bool = Field(description="Whether it has made a picture since its start and answers.")
+    checkpoint: str | None = Field(description="The checkpoint of its last picture.")
+    restarts: int = Field(description="How often it was restarted.")
+    retiring: str | None = Field(description="Why this worker asks to be replaced, if it does.")
+    memory: dict[str, Any] | None = Field(description="RAM and GPU memory as A1111 reports them.")
+
+
+class StoredModels(Part):
+    """Model files of one kind."""
+
+    count: int = Field(description="Number of files.")
+    total_size: int = Field(description="Their bytes.")
+
+
+class ModelsHealth(Part):
+    """The models of jobs since the worker's start."""
+
+    found: int = Field(description="Number of models that jobs found in the store.")
+    fetched: int = Field(description="Number of models that were downloaded for jobs.")
+    bytes_fetched: int = Field(description="Bytes that were downloaded.")
+    stored: dict[str, StoredModels] = Field(
+        description="What the store holds: `checkpoints`, `loras`, `vaes`, `embeddings`."
+    )
+
+
+class Health(Answer):
+    """The answer of the task `health`."""
+
+    worker: WorkerHealth = Field(description="The worker's process.")
+    engine: EngineHealth = Field(description="The engine's process.")
+    models: ModelsHealth = Field(description="The models of jobs, and the model store.")
+    timings: dict[str, float] = Field(description="Seconds: `total`.")

@@ -1,0 +1,117 @@
+"""The table of tasks: which task a job gets, and what is derived from the table."""
+
+import asyncio
+import json
+
+import pytest
+from pydantic import Field
+
+import handler
+from worker.answer import Answer, Failure
+from worker.errors import InvalidInput
+from worker.job.model_fields import Strict
+from worker.job.request import Txt2ImgRequest
+from worker.service.schema import Row, document, input_fields, output_fields, rows
+from worker.service.tasks import Job, Task, Tasks
+
+
+class CountRequest(Strict):
+    task: str = "count"
+    number: int = Field(description="How far to count.", ge=1, le=9)
+
+
+class Count(Answer):
+    numbers: list[int] = Field(description="The numbers.")
+
+
+class Worker:
+    async def count(self, _job, wanted):
+        return Count.model_construct(numbers=list(range(wanted.number)))
+
+    async def rest(self, job, _wanted):
+        return Count.model_construct(numbers=[len(job.id)])
+
+
+TABLE = Tasks(
+    Task("count", "Counts.", Worker.count, Count, fields=CountRequest),
+    Task("rest", "Rests.", Worker.rest, Count),
+)
+
+
+def answer(job_input):
+    return asyncio.run(TABLE.of(job_input)(Worker(), Job("id-1", job_input, None, None)))
+
+
+@pytest.mark.parametrize(
+    ("job_input", "numbers"),
+    [({"number": 2}, [0, 1]), ({"task": "count", "number": 1}, [0]), ({"task": "rest"}, [4])],
+)
+def test_a_job_gets_the_task_that_it_names_or_the_first_one(job_input, numbers):
+    assert answer(job_input).numbers == numbers
+
+
+@pytest.mark.parametrize(
+    ("job_input", "message"),
+    [
+        ({"task": "coumt"}, "INVALID_INPUT: task = 'coumt' is not known. Did you mean 'count'?"),
+        ({"task": "xyz"}, "task = 'xyz' is not known. Known: 'count', 'rest'."),
+        ({"task": 5}, "task = 5 is not known. Known: 'count', 'rest'."),
+        ({"task": ["rest"]}, "task = ['rest'] is not known."),
+        ({"number": 0}, "number = 0: must be greater than or equal to 1."),
+        ({"numbre": 1}, "numbre is not a known field, did you mean `number`?"),
+        ({"task": "rest", "number": 1}, "number is not a known field: this task takes no further"),
+        ("rest", "the job's input is 'rest', not an object."),
+    ],
+    ids=str,
+)
+def test_an_unknown_task_or_field_is_refused(job_input, message):
+    with pytest.raises(InvalidInput) as raised:
+        answer(job_input)
+
+    assert message in str(raised.value)
+
+
+def test_the_schema_has_the_input_and_the_answer_of_every_task():
+    schema = json.loads(json.dumps(document(TABLE), allow_nan=False))
+
+    def resolved(part):
+        return schema["$defs"][part["$ref"].rpartition("/")[2]]
+
+    assert list(schema["tasks"]) == ["count", "rest"]
+    count, rest = schema["tasks"].values()
+    assert count["description"] == "Counts."
+    assert resolved(count["input"])["properties"]["number"]["maximum"] == 9
+    assert resolved(rest["input"])["properties"]["task"]["const"] == "rest"
+    assert resolved(rest["input"])["required"] == ["task"]
+    numbers = resolved(count["output"])
+    assert numbers["required"] == ["numbers"]
+    assert numbers["properties"]["refresh_worker"]["const"] is True
+    assert resolved(schema["failure"])["required"] == ["error", "message", "code"]
+    assert "phase" in resolved(schema["progress"])["properties"]
+
+
+def test_the_schema_of_txt2img_has_every_field_with_its_range():
+    schema = document(handler.TASKS)["$defs"]
+
+    fields = schema["Txt2ImgRequest"]["properties"]
+    assert set(fields) == set(Txt2ImgRequest.model_fields)
+    assert fields["steps"]["maximum"] == 150
+    assert schema["LoraReference"]["anyOf"][0]["type"] == "string"
+
+
+def test_rows_name_each_field_with_its_type_and_description():
+    assert input_fields(TABLE["count"])[1] == Row("number", "integer, 1 to 9", "How far to count.")
+    fields = {row.name: row for row in output_fields(handler.TASKS["txt2img"])}
+    assert fields["models[].merged_from[].te"].type == "number"
+    assert fields["models[].sha256"].type == "string or null"
+    assert fields["delivery.method"].type == "base64 | s3 | put"
+    assert fields["delivery"].description == "How the pictures were delivered."
+    stored = "models.stored.*.count"
+    assert stored in {row.name for row in output_fields(handler.TASKS["health"])}
+
+
+@pytest.mark.parametrize("task", [*handler.TASKS], ids=lambda task: task.name)
+def test_every_field_of_an_answer_is_described(task):
+    assert task.description.endswith(".")
+    for row in [*output_fields(task), *rows(Failure)]:
+        assert row.description.endswith("."), row

@@ -1,0 +1,74 @@
+"""Answers as JSON that the SDK can send."""
+
+import json
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.answer import Absent, Answer, failure, left_out, plain, to_json
+from worker.errors import InvalidInput
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters()),
+    st.binary(),
+    st.just(Path("/x")),
+)
+values = st.recursive(
+    ODD,
+    lambda inner: st.one_of(
+        st.lists(inner),
+        st.tuples(inner),
+        st.frozensets(st.text()),
+        st.dictionaries(st.one_of(st.text(), st.integers()), inner),
+    ),
+)
+
+
+@given(values)
+def test_anything_becomes_strict_json(value):
+    text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False)
+
+    assert json.loads(text.encode()) == plain(value)
+
+
+def test_good_json_stays_what_it_is():
+    good = {"a": [1, 2.5, None, True, "täxt 😀"], "b": {"c": ""}}
+
+    assert plain(good) == good
+
+
+def test_lone_surrogates_are_replaced():
+    assert plain("a\ud83db") == "a?b"
+
+
+def test_a_failure_is_text_for_people_and_facts_for_programs():
+    error = InvalidInput("steps = 0.", hint="Use 1.", field="steps", near=None)
+
+    assert failure(error) == {
+        "error": "INVALID_INPUT: steps = 0. Use 1.",
+        "message": "Failed to process inference request",
+        "code": "INVALID_INPUT",
+        "field": "steps",
+        "near": None,
+    }
+
+
+def test_only_a_retiring_worker_asks_to_be_replaced():
+    assert failure(InvalidInput("x"), retire=True)["refresh_worker"] is True
+
+
+class Numbers(Answer):
+    first: float | None
+    second: int | Absent = left_out("The second.")
+
+
+def test_a_field_without_a_value_is_left_out_unless_the_type_requires_it():
+    assert to_json(Numbers.model_construct(first=None, second=None)) == {"first": None}
+    both = Numbers.model_construct(first=float("nan"), second=2)
+    assert to_json(both) == {"first": None, "second": 2}
+    assert to_json(both, retire=True)["refresh_worker"] is True

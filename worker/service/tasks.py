@@ -1,0 +1,107 @@
+"""The tasks that a job can name: what each takes, what runs it and what it answers.
+
+handler.py has the table, because it has what runs them. From that table come the choice of the
+task, the error for an unknown one, and the JSON Schema of `python handler.py --schema`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from pydantic import Field, create_model
+
+from worker.answer import Answer
+from worker.errors import InvalidInput
+from worker.job.model_fields import Strict
+from worker.job.request import check, shown
+from worker.service.progress import JobProgress
+from worker.spelling import near_matches
+from worker.stopwatch import Stopwatch
+
+Worker = TypeVar("Worker")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job on its way through the worker.
+
+    Attributes:
+        input: what the caller sent, unchecked.
+    """
+
+    id: str
+    input: object
+    stopwatch: Stopwatch
+    progress: JobProgress
+
+
+@dataclass(frozen=True)
+class Task(Generic[Worker]):
+    """One entry of the table.
+
+    Attributes:
+        name: value of the job's field `task`.
+        description: one sentence for the documents.
+        run: method of the worker; gets the job and its checked input.
+        output: type of the answer.
+        fields: type of the input; None for a task without fields of its own.
+        read: method of the worker that checks the input, where `fields` alone does not.
+    """
+
+    name: str
+    description: str
+    run: Callable[[Worker, Job, Any], Awaitable[Answer]]
+    output: type[Answer]
+    fields: type[Strict] | None = None
+    read: Callable[[Worker, Job], Strict] | None = None
+
+    @cached_property
+    def input(self) -> type[Strict]:
+        """Type of the job's input."""
+        if self.fields:
+            return self.fields
+        name = cast("type[str]", Literal[self.name])
+        task = (name, Field(description="What to do."))
+        return create_model(f"{self.name.title()}Request", __base__=Strict, task=task)
+
+    async def __call__(self, worker: Worker, job: Job) -> Answer:
+        """Check the job's input and run the task.
+
+        Raises:
+            InvalidInput: the input is not what the task takes.
+        """
+        checked = self.read(worker, job) if self.read else check(job.input, self.input)
+        return await self.run(worker, job, checked)
+
+
+class Tasks(Generic[Worker]):
+    """The table. A job that names no task gets the first one."""
+
+    def __init__(self, *tasks: Task[Worker]) -> None:
+        self._tasks = {task.name: task for task in tasks}
+
+    def __iter__(self) -> Iterator[Task[Worker]]:
+        return iter(self._tasks.values())
+
+    def __getitem__(self, name: str) -> Task[Worker]:
+        return self._tasks[name]
+
+    def of(self, job_input: object) -> Task[Worker]:
+        """The task that the job names; the rest of its input is not checked yet.
+
+        Raises:
+            InvalidInput: there is no such task.
+        """
+        default = next(iter(self))
+        name = job_input.get("task", default.name) if isinstance(job_input, Mapping) else None
+        if not isinstance(job_input, Mapping):
+            return default  # which refuses it
+        if isinstance(name, str) and name in self._tasks:
+            return self._tasks[name]
+        near = near_matches(name, self._tasks, count=1) if isinstance(name, str) else []
+        known = f"Known: {', '.join(map(repr, self._tasks))}."
+        hint = f"Did you mean {near[0]!r}?" if near else known
+        raise InvalidInput(f"task = {shown(name)} is not known.", hint=hint)
