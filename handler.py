@@ -44,13 +44,14 @@ from worker.runpod.fitness import Fitness
 from worker.service import result, schema
 from worker.service.counters import Counters
 from worker.service.progress import JobProgress, ProgressReport
-from worker.service.startup import read_ahead, run_in_background
+from worker.service.startup import boot, read_ahead
 from worker.service.tasks import Job, Task, Tasks
-from worker.service.waiting import Turns, is_done_in_time
+from worker.service.waiting import Turns, in_thread
 from worker.stopwatch import Stopwatch
 from worker.webui import payload
 from worker.webui.client import Txt2ImgAnswer, WebUI
 from worker.webui.engine import Engine
+from worker.webui.payload import Payload
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import MemoryGrowth
 from worker.webui.supervisor import Supervisor
@@ -63,7 +64,6 @@ logger = logging.getLogger("worker.handler")
 _REPORTED = {"prepare": "resolve", "generate": "load", "deliver": "upload"}
 
 PostProgress = Callable[[dict[str, Any], ProgressReport], Awaitable[object]]
-Prepared = tuple[Models, bool]  # the models of a job; whether some are new to the engine
 
 
 class Handler:
@@ -148,70 +148,57 @@ class Handler:
                         composed, job.stopwatch, job.progress.report
                     )
             with job.stopwatch.phase("deliver"):
-                undelivered = result.Undelivered.model_construct(
-                    images=generated.images,
-                    parameters=generated.parameters,
-                    info=generated.info,
-                    models=await self._models_used(generated, models),
-                    cache_info=await asyncio.to_thread(self._cache_info),
-                    timings=job.stopwatch.timings(),
-                    warnings=list(composed.warnings),
-                    template=wanted.template,
-                    startup=self._startup_once(),
-                )
+                described = await self._describe(job, wanted, composed, generated, models)
                 delivered = await asyncio.to_thread(
-                    self._delivery.deliver, generated, plain(undelivered), wanted.output, job.id
+                    self._delivery.deliver, generated, plain(described), wanted.output, job.id
                 )
         finally:
             self._models.release(models)
-        return result.Txt2ImgResult.model_construct(
-            **(delivered | {"timings": job.stopwatch.timings()})
-        )
+        delivered["timings"] = job.stopwatch.timings()
+        return result.Txt2ImgResult.model_construct(**delivered)
 
     async def _prepare(self, job: Job, wanted: Txt2ImgRequest) -> Models:
-        """Find or fetch the models; the downloads stop if the job ends before."""
-        stop = threading.Event()
-        preparing = asyncio.ensure_future(
-            asyncio.to_thread(self._models.prepare_models_for_request, wanted, stop)
-        )
-
-        def release(done: asyncio.Future[Prepared]) -> None:
-            if not done.cancelled() and done.exception() is None:
-                self._models.release(self._announced(done.result()))
-
-        def give_up() -> None:
-            stop.set()
-            preparing.add_done_callback(release)  # they may be ready all the same
-
-        if not await is_done_in_time(preparing, job.stopwatch, give_up):
-            hint = "What has arrived is kept: send the job again, or raise `timeout`."
-            raise job.stopwatch.expired("the models were not there", hint=hint)
+        prepare = functools.partial(self._find_or_fetch, wanted)
         try:
-            return self._announced(preparing.result())
+            models = await in_thread(prepare, job.stopwatch, undo=self._models.release)
         except WorkerError as error:
             error.hint = f"{error.hint}{hint_about_default(wanted, job.input, error)}".lstrip()
             raise
-
-    def _announced(self, prepared: Prepared) -> Models:
-        """The prepared models; if some are new, the engine will list its folders again."""
-        models, new = prepared
-        if new:
-            self._engine.models_changed()
+        if models is None:
+            hint = "What has arrived is kept: send the job again, or raise `timeout`."
+            raise job.stopwatch.expired("the models were not there", hint=hint)
         return models
 
-    async def _models_used(
-        self, generated: Txt2ImgAnswer, models: Models
-    ) -> list[result.UsedModel]:
-        """The models that the engine really used; it knows the sha256 of its own checkpoint."""
-        used = await asyncio.to_thread(result.models_used, generated.facts, models)
-        checkpoint = used[0]
-        if not checkpoint.sha256:
-            sha256 = await self._engine.checkpoint_sha256(checkpoint.name or "")
-            used[0] = checkpoint.model_copy(update={"sha256": sha256})
-        return used
+    def _find_or_fetch(self, wanted: Txt2ImgRequest, stop: threading.Event) -> Models:
+        models, new = self._models.prepare_models_for_request(wanted, stop)
+        if new:
+            self._engine.models_changed()  # it lists its folders again before the next picture
+        return models
 
-    def _cache_info(self) -> result.CacheInfo:
-        return result.cache_info(self._models.get_cache_stats())
+    async def _describe(
+        self,
+        job: Job,
+        wanted: Txt2ImgRequest,
+        composed: Payload,
+        generated: Txt2ImgAnswer,
+        models: Models,
+    ) -> result.Undelivered:
+        """The result before its delivery."""
+        used = await asyncio.to_thread(result.models_used, generated.facts, models)
+        if not used[0].sha256:  # the engine knows it
+            sha256 = await self._engine.checkpoint_sha256(used[0].name or "")
+            used[0] = used[0].model_copy(update={"sha256": sha256})
+        return result.Undelivered.model_construct(
+            images=generated.images,
+            parameters=generated.parameters,
+            info=generated.info,
+            models=used,
+            cache_info=result.cache_info(await asyncio.to_thread(self._models.get_cache_stats)),
+            timings=job.stopwatch.timings(),
+            warnings=list(composed.warnings),
+            template=wanted.template,
+            startup=self._startup_once(),
+        )
 
     def _startup_once(self) -> dict[str, float] | None:
         """For the first result: why the caller waited so long."""
@@ -258,13 +245,11 @@ class Handler:
         """
         if self._templates.get_default_template() is None:
             return
-        wanted = self._templates.get_template().request()
         try:
-            prepared = self._models.prepare_models_for_request(wanted, stop)
+            models = self._find_or_fetch(self._templates.get_template().request(), stop)
         except WorkerError as error:
-            logger.warning("the default template's models could not be prepared: %s", error)
+            logger.warning("the default template's models are not there: %s", error)
             return
-        models = self._announced(prepared)
         self._models.release(models)
         if models.loaded:
             read_ahead(models.loaded.path, booted)
@@ -321,30 +306,9 @@ def build(settings: Settings) -> tuple[Handler, Engine]:
     return Handler(settings, engine, ModelManager(settings), templates), engine
 
 
-def boot(settings: Settings, handler: Handler, engine: Engine) -> None:
-    """Wait until jobs can run. What does not need the engine is done while it boots.
-
-    Raises:
-        WorkerError: the engine cannot make pictures.
-    """
-    stopwatch = Stopwatch(settings.ready_timeout)
-    stop, booted = threading.Event(), threading.Event()
-    import_sdk = functools.partial(importlib.import_module, "runpod")  # takes 1.4 s
-    importing = run_in_background(stopwatch, "sdk", import_sdk)
-    prepare = functools.partial(handler.prepare_default_template, stop, booted)
-    models = run_in_background(stopwatch, "models", prepare)
-    try:
-        with stopwatch.phase("engine"):
-            engine.boot(settings.ready_timeout)
-    except WorkerError:
-        stop.set()
-        raise
-    finally:
-        booted.set()
-    importing.join()
-    models.join(stopwatch.left())
-    handler.startup = stopwatch.timings()
-    logger.info("ready for jobs %s", handler.startup)
+def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
+    """Import the RunPod SDK, which takes 1.4 s."""
+    importlib.import_module("runpod")
 
 
 def main() -> int:
@@ -361,11 +325,13 @@ def main() -> int:
     log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
     # At its default level the SDK logs each job's whole input and result.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
+    background = {"sdk": import_sdk, "models": handler.prepare_default_template}
     try:
-        boot(settings, handler, engine)
+        handler.startup = boot(engine.boot, settings.ready_timeout, background)
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         return EXIT_ENGINE_NOT_READY
+    logger.info("ready for jobs %s", handler.startup)
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
     handler.post_progress = runpod_sdk.post_progress
     has_gpu = settings.runpod_gpu_count not in {"", "0"}

@@ -35,6 +35,9 @@ class FailingModels:
     def prepare_models_for_request(self, _request, _stop):
         raise self.error
 
+    def release(self, _models):
+        raise AssertionError("there are no models")
+
 
 class SlowModels:
     """A model manager whose models are ready only when `go_on` is set."""
@@ -165,7 +168,7 @@ def test_every_task_refuses_a_field_that_it_does_not_have(run, task):
     answer = run(input={"task": task.name, "stepz": 5})
 
     assert answer["code"] == "INVALID_INPUT"
-    assert "stepz is not a known field" in answer["error"]
+    assert "stepz" in answer["error"]
 
 
 def test_the_schema_is_printed_without_runpod_and_without_an_engine():
@@ -251,7 +254,7 @@ def test_the_hint_about_the_default_template_is_for_models_that_the_job_does_not
 def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end):
     async def story():
         engine, models = Engine(None, None, None), SlowModels()
-        listed = asyncio.Event()
+        listed = threading.Event()
         engine.models_changed = listed.set
         built = handler.Handler(Settings.from_environ({}), engine, models, Templates(None))
         limit = {"timeout": 1} if end == "late" else {}
@@ -262,11 +265,11 @@ def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end
         (answer,) = await asyncio.gather(job, return_exceptions=True)
         assert not models.released.is_set()
         models.go_on.set()
-        await asyncio.wait_for(listed.wait(), 30)
-        return answer, models.released.is_set()
+        assert await asyncio.to_thread(models.released.wait, 30)
+        return answer, listed.is_set()
 
-    answer, released = asyncio.run(story())
-    assert released
+    answer, listed = asyncio.run(story())
+    assert listed
     if end == "late":
         assert answer["error"].startswith("JOB_TIMEOUT: the models were not there within 1 s (vali")
     else:

@@ -1,27 +1,45 @@
-"""What runs beside the engine's boot: timed, and only a favour."""
+"""What is done while the engine boots."""
 
 import threading
 from pathlib import Path
 
-from worker.service.startup import read_ahead, run_in_background
-from worker.stopwatch import Stopwatch
+import pytest
+
+from worker.errors import EngineNotReady
+from worker.service.startup import boot, read_ahead
 
 
-def test_what_runs_beside_is_timed_while_it_runs_and_afterwards():
-    stopwatch, go_on = Stopwatch(60), threading.Event()
-    thread = run_in_background(stopwatch, "models", go_on.wait)
-    while "models" not in stopwatch.timings():
-        pass
-    go_on.set()
-    thread.join()
+def test_background_work_is_timed_and_learns_when_the_engine_has_booted():
+    begun, states = threading.Event(), []
 
-    timings = stopwatch.timings()
-    assert set(timings) == {"models", "total"}
-    assert timings["total"] >= timings["models"] >= 0
+    def models(stop, booted):
+        begun.set()
+        states.append(booted.wait(30))
+        states.append(stop.is_set())
+
+    timings = boot(lambda _timeout: begun.wait(30), 60, {"models": models})
+
+    assert set(timings) == {"engine", "models", "total"}
+    assert states == [True, False]
 
 
-def test_reading_ahead_ends_with_the_file_or_when_it_is_told_to(tmp_path):
-    """Both would go on for ever."""
+def test_background_work_is_stopped_when_the_engine_does_not_boot():
+    stopped = threading.Event()
+
+    def boot_engine(timeout):
+        raise EngineNotReady(f"no picture within {timeout:g} s.")
+
+    def models(stop, _booted):
+        if stop.wait(30):
+            stopped.set()
+
+    with pytest.raises(EngineNotReady, match="within 60 s"):
+        boot(boot_engine, 60, {"models": models})
+    assert stopped.wait(30)
+
+
+def test_reading_ahead_ends_with_the_file_or_when_it_is_stopped(tmp_path):
+    """A test that hangs shows the fault: /dev/zero has no end."""
     (tmp_path / "file").write_bytes(bytes(1000))
     read_ahead(tmp_path / "file", threading.Event())
     read_ahead(tmp_path / "missing", threading.Event())

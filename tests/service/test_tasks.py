@@ -59,7 +59,7 @@ def test_a_job_gets_the_task_that_it_names_or_the_first_one(job_input, numbers):
         ({"task": ["rest"]}, "task = ['rest'] is not known."),
         ({"number": 0}, "number = 0: must be greater than or equal to 1."),
         ({"numbre": 1}, "numbre is not a known field, did you mean `number`?"),
-        ({"task": "rest", "number": 1}, "number is not a known field: this task takes no further"),
+        ({"task": "rest", "number": 1}, "the task takes no further fields, but got 'number'."),
         ("rest", "the job's input is 'rest', not an object."),
     ],
     ids=str,

@@ -360,10 +360,10 @@ def _unknown_key(where: str, loc: tuple[int | str, ...], model: type[Strict]) ->
     model = next(inside, model)
     near = FOREIGN_NAMES.get(key) if model is Txt2ImgRequest else None
     candidates = [near] if near else near_matches(key, model.model_fields, count=1)
-    cure = f", did you mean `{candidates[0]}`?" if candidates else ""
     if model.model_fields.keys() == {"task"}:
-        cure = ": this task takes no further fields"
-    return f"{where[:80]} is not a known field{cure}"
+        return f"the task takes no further fields, but got {where[:80]!r}"
+    did_you_mean = f", did you mean `{candidates[0]}`?" if candidates else ""
+    return f"{where[:80]} is not a known field{did_you_mean}"
 
 
 def shown(value: object) -> str:

@@ -1,34 +1,58 @@
-"""The start of a worker: what can run beside the engine's boot does."""
+"""The start of a worker: other work is done while the engine boots."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from worker.errors import WorkerError
 from worker.stopwatch import Stopwatch
 
 _CHUNK = 1 << 24  # bytes
 
+# Gets two events: the first is set when it should stop, the second when the engine has booted.
+Background = Callable[[threading.Event, threading.Event], object]
 
-def run_in_background(
-    stopwatch: Stopwatch, name: str, work: Callable[[], object]
-) -> threading.Thread:
-    """Do the work in a daemon thread, timed as a phase of that name."""
 
-    def run() -> None:
-        with stopwatch.phase(name):
-            work()
+def boot(
+    boot_engine: Callable[[float], None], timeout: float, background: Mapping[str, Background]
+) -> dict[str, float]:
+    """Boot the engine, and do the background work meanwhile; return the seconds of each part.
 
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    thread.start()
-    return thread
+    Raises:
+        WorkerError: the engine cannot make pictures.
+    """
+    stopwatch = Stopwatch(timeout)
+    stop, booted = threading.Event(), threading.Event()
+
+    def start(name: str, work: Background) -> threading.Thread:
+        def run() -> None:
+            with stopwatch.phase(name):
+                work(stop, booted)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    threads = [start(name, work) for name, work in background.items()]
+    try:
+        with stopwatch.phase("engine"):
+            boot_engine(timeout)
+    except WorkerError:
+        stop.set()
+        raise
+    finally:
+        booted.set()
+    for thread in threads:
+        thread.join(stopwatch.left())
+    return stopwatch.timings()
 
 
 def read_ahead(file: Path, stop: threading.Event) -> None:
-    """Bring a file into the page cache; whoever loads it then waits for no disk.
+    """Read a file into the page cache, so that its loader does not wait for the disk.
 
-    It is only a favour: a file that cannot be read is the loader's to report.
+    Errors are ignored: the loader meets and reports them.
     """
     buffer = bytearray(_CHUNK)
     try:

@@ -1,31 +1,38 @@
-"""Waiting no longer than a job may take: for work of another thread, and for the engine."""
+"""Waiting no longer than a job may take: for work in a thread, and for the engine."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.stopwatch import Stopwatch
 
+T = TypeVar("T")
 
-async def is_done_in_time(
-    future: asyncio.Future[Any], stopwatch: Stopwatch, give_up: Callable[[], None]
-) -> bool:
-    """Wait for the future; whether it is done before the job's deadline.
 
-    `give_up` is called when it is not, and when the job is cancelled meanwhile.
+async def in_thread(
+    work: Callable[[threading.Event], T], stopwatch: Stopwatch, undo: Callable[[T], None]
+) -> T | None:
+    """What the work in a thread returns, or None at the job's deadline.
+
+    At the deadline, and when the job is cancelled, the event that `work` got is set; what it
+    returns after that goes to `undo`.
     """
-    try:
-        await asyncio.wait({future}, timeout=stopwatch.left())
-    except asyncio.CancelledError:
-        give_up()
-        raise
-    if not future.done():
-        give_up()
-        return False
-    return True
+    stop = threading.Event()
+    working = asyncio.ensure_future(asyncio.to_thread(work, stop))
+
+    def undo_late(done: asyncio.Future[T]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            undo(done.result())
+
+    def give_up() -> None:
+        stop.set()
+        working.add_done_callback(undo_late)
+
+    return working.result() if await _is_done_in_time(working, stopwatch, give_up) else None
 
 
 class Turns:
@@ -48,9 +55,26 @@ class Turns:
                 if not turn.cancel():  # it was this job's turn in the same moment
                     self._engine.release()
 
-            if not await is_done_in_time(turn, stopwatch, give_up):
+            if not await _is_done_in_time(turn, stopwatch, give_up):
                 raise stopwatch.expired("the engine was busy with other jobs; no picture")
         try:
             yield
         finally:
             self._engine.release()
+
+
+async def _is_done_in_time(
+    future: asyncio.Future[Any], stopwatch: Stopwatch, give_up: Callable[[], None]
+) -> bool:
+    """Wait until the future is done or the deadline has passed.
+
+    `give_up` is called at the deadline, and when the job is cancelled.
+    """
+    try:
+        await asyncio.wait({future}, timeout=stopwatch.left())
+    except asyncio.CancelledError:
+        give_up()
+        raise
+    if not future.done():
+        give_up()
+    return future.done()
