@@ -280,7 +280,7 @@ TASKS: Tasks[Handler] = Tasks(
 
 
 def build_delivery(settings: Settings) -> Delivery:
-    """The delivery that the settings describe."""
+    """Put the delivery together: into the result, the operator's folder, or the bucket."""
     address, key_id = settings.bucket, settings.bucket_access_key_id
     secret = settings.bucket_secret_access_key
     bucket = None
@@ -291,7 +291,7 @@ def build_delivery(settings: Settings) -> Delivery:
 
 
 def build(settings: Settings) -> tuple[Handler, Engine]:
-    """The worker's parts, connected; nothing is started yet.
+    """Put the worker together; nothing is started yet.
 
     Raises:
         ConfigError: templates.json cannot be used.
@@ -313,9 +313,6 @@ def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
 
 def main() -> int:
     """Boot, then give the process to the RunPod SDK; returns the exit status."""
-    if "--schema" in sys.argv[1:]:
-        sys.stdout.write(json.dumps(schema.document(TASKS), indent=2) + "\n")
-        return 0
     try:
         settings = Settings.from_environ(os.environ)
         handler, engine = build(settings)
@@ -340,5 +337,11 @@ def main() -> int:
     return 0
 
 
+def print_schema() -> int:
+    """Print the JSON Schema of every task; returns the exit status."""
+    sys.stdout.write(json.dumps(schema.document(TASKS), indent=2) + "\n")
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_schema() if "--schema" in sys.argv[1:] else main())
