@@ -1,8 +1,8 @@
-"""Every failure that the worker can name, and what to do about it.
+"""Every error of the worker: its code, what happened, and a hint what to do.
 
     WorkerError
-    ├── ConfigError             the operator's fault, found at start-up
-    ├── JobError                the caller's fault: never retried, never retires the worker
+    ├── ConfigError             a wrong setting, found at the start
+    ├── JobError                the job is wrong: never retried, never retires the worker
     │   ├── InvalidInput
     │   ├── TemplateNotFound
     │   ├── ModelNotFound
@@ -17,7 +17,7 @@
     │   ├── EngineRefused
     │   ├── OutOfMemory
     │   └── ResultTooLarge
-    ├── FetchError              a model could not be brought; neither caller nor engine is at fault
+    ├── FetchError              a model could not be fetched or stored
     │   ├── ModelLoginRequired
     │   ├── ModelRegionBlocked
     │   ├── ModelRateLimited
@@ -26,7 +26,7 @@
     │   ├── StoreFull
     │   ├── StoreNotWritable
     │   └── FetchStopped
-    ├── EngineError             the engine's fault: `worker.webui.recovery` says what is tried
+    ├── EngineError             the engine failed: `worker.webui.recovery` decides what is tried
     │   ├── RouteMissing
     │   ├── ConnectionLost
     │   ├── EnginePoisoned
@@ -35,7 +35,7 @@
     │   ├── ModelNotListed
     │   ├── EngineFault
     │   └── EngineNotReady
-    ├── ProofError              the engine said 200, but not with what was asked for
+    ├── ProofError              the engine answered 200, but not with what the job asked for
     │   ├── WrongCheckpoint
     │   ├── LoraNotApplied
     │   ├── WrongVae
@@ -45,7 +45,8 @@
     ├── ResultRefused
     └── InternalError
 
-The text that a caller reads is `<code>: <message> <hint>`. Codes are stable; messages are not.
+The caller reads `<code>: <message> <hint>`. Codes never change; messages may. docs/errors.md is
+generated: from each class's docstring (when) and default hint (what to do).
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ from typing import ClassVar
 
 
 class WorkerError(Exception):
-    """Base of all: a stable `code`, what happened with which value, and a hint what to do.
+    """Base class: a stable code, a message with the value that caused it, and a hint.
 
     Attributes:
-        code: stable word for programs; the page docs/errors.md has one entry for each.
-        hint: the cure, unless the place that raised it knew a better one.
-        details: further facts for programs, JSON values; they go into the job's answer.
+        code: stable word for programs.
+        hint: what to do; the class's own, unless the place that raised the error gave another.
+        details: further facts for programs as JSON values; keys of the job's answer.
     """
 
     code: ClassVar[str]
@@ -77,294 +78,292 @@ class WorkerError(Exception):
 
 
 class ConfigError(WorkerError):
-    """A setting is wrong; nothing was started."""
+    """A setting is wrong, so the worker did not start."""
 
     code = "BAD_CONFIGURATION"
-    default_hint = "Correct the environment variable; docs/configuration.md lists them all."
+    default_hint = "Correct the environment variable; docs/configuration.md lists all of them."
 
 
 class JobError(WorkerError):
-    """The caller's fault: the same job would fail again, the next job is not affected."""
+    """The job is wrong: it would fail again. Other jobs are not affected."""
 
 
 class InvalidInput(JobError):
-    """The job's input is not what the schema asks for; nothing was sent to the engine."""
+    """The job's input does not match the schema; nothing was sent to the engine."""
 
     code = "INVALID_INPUT"
 
 
 class TemplateNotFound(JobError):
-    """The job names a template that templates.json does not have."""
+    """The job names a template that is not in templates.json."""
 
     code = "TEMPLATE_NOT_FOUND"
 
 
 class ModelNotFound(JobError):
-    """A model that the job names is neither in the model store nor at the host it names."""
+    """A model that the job names is neither in the model store nor at the model host."""
 
     code = "MODEL_NOT_FOUND"
-    default_hint = "Put the file into the model store, or name one that is there."
+    default_hint = "Put the file into the model store, or name a model that is in it."
 
 
 class ModelFileInvalid(JobError):
-    """A model file is damaged or not a safetensors file; the engine never saw it."""
+    """A model file is damaged, or it is not a safetensors file; the engine did not load it."""
 
     code = "MODEL_FILE_INVALID"
-    default_hint = "Replace the file: it is cut off, is a web page, or is not safetensors at all."
+    default_hint = "Replace the file: it may be truncated, or an HTML page instead of a model."
 
 
 class ModelNotSupported(JobError):
-    """The file is whole, but it is nothing that A1111 v1.9.3 can use in this place."""
+    """The file is intact, but A1111 v1.9.3 cannot use it as this kind of model."""
 
     code = "MODEL_NOT_SUPPORTED"
-    default_hint = "Name a Stable Diffusion 1, 2 or XL model."
+    default_hint = "Use a model for Stable Diffusion 1, 2 or XL."
 
 
 class ModelMismatch(JobError):
-    """The LoRA was trained for another family of models than the checkpoint's."""
+    """The LoRA and the checkpoint belong to different model families."""
 
     code = "MODEL_MISMATCH"
-    default_hint = "Use a LoRA and a checkpoint of one family: SD1, SD2 or SDXL."
+    default_hint = "Use a LoRA and a checkpoint of the same family: SD1, SD2 or SDXL."
 
 
 class ModelUnsafe(JobError):
-    """The host's scanners call the file dangerous, or it is a pickle, which can run any code."""
+    """The host reports the file as dangerous, or it is a pickle: loading one can run any code."""
 
     code = "MODEL_UNSAFE"
     default_hint = "Use the model's .safetensors file."
 
 
 class ModelUrlRefused(JobError):
-    """A URL leads where the worker does not go: not https, not public, too far, too large."""
+    """The URL is not allowed: not https, not public, too many redirects, or too large."""
 
     code = "MODEL_URL_REFUSED"
-    default_hint = "Give an https URL of a public host; TRUSTED_HOSTS exempts the operator's own."
+    default_hint = "Use an https URL of a public host, or add the host to TRUSTED_HOSTS."
 
 
 class ModelForbidden(JobError):
-    """The host knows the key, but does not give this file to it."""
+    """The host accepts the worker's API key, but the key has no access to this file."""
 
     code = "MODEL_FORBIDDEN"
-    default_hint = "Ask its creator for access, or use another model."
+    default_hint = "Ask the model's creator for access, or use another model."
 
 
 class ModelEarlyAccess(JobError):
-    """The model version is sold as early access, and the key's owner has not bought it."""
+    """The model version is sold as early access, and the API key's account has not bought it."""
 
     code = "MODEL_EARLY_ACCESS"
-    default_hint = "Buy access on CivitAI with the key's account, or name an older version."
+    default_hint = "Buy access on CivitAI with the API key's account, or use an older version."
 
 
 class ModelArchived(JobError):
-    """The model was archived by its creator: its files cannot be downloaded any more."""
+    """The model's creator archived it, so its files can no longer be downloaded."""
 
     code = "MODEL_ARCHIVED"
     default_hint = "Use another version or another model."
 
 
 class EngineRefused(JobError):
-    """The engine checked the request and said no (4xx with its own text)."""
+    """The engine refused the request (4xx with its own text)."""
 
     code = "REQUEST_REFUSED"
-    default_hint = "Change the field that the engine names."
+    default_hint = "Change the field that the engine's text names."
 
 
 class OutOfMemory(JobError):
-    """The picture does not fit into the GPU's memory."""
+    """The GPU has too little memory for this job."""
 
     code = "OUT_OF_MEMORY"
 
 
 class ResultTooLarge(JobError):
-    """The pictures are there, but the result is larger than the platform takes."""
+    """The pictures were made, but the result is larger than RunPod accepts."""
 
     code = "RESULT_TOO_LARGE"
 
 
 class FetchError(WorkerError):
-    """A model could not be brought. The same job may succeed later or on another worker."""
+    """A model could not be fetched. The same job may succeed later or on another worker."""
 
 
 class ModelLoginRequired(FetchError):
-    """The host gives this file only to a known key; the worker has none, or it is not accepted."""
+    """The host requires an API key for this file; the worker has none, or an invalid one."""
 
     code = "MODEL_LOGIN_REQUIRED"
-    default_hint = "Set CIVITAI_API_KEY or HF_TOKEN on the endpoint to a valid key."
+    default_hint = "Set CIVITAI_API_KEY or HF_TOKEN to a valid key on the endpoint."
 
 
 class ModelRegionBlocked(FetchError):
-    """The host does not serve the region in which this worker runs (451)."""
+    """The host does not serve the region where this worker runs (451)."""
 
     code = "MODEL_REGION_BLOCKED"
     default_hint = "Run the endpoint in another region, or put the file into the model store."
 
 
 class ModelRateLimited(FetchError):
-    """The host limits how much this key or address may ask for (429)."""
+    """The host limits the requests of this API key or IP address (429)."""
 
     code = "MODEL_RATE_LIMITED"
-    default_hint = "Wait some minutes; a shared network volume makes workers download only once."
+    default_hint = "Wait some minutes. With a network volume, workers share their downloads."
 
 
 class ModelHashMismatch(FetchError):
-    """The bytes that arrived are not those that the hash promises; they were thrown away."""
+    """The downloaded file does not have the expected hash; it was deleted."""
 
     code = "MODEL_HASH_MISMATCH"
-    default_hint = "Check the hash; `sha256` in the job overrides the host's."
+    default_hint = "Check the hash. `sha256` in the job replaces the one that the host reports."
 
 
 class ModelHostFailed(FetchError):
-    """The host failed or broke off again and again; what has arrived is kept for the next try."""
+    """The host failed or broke the download off repeatedly; the downloaded part is kept."""
 
     code = "MODEL_HOST_FAILED"
-    default_hint = "Send the job again: the download goes on where it stopped."
+    default_hint = "Send the job again: the download continues where it stopped."
 
 
 class StoreFull(FetchError):
-    """The model does not fit into the budget or onto the disk, whatever may be evicted."""
+    """The model does not fit into the store's budget or onto the disk, even after eviction."""
 
     code = "STORE_FULL"
-    default_hint = "Raise MODELS_BUDGET_GB, or use a larger volume."
+    default_hint = "Raise MODELS_BUDGET_GB, or use a larger disk or volume."
 
 
 class StoreNotWritable(FetchError):
-    """The model store cannot be written: read-only, or owned by another user."""
+    """The model store cannot be written: it is read-only, or another user owns it."""
 
     code = "STORE_NOT_WRITABLE"
     default_hint = "Make MODELS_DIR writable for the worker's user."
 
 
 class FetchStopped(FetchError):
-    """A download was stopped, because its job was cancelled or its deadline has passed."""
+    """A download was stopped, because its job was cancelled or reached its deadline."""
 
     code = "FETCH_STOPPED"
-    default_hint = "What has arrived is kept: the next job that names the model goes on there."
+    default_hint = "The downloaded part is kept; the next job with this model continues from it."
 
 
 class EngineError(WorkerError):
-    """The engine failed. `worker.webui.recovery` decides what is tried before the job fails."""
+    """The engine failed; `worker.webui.recovery` decides what is tried before the job fails."""
 
 
 class RouteMissing(EngineError):
-    """404 `{"detail": "Not Found"}`: still mounting, restarted, or not an A1111 at all."""
+    """The API route is missing (404): the engine is starting, or it is not an A1111 with --api."""
 
     code = "ENGINE_ROUTE_MISSING"
-    default_hint = (
-        "Another program may be listening at WEBUI_URL, or the WebUI was started without --api."
-    )
+    default_hint = "Check that WEBUI_URL is the address of an A1111 that was started with --api."
 
 
 class ConnectionLost(EngineError):
     """The engine closed or refused the connection."""
 
     code = "ENGINE_CONNECTION_LOST"
-    default_hint = "Send the job again; if it happens again, the engine's log says why it died."
+    default_hint = "Send the job again. If it fails again, look for the reason in the engine's log."
 
 
 class EnginePoisoned(EngineError):
-    """The engine answers, but its CUDA context or its model is broken until it is restarted."""
+    """The engine answers, but its CUDA context or its model is unusable until a restart."""
 
     code = "ENGINE_POISONED"
-    default_hint = "Send the job again: start.sh restarts an engine that it has started."
+    default_hint = "Send the job again. start.sh restarts the engine if it started it."
 
 
 class CacheDamaged(EngineError):
     """The WebUI's cache database is damaged."""
 
     code = "ENGINE_CACHE_DAMAGED"
-    default_hint = "The engine's cache folder was removed and built anew; send the job again."
+    default_hint = "Send the job again: the engine's cache folder was deleted and recreated."
 
 
 class NoCheckpoint(EngineError):
-    """The engine has no checkpoint at all."""
+    """The engine has no checkpoint."""
 
     code = "NO_CHECKPOINT"
     default_hint = "Put a checkpoint into the model store, or name one in the job."
 
 
 class ModelNotListed(EngineError):
-    """The engine has read its folders again and still does not list a model that lies there."""
+    """The engine does not list a model although its file is in the engine's folder."""
 
     code = "MODEL_NOT_LISTED"
-    default_hint = "Check that this engine can use such a file; its log may say why it skipped it."
+    default_hint = "Check that the engine supports the file; its log may name the reason."
 
 
 class EngineFault(EngineError):
-    """The engine failed with an error of its own (500), or answered something unusable."""
+    """The engine reported an internal error (500), or its answer cannot be used."""
 
     code = "ENGINE_ERROR"
-    default_hint = "The text is the engine's own."
+    default_hint = "The engine's log may name the cause."
 
 
 class EngineNotReady(EngineError):
-    """The engine's process ended for good, or made no first picture in time."""
+    """The engine's process ended and is not restarted, or it made no first picture in time."""
 
     code = "ENGINE_NOT_READY"
 
 
 class ProofError(WorkerError):
-    """The engine answered 200, but its own account of the picture differs from the job."""
+    """The engine answered 200, but what it reports about the picture differs from the job."""
 
 
 class WrongCheckpoint(ProofError):
-    """The picture was made with another checkpoint than the job asked for."""
+    """The engine used another checkpoint than the job names."""
 
     code = "WRONG_CHECKPOINT"
-    default_hint = "The picture was discarded. Check that the file is a checkpoint A1111 can load."
+    default_hint = "The picture was discarded. Check that A1111 can load this checkpoint."
 
 
 class LoraNotApplied(ProofError):
-    """The picture was made without a LoRA that the job asked for."""
+    """The engine did not use a LoRA that the job names."""
 
     code = "LORA_NOT_APPLIED"
     default_hint = "The picture was discarded. Check that the file is a LoRA."
 
 
 class WrongVae(ProofError):
-    """The picture was decoded with another VAE than the job asked for."""
+    """The engine used another VAE than the job names."""
 
     code = "WRONG_VAE"
     default_hint = "The picture was discarded. Check that the file is a VAE."
 
 
 class IncompleteAnswer(ProofError):
-    """The engine returned fewer pictures than were asked for, or none."""
+    """The engine returned fewer pictures than the job asked for, or none."""
 
     code = "INCOMPLETE_ANSWER"
-    default_hint = "Something interrupted the engine; send the job again."
+    default_hint = "Send the job again: the engine was probably interrupted."
 
 
 class DeliveryFailed(WorkerError):
-    """The pictures are there, but neither the bucket nor the job's URLs took them."""
+    """The pictures were made, but uploading or converting them failed."""
 
     code = "DELIVERY_FAILED"
-    default_hint = "Check the bucket's settings, or sign the URLs anew; then send the job again."
+    default_hint = "Check the bucket's settings or create new signed URLs, then send the job again."
 
 
 class JobTimeout(WorkerError):
-    """The job's own deadline passed; the engine was told to stop and the picture discarded."""
+    """The job reached its deadline; the engine was interrupted, the picture discarded."""
 
     code = "JOB_TIMEOUT"
-    default_hint = "Ask for less (steps, size, images), or raise `timeout` up to JOB_TIMEOUT."
+    default_hint = "Reduce steps, size or number of images, or raise `timeout` up to JOB_TIMEOUT."
 
 
 class ResultRefused(WorkerError):
-    """RunPod did not take the finished result; this error was posted in its place."""
+    """RunPod refused the finished result; this error was posted instead."""
 
     code = "RESULT_REFUSED"
     default_hint = (
-        "Ask for fewer or smaller pictures: RunPod takes 10 MB from /run, 20 MB from /runsync."
+        "Ask for fewer or smaller pictures: RunPod accepts 10 MB for /run, 20 MB for /runsync."
     )
 
 
 class InternalError(WorkerError):
-    """A fault of the worker itself; the id finds the traceback in its log."""
+    """The worker has a bug; its log has the traceback under this id."""
 
     code = "INTERNAL_ERROR"
-    default_hint = "This is a fault of the worker: report it with the id."
+    default_hint = "This is a bug in the worker: report it with the id and the log."
 
     @classmethod
     def with_id(cls) -> InternalError:
-        """A new one; its id is in `details`."""
+        """Make one with a new id, which is in `details`, too."""
         incident = uuid.uuid4().hex[:12]
         return cls(f"the worker failed, id {incident}.", id=incident)
