@@ -1,5 +1,5 @@
-"""What the front doors are built from: rooms named after what happens to a job.
+"""The parts of the worker, in packages named after what happens to a job.
 
-Adapters do IO, take plain values and raise `worker.errors`; the rest is pure. Nothing in here
-imports a front door (`handler`, `model_manager`) or the RunPod SDK.
+Adapters do the IO, take plain values and raise `worker.errors`; the rest is pure. Nothing here
+imports `handler`, `model_manager` or the RunPod SDK.
 """

@@ -1,4 +1,4 @@
-"""Log lines: one per event, with the job's id and phase, without secrets."""
+"""The log: one line per event, with the job's id and phase, and with secrets hidden."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ phase: ContextVar[str] = ContextVar("phase", default="-")  # of that job
 
 
 class _Redacting(logging.Filter):
-    """Adds the job's id and phase; hides secrets, whoever formatted them in."""
+    """Adds the job's id and phase, and hides secrets in the finished text of a line."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
-        # Longest first: one secret may contain another. A very short one would blacken every line.
+        # Longest first: one secret may contain another. A very short one stands in every line.
         long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
         self._secrets = sorted(long_enough, key=len, reverse=True)
 
@@ -45,17 +45,23 @@ class _Text(logging.Formatter):
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        seen = {"requestId": record.__dict__["job"], "phase": record.__dict__["phase"]}
-        return json.dumps({**seen, "level": record.levelname, "message": record.getMessage()})
+        place = {"requestId": record.__dict__["job"], "phase": record.__dict__["phase"]}
+        return json.dumps({**place, "level": record.levelname, "message": record.getMessage()})
 
 
 def configure(level: str, form: str, secrets: Iterable[str]) -> None:
-    """Send the lines of `worker` and its children to standard error; a second call replaces."""
+    """Write the log of `worker` and its children to standard error, instead of an earlier call's.
+
+    Args:
+        level: name of the lowest level that is written.
+        form: "json" or "text".
+        secrets: texts to hide.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_Redacting(secrets))
     logger = logging.getLogger("worker")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
-    # `import runpod` gives the root logger a handler of its own: each line would appear twice.
+    # `import runpod` adds a handler to the root logger: each line would be written twice.
     logger.propagate = False

@@ -1,4 +1,4 @@
-"""Finds the known name that a misspelt one probably means."""
+"""Suggests known names for a misspelt one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def near_matches(value: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Up to `count` known names that look like the value, in any case; the nearest first."""
+    """Up to `count` known names similar to the value, ignoring case; the most similar first."""
     by_folded = {name.casefold(): name for name in sorted(known)}
     hits = difflib.get_close_matches(value.casefold(), by_folded, count, cutoff=0.5)
     return [by_folded[hit] for hit in hits]

@@ -1,4 +1,4 @@
-"""The time of one job, or of the start: seconds per phase, and what is left until the deadline."""
+"""Times a job or the start: the seconds of each phase, and those left until the deadline."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ class Stopwatch:
     """Starts when it is made.
 
     Args:
-        timeout: seconds that all of it may take.
-        entered: hears the name of each phase that begins.
+        timeout: seconds until the deadline.
+        entered: called with the name of each phase that begins.
+        clock: returns seconds; tests pass their own.
     """
 
     def __init__(
@@ -28,11 +29,11 @@ class Stopwatch:
         self._started = clock()
         self._timeout = timeout
         self._phases: dict[str, float] = {}
-        self._running: dict[str, float] = {}  # phases by when they began
+        self._running: dict[str, float] = {}  # when each unfinished phase began
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time the body, also when it fails."""
+        """Time the body, even if it fails."""
         self._running[name] = self._clock()
         self._entered(name)
         try:
@@ -41,12 +42,12 @@ class Stopwatch:
             self._phases[name] = round(self._clock() - self._running.pop(name), 3)
 
     def limit(self, timeout: float) -> None:
-        """Bring the deadline forward; it can only become earlier."""
+        """Set an earlier deadline; a later one is ignored."""
         self._timeout = min(self._timeout, timeout)
 
     @property
     def timeout(self) -> float:
-        """Seconds that the job may take in all."""
+        """Seconds from the start to the deadline."""
         return self._timeout
 
     def left(self) -> float:
@@ -54,14 +55,14 @@ class Stopwatch:
         return max(0.0, self._started + self._timeout - self._clock())
 
     def timings(self) -> dict[str, float]:
-        """Seconds of the phases, also of one that still runs, and in total."""
+        """Seconds of each phase, including unfinished ones, and their `total`."""
         now = self._clock()
-        # A copy: phases of the start end in other threads.
+        # A copy, because other threads end phases of the start.
         running = {name: round(now - began, 3) for name, began in self._running.copy().items()}
         return {**self._phases, **running, "total": round(now - self._started, 3)}
 
     def expired(self, what: str, hint: str | None = None) -> JobTimeout:
-        """The error for a deadline that has passed; it says which phase took how long."""
+        """The error for a passed deadline; its message has the seconds of each phase."""
         spent = {name: seconds for name, seconds in self.timings().items() if name != "total"}
         phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
         message = f"{what} within {self._timeout:g} s ({phases})."

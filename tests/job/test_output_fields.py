@@ -1,4 +1,4 @@
-"""What a job may say about its result, and what it is told when that makes no sense."""
+"""The field `output` of a job."""
 
 import pytest
 
@@ -10,8 +10,9 @@ SECRET = "5ecret-5ignature"
 URL = f"https://bucket.example/1.png?X-Amz-Signature={SECRET}"
 PUT = {"delivery": "put", "urls": [URL]}
 
+MAKES = "but n_iter x batch_size makes"
 REFUSED = [
-    # output, the rest of the job, what the message must say
+    # output, the rest of the job, part of the message
     ("webp", {}, "output = 'webp'"),
     (None, {}, "output = None"),
     ({"format": "gif"}, {}, "output.format = 'gif': must be 'png', 'jpeg' or 'webp'"),
@@ -25,14 +26,10 @@ REFUSED = [
     ({"delivery": "s3", "urls": [URL]}, {}, 'output: urls need delivery "put"'),
     (PUT | {"urls": URL}, {}, "output.urls"),
     (PUT | {"urls": [URL, 5]}, {}, "output.urls.1 = 5"),
-    (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "a URL stands twice"),
-    (
-        PUT,
-        {"script_name": "x/y/z plot"},
-        "'put' needs a URL a picture; script_name makes any number",
-    ),
-    (PUT, {"n_iter": 2}, "output.urls are 1, but n_iter x batch_size makes 2 pictures"),
-    (PUT | {"urls": [URL, URL + "2"]}, {}, "output.urls are 2, but n_iter x batch_size makes 1"),
+    (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "urls has one twice"),
+    (PUT, {"script_name": "x/y/z plot"}, "'put' needs a URL for each picture, but script_name"),
+    (PUT, {"n_iter": 2}, f"output.urls has 1, {MAKES} 2 pictures"),
+    (PUT | {"urls": [URL, URL + "2"]}, {}, f"output.urls has 2, {MAKES} 1 pictures"),
     (PUT, {"batch_size": 2}, "makes 2 pictures"),
     ({"may_convert": "yes"}, {}, "output.may_convert = 'yes'"),
     ({"formt": "png"}, {}, "output.formt is not a known field, did you mean `format`?"),
@@ -41,12 +38,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("output", "job", "said"), REFUSED, ids=str)
-def test_what_makes_no_sense_is_refused(output, job, said):
+@pytest.mark.parametrize(("output", "job", "message"), REFUSED, ids=str)
+def test_a_wrong_output_is_refused(output, job, message):
     with pytest.raises(InvalidInput) as raised:
         parse(job | {"output": output})
 
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert SECRET not in str(raised.value)
     assert SECRET not in str(raised.value.details)
 
@@ -62,17 +59,17 @@ def test_what_makes_no_sense_is_refused(output, job, said):
     ],
     ids=str,
 )
-def test_what_makes_sense_is_read(output, job):
+def test_a_good_output_is_read(output, job):
     assert parse(job | {"output": output}).output.model_dump(exclude_unset=True) == output
 
 
-def test_without_a_word_it_is_png_as_base64():
+def test_the_default_is_png_as_base64():
     output = parse({}).output
 
     assert (output.format, output.delivery, output.may_convert) == ("png", "base64", False)
 
 
-def test_a_template_may_say_it():
+def test_a_template_may_have_an_output():
     fox = {"name": "Fox", "checkpoint": "x", "defaults": {"output": {"format": "webp"}}}
     file = parse_templates(f'{{"templates": {{"fox": {fox!r}}}}}'.replace("'", '"'))
 

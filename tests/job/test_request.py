@@ -14,7 +14,7 @@ A1111_FIELDS = recorded("openapi")["components"]["schemas"]["StableDiffusionProc
 ]
 
 REFUSED = [
-    # input, what the message must say
+    # input, part of the message
     ({"steps": 0}, "steps = 0: must be greater than or equal to 1"),
     ({"steps": -1}, "steps = -1"),
     ({"steps": 151}, "steps = 151: must be less than or equal to 150"),
@@ -37,7 +37,7 @@ REFUSED = [
     ({"prompt": "a\x00b"}, "must not contain the character NUL"),
     ({"prompt": "x" * 40_000}, "at most 32768 characters"),
     ({"enable_hr": True}, "enable_hr needs denoising_strength"),
-    ({"refiner_checkpoint": "x"}, "need each other"),
+    ({"refiner_checkpoint": "x"}, "refiner_checkpoint needs refiner_switch_at"),
     ({"send_images": False}, "the images are the result"),
     ({"override_settings_restore_afterwards": False}, "must not reach the next job"),
     ({"infotext": "Steps: 0"}, "it would fill in fields unchecked"),
@@ -45,11 +45,17 @@ REFUSED = [
     ({"override_settings": {"CLIP_stop_at_last_layers": "two"}}, "CLIP_stop_at_last_layers"),
     ({"override_settings": {"outdir_samples": "/"}}, "outdir_samples is not a known field"),
     ({"clip_skip": 99}, "clip_skip = 99"),
-    ({"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}}, "are one thing"),
-    ({"checkpoint": "a", "override_settings": {"sd_model_checkpoint": "b"}}, "are one thing"),
+    (
+        {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}},
+        "are the same, give one",
+    ),
+    (
+        {"checkpoint": "a", "override_settings": {"sd_model_checkpoint": "b"}},
+        "are the same, give one",
+    ),
     ({"checkpoint": {}}, "the model is not named"),
     ({"checkpoint": 5.5}, "must be a reference, or an object"),
-    ({"loras": ["x"], "disable_extra_networks": True}, "would drop the loras"),
+    ({"loras": ["x"], "disable_extra_networks": True}, "would ignore the loras"),
     ({"loras": [{"name": "x", "scale": float("nan")}]}, "loras.0.scale = nan"),
     ({"alwayson_scripts": {"ADetailer": {"args": [float("nan")]}}}, "must be plain JSON"),
     ({"script_args": [b"x"]}, "script_args.0"),
@@ -66,12 +72,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("job_input", "said"), REFUSED, ids=lambda value: str(value)[:60])
-def test_bad_input_is_refused_with_place_value_and_cure(job_input, said):
+@pytest.mark.parametrize(("job_input", "message"), REFUSED, ids=lambda value: str(value)[:60])
+def test_bad_input_is_refused_with_field_value_and_remedy(job_input, message):
     with pytest.raises(InvalidInput) as raised:
         parse(job_input)
 
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
 ACCEPTED = [
@@ -83,8 +89,8 @@ ACCEPTED = [
     ({"loras": ["x"]}, {"loras": [{"name": "x"}]}),
     ({"loras": [{"name": "x", "weight": 0.5}]}, {"loras": [{"name": "x", "scale": 0.5}]}),
     (
-        {"enable_hr": True, "denoising_strength": 0.5},
-        {"enable_hr": True, "denoising_strength": 0.5},
+        {"denoising_strength": 0.5, "enable_hr": True},
+        {"denoising_strength": 0.5, "enable_hr": True},
     ),
 ]
 

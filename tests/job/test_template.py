@@ -1,4 +1,4 @@
-"""What a template is, what is wrong with one, and what a job makes of it."""
+"""Templates: their schema, and how a job is completed from one."""
 
 import json
 from pathlib import Path
@@ -13,18 +13,10 @@ from worker.job.request import parse
 ROOT = Path(__file__).parents[2]
 CIVITAI = "https://civitai.com/api/download/models"
 BASE = {"name": "Base", "url": f"{CIVITAI}/1", "filename": "b.safetensors"}
-DETAIL = {
-    "name": "Detail Tweaker",
-    "url": f"{CIVITAI}/2",
-    "filename": "detail.safetensors",
-    "scale": 1.5,
-}
-DEFAULTS = {
-    "steps": 30,
-    "negative_prompt": "dark",
-    "sampler_name": "DPM++ 2M",
-    "scheduler": "Karras",
-}
+DETAIL = {"name": "Detail Tweaker", "url": f"{CIVITAI}/2", "filename": "detail.safetensors"}
+DETAIL |= {"scale": 1.5}
+DEFAULTS = {"steps": 30, "negative_prompt": "dark"}
+DEFAULTS |= {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}
 FOX = {"name": "Foxes", "checkpoint": BASE, "loras": [DETAIL], "defaults": DEFAULTS}
 
 
@@ -32,185 +24,143 @@ def read(one=FOX, **more):
     return template.parse(json.dumps({"templates": {"fox": one}, **more}))
 
 
-def fill_in(one=FOX, **said):
-    return template.fill_in("fox", read(one).templates["fox"], said)
+def fill_in(one=FOX, **job):
+    return template.fill_in("fox", read(one).templates["fox"], job)
 
 
 def without(*keys):
-    """All that the template says, but for these."""
+    """The values of the template, except for these keys."""
     all_of_it = {"template": "fox", "checkpoint": BASE, "loras": [DETAIL], **DEFAULTS}
     return {key: value for key, value in all_of_it.items() if key not in keys}
 
 
-SMALLER = {key: DETAIL[key] for key in ("name", "url", "filename")}
+SOURCE = {key: DETAIL[key] for key in ("name", "url", "filename")}
+
+
+def detail(**lora):
+    """A job with this LoRA, whose name is that of the template's, and what it becomes."""
+    return {"loras": [lora]}, without() | {"loras": [SOURCE | lora]}
+
+
+def replaces(value, *keys):
+    """A job with this value, which replaces those of the template under `keys` as well."""
+    return value, without(*keys) | value
+
+
 CASES = [
-    ("nothing", {}, without()),
-    ("a prompt", {"prompt": "a fox"}, without() | {"prompt": "a fox"}),
-    ("its own steps", {"steps": 5}, without() | {"steps": 5}),
-    ("no negative prompt", {"negative_prompt": ""}, without() | {"negative_prompt": ""}),
-    ("another checkpoint", {"checkpoint": "x"}, without() | {"checkpoint": "x"}),
-    ("no LoRAs", {"loras": []}, without() | {"loras": []}),
-    ("another LoRA", {"loras": ["x"]}, without() | {"loras": ["x"]}),
-    (
-        "a LoRA by the template's name",
-        {"loras": ["detail TWEAKER"]},
-        without() | {"loras": [DETAIL | {"name": "detail TWEAKER"}]},
-    ),
-    (
-        "a LoRA by its file",
-        {"loras": [{"name": "detail"}]},
-        without() | {"loras": [DETAIL | {"name": "detail"}]},
-    ),
-    (
-        "another scale",
-        {"loras": [{"name": "Detail Tweaker", "scale": 0.5}]},
-        without() | {"loras": [SMALLER | {"scale": 0.5}]},
-    ),
-    (
-        "another weight",
-        {"loras": [{"name": "Detail Tweaker", "weight": 0.5}]},
-        without() | {"loras": [SMALLER | {"weight": 0.5}]},
-    ),
-    (
-        "the UNet's weight alone",
-        {"loras": [{"name": "Detail Tweaker", "unet": 0.5}]},
-        without() | {"loras": [SMALLER | {"unet": 0.5}]},
-    ),
-    (
-        "a LoRA of that name from elsewhere",
-        {"loras": [{"name": "Detail Tweaker", "version_id": 9}]},
-        without() | {"loras": [{"name": "Detail Tweaker", "version_id": 9}]},
-    ),
-    (
-        "its checkpoint by name",
-        {"checkpoint": "base"},
-        without() | {"checkpoint": BASE | {"name": "base"}},
-    ),
-    ("a sampler", {"sampler_name": "Euler a"}, without("scheduler") | {"sampler_name": "Euler a"}),
-    (
-        "a sampler's old name",
-        {"sampler_index": "Euler"},
-        without("scheduler", "sampler_name") | {"sampler_index": "Euler"},
-    ),
-    (
-        "a checkpoint the other way",
-        {"override_settings": {"sd_model_checkpoint": "x"}},
-        without("checkpoint") | {"override_settings": {"sd_model_checkpoint": "x"}},
-    ),
-    ("null for a default", {"scheduler": None}, without("sampler_name") | {"scheduler": None}),
-    ("null for the checkpoint", {"checkpoint": None}, without()),
-    (
-        "null for the checkpoint the other way",
-        {"override_settings": {"sd_model_checkpoint": None}},
-        without() | {"override_settings": {"sd_model_checkpoint": None}},
-    ),
-    ("something that is no list", {"loras": 3}, without() | {"loras": 3}),
-    ("something that is no object", {"override_settings": 3}, without() | {"override_settings": 3}),
+    ({}, without()),
+    replaces({"prompt": "a fox"}),
+    replaces({"steps": 5}),
+    replaces({"negative_prompt": ""}),
+    replaces({"checkpoint": "x"}),
+    replaces({"loras": []}),
+    replaces({"loras": ["x"]}),
+    replaces({"loras": [{"name": "Detail Tweaker", "version_id": 9}]}),
+    ({"loras": ["detail TWEAKER"]}, without() | {"loras": [DETAIL | {"name": "detail TWEAKER"}]}),
+    ({"loras": [{"name": "detail"}]}, without() | {"loras": [DETAIL | {"name": "detail"}]}),
+    detail(name="Detail Tweaker", scale=0.5),
+    detail(name="Detail Tweaker", weight=0.5),
+    detail(name="Detail Tweaker", unet=0.5),
+    ({"checkpoint": "base"}, without() | {"checkpoint": BASE | {"name": "base"}}),
+    replaces({"sampler_name": "Euler a"}, "scheduler"),
+    replaces({"sampler_index": "Euler"}, "scheduler", "sampler_name"),
+    replaces({"override_settings": {"sd_model_checkpoint": "x"}}, "checkpoint"),
+    replaces({"scheduler": None}, "sampler_name"),
+    ({"checkpoint": None}, without()),
+    replaces({"override_settings": {"sd_model_checkpoint": None}}),
+    replaces({"loras": 3}),
+    replaces({"override_settings": 3}),
 ]
 
 
-@pytest.mark.parametrize(("said", "filled"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_what_the_job_says_counts_instead_of_what_the_template_says(said, filled):
-    assert fill_in(**said) == filled
+@pytest.mark.parametrize(("job", "filled"), CASES, ids=str)
+def test_the_values_of_the_job_replace_those_of_the_template(job, filled):
+    assert fill_in(**job) == filled
 
 
-WITH_OVERRIDES = FOX | {
-    "defaults": {"clip_skip": 2, "override_settings": {"eta_ddim": 0.5, "sd_vae": "x.pt"}}
-}
+OPTIONS = {"eta_ddim": 0.5, "sd_vae": "x.pt"}
+WITH_OVERRIDES = FOX | {"defaults": {"clip_skip": 2, "override_settings": OPTIONS}}
+CLIP_2, CLIP_OPTION = {"clip_skip": 2}, {"CLIP_stop_at_last_layers": 1}
 OVERRIDES = [
+    ({}, CLIP_2 | {"override_settings": OPTIONS}),
     (
         {"override_settings": {"eta_ancestral": 1}},
-        {
-            "clip_skip": 2,
-            "override_settings": {"eta_ddim": 0.5, "sd_vae": "x.pt", "eta_ancestral": 1},
-        },
+        CLIP_2 | {"override_settings": OPTIONS | {"eta_ancestral": 1}},
     ),
-    (
-        {"override_settings": {"CLIP_stop_at_last_layers": 1}},
-        {"override_settings": {"eta_ddim": 0.5, "sd_vae": "x.pt", "CLIP_stop_at_last_layers": 1}},
-    ),
-    ({"vae": "y"}, {"clip_skip": 2, "vae": "y", "override_settings": {"eta_ddim": 0.5}}),
-    ({}, {"clip_skip": 2, "override_settings": {"eta_ddim": 0.5, "sd_vae": "x.pt"}}),
+    ({"override_settings": CLIP_OPTION}, {"override_settings": OPTIONS | CLIP_OPTION}),
+    ({"vae": "y"}, CLIP_2 | {"vae": "y", "override_settings": {"eta_ddim": 0.5}}),
 ]
 
 
-@pytest.mark.parametrize(("said", "filled"), OVERRIDES)
-def test_options_of_both_sides_count_together(said, filled):
+@pytest.mark.parametrize(("job", "filled"), OVERRIDES)
+def test_the_options_of_the_template_and_the_job_are_merged(job, filled):
     models = {"template": "fox", "checkpoint": BASE, "loras": [DETAIL]}
 
-    assert fill_in(WITH_OVERRIDES, **said) == models | filled
-    parse(fill_in(WITH_OVERRIDES, **said))  # one thing is never said twice
+    assert fill_in(WITH_OVERRIDES, **job) == models | filled
+    parse(fill_in(WITH_OVERRIDES, **job))  # nothing is given twice
 
 
-def test_a_template_is_as_long_as_before_however_often_it_is_used():
+def test_using_a_template_does_not_change_it():
     file = read(WITH_OVERRIDES)
     template.fill_in("fox", file.templates["fox"], {"vae": "y"})
 
     assert file == read(WITH_OVERRIDES)
 
 
-def say(more=None, **file):
-    """A file with a fox that has this, too."""
+def text(more=None, **file):
+    """A file whose fox has these values, too."""
     return json.dumps({"templates": {"fox": FOX | (more or {})}, **file})
 
 
-def say_defaults(**defaults):
-    return say({"defaults": defaults})
+def defaults(**fields):
+    return text({"defaults": fields})
 
 
+FIELDS = "$.templates.fox.defaults"
 WRONG = [
-    ("", "it is not JSON: Expecting value: line 1 column 1 (char 0)."),
-    ('{"templates": {"a": 1, "a": 2}}', "the key 'a' stands twice in one object"),
+    ("", "the text is not valid JSON: Expecting value: line 1 column 1 (char 0)."),
+    ("[" * 100_000, "the text is not valid JSON"),
+    ('{"templates": {"a": 1, "a": 2}}', "an object has the key 'a' twice"),
     ("[]", "must be a valid dictionary"),
     ("{}", "$.templates is missing"),
-    (say({"checkpoint": None}), "$.templates.fox.checkpoint = None: must be a reference"),
-    (json.dumps({"templates": {"fox": {"name": "x"}}}), "$.templates.fox.checkpoint is missing"),
-    (say({"steps": 5}), "$.templates.fox: steps must stand inside `defaults`"),
-    (say({"chekpoint": 5}), "$.templates.fox.chekpoint is not a known field"),
-    (say_defaults(steps=0), "$.templates.fox.defaults.steps = 0: must be greater"),
+    (text({"checkpoint": None}), "$.templates.fox.checkpoint = None: must be a reference"),
+    (text({"checkpoint": BASE | {"url": "ftp://x"}}), "$.templates.fox.checkpoint: "),
+    ('{"templates": {"fox": {"name": "x"}}}', "$.templates.fox.checkpoint is missing"),
+    ('{"templates": {"a b": {"name": 5}}}', "$.templates['a b'].name = 5: must be a valid string"),
+    (text({"steps": 5}), "$.templates.fox: steps must be inside `defaults`"),
+    (text({"chekpoint": 5}), "$.templates.fox.chekpoint is not a known field"),
+    (text({"loras": [{"name": "x", "scale": "a"}]}), "fox.loras[0].scale = 'a': must be a valid n"),
+    (defaults(steps=0), f"{FIELDS}.steps = 0: must be greater"),
+    (defaults(stepz=9), f"{FIELDS}.stepz is not a known field, did you mean `steps`?"),
+    (defaults(checkpoint="x"), f"{FIELDS}.checkpoint is not a known field"),
+    (defaults(enable_hr=True), "$.templates.fox: enable_hr needs denoising_strength"),
     (
-        say_defaults(stepz=9),
-        "$.templates.fox.defaults.stepz is not a known field, did you mean `steps`?",
-    ),
-    (say_defaults(checkpoint="x"), "$.templates.fox.defaults.checkpoint is not a known field"),
-    (
-        say({"loras": [DETAIL | {"scale": "much"}]}),
-        "$.templates.fox.loras[0].scale = 'much': must be a valid number",
-    ),
-    (say({"checkpoint": BASE | {"url": "ftp://x"}}), "$.templates.fox.checkpoint: "),
-    (say_defaults(enable_hr=True), "$.templates.fox: enable_hr needs denoising_strength"),
-    (
-        say_defaults(refiner_checkpoint="ftp://x", refiner_switch_at=0.8),
+        defaults(refiner_checkpoint="ftp://x", refiner_switch_at=0.8),
         "$.templates.fox: the model 'ftp://x' is ",
     ),
-    (
-        json.dumps({"templates": {"a fox": {"name": 5}}}),
-        "$.templates['a fox'].name = 5: must be a valid string",
-    ),
-    (say(default_template="fix"), "default_template 'fix' is none of 'fox'"),
-    ("[" * 100_000, "it is not JSON"),
+    (text(default_template="fix"), "default_template 'fix' is not in templates, which has 'fox'"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])
-def test_what_is_wrong_is_said_with_its_json_path(text, message):
+@pytest.mark.parametrize(("content", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_a_problem_is_reported_with_its_json_path(content, message):
     with pytest.raises(ConfigError) as raised:
-        template.parse(text)
+        template.parse(content)
 
     assert message in raised.value.message
 
 
-def test_every_problem_is_said_at_once_and_no_secret():
+def test_all_problems_are_reported_at_once_and_without_secrets():
     wrong = {"checkpoint": "https://user:hunter2@example.com/x?token=hunter2 y", "name": ""}
     with pytest.raises(ConfigError) as raised:
-        template.parse(say(wrong | {"defaults": {"steps": 0}}))
+        template.parse(text(wrong | {"defaults": {"steps": 0}}))
 
     message = raised.value.message
     assert message.count("$.templates.fox.") == 3
     assert "hunter2" not in message
 
 
-def test_the_schema_for_editors_is_that_of_the_code():
+def test_templates_schema_json_is_the_schema_of_the_code():
     assert json.loads((ROOT / "templates.schema.json").read_text()) == template.json_schema()
 
 

@@ -5,17 +5,15 @@ import os
 
 import pytest
 
-from tests.job.test_template import BASE, DETAIL, FOX
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ConfigError, TemplateNotFound
 from worker.job.template_file import Templates
 
-OWL = {
-    "name": "Owls",
-    "description": "Night",
-    "checkpoint": BASE,
-    "loras": [DETAIL | {"scale": 0.5}],
-}
+BASE = {"name": "Base", "url": "https://civitai.com/api/download/models/1"}
+DETAIL = {"name": "Detail Tweaker", "url": "https://civitai.com/api/download/models/2"}
+FOX = {"name": "Foxes", "checkpoint": BASE, "loras": [DETAIL], "defaults": {"steps": 30}}
+OWL = {"name": "Owls", "description": "Night", "checkpoint": BASE}
+OWL |= {"loras": [DETAIL | {"scale": 0.5}]}
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def write(path, templates, **more):
 
 
 def touch_later(path):
-    """A change in the same tick of the file system's clock is not seen."""
+    """Without this, a change within one tick of the file system's clock is not noticed."""
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
 
@@ -44,7 +42,7 @@ def test_a_template_is_found_by_name_or_is_the_default_one(file):
     assert templates.get_template() == templates.get_template("fox")
 
 
-def test_an_unknown_one_is_told_with_those_that_there_are(file):
+def test_the_error_for_an_unknown_template_has_the_known_names(file):
     with pytest.raises(TemplateNotFound) as raised:
         Templates(file).get_template("fux")
 
@@ -54,14 +52,14 @@ def test_an_unknown_one_is_told_with_those_that_there_are(file):
     assert raised.value.details == {"near": ["fox"], "templates": ["fox", "owl"]}
 
 
-def test_models_that_several_templates_name_are_one(file):
+def test_a_model_of_several_templates_is_listed_once(file):
     templates = Templates(file)
 
     assert [one.name for one in templates.get_all_unique_checkpoints().values()] == ["Base"]
     assert [one.name for one in templates.get_all_unique_loras().values()] == ["Detail Tweaker"]
 
 
-def test_the_list_is_plain_json_for_people(file):
+def test_the_list_is_plain_json_without_secrets(file):
     secret = "https://example.com/x.safetensors?token=hunter2"
     models = {
         "vae": {"url": secret},
@@ -104,7 +102,9 @@ JOBS = [
 
 
 @pytest.mark.parametrize(("job", "name"), JOBS, ids=str)
-def test_the_default_one_is_for_jobs_that_name_neither_template_nor_checkpoint(file, job, name):
+def test_the_default_template_is_for_jobs_that_name_neither_template_nor_checkpoint(
+    file, job, name
+):
     filled = Templates(file).fill_in(job)
 
     assert filled.get("template") == name
@@ -112,14 +112,14 @@ def test_the_default_one_is_for_jobs_that_name_neither_template_nor_checkpoint(f
 
 
 @pytest.mark.parametrize("job", [None, "x", [], {"template": 5}, {"template": ["fox"]}])
-def test_what_is_no_job_is_left_to_the_schema(file, job):
+def test_a_wrong_input_is_left_to_the_schema(file, job):
     assert Templates(file).fill_in(job) == job
 
 
-def test_the_operator_may_name_another_default_or_none(file):
+def test_the_setting_names_another_default_or_none(file):
     assert Templates(file, "owl").get_default_template() == "owl"
     assert Templates(file, "none").fill_in({"prompt": "x"}) == {"prompt": "x"}
-    with pytest.raises(ConfigError, match="DEFAULT_TEMPLATE='fix': there is no such template"):
+    with pytest.raises(ConfigError, match="DEFAULT_TEMPLATE='fix': no such template"):
         Templates(file, "fix")
 
 
@@ -129,11 +129,11 @@ def test_a_changed_file_is_read_while_the_worker_runs(file, caplog):
     write(file, {"owl": OWL})
 
     assert list(templates.get_templates()) == ["owl"]
-    assert "has changed: 1 templates" in caplog.text
+    assert "was read again: 1 templates" in caplog.text
 
 
 @pytest.mark.parametrize("change", ["damaged", "gone", "default gone"])
-def test_a_file_that_was_spoilt_changes_nothing_and_is_told_once(file, change, caplog):
+def test_a_damaged_file_is_reported_once_and_changes_nothing(file, change, caplog):
     templates = Templates(file, "owl")
     if change == "damaged":
         file.write_text("{")
@@ -144,7 +144,7 @@ def test_a_file_that_was_spoilt_changes_nothing_and_is_told_once(file, change, c
 
     for _ in range(3):
         assert list(templates.get_templates()) == ["fox", "owl"]
-    assert caplog.text.count("The templates from before stay.") == 1
+    assert caplog.text.count("The templates from before are kept.") == 1
     with pytest.raises(ConfigError):
         templates.reload_templates()
 
@@ -153,7 +153,9 @@ def test_a_file_that_was_spoilt_changes_nothing_and_is_told_once(file, change, c
     assert list(templates.get_templates()) == ["owl", "fox", "crow"]
 
 
-def test_the_file_is_looked_for_where_one_starts_and_beside_the_code(tmp_path, monkeypatch, file):
+def test_the_file_is_searched_in_the_working_folder_and_beside_the_code(
+    tmp_path, monkeypatch, file
+):
     assert Settings.from_environ({}).templates_path == PROJECT / "templates.json"
     monkeypatch.chdir(tmp_path)
     assert Settings.from_environ({}).templates_path == file
@@ -162,7 +164,7 @@ def test_the_file_is_looked_for_where_one_starts_and_beside_the_code(tmp_path, m
         Templates(named.templates_path)
 
 
-def test_without_a_file_there_are_none():
+def test_without_a_file_there_are_no_templates():
     templates = Templates(None)
 
     assert templates.list_templates() == []

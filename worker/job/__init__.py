@@ -1,1 +1,1 @@
-"""What a job may say: its schema, model references, templates and prompts. Pure."""
+"""A job's input: its schema, model references, templates and prompts. Pure."""

@@ -1,4 +1,4 @@
-"""The models of one job: what it names, and the files that were found for it."""
+"""The models of one job: what it names, and the files found for that."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from worker.job.prompt import LoraTag
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import OverrideSettings, Txt2ImgRequest
 
-# Values of `sd_vae` that are no file.
+# Values of `sd_vae` that are not the name of a file.
 _VAE_WORDS = {"Automatic", "None"}
 
 
 @dataclass(frozen=True)
 class Models:
-    """The files that a job named, found and visible to the engine.
+    """The files of the models that a job names, visible to the engine.
 
     Attributes:
-        loras: each with the reference that asked for it.
-        written_loras: name in a tag that the caller wrote himself -> the file it means.
-        embeddings: textual inversions, used where their stem stands in a prompt.
+        loras: each with its reference in the job.
+        written_loras: files by the name in a tag of the job's own prompt.
+        embeddings: textual inversions, used where a prompt has their stem.
         refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
-        merged: a checkpoint that is `checkpoint` with all of `loras` in it, used instead of them.
+        merged: `checkpoint` with all of `loras` merged into it, used instead of them.
     """
 
     checkpoint: ModelFile | None = None
@@ -38,7 +38,7 @@ class Models:
 
     @property
     def loaded(self) -> ModelFile | None:
-        """The checkpoint that the engine is asked for."""
+        """The checkpoint that the engine loads."""
         return self.merged or self.checkpoint
 
     @property
@@ -47,18 +47,18 @@ class Models:
         return () if self.merged else self.loras
 
     def files(self) -> list[ModelFile]:
-        """All of them, each once."""
+        """All files, each once."""
         parts = [self.checkpoint, *(lora for lora, _ in self.loras)] if self.merged else []
         return list(dict.fromkeys([*(file for file in parts if file), *self.shown()]))
 
     def shown(self) -> list[ModelFile]:
-        """Those that the engine must see, each once."""
+        """The files that the engine uses, each once."""
         named = [self.loaded, self.vae, self.refiner, self.hr_checkpoint]
         loras = [lora for lora, _ in self.tagged] + list(self.written_loras.values())
         return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
 
     def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
-        """The same models under the names that they have in the engine's folder."""
+        """The same models with the files of the engine's folder."""
 
         def seen(file: ModelFile | None) -> ModelFile | None:
             return file and names.get(file, file)
@@ -76,7 +76,7 @@ class Models:
 
 
 def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
-    """What the job names, by its place in the job."""
+    """The references in the job, by kind of use and number."""
     override = request.override_settings or OverrideSettings()
     names = {
         "checkpoint": override.sd_model_checkpoint,
@@ -101,7 +101,7 @@ def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
 
 
 def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelFile]) -> Models:
-    """The files that were found for `wanted`, each for what it is to the job."""
+    """The files found for `wanted_models`, by their use."""
     return Models(
         checkpoint=files.get(("checkpoint", 0)),
         loras=tuple((files["lora", n], ref) for n, ref in enumerate(request.loras)),
@@ -117,7 +117,7 @@ def _unless_same(name: str | None) -> str | None:
 
 
 def lora_tag(file: ModelFile, reference: LoraReference) -> LoraTag:
-    """The tag for a LoRA with the weights that the job gave it."""
+    """The tag of a LoRA with the weights in the job."""
     te = reference.scale if reference.te is None else reference.te
     unet = reference.scale if reference.unet is None else reference.unet
     return LoraTag(file.stem, te, unet)

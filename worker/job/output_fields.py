@@ -1,4 +1,4 @@
-"""What a job may say about its result: the form of the pictures and the way they take. Pure.
+"""The field `output` of a job: format and delivery of the pictures. Pure.
 
     {"format": "webp", "quality": 85, "delivery": "s3"}
     {"delivery": "put", "urls": ["https://bucket.example/1.png?signature=..."]}
@@ -22,18 +22,18 @@ DEFAULT_QUALITY = 90
 
 
 class Output(Strict):
-    """The form of the pictures, and how the caller gets them."""
+    """The format of the pictures, and how they are delivered."""
 
     format: ImageFormat = Field(
-        "png", description="Form of the pictures; A1111's infotext is in each of them."
+        "png", description="Format of the pictures; each has A1111's infotext in it."
     )
     quality: Int | None = Field(
-        None, ge=1, le=100, description=f"For jpeg and webp; {DEFAULT_QUALITY} when left out."
+        None, ge=1, le=100, description=f"Quality of jpeg and webp; {DEFAULT_QUALITY} if not given."
     )
     delivery: Method = Field(
         "base64",
         description="`base64`: in the result; `s3`: uploaded to the endpoint's bucket; `put`:"
-        " uploaded to the job's own `urls`.",
+        " uploaded to the `urls` of the job.",
     )
     urls: list[Url] = Field(
         default_factory=list,
@@ -43,13 +43,13 @@ class Output(Strict):
     )
     may_convert: StrictBool = Field(
         False,
-        description="Pictures that are too large for the result may be made webp (jpeg stays"
-        " jpeg) of the highest quality that fits.",
+        description="Pictures that are too large for the result may be converted to webp (jpeg"
+        " stays jpeg) of the highest quality that fits.",
     )
 
     preview: StrictBool = Field(
         False,
-        description="Reports of progress carry a small JPEG of what there is so far (A1111 only).",
+        description="Progress reports have a small JPEG of the unfinished picture (A1111 only).",
     )
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class Output(Strict):
             (self.format == "png" and self.quality is not None, "png has no quality"),
             (self.delivery == "put" and not self.urls, 'delivery "put" needs urls'),
             (self.delivery != "put" and bool(self.urls), 'urls need delivery "put"'),
-            (len(set(self.urls)) < len(self.urls), "a URL stands twice: one picture would be lost"),
+            (len(set(self.urls)) < len(self.urls), "urls has one twice: a picture would be lost"),
         ]
         problems = [text for wrong, text in conflicts if wrong]
         if problems:
@@ -66,14 +66,16 @@ class Output(Strict):
         return self
 
     def too_few_or_many_urls(self, pictures: int | None) -> tuple[bool, str]:
-        """Whether the job's pictures and its URLs may differ in number, and what to say then.
+        """Whether the numbers of pictures and URLs may differ, and the message for that.
 
-        `pictures` is None where a script decides how many there are.
+        `pictures` is None if a script decides how many there are.
         """
         if pictures is None:
-            wrong = "output.delivery = 'put' needs a URL a picture; script_name makes any number"
-            return self.delivery == "put", wrong
+            return self.delivery == "put", (
+                "output.delivery = 'put' needs a URL for each picture, but script_name makes an"
+                " unknown number"
+            )
         differ = self.delivery == "put" and len(self.urls) != pictures
         return differ, (
-            f"output.urls are {len(self.urls)}, but n_iter x batch_size makes {pictures} pictures"
+            f"output.urls has {len(self.urls)}, but n_iter x batch_size makes {pictures} pictures"
         )

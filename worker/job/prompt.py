@@ -1,8 +1,8 @@
 """LoRA tags in a prompt: `<lora:name:te:unet>`, as A1111 v1.9.3 reads them.
 
-`<lyco:...>` means the same: prompts from before LyCORIS was built in have it.
-A1111 cuts comments (`#` to the end of the line) before it reads tags, drops every LoRA of the
-request in silence when one weight is not a number, and adds a tag that stands twice twice.
+`<lyco:...>` means the same; prompts written before LyCORIS was built in have it. A1111 removes
+comments (`#` to the end of the line) before it reads tags. When one weight is not a number, it
+ignores every LoRA of the request without a message. It applies a repeated tag twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LoraTag:
 
 
 def lora_tags(prompt: str) -> list[LoraTag]:
-    """The tags that A1111 would act on, in order.
+    """The tags that A1111 applies, in order.
 
     Raises:
         InvalidInput: a weight is not a number.
@@ -48,33 +48,33 @@ def hypernetworks(prompt: str) -> list[str]:
 
 
 def add_lora_tags(prompt: str, tags: Iterable[LoraTag]) -> str:
-    """Append the tags whose name the prompt does not use yet; A1111 takes them out again."""
+    """Append the tags of those LoRAs that have none in the prompt yet."""
     written = {tag.name for tag in lora_tags(prompt)}
     new = [str(tag) for tag in tags if tag.name not in written]
     if not new:
         return prompt
-    # Behind a comment the tags would be part of it.
+    # After a comment, on the same line, they would be part of the comment.
     gap = "\n" if "#" in prompt.rpartition("\n")[2] else " "
     return (prompt + gap + " ".join(new)) if prompt else " ".join(new)
 
 
 def add_words(prompt: str, words: Iterable[str]) -> str:
-    """Append the words that the prompt does not have yet, compared without regard to case.
+    """Append the words that are not in the prompt yet, ignoring case.
 
-    Each may be a list of its own (`cat, long hair`), as CivitAI's creators write them. Some write
-    a LoRA's tag among them, with a name and a weight of their own: that is no word.
+    Each may be a list (`cat, long hair`), as CivitAI's creators write them. Some add the tag of a
+    LoRA, with another name and weight: tags are left out.
     """
     parts = [part.strip() for word in words for part in _NO_WORDS.sub("", word).split(",")]
     for part in parts:
-        there = _COMMENT.sub("", prompt).casefold()
-        if part and not re.search(rf"(?<!\w){re.escape(part.casefold())}(?!\w)", there):
+        effective = _COMMENT.sub("", prompt).casefold()
+        if part and not re.search(rf"(?<!\w){re.escape(part.casefold())}(?!\w)", effective):
             gap = "\n" if "#" in prompt.rpartition("\n")[2] else ", "
             prompt = f"{prompt}{gap}{part}" if prompt else part
     return prompt
 
 
 def rename_lora_tags(prompt: str, names: Mapping[str, str]) -> str:
-    """Replace names inside tags; what stands in comments stays, it has no effect."""
+    """Replace names in tags, also in comments, where they have no effect."""
 
     def renamed(match: re.Match[str]) -> str:
         name, colon, rest = match[1].partition(":")
@@ -95,11 +95,11 @@ def _parse(inside: str) -> LoraTag:
     try:
         te = _weight(named.get("te", "1"))
         unet = _weight(named.get("unet", named.get("te", "1")))
-        int(named.get("dyn", "0"))  # DyLoRA's rank: nobody here uses it, but it can fail likewise
+        int(named.get("dyn", "0"))  # a DyLoRA's rank: A1111 fails if it is not a number
     except ValueError as error:
         raise InvalidInput(
             f"the LoRA tag <lora:{inside}> has a weight that is not a number.",
-            hint="Write <lora:name:0.8>. With a bad weight A1111 would drop every LoRA.",
+            hint="Write <lora:name:0.8>. With a wrong weight A1111 would ignore every LoRA.",
             field="prompt",
         ) from error
     return LoraTag(name, te, unet)

@@ -36,7 +36,7 @@ from worker.job.model_fields import (
 from worker.job.output_fields import Output
 from worker.spelling import near_matches
 
-# Names that other APIs use for the same thing; A1111 would ignore them in silence.
+# Names that other APIs use for the same thing; A1111 would ignore them without a message.
 FOREIGN_NAMES = {
     "num_inference_steps": "steps",
     "guidance_scale": "cfg_scale",
@@ -66,7 +66,7 @@ FOREIGN_NAMES = {
 
 _LEAST_DENOISING = 0.01
 _URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
-_MAX_SHOWN = 12  # problems in one message; more help nobody
+_MAX_SHOWN = 12  # problems in one message
 
 
 def _strict_json(value: JsonValue) -> JsonValue:
@@ -79,7 +79,7 @@ def _strict_json(value: JsonValue) -> JsonValue:
 
 
 def _only(allowed: object, reason: str) -> AfterValidator:
-    """A field that A1111 has and that a job may name only with this one value."""
+    """For a field of A1111 that may have only this value."""
 
     def check(value: object) -> object:
         if value != allowed:
@@ -90,7 +90,7 @@ def _only(allowed: object, reason: str) -> AfterValidator:
 
 
 Unit = Annotated[Float, Field(ge=0, le=1)]
-# A signed 64-bit number: image i has seed + i, which must not overflow; -1 is a random one.
+# -1 means random. Picture i has seed + i, which must not exceed a signed 64-bit number.
 Seed = Annotated[Int, Field(ge=-1, le=2**63 - 1 - 2**16)]
 Text = Annotated[str, StringConstraints(max_length=32_768), AfterValidator(no_nul)]
 Json = Annotated[JsonValue, AfterValidator(_strict_json)]
@@ -103,10 +103,10 @@ class AlwaysOnScript(Strict):
 
 
 class OverrideSettings(Strict):
-    """A1111 options that hold for one job.
+    """A1111 options for one job.
 
-    Only these: each has its default in the WebUI's config.json (`worker.webui.config_json`).
-    Without one, A1111 v1.9.3 keeps the value for all later jobs.
+    Only options whose default is in the WebUI's config.json (`worker.webui.config_json`): without
+    one, A1111 v1.9.3 keeps the job's value for all later jobs.
     """
 
     sd_model_checkpoint: Name | None = Field(None, description="The same as `checkpoint`.")
@@ -139,25 +139,27 @@ class OverrideSettings(Strict):
 
 
 class JobFields(Strict):
-    """What a txt2img job may say besides its checkpoint and LoRAs; a template, too."""
+    """The fields that a txt2img job and a template's defaults have in common."""
 
     # Ours.
     vae: ModelReference | None = Field(None, description="VAE to use instead of the checkpoint's.")
     embeddings: list[ModelReference] = Field(
         default_factory=list,
         max_length=32,
-        description="Textual inversions; each acts where its name stands in a prompt.",
+        description="Textual inversions; each is used where a prompt has its name.",
     )
     trigger_words: StrictBool = Field(
-        False, description="Put the LoRAs' trained words into the prompt, where they are missing."
+        False, description="Add the LoRAs' trained words to the prompt, if they are not in it."
     )
     clip_skip: Int | None = Field(
-        None, ge=1, le=12, description="Stop at this layer of CLIP, counted from the last."
+        None, ge=1, le=12, description="Use the output of this CLIP layer, counted from the last."
     )
     timeout: Float | None = Field(
         None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
     )
-    output: Output = Field(default_factory=Output, description="Form and delivery of the pictures.")
+    output: Output = Field(
+        default_factory=Output, description="Format and delivery of the pictures."
+    )
 
     # A1111's, in the order of its own schema.
     prompt: Text = ""
@@ -230,13 +232,15 @@ class Txt2ImgRequest(JobFields):
         "txt2img", description="What to do: this, or one of the other tasks."
     )
     template: Name | None = Field(
-        None, description="Template that fills in what the job leaves out; null: none."
+        None, description="Template for the fields that the job leaves out; null: no template."
     )
     checkpoint: ModelReference | None = Field(
-        None, description="Checkpoint to use; the engine's default when left out."
+        None, description="Checkpoint to use; if not given, the engine's default."
     )
     loras: list[LoraReference] = Field(
-        default_factory=list, max_length=32, description="LoRAs, written into the prompt as tags."
+        default_factory=list,
+        max_length=32,
+        description="LoRAs; each is added to the prompt as a tag.",
     )
 
     @model_validator(mode="after")
@@ -247,7 +251,7 @@ class Txt2ImgRequest(JobFields):
         return self
 
     def _conflicts(self) -> list[tuple[bool, str]]:
-        """Combinations that A1111 answers with a 500 or with a silently different picture."""
+        """Combinations that A1111 answers with a 500, or with another picture than expected."""
         override = self.override_settings or OverrideSettings()
         pictures = None if self.script_name else self.n_iter * self.batch_size
         return [
@@ -258,23 +262,23 @@ class Txt2ImgRequest(JobFields):
             ),
             (
                 (self.refiner_checkpoint is None) != (self.refiner_switch_at is None),
-                "refiner_checkpoint and refiner_switch_at need each other",
+                "refiner_checkpoint needs refiner_switch_at, and the other way round",
             ),
             (
                 self.disable_extra_networks and bool(self.loras),
-                "disable_extra_networks would drop the loras",
+                "disable_extra_networks would ignore the loras",
             ),
             (
                 self.checkpoint is not None and override.sd_model_checkpoint is not None,
-                "checkpoint and override_settings.sd_model_checkpoint are one thing, give one",
+                "checkpoint and override_settings.sd_model_checkpoint are the same, give one",
             ),
             (
                 self.vae is not None and override.sd_vae is not None,
-                "vae and override_settings.sd_vae are one thing, give one",
+                "vae and override_settings.sd_vae are the same, give one",
             ),
             (
                 self.clip_skip is not None and override.CLIP_stop_at_last_layers is not None,
-                "clip_skip and override_settings.CLIP_stop_at_last_layers are one thing, give one",
+                "clip_skip and override_settings.CLIP_stop_at_last_layers are the same, give one",
             ),
             self.output.too_few_or_many_urls(pictures),
         ]
@@ -350,7 +354,7 @@ def _problem(detail: ErrorDetails, place: ShowLocation, model: type[Strict]) -> 
         return f"{where} is missing"
     message = message[0].lower() + message[1:]
     if isinstance(detail["input"], Mapping) and detail["type"] == "value_error":
-        return f"{where}: {message}"  # the message says what is wrong inside
+        return f"{where}: {message}"  # the message names the wrong part
     return f"{where} = {shown(detail['input'])}: {message}"
 
 
@@ -368,6 +372,6 @@ def _unknown_key(where: str, loc: tuple[int | str, ...], model: type[Strict]) ->
 
 def shown(value: object) -> str:
     """A value of the caller in a message: short, and without the secrets of a URL."""
-    # What a URL holds before its host and after its path may be secret.
+    # The parts of a URL before the host and after the path may be secret.
     text = _URL_SECRETS.sub("...", repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth

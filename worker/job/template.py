@@ -6,8 +6,8 @@
                            "defaults": {"steps": 25, "negative_prompt": "blurry"}}},
      "default_template": "fox"}
 
-A job names one with `template`; whatever it says itself counts instead of what the template says.
-`python -m worker.job.template` prints the JSON Schema of templates.json, which editors use to help.
+A job names one with `template`; the job's own values replace those of the template.
+`python -m worker.job.template` prints the JSON Schema of templates.json, for editors.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from worker.job.model_fields import LoraReference, ModelReference, Name, Strict
 from worker.job.models import wanted_models
 from worker.job.request import JobFields, Txt2ImgRequest, joined, problems_of
 
-# A1111's two names for one thing, and what belongs to a choice: said by the job, none of the
-# template's is left.
+# Fields that belong together: if the job has one of a group, the template's whole group is ignored.
 _TOGETHER = (
     {"sampler_name", "sampler_index", "scheduler"},
     {"hr_sampler_name", "hr_scheduler"},
     {"refiner_checkpoint", "refiner_switch_at"},
 )
-# The same as a field of its own and below `override_settings`.
+# Fields that are also options in `override_settings`.
 _OVERRIDES = {
     "checkpoint": "sd_model_checkpoint",
     "vae": "sd_vae",
@@ -47,15 +46,15 @@ class Checkpoint(ModelReference):
 
     diffusers_dir: Name | None = Field(
         None,
-        description="Not needed: `bake --diffusers` names the folder itself. Permitted, so that"
-        " a templates.json of the diffusers worker can be used.",
+        description="Ignored: `bake --diffusers` names the folder itself. Allowed, so that a"
+        " templates.json of the diffusers worker can be used.",
     )
 
 
 class Template(Strict):
     """A preset of a checkpoint, LoRAs and defaults."""
 
-    name: Name = Field(description="What people call it.")
+    name: Name = Field(description="Its name for people.")
     description: str = Field("", description="What it is good for.")
     checkpoint: Checkpoint
     loras: list[LoraReference] = Field(
@@ -71,7 +70,7 @@ class Template(Strict):
     def _defaults_in_their_place(cls, value: object) -> object:
         misplaced = set(value) & set(JobFields.model_fields) if isinstance(value, Mapping) else ()
         if misplaced:
-            raise ValueError(f"{', '.join(sorted(misplaced))} must stand inside `defaults`")
+            raise ValueError(f"{', '.join(sorted(misplaced))} must be inside `defaults`")
         return value
 
     @model_validator(mode="after")
@@ -85,7 +84,7 @@ class Template(Strict):
         return self
 
     def job_input(self) -> dict[str, Any]:
-        """What a job would say to get the same without the template."""
+        """The input of a job that gets the same without the template."""
         given = self.model_dump(
             mode="json", include={"checkpoint", "loras"}, exclude_unset=True, exclude_none=True
         )
@@ -93,12 +92,12 @@ class Template(Strict):
         return given | self.defaults.model_dump(mode="json", exclude_unset=True)
 
     def request(self) -> Txt2ImgRequest:
-        """The job that says nothing itself."""
+        """The request of a job that has no fields of its own."""
         return Txt2ImgRequest.model_validate(self.job_input())
 
 
 class TemplatesFile(Strict):
-    """The whole file."""
+    """The content of a templates.json."""
 
     schema_file: str | None = Field(None, alias="$schema", description="For editors.")
     templates: dict[Name, Template] = Field(description="Templates by the names that jobs use.")
@@ -111,7 +110,8 @@ class TemplatesFile(Strict):
         name = self.default_template
         if name is not None and name not in self.templates:
             raise ValueError(
-                f"default_template {name!r} is none of {', '.join(map(repr, self.templates))}"
+                f"default_template {name!r} is not in templates, which has"
+                f" {', '.join(map(repr, self.templates))}"
             )
         return self
 
@@ -127,7 +127,7 @@ def parse(text: str) -> TemplatesFile:
     except ValidationError as error:
         raise ConfigError(joined(problems_of(error, _json_path))) from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"it is not JSON: {error}.") from None
+        raise ConfigError(f"the text is not valid JSON: {error}.") from None
 
 
 def json_schema() -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise ValueError(f"an object has the key {twice!r} twice")
     return found
 
 
@@ -156,55 +156,55 @@ def _json_path(loc: tuple[int | str, ...]) -> str:
 
 
 def names_checkpoint(job_input: Mapping[str, Any]) -> bool:
-    """Whether the job chooses its checkpoint itself."""
+    """Whether the job names its checkpoint, by either field."""
     override = job_input.get("override_settings")
     in_override = isinstance(override, Mapping) and override.get(_OVERRIDES["checkpoint"])
     return bool(job_input.get("checkpoint") or in_override)
 
 
 def fill_in(name: str, template: Template, job_input: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's input, and what the template says wherever the job says nothing."""
-    # The LoRAs belong to the checkpoint: on the engine's own one they would be noise.
-    said = {k: v for k, v in job_input.items() if k != "checkpoint" or v is not None}
+    """The job's input, completed with the values of the template."""
+    # A null checkpoint does not remove the template's: its LoRAs need it.
+    own = {k: v for k, v in job_input.items() if k != "checkpoint" or v is not None}
     preset = template.job_input()
     for group in _TOGETHER:
-        if group & said.keys():
+        if group & own.keys():
             preset = {key: value for key, value in preset.items() if key not in group}
-    override = _override_settings(preset, said)
-    filled = preset | said | {"template": name}
+    override = _override_settings(preset, own)
+    filled = preset | own | {"template": name}
     if override:
         filled["override_settings"] = override
-    if isinstance(said.get("loras"), list):
-        own = template.job_input().get("loras", [])
-        filled["loras"] = [_completed(one, own) for one in said["loras"]]
-    if "checkpoint" in said:
-        filled["checkpoint"] = _completed(said["checkpoint"], [template.job_input()["checkpoint"]])
+    models = template.job_input()
+    if isinstance(own.get("loras"), list):
+        filled["loras"] = [_completed(one, models.get("loras", [])) for one in own["loras"]]
+    if "checkpoint" in own:
+        filled["checkpoint"] = _completed(own["checkpoint"], [models["checkpoint"]])
     return filled
 
 
-def _override_settings(preset: dict[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """Both sides' options in one; takes out of the preset what the job says the other way."""
-    own = said.get("override_settings") or {}
+def _override_settings(preset: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the template and the job; removes from both what the job sets otherwise."""
+    own = job.get("override_settings") or {}
     if not isinstance(own, Mapping):
         return {}
-    theirs = preset.pop("override_settings", None) or {}
+    merged = preset.pop("override_settings", None) or {}
     for field, option in _OVERRIDES.items():
-        if field in said:
-            theirs.pop(option, None)
+        if field in job:
+            merged.pop(option, None)
         if option in own and not (field == "checkpoint" and own[option] is None):
             preset.pop(field, None)
-    return {**theirs, **own}
+    return {**merged, **own}
 
 
-def _completed(given: object, own: Iterable[Mapping[str, Any]]) -> object:
-    """A model that the job calls by the template's name for it: the template knows where it is."""
+def _completed(given: object, known: Iterable[Mapping[str, Any]]) -> object:
+    """A model of the job, with the template's source for it if the job uses the template's name."""
     named = {"name": given} if isinstance(given, str) else given
     if not isinstance(named, Mapping) or named.keys() & {"url", "version_id", "air", "sha256"}:
         return given
     called = {_folded(named.get(key)) for key in ("name", "filename")} - {""}
-    for one in own:
+    for one in known:
         if called & {_folded(one.get(key)) for key in ("name", "filename")}:
-            # A weight for the text encoder or the UNet alone must not survive another scale.
+            # The template's `te` and `unet` must not stay beside another `scale`.
             kept = {k: v for k, v in one.items() if k not in {"scale", "te", "unet"}}
             weights = {"scale", "weight", "te", "unet"} & named.keys()
             return {**(kept if weights else one), **named}
@@ -216,7 +216,7 @@ def _folded(name: object) -> str:
 
 
 def main() -> None:
-    """Print the schema, as it stands in templates.schema.json."""
+    """Print the JSON Schema, which templates.schema.json is a copy of."""
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
 
 

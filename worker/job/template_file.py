@@ -18,7 +18,7 @@ from worker.job.request import JobFields, Txt2ImgRequest
 from worker.job.template import Template, TemplatesFile
 from worker.spelling import near_matches
 
-NONE = "none"  # DEFAULT_TEMPLATE: no template but those that jobs name
+NONE = "none"  # DEFAULT_TEMPLATE: no template, unless the job names one
 
 log = logging.getLogger("worker.templates")
 
@@ -31,7 +31,7 @@ class Templates:
         default: name of the default template, instead of the file's own; "none" for none.
 
     Raises:
-        ConfigError: the file cannot be used; says where in it and why.
+        ConfigError: the file cannot be used; the message has the place in it and the reason.
     """
 
     def __init__(self, file: Path | None, default: str | None = None) -> None:
@@ -42,15 +42,15 @@ class Templates:
         self._content = TemplatesFile(templates={})
         self.reload_templates()
 
-    # The names of these functions are those of the diffusers worker's templates.py.
+    # These methods have the names of the functions in the diffusers worker's templates.py.
 
     def get_templates(self) -> Mapping[str, Template]:
-        """All of them by name, as the file is now."""
+        """The templates by name, read again if the file has changed."""
         self._look_again()
         return self._content.templates
 
     def get_default_template(self) -> str | None:
-        """Its name."""
+        """Name of the default template, if there is one."""
         self._look_again()
         if self._default is None:
             return self._content.default_template
@@ -60,7 +60,7 @@ class Templates:
         """The template of that name, or the default one.
 
         Raises:
-            TemplateNotFound: with the names that there are, the near ones first.
+            TemplateNotFound: has the known names, similar ones first.
         """
         known = self.get_templates()
         name = name or self.get_default_template() or ""
@@ -69,7 +69,7 @@ class Templates:
         raise _not_found(name, known)
 
     def list_templates(self) -> list[dict[str, Any]]:
-        """What people want to know of each, as plain JSON."""
+        """Each template as plain JSON, see `worker.service.result.ListedTemplate`."""
         default = self.get_default_template()
         return [
             {
@@ -88,18 +88,18 @@ class Templates:
         ]
 
     def get_all_unique_checkpoints(self) -> dict[Wanted, ModelReference]:
-        """Each checkpoint once, however many templates name it and by whatever text."""
+        """Each checkpoint once, even if templates name it in different ways."""
         return _unique("checkpoint", (one.checkpoint for one in self.get_templates().values()))
 
     def get_all_unique_loras(self) -> dict[Wanted, ModelReference]:
-        """Each LoRA once, whatever its scale."""
+        """Each LoRA once, even if templates give it different scales."""
         return _unique("lora", (ref for one in self.get_templates().values() for ref in one.loras))
 
     def reload_templates(self) -> None:
         """Read the file now.
 
         Raises:
-            ConfigError: it cannot be used; the templates from before stay.
+            ConfigError: it cannot be used; the templates from before are kept.
         """
         with self._reading:
             self._seen = _version(self._file)
@@ -107,9 +107,7 @@ class Templates:
             wanted = self._default
             if wanted not in {None, NONE, *content.templates}:
                 known = ", ".join(map(repr, content.templates)) or "none"
-                raise ConfigError(
-                    f"DEFAULT_TEMPLATE={wanted!r}: there is no such template ({known})."
-                )
+                raise ConfigError(f"DEFAULT_TEMPLATE={wanted!r}: no such template. Known: {known}.")
             self._content = content
 
     def _look_again(self) -> None:
@@ -118,17 +116,17 @@ class Templates:
         try:
             self.reload_templates()
         except ConfigError as error:
-            log.error("%s The templates from before stay.", error)  # noqa: TRY400
+            log.error("%s The templates from before are kept.", error)  # noqa: TRY400
         else:
-            log.info("%s has changed: %d templates", self._file, len(self._content.templates))
+            log.info("%s was read again: %d templates", self._file, len(self._content.templates))
 
     # For jobs --------------------------------------------------------------------------------
 
     def fill_in(self, job_input: object) -> object:
-        """The job's input, and what its template says wherever the job says nothing.
+        """The job's input, completed with the values of its template.
 
         Raises:
-            TemplateNotFound: the job names one that there is not.
+            TemplateNotFound: there is no template of the name in the job.
         """
         if not isinstance(job_input, Mapping):
             return job_input
@@ -136,15 +134,12 @@ class Templates:
         if "template" not in job_input and not template.names_checkpoint(job_input):
             name = self.get_default_template()
         if not isinstance(name, str) or not name.strip():
-            return job_input  # none, or something that the schema refuses
+            return job_input  # no template, or a value that the schema refuses
         return template.fill_in(name.strip(), self.get_template(name.strip()), job_input)
 
 
 def hint_about_default(wanted: Txt2ImgRequest, job_input: object, error: WorkerError) -> str:
-    """For a model that was not found: that it is the default template's; or nothing.
-
-    Otherwise the caller would wonder about a model that the job does not name.
-    """
+    """The hint that a missing model belongs to the default template; empty if it does not."""
     is_default = isinstance(job_input, Mapping) and "template" not in job_input
     if not (wanted.template and is_default):
         return ""
@@ -194,7 +189,7 @@ def _not_found(name: str, known: Mapping[str, Template]) -> TemplateNotFound:
 
 
 def _public(defaults: JobFields) -> dict[str, Any]:
-    """The defaults as anybody may see them: of models only their names, a URL may be signed."""
+    """The defaults with only the names of models: a URL may be signed."""
     shown = defaults.model_dump(mode="json", exclude_unset=True)
     if defaults.vae:
         shown["vae"] = defaults.vae.label

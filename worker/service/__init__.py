@@ -1,1 +1,1 @@
-"""What a job returns, how far it has come, and what the worker has done since it started."""
+"""The tasks and their answers, progress reports, the worker's start and its counters."""

@@ -1,8 +1,8 @@
-"""How far a job is, for whoever asked for it: posted in order, at most one a second.
+"""A job's progress reports: posted in order, at most one a second.
 
-The SDK's own reports overtake each other, and one that arrives behind the result leaves the job
-in progress for good. So here the next report waits for the last one's answer, only the newest is
-ever posted, and `close` returns when nothing is under way any more.
+The SDK's own reports overtake each other, and one that arrives after the result leaves the job
+IN_PROGRESS for ever. So each report here waits for the answer to the one before, only the newest
+is posted, and leaving the context waits for the report that is being posted.
 """
 
 from __future__ import annotations
@@ -10,45 +10,58 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
-
-EVERY = 1.0  # seconds between two reports
-PATIENCE = 5.0  # seconds for a report to arrive
 
 ProgressReport = dict[str, Any]
 Post = Callable[[ProgressReport], Awaitable[object]]
 
 
-class JobProgress:
-    """The progress of one job; an asynchronous context whose end is that of the reports.
-
-    Args:
-        post: sends one report; None where there is nobody to send it to.
+@dataclass(frozen=True)
+class ProgressTiming:
+    """Waits, in seconds.
 
     Attributes:
-        latest: the newest report: `phase`, and where known `percent` (0 to 100), `eta_seconds`,
-            `step`, `steps`, `message`, `preview`.
+        every: between two reports.
+        patience: for a report to arrive.
     """
 
-    def __init__(self, post: Post | None = None, every: float = EVERY) -> None:
+    every: float = 1.0
+    patience: float = 5.0
+
+
+DEFAULT_TIMING = ProgressTiming()
+
+
+class JobProgress:
+    """The progress of one job. An asynchronous context: after it no report is posted.
+
+    Args:
+        post: sends one report to RunPod; None: nothing is sent.
+
+    Attributes:
+        latest: the newest report, see `worker.service.result.Progress`.
+    """
+
+    def __init__(self, post: Post | None = None, timing: ProgressTiming = DEFAULT_TIMING) -> None:
         self.latest: ProgressReport = {}
         self._post = post
-        self._every = every
+        self._timing = timing
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._closed = asyncio.Event()
         self._posting: asyncio.Task[None] | None = None
 
     def enter(self, phase: str) -> None:
-        """A phase has begun."""
+        """Report that a phase has begun."""
         self.report({"phase": phase})
 
     def report(self, report: Mapping[str, Any]) -> None:
-        """There is news; from any thread, and never waits."""
+        """Take a report, to be posted soon; callable from any thread, does not block."""
         self.latest = dict(report)
-        with suppress(RuntimeError):  # a download that outlives the loop has nobody to tell
-            self._loop.call_soon_threadsafe(self._news.set)
+        with suppress(RuntimeError):  # a download may still report after the loop is closed
+            self._loop.call_soon_threadsafe(self._changed.set)
 
     async def __aenter__(self) -> JobProgress:
         if self._post:
@@ -62,14 +75,14 @@ class JobProgress:
         _traceback: TracebackType | None,
     ) -> None:
         self._closed.set()
-        self._news.set()
+        self._changed.set()
         if self._posting:
             await asyncio.wait({self._posting})
 
     async def _post_all(self, post: Post) -> None:
-        while await self._news.wait() and not self._closed.is_set():
-            self._news.clear()
+        while await self._changed.wait() and not self._closed.is_set():
+            self._changed.clear()
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(post(self.latest), PATIENCE)
+                await asyncio.wait_for(post(self.latest), self._timing.patience)
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._closed.wait(), self._every)
+                await asyncio.wait_for(self._closed.wait(), self._timing.every)
