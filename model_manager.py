@@ -36,24 +36,15 @@ from worker.errors import (
 from worker.formats import architecture
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import Kind
-from worker.http.client import NO_CANCEL, SafeHttpClient, origin
+from worker.hosts.registry import Hosts
+from worker.http.client import NO_CANCEL, HttpLimits, SafeHttpClient
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, assign_files, lora_tag, wanted_models
 from worker.job.prompt import add_lora_tags, lora_tags
-from worker.job.reference import (
-    CivitAIModel,
-    CivitAIVersion,
-    HuggingFaceFile,
-    Sha256,
-    StoreName,
-    Wanted,
-    WebFile,
-)
+from worker.job.reference import Sha256, StoreName, Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.models import commands
-from worker.models.hosts.civitai import CIVITAI, CIVITAI_RED, CivitAI
-from worker.models.hosts.host import AnyHost, ModelHost
-from worker.models.hosts.huggingface import HuggingFace
+from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.merge.store import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
@@ -75,7 +66,12 @@ class ModelManager:
         counts: `found` and `fetched` models of jobs since the start.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        http_limits: HttpLimits | None = None,
+        download_limits: DownloadLimits = DEFAULT,
+    ) -> None:
         self.counts: Counter[str] = Counter(found=0, fetched=0)
         self._engine = settings.engine
         self._lock = threading.Lock()  # around what jobs that are prepared at once share
@@ -94,10 +90,13 @@ class ModelManager:
         self.space = SpaceBudget(
             self.store.fetched, None if budget is None else round(budget * 1e9)
         )
-        http = SafeHttpClient([*settings.trusted_hosts, *settings.mirrors], _tokens(settings))
+        hosts = Hosts.from_settings(settings)
+        http = SafeHttpClient(
+            [*settings.trusted_hosts, *settings.mirrors], hosts.tokens, http_limits
+        )
         self.fetcher = Fetcher(
             http,
-            _hosts(settings, http),
+            hosts,
             self.store.fetched,
             self.space,
             find=self.store.blob,
@@ -107,6 +106,7 @@ class ModelManager:
             pickles=settings.allow_pickles,
             report_for=report_for,
             is_taken=self.store.is_taken,
+            limits=download_limits,
         )
 
     # For jobs --------------------------------------------------------------------------------
@@ -364,32 +364,6 @@ class ModelManager:
                     architecture.check_match(
                         checkpoint.stem, checkpoint.architecture(), file.stem, file.architecture()
                     )
-
-
-def _hosts(settings: Settings, http: SafeHttpClient) -> dict[type, ModelHost]:
-    """Class of a reference -> the host that understands it."""
-    civitai = CivitAI(http, *_civitai_fronts(settings))
-    return {
-        CivitAIVersion: civitai,
-        CivitAIModel: civitai,
-        Sha256: civitai,
-        HuggingFaceFile: HuggingFace(http, settings.hf_endpoint),
-        WebFile: AnyHost(),
-    }
-
-
-def _civitai_fronts(settings: Settings) -> list[str]:
-    """CivitAI's two fronts are one site with one set of keys; the operator's mirror is alone."""
-    url = settings.civitai_url
-    return [url, CIVITAI_RED] if url == CIVITAI else [url]
-
-
-def _tokens(settings: Settings) -> dict[str, str]:
-    """Origin -> token."""
-    key, token = settings.civitai_api_key, settings.hf_token
-    fronts = _civitai_fronts(settings)
-    tokens = {origin(front): key.get_secret_value() for front in fronts} if key else {}
-    return tokens | ({origin(settings.hf_endpoint): token.get_secret_value()} if token else {})
 
 
 def _as_named(file: ModelFile, wanted: Wanted) -> ModelFile:

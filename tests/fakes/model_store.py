@@ -7,11 +7,13 @@ from urllib.parse import urlsplit
 from fakes.model_files import sha256
 from model_manager import ModelManager
 from worker.config.settings import Settings
-from worker.http.client import NO_CANCEL
+from worker.http.client import NO_CANCEL, HttpLimits
 from worker.job.reference import Wanted, parse_reference
+from worker.models.download.limits import DownloadLimits
 from worker.models.store.blobs import About, Blob, Blobs
 
 PROJECT = Path(__file__).resolve().parents[2]
+AT_ONCE = {"first_pause": 0.0, "longest_wait": 0.0}
 
 
 def about(stem="detail", kind="lora", size=0, suffix=".safetensors", **fields) -> About:
@@ -48,7 +50,9 @@ def full_environment(hosts, folder: Path, **more: str) -> dict[str, str]:
 
 
 def manager_for(hosts, folder: Path, **more: str) -> ModelManager:
-    return ModelManager(Settings.from_environ(environment_for(hosts, folder, **more)))
+    """Its failed attempts are repeated at once."""
+    settings = Settings.from_environ(environment_for(hosts, folder, **more))
+    return ModelManager(settings, HttpLimits(**AT_ONCE), DownloadLimits(**AT_ONCE))
 
 
 def fetch(manager: ModelManager, text: str, kind=None, stop=NO_CANCEL, **wanted) -> Blob:

@@ -237,7 +237,7 @@ REFUSED = [
     ("a\nb", "control character"),
     ("a\u202eb", "control character"),  # would turn the direction of a log's line
     ("a\ud83d", "half a character"),
-    ("a" * 256, "no file name up to 255"),
+    ("a" * 256, "nor a file name of up to 255"),
     ("a" * 4097, "longer than 4096"),
     (None, "not text but NoneType"),
     (12, "not text but int"),
@@ -250,12 +250,12 @@ REFUSED = [
     ("sha256:", "64 hex digits"),
     (f"sha256:{DIGEST}0", "64 hex digits"),
     # File names
-    (".", "no file name"),
-    ("..", "no file name"),
-    ("sub/a.safetensors", "no file name"),
-    ("/models/a.safetensors", "no file name"),
-    ("../../etc/passwd", "no file name"),
-    ("C:\\models\\a.safetensors", "no file name"),
+    (".", "nor a file name"),
+    ("..", "nor a file name"),
+    ("sub/a.safetensors", "nor a file name"),
+    ("/models/a.safetensors", "nor a file name"),
+    ("../../etc/passwd", "nor a file name"),
+    ("C:\\models\\a.safetensors", "nor a file name"),
     ("123 [879db523c3]", "another form"),
     # CivitAI
     ("https://civitai.com", "names no model"),
@@ -273,7 +273,7 @@ REFUSED = [
     ("https://civitai.com/api/download/models/1?fileId=-1", "not a number"),
     ("https://civitai.com/api/download/models/1?type=a&type=b", "filter"),
     ("https://civitai.com/api/download/models/1?type=%00", "filter"),
-    ("civitai.work/models/1", "no file name"),
+    ("civitai.work/models/1", "nor a file name"),
     # AIR
     ("urn:air:sdxl:lora:orchestrator:1@2", "AIR of orchestrator"),
     ("urn:air:sdxl:lora:civitai-r2:bucket@file", "AIR of civitai-r2"),
@@ -287,10 +287,10 @@ REFUSED = [
     ("huggingface:org/repo@main", "AIR of huggingface"),
     ("huggingface:org/repo/folder", "AIR of huggingface"),
     # Hugging Face
-    ("https://huggingface.co/org/repo", "names no file"),
-    ("https://huggingface.co/org/repo/tree/main", "names no file"),
-    ("https://huggingface.co/org/repo/resolve/main/", "names no file"),
-    ("https://huggingface.co/datasets/org/repo", "names no file"),
+    ("https://huggingface.co/org/repo", "names no model"),
+    ("https://huggingface.co/org/repo/tree/main", "names no model"),
+    ("https://huggingface.co/org/repo/resolve/main/", "names no model"),
+    ("https://huggingface.co/datasets/org/repo", "names no model"),
     ("https://huggingface.co/datasets/org/repo/resolve/main/a.pt", "'datasets/org/repo' is not"),
     ("https://huggingface.co/spaces/org/repo/resolve/main/a.pt", "'spaces/org/repo' is not"),
     ("hf://datasets/org/repo/a.pt", "'datasets/org' is not a model repository"),
@@ -305,8 +305,8 @@ REFUSED = [
     ("hf://org/repo@main", "hf:// URL"),
     ("hf://org/repo/../a.pt", "not the path"),
     ("org/repo/../a.pt", "not the path"),
-    ("org/repo/a.txt", "no file name"),
-    ("example.com/models/a.safetensors", "no file name"),  # rather a host than an organisation
+    ("org/repo/a.txt", "nor a file name"),
+    ("example.com/models/a.safetensors", "nor a file name"),  # rather a host than an organisation
     # Other URLs
     ("s3://bucket/a.safetensors", "s3:// URL"),
     ("file:///etc/passwd", "file:// URL"),
@@ -321,7 +321,7 @@ REFUSED = [
     ("https://example.com\\@evil.io/", "user or password"),
     ("https://[::1/a", "valid host"),
     ("https://c\u0131vitai.com/models/1", "valid host"),
-    ("//example.com/a", "no file name"),
+    ("//example.com/a", "nor a file name"),
 ]
 
 
@@ -361,7 +361,6 @@ INVALID = [
     lambda: WebFile("https://Example.com/a"),
     lambda: WebFile("https://example.com/a#b"),
     lambda: WebFile("https://u:p@example.com/a"),
-    lambda: WebFile("https://civitai.com/models/1"),
     lambda: WebFile("hf.co/org/repo/resolve/main/a.pt"),
     lambda: WebFile("https://example.com/" + "a" * 4096),
     lambda: Sha256(DIGEST.upper()),
@@ -464,15 +463,15 @@ BAD_FIELDS = [
     ({"url": "2", "version_id": 2}, "two sources"),
     ({"url": "2", "air": "civitai:1"}, "two sources"),
     ({"version_id": 2, "air": "civitai:1"}, "two sources"),
-    ({"url": "a.safetensors"}, "is no URL"),
+    ({"url": "a.safetensors"}, "is not a URL"),
     ({"url": ""}, "is empty"),
-    ({"air": "2"}, "is no AIR"),
-    ({"air": "https://civitai.com/models/1"}, "is no AIR"),
+    ({"air": "2"}, "is not an AIR"),
+    ({"air": "https://civitai.com/models/1"}, "is not an AIR"),
     ({"version_id": 0}, "id from 1 to"),
     ({"sha256": "abc", "filename": "a.pt"}, "64 hex digits"),
-    ({"filename": "https://example.com/a"}, "no file name"),
+    ({"filename": "https://example.com/a"}, "nor a file name"),
     ({"filename": "123"}, "another form"),
-    ({"filename": "../a"}, "no file name"),
+    ({"filename": "../a"}, "nor a file name"),
 ]
 
 

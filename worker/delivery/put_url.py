@@ -6,8 +6,10 @@ import re
 import time
 
 from worker.errors import DeliveryFailed, ModelHostFailed, ModelUrlRefused
-from worker.http.backoff import backoff, retry_after
-from worker.http.client import BUSY, Document, SafeHttpClient, shown
+from worker.http.backoff import Backoff, retry_after
+from worker.http.client import BUSY, SafeHttpClient
+from worker.http.document import Document
+from worker.http.urls import shown
 from worker.webui.picture import Picture
 
 ATTEMPTS = 3
@@ -24,6 +26,7 @@ def put(http: SafeHttpClient, url: str, picture: Picture) -> str:
         DeliveryFailed: the host did not take it, also when it was asked again.
     """
     where = shown(url)
+    backoff = Backoff(min(0.5, LONGEST_WAIT), longest_wait=LONGEST_WAIT)
     for attempt in range(ATTEMPTS):
         try:
             answer = http.put(url, picture.data, picture.content_type)
@@ -38,7 +41,7 @@ def put(http: SafeHttpClient, url: str, picture: Picture) -> str:
             if answer.status not in BUSY:
                 break
         if attempt < ATTEMPTS - 1:
-            time.sleep(min(LONGEST_WAIT, backoff(attempt, asked_for)))
+            time.sleep(backoff.pause(asked_for))
     raise problem
 
 

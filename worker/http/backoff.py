@@ -9,38 +9,53 @@ import urllib3
 
 FIRST = 0.2  # seconds
 MOST = 10.0  # seconds
-LONGEST_WAIT = 30.0  # seconds; no host makes us wait longer
+JITTER = 0.25
+LONGEST_WAIT = 30.0  # seconds; a host that asks for more gets this much
 
 
-class BackOff:
-    """Pauses that double with each failure, and start anew after a success.
+class Backoff:
+    """Pauses that double with each failure, and begin again after a success.
 
-    Some chance is in them, so that the workers of an endpoint do not all come back at once.
+    Args:
+        first: seconds of the first pause.
+        most: seconds of the longest pause, unless the host asks for a longer one.
+        jitter: the part of a pause that is random, so that the workers of an endpoint do not all
+            come back at once.
+        longest_wait: seconds that a host can ask for at most.
+
+    Attributes:
+        failures: pauses since the last success.
     """
 
-    def __init__(self, first: float = FIRST, most: float = MOST) -> None:
+    def __init__(
+        self,
+        first: float = FIRST,
+        most: float = MOST,
+        jitter: float = JITTER,
+        longest_wait: float = LONGEST_WAIT,
+    ) -> None:
         self._first = first
         self._most = most
+        self._jitter = jitter
+        self._longest_wait = longest_wait
         self._next = first
+        self.failures = 0
 
     def pause(self, asked_for: float | None = None) -> float:
-        """Seconds until the next attempt: what the host asked for, or more."""
-        pause = self._next * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+        """Seconds until the next attempt: never less than the host asked for, up to the limit."""
+        self.failures += 1
+        own = self._next * random.uniform(1 - self._jitter, 1)  # noqa: S311 - not a secret
         self._next = min(2 * self._next, self._most)
-        return max(pause, min(asked_for or 0.0, LONGEST_WAIT))
+        return max(own, min(asked_for or 0.0, self._longest_wait))
 
     def reset(self) -> None:
-        """It worked."""
+        """An attempt has succeeded."""
+        self.failures = 0
         self._next = self._first
 
 
-def backoff(attempt: int, asked_for: float | None = None) -> float:
-    """Seconds to wait after failed attempt 0, 1, ...: what the host asks for, else 0.5, 1, 2."""
-    return min(LONGEST_WAIT, 0.5 * 2.0**attempt if asked_for is None else asked_for)
-
-
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the host asks to wait: its Retry-After, a number or a date."""
+    """Seconds that the host asks to wait, from Retry-After: a number or a date."""
     value = headers.get("Retry-After")
     if value is None:
         return None

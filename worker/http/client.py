@@ -1,15 +1,13 @@
-"""Every request that leaves this machine goes through here.
+"""Sends every request that leaves this machine.
 
-A URL may come from a job, so nobody vouches for it: https only, public addresses only (checked
-on the connection itself), redirects are followed by hand and counted, and each hop is checked
-anew. A token is sent to its own host and nowhere else. Signed URLs are secrets like tokens: no
-message and no log line holds a query.
+A URL may come from a job, so it is not trusted: https only, public addresses only (checked on
+the connection itself), redirects are followed by hand and counted, and each hop is checked anew.
+A token is sent to its own host and to no other. Signed URLs are secrets like tokens: no message
+and no log line contains a query.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import logging
 import socket
 import ssl
@@ -18,57 +16,56 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
-from urllib.parse import urljoin
 
 import certifi
 import urllib3
 from urllib3.connection import HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util import Url, parse_url
 
 from worker.errors import FetchStopped, ModelHostFailed, ModelUrlRefused
-from worker.http.backoff import backoff, retry_after
+from worker.http.backoff import LONGEST_WAIT, Backoff, retry_after
+from worker.http.document import Document, strong
+from worker.http.urls import is_public, joined, origin, parsed, shown
 
-USER_AGENT = "a1111-worker/0.1"  # with a browser's, CivitAI answers errors with HTML and 200
-MAX_REDIRECTS = 5
-MAX_DOCUMENT = 8 << 20  # bytes of metadata; CivitAI's longest answers have some 100 KB
-CONNECT_TIMEOUT = 10.0
-READ_TIMEOUT = 30.0
-ATTEMPTS = 4
-
-_HAS_IT = {200, 206}
-_REDIRECTS = {301, 302, 303, 307, 308}
+USER_AGENT = "a1111-worker/0.1"  # to a browser's, CivitAI answers errors with HTML and 200
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # no other IPv6 address is on the internet
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # holds an IPv4 address in its last 32 bits
 NO_CANCEL = threading.Event()  # for callers that nothing stops
 
-# Below these levels they write whole URLs, and signed ones are secrets.
+_HAS_FILE = {200, 206}
+_REDIRECTS = {301, 302, 303, 307, 308}
+
+# Below these levels they log whole URLs, and signed ones are secrets.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.WARNING)
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet; an embedded IPv4 address counts too."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if inner and not is_public(str(inner)):
-            return False
-        if ip in _NAT64:
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip not in _GLOBAL_UNICAST:
-            return False
-    return ip.is_global and not ip.is_multicast
+@dataclass(frozen=True)
+class HttpLimits:
+    """How much a host may ask of us, and how often it is asked again.
+
+    Attributes:
+        max_document: bytes of metadata; CivitAI's longest answers have some 100 KB.
+        connect_timeout, read_timeout: seconds.
+        attempts: of `SafeHttpClient.ask`.
+        first_pause: seconds before the second attempt; then 1, 2, ...
+        longest_wait: seconds that a host can ask for before the next attempt.
+    """
+
+    max_redirects: int = 5
+    max_document: int = 8 << 20
+    connect_timeout: float = 10.0
+    read_timeout: float = 30.0
+    attempts: int = 4
+    first_pause: float = 0.5
+    longest_wait: float = LONGEST_WAIT
 
 
 class _PublicConnection(HTTPSConnection):
     """Connects to public addresses only."""
 
     def _new_conn(self) -> socket.socket:
-        # Before: a private host must not even learn of us. After: the name may have changed its
-        # address in between (DNS rebinding).
+        # Checked before, because a private host must not receive anything; and after, because
+        # the name may have changed its address in between (DNS rebinding).
         try:
             found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -94,76 +91,39 @@ class _PublicPool(HTTPSConnectionPool):
 
 def _certificates() -> ssl.SSLContext:
     context = ssl.create_default_context()
-    context.load_verify_locations(certifi.where())  # a slim image may have none of its own
+    context.load_verify_locations(certifi.where())  # a slim image may lack its own
     return context
 
 
-def _pools(context: ssl.SSLContext, **classes: type[HTTPConnectionPool]) -> urllib3.PoolManager:
+def _pools(
+    context: ssl.SSLContext, limits: HttpLimits, **classes: type[HTTPConnectionPool]
+) -> urllib3.PoolManager:
     manager = urllib3.PoolManager(
         num_pools=32,
         maxsize=64,
         retries=False,
-        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
+        timeout=urllib3.Timeout(connect=limits.connect_timeout, read=limits.read_timeout),
         ssl_context=context,
     )
     manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, **classes}
     return manager
 
 
-def _parsed(url: str) -> Url:
-    r"""As urllib3 reads it, which connects; of `https://a\@b/` other parsers say the host is b."""
-    try:
-        return parse_url(url)
-    except urllib3.exceptions.LocationParseError:
-        raise ModelUrlRefused("it is no URL.") from None
-
-
-def shown(url: str) -> str:
-    """The URL as people and logs may see it: without query, fragment and credentials."""
-    return f"{origin(url)}{_parsed(url).path or ''}"
-
-
-def origin(url: str) -> str:
-    """`https://host[:port]`, lower case: what a token belongs to.
-
-    Raises:
-        ModelUrlRefused: it is no URL.
-    """
-    parsed = _parsed(url)
-    return f"{parsed.scheme or ''}://{parsed.netloc or ''}".lower()
-
-
-@dataclass(frozen=True)
-class Document:
-    """A whole answer: metadata or an error's text."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:  # noqa: ANN401 - JSON
-        """The body, parsed; None if it is no JSON."""
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
-
-
 class Reply:
     """An answer whose body has not been read yet; a context manager that ends the connection.
 
     Attributes:
-        url: where it came from in the end; a secret, if it is signed.
+        url: the last one after redirects; a secret, if it is signed.
         hops: redirects that were followed.
     """
 
-    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, hops: int) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, hops: int = 0) -> None:
         self._response = response
         self.status = response.status
         self.headers = response.headers
         self.url = url
         self.hops = hops
-        self._broken_off = False
+        self._is_shut_down = False
 
     def __enter__(self) -> Reply:
         return self
@@ -185,29 +145,29 @@ class Reply:
         try:
             block = self._response.read(amount, decode_content=False)
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
-            # The last one: a TLS socket that is shut down while it is read.
+            # AttributeError: a TLS socket that is shut down while it is read.
             raise _failed(self.url, error) from error
-        if self._broken_off:
-            # A TLS socket that was shut down gives the bytes still encrypted.
+        if self._is_shut_down:
+            # A TLS socket that was shut down returns bytes that are still encrypted.
             raise _failed(self.url, ConnectionAbortedError())
         return block
 
-    def document(self) -> Document:
-        """Read all of it, up to MAX_DOCUMENT bytes."""
+    def document(self, most: int = HttpLimits.max_document) -> Document:
+        """Read all of it, up to `most` bytes."""
         body = b""
-        # Not in one: only the read after a premature end fails.
-        while block := self.read(MAX_DOCUMENT - len(body)):
+        # Several reads, because only the read after a premature end fails.
+        while block := self.read(most - len(body)):
             body += block
         return Document(self.status, self.headers, body)
 
     def shutdown(self) -> None:
-        """Break it off, from any thread: the thread that reads gets an error."""
-        self._broken_off = True
-        with suppress(OSError, ValueError, RuntimeError):  # it has ended meanwhile
+        """Cut the connection, from any thread: the thread that reads gets an error."""
+        self._is_shut_down = True
+        with suppress(OSError, ValueError, RuntimeError):  # it has ended in the meantime
             self._response.shutdown()
 
     def close(self) -> None:
-        """A connection whose answer was read to its end is kept for the next request."""
+        """End it; a connection whose answer was read to its end is kept for the next request."""
         self._response.close()
 
 
@@ -216,21 +176,21 @@ class SafeHttpClient:
 
     Args:
         trusted_hosts: `host[:port]` that the operator exempts from https and public addresses.
-        tokens: origin (`https://civitai.com`) -> bearer token.
+        tokens: URL -> bearer token for the URL's origin (`https://civitai.com`).
     """
 
     def __init__(
-        self, trusted_hosts: Collection[str] = (), tokens: Mapping[str, str] | None = None
+        self,
+        trusted_hosts: Collection[str] = (),
+        tokens: Mapping[str, str] | None = None,
+        limits: HttpLimits | None = None,
     ) -> None:
         self._trusted = {host.lower() for host in trusted_hosts}
-        self._tokens = dict(tokens or {})
+        self._tokens = {origin(url): token for url, token in (tokens or {}).items()}
+        self._limits = limits or HttpLimits()
         context = _certificates()
-        self._public_pools = _pools(context, https=_PublicPool)
-        self._trusted_pools = _pools(context)
-
-    def has_token(self, url: str) -> bool:
-        """Whether requests to the URL's host carry a token."""
-        return origin(url) in self._tokens
+        self._public_pools = _pools(context, self._limits, https=_PublicPool)
+        self._trusted_pools = _pools(context, self._limits)
 
     def open(
         self,
@@ -240,25 +200,26 @@ class SafeHttpClient:
         headers: Mapping[str, str] | None = None,
         same_host: bool = False,
     ) -> Reply:
-        """Send a request and follow redirects; whatever the status, the answer is returned.
+        """Send a request and follow redirects; answers of every status are returned.
 
-        With `same_host`, a redirect to another host is an answer too.
+        With `same_host`, a redirect to another host is returned as the answer.
 
         Raises:
-            ModelUrlRefused: the URL, or one it redirects to, breaks the rules above.
-            ModelHostFailed: no answer; another try may help.
+            ModelUrlRefused: the URL, or one that it redirects to, is not allowed.
+            ModelHostFailed: no answer; another attempt may succeed.
         """
-        for hops in range(MAX_REDIRECTS + 1):
+        for hops in range(self._limits.max_redirects + 1):
             response = self._send(method, url, dict(headers or {}))
             target = response.headers.get("Location")
             if response.status not in _REDIRECTS or not target:
                 return Reply(response, url, hops)
-            target = _joined(url, target)
+            target = joined(url, target)
             if same_host and origin(target) != origin(url):
                 return Reply(response, url, hops)
             response.close()
             url = target
-        raise ModelUrlRefused(f"{origin(url)} redirects more than {MAX_REDIRECTS} times.")
+        most = self._limits.max_redirects
+        raise ModelUrlRefused(f"{origin(url)} redirects more than {most} times.")
 
     def ask(
         self,
@@ -267,52 +228,54 @@ class SafeHttpClient:
         method: str = "GET",
         same_host: bool = False,
         stop: threading.Event = NO_CANCEL,
-    ) -> tuple[Document, str]:
-        """A small answer and the URL it came from; a busy host is asked again, with patience.
+    ) -> Document:
+        """A small answer; a busy host is asked again after a pause.
 
         Raises:
             ModelUrlRefused, ModelHostFailed: as `open`.
             FetchStopped: `stop` was set.
         """
-        for attempt in range(ATTEMPTS):
-            last = attempt == ATTEMPTS - 1
+        limits = self._limits
+        backoff = Backoff(limits.first_pause, longest_wait=limits.longest_wait)
+        for attempt in range(1, limits.attempts + 1):
+            last = attempt == limits.attempts
             try:
                 with self.open(url, method=method, same_host=same_host) as reply:
-                    document = reply.document()
+                    document = reply.document(limits.max_document)
                 if last or not _is_busy(document):
-                    return document, reply.url
+                    return document
                 asked_for = retry_after(document.headers)
             except ModelHostFailed:
                 if last:
                     raise
                 asked_for = None
-            if stop.wait(backoff(attempt, asked_for)):
+            if stop.wait(backoff.pause(asked_for)):
                 raise FetchStopped("the download was stopped.")
         raise AssertionError("the last attempt returns or raises")
 
     def check(self, url: str) -> None:
-        """Whether the URL is one to which a request would be sent; its host is not looked up.
+        """Check that a request to the URL is allowed; its host name is not looked up.
 
         Raises:
-            ModelUrlRefused: it is no URL, or not https and its host not trusted.
+            ModelUrlRefused: it is not a URL, or not https and its host is not trusted.
         """
         self._pools_for(url)
 
     def put(self, url: str, data: bytes, content_type: str) -> Document:
-        """Send a file, once; a redirect is an answer, because the URL was signed for one host.
+        """Send a file, once; a redirect is returned, because the URL was signed for one host.
 
         Raises:
-            ModelUrlRefused: the URL breaks the rules above.
-            ModelHostFailed: no answer; another try may help.
+            ModelUrlRefused: the URL is not allowed.
+            ModelHostFailed: no answer; another attempt may succeed.
         """
-        with Reply(self._send("PUT", url, {"Content-Type": content_type}, data), url, 0) as reply:
+        with Reply(self._send("PUT", url, {"Content-Type": content_type}, data), url) as reply:
             return reply.document()
 
     def etag(self, url: str) -> str | None:
-        """The mark of the version that the host has now; None if it gives none or no answer."""
+        """The strong ETag of the file at the host now; None without one, or without an answer."""
         try:
             with self.open(url, headers={"Range": "bytes=0-0"}) as reply:
-                return strong(reply.headers.get("ETag")) if reply.status in _HAS_IT else None
+                return strong(reply.headers.get("ETag")) if reply.status in _HAS_FILE else None
         except ModelHostFailed:
             return None
 
@@ -331,32 +294,20 @@ class SafeHttpClient:
             raise _failed(url, error) from error
 
     def _pools_for(self, url: str) -> urllib3.PoolManager:
-        parsed = _parsed(url)
-        if parsed.netloc in self._trusted:
-            if parsed.scheme in {"http", "https"}:
+        parts = parsed(url)
+        if parts.netloc in self._trusted:
+            if parts.scheme in {"http", "https"}:
                 return self._trusted_pools
-        elif parsed.scheme == "https" and parsed.host:
+        elif parts.scheme == "https" and parts.host:
             return self._public_pools
-        raise ModelUrlRefused(f"{shown(url)} is not an https URL.", host=parsed.host)
-
-
-def _joined(url: str, target: str) -> str:
-    try:
-        return urljoin(url, target)
-    except ValueError:
-        raise ModelUrlRefused(f"{origin(url)} redirects to what is no URL.") from None
+        raise ModelUrlRefused(f"{shown(url)!r} is not an https URL.", host=parts.host)
 
 
 def _failed(url: str, error: Exception) -> ModelHostFailed:
-    host = _parsed(url).host
+    host = parsed(url).host
     return ModelHostFailed(f"{host}: the connection failed ({type(error).__name__}).", host=host)
 
 
 def _is_busy(document: Document) -> bool:
     challenged = document.status == 403 and b"Just a moment" in document.body  # noqa: PLR2004
     return document.status in BUSY or challenged
-
-
-def strong(etag: str | None) -> str | None:
-    """The ETag, if two files with it have the same bytes."""
-    return etag if etag and not etag.startswith("W/") else None

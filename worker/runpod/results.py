@@ -19,7 +19,7 @@ import aiohttp
 
 from worker.answer import failure
 from worker.errors import InternalError, ResultRefused, WorkerError
-from worker.http.backoff import BackOff, retry_after
+from worker.http.backoff import Backoff, retry_after
 
 logger = logging.getLogger("worker.runpod")
 
@@ -79,12 +79,12 @@ class Poster:
 
     async def _in_short(self, job_id: str, body: bytes) -> bool:
         """Post what cannot be too large nor wrong: if that is refused, it is not its fault."""
-        back_off = BackOff()
+        backoff = Backoff()
         for _ in range(SHORT_ATTEMPTS):
             answer = await self._insist(job_id, body)
             if answer.accepted:
                 return True
-            await asyncio.sleep(back_off.pause(answer.retry_after))
+            await asyncio.sleep(backoff.pause(answer.retry_after))
         logger.error("RunPod does not know how the job ended: %s", answer.said)
         return False
 
@@ -107,12 +107,12 @@ class Poster:
         """Post until there is an answer that will not change, or patience is at its end."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._patience
-        back_off = BackOff()
+        backoff = Backoff()
         while True:
             answer = await self._attempt(job_id, body, ATTEMPT)
             if not answer.may_pass:
                 return answer
-            pause = back_off.pause(answer.retry_after)
+            pause = backoff.pause(answer.retry_after)
             if clock() + pause > deadline:
                 return answer
             logger.warning("RunPod has no result yet (%s): again in %.1f s", answer.said, pause)

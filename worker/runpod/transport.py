@@ -19,7 +19,7 @@ import aiohttp
 
 from worker import log
 from worker.errors import InternalError
-from worker.http.backoff import BackOff, retry_after
+from worker.http.backoff import Backoff, retry_after
 from worker.runpod.poller import CONNECT, HOLD, Job, JobPoller, TakeFailed
 from worker.runpod.results import PATIENCE, Poster, in_short
 
@@ -137,7 +137,7 @@ class Transport:
     # Taking and running ------------------------------------------------------------------------
 
     async def _take_jobs(self, line: JobPoller) -> None:
-        back_off = BackOff(most=TAKE_AGAIN)
+        backoff = Backoff(most=TAKE_AGAIN)
         while not self._ending.done():
             free = self._concurrency - len(self._tasks)
             if free <= 0:
@@ -149,11 +149,11 @@ class Transport:
             try:
                 jobs = await line.take(free, busy=bool(self._tasks), ending=self._ending)
             except TakeFailed as problem:
-                pause = back_off.pause(problem.retry_after)
+                pause = backoff.pause(problem.retry_after)
                 logger.warning("no job could be taken (%s): again in %.1f s", problem, pause)
                 await self._rest(pause)
                 continue
-            back_off.reset()
+            backoff.reset()
             for job in jobs:
                 self._begin(job)
             if not jobs:
@@ -201,17 +201,17 @@ class Transport:
         if url is None:
             logger.warning("RunPod's route for stop signals is unknown: cancelling has no effect")
             return
-        back_off = BackOff(first=STOP_FLOOR, most=30.0)
+        backoff = Backoff(first=STOP_FLOOR, most=30.0)
         while True:
             asked = time.monotonic()
             try:
                 stopped = await _stop_signals(session, url)
             except (TakeFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError) as problem:
-                pause = back_off.pause(getattr(problem, "retry_after", None))
+                pause = backoff.pause(getattr(problem, "retry_after", None))
                 logger.info("no stop signals (%s): again in %.1f s", type(problem).__name__, pause)
                 await asyncio.sleep(pause)
                 continue
-            back_off.reset()
+            backoff.reset()
             for job_id in stopped:
                 self._stop(job_id)
             if not stopped:

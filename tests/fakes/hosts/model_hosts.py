@@ -101,6 +101,11 @@ class ModelHosts:
         return self._world.urls[role]
 
     @property
+    def netlocs(self) -> list[str]:
+        """`host:port` of every role."""
+        return [url.partition("//")[2] for url in self._world.urls.values()]
+
+    @property
     def civitai(self) -> str:
         return self.url("civitai")
 
@@ -311,6 +316,14 @@ class ModelHosts:
 
     def forget_requests(self) -> None:
         self._requests.clear()
+
+    def reset(self) -> None:
+        """No faults, no throttle and no requests; what the hosts hold stays."""
+        self.no_faults()
+        self.no_throttle()
+        for role in ROLES:
+            self.accept(role)
+        self.forget_requests()
 
     # The server; all of it runs in the loop.
 

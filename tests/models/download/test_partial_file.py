@@ -2,21 +2,27 @@ import errno
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
+import tempfile
 import threading
+from itertools import pairwise
 
 import pytest
 from fakes.a1111.process import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.errors import StoreFull, StoreNotWritable
-from worker.files import discard, note_file, storage_error
-from worker.models.download import partial_file
-from worker.models.download.partial_file import PartialFile
+from worker.files import discard, note_file
+from worker.models.download.limits import DownloadLimits
+from worker.models.download.partial_file import FollowingHash, PartialFile
 from worker.models.download.source import FileVersion
 
 DATA = bytes(range(256)) * 40
 SIZE = len(DATA)
+WHOLE = (SIZE, hashlib.sha256(DATA).hexdigest())
 
 
 @pytest.fixture
@@ -46,15 +52,7 @@ def leave(path, done, *, length=SIZE, size=SIZE, etag='"e"', **more):
     note_file(path).write_text(json.dumps(note))
 
 
-def test_a_file_is_filled_and_its_hash_known(path):
-    with PartialFile(path) as file:
-        write(file, 0, 1000)
-        write(file, 1000, SIZE)
-        assert file.finish() == (SIZE, hashlib.sha256(DATA).hexdigest())
-    assert path.read_bytes() == DATA
-
-
-def test_a_closed_file_has_noted_what_is_here(path):
+def test_a_closed_file_has_a_note_of_its_bytes(path):
     with PartialFile(path) as file:
         file.version = FileVersion('"e"', "Mon")
         write(file, 0, 1000)
@@ -67,17 +65,18 @@ def test_a_closed_file_has_noted_what_is_here(path):
     assert files(path) == ["key.run.json", "key.run.part"]
 
 
-def test_a_later_run_goes_on_there(path):
+def test_a_later_run_resumes_the_file(path):
     with PartialFile(path) as file:
         write(file, 0, 1000)
     with PartialFile(path) as file:
         assert (file.resumed, file.parts.size, file.parts.contiguous) == (1000, SIZE, 1000)
         write(file, 1000, SIZE)
-        assert file.finish() == (SIZE, hashlib.sha256(DATA).hexdigest())
+        assert file.finish() == WHOLE
+    assert path.read_bytes() == DATA
 
 
 @pytest.mark.parametrize("size", [None, SIZE])
-def test_what_a_later_run_could_not_use_is_not_left(path, size):
+def test_a_file_that_no_later_run_could_resume_is_removed(path, size):
     with PartialFile(path) as file:
         file.parts.size = size
         file.note()
@@ -85,7 +84,7 @@ def test_what_a_later_run_could_not_use_is_not_left(path, size):
     assert files(path) == []
 
 
-def test_bytes_of_a_file_of_unknown_size_are_not_left(path):
+def test_a_file_of_unknown_size_is_removed(path):
     with PartialFile(path) as file:
         part = file.parts.take(1)
         file.write(part, DATA[:1000])
@@ -105,8 +104,8 @@ def test_the_note_is_replaced_in_one_step(path, monkeypatch):
         assert note_file(path).read_text() == before
 
 
-def test_nobody_notes_after_the_end(path):
-    """A connection that was broken off may come late, when the file is already discarded."""
+def test_no_note_is_written_after_the_end(path):
+    """A connection that was cut may end late, when the file is already discarded."""
     with PartialFile(path) as file:
         write(file, 0, 1000)
     discard(path)
@@ -116,7 +115,6 @@ def test_nobody_notes_after_the_end(path):
 
 def test_discard_leaves_nothing(path):
     leave(path, [])
-    note_file(path).with_suffix(".new").write_text("half a no")
     discard(path)
     discard(path)
     assert files(path) == []
@@ -146,7 +144,7 @@ ODD_NOTES = {
 
 
 @pytest.mark.parametrize("note", ODD_NOTES.values(), ids=ODD_NOTES)
-def test_an_odd_note_counts_as_none(path, note):
+def test_an_odd_note_is_ignored(path, note):
     path.write_bytes(DATA)
     note_file(path).write_text(note)
     with PartialFile(path) as file:
@@ -156,34 +154,26 @@ def test_an_odd_note_counts_as_none(path, note):
     assert path.read_bytes() == DATA
 
 
-def test_a_note_of_bytes_that_no_text_has_counts_as_none(path):
+def test_a_note_that_is_not_text_is_ignored(path):
     path.write_bytes(DATA)
     note_file(path).write_bytes(b"\xff\xfe\xfd")
     assert PartialFile(path).resumed == 0
 
 
 @pytest.mark.parametrize("length", [0, 999, None])
-def test_a_note_whose_file_is_shorter_or_gone_counts_as_none(path, length):
+def test_a_note_whose_file_is_shorter_or_gone_is_ignored(path, length):
     leave(path, [[0, 1000]], length=length or 0)
     if length is None:
         path.unlink()
     assert PartialFile(path).resumed == 0
 
 
-def test_a_note_with_odd_marks_of_the_version_is_good_without_them(path):
+def test_odd_marks_of_the_version_are_ignored(path):
     leave(path, [[0, 1000]], etag=5, modified=["Mon"])
     assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, FileVersion())
 
 
-def test_the_version_is_noted_for_a_later_run(path):
-    version = FileVersion('W/"e"', "Mon, 19 Jan 2026 10:00:00 GMT")
-    with PartialFile(path) as file:
-        file.version = version
-        write(file, 0, 1000)
-    assert PartialFile(path).version == version
-
-
-def test_an_older_workers_note_says_nothing_of_the_modification(path):
+def test_a_note_of_an_older_worker_has_no_modification_time(path):
     leave(path, [[0, 1000]])
     assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, FileVersion('"e"'))
 
@@ -193,16 +183,16 @@ def test_a_note_whose_intervals_overlap_counts_each_byte_once(path):
     assert PartialFile(path).resumed == 1500
 
 
-def test_a_longer_file_is_cut(path):
+def test_a_longer_file_is_truncated(path):
     leave(path, [[0, SIZE]])
     with path.open("ab") as more:
         more.write(b"more")
     with PartialFile(path) as file:
-        assert file.finish() == (SIZE, hashlib.sha256(DATA).hexdigest())
+        assert file.finish() == WHOLE
     assert path.read_bytes() == DATA
 
 
-def test_the_start_is_given_when_it_is_here(path):
+def test_the_start_is_returned_when_it_has_arrived(path):
     with PartialFile(path) as file:
         assert file.start(10) is None
         write(file, 0, 1000)
@@ -240,22 +230,21 @@ def test_a_full_or_broken_disk_has_its_own_error(path, monkeypatch, call, number
         write_all(file)
 
 
-def test_an_error_that_the_disk_tells_once_is_not_lost(path, monkeypatch):
+def test_an_error_that_the_disk_reports_once_is_not_lost(path, monkeypatch):
     """Linux reports a failed write-back to one call only; network volumes fail so."""
-    full, told, real = threading.Event(), threading.Event(), os.fdatasync
+    full, reported, real = threading.Event(), threading.Event(), os.fdatasync
 
     def broken(descriptor):
-        if full.is_set() and not told.is_set():
-            told.set()
+        if full.is_set() and not reported.is_set():
+            reported.set()
             raise OSError(errno.ENOSPC, "no space left")
         real(descriptor)
 
-    monkeypatch.setattr(partial_file, "SYNC_EVERY", 0.001)
     monkeypatch.setattr(os, "fdatasync", broken)
-    with PartialFile(path) as file:
+    with PartialFile(path, DownloadLimits(sync_every=0.001)) as file:
         write(file, 0, 1000)
         full.set()
-        assert told.wait(5)
+        assert reported.wait(30)
         wait_until(lambda: file._broken, "the error to reach the file")
         with pytest.raises(StoreFull):
             write(file, 1000, SIZE)
@@ -263,12 +252,12 @@ def test_an_error_that_the_disk_tells_once_is_not_lost(path, monkeypatch):
             file.finish()
 
 
-def test_a_disk_that_takes_but_a_little_at_a_time_is_fine(path, monkeypatch):
+def test_a_disk_that_writes_a_few_bytes_at_a_time_is_good(path, monkeypatch):
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, bytes(data[:7]), at))
     with PartialFile(path) as file:
         write(file, 0, SIZE)
-        assert file.finish() == (SIZE, hashlib.sha256(DATA).hexdigest())
+        assert file.finish() == WHOLE
     assert path.read_bytes() == DATA
 
 
@@ -308,27 +297,18 @@ def test_dev_full_is_a_full_store(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_missing_is_not_writable(tmp_path):
-    with pytest.raises(StoreNotWritable), PartialFile(tmp_path / "none" / "key.part"):
+@pytest.mark.parametrize("name", ["missing/key.part", "folder"])
+def test_a_path_that_cannot_be_opened_is_not_writable(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreNotWritable), PartialFile(tmp_path / name):
         pass
 
 
-def test_a_folder_in_the_way_is_not_writable(tmp_path):
-    (tmp_path / "key.part").mkdir()
-    with pytest.raises(StoreNotWritable), PartialFile(tmp_path / "key.part"):
-        pass
-
-
-def test_the_error_says_what_the_system_says():
-    assert "No space left" in str(storage_error(OSError(errno.ENOSPC, "No space left on device")))
-    assert "Read-only" in str(storage_error(OSError(errno.EROFS, "Read-only file system")))
-
-
-def test_a_file_that_shrinks_meanwhile_is_an_error(path):
+def test_a_file_that_shrinks_during_the_download_is_an_error(path):
     leave(path, [[0, SIZE]])
     with PartialFile(path) as file:
         os.truncate(path, 5)
-        file._hash.position = 5  # whatever was followed before
+        file._hash.position = 5  # as if it had been followed before
         with pytest.raises(StoreNotWritable, match="ends at byte 5"):
             file.finish()
 
@@ -339,3 +319,125 @@ def test_no_thread_is_left(path):
         write(file, 0, 1000)
         assert threading.active_count() == before + 2
     assert threading.active_count() == before
+
+
+# The hash.
+
+
+@pytest.fixture
+def descriptor(tmp_path):
+    opened = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    yield opened
+    os.close(opened)
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_blocks_in_order_are_never_read_back(descriptor, monkeypatch):
+    monkeypatch.setattr(os, "preadv", None)
+    following = FollowingHash(descriptor)
+
+    for start, block in ((0, b"ab"), (2, b"c"), (3, b"def")):
+        following.offer(start, block)
+    following.follow(6)
+
+    assert (following.position, following.hexdigest()) == (6, digest(b"abcdef"))
+
+
+def test_a_block_out_of_order_is_read_back_later(descriptor):
+    following = FollowingHash(descriptor)
+    os.pwrite(descriptor, b"def", 3)
+    following.offer(3, b"def")
+    assert following.position == 0
+    os.pwrite(descriptor, b"abc", 0)
+    following.offer(0, b"abc")
+    assert following.position == 3
+    following.follow(6)
+
+    assert following.hexdigest() == digest(b"abcdef")
+
+
+def test_only_bytes_up_to_the_end_are_followed(descriptor):
+    following = FollowingHash(descriptor)
+    os.pwrite(descriptor, b"abcdef", 0)
+    following.follow(4)
+    assert (following.position, following.hexdigest()) == (4, digest(b"abcd"))
+    following.follow(2)
+    assert following.position == 4
+
+
+def test_a_block_that_was_followed_while_waiting_is_not_hashed_twice(descriptor):
+    following = FollowingHash(descriptor)
+    os.pwrite(descriptor, b"abc", 0)
+    lock = following._lock
+
+    class Busy:
+        """The thread that had the lock before has hashed the block."""
+
+        def __enter__(self):
+            following._lock = lock
+            following.follow(3)
+
+        def __exit__(self, *_):
+            pass
+
+    following._lock = Busy()
+    following.offer(0, b"abc")
+    assert (following.position, following.hexdigest()) == (3, digest(b"abc"))
+
+
+def test_a_file_that_has_shrunk_is_an_error(descriptor):
+    os.pwrite(descriptor, b"abc", 0)
+    with pytest.raises(OSError, match="ends at byte 3, before 4"):
+        FollowingHash(descriptor).follow(4)
+
+
+@given(data=st.binary(max_size=400), cuts=st.sets(st.integers(1, 399)), order=st.randoms())
+def test_any_order_of_blocks_gives_the_digest(data, cuts, order):
+    edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    blocks = [(start, data[start:end]) for start, end in pairwise(edges)]
+    order.shuffle(blocks)
+    with tempfile.TemporaryFile() as file:
+        following = FollowingHash(file.fileno(), read_back=32)
+        written = [False] * len(data)
+        for start, block in blocks:
+            following.offer(start, block)
+            os.pwrite(file.fileno(), block, start)
+            written[start : start + len(block)] = [True] * len(block)
+            if order.random() < 0.3:
+                following.follow((*written, False).index(False))
+        following.follow(len(data))
+    assert following.hexdigest() == digest(data)
+
+
+def test_it_follows_while_others_offer(descriptor):
+    """Two threads write, and one follows the bytes without a hole, as in a download."""
+    data, step = random.Random(1).randbytes(4 << 20), 1 << 14
+    following, lock, written = FollowingHash(descriptor), threading.Lock(), set()
+
+    def write(first):
+        for start in range(first, len(data), 2 * step):
+            block = data[start : start + step]
+            following.offer(start, block)
+            os.pwrite(descriptor, block, start)
+            with lock:
+                written.add(start)
+
+    def follow():
+        end = 0
+        while end < len(data):
+            with lock:
+                while end in written:
+                    end += step
+            following.follow(end)
+
+    threads = [threading.Thread(target=write, args=[first]) for first in (0, step)]
+    threads.append(threading.Thread(target=follow))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert following.position == len(data)
+    assert following.hexdigest() == digest(data)

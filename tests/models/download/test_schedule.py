@@ -1,26 +1,16 @@
-from unittest import mock
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.models.download import schedule
-from worker.models.download.schedule import (
-    FEWEST_CONNECTIONS,
-    MIB,
-    MOST_CONNECTIONS,
-    Connections,
-    Part,
-    Parts,
-)
+from worker.models.download.limits import MIB, DownloadLimits
+from worker.models.download.schedule import Connections, Part, Parts
 
-SMALL = {"FIRST_PART": 16, "SMALLEST_PART": 7, "LARGEST_PART": 40}
+SMALL = DownloadLimits(first_part=16, smallest_part=7, largest_part=40)
+FEWEST, MOST = DownloadLimits.fewest_connections, DownloadLimits.most_connections
 
 
-@pytest.fixture
-def small_parts():
-    with mock.patch.multiple(schedule, **SMALL):
-        yield
+def small_parts(size=None, done=()):
+    return Parts(size, done, SMALL)
 
 
 def fetch(part, count):
@@ -34,24 +24,21 @@ def spans(part):
 # Parts.
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_parts_come_in_file_order():
-    parts = Parts(100)
+    parts = small_parts(100)
 
     taken = [parts.take(1) for _ in range(4)]
 
     assert [part.position for part in taken] == [0, taken[0].end, taken[1].end, taken[2].end]
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_the_first_part_is_taken_before_the_size_is_known():
-    parts = Parts()
+    parts = small_parts()
     assert parts.size is None
     assert spans(parts.take(1)) == (0, 16)
     assert spans(parts.take(1)) == (16, 32)
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
     ("size", "begun", "connections", "length"),
     [
@@ -65,14 +52,13 @@ def test_the_first_part_is_taken_before_the_size_is_known():
     ],
 )
 def test_parts_grow_at_the_beginning_and_shrink_towards_the_end(size, begun, connections, length):
-    parts = Parts(size, [(0, begun)] if begun else [])
+    parts = small_parts(size, [(0, begun)] if begun else [])
 
     assert spans(parts.take(connections)) == (begun, begun + length)
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_what_a_connection_leaves_is_free_again():
-    parts = Parts(100)
+def test_the_rest_of_an_unfinished_part_is_free_again():
+    parts = small_parts(100)
     first, second = parts.take(1), parts.take(1)
     fetch(first, 3)
     fetch(second, second.end - second.position)
@@ -84,7 +70,6 @@ def test_what_a_connection_leaves_is_free_again():
     assert spans(parts.take(1)) == (3, 7)
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize(
     ("done", "contiguous", "fetched", "next_part"),
     [
@@ -96,8 +81,8 @@ def test_what_a_connection_leaves_is_free_again():
         ([(0, 60), (60, 100)], 100, 100, None),
     ],
 )
-def test_a_later_run_goes_on(done, contiguous, fetched, next_part):
-    parts = Parts(100, done)
+def test_a_later_run_resumes(done, contiguous, fetched, next_part):
+    parts = small_parts(100, done)
 
     assert (parts.contiguous, parts.fetched()) == (contiguous, fetched)
     part = parts.take(1)
@@ -105,9 +90,8 @@ def test_a_later_run_goes_on(done, contiguous, fetched, next_part):
     assert parts.is_complete is (part is None)
 
 
-@pytest.mark.usefixtures("small_parts")
-def test_the_size_cuts_what_was_taken_too_far():
-    parts = Parts()
+def test_the_size_shortens_parts_beyond_it():
+    parts = small_parts()
     part, beyond = parts.take(1), parts.take(1)
     parts.learn_size(10)
 
@@ -119,10 +103,9 @@ def test_the_size_cuts_what_was_taken_too_far():
     assert parts.done() == [(0, 10)]
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("size", [None, 100])
 def test_a_whole_answer_is_one_part(size):
-    parts = Parts(size)
+    parts = small_parts(size)
     part = parts.take(1)
     parts.extend_to_end(part)
     fetch(part, 90)
@@ -149,7 +132,7 @@ class Model:
     """The same as `Parts`, byte by byte."""
 
     def __init__(self, size, done):
-        self.parts = Parts(size, done)
+        self.parts = small_parts(size, done)
         self.here = [any(start <= at < end for start, end in done) for at in range(size)]
         self.held: list[Part] = []
 
@@ -181,12 +164,12 @@ class Model:
         assert self.parts.contiguous == (missing[0] if missing else len(self.here))
         assert self.parts.fetched() == sum(self.here)
         assert self.parts.is_complete is not bool(missing)
-        told = [False] * len(self.here)
+        listed = [False] * len(self.here)
         for start, end in self.parts.done():
             assert start < end
-            assert not any(told[max(0, start - 1) : end])  # neither overlapping nor touching
-            told[start:end] = [True] * (end - start)
-        assert told == self.here
+            assert not any(listed[max(0, start - 1) : end])  # neither overlapping nor touching
+            listed[start:end] = [True] * (end - start)
+        assert listed == self.here
 
 
 @given(
@@ -196,34 +179,32 @@ class Model:
 )
 def test_every_byte_is_fetched_once_whatever_happens(size, done, steps):
     done = [(start, min(size, start + length)) for start, length in done if start < size]
-    with mock.patch.multiple(schedule, **SMALL):
-        model = Model(size, done)
-        for action, number in steps:
-            [model.take, model.progress, model.give_back][action](number)
-            model.check()
-        while not model.parts.is_complete:
-            model.take(0)
-            model.progress(50)
-            model.give_back(0)
+    model = Model(size, done)
+    for action, number in steps:
+        [model.take, model.progress, model.give_back][action](number)
         model.check()
-        assert model.parts.done() == [(0, size)]
+    while not model.parts.is_complete:
+        model.take(0)
+        model.progress(50)
+        model.give_back(0)
+    model.check()
+    assert model.parts.done() == [(0, size)]
 
 
 @given(size=st.integers(0, 300), taken=st.integers(1, 3), fetched=st.integers(0, 16))
-def test_a_size_that_is_learnt_late_loses_nothing(size, taken, fetched):
-    with mock.patch.multiple(schedule, **SMALL):
-        parts = Parts()
-        held = [parts.take(1) for _ in range(taken)]
-        fetch(held[0], min(fetched, size))
-        parts.learn_size(size)
-        for part in held:
-            parts.give_back(part)
-        assert parts.contiguous == min(fetched, size)
-        while part := parts.take(2):
-            fetch(part, part.end - part.position)
-            parts.give_back(part)
-        assert parts.is_complete
-        assert parts.fetched() == size
+def test_a_size_that_is_known_late_loses_nothing(size, taken, fetched):
+    parts = Parts()
+    held = [parts.take(1) for _ in range(taken)]
+    fetch(held[0], min(fetched, size))
+    parts.learn_size(size)
+    for part in held:
+        parts.give_back(part)
+    assert parts.contiguous == min(fetched, size)
+    while part := parts.take(2):
+        fetch(part, part.end - part.position)
+        parts.give_back(part)
+    assert parts.is_complete
+    assert parts.fetched() == size
 
 
 @given(size=st.integers(0, 20_000 * MIB), connections=st.integers(1, 24))
@@ -260,20 +241,20 @@ def usual(seen):
 
 def test_a_host_that_limits_each_connection_gets_many():
     seen = simulate(lambda count: count * 20e6)
-    assert seen[0] == FEWEST_CONNECTIONS
-    assert MOST_CONNECTIONS in seen[:100]  # after two seconds
-    assert usual(seen) == MOST_CONNECTIONS
+    assert seen[0] == FEWEST
+    assert MOST in seen[:100]  # after two seconds
+    assert usual(seen) == MOST
 
 
 def test_a_worker_at_its_limit_keeps_few():
     seen = simulate(lambda _: 900e6)
-    assert seen.count(MOST_CONNECTIONS) * 0.02 <= 2.0  # seconds of ten: a try now and then
-    assert usual(seen) == FEWEST_CONNECTIONS
+    assert seen.count(MOST) * 0.02 <= 2.0  # seconds of ten: a try now and then
+    assert usual(seen) == FEWEST
 
 
 def test_a_link_is_filled():
     seen = simulate(lambda count: min(count * 20e6, 110e6))
-    assert usual(seen) == MOST_CONNECTIONS
+    assert usual(seen) == MOST
 
 
 def test_a_host_that_recovers_is_tried_again():
@@ -284,17 +265,17 @@ def test_a_host_that_recovers_is_tried_again():
         return count * 20e6 if next(clock) * 0.02 > fast_from else 40e6
 
     seen = simulate(rate, seconds=20)
-    assert usual(seen[: int(fast_from / 0.02)]) == FEWEST_CONNECTIONS
-    assert seen[-1] == MOST_CONNECTIONS
+    assert usual(seen[: int(fast_from / 0.02)]) == FEWEST
+    assert seen[-1] == MOST
 
 
 def test_a_complaint_halves_for_good():
     seen = simulate(lambda count: count * 20e6, complaints=[5.0])
-    assert max(seen[: int(4.9 / 0.02)]) == MOST_CONNECTIONS
-    assert max(seen[int(5.1 / 0.02) :]) == MOST_CONNECTIONS // 2
+    assert max(seen[: int(4.9 / 0.02)]) == MOST
+    assert max(seen[int(5.1 / 0.02) :]) == MOST // 2
 
 
-def test_a_complaint_that_all_connections_hear_counts_once():
+def test_a_complaint_to_all_connections_counts_once():
     connections = Connections(0.0)
     connections.allowed = 24
     for moment in (5.0, 5.001, 5.5):

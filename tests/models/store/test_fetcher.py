@@ -34,7 +34,6 @@ from worker.errors import (
 from worker.http import client as http
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import parse as parse_job
-from worker.models.download import download as download_module
 from worker.models.store import progress
 from worker.models.store import references as references_module
 from worker.models.store.blobs import Blobs
@@ -61,13 +60,6 @@ def hosts():
 @pytest.fixture
 def manager(hosts, tmp_path):
     return manager_for(hosts, tmp_path)
-
-
-@pytest.fixture
-def no_waiting(monkeypatch):
-    """What is tried again is tried at once."""
-    monkeypatch.setattr(http, "backoff", lambda *_: 0.0)
-    monkeypatch.setattr(download_module, "backoff", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -364,7 +356,7 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.usefixtures("no_waiting", "lora")
+@pytest.mark.usefixtures("lora")
 @pytest.mark.parametrize("path", ["/api/download/models/22", "/api/v1/model-versions/22"])
 @pytest.mark.parametrize(("name", "params", "error"), REFUSALS)
 def test_each_refusal_of_civitai_leaves_nothing_behind(
@@ -384,7 +376,7 @@ def test_each_refusal_of_civitai_leaves_nothing_behind(
     assert fetch(manager, "22").path.read_bytes() == LORA
 
 
-@pytest.mark.usefixtures("no_waiting", "lora")
+@pytest.mark.usefixtures("lora")
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_host_that_is_busy_is_told_with_the_model(hosts, manager, status):
     """A job may name twenty."""
@@ -428,7 +420,6 @@ def test_an_evicted_blob_is_fetched_again_and_the_host_asked_once_at_most(hosts,
     assert hosts.count("civitai", "/api/download") == 1
 
 
-@pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("text", ["22", "civitai:2", "org/name/x.safetensors", "{web}/x"])
 def test_a_no_is_remembered_for_a_minute(hosts, tmp_path, clock, text):
     hosts.add_hf("org/name", "other.safetensors", LORA)
@@ -445,7 +436,6 @@ def test_a_no_is_remembered_for_a_minute(hosts, tmp_path, clock, text):
     assert hosts.requests
 
 
-@pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("role", ["civitai", "storage"])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_what_moved_once_is_used_as_it_was_when_its_host_is_down(

@@ -14,8 +14,8 @@ from worker.errors import (
     ModelRateLimited,
     ModelRegionBlocked,
 )
+from worker.hosts.host import RemoteFile
 from worker.job.reference import CivitAIModel, CivitAIVersion, HuggingFaceFile, WebFile
-from worker.models.hosts.host import RemoteFile
 from worker.models.store import references as references_module
 from worker.models.store.references import FRESH, METADATA_FRESH, NEGATIVE_FRESH, References
 

@@ -1,10 +1,10 @@
-"""One file from one host into one partial file: in parallel, resumable, hashed on the way.
+"""Downloads one file into one partial file: in parallel, resumable, hashed on the way.
 
-Life of a download: one connection fetches the first bytes; `inspect` sees them, so a web page
-or a model that nobody can use is refused after a megabyte. Then as many connections as pay off
-fetch parts in file order. Each part that arrived is noted beside the partial file, so a run
-after `kill -9` fetches only what is missing. At the end the SHA-256 must be right; else nothing
-is returned.
+Life of a download: one connection fetches the first bytes; `inspect` gets them, so a web page
+or a model that the engine cannot use is refused after a megabyte. Then as many connections as
+pay off fetch parts in file order. Each part that has arrived is noted beside the partial file, so
+a run after `kill -9` fetches only what is missing. At the end the SHA-256 must be right;
+otherwise an error is raised.
 """
 
 from __future__ import annotations
@@ -25,29 +25,23 @@ from worker.errors import (
     WorkerError,
 )
 from worker.files import discard
-from worker.http.backoff import backoff
+from worker.http.backoff import Backoff
 from worker.http.client import NO_CANCEL, Reply
+from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.partial_file import PartialFile
-from worker.models.download.schedule import MIB, Connections, Pace, Part, Running
+from worker.models.download.schedule import Connections, Pace, Part, Running
 from worker.models.download.source import (
     Source,
     StartOver,
     TryAgain,
-    filename_told,
+    filename_of,
     sends_everything,
-    size_told,
+    size_of,
     too_large,
-    version_told,
+    version_of,
 )
 
-BLOCK = 256 * 1024  # bytes; block and hash stay in a core's cache
-LARGEST_FILE = 32 << 30  # bytes; no model that A1111 v1.9.3 loads comes near
-INSPECT_FROM = MIB  # bytes that are here at the first inspection
-ROOM_STEP = 256 * MIB  # bytes for which room is made while a file's size is unknown
-TICK = 0.1  # seconds between two looks at the transfer
-_MOMENT = 0.005
-ATTEMPTS = 6  # of a connection in a row, while no other connection brings anything either
-LEAST = 16 * 1024  # bytes; an attempt that breaks off and has brought fewer counts as failed
+_MOMENT = 0.005  # seconds
 
 
 @dataclass(frozen=True)
@@ -55,8 +49,8 @@ class Fetched:
     """A whole file.
 
     Attributes:
-        filename: what the host's Content-Disposition calls it; not to be trusted as a path.
-        etag: the host's version of it.
+        filename: from the host's Content-Disposition; not to be trusted as a path.
+        etag: of the version that was fetched.
     """
 
     path: Path
@@ -68,13 +62,13 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the owner of a download wants to see and to decide.
+    """What the owner of a download observes and decides.
 
     Attributes:
         inspect: gets the first bytes, and the size if it is known; returns how many bytes it
-            needs to see, or None when it is content; raises to refuse the file.
-        make_room: gets the bytes still to come before most of them are fetched; raises if they
-            have no room.
+            needs to see, or None to accept the file; raises to refuse the file.
+        make_room: gets the number of bytes still to come before most of them are fetched; raises
+            if there is no room for them.
         report: gets the bytes fetched and the size, several times a second.
         stop: set it to end the download; what has arrived is kept.
     """
@@ -90,27 +84,27 @@ def download(
     partial: Path,
     sha256: str | None = None,
     hooks: Hooks | None = None,
-    largest: int = LARGEST_FILE,
+    limits: DownloadLimits = DEFAULT,
 ) -> Fetched:
-    """Fetch the file into `partial`, or go on with what an earlier run left there.
+    """Fetch the file into `partial`, or resume what an earlier run left there.
 
     Args:
         source: where it comes from.
         partial: the file to fill; its progress is noted in a JSON file beside it.
-        sha256: what the file must have, lower-case hex.
-        hooks: what its owner wants to see and to decide.
-        largest: bytes; a larger file is refused.
+        sha256: the hash that the file must have, lower-case hex.
+        hooks: what its owner observes and decides.
+        limits: sizes and waits.
 
     Raises:
         WorkerError: ModelHashMismatch, ModelHostFailed, ModelRateLimited, ModelUrlRefused,
-            StoreFull, StoreNotWritable, FetchStopped, or what a hook or the host's refusal is.
-            The partial file is kept if a later run can go on with it.
+            StoreFull, StoreNotWritable, FetchStopped, or the error of a hook or of the host's
+            refusal. The partial file is kept if a later run can resume it.
     """
     failure: WorkerError
     for _ in range(2):
         try:
-            with PartialFile(partial) as file:
-                transfer = _Transfer(source, file, hooks or Hooks(), largest, sha256 is not None)
+            with PartialFile(partial, limits) as file:
+                transfer = _Transfer(source, file, hooks or Hooks(), limits, sha256 is not None)
                 fetched = transfer.run()
         except StartOver as changed:
             failure, mixed = ModelHostFailed(f"{source.host}: {changed}"), True
@@ -122,14 +116,14 @@ def download(
                 return fetched
             failure, mixed = _mismatch(sha256, fetched), transfer.is_mixed
         discard(partial)
-        if not mixed:  # the host has sent exactly this: it would do so again
+        if not mixed:  # the host has sent exactly these bytes, and would do so again
             break
     raise failure
 
 
 def _mismatch(sha256: str | None, fetched: Fetched) -> ModelHashMismatch:
     return ModelHashMismatch(
-        f"the file has sha256 {fetched.sha256}, not {sha256}.",
+        f"the downloaded file has sha256 {fetched.sha256}, but {sha256} is expected.",
         expected=sha256,
         actual=fetched.sha256,
     )
@@ -143,25 +137,30 @@ class _Transfer:
     """
 
     def __init__(
-        self, source: Source, file: PartialFile, hooks: Hooks, largest: int, has_hash: bool
+        self,
+        source: Source,
+        file: PartialFile,
+        hooks: Hooks,
+        limits: DownloadLimits,
+        has_hash: bool,
     ) -> None:
         self._source = source
         self._file = file
         self._hooks = hooks
-        self._largest = largest
+        self._limits = limits
         self._has_hash = has_hash
         self.is_mixed = file.resumed > 0
         self._room_made = False
         self._room_until = 0
         self._gave_range = False
-        self._to_inspect: int | None = INSPECT_FROM
-        self._connections: Connections | None = None  # None until the inspection is content
+        self._to_inspect: int | None = limits.inspect_from
+        self._connections: Connections | None = None  # None until the file is accepted
         self._threads: dict[int, threading.Thread] = {}
-        self._running: dict[Running, Reply] = {}  # with the file's lock, as is the pace
-        self._pace = Pace()
-        self._brought = 0  # bytes, by all connections
-        self._failed: dict[int, int] = {}  # connection -> attempts in a row
-        self._quiet_until = 0.0  # the host has asked for it
+        self._running: dict[Running, Reply] = {}  # hold the file's lock, also for the pace
+        self._pace = Pace(limits)
+        self._received = 0  # bytes, by all connections
+        self._backoffs: dict[int, Backoff] = {}  # by connection
+        self._quiet_until = 0.0  # because the host has asked for it
         self._filename: str | None = None
         self._failure: Exception | None = None
         self._over = threading.Event()
@@ -177,7 +176,7 @@ class _Transfer:
             self._end()
         if self._failure:
             raise self._failure
-        self._inspect()  # of a short file whose size nobody knew
+        self._inspect()  # a short file whose size was unknown
         size, sha256 = self._file.finish()
         if not size:
             raise ModelFileInvalid(f"{self._source.host}: the file is empty.")
@@ -189,7 +188,7 @@ class _Transfer:
     def _supervise(self) -> None:
         while not self._is_over():
             self._start_connections()
-            self._over.wait(TICK)
+            self._over.wait(self._limits.tick)
             if self._hooks.stop.is_set():
                 raise FetchStopped("the download was stopped.")
             with self._file.lock:
@@ -226,10 +225,10 @@ class _Transfer:
             reply.shutdown()
 
     def _end(self) -> None:
-        """Break everything off; nobody writes to the file any more when this returns.
+        """Cut all connections; none of them writes to the file when this returns.
 
-        A thread that still waits for an answer is left alone: once it has one, it sees that all
-        is over before it touches the file.
+        A thread that still waits for an answer is left alone: when the answer comes, it finds
+        the transfer over before it touches the file.
         """
         self._over.set()
         while replies := self._receiving():
@@ -253,48 +252,62 @@ class _Transfer:
                     part = self._file.parts.take(self._allowed())
                 if part is None:
                     return
-                self._failed[number] = self._attempt(part, self._failed.get(number, 0))
+                self._attempt(part, self._backoff(number))
         except Exception as error:  # noqa: BLE001 - also a hook's; the main thread raises it
             self._failure = self._failure or error
             self._over.set()
 
-    def _attempt(self, part: Part, failed: int) -> int:
-        """Fetch the part; returns how many attempts in a row have brought next to nothing."""
-        started_at, brought_before = part.position, self._brought
+    def _backoff(self, number: int) -> Backoff:
+        """The pauses of a connection; its number may have had another thread before."""
+        new = Backoff(self._limits.first_pause, longest_wait=self._limits.longest_wait)
+        return self._backoffs.setdefault(number, new)
+
+    def _attempt(self, part: Part, backoff: Backoff) -> None:
+        """Fetch the part; pause if next to nothing has come."""
+        started_at, received_before = part.position, self._received
         try:
             self._fetch(part)
         except (TryAgain, ModelHostFailed) as error:
             again = error if isinstance(error, TryAgain) else TryAgain(error)
         else:
-            return 0
+            backoff.reset()
+            return
         finally:
             with self._file.lock:
                 self._file.parts.give_back(part)
             if not self._over.is_set():
                 self._file.note()
         own = part.position - started_at
-        if self._over.is_set() or own >= LEAST:
-            return 0
-        others = self._brought - brought_before - own
-        self._weigh(again, failed, others_progress=others >= LEAST or bool(self._receiving()))
-        # "At once" is for the first time; after the second it has not helped.
-        pause = backoff(failed, (again.after or None) if failed else again.after)
+        if self._over.is_set():
+            return
+        if own >= self._limits.least:
+            backoff.reset()
+            return
+        others = self._received - received_before - own
+        others_progress = others >= self._limits.least or bool(self._receiving())
+        self._weigh(again, backoff.failures, others_progress=others_progress)
+        self._pause(again, backoff)
+
+    def _pause(self, again: TryAgain, backoff: Backoff) -> None:
+        """Wait before the next attempt: not at all where the first failure asks for that."""
+        pause = backoff.pause(again.after)
+        if again.after == 0 and backoff.failures == 1:
+            return
         if again.after is not None:
             self._quiet_until = max(self._quiet_until, time.monotonic() + pause)
         self._over.wait(pause)
-        return failed + 1
 
-    def _weigh(self, again: TryAgain, failed: int, *, others_progress: bool) -> None:
-        """Ask for less where the host serves only some connections; else give up in the end."""
-        refuses_more = others_progress and failed > 0
+    def _weigh(self, again: TryAgain, failures: int, *, others_progress: bool) -> None:
+        """Use fewer connections where the host serves only some; otherwise give up at the end."""
+        refuses_more = others_progress and failures > 0
         if self._connections and (again.host_complains or refuses_more):
             self._connections.host_complained(time.monotonic())
-        if failed + 1 >= ATTEMPTS and not others_progress:
+        if failures + 1 >= self._limits.attempts and not others_progress:
             raise again.final
 
     def _fetch(self, part: Part) -> None:
         with self._source.open(part.position, part.end) as reply:
-            running = Running(part, time.monotonic())
+            running = Running(part, time.monotonic(), self._limits.window)
             with self._file.lock:
                 self._running[running] = reply
             try:
@@ -309,23 +322,23 @@ class _Transfer:
     def _receive(self, reply: Reply, running: Running) -> None:
         part = running.part
         while part.position < part.end and not self._over.is_set():
-            block = reply.read(min(BLOCK, part.end - part.position))
+            block = reply.read(min(self._limits.block, part.end - part.position))
             if not block:
                 self._ended(part)
                 return
             self._file.write(part, block)
             running.touched = time.monotonic()
-            self._brought += len(block)
+            self._received += len(block)
             self._source.progressed()
             if self._to_inspect is not None:
                 self._inspect()
             if self._file.parts.size is None:
                 self._make_room(part)
-            if part.position > self._largest:
-                raise too_large(part.position, self._largest)
+            if part.position > self._limits.largest_file:
+                raise too_large(part.position, self._limits.largest_file)
 
     def _ended(self, part: Part) -> None:
-        """The answer ends before the part does: only right if nobody knows the file's size."""
+        """The answer ends before the part does: correct only if the file's size is unknown."""
         with self._file.lock:
             if self._file.parts.size is None:
                 self._file.parts.learn_size(part.position)
@@ -333,8 +346,8 @@ class _Transfer:
         raise TryAgain(ModelHostFailed(f"{self._source.host} ended its answer too early."))
 
     def _accept(self, reply: Reply, part: Part) -> None:
-        """Check that the answer belongs to what was asked for and to what is here already."""
-        size = size_told(reply, part.position, part.end)
+        """Check that the answer fits the request, and the bytes that have already arrived."""
+        size = size_of(reply, part.position, part.end)
         known = self._file.parts.size
         if known is not None and size != known:
             raise StartOver(f"the file had {known} bytes and now has {size}.")
@@ -345,52 +358,52 @@ class _Transfer:
             if sends_everything(reply):
                 self._take_everything(part)
         self._gave_range = self._gave_range or not sends_everything(reply)
-        self._filename = self._filename or filename_told(reply)
+        self._filename = self._filename or filename_of(reply)
         self._make_room(part)
 
     def _take_everything(self, part: Part) -> None:
         if part.position:
             changed = StartOver("the host sends the whole file instead of a range.")
-            # Where ranges have worked a moment ago, this is one server out of line.
+            # Where ranges have worked a moment ago, this is one faulty server.
             raise TryAgain(changed) if self._gave_range else changed
         self._file.parts.extend_to_end(part)
 
     def _check_version(self, reply: Reply) -> None:
-        known, now = self._file.version, version_told(reply)
-        self._file.version = known.and_what(now)
+        known, now = self._file.version, version_of(reply)
+        self._file.version = known.filled_from(now)
         same = known.is_same(now)
         if same is False:
             self.is_mixed = True
-        # CivitAI moves files between storages whose ETags differ; a hash will tell.
+        # CivitAI moves files between storages whose ETags differ; the hash decides in the end.
         if self._has_hash:
             return
         if same is False:
             raise StartOver("the file has changed at the host.")
-        # The file may have been replaced since: a model that is trained anew has the same size.
+        # The file may have been replaced since: a model that is trained again has the same size.
         if same is None and self._file.resumed:
-            raise StartOver("the host does not say whether the file has changed.")
+            raise StartOver("the host gives no sign whether the file has changed.")
 
     def _make_room(self, part: Part | None = None) -> None:
-        """Ask for room: once for all of the file, or step by step if nobody knows its size."""
+        """Ask for room: once for all of the file, or step by step if its size is unknown."""
         with self._file.lock:
             size, fetched = self._file.parts.size, self._file.parts.fetched()
         if self._over.is_set():
             return
         if size is None:
             if part and part.position >= self._room_until:
-                self._room_until = part.position + ROOM_STEP
-                self._hooks.make_room(ROOM_STEP)
+                self._room_until = part.position + self._limits.room_step
+                self._hooks.make_room(self._limits.room_step)
         elif not self._room_made:
-            if size > self._largest:
-                raise too_large(size, self._largest)
+            if size > self._limits.largest_file:
+                raise too_large(size, self._limits.largest_file)
             self._room_made = True
             self._hooks.make_room(size - fetched)
 
     def _inspect(self) -> None:
-        """Let the owner see the first bytes; more connections start only when he is content."""
+        """Show the owner the first bytes; more connections start only when it accepts the file."""
         while self._to_inspect is not None:
             start = self._file.start(self._to_inspect)
             if start is None:
                 return
             self._to_inspect = self._hooks.inspect(start, self._file.parts.size)
-        self._connections = Connections(time.monotonic())
+        self._connections = Connections(time.monotonic(), self._limits)

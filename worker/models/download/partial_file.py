@@ -1,4 +1,4 @@
-"""The file that a download fills, and the note beside it of what has arrived."""
+"""The file that a download fills, and the note beside it that lists what has arrived."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from pathlib import Path
 
 from worker.errors import StoreFull, StoreNotWritable
 from worker.files import discard, note_file, storage_error, write_atomically
+from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.schedule import Part, Parts
 from worker.models.download.source import FileVersion
-
-SYNC_EVERY = 0.5  # seconds; what is on the disk early need not be waited for at the end
-FOLLOW_EVERY = 0.02
 
 
 @dataclass
@@ -33,19 +31,20 @@ class PartialFile:
     """An open partial file: its parts, its bytes on the disk and their hash. Thread-safe.
 
     A context manager. Two threads work while it is open: one hashes what has arrived out of
-    order, one brings it to the disk.
+    order, one writes the system's buffers to the disk.
 
     Attributes:
-        parts: what is here and what is missing; only with `lock`.
-        version: the file's at the host, as far as it tells.
+        parts: what has arrived and what is missing; hold `lock` to use it.
+        version: the file's at the host, as far as it is known.
         resumed: bytes that an earlier run has fetched.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: DownloadLimits = DEFAULT) -> None:
         self.path = path
         self.lock = threading.Lock()
+        self._limits = limits
         note = _read_note(path)
-        self.parts = Parts(note.size, note.done)
+        self.parts = Parts(note.size, note.done, limits)
         self.version = FileVersion(note.etag, note.modified)
         self.resumed = self.parts.fetched()
         self._noting = threading.Lock()
@@ -68,14 +67,14 @@ class PartialFile:
         self._closed.set()
         for helper in self._helpers:
             helper.join()
-        # A full disk is reported by whoever could not write the data itself.
+        # A full disk is reported by the connection that could not write its data.
         with suppress(StoreFull, StoreNotWritable):
             self.note()
-        with self._noting:  # a connection that was broken off may be about to
+        with self._noting:  # a connection that was cut may be about to write a note
             self._is_closed = True
             os.close(self._descriptor)
         if self.parts.size is None or not self.parts.fetched():
-            discard(self.path)  # nothing that a later run could go on with
+            discard(self.path)  # nothing that a later run could resume
 
     def write(self, part: Part, block: bytes) -> None:
         """Add the next bytes of a part."""
@@ -100,7 +99,7 @@ class PartialFile:
         return os.pread(self._descriptor, wanted, 0) if contiguous >= wanted else None
 
     def note(self) -> None:
-        """Write down what is here: a run after this one goes on there."""
+        """Write the note: the next run resumes from it."""
         with self._noting:
             with self.lock:
                 if self.parts.size is None or self._is_closed:
@@ -113,7 +112,7 @@ class PartialFile:
                 raise storage_error(error) from error
 
     def finish(self) -> tuple[int, str]:
-        """Size and SHA-256 of the whole file, which is on the disk when this returns."""
+        """Size and SHA-256 of the whole file; it is on the disk when this returns."""
         size = self.parts.size or 0
         try:
             if self._broken:
@@ -126,7 +125,7 @@ class PartialFile:
         return size, self._hash.hexdigest()
 
     def _follow(self) -> None:
-        while not self._closed.wait(FOLLOW_EVERY):
+        while not self._closed.wait(self._limits.follow_every):
             with self.lock:
                 contiguous = self.parts.contiguous
             try:
@@ -136,21 +135,21 @@ class PartialFile:
                 return
 
     def _sync(self) -> None:
-        while not self._closed.wait(SYNC_EVERY):
+        while not self._closed.wait(self._limits.sync_every):
             try:
                 os.fdatasync(self._descriptor)
-            except OSError as error:  # Linux tells it once: `fsync` would not meet it again
+            except OSError as error:  # Linux reports it once: a later `fsync` would succeed
                 self._broken = error
                 return
 
 
 def _read_note(path: Path) -> _Note:
-    """What an earlier run noted; a note without file, an odd or unreadable one count as none."""
+    """What an earlier run noted; nothing if the note is malformed or does not fit the file."""
     try:
         length = path.stat().st_size
-        told = json.loads(note_file(path).read_text())
-        size, marks = int(told["size"]), (told["etag"], told.get("modified"))
-        done = [(int(start), int(end)) for start, end in told["done"]]
+        content = json.loads(note_file(path).read_text())
+        size, marks = int(content["size"]), (content["etag"], content.get("modified"))
+        done = [(int(start), int(end)) for start, end in content["done"]]
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return _Note()
     sound = size > 0 and all(0 <= start < end <= min(size, length) for start, end in done)
@@ -158,7 +157,7 @@ def _read_note(path: Path) -> _Note:
     return _Note(size, etag, modified, done) if sound else _Note()
 
 
-READ_BACK = 1 << 20
+_READ_BACK = 1 << 20  # bytes
 
 
 class FollowingHash:
@@ -168,16 +167,16 @@ class FollowingHash:
     out of order is read back once the bytes before it are there. No second pass over the file.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, read_back: int = _READ_BACK) -> None:
         self._descriptor = descriptor
         self._digest = hashlib.sha256()
         self._lock = threading.Lock()
-        self._buffer = bytearray(READ_BACK)
+        self._buffer = bytearray(read_back)
         self.position = 0
 
     def offer(self, start: int, block: bytes) -> None:
         """Hash the block if it is the next one."""
-        if start == self.position:  # else do not even wait for the lock
+        if start == self.position:  # otherwise do not even wait for the lock
             with self._lock:
                 if start == self.position:
                     self._digest.update(block)
@@ -188,7 +187,7 @@ class FollowingHash:
         view = memoryview(self._buffer)
         while self.position < end:
             with self._lock:
-                wanted = min(READ_BACK, end - self.position)
+                wanted = min(len(view), end - self.position)
                 if wanted <= 0:  # `offer` was faster
                     return
                 count = os.preadv(self._descriptor, [view[:wanted]], self.position)

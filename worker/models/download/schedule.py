@@ -1,9 +1,11 @@
-"""Who fetches which bytes of a file next, and over how many connections. Pure: no IO, no clock.
+"""Which bytes of a file are fetched next, and over how many connections.
+
+Pure: no IO, and the caller passes the time.
 
 Parts are handed out in file order, so the bytes that have arrived without a hole grow steadily
-and can be hashed on the way. They are small at the beginning, so that this starts early, and
+and can be hashed on the way. Parts are small at the beginning, so that hashing starts early, and
 towards the end, so that all connections finish together. The number of connections grows while
-that makes the download faster: object stores limit each connection, a fast host needs but a few.
+that makes the download faster: object stores limit each connection, a fast host needs only a few.
 """
 
 from __future__ import annotations
@@ -14,19 +16,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MIB = 1 << 20
-FIRST_PART = 4 * MIB  # before the size is known; enough for nearly every header
-SMALLEST_PART = 4 * MIB
-LARGEST_PART = 16 * MIB
-_NO_END = 1 << 62
+from worker.models.download.limits import DEFAULT, DownloadLimits
 
-FEWEST_CONNECTIONS = 3
-MOST_CONNECTIONS = 24
-GROWTH = 8
-WORTH_IT = 1.15  # more connections must raise the rate by this factor
-SETTLING = 0.12  # seconds until new connections deliver
-MEASURING = 0.2
-TRY_AGAIN = 5.0
+_NO_END = 1 << 62
+_MOMENT = 0.005  # seconds; the shortest time over which a rate is computed
+_COMPLAINT = 1.0  # seconds in which all connections report the same complaint of a host
+_ENOUGH = 3  # rates; of two, neither is surely the slow one
 
 
 @dataclass(eq=False)
@@ -41,12 +36,18 @@ class Parts:
     """The bytes of a file: fetched, being fetched, and free. The caller holds a lock.
 
     Args:
-        size: bytes of the file; None until the host has told.
+        size: bytes of the file; None until it is known.
         done: intervals `(start, end)` that an earlier run has fetched.
     """
 
-    def __init__(self, size: int | None = None, done: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self,
+        size: int | None = None,
+        done: Iterable[tuple[int, int]] = (),
+        limits: DownloadLimits = DEFAULT,
+    ) -> None:
         self.size = size
+        self._limits = limits
         self._free = _gaps(_NO_END if size is None else size, done)
         self._taken: list[Part] = []
 
@@ -63,27 +64,27 @@ class Parts:
 
     def _length(self, connections: int) -> int:
         if self.size is None:
-            return FIRST_PART
+            return self._limits.first_part
         left = sum(end - start for start, end in self._free)
         begun = self.size - left
-        length = min(LARGEST_PART, begun // connections, left // (2 * connections))
-        return max(SMALLEST_PART, length)
+        length = min(self._limits.largest_part, begun // connections, left // (2 * connections))
+        return max(self._limits.smallest_part, length)
 
     def give_back(self, part: Part) -> None:
-        """The connection is done with it; what it has not fetched is free again."""
+        """The connection has ended; what it has not fetched is free again."""
         self._taken.remove(part)
         if part.position < part.end:
             insort(self._free, (part.position, part.end))
 
     def learn_size(self, size: int) -> None:
-        """The host has told how many bytes the file has."""
+        """The file's size is known now."""
         self.size = size
         self._free = [(start, min(end, size)) for start, end in self._free if start < size]
         for part in self._taken:
             part.end = min(part.end, size)
 
     def extend_to_end(self, part: Part) -> None:
-        """The host sends the whole file at once, so this part is all that is left."""
+        """The host sends the whole file in one answer, so this part is all that is left."""
         part.end = _NO_END if self.size is None else self.size
         self._free = []
 
@@ -96,20 +97,20 @@ class Parts:
 
     @property
     def has_free(self) -> bool:
-        """Whether `take` would give a part."""
+        """Whether `take` would return a part."""
         return bool(self._free)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every byte is here."""
+        """Whether every byte has arrived."""
         return self.size is not None and not self._missing()
 
     def done(self) -> list[tuple[int, int]]:
-        """What is here, as intervals in file order."""
+        """What has arrived, as intervals in file order."""
         return _gaps(self.size or 0, self._missing())
 
     def fetched(self) -> int:
-        """Bytes that are here."""
+        """Bytes that have arrived."""
         if self.size is None:  # one connection fetches it all, from its start
             return self.contiguous
         return sum(end - start for start, end in self.done())
@@ -130,61 +131,47 @@ def _gaps(size: int, intervals: Iterable[tuple[int, int]]) -> list[tuple[int, in
 
 
 class Connections:
-    """How many connections: more while that pays, fewer when the host complains.
+    """How many connections are open: more while that pays, fewer when the host complains.
 
     Attributes:
         allowed: connections that may be open now.
     """
 
-    def __init__(self, now: float) -> None:
-        self.allowed = FEWEST_CONNECTIONS
-        self._most = MOST_CONNECTIONS
+    def __init__(self, now: float, limits: DownloadLimits = DEFAULT) -> None:
+        self.allowed = limits.fewest_connections
+        self._limits = limits
+        self._most = limits.most_connections
         self._before: tuple[int, float] | None = None  # connections and rate of the last step
-        self._measure_from = now + SETTLING
+        self._measure_from = now + limits.settling
         self._bytes_then: int | None = None
-        self._complained = now - 1
+        self._complained = now - _COMPLAINT
 
     def update(self, now: float, fetched: int) -> None:
-        """Take note that `fetched` bytes are here at time `now` (seconds)."""
+        """Record that `fetched` bytes have arrived at time `now` (seconds)."""
         if now < self._measure_from:
             return
         if self._bytes_then is None:
             self._measure_from, self._bytes_then = now, fetched
-        elif now - self._measure_from >= MEASURING:
+        elif now - self._measure_from >= self._limits.measuring:
             self._decide(now, (fetched - self._bytes_then) / (now - self._measure_from))
 
     def host_complained(self, now: float) -> None:
         """429 or 503: half as many, and no more than that for the rest of the file."""
-        if now - self._complained >= 1:  # all connections hear the same complaint at once
+        if now - self._complained >= _COMPLAINT:
             self._complained = now
             self.allowed = self._most = max(1, self.allowed // 2)
 
     def _decide(self, now: float, rate: float) -> None:
         self._bytes_then = None
-        if self._before and rate < self._before[1] * WORTH_IT:
+        if self._before and rate < self._before[1] * self._limits.worth_it:
             self.allowed = self._before[0]
-            self._before, self._measure_from = None, now + TRY_AGAIN
+            self._before, self._measure_from = None, now + self._limits.try_again
             return
         self._before = (self.allowed, rate)
-        self.allowed = min(self._most, self.allowed * GROWTH)
+        self.allowed = min(self._most, self.allowed * self._limits.growth)
         settled = self.allowed == self._before[0]
         self._before = None if settled else self._before
-        self._measure_from = now + (TRY_AGAIN if settled else SETTLING)
-
-
-STALLED = 20.0  # seconds without a block, then the connection is replaced
-
-
-WINDOW = 10.0  # seconds over which a connection is compared with the others
-
-
-SLOW = 0.25  # of the median rate
-
-
-SAMPLES = 8  # connections that ended last count in that median, too
-
-
-_MOMENT = 0.005
+        self._measure_from = now + (self._limits.try_again if settled else self._limits.settling)
 
 
 class Running:
@@ -195,15 +182,16 @@ class Running:
         rate: bytes per second in the last window; None before the first one is over.
     """
 
-    def __init__(self, part: Part, now: float) -> None:
+    def __init__(self, part: Part, now: float, window: float = DEFAULT.window) -> None:
         self.part = part
+        self._window = window
         self.touched = self._since = self._begun = now
         self._from = self._begun_at = part.position
         self.rate: float | None = None
 
     def measure(self, now: float) -> None:
         """Close the window if it is over."""
-        if now - self._since >= WINDOW:
+        if now - self._since >= self._window:
             self.rate = (self.part.position - self._from) / (now - self._since)
             self._since, self._from = now, self.part.position
 
@@ -215,24 +203,25 @@ class Running:
 class Pace:
     """Compares the connections of one download."""
 
-    def __init__(self) -> None:
-        # Fast ones end their parts before anybody measures them.
-        self._ended: deque[float] = deque(maxlen=SAMPLES)
+    def __init__(self, limits: DownloadLimits = DEFAULT) -> None:
+        self._limits = limits
+        # Fast connections end their parts before their rate is measured.
+        self._ended: deque[float] = deque(maxlen=limits.samples)
 
     def ended(self, one: Running, now: float) -> None:
-        """The connection is through with its part."""
+        """The connection has finished its part."""
         self._ended.append(one.mean_rate(now))
 
     def too_slow(self, running: Iterable[Running], now: float) -> list[Running]:
-        """Those that deliver nothing, or far less than the others."""
+        """The connections that deliver nothing, or far less than the others."""
         running = list(running)
         for one in running:
             one.measure(now)
         rates = [one.rate for one in running if one.rate is not None] + list(self._ended)
-        # Of two, none is the slow one for sure.
-        least = statistics.median(rates) * SLOW if len(rates) > 2 else 0  # noqa: PLR2004
+        least = statistics.median(rates) * self._limits.slow if len(rates) >= _ENOUGH else 0
+        stalled = now - self._limits.stalled
         return [
             one
             for one in running
-            if now - one.touched > STALLED or (one.rate is not None and one.rate < least)
+            if one.touched < stalled or (one.rate is not None and one.rate < least)
         ]

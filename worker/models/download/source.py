@@ -1,4 +1,4 @@
-"""A file at a host, asked for in ranges; signed URLs that expire are renewed on the way."""
+"""A file at a host, requested in ranges; signed URLs that expire are renewed on the way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from email.utils import parsedate_to_datetime
 
 from worker.errors import ModelHostFailed, ModelUrlRefused, WorkerError
 from worker.http.backoff import retry_after
-from worker.http.client import BUSY, Document, Reply, SafeHttpClient, origin, strong
+from worker.http.client import BUSY, Reply, SafeHttpClient
+from worker.http.document import Document, strong
+from worker.http.urls import origin
+
+RENEWALS = 5  # of the signed URL in a row, without a byte in between
 
 _UNSETTLED = 60.0  # seconds
-RENEWALS = 5  # of the signed URL in a row, without a byte in between
 
 _NUMBER = r"([0-9]{1,18})"
 _LENGTH = re.compile(_NUMBER)
@@ -29,8 +32,8 @@ class TryAgain(Exception):
 
     Attributes:
         final: the error to raise when no attempt is left.
-        after: seconds that the host asks to wait; None if it does not say.
-        host_complains: it wants fewer requests.
+        after: seconds that the host asks to wait; None without such a request.
+        host_complains: whether the host wants fewer requests.
     """
 
     def __init__(
@@ -43,12 +46,12 @@ class TryAgain(Exception):
 
 
 class StartOver(Exception):
-    """What is here does not belong to what the host sends now; a signal like `TryAgain`."""
+    """What has arrived does not belong to what the host sends now; a signal like `TryAgain`."""
 
 
 @dataclass(frozen=True)
 class FileVersion:
-    """What a host says of the version of a file that it sends; nothing, if it likes.
+    """The marks with which a host tells versions of a file apart; it may send none.
 
     Attributes:
         etag: weak ones too.
@@ -59,10 +62,10 @@ class FileVersion:
     modified: str | None = None
 
     def is_same(self, other: FileVersion) -> bool | None:
-        """Whether both are one version of the file; None if what is told of both does not say.
+        """Whether both are one version of the file; None if their marks do not decide it.
 
-        That a weak ETag is the same says nothing: it promises the same meaning, not the same
-        bytes. That it differs does.
+        Equal weak ETags prove nothing: they promise the same meaning, not the same bytes.
+        Different ones prove a change.
         """
         if self.etag and other.etag:
             if self.etag != other.etag:
@@ -73,8 +76,8 @@ class FileVersion:
             return self.modified == other.modified
         return None
 
-    def and_what(self, other: FileVersion) -> FileVersion:
-        """With what only the other one says."""
+    def filled_from(self, other: FileVersion) -> FileVersion:
+        """With the other one's marks where this one has none."""
         return FileVersion(self.etag or other.etag, self.modified or other.modified)
 
 
@@ -98,15 +101,15 @@ class Source:
         self.host = origin(url)
 
     def open(self, start: int, end: int) -> Reply:
-        """Ask for bytes `start` to `end` (exclusive); the answer is 200 or 206.
+        """Request bytes `start` to `end` (exclusive); the answer is 200 or 206.
 
         Raises:
             TryAgain: another attempt may succeed.
             StartOver: the file ends before `start`.
-            WorkerError: the host says no, for good.
+            WorkerError: the host refuses, and would refuse again.
         """
         headers = {"Range": f"bytes={start}-{end - 1}"}
-        with self._following:  # one of the connections asks, all use what it learns
+        with self._following:  # one connection follows the redirects, all use the result
             direct = self._direct
             if direct is None:
                 reply = self._send(self._url, headers)
@@ -114,7 +117,7 @@ class Source:
         return self._checked(self._send(direct, headers), direct, start)
 
     def progressed(self) -> None:
-        """Bytes have arrived: the URL is good."""
+        """Bytes have arrived: the URL works."""
         self._renewals = 0
         self._was_missing = False
 
@@ -126,7 +129,7 @@ class Source:
 
     def _checked(self, reply: Reply, direct: str | None, start: int) -> Reply:
         if reply.status in {_OK, _PARTIAL}:
-            if direct is None:  # else another connection may have renewed it meanwhile
+            if direct is None:  # otherwise another connection may have renewed it
                 self._direct = reply.url
             return reply
         with reply:
@@ -136,7 +139,9 @@ class Source:
         if document.status == _NO_SUCH_RANGE and start:
             raise StartOver(f"the file now ends before byte {start}.")
         if origin(reply.url) != self.host and self._may_renew(direct):
-            failed = ModelHostFailed(f"the storage refused its own URL ({document.status}).")
+            failed = ModelHostFailed(
+                f"the storage refused a signed URL of {self.host} ({document.status})."
+            )
             raise TryAgain(failed, after=0)
         # CivitAI answers 404 also when it could not reach its storage for a moment.
         if document.status == _NOT_FOUND and not self._was_missing:
@@ -152,39 +157,42 @@ class Source:
         )
 
     def _may_renew(self, direct: str | None) -> bool:
-        """Forget the signed URL; false when that has not helped several times."""
-        if direct is None or direct == self._direct:  # else another connection has done it
+        """Forget the signed URL; false when that has failed several times."""
+        if direct is None or direct == self._direct:  # otherwise another connection has done it
             self._direct = None
             self._renewals += 1
         return self._renewals <= RENEWALS
 
 
-def size_told(reply: Reply, start: int, end: int) -> int | None:
+def size_of(reply: Reply, start: int, end: int) -> int | None:
     """Bytes of the whole file, from an answer to a request for `start` to `end` (exclusive).
 
-    None if the host does not tell it, which it may only when it sends the whole file.
+    None if the answer does not contain it, which is allowed only when it is the whole file.
 
     Raises:
-        TryAgain: the answer is not the range that was asked for.
+        TryAgain: the answer is not the requested range.
     """
     if reply.status == _OK:
         length = reply.headers.get("Content-Length", "")
         return int(length) if _LENGTH.fullmatch(length) else None
-    told = reply.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.fullmatch(told.strip())
+    content_range = reply.headers.get("Content-Range", "")
+    match = _CONTENT_RANGE.fullmatch(content_range.strip())
     if match:
         first, last, total = map(int, match.groups())
         if first == start and last == min(end, total) - 1:
             return total
-    wrong = f"asked for bytes {start}-{end - 1}, the host answered {told[:60]!r}."
-    raise TryAgain(ModelHostFailed(wrong))
+    raise TryAgain(
+        ModelHostFailed(
+            f"bytes {start}-{end - 1} were requested, and the host sent {content_range[:60]!r}."
+        )
+    )
 
 
-def version_told(reply: Reply) -> FileVersion:
-    """Which version of the file the answer is of.
+def version_of(reply: Reply) -> FileVersion:
+    """The version of the file that the answer is from.
 
-    A Last-Modified of the last minute tells nothing (RFC 9110, 8.8.2.2): the file may change again
-    within its second, and some hosts date each answer anew.
+    A Last-Modified within the last minute is ignored (RFC 9110, 8.8.2.2): the file may change
+    again in the same second, and some hosts send the current time.
     """
     modified = reply.headers.get("Last-Modified")
     is_settled = modified and _seconds(modified) < time.time() - _UNSETTLED
@@ -192,7 +200,7 @@ def version_told(reply: Reply) -> FileVersion:
 
 
 def _seconds(date: str) -> float:
-    """Seconds since the epoch; infinite for what is no date."""
+    """Seconds since the epoch; infinite if it is not a date."""
     try:
         return parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
@@ -204,13 +212,13 @@ def sends_everything(reply: Reply) -> bool:
     return reply.status == _OK
 
 
-def filename_told(reply: Reply) -> str | None:
-    """The name in Content-Disposition (RFC 6266 and 2231); its sender's text, not a path."""
+def filename_of(reply: Reply) -> str | None:
+    """The name in Content-Disposition (RFC 6266 and 2231); not to be trusted as a path."""
     message = Message()
     message["Content-Disposition"] = reply.headers.get("Content-Disposition", "")
     try:
         return message.get_filename()
-    except (ValueError, LookupError, TypeError):  # an encoding that cannot decode, ...
+    except (ValueError, LookupError, TypeError):  # an unknown encoding, ...
         return None
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 
 from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
@@ -23,11 +24,14 @@ from worker.formats import architecture, safetensors_header
 from worker.formats.architecture import Architecture
 from worker.formats.model_file import FOLDERS
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
-from worker.http.client import SafeHttpClient, strong
+from worker.hosts.host import RemoteFile
+from worker.hosts.registry import Hosts
+from worker.http.client import SafeHttpClient
+from worker.http.document import strong
 from worker.job.reference import ModelRef, Wanted
 from worker.models.download.download import Fetched, Hooks, download
+from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.source import Source
-from worker.models.hosts.host import ModelHost, RemoteFile
 from worker.models.store.blobs import About, Blob, Blobs
 from worker.models.store.progress import DownloadProgress
 from worker.models.store.references import References
@@ -43,7 +47,7 @@ class Fetcher:
 
     Args:
         http: the only way out.
-        hosts: class of a reference -> the host that understands it.
+        hosts: that the references are for.
         blobs: the store.
         find: looks for a content there and wherever else models lie.
         references: what is known of them.
@@ -51,6 +55,7 @@ class Fetcher:
         pickles: whether files that can run code may be fetched.
         report_for: name -> who hears how far its download is.
         is_taken: whether the operator has a file of that kind and stem.
+        limits: of each download.
 
     Attributes:
         bytes_fetched: of the files that have come since the start.
@@ -59,7 +64,7 @@ class Fetcher:
     def __init__(
         self,
         http: SafeHttpClient,
-        hosts: Mapping[type, ModelHost],
+        hosts: Hosts,
         blobs: Blobs,
         space: SpaceBudget,
         *,
@@ -68,6 +73,7 @@ class Fetcher:
         pickles: bool,
         report_for: Callable[[str], DownloadProgress],
         is_taken: Callable[[Kind, str], bool],
+        limits: DownloadLimits = DEFAULT,
     ) -> None:
         self._http = http
         self._hosts = hosts
@@ -77,6 +83,7 @@ class Fetcher:
         self._pickles = pickles
         self._report_for = report_for
         self._is_taken = is_taken
+        self._limits = limits
         self.references = references
         self.bytes_fetched = 0
         self._counting = threading.Lock()
@@ -113,7 +120,7 @@ class Fetcher:
         remote = self.references.remote(ref)
         if remote is None:
             try:
-                remote = self._hosts[type(ref)].resolve(ref, stop)
+                remote = self._hosts.of(ref).resolve(ref, partial(self._http.ask, stop=stop))
             except WorkerError as error:
                 self.references.note_refusal(ref, error)
                 raise
@@ -152,7 +159,7 @@ class Fetcher:
         stop: threading.Event,
     ) -> Blob | None:
         """The blob; None if another worker has taken the download over."""
-        host = self._hosts[type(wanted.ref)]
+        host = self._hosts.of(wanted.ref)
         source = Source(self._http, remote.url, lambda said: host.refusal(said, remote))
         inspection = _Inspection(wanted, remote)
         log.info("fetching %s from %s", remote.name, remote.source)
@@ -165,7 +172,7 @@ class Fetcher:
                 stop=stop,
             )
             try:
-                fetched = download(source, self._blobs.partial(key), sha256, hooks)
+                fetched = download(source, self._blobs.partial(key), sha256, hooks, self._limits)
             except WorkerError as error:
                 self.references.note_refusal(wanted.ref, error)
                 raise

@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ModelArchived, ModelNotFound, WorkerError
 from worker.files import write_atomically
+from worker.hosts.host import RemoteFile
 from worker.job.reference import ModelRef
-from worker.models.hosts.host import RemoteFile
 
 FRESH = 24 * 3600.0  # seconds that a reference which can move is trusted
 METADATA_FRESH = 3600.0  # seconds that a host's word on a file is trusted before it is fetched

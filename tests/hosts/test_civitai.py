@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from fakes.hosts.fixtures import client_for
 from fakes.hosts.model_hosts import ModelHosts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,15 +19,17 @@ from worker.errors import (
     ModelUnsafe,
     WorkerError,
 )
-from worker.http.client import Document, SafeHttpClient
-from worker.job.reference import CivitAIModel, CivitAIVersion, Sha256, StoreName
-from worker.models.hosts.civitai import CivitAI
-from worker.models.hosts.civitai_api import remote_file
-from worker.models.hosts.host import RemoteFile
+from worker.hosts.civitai import CivitAI
+from worker.hosts.civitai_api import CivitAIModel, CivitAIVersion, remote_file
+from worker.hosts.host import RemoteFile
+from worker.hosts.ref import Sha256
+from worker.http.document import Document
+from worker.job.reference import StoreName
 
 DATA = b"weights"
 FRONT = "https://civitai.com"
 DIGEST = "ab" * 32
+VERSION = CivitAIVersion(100)
 
 
 @pytest.fixture(scope="module")
@@ -47,36 +50,30 @@ def running_hosts():
 
 
 @pytest.fixture
-def hosts(running_hosts):
-    running_hosts.no_faults()
-    running_hosts.forget_requests()
-    return running_hosts
+def resolve(hosts):
+    """Resolve a reference at the fake; `key` is the worker's, `fronts` how many it asks."""
+
+    def run(ref, key=None, fronts=2):
+        host = CivitAI(*[hosts.civitai, hosts.civitai_red][:fronts], key=key)
+        return host.resolve(ref, client_for(hosts, tokens=host.tokens).ask)
+
+    return run
 
 
-def civitai(hosts, key=None, mirror=True):
-    fronts = [hosts.civitai, hosts.civitai_red]
-    trusted = [url.rpartition("/")[2] for url in (*fronts, hosts.storage)]
-    http = SafeHttpClient(trusted, dict.fromkeys(fronts, key) if key else {})
-    return CivitAI(http, *fronts[: 2 if mirror else 1]), http
+# What is asked, and what the answer means.
 
 
-# What is asked, and what comes of it.
-
-
-def digest_of(hosts):
-    return civitai(hosts)[0].resolve(CivitAIVersion(100)).sha256
-
-
-@pytest.mark.parametrize("ref", [CivitAIVersion(100), CivitAIVersion(100, 900), CivitAIModel(7)])
-def test_a_reference_becomes_the_file(hosts, ref):
-    remote = civitai(hosts)[0].resolve(ref)
+@pytest.mark.parametrize("ref", [VERSION, CivitAIVersion(100, 900), CivitAIModel(7), Sha256])
+def test_a_reference_becomes_the_file(hosts, resolve, ref):
+    digest = resolve(VERSION).sha256
+    remote = resolve(Sha256(digest) if ref is Sha256 else ref)
 
     assert remote == RemoteFile(
         url=f"{hosts.civitai}/api/download/models/100?fileId=900",
         filename="tiny.safetensors",
         source="civitai:7@100+900",
         size=len(DATA),
-        sha256=digest_of(hosts),
+        sha256=digest,
         role="lora",
         title="Model 7 \N{EN DASH} v100",
         family="SDXL 1.0",
@@ -84,24 +81,25 @@ def test_a_reference_becomes_the_file(hosts, ref):
     )
 
 
-def test_a_hash_becomes_the_file_with_that_hash(hosts):
-    remote = civitai(hosts)[0].resolve(Sha256(digest_of(hosts)))
+def test_the_url_gives_the_file_to_a_known_key(hosts, resolve):
+    url = resolve(VERSION, hosts.civitai_key).url
 
-    assert remote.source == "civitai:7@100+900"
-
-
-def test_the_url_gives_the_file_to_a_known_key(hosts):
-    host, http = civitai(hosts, hosts.civitai_key)
-
-    with http.open(host.resolve(CivitAIVersion(100)).url) as reply:
+    with client_for(hosts, tokens={hosts.civitai: hosts.civitai_key}).open(url) as reply:
         assert (reply.status, reply.read(100)) == (200, DATA)
 
 
-def test_what_one_front_hides_the_other_knows_and_gives(hosts):
-    remote = civitai(hosts)[0].resolve(CivitAIVersion(200))
+def test_a_model_that_one_front_hides_is_found_at_the_other(hosts, resolve):
+    remote = resolve(CivitAIVersion(200))
 
     assert remote.url.startswith(f"{hosts.civitai_red}/api/download/models/200?")
     assert [request.role for request in hosts.requests] == ["civitai", "civitai_red"]
+
+
+def test_a_mirror_has_no_second_front(hosts, resolve):
+    with pytest.raises(ModelNotFound):
+        resolve(CivitAIVersion(200), fronts=1)
+
+    assert hosts.count() == 1
 
 
 MISSING = [
@@ -113,29 +111,22 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("ref", "message", "hint"), MISSING)
-def test_what_is_not_there(hosts, ref, message, hint):
+def test_a_missing_model_is_not_found(resolve, ref, message, hint):
     with pytest.raises(ModelNotFound) as caught:
-        civitai(hosts)[0].resolve(ref)
+        resolve(ref)
 
     assert message in caught.value.message
     assert hint in caught.value.hint
 
 
-def test_without_a_mirror_one_front_is_asked(hosts):
-    with pytest.raises(ModelNotFound):
-        civitai(hosts, mirror=False)[0].resolve(CivitAIVersion(200))
-
-    assert hosts.count() == 1
-
-
-def test_anothers_reference_is_a_bug(hosts):
+def test_a_reference_of_another_host_is_a_bug(resolve):
     with pytest.raises(TypeError):
-        civitai(hosts)[0].resolve(StoreName("a"))
+        resolve(StoreName("a"))
 
 
-# What an answer means.
+# Refusals.
 
-KEYLESS, KEYED = False, True
+KEYLESS, KEYED = None, "a-key"
 R2_EXPIRED = {"status": 400, "body": "<?xml version='1.0'?><Error><Code>ExpiredRequest</Code>"}
 B2_EXPIRED = {"status": 401, "body": '{"code": "expired_auth_token", "status": 401}'}
 FAULTS = [
@@ -145,8 +136,8 @@ FAULTS = [
     ("early_access", {}, KEYED, ModelEarlyAccess, "until 2099-01-01 00:00 UTC", "Buy access"),
     ("early_access", {"deadline": None}, KEYED, ModelEarlyAccess, "without an end", "Buy access"),
     ("no_access", {}, KEYED, ModelForbidden, "this key or address", "Ask its creator"),
-    ("forbidden", {}, KEYED, ModelForbidden, "It says: 'Forbidden'", "Ask its creator"),
-    ("cloudflare_challenge", {}, KEYED, ModelHostFailed, "for a robot (403)", "another address"),
+    ("forbidden", {}, KEYED, ModelForbidden, "CivitAI's message: 'Forbidden'", "Ask its creator"),
+    ("cloudflare_challenge", {}, KEYED, ModelHostFailed, "as a robot (403)", "another IP address"),
     ("not_found", {}, KEYED, ModelNotFound, "does not have it", "deleted, unpublished"),
     ("archived", {}, KEYED, ModelArchived, "is archived", "Use another version"),
     ("rate_limited", {}, KEYED, ModelRateLimited, "unusual amount", "Wait"),
@@ -161,25 +152,24 @@ FAULTS = [
 ]
 
 
-def error_of_download(hosts, key):
-    host, http = civitai(hosts, key)
-    remote = host.resolve(CivitAIVersion(100))
-    with http.open(remote.url) as reply:
+def refusal_of_download(hosts, resolve, key):
+    host, remote = CivitAI(hosts.civitai, key=key), resolve(VERSION)
+    with client_for(hosts, tokens=host.tokens).open(remote.url) as reply:
         return host.refusal(reply.document(), remote)
 
 
-def error_of_resolve(hosts, key):
+def refusal_of_resolve(_hosts, resolve, key):
     with pytest.raises(WorkerError) as caught:
-        civitai(hosts, key)[0].resolve(CivitAIVersion(100))
+        resolve(VERSION, key)
     return caught.value
 
 
 @pytest.mark.parametrize("case", FAULTS, ids=lambda case: f"{case[0]}-{case[1]}")
-def test_each_refusal_has_its_meaning(hosts, case):
-    fault, params, keyed, kind, message, hint = case
+def test_each_refusal_of_a_download_has_its_meaning(hosts, resolve, case):
+    fault, params, key, kind, message, hint = case
     hosts.fault(fault, path="/api/download/", **params)
 
-    error = error_of_download(hosts, "a-key" if keyed else None)
+    error = refusal_of_download(hosts, resolve, key)
 
     assert type(error) is kind
     assert error.message.startswith("civitai:7@100+900 ('Model 7 \N{EN DASH} v100'): ")
@@ -187,36 +177,38 @@ def test_each_refusal_has_its_meaning(hosts, case):
     assert hint in error.hint
 
 
+JSON = {"status": 200, "kind": "application/json"}
 RESOLVE_FAULTS = [
     ("login_required", {}, ModelLoginRequired),
     ("forbidden", {}, ModelForbidden),
     ("region_blocked", {}, ModelRegionBlocked),
     ("html", {}, ModelHostFailed),
-    ("status", {"status": 200, "body": "[]", "kind": "application/json"}, ModelHostFailed),
-    ("status", {"status": 200, "body": '"', "kind": "application/json"}, ModelHostFailed),
+    ("status", {"body": "[]", **JSON}, ModelHostFailed),
+    ("status", {"body": '"', **JSON}, ModelHostFailed),
 ]
 
 
 @pytest.mark.parametrize(("fault", "params", "kind"), RESOLVE_FAULTS)
-def test_the_metadata_api_refuses_alike(hosts, fault, params, kind):
+def test_each_refusal_of_the_metadata_has_the_same_meaning(hosts, resolve, fault, params, kind):
     hosts.fault(fault, path="/api/v1/", **params)
 
-    error = error_of_resolve(hosts, "a-key")
+    error = refusal_of_resolve(hosts, resolve, "a-key")
 
     assert type(error) is kind
     assert error.message.startswith("CivitAI model version 100: ")
 
 
-@pytest.mark.parametrize("where", ["/api/v1/", "/api/download/"])
-def test_what_a_host_echoes_tells_no_secret(hosts, where):
+@pytest.mark.parametrize("refusal", [refusal_of_download, refusal_of_resolve])
+def test_a_quotation_of_the_host_contains_no_secret(hosts, resolve, refusal):
     key = "0123456789abcdef0123456789abcdef"
-    said = {"error": "x " * 90 + f"Bearer {key}", "message": f"https://r2/?X-Amz-Signature={key}"}
-    for text in (said, {"error": said["error"]}):
-        hosts.no_faults()
-        hosts.fault("status", path=where, status=418, body=json.dumps(text))
-        error = (error_of_resolve if where == "/api/v1/" else error_of_download)(hosts, key)
+    echo = {"error": "x " * 90 + f"Bearer {key}", "message": f"https://r2/?X-Amz-Signature={key}"}
+    where = "/api/download/" if refusal is refusal_of_download else "/api/v1/"
+    for answer in (echo, {"error": echo["error"]}):
+        hosts.reset()
+        hosts.fault("status", path=where, status=418, body=json.dumps(answer))
+        error = refusal(hosts, resolve, key)
 
-        assert "It says" in error.message
+        assert "CivitAI's message" in error.message
         assert "0123456" not in f"{error!s} {error!r} {error.details}"
 
 
@@ -235,8 +227,8 @@ def answer(*files, type_="Checkpoint", mode=None, **fields):
     return shown | fields
 
 
-def chosen(said, ref=None, has_key=True):
-    remote = remote_file(ref or CivitAIVersion(100), said, FRONT, has_key=has_key)
+def chosen(metadata, ref=VERSION, has_key=True):
+    remote = remote_file(ref, metadata, FRONT, has_key=has_key)
     return int(remote.url.rpartition("=")[2])
 
 
@@ -261,32 +253,32 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("files", CHOICES.values(), ids=CHOICES)
-def test_our_own_choice(files):
+def test_the_best_file_is_chosen_whatever_their_order(files):
     assert chosen(answer(*files)) == 2
     assert chosen(answer(*reversed(files))) == 2
 
 
-THREE = (
+FOUR = (
     file(1, primary=True, size="full", fp="fp32", hashes={"SHA256": "CD" * 32}),
     file(2, type_="Pruned Model", size="pruned", fp="fp16", hashes={"SHA256": "AB" * 32}),
     file(3, type_="VAE"),
     pickle_file(4, size="full", fp="fp16"),
 )
 ASKED = [
-    (CivitAIVersion(100), 1, "checkpoint"),
+    (VERSION, 1, "checkpoint"),
     (CivitAIVersion(100, 2), 2, "checkpoint"),
     (CivitAIVersion(100, 3), 3, "vae"),
     (CivitAIVersion(100, filters=(("type", "VAE"),)), 3, "vae"),
     (CivitAIVersion(100, filters=(("fp", "FP16"), ("size", "pruned"))), 2, "checkpoint"),
     (CivitAIVersion(100, filters=(("format", "pickletensor"),)), 4, "checkpoint"),
-    (CivitAIVersion(100, filters=(("quantType", "Q4"),)), 1, "checkpoint"),  # no file says
+    (CivitAIVersion(100, filters=(("quantType", "Q4"),)), 1, "checkpoint"),  # no file has it
     (Sha256(DIGEST), 2, "checkpoint"),
 ]
 
 
 @pytest.mark.parametrize(("ref", "id_", "role"), ASKED)
-def test_the_callers_choice(ref, id_, role):
-    remote = remote_file(ref, answer(*THREE), FRONT, has_key=True)
+def test_the_caller_can_choose_the_file(ref, id_, role):
+    remote = remote_file(ref, answer(*FOUR), FRONT, has_key=True)
 
     assert (remote.source, remote.role) == (f"civitai:7@100+{id_}", role)
 
@@ -298,39 +290,34 @@ def test_a_model_means_its_first_published_version_with_files():
         {"id": 3, "status": "Published", "files": [file()]},
         {"id": 4, "files": [file()]},
     ]
-    said = {"id": 7, "name": "Jib Mix", "type": "Checkpoint", "modelVersions": versions}
+    metadata = {"id": 7, "name": "Jib Mix", "type": "Checkpoint", "modelVersions": versions}
 
-    assert remote_file(CivitAIModel(7), said, FRONT, has_key=True).source == "civitai:7@3+1"
+    assert remote_file(CivitAIModel(7), metadata, FRONT, has_key=True).source == "civitai:7@3+1"
 
 
 TYPES = [
-    ("Checkpoint", "checkpoint"),
-    ("LORA", "lora"),
-    ("LoCon", "lora"),
-    ("DoRA", "lora"),
-    ("VAE", "vae"),
-    ("TextualInversion", "embedding"),
+    ("Checkpoint", "Model", "checkpoint"),
+    ("LORA", "Model", "lora"),
+    ("LoCon", "Model", "lora"),
+    ("DoRA", "Model", "lora"),
+    ("VAE", "Model", "vae"),
+    ("TextualInversion", "Model", "embedding"),
+    ("TextualInversion", "Negative", "embedding"),
 ]
 
 
-@pytest.mark.parametrize(("type_", "role"), TYPES)
-def test_the_models_type_is_the_role(type_, role):
-    said = answer(file(), type_=type_)
+@pytest.mark.parametrize(("model", "file_type", "role"), TYPES)
+def test_the_models_type_is_the_role(model, file_type, role):
+    metadata = answer(file(type_=file_type), type_=model)
 
-    assert remote_file(CivitAIVersion(100), said, FRONT, has_key=True).role == role
-
-
-def test_a_negative_embedding_is_one():
-    said = answer(file(1, type_="Negative"), type_="TextualInversion")
-
-    assert remote_file(CivitAIVersion(100), said, FRONT, has_key=True).role == "embedding"
+    assert remote_file(VERSION, metadata, FRONT, has_key=True).role == role
 
 
 DANGER, PENDING = {"virusScanResult": "Danger"}, {"pickleScanResult": "Pending"}
 EARLY = {"availability": "EarlyAccess", "earlyAccessEndsAt": "2999-01-02T03:04:05.678Z"}
 FILTER = CivitAIVersion(100, filters=(("fp", "fp8"),))
 NOT_OFFERED = [
-    (answer(file(**DANGER)), ModelUnsafe, "virus scan calls the file 1 'a.safetensors'"),
+    (answer(file(**DANGER)), ModelUnsafe, "virus scan reports 1 'a.safetensors'"),
     (answer(pickle_file(**PENDING)), ModelUnsafe, "has not passed CivitAI's pickle scan (Pending)"),
     (answer(pickle_file(virusScanResult=None)), ModelUnsafe, "virus scan (no result)"),
     (answer(file(1, "a.ckpt", **PENDING)), ModelUnsafe, "has not passed"),  # no safetensors
@@ -338,32 +325,32 @@ NOT_OFFERED = [
     (answer(file(fmt="Diffusers")), ModelNotSupported, "(model, diffusers)"),
     (answer(file(), type_="Controlnet"), ModelNotSupported, "is of type 'Controlnet'"),
     (answer(file(), mode="Archived"), ModelArchived, "('Jib Mix \N{EN DASH} v2') is archived"),
-    (answer(), ModelArchived, "has no files any more"),
+    (answer(), ModelArchived, "no longer has files"),
     (answer(file(), mode="TakenDown"), ModelNotFound, "was taken down"),
     (answer(file(), usageControl="Generation"), ModelForbidden, "disabled downloads"),
     (answer(file(), **EARLY), ModelEarlyAccess, "until 2999-01-02 03:04 UTC, and no key is set"),
     (answer(file(), paidAccess={"permanent": True}), ModelEarlyAccess, "without an end"),
     (answer(file(), paidAccess={"endsAt": "2999-01-02"}), ModelEarlyAccess, "until 2999-01-02"),
-    (answer(file(), type_=None), ModelHostFailed, "what sort of model"),
+    (answer(file(), type_=None), ModelHostFailed, "the type of the model"),
     (answer({"name": "a"}), ModelHostFailed, "no number as `id`"),
-    ([], ModelHostFailed, "what sort of model"),
+    ([], ModelHostFailed, "the type of the model"),
 ]
 
 
-@pytest.mark.parametrize(("said", "kind", "message"), NOT_OFFERED)
-def test_what_is_not_offered_is_refused_before_the_download(said, kind, message):
+@pytest.mark.parametrize(("metadata", "kind", "message"), NOT_OFFERED)
+def test_a_file_that_is_not_offered_is_refused_before_the_download(metadata, kind, message):
     with pytest.raises(WorkerError) as caught:
-        chosen(said, has_key=False)
+        chosen(metadata, has_key=False)
 
     assert type(caught.value) is kind
     assert message in caught.value.message
 
 
-def test_a_contradicted_filter_lists_what_there_is():
-    said = answer(file(1, fp="fp16", sizeKB=2_000_000), file(2, fp="fp32"))
+def test_a_filter_without_a_match_lists_the_files():
+    metadata = answer(file(1, fp="fp16", sizeKB=2_000_000), file(2, fp="fp32"))
 
     with pytest.raises(ModelNotFound, match="no file with fp=fp8") as caught:
-        chosen(said, FILTER)
+        chosen(metadata, FILTER)
 
     assert "1 'a.safetensors' (model, safetensor, 2048 MB); 2" in caught.value.hint
 
@@ -378,22 +365,22 @@ ALLOWED = [
 ]
 
 
-@pytest.mark.parametrize(("said", "has_key"), ALLOWED)
-def test_what_may_work_is_tried(said, has_key):
-    assert chosen(said, has_key=has_key) == 1
+@pytest.mark.parametrize(("metadata", "has_key"), ALLOWED)
+def test_a_file_that_may_be_offered_is_tried(metadata, has_key):
+    assert chosen(metadata, has_key=has_key) == 1
 
 
 SIZES = [(1.5, 1536), (0, None), (-1, None), ("1", None), (float("inf"), None), (10**400, None)]
 
 
-@pytest.mark.parametrize(("said", "size"), [*SIZES, (float("nan"), None), (None, None)])
-def test_only_a_possible_size_is_believed(said, size):
-    said = answer(file(sizeKB=said))
+@pytest.mark.parametrize(("kib", "size"), [*SIZES, (float("nan"), None), (None, None)])
+def test_an_impossible_size_is_ignored(kib, size):
+    metadata = answer(file(sizeKB=kib))
 
-    assert remote_file(CivitAIVersion(100), said, FRONT, has_key=True).size == size
+    assert remote_file(VERSION, metadata, FRONT, has_key=True).size == size
 
 
-# Foreign JSON may be anything.
+# Metadata may be any JSON.
 
 ODD = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -412,16 +399,16 @@ def nearly_good(draw):
         return fields | odd
 
     one = spoilt(file(sizeKB=1, primary=True, hashes={"SHA256": "AB" * 32}))
-    said = answer(one, **EARLY, paidAccess={"endsAt": "2020-01-01"}, trainedWords=["a"])
-    said["model"] = spoilt(said["model"])
-    model = {**said["model"], "id": 7, "modelVersions": [spoilt(said)]}
-    return spoilt(draw(st.sampled_from([said, model])))
+    metadata = answer(one, **EARLY, paidAccess={"endsAt": "2020-01-01"}, trainedWords=["a"])
+    metadata["model"] = spoilt(metadata["model"])
+    model = {**metadata["model"], "id": 7, "modelVersions": [spoilt(metadata)]}
+    return spoilt(draw(st.sampled_from([metadata, model])))
 
 
 @given(REFS, ODD | nearly_good())
-def test_odd_answers_raise_nothing_but_our_errors(ref, said):
+def test_odd_metadata_raises_only_our_errors(ref, metadata):
     try:
-        remote = remote_file(ref, said, FRONT, has_key=False)
+        remote = remote_file(ref, metadata, FRONT, has_key=False)
     except WorkerError as error:
         str(error).encode()
     else:
@@ -429,14 +416,11 @@ def test_odd_answers_raise_nothing_but_our_errors(ref, said):
         f"{remote.filename}{remote.title}{remote.trained_words}".encode()
 
 
-INTERNET = SafeHttpClient()
-
-
 @given(st.integers(100, 599), ODD.map(json.dumps).map(str.encode) | st.binary(max_size=20))
-def test_odd_refusals_are_our_errors(status, body):
+def test_odd_refusals_become_our_errors(status, body):
     remote = RemoteFile(f"{FRONT}/api/download/models/1", "a", "civitai:1@1+1")
 
-    error = CivitAI(INTERNET).refusal(Document(status, {}, body), remote)
+    error = CivitAI().refusal(Document(status, {}, body), remote)
 
     assert error.message.startswith("civitai:1@1+1: ")
     assert error.details["status"] == status

@@ -1,7 +1,6 @@
-"""What CivitAI's metadata API says about a model version, and which of its files is meant.
+"""References to CivitAI's models, and the file that the answer of its metadata API means. Pure.
 
-Creators write much of it, and any field may be missing, null or of another type. Pure: answers
-in, a `RemoteFile` or an error out.
+Creators write much of the metadata, and any field may be missing, null or of another type.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from worker.errors import (
     ModelArchived,
@@ -23,10 +23,59 @@ from worker.errors import (
     ModelUnsafe,
 )
 from worker.formats.names import Kind
-from worker.job.reference import CivitAIModel, CivitAIVersion, Sha256
-from worker.models.hosts.host import RemoteFile
+from worker.hosts.host import RemoteFile
+from worker.hosts.ref import ModelRef, Sha256, check_id, refused
+
+# References --------------------------------------------------------------------------------------
+
+FILTERS = frozenset({"type", "format", "size", "fp", "quantType"})
+_FILTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}")  # `Text Encoder`, `fp8_mixed`
+
+
+@dataclass(frozen=True)
+class CivitAIVersion(ModelRef):
+    """A version of a model on CivitAI, and possibly which of its files.
+
+    Attributes:
+        filters: type, format, size, fp and quantType from the caller's URL: pairs of name and
+            value, sorted.
+    """
+
+    version_id: int
+    file_id: int | None = None
+    filters: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_id(self.version_id)
+        check_id(1 if self.file_id is None else self.file_id)
+        known = all(key in FILTERS and _FILTER.fullmatch(value) for key, value in self.filters)
+        if not known or list(self.filters) != sorted(dict(self.filters).items()):
+            raise refused(str(self.version_id), "has a filter twice, or one that CivitAI lacks")
+
+    def __str__(self) -> str:
+        file_id = [] if self.file_id is None else [("fileId", str(self.file_id))]
+        query = urlencode(sorted([*self.filters, *file_id]), quote_via=quote)
+        url = f"https://civitai.com/api/download/models/{self.version_id}"
+        return f"{url}?{query}" if query else url
+
+
+@dataclass(frozen=True)
+class CivitAIModel(ModelRef):
+    """A model on CivitAI: its default version, which is the one published last."""
+
+    model_id: int
+    is_moving = True
+
+    def __post_init__(self) -> None:
+        check_id(self.model_id)
+
+    def __str__(self) -> str:
+        return f"https://civitai.com/models/{self.model_id}"
+
 
 CivitAIRef = CivitAIVersion | CivitAIModel | Sha256
+
+# The file -----------------------------------------------------------------------------------------
 
 _ROLES: dict[str, Kind] = {
     **dict.fromkeys(("lora", "locon", "dora", "lycoris"), "lora"),
@@ -148,7 +197,7 @@ class _Version:
         names = [as_text(model.get("name")), as_text(fields.get("name"))]
         model_type = as_text(model.get("type"))
         if not model_type:
-            raise ModelHostFailed("CivitAI's answer does not say what sort of model it is.")
+            raise ModelHostFailed("CivitAI's answer does not contain the type of the model.")
         return cls(
             id=_id(fields, "id"),
             model_id=_id(model, "id") if is_model else _id(fields, "modelId"),
@@ -257,7 +306,7 @@ def _check_offered(version: _Version, *, has_key: bool) -> None:
             hint="Set CIVITAI_API_KEY of an account that has bought it, or name an older version.",
         )
     if not version.files:
-        raise ModelArchived(f"{version} has no files any more.")
+        raise ModelArchived(f"{version} no longer has files.")
 
 
 def _chosen(version: _Version, ref: CivitAIRef, role: Kind) -> _File:
@@ -327,7 +376,7 @@ def _check_scans(version: _Version, file: _File) -> None:
     """A pickle can run any code, so it must have passed; safetensors must only not have failed."""
     for scan, result in file.scans.items():
         if result.lower() == "danger":
-            raise ModelUnsafe(f"{version}: CivitAI's {scan} scan calls the file {file} dangerous.")
+            raise ModelUnsafe(f"{version}: CivitAI's {scan} scan reports {file} as dangerous.")
         if file.format != _SAFE and result.lower() != "success":
             raise ModelUnsafe(
                 f"{version}: the pickle {file} has not passed CivitAI's {scan} scan"

@@ -1,6 +1,7 @@
 import hashlib
 
 import pytest
+from fakes.hosts.fixtures import client_for
 from fakes.hosts.model_hosts import ModelHosts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,10 +15,10 @@ from worker.errors import (
     ModelRegionBlocked,
     WorkerError,
 )
-from worker.http.client import Document, SafeHttpClient
-from worker.job.reference import HuggingFaceFile, StoreName
-from worker.models.hosts.host import RemoteFile
-from worker.models.hosts.huggingface import HuggingFace
+from worker.hosts.host import RemoteFile
+from worker.hosts.huggingface import HuggingFace, HuggingFaceFile
+from worker.http.document import Document
+from worker.job.reference import StoreName
 
 DATA = b"weights"
 COMMIT = "c0ffee" + "0" * 34
@@ -36,21 +37,19 @@ def running_hosts():
 
 
 @pytest.fixture
-def hosts(running_hosts):
-    running_hosts.no_faults()
-    running_hosts.forget_requests()
-    return running_hosts
+def resolve(hosts):
+    """Resolve a reference at the fake; `token` is the worker's."""
 
+    def run(ref, token=None):
+        host = HuggingFace(hosts.huggingface, token)
+        return host.resolve(ref, client_for(hosts, tokens=host.tokens).ask)
 
-def hugging_face(hosts, token=None):
-    trusted = [url.rpartition("/")[2] for url in (hosts.huggingface, hosts.hf_cdn, hosts.web)]
-    http = SafeHttpClient(trusted, {hosts.huggingface: token} if token else {})
-    return HuggingFace(http, hosts.huggingface), http
+    return run
 
 
 @pytest.mark.parametrize("revision", ["main", "refs/pr/1", COMMIT])
-def test_a_reference_becomes_a_file_pinned_to_its_commit(hosts, revision):
-    remote = hugging_face(hosts)[0].resolve(HuggingFaceFile("org/open", PATH, revision))
+def test_a_reference_becomes_a_file_pinned_to_its_commit(hosts, resolve, revision):
+    remote = resolve(HuggingFaceFile("org/open", PATH, revision))
 
     quoted = "a%20folder/tiny%20%231.safetensors"
     assert remote == RemoteFile(
@@ -61,42 +60,33 @@ def test_a_reference_becomes_a_file_pinned_to_its_commit(hosts, revision):
         sha256=hashlib.sha256(DATA).hexdigest(),
         title=f"org/open/{PATH}",
     )
+    # The signed URL is good for a GET only.
+    assert [(one.role, one.method) for one in hosts.requests] == [("huggingface", "HEAD")]
 
 
-def test_the_signed_url_is_not_asked_for_metadata(hosts):
-    hugging_face(hosts)[0].resolve(HuggingFaceFile("org/open", PATH))
-
-    assert [(request.role, request.method) for request in hosts.requests] == [
-        ("huggingface", "HEAD")
-    ]
-
-
-def test_a_file_outside_lfs_has_a_size_but_no_sha256(hosts):
-    remote = hugging_face(hosts)[0].resolve(HuggingFaceFile("org/open", "small.safetensors"))
+def test_a_file_outside_lfs_has_a_size_but_no_sha256(resolve):
+    remote = resolve(HuggingFaceFile("org/open", "small.safetensors"))
 
     assert (remote.size, remote.sha256) == (len(DATA), None)
 
 
-def test_a_renamed_repository_is_followed(hosts):
+def test_the_redirect_of_a_renamed_repository_is_followed(hosts, resolve):
     target = "/org/open/resolve/main/small.safetensors"
     hosts.fault("redirect_to", path="/old/", url=target)
 
-    remote = hugging_face(hosts)[0].resolve(HuggingFaceFile("old/name", "small.safetensors"))
-
-    assert COMMIT in remote.url
+    assert COMMIT in resolve(HuggingFaceFile("old/name", "small.safetensors")).url
 
 
-def test_the_url_gives_the_file(hosts):
-    host, http = hugging_face(hosts, hosts.hf_token)
-    remote = host.resolve(HuggingFaceFile("org/gated", "a.safetensors"))
+def test_the_url_gives_the_file(hosts, resolve):
+    url = resolve(HuggingFaceFile("org/gated", "a.safetensors"), hosts.hf_token).url
 
-    with http.open(remote.url) as reply:
+    with client_for(hosts, tokens={hosts.huggingface: hosts.hf_token}).open(url) as reply:
         assert (reply.status, reply.read(100)) == (200, DATA)
 
 
-def test_anothers_reference_is_a_bug(hosts):
+def test_a_reference_of_another_host_is_a_bug(resolve):
     with pytest.raises(TypeError):
-        hugging_face(hosts)[0].resolve(StoreName("a"))
+        resolve(StoreName("a"))
 
 
 NO_TOKEN, GOOD, STRANGER, WRONG = None, "hf_token", "hf_token_without_grant", "wrong"
@@ -113,11 +103,11 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: "-".join(map(str, case[:3])))
-def test_each_refusal_has_its_meaning(hosts, case):
+def test_each_refusal_has_its_meaning(hosts, resolve, case):
     repo, revision, token, kind, message, hint = case
     token = getattr(hosts, token, token) if token else None
     with pytest.raises(WorkerError) as caught:
-        hugging_face(hosts, token)[0].resolve(HuggingFaceFile(repo, "a.safetensors", revision))
+        resolve(HuggingFaceFile(repo, "a.safetensors", revision), token)
 
     error = caught.value
     assert type(error) is kind
@@ -127,19 +117,19 @@ def test_each_refusal_has_its_meaning(hosts, case):
     assert not any(secret in str(error) for secret in hosts.planted_secrets)
 
 
-def test_a_redirect_to_another_site_is_no_answer(hosts):
+def test_a_redirect_to_another_site_is_refused(hosts, resolve):
     hosts.fault("redirect_to", path="/org/", url=f"{hosts.web}/elsewhere?token=secret")
 
-    with pytest.raises(ModelHostFailed, match="not what Hugging Face answers") as caught:
-        hugging_face(hosts)[0].resolve(HuggingFaceFile("org/open", PATH))
+    with pytest.raises(ModelHostFailed, match="does not come from Hugging Face") as caught:
+        resolve(HuggingFaceFile("org/open", PATH))
 
     assert "secret" not in str(caught.value)
     assert hosts.count("web") == 0
 
 
 STATUSES = [
-    (401, {}, b"", ModelLoginRequired, "asks for a login"),
-    (403, {}, b"", ModelForbidden, "does not give it"),
+    (401, {}, b"", ModelLoginRequired, "requires a login"),
+    (403, {}, b"", ModelForbidden, "refuses it"),
     (404, {}, b"", ModelNotFound, "(404)"),
     (404, {"X-Error-Code": "EntryNotFound"}, b"", ModelNotFound, "no such file"),
     (429, {}, b"", ModelRateLimited, "(429)"),
@@ -147,7 +137,7 @@ STATUSES = [
     (500, {}, b"", ModelHostFailed, "has failed (500)"),
     (503, {}, b"", ModelHostFailed, "has failed (503)"),
     (403, {}, b"<?xml?><Error/>", ModelHostFailed, "storage"),
-    (200, {}, b"<html>", ModelHostFailed, "not what Hugging Face answers"),
+    (200, {}, b"<html>", ModelHostFailed, "does not come from Hugging Face"),
     (418, {}, b"", ModelHostFailed, "(418)"),
 ]
 REMOTE = RemoteFile("https://huggingface.co/o/r/resolve/0/a", "a", "hf://o/r@0/a")
@@ -155,24 +145,11 @@ REMOTE = RemoteFile("https://huggingface.co/o/r/resolve/0/a", "a", "hf://o/r@0/a
 
 @pytest.mark.parametrize(("status", "headers", "body", "kind", "message"), STATUSES)
 def test_each_status_of_a_download_has_its_meaning(status, headers, body, kind, message):
-    error = HuggingFace(SafeHttpClient()).refusal(Document(status, headers, body), REMOTE)
+    error = HuggingFace().refusal(Document(status, headers, body), REMOTE)
 
     assert type(error) is kind
     assert error.message.startswith("hf://o/r@0/a: ")
     assert message in error.message
-
-
-class OddInternet:
-    """Answers with these headers, whatever is asked."""
-
-    def __init__(self, status, headers):
-        self.answer = Document(status, headers, b"")
-
-    def ask(self, url, **_):
-        return self.answer, url
-
-    def has_token(self, _):
-        return False
 
 
 NAMES = ["X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size", "Content-Length", "X-Error-Code"]
@@ -180,13 +157,16 @@ VALUES = st.text() | st.sampled_from([COMMIT, "1", '"' + "AB" * 32 + '"', "²", 
 
 
 @given(st.sampled_from([200, 302]), st.dictionaries(st.sampled_from(NAMES), VALUES))
-def test_odd_headers_are_no_answer_or_ignored(status, headers):
-    host = HuggingFace(OddInternet(status, headers))
+def test_odd_headers_are_refused_or_ignored(status, headers):
+    def ask(*_, **__):
+        return Document(status, headers, b"")
+
+    ref = HuggingFaceFile("o/r", "a.pt")
     if headers.get("X-Repo-Commit") != COMMIT:
         with pytest.raises(WorkerError):
-            host.resolve(HuggingFaceFile("o/r", "a.pt"))
+            HuggingFace().resolve(ref, ask)
         return
-    remote = host.resolve(HuggingFaceFile("o/r", "a.pt"))
+    remote = HuggingFace().resolve(ref, ask)
 
     assert remote.url == f"https://huggingface.co/o/r/resolve/{COMMIT}/a.pt"
     assert remote.sha256 in {None, "ab" * 32}

@@ -1,0 +1,55 @@
+import pytest
+
+from worker.config.settings import Settings
+from worker.hosts.civitai import CivitAI, CivitAIModel, CivitAIVersion
+from worker.hosts.huggingface import HuggingFace, HuggingFaceFile
+from worker.hosts.ref import Sha256
+from worker.hosts.registry import HOSTS, Hosts
+from worker.hosts.web import AnyHost, WebFile
+
+CIVITAI, RED, HF = "https://civitai.com", "https://civitai.red", "https://huggingface.co"
+
+
+@pytest.mark.parametrize(
+    ("ref", "host"),
+    [
+        (CivitAIVersion(1), CivitAI),
+        (CivitAIModel(1), CivitAI),
+        (Sha256("ab" * 32), CivitAI),
+        (HuggingFaceFile("org/repo", "a.pt"), HuggingFace),
+        (WebFile("https://example.com/a"), AnyHost),
+    ],
+)
+def test_each_reference_has_its_host(ref, host):
+    assert type(Hosts.from_settings(Settings.from_environ({})).of(ref)) is host
+
+
+@pytest.mark.parametrize("missing", HOSTS)
+def test_a_missing_host_is_found_at_the_start(missing):
+    with pytest.raises(TypeError, match="no host resolves"):
+        Hosts(host() for host in HOSTS if host is not missing)
+
+
+def test_a_second_host_for_a_reference_is_found_at_the_start():
+    with pytest.raises(TypeError, match="two hosts resolve WebFile"):
+        Hosts([*(host() for host in HOSTS), AnyHost()])
+
+
+@pytest.mark.parametrize(
+    ("environ", "tokens"),
+    [
+        ({}, {}),
+        ({"CIVITAI_API_KEY": "k", "HF_TOKEN": "t"}, {CIVITAI: "k", RED: "k", HF: "t"}),
+        ({"CIVITAI_API_KEY": "k", "CIVITAI_URL": "http://m:1"}, {"http://m:1": "k"}),
+        ({"HF_TOKEN": "t", "HF_ENDPOINT": "http://m:2"}, {"http://m:2": "t"}),
+    ],
+)
+def test_each_host_has_the_tokens_of_the_settings(environ, tokens):
+    assert Hosts.from_settings(Settings.from_environ(environ)).tokens == tokens
+
+
+def test_the_url_of_a_file_is_not_in_its_repr():
+    """A host may have signed it."""
+    remote = AnyHost().resolve(WebFile("https://example.com/a.pt?sig=secret"), None)
+    assert "secret" not in repr(remote)
+    assert remote.filename == "a.pt"

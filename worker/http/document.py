@@ -1,0 +1,29 @@
+"""A host's answer once it has been read. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Document:
+    """A complete answer: metadata, or the text of an error."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:  # noqa: ANN401 - JSON
+        """The parsed body; None if it is not JSON."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+
+def strong(etag: str | None) -> str | None:
+    """The ETag if it is a strong one: two files with the same strong ETag have the same bytes."""
+    return etag if etag and not etag.startswith("W/") else None

@@ -1,0 +1,79 @@
+"""The sizes, waits and counts of a download, in one place. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worker.http.backoff import LONGEST_WAIT
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class DownloadLimits:
+    """Sizes in bytes, times in seconds.
+
+    Attributes:
+        largest_file: a larger file is refused; no model that A1111 v1.9.3 loads comes near.
+        block: read at once; block and hash stay in a core's cache.
+        inspect_from: bytes that have arrived at the first inspection.
+        room_step: room that is made at once while the file's size is unknown.
+        tick: between two looks at the transfer.
+
+        attempts: of a connection in a row, while no other connection makes progress either.
+        least: an attempt that breaks off with fewer bytes counts as failed.
+        first_pause: after a failed attempt; then twice as long, and so on.
+        longest_wait: the longest pause that a host can ask for.
+
+        first_part: before the size is known; enough for nearly every header.
+        smallest_part, largest_part: of the file that one connection fetches.
+
+        fewest_connections, most_connections: to one host.
+        growth: more connections are tried in steps of this factor.
+        worth_it: more connections must raise the rate by this factor.
+        settling: until new connections deliver.
+        measuring: over which a rate is measured.
+        try_again: until more connections are tried again.
+
+        stalled: without a block, then the connection is replaced.
+        window: over which a connection is compared with the others.
+        slow: of the median rate; a slower connection is replaced.
+        samples: connections that ended last also count in that median.
+
+        sync_every: data that reaches the disk early need not be waited for at the end.
+        follow_every: between two looks for bytes to hash.
+    """
+
+    largest_file: int = 32 << 30
+    block: int = 256 * 1024
+    inspect_from: int = MIB
+    room_step: int = 256 * MIB
+    tick: float = 0.1
+
+    attempts: int = 6
+    least: int = 16 * 1024
+    first_pause: float = 0.5
+    longest_wait: float = LONGEST_WAIT
+
+    first_part: int = 4 * MIB
+    smallest_part: int = 4 * MIB
+    largest_part: int = 16 * MIB
+
+    fewest_connections: int = 3
+    most_connections: int = 24
+    growth: int = 8
+    worth_it: float = 1.15
+    settling: float = 0.12
+    measuring: float = 0.2
+    try_again: float = 5.0
+
+    stalled: float = 20.0
+    window: float = 10.0
+    slow: float = 0.25
+    samples: int = 8
+
+    sync_every: float = 0.5
+    follow_every: float = 0.02
+
+
+DEFAULT = DownloadLimits()
