@@ -211,6 +211,18 @@ def test_a_secret_url_is_never_written(known, seen_by, tmp_path):
     assert seen_by().remote(ref) is None
 
 
+def test_a_signed_url_is_never_written(known, seen_by, tmp_path):
+    """The reference may be stored, but not the URL that its host has answered with."""
+    signed = replace(REMOTE, url="https://cdn.example/x?sig=swordfish", is_signed=True)
+    known.note(FOX, signed)
+    known.note(FOX, signed, DIGEST)
+
+    [path] = (tmp_path / "references").iterdir()
+    assert "swordfish" not in path.read_text()
+    assert seen_by().remote(FOX) is None
+    assert seen_by().sha256(FOX) == DIGEST
+
+
 def test_two_secrets_are_two_references(known):
     first, second = (WebFile(f"https://example.org/x?token={n}") for n in "12")
     known.note(first, REMOTE, DIGEST)

@@ -210,7 +210,6 @@ class Fetcher:
             raise
         found = inspection.found
         kind = wanted.kind or remote.role or _kind(found)
-        has_secret = wanted.ref.shown != str(wanted.ref)
         about = About(
             kind=kind,
             stem=stem_of(wanted.filename or fetched.filename or remote.filename),
@@ -218,7 +217,7 @@ class Fetcher:
             size=fetched.size,
             mtime=0,  # the store's business
             source=remote.source,
-            ref=None if has_secret else str(wanted.ref),
+            ref=None if wanted.ref.has_secret else str(wanted.ref),
             title=remote.title,
             family=found.family or remote.family,
             trained_words=remote.trained_words,

@@ -31,7 +31,7 @@ class _Entry:
     Attributes:
         at: seconds since the epoch; when the host said it.
         fetched_at: the same; when the content with that sha256 was here.
-        remote: the host's answer; None if the reference holds a secret.
+        remote: the host's answer; None if the reference or the answer contains a secret.
         error: code, message and hint.
         etag: the host's mark of the version with that sha256; holds no secret.
     """
@@ -97,7 +97,7 @@ class References:
 
     def note(self, ref: ModelRef, remote: RemoteFile, sha256: str | None = None) -> None:
         """The host's answer, and the content once it is here."""
-        has_secret = ref.shown != str(ref)
+        has_secret = ref.has_secret or remote.is_signed
         entry = self._but_old_content(ref)
         if sha256:
             entry = replace(entry, sha256=sha256, fetched_at=entry.at, etag=remote.etag)
