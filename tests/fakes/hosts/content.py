@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 import time
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,13 +14,7 @@ ROLES = ("civitai", "civitai_red", "storage", "storage_b", "huggingface", "hf_cd
 CIVITAI_ROLES = ("civitai", "civitai_red")
 DATA_ROLES = ("storage", "storage_b", "hf_cdn", "web")
 SIGNED_SECONDS = 86400
-HASHED_FULLY = 2**26  # larger files get SHA256 and AutoV2 only
-MAIN_TYPES = {"Model", "Pruned Model", "UNet", "Diffusion Model"}
 PREFERRED = {"format": "SafeTensor", "size": "pruned", "fp": "fp16"}
-WEIGHT = {"format": 100, "size": 10, "fp": 1}
-ECOSYSTEMS = (("SDXL", "sdxl"), ("Pony", "sdxl"), ("Illustrious", "sdxl"), ("NoobAI", "sdxl"))
-ECOSYSTEMS += (("SD 1", "sd1"), ("SD 2", "sd2"), ("SD 3", "sd3"), ("Flux.1", "flux1"))
-AIR_TYPES = {"TextualInversion": "embedding", "LoCon": "lycoris", "Hypernetwork": "hypernet"}
 
 FILE_FIELDS = {
     "pickleScanResult": "Success",
@@ -46,11 +39,6 @@ VERSION_FIELDS = {
     "stats": {"downloadCount": 1, "thumbsUpCount": 0},
     "images": [],
 }
-
-
-def ecosystem(base_model: str) -> str:
-    named = (name for start, name in ECOSYSTEMS if base_model.startswith(start))
-    return next(named, "multi")
 
 
 @dataclass(eq=False)
@@ -78,87 +66,31 @@ class ModelFile:
         return self.version.id
 
     @property
-    def model_id(self) -> int:
-        return self.version.model_id
-
-    @property
-    def page_url(self) -> str:
-        return f"{self.version.origin}/models/{self.model_id}/fake?modelVersionId={self.version_id}"
-
-    @property
     def api_url(self) -> str:
         return f"{self.version.origin}/api/v1/model-versions/{self.version_id}"
 
     @property
     def download_url(self) -> str:
-        """Without a file's id: the host chooses one."""
+        """Without the id of a file."""
         return f"{self.version.origin}/api/download/models/{self.version_id}"
 
     @property
     def file_url(self) -> str:
         return f"{self.download_url}?fileId={self.id}"
 
-    @property
-    def air(self) -> str:
-        return self.version.air
-
-    @property
-    def file_air(self) -> str:
-        return f"{self.version.air}+{self.id}"
-
-    @property
-    def type(self) -> str:
-        return str(self.overrides.get("type", "Model"))
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        return self.overrides.get("metadata", PREFERRED)
-
-    @cached_property
-    def hashes(self) -> dict[str, str]:
-        """As CivitAI shows them: upper-case hex."""
-        found = {"AutoV2": self.sha256[:10], "SHA256": self.sha256}
-        if self.size <= HASHED_FULLY:
-            data = bytes(self.blob.read(0, self.size))
-            found["AutoV1"] = hashlib.sha256(data[2**20 : 2**20 + 2**16]).hexdigest()[:8]
-            found["CRC32"] = f"{zlib.crc32(data):08x}"
-            header = int.from_bytes(data[:8], "little")
-            found["AutoV3"] = hashlib.sha256(data[8 + header :]).hexdigest()[:12]
-        return {name: value.upper() for name, value in found.items()}
-
-    def score(self, wanted: dict[str, str]) -> int:
-        """CivitAI's points for a download that names no file."""
-        points = 1000 + 1000 * (self.type in MAIN_TYPES)
-        if not wanted and self.overrides.get("primary"):
-            points += 10_000
-        for key, preferred in (PREFERRED | wanted).items():
-            if key in WEIGHT and key in self.metadata:
-                sign = 1 if self.metadata[key] == preferred else -1
-                points += sign * WEIGHT[key]
-        return points
-
-    def contradicts(self, wanted: dict[str, str]) -> bool:
-        shown = {"type": self.type, **self.metadata}
-        return any(shown.get(key) not in (None, value) for key, value in wanted.items())
-
     def public(self, origin: str) -> dict[str, Any]:
         """The file in the metadata API."""
-        is_primary = self is self.version.choose({})
-        url = f"{origin}/api/download/models/{self.version_id}"
-        if not is_primary:
-            fields = {"type": self.type, **self.metadata}
-            url += "?" + "&".join(f"{key}={quote(str(one))}" for key, one in fields.items())
         shown = {
             "id": self.id,
             "sizeKB": self.size / 1024,
             "name": self.name,
-            "type": self.type,
-            "metadata": self.metadata,
-            "primary": is_primary,
-            "downloadUrl": url,
+            "type": "Model",
+            "metadata": PREFERRED,
+            "primary": self is self.version.files[0],
+            "downloadUrl": f"{origin}/api/download/models/{self.version_id}",
         }
-        if "hashes" not in self.overrides:  # a big file is hashed only when somebody asks
-            shown["hashes"] = self.hashes
+        if "hashes" not in self.overrides:  # a big file is hashed only when a test needs it
+            shown["hashes"] = {"SHA256": self.sha256.upper(), "AutoV2": self.sha256[:10].upper()}
         return FILE_FIELDS | shown | self.overrides
 
 
@@ -176,15 +108,6 @@ class ModelVersion:
     overrides: dict[str, Any] = field(default_factory=dict)
     files: list[ModelFile] = field(default_factory=list)
 
-    @property
-    def air(self) -> str:
-        kind = AIR_TYPES.get(self.kind, self.kind.lower())
-        source = f"civitai:{self.model_id}@{self.id}"
-        return f"urn:air:{ecosystem(self.base_model)}:{kind}:{source}"
-
-    def choose(self, wanted: dict[str, str]) -> ModelFile:
-        return max(self.files, key=lambda file: file.score(wanted))
-
     def public(self, origin: str) -> dict[str, Any]:
         """The version in the metadata API."""
         shown = {
@@ -193,35 +116,11 @@ class ModelVersion:
             "name": f"v{self.id}",
             "trainedWords": list(self.trained_words),
             "baseModel": self.base_model,
-            "air": self.air,
-            "model": {"name": f"Model {self.model_id}", "type": self.kind}
-            | {"nsfw": self.red_only, "poi": False},
+            "model": {"name": f"Model {self.model_id}", "type": self.kind, "nsfw": self.red_only},
             "files": [file.public(origin) for file in self.files],
             "downloadUrl": f"{origin}/api/download/models/{self.id}",
         }
         return VERSION_FIELDS | shown | self.overrides
-
-    def mini(self, file: ModelFile, origin: str, *, by_id: bool) -> dict[str, Any]:
-        """The light answer for one file."""
-        version, shown = self.public(origin), file.public(origin)
-        url = f"{origin}/api/download/models/{self.id}"
-        return {
-            "air": file.file_air if by_id else self.air,
-            "versionName": version["name"],
-            "modelName": version["model"]["name"],
-            "baseModel": version["baseModel"],
-            "availability": version["availability"],
-            "publishedAt": version["publishedAt"],
-            "size": shown["sizeKB"],
-            "fileType": shown["type"],
-            "fileName": shown["name"],
-            "hashes": shown["hashes"],
-            "downloadUrls": [f"{url}?fileId={file.id}" if by_id else url],
-            "format": shown["metadata"].get("format"),
-            "canGenerate": False,
-            "requireAuth": file.require_auth,
-            "checkPermission": False,
-        }
 
 
 @dataclass(eq=False)
@@ -255,10 +154,6 @@ class HfFile:
     @property
     def url(self) -> str:
         return f"{self.origin}/{self.repo}/resolve/{self.revision}/{quote(self.path)}"
-
-    @property
-    def page_url(self) -> str:
-        return self.url.replace("/resolve/", "/blob/")
 
 
 @dataclass
@@ -298,7 +193,7 @@ class Grant:
     uses: int | None = None
 
     def use(self) -> bool:
-        """Is it still good for this request?"""
+        """Whether it is still valid; counts the use."""
         if time.monotonic() >= self.expires_at or self.uses == 0:
             return False
         if self.uses:
@@ -357,6 +252,6 @@ class World:
         return self.urls[role] + target
 
     def storage_etag(self, role: str, blob: Blob) -> str:
-        """As a multipart upload has it: nothing of it is the file's hash."""
+        """As of a multipart upload: it is not the file's hash."""
         identity = f"{role} {blob.size} {blob.path or id(blob)}"
         return f'"{hashlib.md5(identity.encode()).hexdigest()}-{1 + blob.size // 2**26}"'

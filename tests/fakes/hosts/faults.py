@@ -12,21 +12,13 @@ from typing import Any
 from fakes.hosts.content import CIVITAI_ROLES, DATA_ROLES, ROLES
 from fakes.hosts.http import Answer, Request, html_answer, json_answer, redirect, text_answer
 
-BROWSERS = ("mozilla", "chrome", "safari", "firefox", "opera", "edge")
 Scope = Callable[[Request], bool]
-
-
-def is_browser(request: Request) -> bool:
-    return any(name in request.user_agent.lower() for name in BROWSERS)
 
 
 # Answers instead of the host's own.
 
 
-def login_required(request: Request) -> Answer:
-    if is_browser(request):
-        target = f"/login?returnUrl={request.path}&reason=download-auth"
-        return redirect(307, target, Cache_Control="no-store")
+def login_required(_: Request) -> Answer:
     text = "The creator of this asset requires you to be logged in to download it"
     return json_answer(401, {"error": "Unauthorized", "message": text})
 
@@ -36,9 +28,7 @@ def downloads_disabled(_: Request) -> Answer:
     return json_answer(401, {"error": "Unauthorized", "message": text})
 
 
-def early_access(request: Request, deadline: str | None = "2099-01-01T00:00:00.000Z") -> Answer:
-    if is_browser(request):
-        return redirect(307, f"/model-versions/{request.path.rpartition('/')[2]}")
+def early_access(_: Request, deadline: str | None = "2099-01-01T00:00:00.000Z") -> Answer:
     text = "This asset is in Early Access. You can use Buzz access it now"
     return json_answer(403, {"error": "Early Access", "deadline": deadline, "message": text})
 

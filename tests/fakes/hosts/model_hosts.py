@@ -2,7 +2,7 @@
 
     with ModelHosts() as hosts:
         model = hosts.add_model(version_id=128713, data=data)
-        ...download model.page_url with hosts.civitai_key...
+        ...download model.file_url with hosts.civitai_key...
         assert hosts.count("storage") == 2
 
 Each host has a port of its own, and answers as the real one does or is documented to. Other
@@ -105,33 +105,11 @@ class ModelHosts:
         """`host:port` of every role."""
         return [url.partition("//")[2] for url in self._world.urls.values()]
 
-    @property
-    def civitai(self) -> str:
-        return self.url("civitai")
-
-    @property
-    def civitai_red(self) -> str:
-        return self.url("civitai_red")
-
-    @property
-    def storage(self) -> str:
-        return self.url("storage")
-
-    @property
-    def storage_b(self) -> str:
-        return self.url("storage_b")
-
-    @property
-    def huggingface(self) -> str:
-        return self.url("huggingface")
-
-    @property
-    def hf_cdn(self) -> str:
-        return self.url("hf_cdn")
-
-    @property
-    def web(self) -> str:
-        return self.url("web")
+    def __getattr__(self, role: str) -> str:
+        """`hosts.civitai`, `hosts.storage`, ... are the base URLs of the roles."""
+        if role not in ROLES:
+            raise AttributeError(role)
+        return self.url(role)
 
     # What the hosts hold.
 
@@ -188,7 +166,7 @@ class ModelHosts:
         file = ModelFile(id_, name, Blob(data), version, require_auth, overrides)
         version.files.append(file)
         if "hashes" not in overrides:
-            _ = file.hashes  # here, as in the loop a big file would hold up all others
+            _ = file.sha256  # here, because in the loop a big file would block all others
         self._world.versions[version_id] = version
         return file
 
@@ -208,7 +186,7 @@ class ModelHosts:
         known = self._world.repos.setdefault(repo, HfRepo(gated, private))
         commit = known.commits.setdefault(revision, commit or secrets.token_hex(20))
         file = HfFile(repo, path, Blob(data), self.huggingface, revision, commit, lfs)
-        _ = file.etag  # here, as in the loop a big file would hold up all others
+        _ = file.etag  # here, because in the loop a big file would block all others
         known.files |= {(revision, path): file, (commit, path): file}
         return file
 

@@ -25,8 +25,6 @@ from fakes.hosts.http import (
     xml_error,
 )
 
-FILTERS = ("type", "format", "size", "fp")
-
 
 class Sites:
     """The hosts by role; a request in, an answer out."""
@@ -50,13 +48,10 @@ class Sites:
     # CivitAI.
 
     def _civitai(self, request: Request) -> Answer:
-        if "python-urllib" in request.user_agent.lower():
-            return html_answer(403, "Attention Required! | Cloudflare", Server="cloudflare")
         route, _, last = request.path.rpartition("/")
         routes = {
             "/api/download/models": self._download,
             "/api/v1/model-versions": self._version,
-            "/api/v1/model-versions/mini": self._mini,
             "/api/v1/model-versions/by-hash": self._by_hash,
             "/api/v1/models": self._model,
         }
@@ -81,16 +76,6 @@ class Sites:
             return json_answer(404, {"error": "Model not found"})
         return json_answer(200, version.public(self._origin(request)), Cache_Control="s-maxage=300")
 
-    def _mini(self, request: Request, last: str) -> Answer:
-        if not (version := self._visible(request, last)):
-            return json_answer(404, {"error": "Model not found"})
-        wanted = request.query.get("modelFileId")
-        file = self._file(version, wanted) if wanted else version.choose({})
-        if file is None:
-            text = f"Model file {wanted} not found in version {last}"
-            return json_answer(404, {"error": text})
-        return json_answer(200, version.mini(file, self._origin(request), by_id=bool(wanted)))
-
     def _by_hash(self, request: Request, last: str) -> Answer:
         for version in sorted(self.world.versions.values(), key=lambda version: version.id):
             shown = version.public(self._origin(request))
@@ -109,9 +94,6 @@ class Sites:
         model = {"id": found[0].model_id, **shown[0]["model"], "modelVersions": shown}
         return json_answer(200, model, Cache_Control="s-maxage=300")
 
-    def _file(self, version: ModelVersion, file_id: str) -> ModelFile | None:
-        return next((file for file in version.files if str(file.id) == file_id), None)
-
     def _download(self, request: Request, last: str) -> Answer:
         version = self._visible(request, last)
         file = self._chosen(request, version) if version else None
@@ -125,19 +107,12 @@ class Sites:
         return redirect(307, url, Cache_Control="no-store")
 
     def _chosen(self, request: Request, version: ModelVersion) -> ModelFile | None:
-        if wanted_id := request.query.get("fileId"):
-            return self._file(version, wanted_id)
-        wanted = {key: request.query[key] for key in FILTERS if key in request.query}
-        file = version.choose(wanted)
-        return None if file.contradicts(wanted) else file
+        wanted = request.query.get("fileId")
+        found = (file for file in version.files if wanted in (None, str(file.id)))
+        return next(found, None)
 
     def _knows(self, request: Request) -> bool:
-        """Any scheme will do, and a header makes the query's token count for nothing."""
-        words = request.headers.get("authorization", "").split()
-        given = words[1] if len(words) > 1 else ""
-        if not request.authorized:
-            given = request.query.get("token", "")
-        return given == self.world.civitai_key
+        return request.headers.get("authorization") == f"Bearer {self.world.civitai_key}"
 
     # The storage hosts of CivitAI and Hugging Face.
 
