@@ -85,7 +85,7 @@ _ROLES: dict[str, Kind] = {
 }
 _WEIGHTS = frozenset({"model", "pruned model"})
 _MORE_TYPES: dict[Kind, set[str]] = {"vae": {"vae"}, "embedding": {"negative"}}
-_SAFE, _PICKLE = _FORMATS = ("safetensor", "pickletensor")  # what A1111 loads, the better first
+_SAFE, _PICKLE = _FORMATS = ("safetensor", "pickletensor")  # that A1111 loads, the better one first
 _FORMAT_OF_SUFFIX = {
     ".safetensors": _SAFE,
     ".gguf": "gguf",
@@ -98,10 +98,10 @@ _LISTED = 10  # files that a message names
 def remote_file(ref: CivitAIRef, answer: object, front: str, *, has_key: bool) -> RemoteFile:
     """The file that an answer of the metadata API means.
 
-    `size` is a hint here: some of CivitAI's sizes are wrong.
+    `size` is only a hint: some of CivitAI's sizes are wrong.
 
     Raises:
-        WorkerError: CivitAI does not offer it, it is unsafe, or A1111 cannot use it.
+        WorkerError: CivitAI does not offer it, it is unsafe, or A1111 cannot load it.
     """
     version = _Version.read(as_object(answer), is_model=isinstance(ref, CivitAIModel))
     _check_offered(version, has_key=has_key)
@@ -126,12 +126,12 @@ def remote_file(ref: CivitAIRef, answer: object, front: str, *, has_key: bool) -
     )
 
 
-# What the API says -------------------------------------------------------------------------------
+# The metadata -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _File:
-    """One of a version's files; `traits` has its type, format, size and fp in lower case."""
+    """One of a version's files; `traits` are its type, format, size and fp in lower case."""
 
     id: int
     name: str
@@ -176,7 +176,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Version:
-    """A model version with what its model says."""
+    """A model version with the fields of its model."""
 
     id: int
     model_id: int
@@ -191,7 +191,7 @@ class _Version:
 
     @classmethod
     def read(cls, answer: Mapping[str, Any], *, is_model: bool) -> _Version:
-        """From the answer for a version, or for a model: then its newest that has files."""
+        """From the answer for a version; or for a model, then its newest version with files."""
         model = answer if is_model else as_object(answer.get("model"))
         fields = _newest(model) if is_model else answer
         names = [as_text(model.get("name")), as_text(fields.get("name"))]
@@ -229,7 +229,7 @@ def _newest(model: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _early_access(version: Mapping[str, Any]) -> str | None:
-    """How long others than buyers have to wait; None if it is over."""
+    """How long early access lasts; None if it is over."""
     paid = as_object(version.get("paidAccess"))
     ends = map(as_time, (version.get("earlyAccessEndsAt"), paid.get("endsAt")))
     end = max(filter(None, ends), default=None)
@@ -240,7 +240,7 @@ def _early_access(version: Mapping[str, Any]) -> str | None:
 
 
 def until(end: datetime | None) -> str:
-    """How long early access lasts; None stands for paid access that does not end."""
+    """The end of early access in words; None stands for paid access that does not end."""
     return f"until {end:%Y-%m-%d %H:%M} UTC" if end else "without an end, for buyers only"
 
 
@@ -269,7 +269,7 @@ def _words(value: object) -> tuple[str, ...]:
 
 
 def as_text(value: object, limit: int = 200) -> str:
-    """Text on one line, shortened, without what no screen shows; "" for anything else."""
+    """Text on one line, shortened, printable characters only; "" for anything else."""
     words = value.split() if isinstance(value, str) else []
     return "".join(filter(str.isprintable, " ".join(words)))[:limit].strip()
 
@@ -293,7 +293,7 @@ def _check_mode(what: str, mode: str) -> None:
 
 
 def _check_offered(version: _Version, *, has_key: bool) -> None:
-    """Refuse what CivitAI would not give out; who has bought early access only it knows."""
+    """Refuse files that CivitAI would refuse; only it knows which keys have bought early access."""
     _check_mode(str(version), version.mode)
     if version.usage not in {"", "download"}:
         raise ModelForbidden(
@@ -310,7 +310,7 @@ def _check_offered(version: _Version, *, has_key: bool) -> None:
 
 
 def _chosen(version: _Version, ref: CivitAIRef, role: Kind) -> _File:
-    """The file that was asked for, else the best that A1111 can load."""
+    """The requested file, or else the best one that A1111 can load."""
     asked = _asked_for(version.files, ref)
     if not asked:
         raise ModelNotFound(
@@ -334,7 +334,7 @@ def _asked_for(files: Sequence[_File], ref: CivitAIRef) -> list[_File]:
     if ref.file_id is not None:
         return [file for file in files if file.id == ref.file_id]
     exact = [file for file in files if _agrees(file, ref.filters)]
-    # Old files do not say all of it: silence is no contradiction.
+    # Old files lack some of the traits: a missing one does not exclude a file.
     return exact or [file for file in files if _agrees(file, ref.filters, silent=True)]
 
 
@@ -346,7 +346,7 @@ def _agrees(file: _File, filters: Sequence[tuple[str, str]], *, silent: bool = F
 
 
 def _is_explicit(ref: CivitAIRef) -> bool:
-    """Whether it means one file: a checkpoint's own VAE is taken only then."""
+    """Whether it means one file: only then may it be a checkpoint's own VAE."""
     if isinstance(ref, CivitAIVersion):
         return ref.file_id is not None or "type" in dict(ref.filters)
     return isinstance(ref, Sha256)
@@ -361,7 +361,7 @@ def _wish(ref: CivitAIRef) -> str:
 
 
 def _preference(file: _File) -> tuple[object, ...]:
-    """As CivitAI scores, but the same for every account; the smallest is the best."""
+    """CivitAI's own order, but the same for every account; the smallest is the best."""
     return (
         _FORMATS.index(file.format),
         not file.is_primary,
@@ -373,7 +373,7 @@ def _preference(file: _File) -> tuple[object, ...]:
 
 
 def _check_scans(version: _Version, file: _File) -> None:
-    """A pickle can run any code, so it must have passed; safetensors must only not have failed."""
+    """A pickle can run any code, so it must have passed; safetensors must not have failed."""
     for scan, result in file.scans.items():
         if result.lower() == "danger":
             raise ModelUnsafe(f"{version}: CivitAI's {scan} scan reports {file} as dangerous.")

@@ -59,7 +59,7 @@ class HuggingFaceFile(ModelRef):
     def __post_init__(self) -> None:
         if not _REPO.fullmatch(self.repo):
             raise refused(self.repo, "is not a model repository of Hugging Face")
-        # A branch `refs` could not be told from `refs/pr/1`.
+        # A branch named `refs` could not be distinguished from `refs/pr/1`.
         if not is_path(self.path) or not is_path(self.revision) or self.revision == "refs":
             raise refused(f"{self.repo}@{self.revision}/{self.path}", "is not the path of a file")
         check_length(str(self))

@@ -49,7 +49,7 @@ class WebFile(ModelRef):
 
     @property
     def has_secret(self) -> bool:
-        """Whether the URL has a query: nobody but its host knows which queries are signatures."""
+        """Whether the URL has a query: only its host knows which queries are signatures."""
         return "?" in self.url
 
     @property

@@ -31,7 +31,7 @@ def is_public(address: str) -> bool:
 def parsed(url: str) -> Url:
     r"""The URL as urllib3 reads it, because urllib3 connects.
 
-    Of `https://a\@b/`, other parsers say that the host is b.
+    Other parsers take b for the host of `https://a\@b/`.
 
     Raises:
         ModelUrlRefused: it is not a URL.

@@ -1,4 +1,4 @@
-"""How a job names a model: a text, or an object. Part of the schema in `worker.job.request`."""
+"""The fields with which a job names a model. Part of the schema in `worker.job.request`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _no_bool(value: object) -> object:
 
 
 def no_nul(value: str) -> str:
-    """Refuse text that would end early in a C library."""
+    """Refuse text that a C library would truncate."""
     if "\x00" in value:
         raise ValueError("must not contain the character NUL")
     return value
@@ -57,7 +57,7 @@ class Strict(BaseModel):
 
 
 class ModelReference(Strict):
-    """A checkpoint, VAE or embedding: where it comes from, or what it is called in the store."""
+    """A checkpoint, VAE or embedding: its source, or its name in the store."""
 
     name: Name | None = Field(
         None, description="A name for people; alone: file name in the store, or any reference."
@@ -68,10 +68,10 @@ class ModelReference(Strict):
     version_id: Id | None = Field(None, description="CivitAI model version.")
     air: Link | None = Field(None, description="AIR, such as `civitai:4384@128713`.")
     sha256: Link | None = Field(
-        None, description="SHA-256 of the file, 64 hex digits; wins over what the host says."
+        None, description="SHA-256 of the file, 64 hex digits; wins over the host's own."
     )
     filename: Name | None = Field(
-        None, description="File name: in the store, or to be given to what is fetched."
+        None, description="File name: in the store, or for the fetched file."
     )
 
     @model_validator(mode="before")
@@ -89,7 +89,7 @@ class ModelReference(Strict):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """A plain reference is allowed as well (`_from_text`)."""
+        """A text or a number is allowed, too (`_from_text`)."""
         plain: list[JsonSchemaValue] = [
             {"type": "string", "minLength": 1},
             {"type": "integer", "minimum": 1},
@@ -105,7 +105,7 @@ class ModelReference(Strict):
         return self
 
     def wanted(self, kind: Kind) -> Wanted:
-        """The same as a value of the model store; raises InvalidInput if it cannot be read."""
+        """The same for the model store; raises InvalidInput if it cannot be read."""
         ref = reference_from_fields(
             url=self.url,
             version_id=self.version_id,
@@ -119,13 +119,13 @@ class ModelReference(Strict):
 
     @property
     def label(self) -> str:
-        """What people call it; no secrets of its URL, which a lone name may be, too."""
+        """Its name for people, without the secrets of a URL, which `name` alone may also be."""
         alone = not (self.url or self.version_id or self.air or self.sha256 or self.filename)
         return (None if alone else self.name) or self.wanted("checkpoint").ref.shown
 
     @property
     def stems(self) -> list[str]:
-        """What the caller may call the file in a LoRA tag."""
+        """The names that the caller may use for the file in a LoRA tag."""
         named = [name for name in (self.filename, self.name) if name]
         return [form for name in named for form in (without_suffix(name), stem_of(name))]
 
@@ -139,5 +139,5 @@ class LoraReference(ModelReference):
     te: Weight | None = Field(None, description="Weight in the text encoder.")
     unet: Weight | None = Field(None, description="Weight in the UNet.")
     trigger_words: StrictBool | None = Field(
-        None, description="Put its trained words into the prompt, where they are missing."
+        None, description="Add its trained words to the prompt where they are missing."
     )

@@ -1,4 +1,4 @@
-"""What the fake model hosts know: models, repositories, plain files, signed URLs and keys."""
+"""The content of the fake model hosts: models, repositories, plain files, signed URLs, keys."""
 
 import hashlib
 import secrets
@@ -158,7 +158,7 @@ class HfFile:
 
 @dataclass
 class HfRepo:
-    """A repository: its files by (revision or commit, path), and who may see it."""
+    """A repository: its files by (revision or commit, path), and its access."""
 
     gated: bool = False
     private: bool = False
@@ -226,7 +226,7 @@ SIGNED = {
 
 
 class World:
-    """Everything the hosts share."""
+    """Everything that the hosts share."""
 
     def __init__(self) -> None:
         self.urls: dict[str, str] = {}

@@ -1,6 +1,6 @@
 """The faults that a test can switch on in the fake model hosts.
 
-A fault strikes where it does in life (`SCOPES`), unless `role=` or `path=` say where.
+A fault strikes where it does in reality (`SCOPES`), unless `role=` or `path=` name the place.
 """
 
 import inspect
@@ -99,8 +99,8 @@ def garbage(_: Request, data: bytes = b"\x16\x03\x01\x00 not HTTP at all\r\n\r\n
     return Answer(0, raw=data)
 
 
-# What happens to an answer with a model's bytes; False when it cannot happen to this one. A
-# default `after` of 1 spares the probe for one byte.
+# Changes of an answer with a model's bytes; false when this answer cannot have the fault. A
+# default `after` of 1 spares a request for one byte.
 
 
 def cut(_: Request, answer: Answer, after: int = 1, reset: bool = False) -> bool:
@@ -169,7 +169,7 @@ def etag_changes(request: Request, answer: Answer) -> bool:
     return True
 
 
-# What the hosts themselves ask for.
+# Faults that the hosts act out themselves.
 
 
 def slow(seconds: float) -> None:
@@ -181,7 +181,7 @@ def tiering() -> None:
 
 
 def url_limits(seconds: float = 86400, uses: int | None = None) -> None:
-    """The signed URL lasts so long, or for so many requests."""
+    """The signed URL is valid for a time, or for a number of requests."""
 
 
 def _download(request: Request) -> bool:
@@ -216,7 +216,7 @@ SCOPES |= {"url_limits": _resolve, "slow": _resolve}
 
 @dataclass(eq=False)
 class Fault:
-    """One switched-on fault; `times` below zero means for ever."""
+    """One fault that is switched on; `times` below zero means always."""
 
     name: str
     times: int = -1
@@ -250,7 +250,7 @@ class Fault:
         return self.times != 0 and here and (self.when is None or self.when(request))
 
     def strike(self) -> bool:
-        """Count a request that it concerns; True when it is one to spoil."""
+        """Count a request that it concerns; true when this one is spoilt."""
         if self.skip:
             self.skip -= 1
             return False
@@ -273,7 +273,7 @@ class Faults:
         return None
 
     def answer(self, request: Request) -> Answer | None:
-        """What a fault answers instead of the host."""
+        """The answer of a fault instead of the host's."""
         for fault in list(self.switched_on):
             if fault.sort == "ANSWERS" and fault.concerns(request) and fault.strike():
                 answer = KNOWN[fault.name](request, **fault.params)
@@ -282,7 +282,7 @@ class Faults:
         return None
 
     def spoil(self, request: Request, answer: Answer) -> Answer:
-        """The answer after all faults that its bytes meet."""
+        """The answer after all faults."""
         for fault in list(self.switched_on):
             if answer.is_data and fault.sort == "SPOILS" and fault.concerns(request):
                 spoilt = replace(answer, headers=dict(answer.headers))

@@ -51,7 +51,7 @@ class Blob:
 
 @dataclass(eq=False)
 class Request:
-    """One request, and what became of it: the log's entry too."""
+    """One request, and how it ended."""
 
     role: str
     method: str
@@ -93,7 +93,7 @@ class Request:
 
     @property
     def range(self) -> tuple[int | None, int | None] | None:
-        """First and last byte as asked; `bytes=-5` is (None, 5)."""
+        """First and last byte of the request; `bytes=-5` is (None, 5)."""
         unit, _, spec = self.headers.get("range", "").partition("=")
         first, dash, last = spec.partition("-")
         if unit != "bytes" or not dash or "," in spec or not (first or last).isdigit():
@@ -101,7 +101,7 @@ class Request:
         return int(first) if first else None, int(last) if last else None
 
     def span(self, size: int) -> tuple[int, int] | None:
-        """The asked range as [start, stop) of `size` bytes; None when there is no such range."""
+        """The requested range as [start, stop) of `size` bytes; None if there is no such range."""
         first, last = self.range or (0, None)
         if first is None:
             return max(0, size - (last or 0)), size
@@ -136,12 +136,12 @@ class Answer:
 
     @property
     def lasts(self) -> bool:
-        """May the connection live on after this answer?"""
+        """Whether the connection is kept after this answer."""
         return self.raw is None and self.cut_after is None and not self.length_error
 
     @property
     def is_untouched(self) -> bool:
-        """Do the blob's own bytes make up the body?"""
+        """Whether the body is the blob's own bytes."""
         return not (self.flips or self.surplus or self.chunked)
 
     def head(self) -> bytes:
@@ -197,7 +197,7 @@ def redirect(status: int, location: str, **headers: str) -> Answer:
 def data_answer(
     request: Request, blob: Blob, etag: str, headers: Mapping[str, str], *, ranges: bool = True
 ) -> Answer:
-    """The whole blob or the range of it that was asked for."""
+    """The whole blob, or the requested range of it."""
     shown = {"Content-Type": "application/octet-stream", "ETag": etag}
     shown |= {"Last-Modified": LAST_MODIFIED, **headers}
     if not ranges:
@@ -216,7 +216,7 @@ def data_answer(
 
 @dataclass(frozen=True)
 class Throttle:
-    """How fast each connection is, and how long its answers take to begin."""
+    """The rate of each connection, and the seconds before each answer."""
 
     rate: float | None = None
     ttfb: float = 0.0
@@ -224,7 +224,7 @@ class Throttle:
 
 @dataclass
 class Pace:
-    """When a connection's next bytes may go out: debts survive keep-alive, idling earns none."""
+    """When the next bytes may be sent: debts survive keep-alive, idling earns nothing."""
 
     free_at: float = 0.0
 
@@ -253,7 +253,7 @@ class Connection:
         self._sendfile = writer.get_extra_info("ssl_object") is None
         writer.transport.set_write_buffer_limits(
             high=1
-        )  # drained means: in the kernel; TLS takes no 0
+        )  # drained means: in the kernel; TLS does not accept 0
 
     async def serve(
         self, note: Callable[[Request], None], respond: Callable[[Request], Awaitable[Answer]]
@@ -334,7 +334,7 @@ class Connection:
             await self._writer.drain()
 
     async def _stall(self, seconds: float | None) -> None:
-        """Send nothing, for a while or until the client goes."""
+        """Send nothing, for a while or until the client leaves."""
         if seconds is not None:
             await asyncio.sleep(seconds)
         elif not await self._reader.read(1):

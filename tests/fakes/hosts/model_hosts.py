@@ -5,9 +5,9 @@
         ...download model.file_url with hosts.civitai_key...
         assert hosts.count("storage") == 2
 
-Each host has a port of its own, and answers as the real one does or is documented to. Other
-processes can use them too. What goes wrong is switched on with `hosts.fault(…)`: its names and
-parameters are the functions of `fakes.hosts.faults`.
+Each host has its own port, and answers as the real one does or as documented. Other processes can
+use them, too. `hosts.fault(...)` switches on a fault: the names and parameters are those of the
+functions in `fakes.hosts.faults`.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class ModelHosts:
         self._sites = Sites(self._world, self._faults)
         self._requests: list[Request] = []
         self._throttles: dict[str, Throttle] = {}
-        self._sockets: dict[str, socket.socket] = {}  # of the roles that refuse
+        self._sockets: dict[str, socket.socket] = {}  # of the roles that refuse connections
         self._servers: dict[str, asyncio.Server] = {}
         self._open: dict[asyncio.Task[None], Connection] = {}
         self._failures: list[BaseException] = []  # of the fake itself
@@ -111,7 +111,7 @@ class ModelHosts:
             raise AttributeError(role)
         return self.url(role)
 
-    # What the hosts hold.
+    # Their content.
 
     @property
     def civitai_key(self) -> str:
@@ -119,17 +119,17 @@ class ModelHosts:
 
     @property
     def hf_token(self) -> str:
-        """Of a user who may see every repository."""
+        """Token of a user with access to every repository."""
         return self._world.hf_token
 
     @property
     def hf_token_without_grant(self) -> str:
-        """Of a user who may see neither private nor gated ones."""
+        """Token of a user without access to private and gated ones."""
         return self._world.hf_token_without_grant
 
     @property
     def planted_secrets(self) -> set[str]:
-        """Every key and every signature ever issued: what no log may show."""
+        """Every key and every signature ever issued: no log may contain them."""
         world = self._world
         keys = {world.civitai_key, world.hf_token, world.hf_token_without_grant}
         return keys | world.grants.keys()
@@ -215,7 +215,7 @@ class ModelHosts:
         self._world.web[path] = WebFile(Blob(b""), "", redirect=redirect(status, target))
         return self.web + path
 
-    # What goes wrong.
+    # Faults.
 
     def fault(
         self,
@@ -258,7 +258,7 @@ class ModelHosts:
         """Accept connections again, on the same port."""
         self._in_loop(self._open_role(role))
 
-    # What was asked.
+    # Requests.
 
     @property
     def requests(self) -> list[Request]:

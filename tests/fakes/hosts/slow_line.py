@@ -1,4 +1,4 @@
-"""A connection through which everything takes its time, as to a data centre far away."""
+"""A connection with a latency, as to a distant data centre."""
 
 import asyncio
 import threading

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +123,8 @@ def download(
 
 
 def _mismatch(sha256: str | None, fetched: Fetched) -> ModelHashMismatch:
-    return ModelHashMismatch(
-        f"the downloaded file has sha256 {fetched.sha256}, but {sha256} is expected.",
-        expected=sha256,
-        actual=fetched.sha256,
-    )
+    message = f"the downloaded file has sha256 {fetched.sha256}, but {sha256} is expected."
+    return ModelHashMismatch(message, expected=sha256, actual=fetched.sha256)
 
 
 class _Transfer:
@@ -159,7 +157,9 @@ class _Transfer:
         self._running: dict[Running, Reply] = {}  # hold the file's lock, also for the pace
         self._pace = Pace(limits)
         self._received = 0  # bytes, by all connections
-        self._backoffs: dict[int, Backoff] = {}  # by connection
+        self._backoffs = defaultdict[int, Backoff](  # by the connection's number
+            lambda: Backoff(limits.first_pause, longest_wait=limits.longest_wait)
+        )
         self._quiet_until = 0.0  # because the host has asked for it
         self._filename: str | None = None
         self._failure: Exception | None = None
@@ -252,15 +252,10 @@ class _Transfer:
                     part = self._file.parts.take(self._allowed())
                 if part is None:
                     return
-                self._attempt(part, self._backoff(number))
+                self._attempt(part, self._backoffs[number])
         except Exception as error:  # noqa: BLE001 - also a hook's; the main thread raises it
             self._failure = self._failure or error
             self._over.set()
-
-    def _backoff(self, number: int) -> Backoff:
-        """The pauses of a connection; its number may have had another thread before."""
-        new = Backoff(self._limits.first_pause, longest_wait=self._limits.longest_wait)
-        return self._backoffs.setdefault(number, new)
 
     def _attempt(self, part: Part, backoff: Backoff) -> None:
         """Fetch the part; pause if next to nothing has come."""
@@ -278,15 +273,13 @@ class _Transfer:
             if not self._over.is_set():
                 self._file.note()
         own = part.position - started_at
-        if self._over.is_set():
-            return
         if own >= self._limits.least:
             backoff.reset()
-            return
-        others = self._received - received_before - own
-        others_progress = others >= self._limits.least or bool(self._receiving())
-        self._weigh(again, backoff.failures, others_progress=others_progress)
-        self._pause(again, backoff)
+        elif not self._over.is_set():
+            others = self._received - received_before - own
+            others_progress = others >= self._limits.least or bool(self._receiving())
+            self._weigh(again, backoff.failures, others_progress=others_progress)
+            self._pause(again, backoff)
 
     def _pause(self, again: TryAgain, backoff: Backoff) -> None:
         """Wait before the next attempt: not at all where the first failure asks for that."""
@@ -372,8 +365,7 @@ class _Transfer:
         known, now = self._file.version, version_of(reply)
         self._file.version = known.filled_from(now)
         same = known.is_same(now)
-        if same is False:
-            self.is_mixed = True
+        self.is_mixed = self.is_mixed or same is False
         # CivitAI moves files between storages whose ETags differ; the hash decides in the end.
         if self._has_hash:
             return

@@ -51,7 +51,7 @@ class StartOver(Exception):
 
 @dataclass(frozen=True)
 class FileVersion:
-    """The marks with which a host tells versions of a file apart; it may send none.
+    """The marks with which a host distinguishes versions of a file; it may send none.
 
     Attributes:
         etag: weak ones too.
