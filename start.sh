@@ -8,22 +8,23 @@
 #   70   the engine's restarts are used up
 #   71   this machine cannot run the engine; nothing was started
 #   78   bad configuration; nothing was started
-#   143  told to stop before anything was started
+#   143  a signal came before anything was started
 #
-# The RunPod SDK takes SIGTERM for itself, so the process that runs it cannot be the supervisor.
-# Signals only set a flag; the loop in `supervise` acts. docs/modules/startup-script.md says why.
+# The RunPod SDK installs its own handler for SIGTERM, so the process that runs it cannot be the
+# supervisor. Signals only set a flag; the loop in `supervise` acts. docs/modules/startup-script.md
+# explains why.
 set -Eeuo pipefail
 
 readonly EXIT_ENGINE_NOT_READY=69 EXIT_RESTARTS_USED_UP=70 EXIT_BAD_CONFIGURATION=78
 readonly EXIT_STOPPED_EARLY=143
-# In milliseconds: bash counts its SECONDS by the ticks of the clock, so 1 of them may be none.
-readonly ENGINE_STOP_PATIENCE=5000  # from TERM to KILL; A1111 answers TERM only when idle
-readonly HANDLER_LAST_WORDS=5000    # for the handler to report that the engine is gone
-readonly KILL_PATIENCE=5000         # from KILL until a process is gone; the driver may take its time
+# In milliseconds: bash's SECONDS counts ticks of the clock, so a difference of 1 can be almost 0 s.
+readonly ENGINE_STOP_MS=5000     # from TERM to KILL; A1111 reacts to TERM only when it is idle
+readonly HANDLER_REPORT_MS=5000  # for the handler to report that the engine is gone
+readonly KILL_MS=5000            # from KILL until a process is gone; the GPU driver can be slow
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
-# Where nobody reads any more (a terminal that was closed), it must not end what stops the rest.
+# A failed write (to a terminal that was closed) must not end the script while it stops the rest.
 log() { TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$*" >&2 || true; }
 
 # usage: fail STATUS MESSAGE
@@ -32,7 +33,7 @@ fail() {
   exit "$1"
 }
 
-# The worker's Python: the one that was asked for, the project's environment, or any.
+# Sets PYTHON, the worker's Python, unless it is set: the project's environment, or any python3.
 find_python() {
   if [[ -z ${PYTHON:-} ]]; then
     PYTHON=$HERE/.venv/bin/python
@@ -40,11 +41,12 @@ find_python() {
   fi
 }
 
-# Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one place
-# that reads and checks the environment, and worker/config/preflight.py has a look at the machine.
+# Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
+# place that reads and checks the environment, and worker/config/preflight.py checks the machine.
 read_settings() {
   local settings
-  settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) || exit  # it has said why: 78 or 71
+  settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
+    exit  # with 78 or 71; Python has logged the reason
   eval "$settings"
 }
 
@@ -57,15 +59,17 @@ read_clock() {
 check_webui() {
   [[ $ENGINE == a1111 ]] || return 0
   [[ -f $WEBUI_DIR/webui.py ]] || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR has no\
- webui.py: set it to the A1111 checkout, or use ENGINE=embedded"
+ webui.py: set it to the folder of the A1111 checkout, or set ENGINE=embedded"
   [[ -x $WEBUI_PYTHON ]] || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_PYTHON=$WEBUI_PYTHON cannot be\
- executed: set it to the Python of the A1111 environment"
+ executed: set it to the Python of A1111's environment"
 }
 
 prepare_run_dir() {
   (umask 077 && mkdir -p "$RUN_DIR") && [[ -O $RUN_DIR && -w $RUN_DIR ]] ||
-    fail "$EXIT_BAD_CONFIGURATION" "RUN_DIR=$RUN_DIR must be a folder that is ours and writable"
+    fail "$EXIT_BAD_CONFIGURATION" "RUN_DIR=$RUN_DIR must be a folder that user $EUID\
+ owns and can write: set it to another path"
   rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.ready "$RUN_DIR"/engine.restart
+  printf '%s %s\n' "$ENGINE" "$WEBUI_URL" >"$RUN_DIR/engine.address"  # for image/healthcheck.sh
 }
 
 prepare_engine() {
@@ -73,33 +77,22 @@ prepare_engine() {
   (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine) || status=$?
   case $status in
     0) ;;
-    "$EXIT_BAD_CONFIGURATION") exit "$status" ;;  # it has said which
-    *) fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR cannot be prepared: see the lines above" ;;
+    "$EXIT_BAD_CONFIGURATION") exit "$status" ;;  # it has printed the reason
+    *) fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR cannot be prepared for the engine: the\
+ lines above name what to correct" ;;
   esac
 }
 
-# Writes what the handler reads (worker/webui/supervisor.py). usage: tell STATE PID_OR_STATUS
-tell() {
+# Writes the file that the handler reads (worker/webui/supervisor.py).
+# usage: write_state STATE PID_OR_STATUS
+write_state() {
   printf '%s %s\n' "$1" "$2" >"$RUN_DIR/.engine.new"
   mv -f "$RUN_DIR/.engine.new" "$RUN_DIR/engine"
 }
 
 # --- the engine ---------------------------------------------------------------------------------
 
-# Sets `secrets` to `-u NAME` for each variable that is no business of the engine's.
-list_secrets() {
-  local name
-  secrets=()
-  while read -r name; do
-    case $name in
-      RUNPOD_* | BUCKET_* | AWS_* | *TOKEN* | *API_KEY* | *SECRET* | *PASSWORD* | *ACCESS_KEY*)
-        secrets+=(-u "$name")
-        ;;
-    esac
-  done < <(compgen -e)
-}
-
-# Sets `preload`: A1111's memory grows with each checkpoint switch unless malloc is tcmalloc.
+# Sets `preload`. Without tcmalloc, A1111's memory grows with each checkpoint switch.
 find_tcmalloc() {
   local library
   preload=()
@@ -109,11 +102,13 @@ find_tcmalloc() {
   if [[ -n $library ]]; then
     preload=("LD_PRELOAD=$library")
   else
-    log "no libtcmalloc or libtcmalloc_minimal found: the engine's memory may grow"
+    log "no libtcmalloc or libtcmalloc_minimal found: the engine's memory may grow;\
+ install Debian's libtcmalloc-minimal4"
   fi
 }
 
-# Sets `attention`: xformers knows no CPU, and two ways to compute it are one too many.
+# Sets `attention`: no xformers on a CPU, which it does not support, and none beside a flag with
+# which the operator chose another implementation.
 choose_attention() {
   attention=(--xformers)
   if [[ " ${WEBUI_ARGS[*]} " =~ \ --(use-cpu|opt-[a-z0-9-]*attention[a-z0-9-]*)\  ]]; then
@@ -132,8 +127,9 @@ engine_command() {
   find_tcmalloc
   choose_attention
   folder=$WEBUI_DIR
-  # --nowebui: no window in which a poll kills A1111, but without --server-name it would listen
-  # on every address. --no-download-sd-model: without a model it would fetch 4 GB.
+  # --nowebui: with the UI there is a moment at boot when a request ends A1111. It would listen on
+  # every address without --server-name, and download 4 GB without --no-download-sd-model if there
+  # is no model.
   command=("$WEBUI_PYTHON" -u webui.py --api --nowebui --server-name "$WEBUI_HOST"
     --port "$WEBUI_PORT" "${attention[@]}" --no-download-sd-model --do-not-download-clip
     --skip-version-check --skip-python-version-check --skip-torch-cuda-test
@@ -141,21 +137,23 @@ engine_command() {
 }
 
 start_engine() {
-  local -a attention command preload secrets
-  local folder
+  local -a attention command preload unset=()
+  local folder name
   engine_command
-  list_secrets
-  # setsid: a process group of its own, so that the whole of it can be killed.
-  (cd "$folder" && exec env "${secrets[@]}" "${preload[@]}" HF_HUB_OFFLINE=1 setsid "${command[@]}") &
+  for name in "${HIDDEN_FROM_ENGINE[@]}"; do
+    unset+=(-u "$name")
+  done
+  # setsid: a process group of its own, so that all of its processes can be killed.
+  (cd "$folder" && exec env "${unset[@]}" "${preload[@]}" HF_HUB_OFFLINE=1 setsid "${command[@]}") &
   engine_pid=$!
   rm -f "$RUN_DIR/engine.restart"
-  tell running "$engine_pid"
+  write_state running "$engine_pid"
   log "engine $ENGINE started (pid $engine_pid)"
 }
 
 engine_was_ready() { [[ $(cat "$RUN_DIR/engine.ready" 2>/dev/null) == "$engine_pid" ]]; }
 
-# True while another restart is allowed: MAX_ENGINE_RESTARTS within ENGINE_RESTART_WINDOW.
+# True if another restart is allowed: MAX_ENGINE_RESTARTS within ENGINE_RESTART_WINDOW.
 may_restart() {
   local now time
   local -a recent=()
@@ -168,11 +166,12 @@ may_restart() {
   restarts+=("$now")
 }
 
-# usage: restart_engine STATUS; the old process is gone.
+# Call it when the old process is gone. usage: restart_engine STATUS
 restart_engine() {
   if ! may_restart; then
     give_up "$EXIT_RESTARTS_USED_UP" "$1" \
-      "no further restart: MAX_ENGINE_RESTARTS=$MAX_ENGINE_RESTARTS in $ENGINE_RESTART_WINDOW s"
+      "no further restart: MAX_ENGINE_RESTARTS=$MAX_ENGINE_RESTARTS in $ENGINE_RESTART_WINDOW s are\
+ used up; the engine's own lines above show why it ended"
   fi
   start_engine
 }
@@ -185,10 +184,11 @@ engine_exited() {
     return
   fi
   if ! engine_was_ready; then
-    # What could not boot once will not boot the next time.
-    give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was ready"
+    # An engine that could not boot once will not boot the next time.
+    give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was\
+ ready, and is not restarted; its lines above show why"
   fi
-  tell restarting "$status"
+  write_state restarting "$status"
   log "the engine ended with status $status"
   restart_engine "$status"
 }
@@ -199,12 +199,12 @@ restart_on_request() {
   [[ -n $engine_pid && -f $RUN_DIR/engine.restart ]] || return 0
   reason=$(cat "$RUN_DIR/engine.restart")
   log "the handler asks for a restart of the engine: $reason"
-  tell restarting 0
-  stop_group "$engine_pid" "$ENGINE_STOP_PATIENCE"
+  write_state restarting 0
+  stop_group "$engine_pid" "$ENGINE_STOP_MS"
   engine_pid=''
   [[ -z $stop_requested ]] || return 0
   if [[ $reason == damaged-cache && $ENGINE == a1111 ]]; then
-    # Only while the WebUI is down: a live one loses its models with its cache.
+    # Only while the WebUI is down: a running one loses its models with its cache.
     rm -rf -- "${WEBUI_DIR:?}/cache"
     log "removed the WebUI's cache folder"
   fi
@@ -232,26 +232,27 @@ await_end() {
   done
 }
 
-# Only when all of it is gone are its port and its memory free. usage: kill_group PID
+# The port and the memory are free only when the whole group is gone. usage: kill_group PID
 kill_group() {
   kill -KILL -- "-$1" 2>/dev/null || return 0
-  await_end "$1" "$KILL_PATIENCE" || log "process $1 does not end"
-  # Not ours to reap: where PID 1 is lazy, the dead stay in the group for a while.
+  await_end "$1" "$KILL_MS" || log "process $1 still exists $KILL_MS ms after KILL"
+  # Only PID 1 can reap orphans: until it does, dead processes stay in the group.
   await_end "-$1" 500 || true
 }
 
-# TERM to the process, KILL to what is left of its group. usage: stop_group PID MILLISECONDS
+# TERM to the process, then KILL to the rest of its group. usage: stop_group PID MILLISECONDS
 stop_group() {
   kill -TERM "$1" 2>/dev/null || true
-  await_end "$1" "$2" || log "process $1 did not stop within $2 ms: killed"
+  await_end "$1" "$2" || log "process $1 did not stop within $2 ms of TERM and is killed"
   kill_group "$1"
 }
 
-# Handler first: it finishes its job, for which it needs the engine.
+# The handler stops first: to finish its job it needs the engine.
 stop_all() {
   local half=$((SHUTDOWN_GRACE_MS / 2)) handler_status=0
-  local for_engine=$((half < ENGINE_STOP_PATIENCE ? half : ENGINE_STOP_PATIENCE))
-  # Once is enough, and after many signals bash 5.2's `wait` gives theirs instead of a status.
+  local for_engine=$((half < ENGINE_STOP_MS ? half : ENGINE_STOP_MS))
+  # Further signals change nothing, and after many of them bash 5.2's `wait` returns the signal's
+  # status instead of the process's.
   trap '' TERM INT HUP
   stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine))
   wait "$handler_pid" || handler_status=$?
@@ -261,13 +262,13 @@ stop_all() {
   return "$handler_status"
 }
 
-# The engine is gone for good: the handler reports it to its job, then everything ends.
+# For an engine that is gone for good: the handler reports it as its job's error, then all ends.
 # usage: give_up EXIT_STATUS ENGINE_STATUS MESSAGE
 give_up() {
-  tell failed "$2"
+  write_state failed "$2"
   log "$3"
   engine_pid=''
-  await_end "$handler_pid" "$HANDLER_LAST_WORDS" || true
+  await_end "$handler_pid" "$HANDLER_REPORT_MS" || true
   stop_all || true
   exit "$1"
 }
@@ -285,7 +286,7 @@ supervise() {
       restart_on_request
       continue
     fi
-    # A signal that arrives just before `wait` would wake nobody: the ticker bounds that.
+    # A signal that arrives just before `wait` does not end it: the ticker does, within 1 s.
     if [[ -z $ticker ]] || ! is_alive "$ticker"; then
       sleep 1 &
       ticker=$!
@@ -303,7 +304,7 @@ supervise() {
   done
 }
 
-# Before anything runs, a signal only has to prevent that.
+# A signal before anything runs only has to prevent the start.
 stop_if_requested() {
   [[ -z $stop_requested ]] || fail "$EXIT_STOPPED_EARLY" "$stop_requested received: nothing was started"
 }
@@ -313,7 +314,7 @@ main() {
   restarts=()
   trap 'stop_requested=SIGTERM' TERM
   trap 'stop_requested=SIGINT' INT
-  trap 'stop_requested=SIGHUP' HUP  # a terminal that closes: nobody else ends what runs behind it
+  trap 'stop_requested=SIGHUP' HUP  # a closed terminal would leave the two programs running
   trap 'restart_requested=yes' USR1
   trap '[[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true' EXIT
   find_python

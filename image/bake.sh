@@ -1,23 +1,26 @@
 #!/usr/bin/env bash
-# Bakes the models of templates into /app/models; does nothing without BAKE.
+# Bakes the models of templates into /app/models, from where the Dockerfile copies them; without
+# BAKE it leaves that folder empty.
 #
 # usage: BAKE="--template NAME --merge" bake.sh CACHE
 #
-# Baking happens in CACHE, which outlives a build: a change of the code does not download again.
+# Models are baked in CACHE, which outlives a build: after a change of the code nothing is
+# downloaded again.
 set -euo pipefail
 
 mkdir -p /app/models
 [[ -n ${BAKE:-} ]] || exit 0
-for secret in CIVITAI_API_KEY HF_TOKEN; do
-  file=/run/secrets/${secret,,}
-  if [[ -e $file ]]; then
-    export "${secret}_FILE=$file"
+# A build secret `hf_token` becomes HF_TOKEN_FILE; worker/config/credentials.py knows the names.
+for file in /run/secrets/*; do
+  name=${file##*/}
+  if [[ -f $file && $name =~ ^[a-z][a-z_]*$ ]]; then
+    export "${name^^}_FILE=$file"
   fi
 done
 cd /app
-# What was baked for other templates must not come into this image.
+# Models that were baked for other templates must not get into this image.
 wanted=$( (cat templates.json && echo "$BAKE") | sha256sum)
 export BAKED_MODELS_DIR=$1/${wanted%% *}
-# shellcheck disable=SC2086  # several arguments
+# shellcheck disable=SC2086  # BAKE holds several arguments
 "$PYTHON" model_manager.py bake $BAKE
 cp -a --reflink=auto "$BAKED_MODELS_DIR/." models/

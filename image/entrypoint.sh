@@ -1,50 +1,51 @@
 #!/usr/bin/env bash
-# The image's entry point: gives up root where the folders that the worker writes allow it, and
-# becomes tini, which starts start.sh. Arguments are handler.py's.
+# The image's entry point: gives up root if the worker's user can write all of its folders, and
+# becomes tini, which starts start.sh. The arguments are those of handler.py.
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly start=(tini -s -- ./start.sh "$@")  # -s: reaps also where something else is PID 1
 
-# As the worker's user. usage: as_worker COMMAND...
+# Runs a command as the worker's user. usage: as_worker COMMAND...
 as_worker() { HOME=/home/worker setpriv --reuid=worker --regid=worker --init-groups -- "$@"; }
 
-# The folders that the worker writes, made if they do not exist. RunPod's volume goes before /models
-# as in worker/config/settings.py.
-written_folders() {
-  local store=/models
-  [[ ! -d /runpod-volume ]] || store=/runpod-volume/models
-  mkdir -p -- "${MODELS_DIR:-$store}" ${OUTPUT_DIR:+"$OUTPUT_DIR"}
-  printf '%s\n' "${MODELS_DIR:-$store}" ${OUTPUT_DIR:+"$OUTPUT_DIR"}
+# Sets MODELS_DIR, OUTPUT_DIR (may be empty), RUN_DIR and WEBUI_DIR.
+read_settings() {
+  local settings
+  settings=$("$PYTHON" -m worker.config.shell MODELS_DIR OUTPUT_DIR RUN_DIR WEBUI_DIR) ||
+    exit  # with 78; Python has printed the reason
+  eval "$settings"
 }
 
-# Prints why root cannot be given up; nothing if it can.
+# Prints why root cannot be given up; nothing if it can. Makes the folders that do not exist.
 reason_to_stay_root() {
   local folder closed
   if ! as_worker true 2>/dev/null; then
     echo "this container may not change its user"
     return
   fi
-  while read -r folder; do
-    chown worker:worker -- "$folder" 2>/dev/null || true  # a volume may not know owners
+  mkdir -p -- "$MODELS_DIR" ${OUTPUT_DIR:+"$OUTPUT_DIR"}
+  for folder in "$MODELS_DIR" ${OUTPUT_DIR:+"$OUTPUT_DIR"}; do
+    chown worker:worker -- "$folder" 2>/dev/null || true  # some volumes have no owners
     closed=$(as_worker find "$folder" -maxdepth 3 -type d ! -writable -print -quit)
     if [[ -n $closed ]]; then
-      echo "user 1000 cannot write $closed; chown -R 1000 the volume to run without root"
+      echo "user 1000 cannot write $closed; to run without root, chown -R 1000 the volume"
       return
     fi
-  done < <(written_folders)
+  done
 }
 
-# A start that stayed root has left files of root's in this container, which may start anew after
-# the advice above was taken.
+# A start that stayed root has left root's files in this container. After the advice above was
+# followed, the same container may start again.
 hand_over_to_worker() {
-  [[ -O ${RUN_DIR:-} ]] || return 0
+  [[ -O $RUN_DIR ]] || return 0
   find "$RUN_DIR" "$WEBUI_DIR" -xdev -user root -exec chown -h worker:worker -- {} +
 }
 
 if ((EUID)); then
   exec "${start[@]}"
 fi
+read_settings
 reason=$(reason_to_stay_root)
 if [[ -n $reason ]]; then
   echo "entrypoint.sh: stays root, because $reason" >&2

@@ -1,10 +1,6 @@
 """What the images are built of agrees with the project; `make image-test` builds them for real."""
 
-import http.server
-import os
 import re
-import subprocess
-import threading
 
 import pytest
 
@@ -88,27 +84,3 @@ def test_nothing_that_the_image_needs_is_ignored():
 
 def test_the_last_stage_is_a1111s_so_that_the_hub_builds_it():
     assert re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE)[-1] == "a1111"
-
-
-@pytest.mark.parametrize(("path", "status"), [("", 0), ("/", 0), ("//", 0), ("/other", 1)])
-def test_the_health_check_asks_where_the_worker_does(path, status):
-    """`WEBUI_URL=http://a1111:3000/` is the same to worker/config/settings.py."""
-
-    class Engine(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            path = self.requestline.split()[1]  # self.path has lost slashes, which count
-            known = path.startswith("/sdapi/v1/progress?")
-            self.send_response(200 if known else 404)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Engine) as server:
-        threading.Thread(target=server.serve_forever).start()
-        url = f"http://127.0.0.1:{server.server_port}{path}"
-        environ = os.environ | {"ENGINE": "external", "WEBUI_URL": url}
-        done = subprocess.run([IMAGE / "healthcheck.sh"], env=environ, check=False)
-        server.shutdown()
-
-    assert done.returncode == status

@@ -6,6 +6,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from fakes.gpu import write_program
@@ -37,6 +38,7 @@ def start(tmp_path):
                 "PATH": f"{programs}:{os.environ['PATH']}",
                 "MODELS_DIR": str(tmp_path / "models"),
                 "OUTPUT_DIR": str(tmp_path / "outputs"),
+                "PYTHON": sys.executable,
                 "SEEN": str(seen),
                 **environ,
             },

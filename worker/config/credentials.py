@@ -8,11 +8,14 @@ from pathlib import Path
 
 from worker.errors import ConfigError
 
-# The engine never needs these, and an extension or a picture's metadata could leak them.
+# A variable whose name contains one of these words holds a secret.
 SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
 
-# Field of `worker.config.settings.Settings` -> the variables that may hold it; each also as a file,
-# `NAME_FILE`.
+# The engine needs none of these either: an extension or a picture's metadata could leak them.
+_PLATFORM_NAME = re.compile(r"(RUNPOD|BUCKET|AWS)_")
+
+# Field of `worker.config.settings.Settings` -> the variables that may hold it. Each can also be
+# given as a file, by `NAME_FILE`.
 CREDENTIALS = {
     "civitai_api_key": ("CIVITAI_API_KEY", "CIVITAI_TOKEN"),
     "hf_token": ("HF_TOKEN",),
@@ -45,6 +48,11 @@ def _content(path: str | None, name: str) -> str:
 
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
-    """What must never be logged: the value of every variable whose name says it is a secret."""
+    """The values that must never be logged: credentials, and variables named like a secret."""
     named = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
     return list(dict.fromkeys([*named, *credentials(environ).values()]))
+
+
+def hidden_from_engine(environ: Mapping[str, str]) -> list[str]:
+    """The names of the variables that start.sh removes from the engine's environment."""
+    return [name for name in environ if SECRET_NAME.search(name) or _PLATFORM_NAME.match(name)]

@@ -25,6 +25,7 @@ from typing import Any
 from worker import log as worker_log
 from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, PROJECT, Settings
+from worker.config.shell import for_start_sh
 from worker.errors import ConfigError
 
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
@@ -269,7 +270,7 @@ def main() -> int:
         log.log(logging.ERROR if one.fatal else logging.WARNING, "%s", one.sentence)
     if any(one.fatal for one in found):
         return EXIT_UNFIT_MACHINE
-    sys.stdout.write(settings.shell())
+    sys.stdout.write(for_start_sh(settings, os.environ))
     return 0
 
 

@@ -36,15 +36,6 @@ VOLUME = Path("/runpod-volume")  # where RunPod mounts a network volume
 _DAY = 86_400
 EXIT_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h, as in start.sh
 
-_FOR_START_SH = {
-    "engine",
-    "webui_dir",
-    "run_dir",
-    "shutdown_grace",
-    "max_engine_restarts",
-    "engine_restart_window",
-}
-
 
 def _default_models_dir() -> Path:
     """RunPod's network volume where it is mounted, the image's /models, or ./models."""
@@ -316,19 +307,6 @@ class Settings(BaseModel):
     def engine_address(self) -> tuple[str, int]:
         """Host and port to which the engine is bound."""
         return _address(self.webui_url)
-
-    def shell(self) -> str:
-        """The values that start.sh needs, as lines of quoted shell assignments."""
-        host, port = self.engine_address
-        values = self.model_dump(include=_FOR_START_SH)
-        values |= {"webui_host": host, "webui_port": port}
-        values["webui_python"] = self.webui_interpreter
-        # bash knows no fractions
-        for duration in ("shutdown_grace", "engine_restart_window"):
-            values[f"{duration}_ms"] = round(values[duration] * 1000)
-        lines = [f"{name.upper()}={shlex.quote(str(value))}" for name, value in values.items()]
-        lines.append(f"WEBUI_ARGS=({shlex.join(self.webui_args)})")
-        return "\n".join(lines) + "\n"
 
 
 def _problem(detail: ErrorDetails) -> str:

@@ -1,0 +1,161 @@
+"""The shell scripts have no defaults of their own: they get those of worker/config."""
+
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+from fakes.gpu import write_program
+
+from worker.config.settings import PROJECT, Settings
+from worker.config.shell import assignments, for_start_sh
+
+ENVIRON = {"PATH": os.environ["PATH"], "PYTHON": sys.executable}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project's scripts and settings, for a test to change a default in."""
+    for name in ("worker", "image"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.lock", "tests")
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=ignored)
+    shutil.copy2(PROJECT / "start.sh", tmp_path)
+    return tmp_path
+
+
+def change(project, file, old, new):
+    path = project / "worker" / "config" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def bash(script, **environ):
+    return subprocess.run(
+        ["bash", "-euc", script], env=ENVIRON | environ, capture_output=True, text=True, check=False
+    )
+
+
+def start_sh(project, functions, **environ):
+    """Call functions of start.sh after it has read the settings; what they print."""
+    script = f'source "{project}/start.sh"; find_python; read_settings; {functions}'
+    done = bash(script, ENGINE="external", RUN_DIR=str(project / "run"), **environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_bash_reads_back_the_values_that_python_wrote():
+    environ = {
+        "WEBUI_ARGS": "--medvram 'a b' \"$(exit 1)\"",
+        "WEBUI_DIR": "/x y/$HOME;z",
+        "ENGINE_RESTART_WINDOW": "0.5",
+    }
+    shell = for_start_sh(Settings.from_environ(environ), environ) + assignments({"none": None})
+    names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "${WEBUI_ARGS[@]}"'
+    read = bash(f'{shell}printf "%s\\n" {names}')
+
+    assert read.stdout.splitlines() == [
+        "/x y/$HOME;z",
+        "/x y/$HOME;z/venv/bin/python",
+        "500",
+        "",
+        "--medvram",
+        "a b",
+        "$(exit 1)",
+    ]
+
+
+def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
+    change(project, "credentials.py", "TOKEN|", "TOKEN|WHISPER|")
+    environ = {"MY_WHISPER": "1", "HF_TOKEN": "2", "RUNPOD_POD_ID": "3", "HARMLESS": "4"}
+    names = start_sh(project, 'printf "%s\\n" "${HIDDEN_FROM_ENGINE[@]}"', **environ).split()
+
+    assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
+def test_a_changed_default_reaches_the_entry_point(project):
+    change(project, "settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
+    (project / "volume").mkdir()
+    write_program(project / "bin/setpriv", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"')
+    for name in ("chown", "find", "tini"):
+        write_program(project / "bin" / name, "exit 0")
+    path = f"{project / 'bin'}:{os.environ['PATH']}"
+    done = bash(f"{project}/image/entrypoint.sh", PATH=path, RUN_DIR=str(project / "run"))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (project / "volume/models").is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
+def test_the_entry_point_ends_with_a_wrong_setting():
+    done = bash(f"{PROJECT}/image/entrypoint.sh", MODELS_DIR="/nowhere", READY_TIMEOUT="soon")
+
+    assert done.returncode == 78
+    assert done.stderr.startswith("BAD_CONFIGURATION: READY_TIMEOUT='soon'")
+
+
+# The health check --------------------------------------------------------------------------------
+
+
+class Engine(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        path = self.requestline.split()[1]  # self.path has lost slashes, which count
+        self.send_response(200 if path.startswith("/sdapi/v1/progress?") else 404)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def engine_url():
+    with http.server.HTTPServer(("127.0.0.1", 0), Engine) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def check_health(run_dir):
+    done = bash(f"{PROJECT}/image/healthcheck.sh", RUN_DIR=str(run_dir))
+    return done.returncode, done.stdout.strip()
+
+
+def test_a_changed_default_reaches_the_health_check(project, engine_url):
+    assert check_health(project / "run") == (1, "start.sh has not started an engine yet")
+
+    change(project, "settings.py", "http://127.0.0.1:3000", engine_url)
+    start_sh(project, "prepare_run_dir")
+    assert check_health(project / "run") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "health"), [("", (0, "")), ("//", (0, "")), ("/other", (1, "the engine does not"))]
+)
+def test_the_health_check_asks_the_url_that_the_worker_uses(project, engine_url, path, health):
+    start_sh(project, "prepare_run_dir", WEBUI_URL=engine_url + path)
+    status, reason = check_health(project / "run")
+
+    assert (status, reason[: len(health[1])]) == health
+
+
+@pytest.mark.parametrize(
+    ("engine", "ready", "health"),
+    [
+        ("running 7", "7", (0, "")),
+        ("running 7", "6", (1, "the engine is not ready yet")),
+        ("running 7", None, (1, "the engine is not ready yet")),
+        ("failed 1", "7", (1, "the engine is not running: failed")),
+        (None, None, (1, "start.sh has not started an engine yet")),
+    ],
+)
+def test_only_an_engine_that_made_a_picture_is_healthy(tmp_path, engine_url, engine, ready, health):
+    (tmp_path / "engine.address").write_text(f"a1111 {engine_url}\n")
+    for name, content in (("engine", engine), ("engine.ready", ready)):
+        if content:
+            (tmp_path / name).write_text(f"{content}\n")
+
+    assert check_health(tmp_path) == health
