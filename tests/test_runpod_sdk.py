@@ -1,39 +1,40 @@
-"""The guard: our transport goes only into the SDK for which it was written."""
+"""The guard: our transport replaces only the SDK's release for which it was written."""
 
 import asyncio
 import os
+from dataclasses import replace
 
 import pytest
 
 import runpod_sdk
+from runpod_sdk import SUPPORTED, differences
 from worker.config.settings import PROJECT
 
 
-def test_the_installed_sdk_is_the_one_that_our_transport_was_written_for():
+def test_the_installed_and_pinned_sdk_is_the_supported_one():
     """If this fails: read what has changed in the SDK, then write down the new fingerprints."""
-    found = {name: runpod_sdk.fingerprint(name) for name in runpod_sdk.SOURCES}
+    found = {name: runpod_sdk.fingerprint(name) for name in SUPPORTED.sources}
 
-    assert found == runpod_sdk.SOURCES
-    assert runpod_sdk.differences() == []
-
-
-def test_the_pinned_sdk_is_the_one_that_our_transport_was_written_for():
-    requirements = (PROJECT / "requirements.txt").read_text()
-
-    assert f"\nrunpod=={runpod_sdk.VERSION} " in requirements
+    assert found == SUPPORTED.sources
+    assert differences() == []
+    assert f"\nrunpod=={SUPPORTED.version} " in (PROJECT / "requirements.txt").read_text()
 
 
-def test_another_release_is_a_difference(monkeypatch):
-    monkeypatch.setattr(runpod_sdk, "VERSION", "1.12.1")
-
-    assert runpod_sdk.differences() == ["it is runpod 1.12.0 and not 1.12.1"]
+OTHER = "0123456789abcdef"
 
 
-@pytest.mark.parametrize("name", ["serverless/modules/rp_scale.py", "serverless/gone.py"])
-def test_a_file_that_is_changed_or_gone_is_a_difference(monkeypatch, name):
-    monkeypatch.setitem(runpod_sdk.SOURCES, name, "0123456789abcdef")
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"version": "1.12.1"}, "it is runpod 1.12.0 and not 1.12.1"),
+        ({"sources": {"serverless/modules/rp_scale.py": OTHER}}, "rp_scale.py was changed"),
+        ({"sources": {"serverless/gone.py": OTHER}}, "serverless/gone.py was changed"),
+    ],
+)
+def test_every_difference_is_named(change, difference):
+    (found,) = differences(replace(SUPPORTED, **change))
 
-    assert runpod_sdk.differences() == [f"{name} was changed"]
+    assert found.endswith(difference)
 
 
 @pytest.mark.parametrize("operator", ["false", None])
@@ -45,14 +46,13 @@ def test_the_sdks_own_checks_are_off_unless_the_operator_wants_them(monkeypatch,
         monkeypatch.setenv(name, operator or "")
         if operator is None:
             monkeypatch.delenv(name)
-    monkeypatch.setattr(runpod_sdk, "VERSION", "0")  # nothing is put in
     monkeypatch.setattr(runpod.serverless, "start", started.append)
-    runpod_sdk.start(len)
+    runpod_sdk.start(len, release=replace(SUPPORTED, version="0"))  # the plain SDK
 
     assert {os.environ[name] for name in runpod_sdk.OWN_CHECKS_ONLY} == {operator or "true"}
     assert started[0]["handler"] is len
     assert started[0]["concurrency_modifier"](7) == 1
 
 
-def test_away_from_runpod_progress_goes_nowhere():
+def test_outside_runpod_progress_is_not_sent():
     assert asyncio.run(runpod_sdk.post_progress({"id": "local"}, "half")) is False

@@ -396,14 +396,3 @@ def test_routes_misbehave_on_demand(plane):
 def test_waiting_has_a_deadline(plane):
     with pytest.raises(TimeoutError, match="no the end of"):
         plane.wait(plane.submit({}), timeout=0.01)
-
-
-def test_runsync_answers_with_the_result(plane):
-    def work():
-        report(plane, plane.wait_for("submit", DEADLINE)["id"], '{"output": 1}')
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    answer = requests.post(f"{plane.url}/runsync", json={"input": {}}, timeout=DEADLINE)
-    worker.join()
-    assert (answer.json()["status"], answer.json()["output"]) == ("COMPLETED", 1)

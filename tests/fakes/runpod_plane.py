@@ -5,9 +5,9 @@
         job_id = plane.submit({"prompt": "a fox"})
         assert plane.wait(job_id, timeout=30)["status"] == "COMPLETED"
 
-It speaks the worker's half (job-take, job-done, job-stream, job-stop, ping) and the client's (run,
-runsync, status, cancel). What really happens behind RunPod's routes is not public; this is a model
-of it, after RunPod's documents and the SDK's code.
+It speaks the worker's half of the API (job-take, job-done, job-stop, ping); the client's half is
+its methods. What happens behind RunPod's routes is not public; this is a model of it, after
+RunPod's documents and the SDK's code.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from aiohttp import web
 
 Event = dict[str, Any]
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
-LARGEST_RUN = 10 * 2**20
-LARGEST_RUNSYNC = 20 * 2**20
 EXECUTION_TIMEOUT_MS = 600_000
+POD = "pod0"
+PING_MS = 1000
 
 
 @dataclass
@@ -39,7 +39,6 @@ class Job:
     worker: str | None = None
     output: Any = None
     error: Any = None
-    stream: list[Any] = field(default_factory=list)
 
     @property
     def seconds_allowed(self) -> float:
@@ -47,30 +46,25 @@ class Job:
         return float(policy.get("executionTimeout", EXECUTION_TIMEOUT_MS)) / 1000
 
     def public(self) -> dict[str, Any]:
-        """What the client API tells about the job."""
+        """The job as the client API shows it."""
         shown = {"id": self.id, "status": self.status, "workerId": self.worker}
         shown |= {"output": self.output, "error": self.error}
         return {key: value for key, value in shown.items() if value is not None}
 
     def for_worker(self) -> dict[str, Any]:
-        """What job-take hands out."""
-        return {
-            "id": self.id,
-            "input": self.request["input"],
-            "webhook": self.request.get("webhook"),
-        }
+        """The job as job-take sends it."""
+        webhook = self.request.get("webhook")
+        return {"id": self.id, "input": self.request["input"], "webhook": webhook}
 
 
 @dataclass
 class Fault:
-    """One way in which a route misbehaves for some calls; `times` below zero means for ever."""
+    """One way in which a route fails for some calls; `times` below zero means for ever."""
 
     route: str
     status: int | None
     times: int
     drop: bool
-    delay: float
-    late: float
     job: str | None
 
 
@@ -78,34 +72,20 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def strict_json(raw: bytes) -> Any:
-    """Parse as the platform does: Python's NaN and Infinity are errors."""
-    return json.loads(raw, parse_constant=_refuse_constant)
-
-
 class RunPodPlane:
-    """The control plane; its server runs in a thread of its own while the `with` block lasts."""
+    """The control plane; its server runs in its own thread while the `with` block lasts.
 
-    def __init__(
-        self,
-        *,
-        hold: float = 2.0,
-        endpoint: str = "ep0",
-        pod: str = "pod0",
-        ping_ms: int = 1000,
-        largest_output: int = 0,
-    ) -> None:
+    `hold` is how long it holds a poll, in seconds.
+    """
+
+    def __init__(self, *, hold: float = 2.0) -> None:
         self.hold = hold
-        self.endpoint = endpoint
-        self.pod = pod
-        self.ping_ms = ping_ms
-        self.largest_output = largest_output
         self.port = 0
         self._jobs: dict[str, Job] = {}
         self._stops: dict[str, list[str]] = defaultdict(list)
         self._faults: list[Fault] = []
         self._events: list[Event] = []
-        self._changed = threading.Condition()  # for the waiting test
+        self._changed = threading.Condition()  # wakes the waiting test
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="runpod-plane", daemon=True
@@ -126,60 +106,51 @@ class RunPodPlane:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
 
     async def _start(self) -> None:
-        self._news = asyncio.Condition()  # for the long polls
-        # A worker that closes its poll must not be handed a job, so its handler is cancelled.
-        self._runner = web.AppRunner(
-            self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
-        )
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.port = self._runner.addresses[0][1]
-
-    def _app(self) -> web.Application:
+        self._news = asyncio.Condition()  # wakes the long polls
         app = web.Application(client_max_size=2**30)
-        base = "/v2/{endpoint}"
+        base = "/v2/ep0"
         app.add_routes(
             [
                 web.get(base + "/job-take/{worker}", self._take),
                 web.get(base + "/job-take-batch/{worker}", self._take),
                 web.post(base + "/job-done/{worker}/{job}", self._done),
-                web.post(base + "/job-stream/{worker}/{job}", self._stream),
                 web.get(base + "/job-stop/{worker}", self._stop),
                 web.get(base + "/ping/{worker}", self._ping),
-                web.post(base + "/run", self._run),
-                web.post(base + "/runsync", self._runsync),
-                web.get(base + "/status/{job}", self._status),
-                web.post(base + "/cancel/{job}", self._cancel),
             ]
         )
-        return app
+        # A worker that closes its poll must not be sent a job, so its handler is cancelled.
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
 
-    # What a test calls.
+    # For tests.
 
     @property
     def url(self) -> str:
-        """The client API's base: run, runsync, status and cancel lie below it."""
-        return f"http://127.0.0.1:{self.port}/v2/{self.endpoint}"
+        """The base of all routes."""
+        return f"http://127.0.0.1:{self.port}/v2/ep0"
 
     def worker_env(self) -> dict[str, str]:
-        """The environment that makes the SDK work for this plane."""
+        """The environment in which the SDK works for this plane."""
         query = "?gpu=FAKE"  # the SDK appends "&…", so a query must be there
         return {
-            "RUNPOD_POD_ID": self.pod,
-            "RUNPOD_POD_HOSTNAME": f"{self.pod}-host",
-            "RUNPOD_ENDPOINT_ID": self.endpoint,
+            "RUNPOD_POD_ID": POD,
+            "RUNPOD_POD_HOSTNAME": f"{POD}-host",
+            "RUNPOD_ENDPOINT_ID": "ep0",
             "RUNPOD_AI_API_KEY": "fake-key",
             "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID{query}",
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID{query}",
-            "RUNPOD_WEBHOOK_POST_STREAM": f"{self.url}/job-stream/$RUNPOD_POD_ID/$ID{query}",
             "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID",
-            "RUNPOD_PING_INTERVAL": str(self.ping_ms),
+            "RUNPOD_PING_INTERVAL": str(PING_MS),
         }
 
     def submit(self, job_input: Any, **request: Any) -> str:
         """Queue a job, with `policy=…` or `webhook=…` beside its input; returns its id.
 
-        `id=…` gives it one, so that a fault can wait for it.
+        `id=…` sets the id, so that a fault can be prepared for it.
         """
         return str(self._in_loop(self._add({"input": job_input, **request})).id)
 
@@ -193,17 +164,23 @@ class RunPodPlane:
         return self.status(job_id)
 
     def wait(self, job_id: str, timeout: float) -> dict[str, Any]:
-        """The public view of a job once it is over; TimeoutError when that takes too long."""
+        """The public view of a job once it is over; TimeoutError if that takes too long."""
         job = self._jobs[job_id]
         self._await(lambda: job.status in FINAL, timeout, f"the end of {job}")
         return job.public()
+
+    def wait_until_taken(self, job_id: str) -> str:
+        """Wait until a worker has the job; returns its id."""
+        job = self._jobs[job_id]
+        self._await(lambda: job.status != "IN_QUEUE", 30, f"start of {job}")
+        return job_id
 
     def events(self, kind: str | None = None) -> list[Event]:
         """What happened so far, in order."""
         return [event for event in list(self._events) if kind in (None, event["kind"])]
 
     def wait_for(self, kind: str, timeout: float, count: int = 1) -> Event:
-        """The event that makes it `count` of this kind; TimeoutError when it does not come."""
+        """The event that makes it `count` of this kind; TimeoutError if it does not come."""
         self._await(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}")
         return self.events(kind)[count - 1]
 
@@ -214,30 +191,14 @@ class RunPodPlane:
         status: int | None = None,
         times: int = 1,
         drop: bool = False,
-        delay: float = 0.0,
-        late: float = 0.0,
         job: str | None = None,
     ) -> None:
-        """Let a route (job-take, job-done, job-stream, job-stop, ping) misbehave.
-
-        With `job` (a route that names one) only for that one.
-        `late` is for job-take: so many seconds lie between giving a job and the answer's arrival.
-        """
-        self._faults.append(Fault(route, status, times, drop, delay, late, job))
+        """Let a route (job-take, job-done, job-stop, ping) fail, or only for the job named."""
+        self._faults.append(Fault(route, status, times, drop, job))
 
     def no_faults(self) -> None:
-        """Let every route behave again."""
+        """End all faults."""
         self._faults.clear()
-
-    def stop(self, job_id: str) -> None:
-        """Send a stop signal for a job, whatever its state is; returns once it is handed out."""
-        given = len(self.events("stop-given"))
-        self._in_loop(self._send_stop(self._jobs[job_id]))
-        self.wait_for("stop-given", 30, count=given + 1)
-
-    def again(self, job_id: str) -> None:
-        """Queue a finished job again, under its id, as a client's /retry does."""
-        self._in_loop(self._requeue(self._jobs[job_id]))
 
     def _await(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         with self._changed:
@@ -264,7 +225,7 @@ class RunPodPlane:
         return job
 
     async def _end(self, job: Job, status: str, **result: Any) -> None:
-        """Give a job its final state, once; a running one that nobody wants is stopped."""
+        """Give a job its final state, once; a running job that ends otherwise is stopped."""
         if job.status in FINAL:
             return
         was_running = job.status == "IN_PROGRESS"
@@ -273,14 +234,6 @@ class RunPodPlane:
         if was_running and status in {"CANCELLED", "TIMED_OUT"}:
             self._stops[str(job.worker)].append(job.id)
         self._note(status.lower(), id=job.id)
-        await self._announce()
-
-    async def _send_stop(self, job: Job) -> None:
-        self._stops[str(job.worker)].append(job.id)
-        await self._announce()
-
-    async def _requeue(self, job: Job) -> None:
-        job.status = "IN_QUEUE"
         await self._announce()
 
     def _give(self, job: Job, worker: str) -> dict[str, Any]:
@@ -292,17 +245,17 @@ class RunPodPlane:
         ending = self._end(job, "TIMED_OUT", error="job timed out")
         self._expiry = self._loop.create_task(ending)
 
-    async def _news_within(self, seconds: float, there: Callable[[], bool]) -> bool:
+    async def _hold_until(self, reached: Callable[[], bool]) -> None:
+        """Hold a poll until there is something to answer, at most for `hold` seconds."""
         async with self._news:
             try:
-                await asyncio.wait_for(self._news.wait_for(there), seconds)
+                await asyncio.wait_for(self._news.wait_for(reached), self.hold)
             except asyncio.TimeoutError:
-                return False
-            return True
+                return
 
-    # The worker's half.
+    # The worker's half of the API.
 
-    async def _misbehave(self, route: str, request: web.Request) -> web.Response | None:
+    async def _failure(self, route: str, request: web.Request) -> web.Response | None:
         jobs = {None, request.match_info.get("job")}
         fitting = (one for one in self._faults if one.route == route and one.job in jobs)
         fault = next((one for one in fitting if one.times), None)
@@ -310,15 +263,9 @@ class RunPodPlane:
             return None
         fault.times -= fault.times > 0
         self._note("fault", route=route)
-        await asyncio.sleep(fault.delay)
         if fault.drop and request.transport:
             request.transport.abort()
-        if fault.drop or fault.status:
-            return web.Response(status=fault.status or 500, text="fault")
-        return None
-
-    def _late(self) -> float:
-        return next((one.late for one in self._faults if one.route == "job-take" and one.times), 0)
+        return web.Response(status=fault.status or 500, text="fault")
 
     def _queued(self) -> list[Job]:
         return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
@@ -327,62 +274,45 @@ class RunPodPlane:
         worker = request.match_info["worker"]
         batch_size = int(request.query.get("batch_size", 0))
         self._note("take", worker=worker, query=dict(request.query))
-        late = self._late()
-        if fault := await self._misbehave("job-take", request):
-            return fault
-        await self._news_within(self.hold, lambda: bool(self._queued()))
+        if failure := await self._failure("job-take", request):
+            return failure
+        await self._hold_until(lambda: bool(self._queued()))
         given = [self._give(job, worker) for job in self._queued()[: batch_size or 1]]
         if not given:
             return web.Response(status=204)
         self._note("given", worker=worker, ids=[job["id"] for job in given])
-        await asyncio.sleep(late)
         return web.json_response(given if batch_size else given[0])
 
     async def _done(self, request: web.Request) -> web.Response:
         job_id, raw = request.match_info["job"], await request.read()
-        if fault := await self._misbehave("job-done", request):
-            return fault
-        if self.largest_output and len(raw) > self.largest_output:
-            self._note("done-too-big", id=job_id, size=len(raw))
-            return web.Response(status=400, text="payload too large")
-        try:
-            body = strict_json(raw)
+        if failure := await self._failure("job-done", request):
+            return failure
+        try:  # Python's NaN and Infinity are errors, as on RunPod
+            body = json.loads(raw, parse_constant=_refuse_constant)
         except ValueError as error:
             self._note("done-bad-json", id=job_id, error=str(error))
             return web.Response(status=400, text="bad json")
-        job = self._jobs.get(job_id)
-        if job is None:
+        if job_id not in self._jobs:
             return web.Response(status=404, text="no such job")
-        await self._accept(job, body, len(raw))
+        await self._accept(self._jobs[job_id], body, len(raw))
         return web.json_response({})
 
     async def _accept(self, job: Job, body: dict[str, Any], size: int) -> None:
-        late = job.status in FINAL
+        late, output = job.status in FINAL, body.get("output")
         if body.get("status") == "IN_PROGRESS":
-            job.output = job.output if late else body.get("output")
-            self._note("progress", id=job.id, output=body.get("output"), late=late)
+            job.output = job.output if late else output
+            self._note("progress", id=job.id, output=output, late=late)
             return
         self._note("done", id=job.id, size=size, body=body, late=late)
-        output = body.get("output")
-        if body.get("error"):
-            await self._end(job, "FAILED", output=output, error=body["error"])
-        else:
-            await self._end(job, "COMPLETED", output=output or job.stream or output)
-
-    async def _stream(self, request: web.Request) -> web.Response:
-        job_id, raw = request.match_info["job"], await request.read()
-        if fault := await self._misbehave("job-stream", request):
-            return fault
-        self._note("stream", id=job_id)
-        self._jobs[job_id].stream.append(strict_json(raw))
-        return web.json_response({})
+        status = "FAILED" if body.get("error") else "COMPLETED"
+        await self._end(job, status, output=output, error=body.get("error"))
 
     async def _stop(self, request: web.Request) -> web.Response:
         worker = request.match_info["worker"]
         self._note("stop-poll", worker=worker)
-        if fault := await self._misbehave("job-stop", request):
-            return fault
-        await self._news_within(self.hold, lambda: bool(self._stops[worker]))
+        if failure := await self._failure("job-stop", request):
+            return failure
+        await self._hold_until(lambda: bool(self._stops[worker]))
         job_ids = self._stops.pop(worker, [])
         if not job_ids:
             return web.Response(status=204)
@@ -391,41 +321,4 @@ class RunPodPlane:
 
     async def _ping(self, request: web.Request) -> web.Response:
         self._note("ping", worker=request.match_info["worker"], query=dict(request.query))
-        return await self._misbehave("ping", request) or web.json_response({})
-
-    # The client's half.
-
-    async def _submitted(self, request: web.Request, limit: int) -> Job:
-        raw = await request.read()
-        if len(raw) > limit:
-            raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(raw))
-        try:
-            body = strict_json(raw)
-        except ValueError as error:
-            raise web.HTTPBadRequest(text=str(error)) from error
-        if not isinstance(body, dict) or "input" not in body:
-            raise web.HTTPBadRequest(text="no input")
-        return await self._add(body)
-
-    def _asked(self, request: web.Request) -> Job:
-        job = self._jobs.get(request.match_info["job"])
-        if job is None:
-            raise web.HTTPNotFound(text="job not found")
-        return job
-
-    async def _run(self, request: web.Request) -> web.Response:
-        return web.json_response((await self._submitted(request, LARGEST_RUN)).public())
-
-    async def _runsync(self, request: web.Request) -> web.Response:
-        job = await self._submitted(request, LARGEST_RUNSYNC)
-        seconds = float(request.query.get("wait", 90_000)) / 1000
-        await self._news_within(seconds, lambda: job.status in FINAL)
-        return web.json_response(job.public())
-
-    async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._asked(request).public())
-
-    async def _cancel(self, request: web.Request) -> web.Response:
-        job = self._asked(request)
-        await self._end(job, "CANCELLED")
-        return web.json_response(job.public())
+        return await self._failure("ping", request) or web.json_response({})

@@ -2,14 +2,14 @@
 
 As a program it is the worker; `running_sdk_worker` starts it for a test or a benchmark.
 
-What a job's input may hold: `seconds` to work, `size` of the result in bytes, `fail` for an
-exception, `cancel` for a CancelledError of its own, `hang` to block the event loop,
-`not_json` for bytes in the result, `retire` for one with refresh_worker, `progress` for that many
-reports before it.
+What a job's input may hold: `seconds` to work, `until` a file exists, `size` of the result in
+bytes, `fail` for an exception, `cancel` for a CancelledError of its own, `hang` to block the event
+loop, `not_json` for bytes in the result, `retire` for refresh_worker in it, `progress` for that
+many reports before it.
 """
 
 import asyncio
-import functools
+import json
 import logging
 import os
 import signal
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as a program
 import runpod_sdk  # noqa: E402
 from fakes.hosts.slow_line import SlowLine  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
-from worker.runpod import watchdog  # noqa: E402
+from worker.runpod.timing import TransportTiming  # noqa: E402
 
 # What can happen to the post of a result, for RunPodPlane.fault.
 FAULTS: list[dict[str, Any]] = [
@@ -40,15 +41,18 @@ FAULTS: list[dict[str, Any]] = [
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Do what the input says, and note in the file TIMES when the job began and ended."""
+    """Do what the input asks for, and note in the file TIMES when the job began and ended."""
     wanted = job["input"]
     began = time.monotonic()
     if wanted.get("hang"):
         time.sleep(wanted["hang"])  # noqa: ASYNC251 - that is the fault
     try:
         await asyncio.sleep(wanted.get("seconds", 0))
+        while "until" in wanted and not Path(wanted["until"]).exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.02)
     finally:
-        _note(job["id"], began)
+        with Path(os.environ["TIMES"]).open("a") as times:  # noqa: ASYNC230
+            times.write(f"{job['id']} {began} {time.monotonic()}\n")
     if wanted.get("fail"):
         raise RuntimeError("broken")
     if wanted.get("cancel"):
@@ -63,16 +67,6 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _note(job_id: str, began: float) -> None:
-    with Path(os.environ["TIMES"]).open("a") as times:
-        times.write(f"{job_id} {began} {time.monotonic()}\n")
-
-
-def unfit() -> None:
-    """A check that fails."""
-    raise RuntimeError("this worker is unfit")
-
-
 class SdkWorker:
     """The running program."""
 
@@ -80,15 +74,11 @@ class SdkWorker:
         folder.mkdir(parents=True, exist_ok=True)
         self.times_file = folder / "times"
         self.log_file = folder / "sdk-worker.log"
+        own = {"PATH": os.environ["PATH"], "RUNPOD_LOG_LEVEL": "WARN"}
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, __file__],
-                env={
-                    "PATH": os.environ["PATH"],
-                    "RUNPOD_LOG_LEVEL": "WARN",
-                    "TIMES": str(self.times_file),
-                    **environ,
-                },
+                env=own | {"TIMES": str(self.times_file)} | environ,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # as start.sh does
@@ -111,32 +101,28 @@ def running_sdk_worker(
     folder: Path,
     plane: RunPodPlane,
     *,
-    wait: bool = True,
     line: SlowLine | None = None,
+    timing: dict[str, float] | None = None,
     **environ: str,
 ) -> Iterator[SdkWorker]:
     """Start one and wait until it takes jobs; it is killed at the end.
 
     `PLAIN="1"` leaves our transport out, `OTHER_SDK="1"` lets the SDK look like another release,
-    `UNFIT="1"` adds a check that fails, `CONCURRENCY` is how many jobs it runs at once, `WATCHDOG`
-    the patience of the watchdog in seconds. `line` lies between it and the plane; `wait=False`
-    does not wait.
+    `CONCURRENCY` is how many jobs it runs at once. `timing` has fields of TransportTiming, `line`
+    lies between the worker and the plane.
     """
     seen = len(plane.events("take"))
-    environ = plane.worker_env() | environ
+    environ = plane.worker_env() | {"TIMING": json.dumps(timing or {})} | environ
     if line:
-        pairs = environ.items()
-        environ = {
-            name: value.replace(f":{plane.port}/", f":{line.port}/") for name, value in pairs
-        }
+        ours, lines = f":{plane.port}/", f":{line.port}/"
+        environ = {name: value.replace(ours, lines) for name, value in environ.items()}
     worker = SdkWorker(folder, environ)
     try:
-        if wait:
-            plane.wait_for("take", 60, count=seen + 1)
+        plane.wait_for("take", 60, count=seen + 1)
         yield worker
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(worker.process.pid, signal.SIGKILL)  # the SDK pings from a process of its own
+            os.killpg(worker.process.pid, signal.SIGKILL)  # the SDK's pings are another process
         worker.process.wait()
 
 
@@ -144,21 +130,21 @@ def main() -> None:
     """Be the worker."""
     logging.basicConfig(level="INFO", format="%(levelname)s %(name)s: %(message)s")
     concurrency = int(os.environ.get("CONCURRENCY", "1"))
-    if "OTHER_SDK" in os.environ:
-        runpod_sdk.VERSION = "0.0.0"
-    if "WATCHDOG" in os.environ:
-        patience = float(os.environ["WATCHDOG"])
-        runpod_sdk.start_watchdog = functools.partial(watchdog.start_watchdog, patience=patience)
     if "PLAIN" in os.environ:
-        # Its checks want a GPU's memory and a way to 8.8.8.8.
-        os.environ |= {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
+        # Its own checks need a GPU's memory and a route to 8.8.8.8.
+        os.environ |= runpod_sdk.OWN_CHECKS_ONLY
         import runpod
 
         config = {"handler": handler, "concurrency_modifier": lambda _current: concurrency}
         runpod.serverless.start(config)
-    else:
-        checks = [unfit] if "UNFIT" in os.environ else []
-        runpod_sdk.start(handler, concurrency=concurrency, checks=checks)
+        return
+    release = runpod_sdk.SUPPORTED
+    runpod_sdk.start(
+        handler,
+        concurrency=concurrency,
+        timing=TransportTiming(**json.loads(os.environ["TIMING"])),
+        release=replace(release, version="0.0.0") if "OTHER_SDK" in os.environ else release,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What RunPod hands out, as it comes over the wire."""
+"""Polls for jobs: the answers of RunPod, and a poll that is ended."""
 
 import asyncio
 import json
@@ -9,52 +9,90 @@ from aiohttp.test_utils import TestServer
 
 from worker.errors import InvalidInput
 from worker.job.request import parse
-from worker.runpod.poller import JobPoller, TakeFailed
+from worker.runpod.poller import JobPoller, PollFailed
+from worker.runpod.timing import TransportTiming
 
 
-def taken(answer, count=1):
-    """The jobs in an answer of RunPod's."""
+def poller_for(port, timing):
+    return JobPoller(f"http://127.0.0.1:{port}/job-take/worker?gpu=none", {}, timing)
 
-    async def give(_request):
-        return web.Response(body=answer if isinstance(answer, bytes) else answer.encode())
+
+def taken(answer, count=1, status=200, **timing):
+    """The jobs in an answer of RunPod's, and the path that was asked for."""
+    paths = []
+
+    async def give(request):
+        paths.append(request.path_qs)
+        body = answer if isinstance(answer, bytes) else answer.encode()
+        return web.Response(body=body, status=status)
 
     async def story():
         app = web.Application()
         app.router.add_get("/{path:.*}", give)
-        async with TestServer(app) as plane:
-            url = str(plane.make_url("/job-take/worker?gpu=none"))
-            async with JobPoller(url, {}) as line:
-                ending = asyncio.get_running_loop().create_future()
-                return await line.take(count, busy=False, ending=ending)
+        ending = asyncio.get_running_loop().create_future()
+        async with (
+            TestServer(app) as plane,
+            poller_for(plane.port, TransportTiming(**timing)) as poller,
+        ):
+            return await poller.take(count, busy=False, ending=ending)
 
-    return asyncio.run(story())
+    found = asyncio.run(story())
+    batch = f"-batch/worker?gpu=none&job_in_progress=0&batch_size={count}"
+    assert paths == ["/job-take" + (batch if count > 1 else "/worker?gpu=none&job_in_progress=0")]
+    return found
 
 
-@pytest.mark.parametrize("answer", ["", "null", "[]"])
-def test_no_job(answer):
-    assert taken(answer) == []
+JOB = {"id": "job-7", "input": {"prompt": "fox", "seed": 2**32 - 1}, "delayTime": 3}
 
 
-@pytest.mark.parametrize("answer", ["no JSON", '{"id": ', '{"seed": 9'])
-def test_what_is_no_answer_is_asked_for_again(answer):
-    with pytest.raises(TakeFailed, match="no JSON"):
-        taken(answer)
+@pytest.mark.parametrize(
+    ("answer", "jobs"),
+    [
+        ("", []),
+        ("null", []),
+        ("[]", []),
+        (json.dumps(JOB), [JOB]),
+        (json.dumps([JOB, {"input": {}}, {"id": 7}, "no object"]), [JOB]),
+        (
+            b'{"id": "job-7", "input": {"prompt": "fox \xff"}}',
+            [{"id": "job-7", "input": {"prompt": "fox \N{REPLACEMENT CHARACTER}"}}],
+        ),
+    ],
+)
+def test_the_jobs_in_an_answer(answer, jobs):
+    assert taken(answer) == jobs
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "message", "pause"),
+    [
+        ("not JSON", 200, "not JSON", None),
+        ('{"id": ', 200, "not JSON", None),
+        ('{"seed": 9', 200, "not JSON", None),
+        ("", 500, "HTTP 500", 0.0),
+        ("", 429, "HTTP 429", 3.0),
+    ],
+)
+def test_other_answers_fail(answer, status, message, pause):
+    with pytest.raises(PollFailed, match=message) as raised:
+        taken(answer, status=status, too_many_requests=3.0)
+
+    assert raised.value.retry_after == pause
 
 
 def test_a_job_that_is_nested_too_deeply_is_known_by_its_id():
     """A few KB: they must neither end the worker nor get lost."""
-    said = r'"id": "not this", "prompt": "{\"id\": \"nor this\""'
-    job_input = f'{{{said}, "loras": {"[" * 100_000}{"]" * 100_000}}}'
+    inner = r'"id": "not this", "prompt": "{\"id\": \"nor this\""'
+    job_input = f'{{{inner}, "loras": {"[" * 100_000}{"]" * 100_000}}}'
     answer = f'{{"delayTime": 3, "input": {job_input}, "id": "job-7"}}'
-
-    assert [job["id"] for job in taken(answer)] == ["job-7"]
     batch = taken(f'[{answer}, {{"id": "job-8", "input": {{"prompt": "fox"}}}}]', count=2)
+
     assert [job["id"] for job in batch] == ["job-7", "job-8"]
     with pytest.raises(InvalidInput, match="nested too deeply"):
         parse(batch[0]["input"])
 
 
-def test_a_number_that_python_does_not_read_is_the_jobs_fault():
+def test_a_number_that_python_cannot_read_is_an_error_of_its_job():
     answer = f'{{"id": "job-7", "input": {{"prompt": "fox", "seed": {"9" * 5000}}}}}'
     (job,) = taken(answer)
 
@@ -63,12 +101,61 @@ def test_a_number_that_python_does_not_read_is_the_jobs_fault():
         parse(job["input"])
 
 
-def test_half_a_character_is_the_jobs_fault_at_most():
-    (job,) = taken(b'{"id": "job-7", "input": {"prompt": "fox \xff"}}')
+# The end of a poll -------------------------------------------------------------------------------
 
-    assert job == {"id": "job-7", "input": {"prompt": "fox \N{REPLACEMENT CHARACTER}"}}
+BODY = json.dumps(JOB).encode()
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
+BEGINNING, REST = ANSWER[:-9], ANSWER[-9:]
+SILENCE = b""
+WORKER, HOLD = "the worker ends", "the poll is held for too long"
 
 
-def test_a_job_as_always():
-    job = {"id": "job-7", "input": {"prompt": "fox", "seed": 2**32 - 1}, "delayTime": 3}
-    assert taken(json.dumps(job)) == [job]
+@pytest.mark.parametrize(
+    ("why", "before", "after", "jobs", "timing"),
+    [
+        # The answer was on its way: it comes before the other half is closed.
+        (WORKER, SILENCE, ANSWER, [JOB], {"ended_poll": 60.0}),
+        (HOLD, SILENCE, ANSWER, [JOB], {"ended_poll": 60.0}),
+        (WORKER, BEGINNING, REST, [JOB], {"ended_poll": 0.01, "begun_answer": 60.0}),
+        # RunPod closes the other half.
+        (WORKER, SILENCE, SILENCE, [], {"ended_poll": 60.0}),
+        (HOLD, SILENCE, SILENCE, [], {"ended_poll": 60.0}),
+        # RunPod does nothing.
+        (WORKER, SILENCE, None, [], {"ended_poll": 0.01, "begun_answer": 60.0}),
+        (WORKER, BEGINNING, None, [], {"ended_poll": 0.01, "begun_answer": 0.01}),
+    ],
+)
+def test_a_poll_that_is_ended_loses_no_job_and_is_not_sent_again(why, before, after, jobs, timing):
+    """What RunPod sends before and after it sees our half of the connection closed."""
+    polls, closed = [], []
+
+    async def story():
+        ending = asyncio.get_running_loop().create_future()
+
+        async def serve(reader, writer):
+            polls.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(before)
+            while before and not poller._answer_has_begun:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            if why == WORKER:
+                ending.set_result(None)
+            closed.append(await reader.read())
+            try:
+                await asyncio.sleep(0.05 if before else 0.0)  # longer than `ended_poll`
+                writer.write(after) if after is not None else await asyncio.sleep(600)
+            finally:
+                writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            hold = TransportTiming(hold=60.0 if why == WORKER else 0.2, **timing)
+            async with poller_for(server.sockets[0].getsockname()[1], hold) as poller:
+                found = await poller.take(1, busy=True, ending=ending)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await asyncio.sleep(0)  # for the connections to close
+            return found
+
+    assert asyncio.run(story()) == jobs
+    assert (len(polls), closed) == (1, [b""])

@@ -1,358 +1,257 @@
-"""Jobs between the control plane and a handler: the real SDK with our transport in it.
+"""What is taken, run, stopped and waited for; RunPod and the handler are played by the test."""
 
-benchmarks/runpod_transport.py does the same at length, and beside the plain SDK.
-"""
-
-import os
-import signal
-import time
+import asyncio
 
 import pytest
-from fakes.a1111.process import wait_until
-from fakes.hosts.slow_line import SlowLine
-from fakes.runpod_plane import RunPodPlane
-from fakes.sdk_worker import FAULTS, running_sdk_worker
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
-FOREVER = -1
-SOON = 30.0  # seconds; a busy machine is slow
+from worker.runpod.poller import PollFailed
+from worker.runpod.results import ResultPoster
+from worker.runpod.timing import TransportTiming
+from worker.runpod.transport import Routes, Transport
 
+ROUTES = Routes("http://runpod/job-take/w?gpu=x", "http://runpod/job-done/w/$ID?gpu=x", {})
+TIMING = TransportTiming(between_takes=100.0, longest_take_pause=400.0)
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A worker that runs four jobs at once, for all tests after which it must still work."""
-    with (
-        RunPodPlane(hold=1.0) as plane,
-        running_sdk_worker(tmp_path_factory.mktemp("sdk"), plane, CONCURRENCY="4") as worker,
-    ):
-        worker.plane = plane
-        yield worker
-        assert "fake-key" not in worker.log()
 
+class Control(Transport):
+    """A transport that notes its pauses instead of making them, and its results."""
 
-@pytest.fixture
-def plane(shared):
-    yield shared.plane
-    assert finished(shared.plane, {"echo": 1})["status"] == "COMPLETED", shared.log()
+    def __init__(self, handler, polls=(), *, concurrency=1, timing=TIMING):
+        super().__init__(ROUTES, handler, set(), concurrency=concurrency, timing=timing)
+        self.poster = self
+        self.pauses, self.counts, self.results = [], [], []
+        self._polls = list(polls)
 
+    async def _pause(self, seconds):
+        self.pauses.append(seconds)
 
-@pytest.fixture
-def own(tmp_path):
-    """Start a worker of the test's own; with a long hold, so that nothing ends by itself."""
-    with RunPodPlane(hold=60.0) as plane:
-        yield plane, lambda **how: running_sdk_worker(tmp_path, plane, **how)
+    async def take(self, count, **_):
+        """What the poller does: the next of the polls; after the last one the worker ends."""
+        self.counts.append(count)
+        await asyncio.sleep(0)
+        poll = self._polls.pop(0) if self._polls else []
+        if not self._polls:
+            self._end("the last poll")
+        if isinstance(poll, PollFailed):
+            raise poll
+        return poll
 
+    async def post_result(self, job_id, body):
+        self.results.append((job_id, body["output"]))
 
-def finished(plane, job_input):
-    return plane.wait(plane.submit(job_input), SOON)
+    async def serve(self):
+        self._ending = asyncio.get_running_loop().create_future()
+        await self._take_jobs(self)
+        await self.finish()
 
+    async def finish(self):
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
-def failed(job, code):
-    assert job["status"] == "FAILED", job
-    assert job["error"].startswith(f"{code}: "), job
-    assert job["output"]["code"] == code
-    return job["error"]
 
+async def echo(job):
+    return job["input"]
 
-def posts(plane, job):
-    return [event["body"] for event in plane.events("done") if event["id"] == job]
 
+def jobs(*numbers):
+    return [{"id": f"job-{number}", "input": number} for number in numbers]
 
-# Results --------------------------------------------------------------------------------------
 
+def served(handler, polls, **how):
+    async def serve():
+        control = Control(handler, polls, **how)
+        await control.serve()
+        return control
 
-def test_no_result_is_lost_whatever_happens_to_its_post(plane):
-    for number, fault in enumerate(FAULTS * 12):
-        plane.fault("job-done", job=f"faulty-{number}", **fault)
-    for number, _ in enumerate(FAULTS * 12):
-        plane.submit({"echo": number}, id=f"faulty-{number}")
+    return asyncio.run(serve())
 
-    for number, fault in enumerate(FAULTS * 12):
-        done = plane.wait(f"faulty-{number}", 60)
-        if "times" in fault:
-            assert done["output"]["echo"] == number
-        else:
-            assert f"(HTTP {fault['status']}" in failed(done, "RESULT_REFUSED")
 
+FAILED = PollFailed("HTTP 500", 0.0)
 
-@pytest.mark.parametrize("status", [400, 404, 413])
-def test_a_refused_result_becomes_an_error_that_says_so(plane, status):
-    plane.fault("job-done", status=status)
-    said = failed(finished(plane, {"size": 2_000_000}), "RESULT_REFUSED")
 
-    assert f"(HTTP {status}, 2.0 MB). Ask for fewer or smaller pictures" in said
+@pytest.mark.parametrize(
+    ("polls", "longest"),
+    [
+        ([FAILED] * 4, [100, 200, 400, 400]),  # the plain SDK asks again at once, 1000 times a s
+        ([FAILED, FAILED, jobs(1), FAILED], [100, 200, 100]),
+        ([[], []], [100, 100]),  # an empty answer that came at once
+        ([jobs(1), jobs(2), jobs(3)], []),  # the plain SDK looks for a free slot once a second
+    ],
+)
+def test_pauses_between_polls(polls, longest):
+    pauses = served(echo, polls).pauses
 
+    assert len(pauses) == len(longest)
+    assert all(0.74 * most <= pause <= most for pause, most in zip(pauses, longest, strict=True))
 
-def test_a_short_error_that_is_refused_is_posted_again(plane):
-    plane.fault("job-done", status=400, times=3)
 
-    failed(finished(plane, {}), "RESULT_REFUSED")
+def test_runpod_may_ask_for_a_longer_pause():
+    assert served(echo, [PollFailed("HTTP 503", 7.0)], timing=TransportTiming()).pauses == [7.0]
 
 
-def test_a_result_that_is_no_json_is_told(plane):
-    said = failed(finished(plane, {"not_json": True}), "INTERNAL_ERROR")
+def test_jobs_run_side_by_side_up_to_the_concurrency():
+    running, most = set(), []
 
-    assert "the result is no JSON" in said
+    async def story():
+        all_four = asyncio.Event()
 
+        async def handler(job):
+            running.add(job["id"])
+            most.append(len(running))
+            if len(running) == 4:
+                all_four.set()
+            await all_four.wait()
+            running.discard(job["id"])
 
-@pytest.mark.parametrize("way", ["fail", "cancel"])
-def test_a_handler_that_breaks_is_told_without_its_traceback(plane, shared, way):
-    said = failed(finished(plane, {way: True}), "INTERNAL_ERROR")
+        control = Control(handler, [jobs(1, 2), jobs(3), jobs(4), jobs(5)], concurrency=4)
+        await asyncio.wait_for(control.serve(), 30)
+        return control.counts
 
-    incident = said.split("id ")[1].split(".")[0]
-    assert "Traceback" not in said
-    assert f"internal error {incident}" in shared.log()
+    assert asyncio.run(story())[:3] == [4, 2, 1]
+    assert max(most) == 4
 
 
-def test_progress_arrives_in_order_and_before_the_result(plane):
-    job = plane.submit({"progress": 30})
-    plane.wait(job, SOON)
+def test_a_job_that_is_sent_twice_runs_once(caplog):
+    control = served(echo, [jobs(1, 1, 2)], concurrency=3)
 
-    told = [event for event in plane.events() if event.get("id") == job]
-    reports = [event["output"] for event in told if event["kind"] == "progress"]
-    assert reports == list(range(30))
-    assert not any(event["late"] for event in told if event["kind"] == "progress")
+    assert sorted(control.results) == [("job-1", 1), ("job-2", 2)]
+    assert "RunPod sent job job-1 twice" in caplog.text
 
 
-def test_a_progress_report_that_is_lost_costs_one_attempt(plane):
-    plane.fault("job-done", status=500)
-    before = len(plane.events("progress"))
+@pytest.mark.parametrize(("early_stop", "results"), [(60.0, []), (-1.0, [("job-1", 1)])])
+def test_a_stop_signal_waits_for_its_job(caplog, early_stop, results):
+    """It can overtake the answer with the job: the plain SDK drops it and runs the job."""
+    caplog.set_level("INFO")
 
-    assert finished(plane, {"progress": 3})["status"] == "COMPLETED"
-    assert [event["output"] for event in plane.events("progress")[before:]] == [1, 2]
+    async def story():
+        control = Control(echo, timing=TransportTiming(early_stop=early_stop))
+        control._stop("job-1")
+        control._begin(jobs(1)[0])
+        await control.finish()
+        return control.results
 
+    assert asyncio.run(story()) == results
+    assert ("job job-1 was stopped before it began" in caplog.text) == (not results)
 
-# Taking ---------------------------------------------------------------------------------------
 
+def test_a_stop_signal_for_a_finished_job_does_not_stop_its_repetition():
+    """RunPod repeats a job under its old id."""
 
-def test_jobs_run_side_by_side_up_to_the_concurrency(plane, shared):
-    jobs = [plane.submit({"seconds": 2}) for _ in range(8)]
-    for job in jobs:
-        plane.wait(job, SOON)
-
-    times = [row for row in shared.times() if row[0] in jobs]
-    beside = [sum(began <= start < ended for _, began, ended in times) for _, start, _ in times]
-    assert max(beside) == 4
-
-
-def test_a_job_that_is_given_out_twice_runs_once(plane, shared):
-    job = plane.submit({"seconds": 1})
-    wait_until(lambda: plane.status(job)["status"] == "IN_PROGRESS", "its start")
-    plane.again(job)
-    plane.wait(job, SOON)
-
-    assert [row[0] for row in shared.times()].count(job) == 1
-    assert f"job {job} was given out twice" in shared.log()
-
-
-def test_without_a_pause_between_jobs(plane):
-    """The plain SDK looks for a free slot once a second: 200 jobs, four at a time, take 50 s."""
-    started = time.monotonic()
-    for job in [plane.submit({}) for _ in range(200)]:
-        plane.wait(job, SOON)
-
-    assert time.monotonic() - started < 20
-
-
-@pytest.mark.parametrize("fault", [{"status": 500}, {"status": 401}, {"drop": True}])
-def test_after_failed_takes_it_backs_off(plane, fault):
-    """The plain SDK asks again at once: some thousand times a second."""
-    plane.wait_for("take", SOON, count=len(plane.events("take")) + 1)
-    plane.fault("job-take", times=FOREVER, **fault)
-    plane.wait_for("fault", SOON, count=len(plane.events("fault")) + 1)
-    before = len(plane.events("take"))
-    time.sleep(3)
-    asked = len(plane.events("take")) - before
-    plane.no_faults()
-
-    assert 1 <= asked <= 2 * 8  # a dropped poll is sent twice by the HTTP client
-
-
-def test_an_empty_answer_at_once_is_not_asked_for_in_a_loop(plane):
-    plane.fault("job-take", status=204, times=FOREVER)
-    plane.wait_for("fault", SOON, count=len(plane.events("fault")) + 1)
-    before = len(plane.events("take"))
-    time.sleep(2)
-    asked = len(plane.events("take")) - before
-    plane.no_faults()
-
-    assert 1 <= asked <= 11
-
-
-# Stopping -------------------------------------------------------------------------------------
-
-
-def test_a_cancelled_job_is_stopped_and_posts_nothing(plane, shared):
-    job = plane.submit({"seconds": 600})
-    wait_until(lambda: plane.status(job)["status"] == "IN_PROGRESS", "its start")
-    plane.cancel(job)
-
-    # not by the handler's own note: the stop may come before its first line
-    wait_until(lambda: f"job {job} was stopped" in shared.log(), "its end")
-    assert posts(plane, job) == []
-
-
-def test_a_stop_that_comes_before_its_job_is_honoured(plane, shared):
-    """The stop overtakes the answer with the job: the plain SDK drops it and runs the job."""
-    plane.fault("job-take", late=1.5, times=2)  # the poll that is open has no fault yet
-    finished(plane, {})
-    job = plane.submit({"echo": "nobody wants this"})
-    wait_until(lambda: plane.status(job)["status"] == "IN_PROGRESS", "its being given")
-    plane.cancel(job)
-    time.sleep(2)
-    plane.no_faults()
-
-    finished(plane, {})
-    assert "was stopped before it began" in shared.log()
-    assert job not in [row[0] for row in shared.times()]
-    assert posts(plane, job) == []
-
-
-def test_a_stop_for_a_job_that_is_over_does_not_stop_its_repetition(plane):
-    """RunPod repeats a job under the same id."""
-    job = plane.submit({"echo": 1})
-    plane.wait(job, SOON)
-    plane.stop(job)
-    plane.again(job)
-
-    assert plane.wait(job, SOON)["status"] == "COMPLETED"
-
-
-# The end --------------------------------------------------------------------------------------
-
-
-def test_sigterm_while_idle_ends_at_once_and_takes_no_job(own):
-    plane, start = own
-    with start() as worker:
-        worker.process.send_signal(signal.SIGTERM)
-
-        assert worker.process.wait(10) == 0  # the plain SDK waits for its poll: here 60 s
-        job = plane.submit({})
-        time.sleep(0.5)
-        assert plane.status(job)["status"] == "IN_QUEUE"
-
-
-@pytest.mark.parametrize("later", [0.22, 0.32])
-def test_a_job_that_comes_after_sigterm_is_not_lost(own, tmp_path, later):
-    """It comes while the worker waits for the end of its poll, over a line of 150 ms.
-
-    A worker that went on listening would go before the later one arrives; one that polled again
-    would take the earlier one.
-    """
-    plane, _ = own
-    with (
-        SlowLine(plane.port, delay=0.15) as line,
-        running_sdk_worker(tmp_path, plane, line=line) as worker,
-    ):
-        time.sleep(0.4)  # until the poll is on its way
-        worker.process.send_signal(signal.SIGTERM)
-        time.sleep(later)
-        job = plane.submit({})
-
-        assert worker.process.wait(20) == 0
-        assert plane.status(job)["status"] in {"IN_QUEUE", "COMPLETED"}, worker.log()
-
-
-def test_a_job_that_is_on_its_way_when_sigterm_comes_is_run(own, tmp_path):
-    """Over a line of 100 ms, where the job is given, and the answer under way, at SIGTERM."""
-    plane, _ = own
-    for number, lead in enumerate([0.0, 0.03, 0.08, 0.15]):
-        with (
-            SlowLine(plane.port, delay=0.1) as line,
-            running_sdk_worker(tmp_path / str(number), plane, line=line) as worker,
-        ):
-            time.sleep(0.3)
-            job = plane.submit({"echo": number})
-            time.sleep(lead)
-            worker.process.send_signal(signal.SIGTERM)
-
-            assert worker.process.wait(20) == 0
-            assert plane.status(job)["status"] == "COMPLETED", worker.log()
-
-
-def test_sigterm_during_a_job_lets_it_finish(own):
-    plane, start = own
-    with start() as worker:
-        job = plane.submit({"seconds": 2, "echo": "kept"})
-        wait_until(lambda: plane.status(job)["status"] == "IN_PROGRESS", "its start")
-        plane.fault("job-done", status=502, times=2)
-        waiting = plane.submit({})
+    async def story():
+        control = Control(echo)
         for _ in range(2):
-            worker.process.send_signal(signal.SIGTERM)
+            control._begin(jobs(1)[0])
+            await control.finish()
+            control._stop("job-1")
+        return control.results
 
-        assert worker.process.wait(20) == 0
-        assert plane.status(job)["output"]["echo"] == "kept"
-        assert plane.status(waiting)["status"] == "IN_QUEUE"
-
-
-def test_a_cancelled_job_is_stopped_after_sigterm_too(own):
-    plane, start = own
-    with start() as worker:
-        job = plane.submit({"seconds": 600})
-        wait_until(lambda: plane.status(job)["status"] == "IN_PROGRESS", "its start")
-        worker.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "SIGTERM" in worker.log(), "SIGTERM's arrival")
-        plane.cancel(job)
-
-        assert worker.process.wait(20) == 0
+    assert asyncio.run(story()) == [("job-1", 1)] * 2
 
 
-def test_a_result_that_retires_the_worker_is_its_last(own):
-    plane, start = own
-    with start(CONCURRENCY="2") as worker:
-        beside = plane.submit({"seconds": 3})
-        wait_until(lambda: plane.status(beside)["status"] == "IN_PROGRESS", "its start")
-        last = plane.submit({"retire": True})
-        plane.wait(last, SOON)
-        waiting = plane.submit({})
+def test_a_stopped_job_can_clean_up_and_posts_nothing():
+    cleaned = []
 
-        assert worker.process.wait(20) == 0
-        assert posts(plane, last)[0]["stopPod"] is True
-        assert plane.status(beside)["status"] == "COMPLETED"
-        assert plane.status(waiting)["status"] == "IN_QUEUE"
+    async def handler(job):
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append(job["id"])
 
+    async def story():
+        control = Control(handler)
+        control._begin(jobs(1)[0])
+        await asyncio.sleep(0)
+        control._stop("job-1")
+        await asyncio.sleep(0)
+        control._stop("job-1")
+        await control.finish()
+        return control.results
 
-def test_a_hanging_event_loop_ends_the_worker_and_its_pings(own):
-    plane, start = own
-    with start(WATCHDOG="1") as worker:
-        plane.wait_for("ping", SOON)
-        plane.submit({"hang": 600})
-
-        assert worker.process.wait(20) == -signal.SIGKILL
-        assert (
-            "sdk_worker.py" in worker.log().split("Thread 0x")[-1] or "in handler" in worker.log()
-        )
-        with pytest.raises(ProcessLookupError):  # noqa: PT012 - it may take the kernel a moment
-            for _ in range(50):
-                os.killpg(worker.process.pid, 0)
-                time.sleep(0.1)
+    assert (asyncio.run(story()), cleaned) == ([], ["job-1"])
 
 
-# What the SDK still does ----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        ("text", {"output": "text"}),
+        ({"images": []}, {"output": {"images": []}}),
+        ({"refresh_worker": True}, {"stopPod": True}),
+        ({"error": 5, "code": "X"}, {"output": {"code": "X"}, "error": "5"}),
+    ],
+)
+def test_an_answer_is_posted_by_the_sdks_rules(answer, body):
+    async def handler(_job):
+        return answer
+
+    posted = []
+
+    async def story():
+        control = Control(handler)
+        control._ending = asyncio.get_running_loop().create_future()
+        control.post_result = lambda _job, found: asyncio.sleep(0, posted.append(found))
+        control._begin(jobs(1)[0])
+        await control.finish()
+        return control._ending.done()
+
+    assert asyncio.run(story()) == ("stopPod" in body)
+    assert posted == [body]
 
 
-def test_with_another_release_the_plain_sdk_works_and_a_warning_says_so(own):
-    plane, start = own
-    with start(OTHER_SDK="1") as worker:
-        assert finished(plane, {"echo": 1, "progress": 1})["status"] == "COMPLETED"
-        assert plane.events("progress") == []  # the plain SDK cannot order them
-
-        assert (
-            "the plain RunPod SDK takes and posts jobs, because it is runpod 1.12.0" in worker.log()
-        )
+# Posting -----------------------------------------------------------------------------------------
 
 
-def test_pings_name_the_jobs_that_run(plane):
-    job = plane.submit({"seconds": 3})
-    plane.wait(job, SOON)
+def post(statuses, output, *, progress=False, **timing):
+    """Post to a RunPod that answers with these statuses; (accepted, the bodies it got)."""
+    bodies, left = [], list(statuses)
 
-    assert job in {event["query"].get("job_id") for event in plane.events("ping")}
+    async def done(request):
+        bodies.append(await request.json())
+        return web.Response(status=left.pop(0) if left else 200)
+
+    async def story():
+        app = web.Application(client_max_size=10**7)
+        app.router.add_post("/{path:.*}", done)
+        timing_ = TransportTiming(first_post_pause=0.001, longest_post_pause=0.01, **timing)
+        async with TestServer(app) as server, ClientSession() as session:
+            poster = ResultPoster(session, f"{server.make_url('/done')}/$ID?x=y", timing_)
+            send = poster.post_progress if progress else poster.post_result
+            return await send("job-1", output)
+
+    return asyncio.run(story()), bodies
 
 
-def test_a_check_that_fails_ends_the_worker_before_it_takes_a_job(own):
-    plane, start = own
-    with start(wait=False, UNFIT="1") as worker:
-        assert worker.process.wait(SOON) == 1
+@pytest.mark.parametrize(
+    ("statuses", "timing", "accepted", "posts", "error"),
+    [
+        ([], {}, True, 1, ""),
+        ([408, 425, 429, 500, 503], {}, True, 6, ""),
+        # then the short error
+        ([503] * 2, {"result": 0.0}, True, 3, "RESULT_REFUSED: RunPod did not accept the result"),
+        ([413, 503], {}, True, 3, "RESULT_REFUSED: RunPod refused the result (HTTP 413, 2.0 MB)."),
+        ([400] * 4, {}, False, 4, "RESULT_REFUSED: RunPod refused"),
+    ],
+)
+def test_a_result_is_posted_until_it_is_accepted(statuses, timing, accepted, posts, error):
+    found, bodies = post(statuses, {"output": "x" * 2_000_000, "stopPod": True}, **timing)
 
-        report = plane.events("ping")[0]["query"]
-        assert (report["status"], report["check"]) == ("unhealthy", "unfit")
-        assert plane.events("take") == []
+    assert (found, len(bodies)) == (accepted, posts)
+    assert bodies[-1]["stopPod"] is True
+    assert bodies[-1].get("error", "").startswith(error)
+
+
+def test_what_is_not_json_becomes_an_error_and_is_lost_as_progress():
+    found, bodies = post([], {"output": float("nan")})
+
+    assert found
+    assert "the result is not JSON" in bodies[0]["error"]
+    assert post([], float("nan"), progress=True) == (False, [])
+
+
+@pytest.mark.parametrize(("statuses", "accepted"), [([], True), ([503], False), ([400], False)])
+def test_a_progress_report_has_one_attempt(statuses, accepted):
+    found, bodies = post(statuses, "half", progress=True)
+
+    assert (found, bodies) == (accepted, [{"status": "IN_PROGRESS", "output": "half"}])

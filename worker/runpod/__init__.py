@@ -1,1 +1,1 @@
-"""To RunPod: takes jobs, runs them, posts their results, and ends the worker in good order."""
+"""To RunPod: takes jobs, runs them, posts results, stops jobs, reports an unfit worker."""

@@ -1,7 +1,8 @@
-"""Reasons for which a worker must not take a job at all; only what is sure counts as one.
+"""Reasons for which a worker must not take any job.
 
-RunPod reports a failed check as an unhealthy worker and replaces it, so a check that errs ends a
-healthy one. The SDK's own checks do: a full model cache fails their 10 % of free disk.
+RunPod reports a failed check as an unhealthy worker and replaces it, so a check that is wrong ends
+a healthy worker. The SDK's own checks do that: a full model cache fails their 10 % of free disk.
+Only certain failures fail a check here.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from worker.webui.client import WebUI
 
 logger = logging.getLogger("worker.fitness")
 
-# The storage itself fails, as a network volume that is gone does; a full disk or a read-only one
-# still has models to offer.
+# The storage itself fails, like a network volume that is gone. A full or read-only disk can still
+# provide models.
 _BROKEN_STORAGE = frozenset({errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN})
 
-_NO_CUDA = {"error": "unavailable"}  # other errors only mean that its figures cannot be had
+_NO_CUDA = {"error": "unavailable"}  # other errors only mean that the figures are not available
 
 
 class Fitness:
     """The checks; each raises WorkerError or OSError, with the reason, if the worker is unfit.
 
-    `has_gpu` is whether the platform promises one.
+    `has_gpu` is whether the platform promises a GPU.
     """
 
     def __init__(self, settings: Settings, webui: WebUI, *, has_gpu: bool) -> None:
@@ -36,27 +37,33 @@ class Fitness:
         self._has_gpu = has_gpu
 
     def checks(self) -> list[Callable[[], None]]:
-        """All of them, in the order in which they are worth running; each has a name."""
+        """All checks in the order to run them; RunPod gets the failed one's function name."""
         return [self.store_works, self.engine_answers, self.engine_has_the_gpu]
 
     def store_works(self) -> None:
-        """A file can be written to the model store, or it is at least no fault of the storage."""
+        """The model store's storage is not broken; a store that is only full logs a warning."""
+        folder = self._settings.models_dir
         try:
-            with tempfile.NamedTemporaryFile(dir=self._settings.models_dir, prefix=".fitness-"):
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=".fitness-"):
                 pass
         except FileNotFoundError:
-            return  # nothing was fetched yet
+            return  # nothing was downloaded yet
         except OSError as error:
             if error.errno in _BROKEN_STORAGE:
                 raise
-            logger.warning("MODELS_DIR cannot be written (%s): no model can be fetched", error)
+            logger.warning(
+                "MODELS_DIR=%s cannot be written (%s): jobs that need new models will fail;"
+                " free space or give this user the folder",
+                folder,
+                error,
+            )
 
     def engine_answers(self) -> None:
-        """The engine has made its first picture; it must still be there."""
+        """The engine, which has made its first picture, still answers."""
         self._webui.memory()
 
     def engine_has_the_gpu(self) -> None:
-        """A1111 on a machine with a GPU uses it, unless WEBUI_ARGS says otherwise."""
+        """A1111 on a machine with a GPU uses it, unless WEBUI_ARGS contains --use-cpu."""
         wants_cpu = "--use-cpu" in self._settings.webui_args
         if self._settings.engine != "a1111" or wants_cpu or not self._has_gpu:
             return

@@ -1,8 +1,9 @@
-"""Posting what a job has to say to RunPod: its result, until it is accepted, and its progress.
+"""Posts a job's result to RunPod until it is accepted, and reports of its progress.
 
-The SDK tries a result three times after a 5xx and drops it after anything else: a broken
-connection, 429, 400, 413. Here a fault that may pass is waited out, and what RunPod refuses for
-good becomes a short error, so that the caller reads why instead of nothing.
+The SDK tries a result three times after a 5xx and drops it after any other failure: a broken
+connection, 429, 400, 413. Here a temporary failure is followed by another attempt. A result that
+RunPod refuses for good is replaced by a short error, so that the caller reads the reason instead
+of nothing.
 """
 
 from __future__ import annotations
@@ -20,136 +21,138 @@ import aiohttp
 from worker.answer import failure
 from worker.errors import InternalError, ResultRefused, WorkerError
 from worker.http.backoff import Backoff, retry_after
+from worker.runpod.timing import TransportTiming
 
 logger = logging.getLogger("worker.runpod")
 
-PATIENCE = 120.0  # seconds for which a result is tried; then for as long the short error instead
-SHORT_ATTEMPTS = 3  # for the short error, when it is refused as well
-ATTEMPT = 120.0  # seconds for one attempt: 20 MB in a slow network
-PROGRESS_ATTEMPT = 5.0  # seconds; the next report says more than one that is late
+SHORT_ERROR_ATTEMPTS = 3  # when the short error is refused as well
 
-_PASSES = frozenset({408, 425, 429})  # and every 5xx: the same post may be accepted later
+_TEMPORARY = frozenset({408, 425, 429})  # and every 5xx: the same post may be accepted later
 _HEADERS = {"Content-Type": "application/x-www-form-urlencoded", "charset": "utf-8"}  # the SDK's
+
+_NOT_JSON = (TypeError, ValueError, RecursionError)  # json's errors
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """How one attempt ended; no status means that there was no answer."""
+    """How one attempt ended; `status` is None if there was no answer."""
 
     status: int | None
-    said: str
+    summary: str
     retry_after: float | None = None
 
     @property
-    def accepted(self) -> bool:
+    def is_accepted(self) -> bool:
         return self.status is not None and self.status < 300  # noqa: PLR2004 - HTTP's classes
 
     @property
-    def may_pass(self) -> bool:
-        return self.status is None or self.status in _PASSES or self.status >= 500  # noqa: PLR2004
+    def is_temporary(self) -> bool:
+        return self.status is None or self.status in _TEMPORARY or self.status >= 500  # noqa: PLR2004
 
 
-class Poster:
-    """Posts over one session.
+class ResultPoster:
+    """Posts over one session; `url` is RunPod's route for results, with `$ID` for the job's id."""
 
-    `url` is RunPod's for results, with `$ID` for the job's; `patience` in seconds.
-    """
-
-    def __init__(
-        self, session: aiohttp.ClientSession, url: str, *, patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, url: str, timing: TransportTiming) -> None:
         self._session = session
         self._url = url
-        self._patience = patience
+        self._timing = timing
 
-    async def result(self, job_id: str, verdict: Mapping[str, Any]) -> bool:
-        """Post a result until RunPod has it, if need be as a short error; whether it has."""
+    async def post_result(self, job_id: str, body: Mapping[str, Any]) -> bool:
+        """Post a result, or a short error in its place; returns whether RunPod accepted one."""
         try:
             # 5 ms for 1 MB; in a thread it would hold the interpreter's lock just as long.
-            body = _encode(verdict)
-        except (TypeError, ValueError, RecursionError) as error:
-            problem: WorkerError = InternalError(f"the result is no JSON: {error}.")
+            encoded = _encode(body)
+        except _NOT_JSON as error:
+            problem: WorkerError = InternalError(f"the result is not JSON: {error}.")
         else:
-            answer = await self._insist(job_id, body)
-            if answer.accepted:
+            answer = await self._post_again(job_id, encoded)
+            if answer.is_accepted:
                 return True
-            problem = _refused(answer, len(body))
+            problem = _refused(answer, len(encoded))
         logger.error("%s", problem)
-        return await self._in_short(job_id, _encode(in_short(problem, verdict)))
+        return await self._post_short_error(job_id, _encode(short_error(problem, body)))
 
-    async def _in_short(self, job_id: str, body: bytes) -> bool:
-        """Post what cannot be too large nor wrong: if that is refused, it is not its fault."""
-        backoff = Backoff()
-        for _ in range(SHORT_ATTEMPTS):
-            answer = await self._insist(job_id, body)
-            if answer.accepted:
+    async def _post_short_error(self, job_id: str, encoded: bytes) -> bool:
+        """Post what is neither too large nor wrong: a refusal has another cause, and may pass."""
+        back_off = self._back_off()
+        for _ in range(SHORT_ERROR_ATTEMPTS):
+            answer = await self._post_again(job_id, encoded)
+            if answer.is_accepted:
                 return True
-            await asyncio.sleep(backoff.pause(answer.retry_after))
-        logger.error("RunPod does not know how the job ended: %s", answer.said)
+            await asyncio.sleep(back_off.pause(answer.retry_after))
+        logger.error("RunPod did not accept the job's result or error: %s", answer.summary)
         return False
 
-    async def progress(self, job_id: str, output: object) -> bool:
-        """Post a progress report, once; whether RunPod has it.
+    async def post_progress(self, job_id: str, output: object) -> bool:
+        """Post a progress report, once; returns whether RunPod accepted it.
 
-        It may be lost, the result may not: a report that RunPod does not take is not repeated.
+        A lost report does no harm, so it is not repeated.
         """
         try:
-            body = _encode({"status": "IN_PROGRESS", "output": output})
-        except (TypeError, ValueError, RecursionError) as error:
-            logger.warning("a progress report is no JSON: %s", error)
+            encoded = _encode({"status": "IN_PROGRESS", "output": output})
+        except _NOT_JSON as error:
+            logger.warning("a progress report is not JSON: %s", error)
             return False
-        answer = await self._attempt(job_id, body, PROGRESS_ATTEMPT)
-        if not answer.accepted:
-            logger.info("a progress report was lost: %s", answer.said)
-        return answer.accepted
+        answer = await self._post(job_id, encoded, self._timing.progress)
+        if not answer.is_accepted:
+            logger.info("a progress report was lost: %s", answer.summary)
+        return answer.is_accepted
 
-    async def _insist(self, job_id: str, body: bytes) -> _Answer:
-        """Post until there is an answer that will not change, or patience is at its end."""
+    async def _post_again(self, job_id: str, encoded: bytes) -> _Answer:
+        """Post until RunPod accepts or refuses for good, at most for `timing.result`."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self._patience
-        backoff = Backoff()
+        deadline = clock() + self._timing.result
+        back_off = self._back_off()
         while True:
-            answer = await self._attempt(job_id, body, ATTEMPT)
-            if not answer.may_pass:
+            answer = await self._post(job_id, encoded, self._timing.post)
+            if not answer.is_temporary:
                 return answer
-            pause = backoff.pause(answer.retry_after)
+            pause = back_off.pause(answer.retry_after)
             if clock() + pause > deadline:
                 return answer
-            logger.warning("RunPod has no result yet (%s): again in %.1f s", answer.said, pause)
+            logger.warning(
+                "RunPod has not accepted the result (%s): next attempt in %.1f s",
+                answer.summary,
+                pause,
+            )
             await asyncio.sleep(pause)
 
-    async def _attempt(self, job_id: str, body: bytes, seconds: float) -> _Answer:
+    async def _post(self, job_id: str, encoded: bytes, seconds: float) -> _Answer:
         url = f"{self._url.replace('$ID', job_id)}&isStream=false"
         try:
             async with self._session.post(
                 url,
-                data=io.BytesIO(body),  # sent in pieces: bytes would block the loop
+                data=io.BytesIO(encoded),  # sent in pieces: bytes would block the event loop
                 headers=_HEADERS | {"X-Request-ID": job_id},
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
                 wait = retry_after(response.headers)
                 return _Answer(response.status, f"HTTP {response.status}", wait)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            # Only its name: the text may hold headers, and the key is one of them.
+            # Only the type's name: the text may contain headers, and the key is one of them.
             return _Answer(None, f"no answer, {type(error).__name__}")
 
+    def _back_off(self) -> Backoff:
+        return Backoff(self._timing.first_post_pause, self._timing.longest_post_pause)
 
-def in_short(problem: WorkerError, verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """The error as RunPod takes it; `stopPod` stays, for that the worker is broken stays true."""
-    told = failure(problem)
-    short: dict[str, Any] = {"error": told.pop("error"), "output": told}
-    return short | {key: verdict[key] for key in ("stopPod",) if key in verdict}
+
+def short_error(problem: WorkerError, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a failed job; keeps `stopPod`, because a broken worker still has to go."""
+    details = failure(problem)
+    short: dict[str, Any] = {"error": details.pop("error"), "output": details}
+    return short | {key: body[key] for key in ("stopPod",) if key in body}
 
 
 def _refused(answer: _Answer, size: int) -> ResultRefused:
     megabytes = f"{size / 1e6:.1f} MB"
-    if answer.may_pass:
+    if answer.is_temporary:
         return ResultRefused(
-            f"RunPod did not take the result in time ({answer.said}, {megabytes}).",
+            f"RunPod did not accept the result in time ({answer.summary}, {megabytes}).",
             hint="Send the job again.",
         )
-    return ResultRefused(f"RunPod refused the result ({answer.said}, {megabytes}).")
+    return ResultRefused(f"RunPod refused the result ({answer.summary}, {megabytes}).")
 
 
-def _encode(verdict: Mapping[str, Any]) -> bytes:
-    return json.dumps(verdict, ensure_ascii=False, allow_nan=False).encode()
+def _encode(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()

@@ -1,7 +1,8 @@
-"""The way of jobs between RunPod and the handler: take, run, stop, post, end.
+"""Serves a worker's jobs: takes them from RunPod, runs them, posts their results, stops them.
 
-It does what the SDK's JobScaler does, without what that loses; docs/modules/runpod-sdk.md says
-what that is. It knows RunPod's routes, but not the SDK: `runpod_sdk` puts the two together.
+This replaces the SDK's JobScaler, which loses jobs and results in several cases;
+docs/modules/runpod-sdk.md lists them. This module knows RunPod's routes, but not the SDK:
+`runpod_sdk` connects the two.
 """
 
 from __future__ import annotations
@@ -20,33 +21,30 @@ import aiohttp
 from worker import log
 from worker.errors import InternalError
 from worker.http.backoff import Backoff, retry_after
-from worker.runpod.poller import CONNECT, HOLD, Job, JobPoller, TakeFailed
-from worker.runpod.results import PATIENCE, Poster, in_short
+from worker.runpod.poller import Job, JobPoller, PollFailed
+from worker.runpod.results import ResultPoster, short_error
+from worker.runpod.timing import TIMING, TransportTiming
 
 logger = logging.getLogger("worker.runpod")
 
-TAKE_AGAIN = 5.0  # seconds: the longest pause after a poll that failed; FlashBoot's 400 is usual
-FLOOR = 0.2  # seconds: the least from one poll that brought nothing to the next
-STOP_FLOOR = 1.0  # seconds, the same for stop signals; the SDK's
-EARLY_STOPS = 30.0  # seconds for which a stop waits for its job
-REMEMBERED = 1000  # jobs; a stop for one of them is late, not early
+REMEMBERED_JOBS = 1000  # finished jobs; a stop signal for one of them is late, not early
 
 JobHandler = Callable[[Job], Awaitable[Any]]
 
 
-class Tracker(Protocol):
-    """Who is told which jobs run: the SDK's pings name them."""
+class RunningJobs(Protocol):
+    """The SDK's list of running jobs; its pings report them."""
 
     def add(self, element: str) -> object:
-        """A job begins."""
+        """Call it when a job begins."""
 
     def remove(self, element: str) -> object:
-        """It is over."""
+        """Call it when the job is over."""
 
 
 @dataclass(frozen=True)
 class Routes:
-    """RunPod's, each with its query; `$ID` in `done` stands for the job's id.
+    """RunPod's URLs, each with its query; `$ID` in `done` stands for the job's id.
 
     Attributes:
         headers: for every call; they hold the key.
@@ -58,86 +56,90 @@ class Routes:
 
     @property
     def stop(self) -> str | None:
-        """Where stop signals come from; None if it cannot be derived."""
-        named = "/job-take/" in self.take
-        return self.take.replace("/job-take/", "/job-stop/") if named else None
+        """The URL of stop signals; None if it cannot be derived."""
+        has_name = "/job-take/" in self.take
+        return self.take.replace("/job-take/", "/job-stop/") if has_name else None
 
 
 @dataclass
 class _Running:
-    """A job; `step` is what it does now: the handler's work, then the post."""
+    """A job; `step` is what happens now: first the handler's work, then the post."""
 
     step: asyncio.Future[Any]
-    stopped: bool = False
+    is_stopped: bool = False
 
 
 class Transport:
     """Serves one worker's jobs, up to `concurrency` of them at once.
 
     Attributes:
-        poster: what results and progress go through; there while `serve` runs.
+        poster: posts results and progress; None unless `serve` runs.
     """
 
     def __init__(
         self,
         routes: Routes,
         handler: JobHandler,
-        tracker: Tracker,
+        running_jobs: RunningJobs,
         *,
         concurrency: int = 1,
-        patience: float = PATIENCE,
-        hold: float = HOLD,
+        timing: TransportTiming = TIMING,
     ) -> None:
-        self.poster: Poster | None = None
+        self.poster: ResultPoster | None = None
         self._routes = routes
         self._handler = handler
-        self._tracker = tracker
+        self._running_jobs = running_jobs
         self._concurrency = concurrency
-        self._patience = patience
-        self._hold = hold
+        self._timing = timing
         self._jobs: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._early: dict[str, float] = {}  # stops for jobs that are not here yet, and since when
-        self._known: deque[str] = deque(maxlen=REMEMBERED)
+        self._early_stops: dict[str, float] = {}  # job id -> when its stop signal came
+        self._finished: deque[str] = deque(maxlen=REMEMBERED_JOBS)
 
     async def serve(self) -> None:
         """Run jobs until SIGTERM, SIGINT or a result that retires the worker.
 
-        Whatever was taken is run to its end and posted before this returns.
+        Every job that was taken is finished and its result posted before this returns.
         """
         loop = asyncio.get_running_loop()
         self._ending: asyncio.Future[None] = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number.name)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=self._hold)
+        timing, headers = self._timing, self._routes.headers
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=timing.connect, sock_read=timing.hold
+        )
         async with (
-            aiohttp.ClientSession(headers=self._routes.headers, timeout=timeout) as session,
-            JobPoller(self._routes.take, self._routes.headers, hold=self._hold) as line,
+            aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+            JobPoller(self._routes.take, headers, timing) as poller,
         ):
-            self.poster = Poster(session, self._routes.done, patience=self._patience)
+            self.poster = ResultPoster(session, self._routes.done, timing)
             stops = asyncio.ensure_future(self._watch_stops(session))
             try:
-                await self._take_jobs(line)
+                await self._take_jobs(poller)
             finally:
-                while self._tasks:  # stop signals still count for them
+                while self._tasks:  # stop signals still apply to them
                     await asyncio.wait(self._tasks)
                 stops.cancel()
                 await asyncio.wait({stops})
                 self.poster = None
 
-    def _end(self, why: str) -> None:
+    def _end(self, reason: str) -> None:
         if not self._ending.done():
-            logger.info("%s: no further jobs; %d to finish", why, len(self._tasks))
+            logger.info(
+                "%s: this worker takes no more jobs; %d are still running", reason, len(self._tasks)
+            )
             self._ending.set_result(None)
 
-    async def _rest(self, seconds: float) -> None:
-        """Sleep, but not into the end."""
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, at most until the end."""
         await asyncio.wait({self._ending}, timeout=max(0.0, seconds))
 
-    # Taking and running ------------------------------------------------------------------------
+    # Take and run ------------------------------------------------------------------------------
 
-    async def _take_jobs(self, line: JobPoller) -> None:
-        backoff = Backoff(most=TAKE_AGAIN)
+    async def _take_jobs(self, poller: JobPoller) -> None:
+        between = self._timing.between_takes
+        back_off = Backoff(first=between, most=self._timing.longest_take_pause)
         while not self._ending.done():
             free = self._concurrency - len(self._tasks)
             if free <= 0:
@@ -145,132 +147,144 @@ class Transport:
                     {self._ending, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
                 )
                 continue
-            asked = time.monotonic()
+            started = time.monotonic()
             try:
-                jobs = await line.take(free, busy=bool(self._tasks), ending=self._ending)
-            except TakeFailed as problem:
-                pause = backoff.pause(problem.retry_after)
-                logger.warning("no job could be taken (%s): again in %.1f s", problem, pause)
-                await self._rest(pause)
+                jobs = await poller.take(free, busy=bool(self._tasks), ending=self._ending)
+            except PollFailed as problem:
+                pause = back_off.pause(problem.retry_after)
+                logger.warning("taking a job failed (%s): next poll in %.1f s", problem, pause)
+                await self._pause(pause)
                 continue
-            backoff.reset()
+            back_off.reset()
             for job in jobs:
                 self._begin(job)
             if not jobs:
-                await self._rest(asked + FLOOR - time.monotonic())
+                await self._pause(started + between - time.monotonic())
 
     def _begin(self, job: Job) -> None:
         job_id = job["id"]
-        if self._came_early(job_id):
+        if self._was_stopped_early(job_id):
             logger.info("job %s was stopped before it began", job_id)
             return
         if job_id in self._jobs:
-            logger.warning("job %s was given out twice; it runs once", job_id)
+            logger.warning("RunPod sent job %s twice; it runs once", job_id)
             return
-        # The handler starts with the loop's next step: nothing lies between take and start.
+        # The handler starts with the next step of the event loop, without any delay.
         self._jobs[job_id] = _Running(asyncio.ensure_future(_call(self._handler, job)))
         task = asyncio.create_task(self._run(job_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, job_id: str) -> None:
-        """Wait for the handler and post what it says, unless the job is stopped meanwhile."""
+        """Wait for the handler and post its result, unless the job is stopped meanwhile."""
         log.job_id.set(job_id)
         running = self._jobs[job_id]
-        self._tracker.add(job_id)
+        self._running_jobs.add(job_id)
         try:
-            # Not `await`: neither the handler's exception nor its cancellation may end this task.
+            # `await` would end this task with the handler's exception or cancellation.
             await asyncio.wait({running.step})
-            if running.stopped or self.poster is None:
+            if running.is_stopped or self.poster is None:
                 logger.info("job %s was stopped", job_id)
                 return
-            verdict = _verdict(running.step)
-            if verdict.get("stopPod"):
+            body = _result_body(running.step)
+            if body.get("stopPod"):
                 self._end("the job's result retires this worker")
-            running.step = asyncio.ensure_future(self.poster.result(job_id, verdict))
+            running.step = asyncio.ensure_future(self.poster.post_result(job_id, body))
             await asyncio.wait({running.step})
         finally:
-            self._tracker.remove(job_id)
-            self._known.append(job_id)
+            self._running_jobs.remove(job_id)
+            self._finished.append(job_id)
             del self._jobs[job_id]
 
-    # Stopping ----------------------------------------------------------------------------------
+    # Stop --------------------------------------------------------------------------------------
 
     async def _watch_stops(self, session: aiohttp.ClientSession) -> None:
         url = self._routes.stop
         if url is None:
-            logger.warning("RunPod's route for stop signals is unknown: cancelling has no effect")
+            logger.warning(
+                "RUNPOD_WEBHOOK_GET_JOB has no /job-take/ in it, so stop signals cannot be"
+                " received: cancelled jobs run to their end"
+            )
             return
-        backoff = Backoff(first=STOP_FLOOR, most=30.0)
+        between = self._timing.between_stops
+        back_off = Backoff(first=between, most=self._timing.longest_stop_pause)
         while True:
-            asked = time.monotonic()
+            started = time.monotonic()
             try:
-                stopped = await _stop_signals(session, url)
-            except (TakeFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError) as problem:
-                pause = backoff.pause(getattr(problem, "retry_after", None))
-                logger.info("no stop signals (%s): again in %.1f s", type(problem).__name__, pause)
+                job_ids = await _poll_stop_signals(session, url)
+            except (PollFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError) as problem:
+                pause = back_off.pause(getattr(problem, "retry_after", None))
+                logger.info(
+                    "asking for stop signals failed (%s): next poll in %.1f s",
+                    type(problem).__name__,
+                    pause,
+                )
                 await asyncio.sleep(pause)
                 continue
-            backoff.reset()
-            for job_id in stopped:
+            back_off.reset()
+            for job_id in job_ids:
                 self._stop(job_id)
-            if not stopped:
-                await asyncio.sleep(asked + STOP_FLOOR - time.monotonic())
+            if not job_ids:
+                await asyncio.sleep(started + between - time.monotonic())
 
     def _stop(self, job_id: str) -> None:
         running = self._jobs.get(job_id)
         if running is None:
-            # Late, or the job is still on its way to us: then the stop must wait for it.
-            if job_id not in self._known:
-                self._early[job_id] = time.monotonic()
-        elif not running.stopped:  # a second cancellation would disturb the cleaning up
-            running.stopped = True
+            # The signal is late, or it came before its job and must wait for it.
+            if job_id not in self._finished:
+                self._early_stops[job_id] = time.monotonic()
+        elif not running.is_stopped:  # a second cancellation would interrupt the cleanup
+            running.is_stopped = True
             running.step.cancel()
 
-    def _came_early(self, job_id: str) -> bool:
-        """Whether this job was stopped already; old stops are forgotten."""
-        oldest = time.monotonic() - EARLY_STOPS
-        self._early = {one: since for one, since in self._early.items() if since >= oldest}
-        return self._early.pop(job_id, None) is not None
+    def _was_stopped_early(self, job_id: str) -> bool:
+        """Whether a stop signal for this job came before it; forgets old signals."""
+        oldest = time.monotonic() - self._timing.early_stop
+        self._early_stops = {
+            stopped: since for stopped, since in self._early_stops.items() if since >= oldest
+        }
+        return self._early_stops.pop(job_id, None) is not None
 
 
 async def _call(handler: JobHandler, job: Job) -> Any:  # noqa: ANN401 - whatever it returns
     return await handler(job)
 
 
-async def _stop_signals(session: aiohttp.ClientSession, url: str) -> list[str]:
-    """The ids that RunPod wants stopped; the call is held until there are some.
+async def _poll_stop_signals(session: aiohttp.ClientSession, url: str) -> list[str]:
+    """The ids of the jobs to stop; RunPod holds the call until there is one.
 
     Raises:
-        TakeFailed: the answer is an error, or not one.
+        PollFailed: the answer is an error, or is not JSON.
     """
     async with session.get(url) as response:
         if response.status == 204:  # noqa: PLR2004 - HTTP's No Content
             return []
         if response.status != 200:  # noqa: PLR2004 - HTTP's OK
-            raise TakeFailed(f"HTTP {response.status}", retry_after(response.headers))
+            raise PollFailed(f"HTTP {response.status}", retry_after(response.headers))
         try:
-            found = await response.json(content_type=None)
+            answer = await response.json(content_type=None)
         except (ValueError, RecursionError) as error:
-            raise TakeFailed("the answer is no JSON") from error
-    wanted = found.get("jobsToStop") if isinstance(found, dict) else None
-    return [one for one in wanted if isinstance(one, str)] if isinstance(wanted, list) else []
+            raise PollFailed("the answer is not JSON") from error
+    job_ids = answer.get("jobsToStop") if isinstance(answer, dict) else None
+    if not isinstance(job_ids, list):
+        return []
+    return [job_id for job_id in job_ids if isinstance(job_id, str)]
 
 
-def _verdict(done: asyncio.Future[Any]) -> dict[str, Any]:
-    """What RunPod is told: the SDK's rules for a handler's answer, and none for its failure."""
-    error = None if done.cancelled() else done.exception()
-    if done.cancelled() or error:
+def _result_body(finished: asyncio.Future[Any]) -> dict[str, Any]:
+    """What is posted: a handler's answer by the SDK's rules, and its exception by our own."""
+    error = None if finished.cancelled() else finished.exception()
+    if finished.cancelled() or error:
         problem = InternalError.with_id()
         logger.error("internal error %s", problem.details["id"], exc_info=error)
-        return in_short(problem, {})
-    answer = done.result()
+        return short_error(problem, {})
+    answer = finished.result()
     if not isinstance(answer, Mapping):
         return {"output": answer}
     output = {key: answer[key] for key in answer if key not in {"error", "refresh_worker"}}
-    verdict: dict[str, Any] = {"output": output} if output else {}
+    body: dict[str, Any] = {"output": output} if output else {}
     if answer.get("error"):
-        verdict["error"] = str(answer["error"])  # anything else would be a success
+        body["error"] = str(answer["error"])  # RunPod takes anything but a string for a success
     if answer.get("refresh_worker"):
-        verdict["stopPod"] = True
-    return verdict
+        body["stopPod"] = True
+    return body

@@ -1,8 +1,8 @@
 """Ends a handler whose event loop hangs.
 
-RunPod cannot see it: the SDK's pings come from a process of their own, which goes on telling that
-all is well. So a thread asks the loop for a sign of life and kills the process group, pings
-included, when none comes; start.sh or RunPod then starts anew.
+RunPod cannot notice it: the SDK's pings come from a process of their own, which goes on reporting
+a healthy worker. So a thread asks the event loop for a sign of life. If none comes, it kills the
+process group, pings included; start.sh or RunPod then starts a new worker.
 """
 
 from __future__ import annotations
@@ -18,42 +18,45 @@ import threading
 
 logger = logging.getLogger("worker.watchdog")
 
-PATIENCE = 60.0  # seconds; whatever blocks for long is done in threads, so the loop never should
-EXIT_HUNG = 1  # only where the process leads no group: else it ends by SIGKILL
+EXIT_HUNG = 1  # if the process does not lead its group; else it ends by SIGKILL
 
-# A container that was frozen wakes up long after: no silence counts for more than its share.
-_SHARES = 12
+# A container that was frozen sees a jump of the clock, which must not look like a long silence:
+# the time is waited for in so many parts, and a jump can end only one of them.
+_PARTS = 12
 
 
-def start_watchdog(loop: asyncio.AbstractEventLoop, patience: float = PATIENCE) -> threading.Thread:
-    """Watch the running loop, from a thread, until it is closed; `patience` in seconds."""
+def start_watchdog(loop: asyncio.AbstractEventLoop, silence: float) -> threading.Thread:
+    """Watch the running loop, from a thread, until it is closed.
+
+    It hangs when it does nothing for `silence` seconds.
+    """
     thread = threading.Thread(
-        target=_watch, args=(loop, patience), name="loop-watchdog", daemon=True
+        target=_watch, args=(loop, silence), name="loop-watchdog", daemon=True
     )
     thread.start()
     return thread
 
 
-def _watch(loop: asyncio.AbstractEventLoop, patience: float) -> None:
+def _watch(loop: asyncio.AbstractEventLoop, silence: float) -> None:
     pause = threading.Event()  # never set: a sleep
     while True:
-        sign = threading.Event()
+        is_alive = threading.Event()
         try:
-            loop.call_soon_threadsafe(sign.set)
-        except RuntimeError:  # it is closed
+            loop.call_soon_threadsafe(is_alive.set)
+        except RuntimeError:  # the loop is closed
             return
-        if not any(sign.wait(patience / _SHARES) for _ in range(_SHARES)):
+        if not any(is_alive.wait(silence / _PARTS) for _ in range(_PARTS)):
             if not loop.is_closed():
-                _end(patience)
+                _end(silence)
             return
-        pause.wait(patience / _SHARES)
+        pause.wait(silence / _PARTS)
 
 
-def _end(patience: float) -> None:
-    """Say where everything stands, and end this process with all that it started."""
+def _end(silence: float) -> None:
+    """Log where each thread is, and end this process with all processes that it started."""
     logger.critical(
         "the event loop has been silent for %g s: ending the worker; where each thread is:",
-        patience,
+        silence,
     )
     faulthandler.dump_traceback(sys.stderr)  # places only, no values
     sys.stderr.flush()
@@ -61,4 +64,5 @@ def _end(patience: float) -> None:
         child.kill()
     if os.getpgrp() == os.getpid():  # start.sh gives the handler a group of its own
         os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(EXIT_HUNG)  # in another's group, and as PID 1, which no SIGKILL of its own reaches
+    # As a member of another group; and as PID 1, which its own SIGKILL does not reach.
+    os._exit(EXIT_HUNG)

@@ -1,0 +1,238 @@
+"""Jobs between the control plane and a handler: the real SDK with our transport in it.
+
+benchmarks/runpod_transport.py does the same at length, and beside the plain SDK.
+"""
+
+import os
+import signal
+
+import pytest
+from fakes.a1111.process import wait_until
+from fakes.hosts.slow_line import SlowLine
+from fakes.runpod_plane import RunPodPlane
+from fakes.sdk_worker import FAULTS, running_sdk_worker
+from fakes.worker_process import running_worker
+
+SOON = 60.0  # seconds; a busy machine is slow
+QUICK = {
+    "first_post_pause": 0.01,
+    "longest_post_pause": 0.1,
+    "longest_take_pause": 0.2,
+    "between_stops": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A worker that runs four jobs at once, for all tests after which it must still work."""
+    folder = tmp_path_factory.mktemp("sdk")
+    with (
+        RunPodPlane(hold=1.0) as plane,
+        running_sdk_worker(folder, plane, timing=QUICK, CONCURRENCY="4") as worker,
+    ):
+        worker.plane = plane
+        yield worker
+        assert "fake-key" not in worker.log()
+
+
+@pytest.fixture
+def plane(shared):
+    yield shared.plane
+    assert finished(shared.plane, {"echo": 1})["status"] == "COMPLETED", shared.log()
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Start a worker for this test alone; with a long hold, so that no poll ends by itself."""
+    with RunPodPlane(hold=60.0) as plane:
+        yield plane, lambda **how: running_sdk_worker(tmp_path, plane, timing=QUICK, **how)
+
+
+def finished(plane, job_input):
+    return plane.wait(plane.submit(job_input), SOON)
+
+
+def failed(job, code):
+    assert job["status"] == "FAILED", job
+    assert job["error"].startswith(f"{code}: "), job
+    assert job["output"]["code"] == code
+    return job["error"]
+
+
+def end(worker):
+    """SIGTERM, until the worker has noticed it."""
+    worker.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "SIGTERM: this worker takes no more" in worker.log(), "SIGTERM's arrival")
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+def test_no_result_is_lost_whatever_happens_to_its_post(plane):
+    for number, fault in enumerate(FAULTS * 12):
+        plane.fault("job-done", job=f"faulty-{number}", **fault)
+    for number, _ in enumerate(FAULTS * 12):
+        plane.submit({"echo": number}, id=f"faulty-{number}")
+
+    for number, fault in enumerate(FAULTS * 12):
+        done = plane.wait(f"faulty-{number}", SOON)
+        if "times" in fault:
+            assert done["output"]["echo"] == number
+        else:
+            assert f"(HTTP {fault['status']}" in failed(done, "RESULT_REFUSED")
+
+
+@pytest.mark.parametrize("fault", ["fail", "cancel", "not_json"])
+def test_a_handler_that_breaks_is_an_error_without_a_traceback(plane, shared, fault):
+    error = failed(finished(plane, {fault: True}), "INTERNAL_ERROR")
+
+    assert "Traceback" not in error
+    if fault == "not_json":
+        assert "the result is not JSON" in error
+    else:
+        assert f"internal error {error.split('id ')[1].split('.')[0]}" in shared.log()
+
+
+def test_progress_arrives_in_order_and_before_the_result(plane):
+    job = plane.submit({"progress": 30})
+    plane.wait(job, SOON)
+    reports = [event for event in plane.events("progress") if event["id"] == job]
+
+    assert [event["output"] for event in reports] == list(range(30))
+    assert not any(event["late"] for event in reports)
+
+
+# Taking ------------------------------------------------------------------------------------------
+
+
+def test_after_dropped_polls_jobs_are_taken_again(plane, shared):
+    plane.fault("job-take", times=4, drop=True)  # the HTTP client sends each poll twice
+
+    wait_until(lambda: shared.log().count("taking a job failed (no answer") >= 2, "failed polls")
+
+
+def test_pings_name_the_running_jobs(plane, tmp_path):
+    job = plane.submit({"until": str(tmp_path / "ping")})
+
+    def is_named():
+        named = [event["query"].get("job_id", "") for event in plane.events("ping")]
+        return any(job in ids for ids in named)
+
+    wait_until(is_named, "its ping")
+    (tmp_path / "ping").touch()
+    plane.wait(job, SOON)
+
+
+# The end ------------------------------------------------------------------------------------------
+
+
+def test_sigterm_while_idle_ends_the_open_poll_and_takes_no_job(own):
+    """The plain SDK waits for its poll."""
+    plane, start = own
+    with start() as worker:
+        end(worker)
+        job = plane.submit({})
+
+        assert worker.process.wait(SOON - 10) == 0  # RunPod holds the poll for longer
+        assert plane.status(job)["status"] in {"IN_QUEUE", "COMPLETED"}, worker.log()
+
+
+def test_a_job_that_is_on_its_way_when_sigterm_comes_is_run(own):
+    """A byte needs 100 ms from RunPod to the worker."""
+    plane, start = own
+    with SlowLine(plane.port, delay=0.1) as line, start(line=line) as worker:
+        job = plane.wait_until_taken(plane.submit({"echo": 1}))
+        worker.process.send_signal(signal.SIGTERM)
+
+        assert worker.process.wait(SOON) == 0
+        assert plane.status(job)["status"] == "COMPLETED", worker.log()
+
+
+def test_sigterm_during_a_job_lets_it_finish(own, tmp_path):
+    plane, start = own
+    with start() as worker:
+        gate = tmp_path / "gate"
+        job = plane.wait_until_taken(plane.submit({"until": str(gate), "echo": "kept"}))
+        plane.fault("job-done", status=502, times=2)
+        waiting = plane.submit({})
+        end(worker)
+        worker.process.send_signal(signal.SIGTERM)
+        gate.touch()
+
+        assert worker.process.wait(SOON) == 0
+        assert plane.status(job)["output"]["echo"] == "kept"
+        assert plane.status(waiting)["status"] == "IN_QUEUE"
+
+
+def test_a_cancelled_job_is_stopped_also_after_sigterm(own):
+    plane, start = own
+    with start() as worker:
+        job = plane.wait_until_taken(plane.submit({"seconds": 600}))
+        end(worker)
+        plane.fault("job-stop", status=500)
+        plane.cancel(job)
+
+        assert worker.process.wait(SOON) == 0
+        assert f"job {job} was stopped" in worker.log()
+        assert plane.events("done") == []
+
+
+def test_a_result_that_retires_the_worker_is_its_last(own, tmp_path):
+    plane, start = own
+    with start(CONCURRENCY="2") as worker:
+        gate = tmp_path / "gate"
+        beside = plane.wait_until_taken(plane.submit({"until": str(gate)}))
+        last = plane.submit({"retire": True})
+        plane.wait(last, SOON)
+        waiting = plane.submit({})
+        gate.touch()
+
+        assert worker.process.wait(SOON) == 0
+        assert [event["body"].get("stopPod") for event in plane.events("done")] == [True, None]
+        assert plane.status(beside)["status"] == "COMPLETED"
+        assert plane.status(waiting)["status"] == "IN_QUEUE"
+
+
+def test_a_hanging_event_loop_ends_the_worker_and_its_pings(tmp_path):
+    with (
+        RunPodPlane() as plane,
+        running_sdk_worker(tmp_path, plane, timing={"silence": 1.0}) as worker,
+    ):
+        plane.wait_for("ping", SOON)
+        plane.submit({"hang": 600})
+
+        assert worker.process.wait(SOON) == -signal.SIGKILL
+        assert "in handler" in worker.log()
+
+        def are_gone():
+            try:
+                os.killpg(worker.process.pid, 0)
+            except ProcessLookupError:
+                return True
+            return False
+
+        wait_until(are_gone, "the end of the pings")
+
+
+# What the SDK still does --------------------------------------------------------------------------
+
+
+def test_with_another_release_the_plain_sdk_runs_and_a_warning_is_logged(own):
+    plane, start = own
+    with start(OTHER_SDK="1") as worker:
+        assert finished(plane, {"echo": 1, "progress": 1})["status"] == "COMPLETED"
+        assert plane.events("progress") == []  # the plain SDK cannot order them
+
+        assert "the plain RunPod SDK takes and posts jobs, because it is runpod" in worker.log()
+
+
+def test_an_unfit_worker_reports_it_and_takes_no_job(tmp_path):
+    """The whole worker: the fake A1111 has no GPU, and RunPod promises one."""
+    with (
+        RunPodPlane() as plane,
+        running_worker(tmp_path, plane, wait=False, RUNPOD_GPU_COUNT="1") as worker,
+    ):
+        assert worker.process.wait(SOON) == 1
+        assert plane.events("take") == []
+        report = plane.events("ping")[0]["query"]
+        assert (report["status"], report["check"]) == ("unhealthy", "engine_has_the_gpu")
