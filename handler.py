@@ -33,6 +33,7 @@ from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.delivery.bucket import Bucket
 from worker.delivery.delivery import MB, Delivery
+from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.errors import ConfigError, InternalError, WorkerError
 from worker.http.client import SafeHttpClient
 from worker.job import request
@@ -279,15 +280,16 @@ TASKS: Tasks[Handler] = Tasks(
 )
 
 
-def build_delivery(settings: Settings) -> Delivery:
+def build_delivery(settings: Settings, limits: UploadLimits = UPLOAD_LIMITS) -> Delivery:
     """Put the delivery together: into the result, the operator's folder, or the bucket."""
     address, key_id = settings.bucket, settings.bucket_access_key_id
     secret = settings.bucket_secret_access_key
     bucket = None
     if address and key_id and secret:
-        bucket = Bucket(address, key_id, secret, settings.bucket_public_url)
+        bucket = Bucket(address, key_id, secret, settings.bucket_public_url, limits)
     limit = round(settings.result_limit_mb * MB) or None
-    return Delivery(limit, settings.output_dir, bucket, SafeHttpClient(settings.trusted_hosts))
+    http = SafeHttpClient(settings.trusted_hosts)
+    return Delivery(limit, settings.output_dir, bucket, http, limits)
 
 
 def build(settings: Settings) -> tuple[Handler, Engine]:

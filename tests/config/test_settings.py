@@ -1,55 +1,81 @@
+"""The settings and their checks."""
+
 import pytest
+from fakes.hosts.bucket import KEY_ID, NAME, SECRET
 
 from worker.config.credentials import secret_values
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ConfigError
 
 
-def test_without_variables_the_defaults_hold():
-    settings = Settings.from_environ({})
-
-    assert settings.engine == "embedded"
-    assert settings.engine_address == ("127.0.0.1", 3000)
-    assert settings.webui_dir == PROJECT / "webui-data"
+def value(**environ):
+    """The one setting that is given."""
+    (name,) = environ
+    return getattr(Settings.from_environ(environ), name.lower())
 
 
-def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_absent():
+def problem(**environ):
+    with pytest.raises(ConfigError) as raised:
+        Settings.from_environ(environ)
+    assert "PydanticUndefined" not in str(raised.value)
+    assert SECRET not in str(raised.value)
+    return str(raised.value)
+
+
+def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_not_set():
     settings = Settings.from_environ({"READY_TIMEOUT": "5.5", "ENGINE": "", "OTHER": "x"})
 
     assert (settings.ready_timeout, settings.engine) == (5.5, "embedded")
-
-
-def test_relative_folders_are_relative_to_the_project():
-    assert Settings.from_environ({"OUTPUT_DIR": "out"}).output_dir == PROJECT / "out"
+    assert settings.engine_address == ("127.0.0.1", 3000)
+    assert settings.webui_dir == PROJECT / "webui-data"
+    assert value(OUTPUT_DIR="out") == PROJECT / "out"
 
 
 def test_each_engine_has_a_run_dir_of_its_own():
-    one = Settings.from_environ({"WEBUI_URL": "http://127.0.0.1:3001/"})
+    settings = Settings.from_environ({"WEBUI_URL": "http://127.0.0.1:3001/"})
 
-    assert one.run_dir.name == "a1111-worker-3001"
-    assert one.webui_url == "http://127.0.0.1:3001"
-
-
-WRONG = [
-    ({"ENGINE": "comfy"}, "ENGINE='comfy': must be 'a1111', 'embedded' or 'external'"),
-    ({"READY_TIMEOUT": "soon"}, "READY_TIMEOUT='soon'"),
-    ({"READY_TIMEOUT": "0"}, "greater than 0"),
-    ({"MAX_ENGINE_RESTARTS": "-1"}, "MAX_ENGINE_RESTARTS='-1'"),
-    ({"WEBUI_URL": "localhost"}, "must look like http://127.0.0.1:3000"),
-    ({"WEBUI_URL": "http://127.0.0.1:99999"}, "must look like http://127.0.0.1:3000"),
-    ({"WEBUI_URL": "http://127.0.0.1:30o0"}, "must look like http://127.0.0.1:3000"),
-    ({"WEBUI_ARGS": "'open"}, "No closing quotation"),
-    ({"WEBUI_ARGS": "--no-hashing"}, "takes away the proof"),
-]
+    assert settings.run_dir.name == "a1111-worker-3001"
+    assert settings.webui_url == "http://127.0.0.1:3001"
 
 
-@pytest.mark.parametrize(("environ", "said"), WRONG)
-def test_a_wrong_variable_is_named_with_its_value(environ, said):
-    with pytest.raises(ConfigError) as raised:
-        Settings.from_environ(environ)
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("ENGINE", "comfy", "ENGINE='comfy': must be 'a1111', 'embedded' or 'external'"),
+        ("READY_TIMEOUT", "soon", "READY_TIMEOUT='soon'"),
+        ("READY_TIMEOUT", "0", "greater than 0"),
+        ("MAX_ENGINE_RESTARTS", "-1", "MAX_ENGINE_RESTARTS='-1'"),
+        ("WEBUI_URL", "localhost", "must look like http://127.0.0.1:3000"),
+        ("WEBUI_URL", "http://127.0.0.1:99999", "must look like http://127.0.0.1:3000"),
+        ("WEBUI_URL", "http://127.0.0.1:30o0", "must look like http://127.0.0.1:3000"),
+        ("WEBUI_ARGS", "'open", "No closing quotation"),
+        ("WEBUI_ARGS", "--no-hashing", "--no-hashing is not allowed"),
+        ("TRUSTED_HOSTS", "https://mirror.example", "without https://"),
+        ("RESULT_LIMIT_MB", "-1", "RESULT_LIMIT_MB='-1'"),
+        ("RESULT_LIMIT_MB", "many", "RESULT_LIMIT_MB='many'"),
+        ("BUCKET_PUBLIC_URL", "cdn.example", "BUCKET_PUBLIC_URL='cdn.example'"),
+        ("CIVITAI_API_KEY", "two\nlines", "CIVITAI_API_KEY=***: must be one word of printable"),
+        ("HF_TOKEN_FILE", "/nope", "HF_TOKEN_FILE='/nope' cannot be read"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_value(name, wrong, message):
+    assert message in problem(**{name: wrong})
 
-    assert said in str(raised.value)
-    assert "PydanticUndefined" not in str(raised.value)
+
+def test_every_setting_has_a_description():
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_hosts_that_the_operator_set_are_mirrors():
+    environ = {"TRUSTED_HOSTS": "Mirror.example:8080, 10.0.0.1", "CIVITAI_URL": "http://civ.lan/"}
+    settings = Settings.from_environ(environ)
+
+    assert settings.trusted_hosts == ("mirror.example:8080", "10.0.0.1")
+    assert settings.mirrors == ["civ.lan"]
+    assert Settings.from_environ({}).mirrors == []
+
+
+# Secrets ------------------------------------------------------------------------------------------
 
 
 def test_secrets_are_found_by_their_names():
@@ -58,12 +84,8 @@ def test_secrets_are_found_by_their_names():
     assert sorted(secret_values(environ)) == ["abc", "def"]
 
 
-def test_every_setting_is_explained():
-    assert all(field.description for field in Settings.model_fields.values())
-
-
 @pytest.mark.parametrize("name", ["CIVITAI_API_KEY", "CIVITAI_TOKEN", "HF_TOKEN"])
-def test_a_credential_may_be_in_a_file(name, tmp_path):
+def test_a_credential_can_be_in_a_file(name, tmp_path):
     (tmp_path / "secret").write_text(" abcdef0123 \n")
     environ = {f"{name}_FILE": str(tmp_path / "secret")}
     settings = Settings.from_environ(environ)
@@ -74,35 +96,64 @@ def test_a_credential_may_be_in_a_file(name, tmp_path):
     assert "abcdef0123" in secret_values(environ)
 
 
-def test_the_variable_goes_before_its_file_and_its_other_name(tmp_path):
+def test_the_variable_overrides_its_file_which_overrides_its_alias(tmp_path):
     (tmp_path / "secret").write_text("from-file")
-    environ = {"CIVITAI_TOKEN": "other", "CIVITAI_API_KEY_FILE": str(tmp_path / "secret")}
+    environ = {"CIVITAI_TOKEN": "alias", "CIVITAI_API_KEY_FILE": str(tmp_path / "secret")}
 
     assert Settings.from_environ(environ).civitai_api_key.get_secret_value() == "from-file"
     environ["CIVITAI_API_KEY"] = "plain"
     assert Settings.from_environ(environ).civitai_api_key.get_secret_value() == "plain"
 
 
-def test_a_missing_file_of_a_credential_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"HF_TOKEN_FILE='.*nope' cannot be read"):
-        Settings.from_environ({"HF_TOKEN_FILE": str(tmp_path / "nope")})
+# The bucket ---------------------------------------------------------------------------------------
+
+BUCKET = {
+    "BUCKET_ENDPOINT_URL": "https://s3.eu-west-1.amazonaws.com",
+    "BUCKET_NAME": NAME,
+    "BUCKET_ACCESS_KEY_ID": KEY_ID,
+    "BUCKET_SECRET_ACCESS_KEY": SECRET,
+}
+RUNPOD = "https://s3api-eu-ro-1.runpod.io"
 
 
-def test_a_credential_that_no_header_can_carry_is_refused_without_showing_it():
-    with pytest.raises(ConfigError) as raised:
-        Settings.from_environ({"CIVITAI_API_KEY": "two\nlines"})
+def test_a_whole_bucket_is_read():
+    settings = Settings.from_environ(BUCKET)
 
-    assert "CIVITAI_API_KEY=***: must be one word" in str(raised.value)
-    assert "lines" not in str(raised.value).replace("one word", "")
+    assert settings.bucket.name == NAME
+    assert Settings.from_environ({}).bucket is None
+    assert SECRET not in repr(settings)
+    assert {KEY_ID, SECRET} <= set(secret_values(BUCKET))
 
 
-def test_hosts_that_the_operator_chose_are_trusted():
-    settings = Settings.from_environ(
-        {"TRUSTED_HOSTS": "Mirror.example:8080, 10.0.0.1", "CIVITAI_URL": "http://civitai.lan/"}
-    )
+@pytest.mark.parametrize("name", BUCKET)
+def test_a_part_of_a_bucket_is_an_error_that_names_the_missing_rest(name):
+    rest = {other: text for other, text in BUCKET.items() if other != name}
+    needed = set(BUCKET) - {"BUCKET_NAME"}
 
-    assert settings.trusted_hosts == ("mirror.example:8080", "10.0.0.1")
-    assert settings.mirrors == ["civitai.lan"]
-    assert Settings.from_environ({}).mirrors == []
-    with pytest.raises(ConfigError, match="without https://"):
-        Settings.from_environ({"TRUSTED_HOSTS": "https://mirror.example"})
+    missing = "BUCKET_NAME is missing" if name == "BUCKET_NAME" else f"without {name}: set all"
+    assert missing in problem(**rest)
+    assert all(other in problem(**{name: BUCKET[name]}) for other in needed - {name})
+
+
+@pytest.mark.parametrize("name", ["BUCKET_REGION", "BUCKET_PUBLIC_URL"])
+def test_an_option_of_a_bucket_needs_the_bucket(name):
+    assert f"{name} is set without BUCKET_ENDPOINT_URL, BUCKET_ACC" in problem(**{name: RUNPOD})
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"BUCKET_ENDPOINT_URL": "s3.example"}, "must look like https://"),
+        ({"BUCKET_ENDPOINT_URL": "https://a.example/other"}, "name two buckets"),
+        ({"BUCKET_ENDPOINT_URL": RUNPOD}, "does not sign URLs"),
+        ({"BUCKET_SECRET_ACCESS_KEY": "two words"}, "BUCKET_SECRET_ACCESS_KEY=***"),
+    ],
+)
+def test_a_wrong_part_of_a_bucket_is_named(environ, message):
+    assert message in problem(**BUCKET | environ)
+
+
+def test_runpods_volumes_need_a_public_url():
+    public = {"BUCKET_ENDPOINT_URL": RUNPOD, "BUCKET_PUBLIC_URL": "https://cdn.example"}
+
+    assert Settings.from_environ(BUCKET | public).bucket.region == "EU-RO-1"

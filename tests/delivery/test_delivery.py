@@ -1,4 +1,4 @@
-"""Which way pictures take, measured with pictures that no compression makes smaller."""
+"""Which method delivers a job's pictures, and what the answer or the error reports."""
 
 import base64
 import io
@@ -13,14 +13,14 @@ import pytest
 import requests
 from fakes.a1111.picture import png
 from fakes.a1111.process import free_port
-from fakes.hosts.bucket import KEY_ID, NAME, SECRET, s3_server
-from fakes.hosts.put_host import put_host
+from fakes.hosts.bucket import KEY_ID, NAME, SECRET
 from PIL import Image, PngImagePlugin
 
 from handler import build_delivery
 from worker.config.settings import PROJECT, Settings
-from worker.delivery import bucket, delivery, put_url
-from worker.delivery.delivery import RESERVE, cleaned, json_size
+from worker.delivery.delivery import QUALITIES, RESERVE, json_size
+from worker.delivery.limits import UploadLimits
+from worker.delivery.output_dir import cleaned
 from worker.errors import DeliveryFailed, InvalidInput, ResultTooLarge
 from worker.job.output_fields import Output
 from worker.webui.client import Txt2ImgAnswer
@@ -28,38 +28,29 @@ from worker.webui.picture import infotext
 
 INFOTEXT = "a fox, caf\u00e9 \u72d0\nSteps: 5, Sampler: Euler a"
 MB = 10**6
+LIMITS = UploadLimits(attempts=1)
 
 
-def noise(number, side=1024):
+def noise(number, side=64):
+    """A picture that no compression makes smaller: 16 kB as base64."""
     image = Image.frombytes("RGB", (side, side), random.Random(number).randbytes(3 * side * side))
     chunks, file = PngImagePlugin.PngInfo(), io.BytesIO()
     chunks.add_text("parameters", INFOTEXT)
     image.save(file, "PNG", pnginfo=chunks, compress_level=1)
-    return base64.b64encode(file.getvalue()).decode()
+    return encoded(file.getvalue())
 
 
-@pytest.fixture(scope="module")
-def large():
-    """Eight pictures of 1024x1024, some 4.2 MB each as base64: the largest that there can be."""
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(noise, range(8)))
+def encoded(data):
+    return base64.b64encode(data).decode()
 
 
-@pytest.fixture(scope="module")
-def small():
-    return [noise(number, side=64) for number in range(3)]
+def decoded(images):
+    return [base64.b64decode(image) for image in images]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def host():
-    with put_host() as running:
-        yield running
+PICTURES = [noise(number) for number in range(3)]
+# The largest that there can be: 1024x1024 of noise. A PNG is delivered without a look inside.
+LARGE = encoded(b"\x89PNG\r\n\x1a\n" + bytes(3_150_000))
 
 
 def made(images, **facts):
@@ -68,7 +59,7 @@ def made(images, **facts):
 
 
 def answer_with(images):
-    """What the handler has before the delivery."""
+    """The handler's answer before the delivery."""
     return {
         "images": images,
         "parameters": {"prompt": "caf\u00e9 \u72d0 \U0001f98a"},
@@ -80,257 +71,203 @@ def answer_with(images):
 
 
 def worker(**environ):
-    return build_delivery(Settings.from_environ(environ))
+    return build_delivery(Settings.from_environ(environ), LIMITS)
 
 
 def limit(number_of_bytes):
     return {"RESULT_LIMIT_MB": repr(number_of_bytes / MB)}
 
 
-def delivered(images, output=None, job_id="job-1", facts=None, **environ):
+def delivered(images=PICTURES, output=None, job_id="job-1", facts=None, **environ):
     picture = made(images, **(facts or {}))
     output = Output.model_validate(output or {})
     return worker(**environ).deliver(picture, answer_with(images), output, job_id)
 
 
-def as_the_sdk_sends(answer):
-    """`_handle_result` of runpod/serverless/modules/rp_http.py; aiohttp sends text as UTF-8."""
-    return json.dumps({"output": answer}, ensure_ascii=False).encode()
+def how(answer):
+    return answer["delivery"]["method"], answer["delivery"]["format"]
 
 
-def said_too_large(raised, size):
-    assert f"would have {size / MB:.2f} MB" in str(raised.value)
-    for cure in ("fewer pictures", "output.format", "may_convert", "BUCKET_ENDPOINT_URL"):
-        assert cure in str(raised.value)
+# The limit ----------------------------------------------------------------------------------------
 
 
-# The payload table -------------------------------------------------------------------------------
-
-COUNTS = [1, 4, 8]
-AT_ITS_SIZE = {"below": 1, "at": 0, "over": -1}  # the limit's distance from the result's size
-
-
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("where", AT_ITS_SIZE)
-def test_the_payload_table(large, server, tmp_path, count, where):
-    """1, 4 and 8 pictures of 1024x1024 in results below, at and over the limit."""
-    images = large[:count]
-    within = delivered(images, RESULT_LIMIT_MB="0")
-    size = len(as_the_sdk_sends(within)) + RESERVE
-    assert 4.19 * MB * count < size < 4.24 * MB * count + 2000
-    now = limit(size + AT_ITS_SIZE[where])
-    if where != "over":
-        assert delivered(images, **now) == within
-        assert within["images"] == images
-        assert within["delivery"]["method"] == "base64"
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("room", [1, 0, -1])
+def test_a_result_below_at_and_over_the_limit(server, tmp_path, count, room):
+    images = PICTURES[:count]
+    whole = delivered(images, RESULT_LIMIT_MB="0")
+    # `_handle_result` of runpod/serverless/modules/rp_http.py; aiohttp sends text as UTF-8.
+    posted = len(json.dumps({"output": whole}, ensure_ascii=False).encode())
+    size = posted + RESERVE
+    environ = limit(size + room)
+    assert json_size(whole) == posted
+    if room >= 0:
+        assert delivered(images, **environ) == whole
+        assert (whole["images"], how(whole)) == (images, ("base64", "png"))
         return
 
-    with pytest.raises(ResultTooLarge) as raised:
-        delivered(images, **now)
-    said_too_large(raised, size)
+    with pytest.raises(ResultTooLarge, match=f"would have {size / MB:.2f} MB") as raised:
+        delivered(images, OUTPUT_DIR=str(tmp_path), **environ)
+    for cure in ("fewer pictures", "output.format", "may_convert", "BUCKET_ENDPOINT_URL"):
+        assert cure in str(raised.value)
     assert raised.value.details["bytes"] == raised.value.details["limit_bytes"] + 1
-
-    with pytest.raises(ResultTooLarge) as raised:
-        delivered(images, OUTPUT_DIR=str(tmp_path), **now)
     kept = sorted(map(str, tmp_path.iterdir()))
     assert raised.value.details["files"] == kept
-    assert [Path(file).read_bytes() for file in kept] == [base64.b64decode(i) for i in images]
+    assert [Path(file).read_bytes() for file in kept] == decoded(images)
 
-    uploaded = delivered(images, **server.environ(), **now)
-    assert uploaded["delivery"]["method"] == "s3"
-    assert [requests.get(url, timeout=20).content for url in uploaded["images"]] == [
-        base64.b64decode(image) for image in images
-    ]
-
-    converted = delivered(images, {"may_convert": True}, **now)
-    assert converted["delivery"]["format"] == "webp"
-    assert len(as_the_sdk_sends(converted)) + RESERVE < size
+    uploaded = delivered(images, {"may_convert": True}, **server.environ(), **environ)
+    assert how(uploaded) == ("s3", "png")
+    assert [requests.get(url, timeout=30).content for url in uploaded["images"]] == decoded(images)
+    assert "RESULT_LIMIT_MB" in uploaded["warnings"][-1]
+    assert uploaded["warnings"][-1].endswith("Delivered by s3, as png.")
 
 
-@pytest.mark.parametrize(("count", "fits"), [(1, True), (2, True), (3, False), (8, False)])
-def test_the_default_limit_is_what_runpod_takes_from_both_routes(large, count, fits):
-    images = large[:count]
+@pytest.mark.parametrize(("count", "fits"), [(2, True), (3, False)])
+def test_the_default_limit_is_below_that_of_both_routes_of_runpod(count, fits):
+    images = [LARGE] * count
     if fits:
-        assert len(as_the_sdk_sends(delivered(images))) < 9 * MB
+        assert json_size(delivered(images)) < 9 * MB
     else:
         with pytest.raises(ResultTooLarge, match="RESULT_LIMIT_MB is 9"):
             delivered(images)
 
 
-def test_the_size_is_that_of_what_the_sdk_posts(small):
-    answer = answer_with([*small, "https://x.example/a?b=\u72d0"])
-
-    assert json_size(answer) == len(as_the_sdk_sends(answer))
-
-
-def test_the_reserve_is_enough_for_what_comes_after_the_measurement():
+def test_the_reserve_is_enough_for_what_is_added_after_the_measurement():
     timings = dict.fromkeys(("validate", "prepare", "generate", "deliver", "total"), 86399.999)
     longest = "not saved to OUTPUT_DIR: " + "x" * 255
 
     assert len(json.dumps({"timings": timings, "warnings": [longest]})) < RESERVE
 
 
-# base64 and the forms ----------------------------------------------------------------------------
+def test_a_result_that_is_too_large_without_its_pictures_names_the_uploaded_files(server):
+    answer = answer_with(PICTURES) | {"parameters": {"alwayson_scripts": "x" * 50_000}}
+    delivery, output = worker(**server.environ(), **limit(20_000)), Output(delivery="s3")
+    with pytest.raises(ResultTooLarge) as raised:
+        delivery.deliver(made(PICTURES), answer, output, "job-9")
+
+    assert len(raised.value.details["uploaded"]) == 3
+    assert requests.get(raised.value.details["uploaded"][0], timeout=30).ok
 
 
-def test_base64_png_is_what_the_engine_made(small):
-    answer = delivered(small)
+# base64 and the formats ---------------------------------------------------------------------------
 
-    assert answer == answer_with(small) | {
-        "delivery": {
-            "method": "base64",
-            "format": "png",
-            "bytes": [len(base64.b64decode(image)) for image in small],
-        }
+
+def test_base64_png_is_what_the_engine_made():
+    sizes = list(map(len, decoded(PICTURES)))
+
+    assert delivered() == answer_with(PICTURES) | {
+        "delivery": {"method": "base64", "format": "png", "bytes": sizes}
     }
 
 
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
-def test_other_forms_have_a_quality_and_the_infotext(small, form):
-    answer = delivered(small, {"format": form, "quality": 70})
+def test_other_formats_have_a_quality_and_the_infotext_in_the_same_order(form):
+    output = {"format": form, "quality": 70}
+    answer = delivered(PICTURES * 3, output)
 
     assert (answer["delivery"]["format"], answer["delivery"]["quality"]) == (form, 70)
-    for image, size in zip(answer["images"], answer["delivery"]["bytes"], strict=True):
-        data = base64.b64decode(image)
-        assert len(data) == size
-        picture = Image.open(io.BytesIO(data))
-        assert picture.format == form.upper()
-        assert infotext(picture) == INFOTEXT
+    assert answer["images"] == delivered(output=output)["images"] * 3
+    data = base64.b64decode(answer["images"][0])
+    assert len(data) == answer["delivery"]["bytes"][0]
+    picture = Image.open(io.BytesIO(data))
+    assert (picture.format, infotext(picture)) == (form.upper(), INFOTEXT)
 
 
-def test_an_infotext_that_no_jpeg_holds_is_a_warning():
-    image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "x" * 40_000)).decode()
+def test_an_infotext_that_is_too_long_for_jpeg_is_a_warning():
+    image = encoded(png(8, 8, b"\x01\x02\x03", "x" * 40_000))
 
     assert "too long for a JPEG" in delivered([image], {"format": "jpeg"})["warnings"][-1]
     assert delivered([image], {"format": "webp"})["warnings"] == ["from before"]
 
 
-def test_pictures_stay_in_order(small):
-    answer = delivered(small * 5, {"format": "jpeg"})
-    alone = [delivered([image], {"format": "jpeg"})["images"][0] for image in small]
-
-    assert answer["images"] == alone * 5
-
-
-# Smaller pictures --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("output", "form", "qualities"),
     [
-        ({}, "webp", delivery.QUALITIES),
-        ({"format": "webp"}, "webp", delivery.QUALITIES[1:]),
-        ({"format": "jpeg", "quality": 60}, "jpeg", delivery.QUALITIES[4:]),
+        ({}, "webp", QUALITIES[:2]),
+        ({"format": "webp"}, "webp", QUALITIES[1:3]),
+        ({"format": "jpeg", "quality": 60}, "jpeg", QUALITIES[4:6]),
     ],
     ids=str,
 )
-def test_the_best_quality_that_fits_is_taken(small, output, form, qualities):
-    sizes = {
-        quality: json_size(delivered(small, {"format": form, "quality": quality}))
-        for quality in delivery.QUALITIES
-    }
-    for quality in qualities[:3]:
-        room = sizes[quality] + RESERVE + 400  # for the warning
-        answer = delivered(small, output | {"may_convert": True}, **limit(room))
-        assert answer["delivery"]["quality"] == quality
-        assert answer["delivery"]["format"] == form
+def test_a_smaller_picture_has_the_best_quality_that_fits(output, form, qualities):
+    for quality in qualities:
+        alone = json_size(delivered(output={"format": form, "quality": quality}))
+        room = limit(alone + RESERVE + 400)  # for the warning
+        answer = delivered(output=output | {"may_convert": True}, **room)
+
+        assert (how(answer), answer["delivery"]["quality"]) == (("base64", form), quality)
         warning = answer["warnings"][-1]
         assert warning.startswith("The result would have ")
         assert warning.endswith(f"Delivered by base64, as {form} of quality {quality}.")
-        data = base64.b64decode(answer["images"][0])
-        assert infotext(Image.open(io.BytesIO(data))) == INFOTEXT
+        assert infotext(Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))) == INFOTEXT
 
 
-def test_what_cannot_be_made_small_enough_is_an_error_with_all_sizes(small):
+def test_pictures_are_converted_only_with_permission_and_an_error_has_all_sizes():
+    with pytest.raises(ResultTooLarge):
+        delivered(output={"format": "jpeg"}, **limit(3000))
     with pytest.raises(ResultTooLarge) as raised:
-        delivered(small, {"may_convert": True}, **limit(3000))
+        delivered(output={"may_convert": True}, **limit(3000))
 
     assert "3 png pictures" in str(raised.value)
     assert "3 webp pictures" in str(raised.value)
 
 
-def test_nothing_is_converted_without_permission(small):
-    with pytest.raises(ResultTooLarge):
-        delivered(small, {"format": "jpeg"}, **limit(3000))
+# The bucket ---------------------------------------------------------------------------------------
 
 
-# The bucket --------------------------------------------------------------------------------------
+def test_the_bucket_gets_files_by_the_jobs_id(server):
+    output = {"format": "jpeg", "delivery": "s3"}
+    answer = delivered(PICTURES, output, "job/7\u72d0", **server.environ())
 
-
-def test_the_bucket_gets_files_by_the_jobs_id(small, server):
-    answer = delivered(small, {"delivery": "s3", "format": "jpeg"}, "a/b: c", **server.environ())
-
-    keys = [f"a_b_c/{number}.jpg" for number in range(3)]
+    keys = [f"job_7_/{number}.jpg" for number in range(3)]
     assert answer["delivery"]["keys"] == keys
     assert answer["delivery"]["expires_in"] == 604_800
     files = server.files()
     assert [files[key][0] for key in keys] == ["image/jpeg"] * 3
     assert [len(files[key][1]) for key in keys] == answer["delivery"]["bytes"]
     for url, key in zip(answer["images"], keys, strict=True):
-        assert requests.get(url, timeout=10).content == files[key][1]
+        assert requests.get(url, timeout=30).content == files[key][1]
     assert answer["warnings"] == ["from before"]
     assert SECRET not in json.dumps(answer)
 
 
-def test_a_public_bucket_has_plain_urls(small, server):
-    public = {"BUCKET_PUBLIC_URL": "https://cdn.example"}
-    answer = delivered(small[:1], {"delivery": "s3"}, **server.environ(), **public)
+def test_a_public_bucket_has_plain_urls(server):
+    public = server.environ() | {"BUCKET_PUBLIC_URL": "https://cdn.example"}
+    answer = delivered(PICTURES[:1], {"delivery": "s3"}, **public)
 
     assert answer["images"] == ["https://cdn.example/job-1/0.png"]
     assert "expires_in" not in answer["delivery"]
 
 
-def test_a_full_result_goes_to_the_bucket_and_says_so(small, server):
-    answer = delivered(small, **server.environ(), **limit(5000))
-
-    assert answer["delivery"]["method"] == "s3"
-    assert answer["warnings"][-1].endswith("Delivered by s3, as png.")
-    assert "RESULT_LIMIT_MB" in answer["warnings"][-1]
-
-
-def test_a_bucket_goes_before_smaller_pictures(small, server):
-    answer = delivered(small, {"may_convert": True}, **server.environ(), **limit(5000))
-
-    assert (answer["delivery"]["method"], answer["delivery"]["format"]) == ("s3", "png")
-
-
 BROKEN = {"BUCKET_NAME": "nowhere"}
-
-
-def test_a_bucket_that_fails_gives_way_to_base64(small, server):
-    answer = delivered(small, {"delivery": "s3"}, **server.environ() | BROKEN)
-
-    assert answer["images"] == small
-    assert answer["delivery"]["method"] == "base64"
-    assert "404 (NoSuchBucket). Delivered by base64" in answer["warnings"][-1]
-
-
-def test_a_bucket_that_cannot_be_reached_gives_way_too(small, server, monkeypatch):
-    monkeypatch.setattr(bucket, "ATTEMPTS", 1)
-    gone = {"BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    answer = delivered(small, {"delivery": "s3"}, **server.environ() | gone)
-
-    assert answer["delivery"]["method"] == "base64"
-
-
-def test_a_bucket_that_fails_gives_way_to_smaller_pictures(small, server):
-    output = {"delivery": "s3", "may_convert": True}
-    answer = delivered(small, output, **server.environ() | BROKEN | limit(20_000))
-
-    assert (answer["delivery"]["method"], answer["delivery"]["format"]) == ("base64", "webp")
-    assert "NoSuchBucket" in answer["warnings"][-1]
-    assert "RESULT_LIMIT_MB" in answer["warnings"][-1]
+GONE = {"BUCKET_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
 
 
 @pytest.mark.parametrize(
-    ("way", "kind"), [("s3", DeliveryFailed), ("base64", ResultTooLarge)], ids=["s3", "base64"]
+    ("environ", "output", "method", "messages"),
+    [
+        (BROKEN, {}, ("base64", "png"), ["404 (NoSuchBucket). Delivered by base64"]),
+        (GONE, {}, ("base64", "png"), ["cannot be reached"]),
+        (
+            BROKEN | limit(20_000),
+            {"may_convert": True},
+            ("base64", "webp"),
+            ["NoSuchBucket", "RESULT_LIMIT_MB"],
+        ),
+    ],
 )
-def test_when_no_way_is_left_the_error_is_that_of_the_first_and_names_all(
-    small, server, tmp_path, way, kind
-):
+def test_after_a_failed_upload_the_next_method_is_tried(server, environ, output, method, messages):
+    answer = delivered(output={"delivery": "s3"} | output, **server.environ() | environ)
+
+    assert how(answer) == method
+    assert all(message in answer["warnings"][-1] for message in messages)
+
+
+@pytest.mark.parametrize(("asked", "kind"), [("s3", DeliveryFailed), ("base64", ResultTooLarge)])
+def test_if_no_method_works_the_error_is_the_first_one_and_names_all(server, tmp_path, asked, kind):
     environ = server.environ() | BROKEN | limit(5000) | {"OUTPUT_DIR": str(tmp_path)}
     with pytest.raises(kind) as raised:
-        delivered(small, {"delivery": way}, **environ)
+        delivered(output={"delivery": asked}, **environ)
 
     assert "NoSuchBucket" in str(raised.value)
     assert "RESULT_LIMIT_MB" in str(raised.value)
@@ -341,7 +278,7 @@ def test_when_no_way_is_left_the_error_is_that_of_the_first_and_names_all(
         assert secret not in f"{raised.value}{raised.value.details}"
 
 
-def test_without_a_bucket_s3_is_refused_before_anything_costs(server):
+def test_without_a_bucket_s3_is_refused_before_the_engine_is_used(server):
     with pytest.raises(InvalidInput, match=r"has no bucket.*BUCKET_ENDPOINT_URL"):
         worker().check(Output(delivery="s3"))
 
@@ -360,87 +297,63 @@ def test_without_a_bucket_boto3_is_not_imported():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
-def test_a_result_too_large_without_its_pictures_still_tells_where_they_are(small, server):
-    answer = answer_with(small) | {"parameters": {"alwayson_scripts": "x" * 50_000}}
-    picture, output = made(small), Output(delivery="s3")
-    with pytest.raises(ResultTooLarge) as raised:
-        worker(**server.environ(), **limit(20_000)).deliver(picture, answer, output, "job-9")
-
-    assert len(raised.value.details["uploaded"]) == 3
-    assert requests.get(raised.value.details["uploaded"][0], timeout=10).ok
-
-
-# The job's own URLs ------------------------------------------------------------------------------
+# The job's own URLs -------------------------------------------------------------------------------
 
 
 def to(host, count, **output):
-    urls = [host.url(f"{number}.png") for number in range(count)]
-    return {"delivery": "put", "urls": urls} | output
+    return {"delivery": "put", "urls": [host.url(f"{one}.png") for one in range(count)]} | output
 
 
-def test_each_url_gets_its_picture(small, host):
-    answer = delivered(small, to(host, 3), TRUSTED_HOSTS=host.address)
+@pytest.mark.parametrize("grids", [0, 1])
+def test_each_url_gets_its_picture_and_a_grid_in_front_none(host, grids):
+    facts, environ = {"index_of_first_image": grids}, {"TRUSTED_HOSTS": host.address}
+    answer = delivered(PICTURES, to(host, 3 - grids), facts=facts, **environ)
 
-    paths = [f"/{number}.png" for number in range(3)]
-    assert [host.files()[path] for path in paths] == [base64.b64decode(i) for i in small]
+    paths = [f"/{number}.png" for number in range(3 - grids)]
+    assert [host.files()[path] for path in paths] == decoded(PICTURES[grids:])
     assert answer["images"] == [f"http://{host.address}{path}" for path in paths]
-    assert answer["delivery"]["method"] == "put"
-    assert answer["warnings"] == ["from before"]
+    assert how(answer) == ("put", "png")
+    assert len(answer["delivery"]["bytes"]) == len(paths)
+    assert ("the grid was left out" in answer["warnings"][-1]) == bool(grids)
+    assert len(answer["warnings"]) == 1 + grids
     assert "5ecret" not in json.dumps(answer)
 
 
-def test_urls_that_s3_signed_work(small, server):
-    """The signature holds the content type; the server gets nothing but what it was told."""
+def test_urls_that_s3_signed_work(server):
+    """The signature includes the content type."""
     keys = [f"signed/{number}.webp" for number in range(3)]
-    what = [{"Bucket": NAME, "Key": key, "ContentType": "image/webp"} for key in keys]
-    urls = [server.client.generate_presigned_url("put_object", one) for one in what]
+    objects = [{"Bucket": NAME, "Key": key, "ContentType": "image/webp"} for key in keys]
+    urls = [server.client.generate_presigned_url("put_object", one) for one in objects]
     output = {"format": "webp", "delivery": "put", "urls": urls}
-    answer = delivered(small, output, TRUSTED_HOSTS=server.endpoint.removeprefix("http://"))
+    answer = delivered(output=output, TRUSTED_HOSTS=server.endpoint.removeprefix("http://"))
 
     files = server.files()
     assert [files[key][0] for key in keys] == ["image/webp"] * 3
     assert [len(files[key][1]) for key in keys] == answer["delivery"]["bytes"]
 
 
-def test_a_grid_in_front_takes_no_url(small, host):
-    facts = {"index_of_first_image": 1}
-    answer = delivered(small, to(host, 2), facts=facts, TRUSTED_HOSTS=host.address)
-
-    assert host.files() == {
-        f"/{n}.png": base64.b64decode(image) for n, image in enumerate(small[1:])
-    }
-    assert len(answer["images"]) == len(answer["delivery"]["bytes"]) == 2
-    assert "the grid was left out" in answer["warnings"][-1]
-
-
-def test_a_refused_url_gives_way_to_base64(small, host):
+@pytest.mark.parametrize("is_full", [False, True])
+def test_after_a_refused_url_base64_and_then_the_bucket_are_tried(host, server, is_full):
     host.answers = [(403, {}, b"<Code>AccessDenied</Code>")] * 3
-    answer = delivered(small, to(host, 3), TRUSTED_HOSTS=host.address)
+    environ = server.environ() | {"TRUSTED_HOSTS": host.address} | (limit(5000) if is_full else {})
+    answer = delivered(PICTURES, to(host, 3), "job-put", **environ)
 
-    assert answer["images"] == small
-    assert answer["delivery"]["method"] == "base64"
-    assert "answered 403 (AccessDenied). Delivered by base64" in answer["warnings"][-1]
-
-
-def test_a_refused_url_and_a_full_result_give_way_to_the_bucket(small, host, server):
-    host.answers = [(403, {}, b"")] * 3
-    environ = server.environ() | limit(5000) | {"TRUSTED_HOSTS": host.address}
-    answer = delivered(small, to(host, 3), "job-put", **environ)
-
-    assert answer["delivery"]["keys"] == [f"job-put/{number}.png" for number in range(3)]
+    assert how(answer) == ("s3" if is_full else "base64", "png")
+    assert "answered 403 (AccessDenied)." in answer["warnings"][-1]
+    if is_full:
+        assert answer["delivery"]["keys"] == [f"job-put/{number}.png" for number in range(3)]
 
 
-def test_a_private_address_gets_nothing(small, host, monkeypatch):
-    monkeypatch.setattr(put_url, "LONGEST_WAIT", 0.0)
+def test_a_private_address_gets_nothing(host):
     urls = [f"https://{host.address}/{number}" for number in range(3)]
-    answer = delivered(small, {"delivery": "put", "urls": urls})
+    answer = delivered(output={"delivery": "put", "urls": urls})
 
-    assert answer["delivery"]["method"] == "base64"
+    assert how(answer) == ("base64", "png")
     assert "no public address" in answer["warnings"][-1]
     assert host.received == []
 
 
-def test_a_url_that_is_not_https_is_refused_before_anything_costs(host):
+def test_a_url_that_is_not_https_is_refused_before_the_engine_is_used(host):
     output = Output.model_validate(to(host, 1))
     with pytest.raises(InvalidInput, match=r"output\.urls\.0: .* is not an https URL") as raised:
         worker().check(output)
@@ -449,56 +362,54 @@ def test_a_url_that_is_not_https_is_refused_before_anything_costs(host):
     worker(TRUSTED_HOSTS=host.address).check(output)
 
 
-# Files -------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("output", "suffix"),
-    [({}, ".png"), ({"format": "jpeg"}, ".jpg"), ({"format": "webp", "quality": 5}, ".webp")],
+    ("output", "environ", "suffix"),
+    [
+        ({}, {}, ".png"),
+        ({"format": "jpeg"}, {}, ".jpg"),
+        ({"format": "webp", "quality": 5}, {}, ".webp"),
+        ({"may_convert": True}, limit(20_000), ".webp"),
+    ],
     ids=str,
 )
-def test_output_dir_has_the_files_as_they_were_delivered(small, tmp_path, caplog, output, suffix):
+def test_output_dir_has_the_files_as_they_were_delivered(tmp_path, caplog, output, environ, suffix):
     caplog.set_level("INFO")
-    answer = delivered(small, output, "../../etc/x", OUTPUT_DIR=str(tmp_path / "new"))
+    folder = tmp_path / "new"
+    answer = delivered(PICTURES, output, "../../etc/x", OUTPUT_DIR=str(folder), **environ)
 
-    files = sorted((tmp_path / "new").iterdir())
-    assert [base64.b64encode(file.read_bytes()).decode() for file in files] == answer["images"]
+    files = sorted(folder.iterdir())
+    assert [file.read_bytes() for file in files] == decoded(answer["images"])
     assert {file.suffix for file in files} == {suffix}
     assert all("_etc_x" in file.name for file in files)
     assert str(files[0]) in caplog.text
 
 
-def test_output_dir_has_the_smaller_files(small, tmp_path):
-    environ = limit(20_000) | {"OUTPUT_DIR": str(tmp_path)}
-    answer = delivered(small, {"may_convert": True}, **environ)
-
-    files = sorted(tmp_path.iterdir())
-    assert [base64.b64encode(file.read_bytes()).decode() for file in files] == answer["images"]
-
-
-def test_an_output_dir_that_cannot_be_written_is_a_warning_or_said_in_the_error(small, tmp_path):
-    (tmp_path / "file").write_text("no folder")
+def test_an_output_dir_that_cannot_be_written_is_a_warning_or_part_of_the_error(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
     environ = {"OUTPUT_DIR": str(tmp_path / "file")}
 
-    assert delivered(small, **environ)["warnings"][-1] == "not saved to OUTPUT_DIR: File exists"
+    assert delivered(**environ)["warnings"][-1] == "not saved to OUTPUT_DIR: File exists"
     with pytest.raises(ResultTooLarge, match="could not be kept in OUTPUT_DIR: File exists"):
-        delivered(small, **environ, **limit(2000))
+        delivered(**environ, **limit(2000))
 
 
-def test_an_error_names_a_few_files_and_its_details_all(small, tmp_path):
+def test_an_error_names_four_files_and_its_details_all(tmp_path):
     with pytest.raises(ResultTooLarge, match=r"-3\.png and 2 more\.") as raised:
-        delivered(small * 2, OUTPUT_DIR=str(tmp_path), **limit(2000))
+        delivered(PICTURES * 2, OUTPUT_DIR=str(tmp_path), **limit(2000))
 
     assert len(raised.value.details["files"]) == 6
 
 
-def test_a_picture_that_cannot_be_converted_is_kept_as_it_is(tmp_path):
-    wide = base64.b64encode(png(16_400, 8, b"\x01\x02\x03", INFOTEXT)).decode()
+def test_a_picture_that_cannot_be_converted_is_kept_as_the_engine_made_it(tmp_path):
+    wide = encoded(png(16_400, 8, b"\x01\x02\x03", INFOTEXT))
     with pytest.raises(DeliveryFailed, match="16383 pixels"):
         delivered([wide], {"format": "webp"}, OUTPUT_DIR=str(tmp_path))
 
     (kept,) = tmp_path.iterdir()
-    assert kept.read_bytes() == base64.b64decode(wide)
+    assert [kept.read_bytes()] == decoded([wide])
 
 
 @pytest.mark.parametrize(
@@ -512,26 +423,24 @@ def test_a_picture_that_cannot_be_converted_is_kept_as_it_is(tmp_path):
         ("x" * 500, "x" * 128),
     ],
 )
-def test_a_jobs_id_is_no_path(job_id, name):
+def test_a_jobs_id_is_not_a_path(job_id, name):
     assert cleaned(job_id) == name
 
 
-def test_many_jobs_at_once_do_not_mix(small, server):
+def test_many_jobs_at_once_do_not_mix(server):
     shared = worker(**server.environ())
 
     def run(number):
-        image = small[number % 3]
-        output = Output(delivery="s3" if number % 2 else "base64")
-        answer = shared.deliver(made([image]), answer_with([image]), output, f"many-{number}")
-        return answer["images"][0], number
+        images, output = [PICTURES[number % 3]], Output(delivery="s3" if number % 2 else "base64")
+        return shared.deliver(made(images), answer_with(images), output, f"many-{number}")
 
     with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(run, range(18)))
+        answers = list(pool.map(run, range(12)))
     files = server.files()
-    for url_or_image, number in results:
-        expected = small[number % 3]
+    for number, answer in enumerate(answers):
+        (content,) = decoded([PICTURES[number % 3]])
         if number % 2:
-            assert f"/{NAME}/many-{number}/0.png" in url_or_image
-            assert files[f"many-{number}/0.png"][1] == base64.b64decode(expected)
+            assert f"/{NAME}/many-{number}/0.png" in answer["images"][0]
+            assert files[f"many-{number}/0.png"][1] == content
         else:
-            assert url_or_image == expected
+            assert decoded(answer["images"]) == [content]

@@ -105,7 +105,7 @@ def test_a1111_without_a_gpu_starts_nothing_and_says_so_in_one_line(new_worker):
     worker.start()
     assert (worker.end(), worker.story()) == (UNFIT_MACHINE, [])
     (line,) = worker.log().splitlines()
-    assert "nvidia-smi finds no usable GPU (No devices were found): mend the NVIDIA driver" in line
+    assert "nvidia-smi finds no usable GPU (No devices were found): repair the NVIDIA" in line
 
 
 def test_a1111_on_the_cpu_needs_no_gpu_and_gets_no_xformers(new_worker):

@@ -1,1 +1,1 @@
-"""The environment, read and checked once, and the machine, checked before the start."""
+"""The settings, read from the environment once, and the check of the machine before the start."""

@@ -1,7 +1,7 @@
-"""Where a bucket is: what people write into BUCKET_ENDPOINT_URL, taken apart. Pure.
+"""Endpoint, name and region of a bucket, from the forms that BUCKET_ENDPOINT_URL can have. Pure.
 
 RunPod's SDK has no variable for the bucket's name, so its documents put the name into the URL. All
-of these are understood:
+of these are valid:
 
     https://s3.eu-west-1.amazonaws.com                  with BUCKET_NAME=pictures
     https://s3.eu-west-1.amazonaws.com/pictures
@@ -16,13 +16,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-# Hosts whose first labels may be a bucket's name.
+# Hosts whose first labels can be a bucket's name.
 _VIRTUAL_HOST = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9.-]*)\."
     r"(?P<host>s3[.-][a-z0-9-]+\.amazonaws\.com|s3\.amazonaws\.com"
     r"|[a-z0-9-]+\.digitaloceanspaces\.com|s3\.[a-z0-9-]+\.backblazeb2\.com)"
 )
-# A signature holds the region; where a host names it, nobody must write it a second time.
+# A signature contains the region; many host names contain it too, so it need not be set.
 _REGIONS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -37,7 +37,7 @@ _RUNPOD = re.compile(r"s3api-([a-z0-9-]+)\.runpod\.io")  # its regions are in up
 _R2 = re.compile(r"(?:[a-z0-9-]+\.)+r2\.cloudflarestorage\.com")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _NEEDED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
-_ELSEWHERE = "us-east-1"  # what servers without regions, such as MinIO, call theirs
+_DEFAULT_REGION = "us-east-1"  # the name that servers without regions use, such as MinIO
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class BucketAddress:
     Attributes:
         endpoint: the S3 API's base URL, without the bucket.
         name: the bucket's name.
-        region: what requests are signed for.
+        region: the region for which requests are signed.
         signs_urls: whether the host accepts presigned URLs; RunPod's volumes do not.
     """
 
@@ -58,29 +58,29 @@ class BucketAddress:
 
 
 def check_whole(variables: Collection[str]) -> None:
-    """Whether the variables that are set are a whole bucket's, or none's.
+    """Check that the variables for a bucket are all set, or none of them.
 
     Raises:
-        ValueError: names those that are missing.
+        ValueError: names the missing ones.
     """
     given = sorted(name for name in variables if name.startswith("BUCKET_"))
     missing = [name for name in _NEEDED if name not in given]
     if given and missing:
         raise ValueError(
-            f"{', '.join(given)} without {', '.join(missing)}: set all of them, or none"
+            f"{', '.join(given)} is set without {', '.join(missing)}: set all of them, or none"
         )
 
 
 def read(url: str, name: str | None = None, region: str | None = None) -> BucketAddress:
-    """Take an endpoint's URL apart.
+    """Read an endpoint's URL.
 
     Args:
-        url: http or https; may hold the bucket's name as its path or in front of its host.
-        name: the bucket's name, if it is said apart from the URL.
-        region: wins over what the host's name tells.
+        url: http or https; may have the bucket's name as its path or before its host.
+        name: the bucket's name, if it is not in the URL.
+        region: overrides the region in the host's name.
 
     Raises:
-        ValueError: the URL is none of the forms above, or names no bucket, or another one.
+        ValueError: the URL has another form, or the bucket's name is missing or contradictory.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").lower()
@@ -88,7 +88,9 @@ def read(url: str, name: str | None = None, region: str | None = None) -> Bucket
     if parts.scheme not in {"http", "https"} or not host:
         raise ValueError("BUCKET_ENDPOINT_URL must look like https://s3.eu-west-1.amazonaws.com")
     if parts.query or parts.fragment or parts.username is not None or "/" in in_path:
-        raise ValueError("BUCKET_ENDPOINT_URL may hold a host and a bucket's name, nothing else")
+        raise ValueError(
+            "BUCKET_ENDPOINT_URL can have a host and a bucket's name, nothing else: remove the rest"
+        )
     in_host = ""
     if virtual := _VIRTUAL_HOST.fullmatch(host):
         in_host, host = virtual["name"], virtual["host"]
@@ -98,11 +100,13 @@ def read(url: str, name: str | None = None, region: str | None = None) -> Bucket
         raise ValueError(
             f"BUCKET_ENDPOINT_URL and BUCKET_NAME name two buckets, {several}: name one"
             if named
-            else "BUCKET_NAME is missing"
+            else "BUCKET_NAME is missing, and BUCKET_ENDPOINT_URL has no bucket's name in it"
         )
     bucket = named.pop()
     if not _NAME.fullmatch(bucket):
-        raise ValueError(f"{bucket!r} cannot be the name of a bucket")
+        raise ValueError(
+            f"{bucket!r} cannot be the name of a bucket: use letters, digits, '.', '_' and '-'"
+        )
     port = f":{parts.port}" if parts.port else ""
     endpoint = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
     return BucketAddress(endpoint, bucket, region or _region(host), not _RUNPOD.fullmatch(host))
@@ -114,4 +118,4 @@ def _region(host: str) -> str:
     if _R2.fullmatch(host):
         return "auto"
     found = (pattern.fullmatch(host) for pattern in _REGIONS)
-    return next((match[1] for match in found if match), _ELSEWHERE)
+    return next((match[1] for match in found if match), _DEFAULT_REGION)

@@ -1,9 +1,9 @@
-"""Whether this machine can run the engine, said before anything is started.
+"""Checks, before anything is started, whether this machine can run the engine.
 
 start.sh runs it (`python -m worker.config.preflight`): it reads the settings, checks the machine,
-and prints the settings as shell assignments. What it finds is a sentence each with what to do, so
-that nobody pays for a boot that must fail. A worker that can make some pictures gets a warning
-instead: what is sure ends it, what is likely does not.
+and prints the settings as shell assignments. Each problem is a sentence with its remedy, logged
+before anyone pays for a boot that must fail. A problem is fatal only if certainly no picture can be
+made; else it is a warning.
 """
 
 from __future__ import annotations
@@ -30,21 +30,37 @@ from worker.errors import ConfigError
 
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
-EMBEDDED = "use the `embedded` image (without an image: ENGINE=embedded)"
+EMBEDDED = "use the `embedded` image (outside the images: set ENGINE=embedded)"
 QUERY = ("name", "compute_cap", "driver_version", "memory.total", "memory.free")  # nvidia-smi's
-NVIDIA_SMI_TIMEOUT = 30  # seconds; the first call of a machine may load the driver
-# For each major version of CUDA; a minor version needs no newer one (NVIDIA's compatibility guide).
+# For each major version of CUDA; its minor versions need no newer one (NVIDIA's compatibility
+# guide).
 OLDEST_DRIVER = {"11": (450, 80, 2), "12": (525, 60, 13), "13": (580, 65, 6)}
 SMALLEST_GPU = 3500  # MiB: SD1 at 512x512 in half precision
 SMALL_MEMORY_FLAGS = {"--lowvram", "--medvram", "--medvram-sdxl"}
-NEARLY_FULL = 8 << 30  # bytes: the reserve and hardly a checkpoint
 
 log = logging.getLogger("worker.preflight")
 
 
 @dataclass(frozen=True)
+class MachineLimits:
+    """What is waited for and warned about.
+
+    Attributes:
+        answer: seconds for nvidia-smi's answer; its first call may load the driver.
+        nearly_full: bytes of free disk below which a warning is logged: the reserve and hardly a
+            checkpoint.
+    """
+
+    answer: float = 30.0
+    nearly_full: int = 8 << 30
+
+
+LIMITS = MachineLimits()
+
+
+@dataclass(frozen=True)
 class Finding:
-    """A sentence for the operator; `fatal` if not one picture can be made."""
+    """A problem and its remedy, for the operator; `fatal` if not one picture can be made."""
 
     sentence: str
     fatal: bool = True
@@ -52,7 +68,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What nvidia-smi says of one; None where it does not tell. Memory in MiB."""
+    """A GPU as nvidia-smi lists it; None for an unknown value. Memory in MiB."""
 
     name: str
     capability: tuple[int, int] | None
@@ -65,7 +81,7 @@ class Gpu:
         """From a line of `nvidia-smi --query-gpu --format=csv,noheader,nounits`.
 
         Raises:
-            ValueError: it is none, but something else that nvidia-smi had to say.
+            ValueError: the line is something else, such as a warning.
         """
         name, capability, driver, total, free = (part.strip() for part in line.rsplit(",", 4))
         numbers = re.fullmatch(r"(\d+)\.(\d+)", capability)
@@ -84,7 +100,7 @@ class Gpu:
 def gpu_findings(
     gpus: Sequence[Gpu], torch: Mapping[str, Any], flags: Iterable[str]
 ) -> list[Finding]:
-    """What is wrong with the GPUs; those of the first one, if none of them is good.
+    """The problems of the first usable GPU; if none is usable, those of the first one.
 
     Args:
         gpus: what nvidia-smi lists, at least one.
@@ -108,20 +124,20 @@ def _gpu_findings(gpu: Gpu, torch: Mapping[str, Any], flags: set[str]) -> Iterat
         known = ", ".join(torch["architectures"])
         yield Finding(
             f"{gpu.name} (compute capability {gpu.capability[0]}.{gpu.capability[1]}) is not among"
-            f" the GPUs for which A1111's torch was built ({known}): {EMBEDDED}, whose torch knows"
-            f" newer GPUs, or another GPU (RTX 20, 30 or 40, A100, L4, L40, H100)."
+            f" the GPUs for which A1111's torch was built ({known}): {EMBEDDED}, whose torch"
+            f" supports newer GPUs, or another GPU (RTX 20, 30 or 40, A100, L4, L40, H100)."
         )
     if flags & SMALL_MEMORY_FLAGS:
         return
     if gpu.total and gpu.total < SMALLEST_GPU:
         yield Finding(
-            f"{gpu.name} has {gpu.total} MiB of memory, and A1111 needs {SMALLEST_GPU}: use a"
+            f"{gpu.name} has {gpu.total} MiB of memory, and A1111 needs {SMALLEST_GPU} MiB: use a"
             " larger GPU, or set WEBUI_ARGS=--lowvram (slow)."
         )
     elif gpu.total and gpu.free is not None and gpu.free < SMALLEST_GPU:
         yield Finding(
-            f"Only {gpu.free} of {gpu.total} MiB of {gpu.name} are free: end the other programs on"
-            " this GPU, or expect CUDA to be out of memory.",
+            f"Only {gpu.free} of {gpu.total} MiB of {gpu.name} are free, so CUDA may run out of"
+            " memory: end the other programs on this GPU.",
             fatal=False,
         )
 
@@ -131,7 +147,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _runs_on(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
-    """Machine code runs on the same major version from its minor on, PTX on everything newer."""
+    """Machine code runs on its major version from its minor version on; PTX on anything newer."""
     for architecture in architectures:
         kind, _, digits = architecture.rstrip("a").partition("_")
         major, minor = int(digits[:-1]), int(digits[-1])
@@ -145,13 +161,13 @@ def _runs_on(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
 # --- the machine -------------------------------------------------------------------------------
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Everything that is wrong with this machine."""
+def examine(settings: Settings, limits: MachineLimits = LIMITS) -> Iterator[Finding]:
+    """All problems of this machine."""
     if settings.engine != "external":
         yield from _port_findings(settings)
     if settings.engine == "a1111" and "--use-cpu" not in settings.webui_args:
-        yield from _gpus_findings(settings)
-    yield from _store_findings(settings)
+        yield from _gpus_findings(settings, limits)
+    yield from _store_findings(settings, limits)
 
 
 def _port_findings(settings: Settings) -> Iterator[Finding]:
@@ -164,11 +180,11 @@ def _port_findings(settings: Settings) -> Iterator[Finding]:
     except OSError as error:
         yield Finding(
             f"The engine cannot listen on port {port} of {host} ({error.strerror}): stop the"
-            " program that does, or set WEBUI_URL to another address."
+            " program that uses it, or set WEBUI_URL to another address of this machine."
         )
 
 
-def _gpus_findings(settings: Settings) -> Iterator[Finding]:
+def _gpus_findings(settings: Settings, limits: MachineLimits) -> Iterator[Finding]:
     if not shutil.which("nvidia-smi"):
         if not Path("/dev/nvidiactl").exists():
             yield Finding(
@@ -176,79 +192,80 @@ def _gpus_findings(settings: Settings) -> Iterator[Finding]:
                 f" all`, and install the NVIDIA Container Toolkit on the host; or {EMBEDDED}."
             )
         return  # without the driver's tools nothing more is known
-    told = _run(["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"])
-    if told.returncode or not told.stdout.strip():
-        said = " ".join((told.stdout + told.stderr).split())[:300]
+    query = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    done = _run(query, limits.answer)
+    if done.returncode or not done.stdout.strip():
+        output = " ".join((done.stdout + done.stderr).split())[:300]
         yield Finding(
-            f"nvidia-smi finds no usable GPU ({said}): mend the NVIDIA driver of the host, or"
+            f"nvidia-smi finds no usable GPU ({output}): repair the NVIDIA driver of the host, or"
             f" {EMBEDDED}."
         )
         return
-    torch = torch_build(settings.webui_interpreter)
+    torch = torch_build(settings.webui_interpreter, limits.answer)
     if torch is None:
-        return  # A1111 says more of its own environment than can be said here
+        return  # A1111's own error will be more precise
     if torch["cuda"] is None:
         yield Finding(
             f"The torch of WEBUI_PYTHON={settings.webui_interpreter} was built for the CPU: install"
-            " one for CUDA there, or add --use-cpu all to WEBUI_ARGS."
+            " one that was built for CUDA, or add --use-cpu all to WEBUI_ARGS."
         )
         return
-    if gpus := _listed(told.stdout):
+    if gpus := _listed(done.stdout):
         yield from gpu_findings(gpus, torch, settings.webui_args)
 
 
 def _listed(text: str) -> list[Gpu]:
     gpus = []
     for line in text.splitlines():
-        with suppress(ValueError):  # a warning between them
+        with suppress(ValueError):  # a warning between the GPUs
             gpus.append(Gpu.read(line))
     return gpus
 
 
-def torch_build(python: Path) -> Any:  # noqa: ANN401
-    """For what the torch of this Python was built; None if it cannot be known.
+def torch_build(python: Path, timeout: float = LIMITS.answer) -> Any:  # noqa: ANN401
+    """The CUDA version and architectures of this Python's torch; None if they are unknown.
 
-    The image has noted it beside that Python; elsewhere it takes as long as importing torch.
+    The image has them in a file beside that Python; elsewhere it takes as long as importing torch.
     """
-    noted = python.parents[1] / "torch_build.json"
-    if noted.exists():
-        return json.loads(noted.read_text())
-    told = _run([str(python), str(PROJECT / "image/torch_build.py")])
-    return None if told.returncode else json.loads(told.stdout)
+    file = python.parents[1] / "torch_build.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    done = _run([str(python), str(PROJECT / "image/torch_build.py")], timeout)
+    return None if done.returncode else json.loads(done.stdout)
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(  # noqa: S603 - nvidia-smi, and the operator's own Python
-            command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT, check=False
+            command, capture_output=True, text=True, timeout=timeout, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
-def _store_findings(settings: Settings) -> Iterator[Finding]:
-    """A store that takes no new models is fatal only where there is no model yet."""
+def _store_findings(settings: Settings, limits: MachineLimits) -> Iterator[Finding]:
+    """A store that cannot be written is fatal only if there is no model yet."""
     folder = settings.models_dir
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free
     except OSError as error:  # a network volume that is gone
         yield Finding(
-            f"MODELS_DIR={folder} cannot be looked at ({error.strerror}): mount its volume anew, or"
-            " set MODELS_DIR to another folder."
+            f"MODELS_DIR={folder} cannot be read ({error.strerror}): mount its volume again, or set"
+            " MODELS_DIR to another folder."
         )
         return
     if not os.access(existing, os.W_OK | os.X_OK):
         places = (folder, settings.baked_models_dir, settings.webui_dir / "models")
         yield Finding(
-            f"MODELS_DIR={folder} cannot be written by user {os.getuid()}: no model can be fetched;"
-            " give that user the folder, or set MODELS_DIR to another one.",
+            f"MODELS_DIR={folder} cannot be written by user {os.getuid()}, so no model can be"
+            " downloaded: give that user the folder, or set MODELS_DIR to another one.",
             fatal=not any(map(_has_models, places)),
         )
-    if free < NEARLY_FULL:
+    if free < limits.nearly_full:
         yield Finding(
-            f"MODELS_DIR={folder} has {free / 1e9:.1f} GB of disk left: what is not in use is"
-            " evicted for new models; give it a larger disk or volume (20 GB for a few models).",
+            f"MODELS_DIR={folder} has {free / 1e9:.1f} GB of disk left, so unused models are"
+            " removed for new ones: use a larger disk or volume (20 GB for a few models).",
             fatal=False,
         )
 
@@ -258,7 +275,7 @@ def _has_models(folder: Path) -> bool:
 
 
 def main() -> int:
-    """Print the settings for start.sh, or say what is wrong: 78 settings, 71 the machine."""
+    """Print the settings for start.sh; returns 78 for a wrong setting, 71 for this machine."""
     try:
         settings = Settings.from_environ(os.environ)
         worker_log.configure(settings.log_level, settings.log_format, secret_values(os.environ))

@@ -1,8 +1,8 @@
-"""The environment, read in one place.
+"""The settings, read from the environment in one place.
 
-`Settings.from_environ` is the only reader of environment variables in Python. start.sh takes its
-values from here too (worker/config/preflight.py prints them as shell assignments), so a default or
-a check exists once. Each field is the variable of the same name in upper case.
+Only `Settings.from_environ` reads settings from environment variables. The shell scripts get them
+from here too (worker/config/shell.py), so each default and each check exists once. Each field is
+the variable of the same name in upper case.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _default_run_dir(webui_url: str) -> Path:
 
 
 class Settings(BaseModel):
-    """What the operator may decide. Immutable; every value is already checked."""
+    """The operator's settings. Immutable; every value is already checked."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
@@ -62,139 +62,149 @@ class Settings(BaseModel):
 
     engine: Literal["a1111", "embedded", "external"] = Field(
         "embedded",
-        description="Which engine start.sh launches. `external`: none, `WEBUI_URL` is used.",
+        description="Engine that start.sh starts; `external`: none, jobs go to `WEBUI_URL`.",
     )
     webui_url: str = Field(
         "http://127.0.0.1:3000",
-        description="Where the engine listens; for `a1111` and `embedded` also its address.",
+        description="URL of the engine; `a1111` and `embedded` listen on its host and port.",
     )
     webui_dir: Path = Field(
         PROJECT / "webui-data",
-        description="The A1111 checkout, or the embedded engine's data folder in the same layout.",
+        description="Folder of the A1111 checkout, or of the embedded engine's data (same layout).",
     )
     webui_python: Path = Field(
         Path("venv/bin/python"),
-        description="The Python that runs A1111's webui.py, relative to `WEBUI_DIR`.",
+        description="Python that runs A1111's webui.py; a relative path starts at `WEBUI_DIR`.",
     )
     webui_args: tuple[str, ...] = Field(
-        (), description="Further flags for A1111; quotes work as in a shell."
+        (), description="More flags for A1111; quotes work as in a shell."
     )
     models_dir: Path = Field(
         default_factory=_default_models_dir,
-        description="The model store. Default: `/runpod-volume/models` if the volume is mounted,"
-        " else `/models` if it exists, else `./models`.",
+        description="Folder of the model store. Default: `/runpod-volume/models` if that volume is"
+        " mounted, else `/models` if it exists, else `./models`.",
     )
     baked_models_dir: Path = Field(
         Path("/app/models"),
-        description="Read-only models that were built into the image, in the same layout.",
+        description="Folder of the read-only models in the image, in the same layout.",
     )
     models_budget_gb: float | None = Field(
         None,
         ge=0,
-        description="GB (10^9 bytes) that fetched models may take; not set: what the disk has,"
-        " less 2 GB. The least recently used ones are evicted.",
+        description="GB (10^9 bytes) that downloaded models may occupy; not set: all of the disk"
+        " but 2 GB. The least recently used ones are removed first.",
     )
     allow_pickles: bool = Field(
         False,
-        description="Whether `.ckpt` and `.pt` files may be used. Loading one can run any code.",
+        description="Whether `.ckpt` and `.pt` files are allowed. Loading one can run any code.",
     )
     civitai_api_key: SecretStr | None = Field(
-        None, description="CivitAI needs a key for every download. Also as `CIVITAI_TOKEN`."
+        None,
+        description="API key of CivitAI, which requires one for every download. Alias:"
+        " `CIVITAI_TOKEN`.",
     )
     hf_token: SecretStr | None = Field(
-        None, description="For gated and private files of Hugging Face."
+        None, description="Token of Hugging Face, for gated and private files."
     )
     civitai_url: str = Field(
-        "https://civitai.com", description="Where CivitAI's API is; another URL for a mirror."
+        "https://civitai.com", description="Base URL of CivitAI's API, or of a mirror."
     )
     hf_endpoint: str = Field(
-        "https://huggingface.co", description="Where Hugging Face is; another URL for a mirror."
+        "https://huggingface.co", description="Base URL of Hugging Face, or of a mirror."
     )
     trusted_hosts: tuple[str, ...] = Field(
         (),
-        description="`host[:port]`, separated by commas: hosts that need not have https nor a"
-        " public address. Those of `CIVITAI_URL` and `HF_ENDPOINT` are trusted anyway.",
+        description="Hosts that may use http and private addresses, as `host[:port]` separated by"
+        " commas. Those of `CIVITAI_URL` and `HF_ENDPOINT` may anyway.",
     )
     templates_file: Path | None = Field(
         None,
-        description="Named presets. Default: `templates.json` in the current folder, else in the"
-        " project's.",
+        description="File with the templates. Default: `templates.json` in the current folder, else"
+        " in the project's.",
     )
     default_template: str | None = Field(
         None,
-        description="Template for jobs that name neither a template nor a checkpoint, instead of"
-        " the file's own; `none` for none.",
+        description="Template for jobs that name neither a template nor a checkpoint; overrides the"
+        " file's `default_template`. `none`: no default.",
     )
     ready_timeout: float = Field(
-        390, gt=0, le=_DAY, description="Seconds until the engine must have made its first picture."
+        390,
+        gt=0,
+        le=_DAY,
+        description="Seconds that the engine has for its first picture.",
     )
     job_timeout: float = Field(
         540,
         gt=0,
         le=_DAY,
-        description="Seconds that a job may take; a job's `timeout` may only lower it.",
+        description="Seconds that a job may take; a job can lower it by its `timeout`.",
     )
     job_concurrency: int = Field(
         1,
         ge=1,
         le=8,
-        description="Jobs that are taken at once. 2: the next job's models are fetched, and the"
-        " last one's pictures delivered, while one generates. Only one ever generates.",
+        description="Jobs that are taken at once. With 2, the next job's models are downloaded and"
+        " the last one's pictures delivered while one generates. Only one generates at a time.",
     )
     shutdown_grace: float = Field(
-        60, ge=1, le=_DAY, description="Seconds from SIGTERM until everything is gone."
+        60, ge=1, le=_DAY, description="Seconds from SIGTERM until every process has ended."
     )
     max_engine_restarts: int = Field(
-        3, ge=0, description="Restarts of the engine within the window before the worker gives up."
+        3,
+        ge=0,
+        description="Restarts of the engine within `ENGINE_RESTART_WINDOW`; the worker ends at the"
+        " next failure.",
     )
     engine_restart_window: float = Field(
-        900, gt=0, le=_DAY, description="Seconds over which restarts are counted."
+        900, gt=0, le=_DAY, description="Seconds for which a restart counts."
     )
     memory_growth_limit_gb: float | None = Field(
         None,
         gt=0,
-        description="GB (10^9 bytes) by which the engine's memory may grow over checkpoint switches"
-        " before the worker asks RunPod for a fresh one; not set: it may grow.",
+        description="GB (10^9 bytes) by which the engine's memory may grow over checkpoint"
+        " switches; then the worker has itself replaced. Not set: no limit.",
     )
     output_dir: Path | None = Field(
-        None, description="Pictures are also written here when it is set."
+        None, description="Folder in which pictures are written as well."
     )
     result_limit_mb: float = Field(
         9.0,
         ge=0,
         description="MB (10^6 bytes) that a job's result may have as JSON; 0: no limit. RunPod"
-        " loses results of more than 10 MB of `/run` and 20 MB of `/runsync`, and a worker"
-        " cannot see which one a job came by.",
+        " drops results of more than 10 MB after `/run` and 20 MB after `/runsync`, and a worker"
+        " cannot see which of them the caller used.",
     )
     bucket_endpoint_url: str | None = Field(
         None,
-        description="An S3-compatible service for pictures, see"
-        " [delivery.md](delivery.md#a-bucket); may hold the bucket's name.",
+        description="URL of an S3-compatible service for pictures; may contain the bucket's name."
+        " See [delivery.md](delivery.md#a-bucket).",
     )
-    bucket_name: str | None = Field(None, description="Needed unless the URL holds the name.")
-    bucket_access_key_id: SecretStr | None = Field(None, description="Key that may write there.")
-    bucket_secret_access_key: SecretStr | None = Field(None, description="Its secret half.")
+    bucket_name: str | None = Field(None, description="Name of the bucket, if the URL lacks it.")
+    bucket_access_key_id: SecretStr | None = Field(
+        None, description="Id of an access key that may write to the bucket."
+    )
+    bucket_secret_access_key: SecretStr | None = Field(None, description="Secret of that key.")
     bucket_region: str | None = Field(
-        None, description="The bucket's region, where `BUCKET_ENDPOINT_URL` does not tell it."
+        None, description="Region of the bucket, if the URL does not contain it."
     )
     bucket_public_url: str | None = Field(
         None,
-        description="Where everybody can read the bucket: results get this and the key instead of"
-        " a URL signed for 7 days.",
+        description="Base URL at which the bucket is public. Results then have this URL and the"
+        " object's key, instead of a URL that is signed for 7 days.",
     )
     run_dir: Path = Field(
         default_factory=lambda known: _default_run_dir(known.get("webui_url", "")),
-        description="Where start.sh and the handler keep their state; one for each worker."
-        " Default: a folder of the system's temporary one, named after the engine's port.",
+        description="Folder for the state of start.sh and the handler; one per worker. Default:"
+        " `a1111-worker-<port of the engine>` in the system's temporary folder.",
     )
     supervisor_pid: int | None = Field(
-        None, description="Set by start.sh for the handler: whom to ask for a restart."
+        None, description="Set by start.sh: its process, which restarts the engine on request."
     )
-    runpod_gpu_count: str = Field("", description="Set by RunPod: the GPUs of this worker.")
+    runpod_gpu_count: str = Field("", description="Set by RunPod: number of GPUs of this worker.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Least severe log lines that are written."
+        "INFO", description="Lowest level of the log lines that are written."
     )
-    log_format: Literal["text", "json"] = Field("text", description="Form of a log line.")
+    log_format: Literal["text", "json"] = Field("text", description="Format of the log lines.")
 
     @field_validator("webui_url", "civitai_url", "hf_endpoint", "bucket_public_url")
     @classmethod
@@ -204,7 +214,7 @@ class Settings(BaseModel):
         parts = urlsplit(url)
         try:
             has_port = parts.port is None or parts.port > 0
-        except ValueError:  # no number, or too large
+        except ValueError:  # not a number, or too large
             has_port = False
         if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
             raise ValueError("must look like http://127.0.0.1:3000")
@@ -213,7 +223,7 @@ class Settings(BaseModel):
     @field_validator(*CREDENTIALS)
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
-        # In a header anything else would be an error that shows the secret.
+        # Anything else in a header would cause an error whose text has the secret.
         if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
             raise ValueError("must be one word of printable ASCII characters")
         return secret
@@ -223,7 +233,7 @@ class Settings(BaseModel):
     def _hosts(cls, text: str | tuple[str, ...]) -> Sequence[str]:
         hosts = re.split(r"[\s,]+", text.strip()) if isinstance(text, str) else text
         if any("/" in host for host in hosts):
-            raise ValueError("must be names such as mirror.example:8080, without https://")
+            raise ValueError("must be host names such as mirror.example:8080, without https://")
         return [host.lower() for host in hosts if host]
 
     @field_validator("webui_args", mode="before")
@@ -231,7 +241,9 @@ class Settings(BaseModel):
     def _words(cls, text: str | tuple[str, ...]) -> Sequence[str]:
         words = shlex.split(text) if isinstance(text, str) else text
         if "--no-hashing" in words:
-            raise ValueError("--no-hashing takes away the proof that a job's LoRAs were used")
+            raise ValueError(
+                "--no-hashing is not allowed, because LoRAs are proved by their hashes: remove it"
+            )
         return words
 
     @field_validator(
@@ -245,7 +257,9 @@ class Settings(BaseModel):
     def _whole_bucket(self) -> Settings:
         bucket_address.check_whole({name.upper() for name, value in self if value is not None})
         if self.bucket and not (self.bucket.signs_urls or self.bucket_public_url):
-            raise ValueError("RunPod's S3 API signs no URLs: BUCKET_PUBLIC_URL must be set for it")
+            raise ValueError(
+                "RunPod's S3 API does not sign URLs: set BUCKET_PUBLIC_URL, or use another service"
+            )
         return self
 
     @classmethod
@@ -253,48 +267,48 @@ class Settings(BaseModel):
         """Read and check the variables; an empty one counts as not set.
 
         Raises:
-            ConfigError: names every variable that is wrong, its value and what it must be.
+            ConfigError: names every wrong variable, its value and what it must be.
         """
         given = {name: environ.get(name.upper(), "") for name in cls.model_fields}
         given |= credentials(environ)
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})
         except ValidationError as error:
-            # A default that depends on a wrong value is no problem of its own.
+            # Leave out a default that only failed because it depends on a wrong value.
             wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
             raise ConfigError("; ".join(map(_problem, wrong)) + ".") from None
 
     @property
     def bucket(self) -> BucketAddress | None:
-        """Where pictures can be uploaded to; None if nowhere."""
+        """The bucket for pictures; None if there is none."""
         if self.bucket_endpoint_url is None:
             return None
         return bucket_address.read(self.bucket_endpoint_url, self.bucket_name, self.bucket_region)
 
     @property
     def mirrors(self) -> list[str]:
-        """`host[:port]` of the hosts of models that the operator has chosen himself."""
+        """`host[:port]` of the model hosts that the operator has set."""
         chosen = {"civitai_url", "hf_endpoint"} & self.model_fields_set
         return [urlsplit(str(getattr(self, name))).netloc for name in sorted(chosen)]
 
     @property
     def templates_path(self) -> Path | None:
-        """The templates file; None if there is none where it is looked for."""
+        """The templates file; None if none was set and no default one exists."""
         found = (folder / "templates.json" for folder in (Path.cwd(), PROJECT))
         return self.templates_file or next(filter(Path.is_file, found), None)
 
     def to_bake(self) -> Settings:
-        """The same for who writes the baked models.
+        """The settings for baking: the baked models' folder is the store.
 
         Raises:
-            ConfigError: a volume would hide them.
+            ConfigError: a volume would hide that folder.
         """
         folder = self.baked_models_dir.resolve()
         volumes = {self.models_dir.resolve(), VOLUME}
         if any(folder.is_relative_to(volume) for volume in volumes):
             raise ConfigError(
                 f"BAKED_MODELS_DIR={str(folder)!r}: a volume mounted at {self.models_dir} or"
-                f" {VOLUME} would hide what is baked there; name another folder."
+                f" {VOLUME} would hide what is baked there; set it to another folder."
             )
         return self.model_copy(update={"models_dir": folder, "models_budget_gb": None})
 
@@ -312,7 +326,7 @@ class Settings(BaseModel):
 def _problem(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if not detail["loc"]:
-        return message  # of several variables
+        return message  # about several variables
     name = str(detail["loc"][0])
     value = "***" if name in CREDENTIALS else repr(detail["input"])
     return f"{name.upper()}={value}: {message}"

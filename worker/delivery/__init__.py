@@ -1,1 +1,1 @@
-"""Brings the pictures to the caller: in the result, into a bucket, or to the job's own URLs."""
+"""From the engine to the caller: pictures in the result, in a bucket, or at the job's own URLs."""

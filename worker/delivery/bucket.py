@@ -1,6 +1,6 @@
-"""The operator's bucket: files go in, URLs come out.
+"""Uploads files to the operator's bucket and returns their URLs.
 
-boto3 is imported only where a bucket is configured: it takes some 0.3 s.
+boto3 is imported only if a bucket is configured: the import takes some 0.3 s.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from urllib.parse import quote, urlsplit
 from pydantic import SecretStr
 
 from worker.config.bucket_address import BucketAddress
+from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.errors import ConfigError, DeliveryFailed
 
-CONNECT_TIMEOUT = 5.0  # seconds
-READ_TIMEOUT = 30.0
-ATTEMPTS = 3
 URL_LIFETIME = 7 * 86_400  # seconds; S3's longest
 
 
@@ -24,10 +22,10 @@ class Bucket:
 
     Attributes:
         label: `<host>/<bucket>`, for messages.
-        lifetime: seconds for which its URLs work; None if they always do.
+        lifetime: seconds for which its URLs are valid; None if for ever.
 
     Raises:
-        ConfigError: the address cannot be one.
+        ConfigError: boto3 refuses the endpoint or the region.
     """
 
     def __init__(
@@ -36,6 +34,7 @@ class Bucket:
         key_id: SecretStr,
         secret: SecretStr,
         public_url: str | None = None,
+        limits: UploadLimits = UPLOAD_LIMITS,
     ) -> None:
         import boto3  # noqa: PLC0415 - see above
         from botocore.config import Config  # noqa: PLC0415
@@ -46,12 +45,12 @@ class Bucket:
         self._public_url = public_url
         config = Config(
             signature_version="s3v4",
-            # A name before the host needs DNS and a certificate, which not every service has.
+            # The bucket's name in the host name needs DNS and a certificate; not all have them.
             s3={"addressing_style": "path"},
-            connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            # boto3's own checksums are unknown to many of Amazon's competitors.
+            connect_timeout=limits.connect_timeout,
+            read_timeout=limits.read_timeout,
+            retries={"mode": "standard", "total_max_attempts": limits.attempts},
+            # Many services other than Amazon's do not support boto3's own checksums.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -65,14 +64,16 @@ class Bucket:
                 aws_secret_access_key=secret.get_secret_value(),
                 config=config,
             )
-        except ValueError as error:  # botocore's for what is no host and no region
-            raise ConfigError(f"the bucket at {address.endpoint}: {error}.") from None
+        except ValueError as error:  # botocore's, for an invalid host or region
+            raise ConfigError(
+                f"BUCKET_ENDPOINT_URL or BUCKET_REGION is wrong ({address.endpoint}): {error}."
+            ) from None
 
     def upload(self, key: str, data: bytes, content_type: str) -> str:
-        """Store a file, replacing one of that key; returns a URL from which it can be fetched.
+        """Store a file, replacing one with that key; returns a URL to download it from.
 
         Raises:
-            DeliveryFailed: the bucket did not take it, also when it was asked again.
+            DeliveryFailed: every attempt failed.
         """
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
@@ -93,7 +94,7 @@ class Bucket:
                 f"the bucket {self.label} answered {status} ({code}).", status=status
             ) from None
         except (BotoCoreError, HTTPError, OSError) as error:
-            # Their texts may hold the URL; the type says as much.
+            # Their texts may contain the URL, so the message has only the type.
             raise DeliveryFailed(
                 f"the bucket {self.label} cannot be reached ({type(error).__name__})."
             ) from None

@@ -1,22 +1,20 @@
-"""Pictures on their way to the caller: in the result, into a bucket, or to the job's own URLs.
+"""Delivers a job's pictures: in the result, to the bucket, or to the job's own URLs.
 
-    asked for     tried in this order, the next one only when the one before does not work
+    asked for     tried in this order, until one works
     base64        base64, the bucket, smaller pictures in base64
     s3            the bucket, base64, smaller pictures in base64
     put           the job's URLs, base64, the bucket, smaller pictures in base64
 
-The bucket is left out where there is none, smaller pictures where the job does not permit them.
-base64 works while the whole JSON is within RESULT_LIMIT_MB: RunPod loses a larger result without a
-word. A picture that cost GPU time is never thrown away in silence: any change of the way is told
-in `warnings`, and when none works, the error says so and OUTPUT_DIR has the files.
+The bucket is left out if there is none, smaller pictures if the job does not permit them. base64
+works while the whole JSON is within RESULT_LIMIT_MB: RunPod drops a larger result without an
+error. Pictures that cost GPU time are never dropped silently: `warnings` reports any change of the
+method, and if none works, the error reports why and OUTPUT_DIR has the files.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +23,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from worker.delivery.bucket import Bucket
+from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
+from worker.delivery.output_dir import OutputDir, cleaned
 from worker.delivery.put_url import put
 from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultTooLarge
 from worker.http.client import SafeHttpClient
@@ -32,17 +32,15 @@ from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
 from worker.webui.client import Txt2ImgAnswer
 from worker.webui.picture import Picture, from_engine
 
-AT_ONCE = 4  # uploads or conversions of one job
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
-# Bytes kept free for what is said after the measurement: the last timings, a full OUTPUT_DIR.
+# Bytes kept free for what is added after the size is measured: the last timings, a warning.
 RESERVE = 1000
 MB = 1e6
-_NAMED = 4  # files in one message; `files` in the job's answer has all
 
 _TOO_LARGE = (
     'Ask for fewer pictures in one job, for `output.format` "webp" or "jpeg", or permit'
     " `output.may_convert`; or set up a bucket (BUCKET_ENDPOINT_URL, see docs/delivery.md)."
-    " Where RunPod has no part in it, RESULT_LIMIT_MB=0 removes the limit."
+    " Outside RunPod, RESULT_LIMIT_MB=0 removes the limit."
 )
 _NO_BUCKET = (
     "Set BUCKET_ENDPOINT_URL, BUCKET_NAME, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the"
@@ -53,71 +51,89 @@ logger = logging.getLogger("worker.delivery")
 
 Answer = dict[str, Any]
 Undeliverable = DeliveryFailed | ResultTooLarge
+_Failures = tuple[Undeliverable, ...]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
-class _Parcel:
-    """One job's pictures: as the engine made them, as the job wants them, and what goes along."""
+class _Finished:
+    """A job whose pictures are made.
+
+    Attributes:
+        originals: the pictures as the engine made them, base64.
+        pictures: the same in the job's format.
+        grids: how many grids stand in front of the pictures.
+        answer: the rest of the job's result.
+    """
 
     job_id: str
     output: Output
-    engines: Sequence[str]
+    originals: Sequence[str]
     pictures: Sequence[Picture]
-    grids: int  # pictures in front that the job did not count
+    grids: int
     answer: Answer
 
-    def addressed(
+    def answer_with(
         self,
         method: str,
         images: Sequence[str],
         pictures: Sequence[Picture],
-        problems: _Problems,
+        failures: _Failures,
         **facts: object,
     ) -> Answer:
-        """The job's answer with these images in it, an account of them, and what was in the way."""
-        form = pictures[0]
-        account: dict[str, Any] = {"method": method, "format": form.format}
-        account |= {} if form.quality is None else {"quality": form.quality}
-        account |= {"bytes": [len(picture.data) for picture in pictures], **facts}
-        warnings = []
-        if problems:
-            how = (
-                form.format if form.quality is None else f"{form.format} of quality {form.quality}"
+        """The job's answer with these images, how they were delivered, and the warnings."""
+        first = pictures[0]
+        delivery: dict[str, Any] = {"method": method, "format": first.format}
+        delivery |= {} if first.quality is None else {"quality": first.quality}
+        delivery |= {"bytes": [len(picture.data) for picture in pictures], **facts}
+        warnings = list(self.answer["warnings"])
+        if failures:
+            quality = "" if first.quality is None else f" of quality {first.quality}"
+            warnings.append(
+                f"{_messages(failures)} Delivered by {method}, as {first.format}{quality}."
             )
-            warnings.append(f"{_messages(problems)} Delivered by {method}, as {how}.")
         if method == "put" and self.grids:
             warnings.append("the grid was left out, because the job has no URL for it.")
         if not all(picture.complete for picture in pictures):
             warnings.append("the infotext is too long for a JPEG file; `info` has it.")
-        told = [*self.answer["warnings"], *warnings]
-        return self.answer | {"images": list(images), "delivery": account, "warnings": told}
+        return self.answer | {"images": list(images), "delivery": delivery, "warnings": warnings}
+
+
+_Delivered = tuple[Answer, Sequence[Picture]]  # and the pictures as they were delivered
+_Method = Callable[[_Finished, _Failures], _Delivered]
 
 
 class Delivery:
-    """Brings pictures to the caller. Thread-safe.
+    """Delivers pictures to the caller. Thread-safe.
 
     Args:
-        limit: bytes that a result may have as JSON; None: any number.
-        folder: where pictures are also written; None: nowhere.
+        limit: bytes that a result may have as JSON; None: no limit.
+        folder: a folder in which pictures are also written; None: in none.
         bucket: the operator's; None: there is none.
-        http: the way to the URLs of jobs.
+        http: the client for the URLs of jobs.
+        limits: of uploads.
     """
 
     def __init__(
-        self, limit: int | None, folder: Path | None, bucket: Bucket | None, http: SafeHttpClient
+        self,
+        limit: int | None,
+        folder: Path | None,
+        bucket: Bucket | None,
+        http: SafeHttpClient,
+        limits: UploadLimits = UPLOAD_LIMITS,
     ) -> None:
         self._limit = limit
-        self._folder = folder
+        self._output_dir = OutputDir(folder)
         self._bucket = bucket
         self._http = http
+        self._limits = limits
 
     def check(self, output: Output) -> None:
-        """Whether this worker can deliver so; asked before the picture costs anything.
+        """Check, before the engine is used, that this worker can deliver as the job asks.
 
         Raises:
-            InvalidInput: there is no bucket, or a URL leads where the worker does not go.
+            InvalidInput: there is no bucket, or a URL is not allowed.
         """
         if output.delivery == "s3" and not self._bucket:
             raise InvalidInput(
@@ -134,105 +150,107 @@ class Delivery:
     def deliver(
         self, picture: Txt2ImgAnswer, answer: Answer, output: Output, job_id: str
     ) -> Answer:
-        """Bring the pictures on their way; blocks until they are there.
+        """Deliver the pictures; returns when they have arrived.
 
         Args:
-            picture: what the engine returned.
+            picture: the engine's answer.
             answer: the rest of the job's result; its `images` are replaced.
-            output: what the job wants.
-            job_id: names the files and the objects in the bucket.
+            output: what the job asks for.
+            job_id: becomes part of the names of files and of objects in the bucket.
 
         Returns:
-            The answer with `images`, `delivery` and perhaps further `warnings`.
+            The answer with `images`, `delivery` and perhaps more `warnings`.
 
         Raises:
-            ResultTooLarge: larger than the limit, and no other way is left.
-            DeliveryFailed: uploads failed, and no other way is left; or a conversion did.
+            ResultTooLarge: the result is larger than the limit, and no other method works.
+            DeliveryFailed: uploads failed, and no other method works; or a conversion failed.
         """
         pictures: Sequence[Picture] = ()
         try:
-            pictures = _all(partial(_form, output), picture.images)
+            convert = partial(from_engine, format_=output.format, quality=output.quality)
+            pictures = self._for_all(convert, picture.images)
             grids = int(picture.facts.get("index_of_first_image") or 0)
-            parcel = _Parcel(job_id, output, picture.images, pictures, grids, answer)
-            delivered, pictures = self._send(parcel)
+            finished = _Finished(job_id, output, picture.images, pictures, grids, answer)
+            delivered, pictures = self._try_methods(finished)
         except (DeliveryFailed, ResultTooLarge) as error:
-            self._keep(error, pictures or _all(from_engine, picture.images), job_id)
+            originals = pictures or self._for_all(from_engine, picture.images)
+            self._output_dir.keep(error, originals, job_id)
             raise
         for warning in delivered["warnings"][len(answer["warnings"]) :]:
             logger.warning("%s", warning)
-        self._save(picture, delivered, pictures, job_id)
+        self._output_dir.save(picture, delivered, pictures, job_id)
         return delivered
 
-    def _send(self, parcel: _Parcel) -> tuple[Answer, Sequence[Picture]]:
-        problems: list[Undeliverable] = []
-        for way in self._ways(parcel.output):
+    def _try_methods(self, finished: _Finished) -> _Delivered:
+        failures: list[Undeliverable] = []
+        for method in self._methods(finished.output):
             try:
-                return way(parcel, tuple(problems))
+                return method(finished, tuple(failures))
             except (DeliveryFailed, ResultTooLarge) as error:
-                problems.append(error)
-        first = problems[0]
-        details = {key: value for one in reversed(problems) for key, value in one.details.items()}
-        raise type(first)(_messages(problems), hint=first.hint, **details)
+                failures.append(error)
+        first = failures[0]
+        details = {key: value for one in reversed(failures) for key, value in one.details.items()}
+        raise type(first)(_messages(failures), hint=first.hint, **details)
 
-    def _ways(self, output: Output) -> list[_Way]:
-        """What is tried, in order; see above."""
-        bucket: list[_Way] = [partial(self._to_bucket, self._bucket)] if self._bucket else []
-        ways: dict[str, list[_Way]] = {
+    def _methods(self, output: Output) -> list[_Method]:
+        """What is tried, in this order; see above."""
+        bucket: list[_Method] = [partial(self._to_bucket, self._bucket)] if self._bucket else []
+        methods: dict[str, list[_Method]] = {
             "base64": [self._inline, *bucket],
             "s3": [*bucket, self._inline],
             "put": [self._to_urls, self._inline, *bucket],
         }
-        return ways[output.delivery] + ([self._smaller] if output.may_convert else [])
+        return methods[output.delivery] + ([self._smaller] if output.may_convert else [])
 
-    # The ways. Each returns the answer and the pictures as they were delivered.
-
-    def _inline(self, parcel: _Parcel, problems: _Problems) -> _Delivered:
-        pictures = parcel.pictures
+    def _inline(self, finished: _Finished, failures: _Failures) -> _Delivered:
+        pictures = finished.pictures
         images = [picture.base64() for picture in pictures]
-        return self._within_limit(parcel.addressed("base64", images, pictures, problems)), pictures
+        answer = finished.answer_with("base64", images, pictures, failures)
+        return self._within_limit(answer), pictures
 
-    def _to_bucket(self, bucket: Bucket, parcel: _Parcel, problems: _Problems) -> _Delivered:
-        pictures = parcel.pictures
-        folder = cleaned(parcel.job_id)
+    def _to_bucket(self, bucket: Bucket, finished: _Finished, failures: _Failures) -> _Delivered:
+        pictures = finished.pictures
+        folder = cleaned(finished.job_id)
         keys = [f"{folder}/{number}.{one.suffix}" for number, one in enumerate(pictures)]
         types = [one.content_type for one in pictures]
-        urls = _all(bucket.upload, keys, [one.data for one in pictures], types)
+        urls = self._for_all(bucket.upload, keys, [one.data for one in pictures], types)
         facts = {"keys": keys} | ({"expires_in": bucket.lifetime} if bucket.lifetime else {})
-        answer = parcel.addressed("s3", urls, pictures, problems, **facts)
+        answer = finished.answer_with("s3", urls, pictures, failures, **facts)
         return self._within_limit(answer, uploaded=urls), pictures
 
-    def _to_urls(self, parcel: _Parcel, problems: _Problems) -> _Delivered:
-        pictures = parcel.pictures[parcel.grids :]
-        urls = _all(partial(put, self._http), parcel.output.urls, pictures)
-        answer = parcel.addressed("put", urls, pictures, problems)
-        return self._within_limit(answer, uploaded=urls), parcel.pictures
+    def _to_urls(self, finished: _Finished, failures: _Failures) -> _Delivered:
+        pictures = finished.pictures[finished.grids :]
+        upload = partial(put, self._http, limits=self._limits)
+        urls = self._for_all(upload, finished.output.urls, pictures)
+        answer = finished.answer_with("put", urls, pictures, failures)
+        return self._within_limit(answer, uploaded=urls), finished.pictures
 
-    def _smaller(self, parcel: _Parcel, problems: _Problems) -> _Delivered:
-        form: ImageFormat = "webp" if parcel.output.format == "png" else parcel.output.format
-        best = 101 if parcel.output.format == "png" else parcel.output.quality or DEFAULT_QUALITY
-        last = problems[-1]
-        for quality in (one for one in QUALITIES if one < best):
-            convert = partial(from_engine, format_=form, quality=quality)
-            pictures = _all(convert, parcel.engines)
+    def _smaller(self, finished: _Finished, failures: _Failures) -> _Delivered:
+        output = finished.output
+        format_: ImageFormat = "webp" if output.format == "png" else output.format
+        present = 101 if output.format == "png" else output.quality or DEFAULT_QUALITY
+        last = failures[-1]
+        for quality in (one for one in QUALITIES if one < present):
+            convert = partial(from_engine, format_=format_, quality=quality)
+            pictures = self._for_all(convert, finished.originals)
             images = [picture.base64() for picture in pictures]
-            answer = parcel.addressed("base64", images, pictures, problems)
+            answer = finished.answer_with("base64", images, pictures, failures)
             try:
                 return self._within_limit(answer), pictures
             except ResultTooLarge as error:
                 last = error
         raise last
 
-    # The limit and the files.
-
     def _within_limit(self, answer: Answer, **details: object) -> Answer:
         size = json_size(answer) + RESERVE
         if self._limit is None or size <= self._limit:
             return answer
         images = sum(map(len, answer["images"]))
-        form = answer["delivery"]["format"]
+        format_ = answer["delivery"]["format"]
         raise ResultTooLarge(
             f"the result would have {size / MB:.2f} MB, {images / MB:.2f} MB of them for"
-            f" {len(answer['images'])} {form} pictures; RESULT_LIMIT_MB is {self._limit / MB:g}.",
+            f" {len(answer['images'])} {format_} pictures; RESULT_LIMIT_MB is"
+            f" {self._limit / MB:g}.",
             hint=_TOO_LARGE,
             bytes=size,
             limit_bytes=self._limit,
@@ -240,87 +258,17 @@ class Delivery:
             **details,
         )
 
-    def _keep(self, error: Undeliverable, pictures: Sequence[Picture], job_id: str) -> None:
-        """Before an error: the pictures go to OUTPUT_DIR, and the error says where they are."""
-        if self._folder is None:
-            error.hint += " With OUTPUT_DIR set, the pictures would have been kept there."
-            return
-        try:
-            files = save(pictures, self._folder, job_id)
-        except OSError as problem:
-            error.hint += f" The pictures could not be kept in OUTPUT_DIR: {problem.strerror}."
-        else:
-            error.details["files"] = [str(file) for file in files]
-            more = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
-            named = ", ".join(map(str, files[:_NAMED])) + more
-            error.hint += f" The pictures are kept in OUTPUT_DIR: {named}."
-
-    def _save(
-        self, picture: Txt2ImgAnswer, answer: Answer, pictures: Sequence[Picture], job_id: str
-    ) -> None:
-        """Also write the pictures to OUTPUT_DIR; the caller gets them even if that fails."""
-        if self._folder is None:
-            return
-        try:
-            files = save(pictures, self._folder, job_id)
-        except OSError as error:
-            answer["warnings"].append(f"not saved to OUTPUT_DIR: {error.strerror}")
-        else:
-            logger.info("saved\n%s", summary(picture, answer, files))
+    def _for_all(self, work: Callable[..., _R], *items: Iterable[_T]) -> list[_R]:
+        """Do something for each picture, several at once; raises the first error."""
+        with ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="delivery") as pool:
+            return list(pool.map(work, *items))
 
 
-_Problems = tuple[Undeliverable, ...]
-_Delivered = tuple[Answer, Sequence[Picture]]
-_Way = Callable[[_Parcel, _Problems], _Delivered]
-
-
-def _messages(problems: Sequence[Undeliverable]) -> str:
-    sentences = dict.fromkeys(one.message for one in problems)
+def _messages(failures: Sequence[Undeliverable]) -> str:
+    sentences = dict.fromkeys(one.message for one in failures)
     return " ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences)
-
-
-def _form(output: Output, image: str) -> Picture:
-    return from_engine(image, output.format, output.quality)
-
-
-def _all(work: Callable[..., _R], *items: Iterable[_T]) -> list[_R]:
-    """Do something for each picture, several at once; the first error counts."""
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="delivery") as pool:
-        return list(pool.map(work, *items))
 
 
 def json_size(answer: Mapping[str, Any]) -> int:
     """Bytes of what the SDK posts for this answer."""
     return len(json.dumps({"output": answer}, ensure_ascii=False).encode())
-
-
-def cleaned(job_id: str) -> str:
-    """A job's id as part of a file's name or a key: nothing that means something there."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", job_id)[:128] or "job"
-
-
-def save(pictures: Sequence[Picture], folder: Path, job_id: str) -> list[Path]:
-    """Write each picture as `<time>-<job>-<n>.<suffix>`; return where they are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{cleaned(job_id)[:64]}"
-    files = [folder / f"{stem}-{number}.{one.suffix}" for number, one in enumerate(pictures)]
-    for file, picture in zip(files, pictures, strict=True):
-        file.write_bytes(picture.data)
-    return files
-
-
-def summary(answer: Txt2ImgAnswer, result: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """A few lines for people: what ran, with which seed and model, how long, where it is."""
-    facts = answer.facts
-    size = f"{facts['width']}x{facts['height']}"
-    models = ", ".join(str(model["name"]) for model in result["models"])
-    timings = ", ".join(f"{name} {value}" for name, value in result["timings"].items())
-    lines = [
-        f"prompt   {facts['prompt']}",
-        f"picture  {size}, {facts['steps']} steps of {facts['sampler_name']}, seed {facts['seed']}",
-        f"models   {models}",
-        f"seconds  {timings}",
-        *(f"file     {file}" for file in files),
-        *(f"warning  {warning}" for warning in result["warnings"]),
-    ]
-    return "\n".join(lines)
