@@ -1,16 +1,16 @@
-# The worker's image. docs/subsystems/container-management.md tells of stages, sizes and arguments.
+# The worker's images. docs/subsystems/container-management.md lists stages, sizes and arguments.
 #
 #   docker build -t a1111-worker .                                 A1111 v1.9.3, no model
-#   docker build -t a1111-worker:embedded --target embedded .      no A1111: newest GPUs, or none
+#   docker build -t a1111-worker:embedded --target embedded .      without A1111: for the newest GPUs, or none
 
 ARG A1111_PYTHON_IMAGE=docker.io/library/python:3.10-slim-bookworm@sha256:68d914ec641a0b69267ce65184d000a2bc3a9ee2590ab702b82250ab2385735a
 ARG EMBEDDED_PYTHON_IMAGE=docker.io/library/python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
 
-# --- what both images run on ---------------------------------------------------------------------
+# --- the system of both images -------------------------------------------------------------------
 
 FROM ${A1111_PYTHON_IMAGE} AS a1111-system
-# Debian replaces a package's version when it mends a fault, so versions cannot be pinned here.
-# curl: health check and debugging; tcmalloc: start.sh preloads it; tini: reaps the dead.
+# Debian removes a package's version when it publishes a fix, so versions cannot be pinned here.
+# curl: health check and debugging; tcmalloc: start.sh preloads it; tini: reaps dead processes.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends curl libtcmalloc-minimal4 tini \
@@ -31,7 +31,7 @@ ENV PYTHON=/opt/worker/bin/python \
     PYTHONUNBUFFERED=1
 
 # --- Python environments -------------------------------------------------------------------------
-# Each is installed where it stays: copying one from a stage of its own costs 6 GB and a minute.
+# Each is installed in its final stage: copying it from another one costs 6 GB and a minute.
 
 FROM a1111-system AS a1111-python
 ARG INDEX_URL=https://pypi.org/simple
@@ -62,8 +62,9 @@ RUN apt-get update \
 ARG GIT_URL=https://github.com
 ENV GIT_URL=${GIT_URL}
 COPY image/fetch-source.sh /build/
-# Each at the commit that A1111 v1.9.3 names, but for CLIP: a later one, which does without
-# pkg_resources. Stability-AI/stablediffusion is gone since 2025. BLIP and CLIP: /interrogate.
+# Each at the commit that A1111 v1.9.3 names, except CLIP: a later one, which does not need
+# pkg_resources. Stability-AI/stablediffusion was deleted in 2025. BLIP and CLIP are for
+# /interrogate.
 WORKDIR /src/webui
 RUN /build/fetch-source.sh . 1c0a0c4c26f78c32095ebc7f8af82f5c04fca8c0 \
       "AUTOMATIC1111/stable-diffusion-webui camenduru/stable-diffusion-webui" \
@@ -139,7 +140,7 @@ LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
       org.opencontainers.image.revision=${REVISION} \
       org.opencontainers.image.version=${VERSION}
 
-# --- A1111's image: the last one, so that `docker build .` and RunPod's Hub make it -----------------
+# --- A1111's image: the last stage, so that `docker build .` and RunPod's Hub build it --------------
 
 FROM a1111-system AS a1111-app
 WORKDIR /app
@@ -164,7 +165,7 @@ ENV BAKED_MODELS_DIR=/app/models \
     RUN_DIR=/tmp/worker \
     WEBUI_DIR=/stable-diffusion-webui \
     WEBUI_PYTHON=/opt/a1111/bin/python
-# As the worker's user: A1111 makes its folders on the way.
+# As the worker's user, because A1111 creates folders here.
 WORKDIR /stable-diffusion-webui
 RUN install -d -o worker -g worker /models \
  && setpriv --reuid=worker --regid=worker --clear-groups "$WEBUI_PYTHON" /build/smoke_a1111.py

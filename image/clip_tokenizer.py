@@ -1,8 +1,9 @@
-"""Writes the files of openai/clip-vit-large-patch14 that A1111 wants from Hugging Face.
+"""Writes the files of openai/clip-vit-large-patch14 that A1111 would download from Hugging Face.
 
-A1111 builds SD1's and SDXL's text encoder from that repository's configuration and tokenizer when
-it loads its first checkpoint; the weights come from the checkpoint. Both files follow from what
-OpenAI published, so the build needs no Hugging Face and the engine can run offline.
+When A1111 loads its first checkpoint, it builds SD1's and SDXL's text encoder from that
+repository's configuration and tokenizer; the weights come from the checkpoint. Both files can be
+made from what OpenAI published, so the build does not need Hugging Face and the engine can run
+offline.
 
 usage: clip_tokenizer.py HF_HOME
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 from engine.prompt.tokenizer import END, START, read_vocabulary
 
 REPOSITORY = "models--openai--clip-vit-large-patch14"
-REVISION = "main"  # the hub would have a commit here; offline it is only a folder's name
+REVISION = "main"  # instead of a commit's id: without a network it is only a folder's name
 
 CONFIG = {
     "model_type": "clip",
@@ -48,12 +49,12 @@ TOKENIZER = {
 
 
 def write(hf_home: Path) -> None:
-    """Write them as Hugging Face's cache would hold them."""
+    """Write the files as Hugging Face's cache has them."""
     tokens, merges = read_vocabulary()
     root = hf_home / "hub" / REPOSITORY
     snapshot = root / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
-    (hf_home / "hub/version.txt").write_text("1")  # nothing to migrate, transformers
+    (hf_home / "hub/version.txt").write_text("1")  # or transformers would migrate the cache
     (root / "refs").mkdir()
     (root / "refs/main").write_text(REVISION)
     files = {"config": CONFIG, "tokenizer_config": TOKENIZER, "vocab": tokens}

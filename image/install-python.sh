@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a virtual environment of exactly what a lock file lists, compiled to bytecode.
+# Makes a virtual environment with exactly the packages of a lock file, compiled to bytecode.
 #
 # usage: INDEX_URL=https://pypi.org/simple install-python.sh VERSION FOLDER LOCK
 set -euo pipefail
@@ -9,7 +9,7 @@ tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-export UV_BUILD_CONSTRAINT=$here/build.lock  # a few packages have no wheel
+export UV_BUILD_CONSTRAINT=$here/build.lock  # to build the few packages that have no wheel
 export UV_COMPILE_BYTECODE=1
 export UV_DEFAULT_INDEX=$INDEX_URL
 export UV_LINK_MODE=copy

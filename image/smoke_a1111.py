@@ -1,4 +1,4 @@
-"""Imports all of A1111 and its extensions in the build: a package that is missing shows here.
+"""Imports all of A1111 and its extensions, so that the build fails if a package is missing.
 
 Run by A1111's Python in the WebUI's folder.
 """
@@ -6,7 +6,7 @@ Run by A1111's Python in the WebUI's folder.
 import sys
 
 sys.path.insert(0, ".")
-# Without --xformers A1111 forbids its import.
+# Without --xformers A1111 blocks the import of xformers.
 sys.argv = ["webui.py", "--nowebui", "--xformers", "--skip-torch-cuda-test", "--use-cpu", "all"]
 
 from modules import initialize  # noqa: E402

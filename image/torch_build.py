@@ -1,12 +1,12 @@
-"""Prints for which GPUs this Python's torch was built; worker/config/preflight.py asks.
+"""Prints for which GPUs this Python's torch was built; worker/config/preflight.py runs it.
 
-The image has the answer in a file (Dockerfile), because importing torch takes seconds.
+The image has the output in a file (Dockerfile), because importing torch takes seconds.
 """
 
 import json
 
 import torch
 
-# torch.cuda.get_arch_list() answers only where there is a GPU; a torch for the CPU has no flags.
+# torch.cuda.get_arch_list() is empty without a GPU. A torch for the CPU has no flags.
 flags = getattr(torch._C, "_cuda_getArchFlags", str)()
 print(json.dumps({"cuda": torch.version.cuda, "architectures": flags.split()}))

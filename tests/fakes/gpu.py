@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as start.sh's pre-flight sees it: nvidia-smi, and a Python with a CUDA torch."""
+"""An NVIDIA GPU as start.sh's check sees it: nvidia-smi, and a Python with a torch for CUDA."""
 
 import json
 import shlex
@@ -13,20 +13,20 @@ CUDA_121 = {  # what image/torch_build.py prints for PyPI's torch 2.1.2
 
 
 def write_program(path: Path, script: str) -> None:
-    """A shell script as an executable."""
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
 def write_nvidia_smi(folder: Path, *gpus: str, status: int = 0) -> None:
-    """An nvidia-smi that answers every question with these lines."""
+    """Write an nvidia-smi that prints these lines for every query."""
     lines = " ".join(map(shlex.quote, gpus))
     write_program(folder / "nvidia-smi", f"printf '%s\\n' {lines}\nexit {status}")
 
 
 def write_webui_python(environment: Path, torch: object = CUDA_121) -> Path:
-    """This Python under another path, with what the image notes of A1111's torch; its path."""
+    """Make this Python an A1111 environment with the image's file about torch; returns its path."""
     python = environment / "bin" / "python"
     write_program(python, f'exec {shlex.quote(sys.executable)} "$@"')
     (environment / "torch_build.json").write_text(json.dumps(torch))

@@ -18,7 +18,7 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its access log
 
 @dataclass(frozen=True)
 class S3Server:
-    """The server; `client` is the test's own way to it."""
+    """The server; `client` is the test's own client."""
 
     endpoint: str
     client: Any
@@ -43,7 +43,7 @@ class S3Server:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Run it; every test that wants an empty bucket has one of its own."""
+    """Run it, with an empty bucket."""
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:

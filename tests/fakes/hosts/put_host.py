@@ -1,4 +1,4 @@
-"""A host on loopback that takes what is PUT to it, or answers as it was told to."""
+"""A host on loopback that stores what is PUT to it, or answers as a test asks."""
 
 import threading
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ class PutHost:
     Attributes:
         address: `host:port`.
         received: every PUT, in order of arrival.
-        answers: (status, headers, body) for the next PUTs; when they are used up, 200.
+        answers: (status, headers, body) for the next PUTs, then 200; status 0 breaks the
+            connection.
     """
 
     address: str
@@ -37,13 +38,13 @@ class PutHost:
         return f"http://{self.address}/{path}?X-Amz-Signature=5ecret"
 
     def files(self) -> dict[str, bytes]:
-        """Path -> body of what was PUT last."""
+        """Path -> body of the last PUT."""
         return {one.path: one.body for one in self.received}
 
 
 @contextmanager
 def put_host() -> Iterator[PutHost]:
-    """Run it in threads of its own."""
+    """Run it in its own threads."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -55,7 +56,7 @@ def put_host() -> Iterator[PutHost]:
             with lock:
                 host.received.append(Received(parts.path, parse_qs(parts.query), headers, body))
                 status, more, text = host.answers.pop(0) if host.answers else (200, {}, b"")
-            if not status:  # break off
+            if not status:
                 self.close_connection = True
                 return
             self.send_response(status)
