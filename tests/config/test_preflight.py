@@ -23,59 +23,55 @@ BUSY = "NVIDIA A100-SXM4-80GB, 8.0, 550.54.15, 81920, 900"
 PTX = {"cuda": "12.1", "architectures": ["sm_80", "compute_90"]}
 
 
-def sentences(*lines, torch=CUDA_121, flags=()):
+def about(*lines, torch=CUDA_121, flags=()):
     """(fatal, the sentence) for each finding about these GPUs."""
     found = gpu_findings([Gpu.read(line) for line in lines], torch, flags)
     return [(one.fatal, one.sentence) for one in found]
 
 
 @pytest.mark.parametrize(
-    ("line", "is_fatal", "part"),
+    ("found", "is_fatal", "part"),
     [
-        (OLD_DRIVER, True, "470.182.03 is too old for CUDA 12.1: install 525.60.13 or newer"),
-        (RTX_5090, True, "RTX 5090 (compute capability 12.0) is not among"),
-        (RTX_5090, True, "`embedded` image"),
-        (KEPLER, True, "Tesla K80 (compute capability 3.7) is not among"),
-        (TINY, True, "has 2048 MiB of memory, and A1111 needs 3500 MiB: use a larger GPU, or set"),
-        (BUSY, False, "Only 900 of 81920 MiB of NVIDIA A100-SXM4-80GB are free"),
+        (
+            about(OLD_DRIVER),
+            True,
+            "470.182.03 is too old for CUDA 12.1: install 525.60.13 or",
+        ),
+        (about(RTX_5090), True, "RTX 5090 (compute capability 12.0) is not among"),
+        (about(RTX_5090), True, "`embedded` image"),
+        (about(KEPLER), True, "Tesla K80 (compute capability 3.7) is not among"),
+        (about(KEPLER, TINY), True, "Tesla K80"),  # none is good
+        (about(TINY), True, "has 2048 MiB of memory, and A1111 needs 3500 MiB: use a larger GPU"),
+        (about(OLD_DRIVER.replace("470", "570"), torch=PTX), True, "7.5"),  # older than the PTX
+        (about(BUSY), False, "Only 900 of 81920 MiB of NVIDIA A100-SXM4-80GB are free"),
     ],
 )
-def test_a_gpu_that_cannot_work_is_fatal_and_a_busy_one_is_not(line, is_fatal, part):
-    ((fatal, sentence),) = sentences(line)
+def test_a_gpu_that_cannot_work_is_fatal_and_a_busy_one_is_not(found, is_fatal, part):
+    ((fatal, sentence),) = found
 
     assert fatal == is_fatal
     assert part in sentence
 
 
 @pytest.mark.parametrize(
-    "line",
+    "found",
     [
-        RTX_4090,  # 8.9 runs what was built for 8.6
-        "NVIDIA H100 80GB HBM3, 9.0, 550.54.15, 81559, 81000",
-        "Tesla T4, 7.5, 525.60.13, 15360, 15000",  # the oldest driver
-        "NVIDIA L4, 8.9, 580.65.06, 23034, 22500",  # CUDA 13's driver runs CUDA 12
-        "GRID A100X, 8.0, 550.54.15, [N/A], [Insufficient Permissions]",
-        "Some GPU, [N/A], 550.54.15, 24564, 24217",
-        "Some GPU, 8.9, [N/A], 24564, 24217",
-        "NVIDIA A100, SXM4, 8.0, 550.54.15, 81920, 81000",  # a comma in the name
+        about(RTX_4090),  # 8.9 runs what was built for 8.6
+        about("NVIDIA H100 80GB HBM3, 9.0, 550.54.15, 81559, 81000"),
+        about("Tesla T4, 7.5, 525.60.13, 15360, 15000"),  # the oldest driver
+        about("NVIDIA L4, 8.9, 580.65.06, 23034, 22500"),  # CUDA 13's driver runs CUDA 12
+        about("GRID A100X, 8.0, 550.54.15, [N/A], [Insufficient Permissions]"),
+        about("Some GPU, [N/A], 550.54.15, 24564, 24217"),
+        about("Some GPU, 8.9, [N/A], 24564, 24217"),
+        about("NVIDIA A100, SXM4, 8.0, 550.54.15, 81920, 81000"),  # a comma in the name
+        about(TINY, flags=["--lowvram"]),
+        about(TINY, flags=["--medvram"]),
+        about(KEPLER, RTX_4090),  # one good GPU is enough
+        about(RTX_5090, torch=PTX),  # PTX runs on newer GPUs
     ],
 )
-def test_a_good_gpu_is_not_mentioned(line):
-    assert sentences(line) == []
-
-
-def test_memory_does_not_matter_with_flags_for_small_gpus():
-    assert sentences(TINY, flags=["--lowvram"]) == sentences(TINY, flags=["--medvram"]) == []
-
-
-def test_one_good_gpu_is_enough():
-    assert sentences(KEPLER, RTX_4090) == []
-    assert "K80" in sentences(KEPLER, TINY)[0][1]
-
-
-def test_ptx_runs_on_newer_gpus():
-    assert sentences(RTX_5090, torch=PTX) == []
-    assert sentences(OLD_DRIVER.replace("470", "570"), torch=PTX)[0][0]
+def test_a_good_gpu_is_not_mentioned(found):
+    assert found == []
 
 
 # The machine --------------------------------------------------------------------------------------

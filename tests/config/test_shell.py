@@ -147,7 +147,6 @@ def test_the_health_check_asks_the_url_that_the_worker_uses(project, engine_url,
     [
         ("running 7", "7", (0, "")),
         ("running 7", "6", (1, "the engine is not ready yet")),
-        ("running 7", None, (1, "the engine is not ready yet")),
         ("failed 1", "7", (1, "the engine is not running: failed")),
         (None, None, (1, "start.sh has not started an engine yet")),
     ],

@@ -319,19 +319,6 @@ def test_each_url_gets_its_picture_and_a_grid_in_front_none(host, grids):
     assert "5ecret" not in json.dumps(answer)
 
 
-def test_urls_that_s3_signed_work(server):
-    """The signature includes the content type."""
-    keys = [f"signed/{number}.webp" for number in range(3)]
-    objects = [{"Bucket": NAME, "Key": key, "ContentType": "image/webp"} for key in keys]
-    urls = [server.client.generate_presigned_url("put_object", one) for one in objects]
-    output = {"format": "webp", "delivery": "put", "urls": urls}
-    answer = delivered(output=output, TRUSTED_HOSTS=server.endpoint.removeprefix("http://"))
-
-    files = server.files()
-    assert [files[key][0] for key in keys] == ["image/webp"] * 3
-    assert [len(files[key][1]) for key in keys] == answer["delivery"]["bytes"]
-
-
 @pytest.mark.parametrize("is_full", [False, True])
 def test_after_a_refused_url_base64_and_then_the_bucket_are_tried(host, server, is_full):
     host.answers = [(403, {}, b"<Code>AccessDenied</Code>")] * 3

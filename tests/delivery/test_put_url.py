@@ -78,9 +78,7 @@ def test_a_host_that_is_gone_is_reported_without_the_query(caplog):
     [
         "http://bucket.example/1.png?sig=5ecret",
         "https://127.0.0.1:1/1.png?sig=5ecret",
-        "https://[::1]:1/1.png?sig=5ecret",
         "https://169.254.169.254/latest?sig=5ecret",
-        "ftp://bucket.example/1.png?sig=5ecret",
         "https://me:5ecret@127.0.0.1:1/1.png",
     ],
 )

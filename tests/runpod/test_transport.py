@@ -39,7 +39,7 @@ class Control(Transport):
         return poll
 
     async def post_result(self, job_id, body):
-        self.results.append((job_id, body["output"]))
+        self.results.append((job_id, body))
 
     async def serve(self):
         self._ending = asyncio.get_running_loop().create_future()
@@ -116,12 +116,12 @@ def test_jobs_run_side_by_side_up_to_the_concurrency():
 def test_a_job_that_is_sent_twice_runs_once(caplog):
     control = served(echo, [jobs(1, 1, 2)], concurrency=3)
 
-    assert sorted(control.results) == [("job-1", 1), ("job-2", 2)]
+    assert sorted(job for job, _ in control.results) == ["job-1", "job-2"]
     assert "RunPod sent job job-1 twice" in caplog.text
 
 
-@pytest.mark.parametrize(("early_stop", "results"), [(60.0, []), (-1.0, [("job-1", 1)])])
-def test_a_stop_signal_waits_for_its_job(caplog, early_stop, results):
+@pytest.mark.parametrize(("early_stop", "is_stopped"), [(60.0, True), (-1.0, False)])
+def test_a_stop_signal_waits_for_its_job(caplog, early_stop, is_stopped):
     """It can overtake the answer with the job: the plain SDK drops it and runs the job."""
     caplog.set_level("INFO")
 
@@ -132,8 +132,8 @@ def test_a_stop_signal_waits_for_its_job(caplog, early_stop, results):
         await control.finish()
         return control.results
 
-    assert asyncio.run(story()) == results
-    assert ("job job-1 was stopped before it began" in caplog.text) == (not results)
+    assert asyncio.run(story()) == ([] if is_stopped else [("job-1", {"output": 1})])
+    assert ("job job-1 was stopped before it began" in caplog.text) == is_stopped
 
 
 def test_a_stop_signal_for_a_finished_job_does_not_stop_its_repetition():
@@ -147,7 +147,7 @@ def test_a_stop_signal_for_a_finished_job_does_not_stop_its_repetition():
             control._stop("job-1")
         return control.results
 
-    assert asyncio.run(story()) == [("job-1", 1)] * 2
+    assert len(asyncio.run(story())) == 2
 
 
 def test_a_stopped_job_can_clean_up_and_posts_nothing():
@@ -180,24 +180,25 @@ def test_a_stopped_job_can_clean_up_and_posts_nothing():
         ({"images": []}, {"output": {"images": []}}),
         ({"refresh_worker": True}, {"stopPod": True}),
         ({"error": 5, "code": "X"}, {"output": {"code": "X"}, "error": "5"}),
+        (RuntimeError("broken"), {}),
+        (asyncio.CancelledError(), {}),  # the handler's own
     ],
 )
-def test_an_answer_is_posted_by_the_sdks_rules(answer, body):
+def test_an_answer_is_posted_by_the_sdks_rules_and_an_exception_as_an_error(answer, body, caplog):
     async def handler(_job):
+        if isinstance(answer, BaseException):
+            raise answer
         return answer
 
-    posted = []
+    control = served(handler, [jobs(1)] * (2 if "stopPod" in body else 1))
+    ((_, posted),) = control.results
 
-    async def story():
-        control = Control(handler)
-        control._ending = asyncio.get_running_loop().create_future()
-        control.post_result = lambda _job, found: asyncio.sleep(0, posted.append(found))
-        control._begin(jobs(1)[0])
-        await control.finish()
-        return control._ending.done()
-
-    assert asyncio.run(story()) == ("stopPod" in body)
-    assert posted == [body]
+    if body:
+        assert posted == body
+    else:
+        assert posted["error"].startswith("INTERNAL_ERROR: ")
+        assert "Traceback" not in posted["error"]
+        assert f"internal error {posted['output']['id']}" in caplog.text
 
 
 # Posting -----------------------------------------------------------------------------------------

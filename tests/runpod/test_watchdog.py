@@ -1,67 +1,13 @@
-"""A process whose event loop hangs is ended with its group; one that is only slow is not."""
+"""A process whose event loop hangs is ended with its children; one that is only slow is not.
 
-import os
-import signal
-import subprocess
-import sys
-from contextlib import suppress
-from pathlib import Path
-
-import pytest
-from fakes.a1111.process import wait_until
-
-from worker.config.settings import PROJECT
-from worker.runpod import watchdog
-
-PROGRAM = """
-import asyncio, multiprocessing, time
-from worker.runpod.watchdog import start_watchdog
-
-async def main():
-    start_watchdog(asyncio.get_running_loop(), silence=1.0)
-    print(multiprocessing.active_children()[0].pid, flush=True)
-    await asyncio.sleep(0.3)
-    time.sleep(600)
-
-def pings():
-    time.sleep(600)
-
-if __name__ == "__main__":
-    child = multiprocessing.Process(target=pings, daemon=True)
-    child.start()
-    asyncio.run(main())
+test_worker.py shows it with a real worker, which is ended with its group.
 """
 
+import multiprocessing
 
-def is_gone(pid):
-    """Whether it has ended, though perhaps its status was not read."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+import pytest
 
-
-def test_in_another_processs_group_only_the_process_and_its_children_end():
-    """As the leader of its group it ends the group: see test_worker.py."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    child = int(process.stdout.readline())
-    try:
-        _, log = process.communicate(timeout=60)
-
-        assert process.returncode == 1
-        assert "the event loop has been silent for 1 s" in log
-        assert "in main" in log  # where it hangs
-        wait_until(lambda: is_gone(child), "the child's end")
-    finally:
-        process.kill()
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+from worker.runpod import watchdog
 
 
 class Loop:
@@ -107,3 +53,17 @@ def test_only_silence_in_every_part_of_the_time_is_a_hang(monkeypatch, loop, end
     watchdog._watch(loop, 60.0)
 
     assert ended == [60.0] * ends
+
+
+def test_in_another_processs_group_only_the_process_and_its_children_end(monkeypatch, capfd):
+    """A process that kills a foreign group would end what started it."""
+    ended, child = [], multiprocessing.Process()
+    monkeypatch.setattr(child, "kill", lambda: ended.append("child"))
+    monkeypatch.setattr(watchdog.multiprocessing, "active_children", lambda: [child])
+    monkeypatch.setattr(watchdog.os, "getpgrp", lambda: 1)
+    monkeypatch.setattr(watchdog.os, "killpg", lambda *_: ended.append("group"))
+    monkeypatch.setattr(watchdog.os, "_exit", ended.append)
+    watchdog._end(60.0)
+
+    assert ended == ["child", 1]
+    assert "in test_in_another_process" in capfd.readouterr().err  # where each thread is
