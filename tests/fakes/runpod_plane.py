@@ -26,7 +26,6 @@ Event = dict[str, Any]
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 EXECUTION_TIMEOUT_MS = 600_000
 POD = "pod0"
-PING_MS = 1000
 
 
 @dataclass
@@ -144,7 +143,7 @@ class RunPodPlane:
             "RUNPOD_WEBHOOK_GET_JOB": f"{self.url}/job-take/$ID{query}",
             "RUNPOD_WEBHOOK_POST_OUTPUT": f"{self.url}/job-done/$RUNPOD_POD_ID/$ID{query}",
             "RUNPOD_WEBHOOK_PING": f"{self.url}/ping/$RUNPOD_POD_ID",
-            "RUNPOD_PING_INTERVAL": str(PING_MS),
+            "RUNPOD_PING_INTERVAL": "1000",  # ms
         }
 
     def submit(self, job_input: Any, **request: Any) -> str:
@@ -158,10 +157,9 @@ class RunPodPlane:
         """The public view of a job."""
         return self._jobs[job_id].public()
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
-        """Cancel a job as a client does; returns its public view."""
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job as a client does."""
         self._in_loop(self._end(self._jobs[job_id], "CANCELLED"))
-        return self.status(job_id)
 
     def wait(self, job_id: str, timeout: float) -> dict[str, Any]:
         """The public view of a job once it is over; TimeoutError if that takes too long."""

@@ -73,6 +73,7 @@ class SdkWorker:
     def __init__(self, folder: Path, environ: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.times_file = folder / "times"
+        self.times_file.touch()
         self.log_file = folder / "sdk-worker.log"
         own = {"PATH": os.environ["PATH"], "RUNPOD_LOG_LEVEL": "WARN"}
         with self.log_file.open("ab") as log:
@@ -90,8 +91,6 @@ class SdkWorker:
 
     def times(self) -> list[tuple[str, float, float]]:
         """Job, begin and end of every run of the handler, in order of their ends."""
-        if not self.times_file.exists():
-            return []
         rows = (line.split() for line in self.times_file.read_text().splitlines())
         return [(job, float(began), float(ended)) for job, began, ended in rows]
 

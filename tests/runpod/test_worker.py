@@ -166,7 +166,7 @@ def test_a_cancelled_job_is_stopped_also_after_sigterm(own):
 def test_a_hanging_event_loop_ends_the_worker_and_its_pings(tmp_path):
     with (
         RunPodPlane() as plane,
-        running_sdk_worker(tmp_path, plane, timing={"silence": 1.0}) as worker,
+        running_sdk_worker(tmp_path, plane, timing={"silence": 2.0}) as worker,
     ):
         plane.wait_for("ping", SOON)
         plane.submit({"hang": 600})

@@ -57,8 +57,9 @@ def s3_server() -> Iterator[S3Server]:
             aws_secret_access_key=SECRET,
         )
         client.create_bucket(Bucket=NAME)
-        yield S3Server(endpoint, client)
-        for key in S3Server(endpoint, client).files():
+        running = S3Server(endpoint, client)
+        yield running
+        for key in running.files():
             client.delete_object(Bucket=NAME, Key=key)
         client.delete_bucket(Bucket=NAME)
         client.close()
