@@ -79,15 +79,6 @@ def test_no_result_is_lost_whatever_happens_to_its_post(plane):
             )
 
 
-def test_progress_arrives_in_order_and_before_the_result(plane):
-    job = plane.submit({"progress": 30})
-    plane.wait(job, SOON)
-    reports = [event for event in plane.events("progress") if event["id"] == job]
-
-    assert [event["output"] for event in reports] == list(range(30))
-    assert not any(event["late"] for event in reports)
-
-
 # Taking ------------------------------------------------------------------------------------------
 
 
