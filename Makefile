@@ -42,6 +42,9 @@ serve: $(VENV)/.ready  ## RunPod's local API on http://localhost:8000 (PORT=...)
 test: $(VENV)/.ready lint  ## everything that CI checks
 	$(BIN)/pytest -n auto --dist loadfile
 
+test-long: $(VENV)/.ready  ## the tests that take minutes by their nature; CI runs them nightly
+	$(BIN)/pytest -m long -n auto --dist loadfile
+
 lint: $(VENV)/.ready  ## ruff, mypy, shellcheck, hadolint, and the schemas of YAML files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,4 +83,4 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
-.PHONY: help run serve test lint fmt image-test lock demo-model clean
+.PHONY: help run serve test test-long lint fmt image-test lock demo-model clean
