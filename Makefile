@@ -59,6 +59,9 @@ fmt: $(VENV)/.ready  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.ready  ## write the generated parts of the documents anew
+	$(BIN)/python -m docs.generate
+
 image-test: export BASES ?=
 image-test: export SOURCES ?=
 image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURCES=/srv/git, see image/tests
@@ -83,4 +86,4 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
-.PHONY: help run serve test test-long lint fmt image-test lock demo-model clean
+.PHONY: help run serve test test-long lint fmt docs image-test lock demo-model clean

@@ -1,0 +1,261 @@
+"""Writes the parts of the documents that come from the code: `make docs`.
+
+A generated part stands between two comments, and the first one names it:
+
+    <!-- begin generated: settings (make docs) -->
+    <!-- end generated -->
+
+`PARTS` has a function for each name. tests/project/test_docs.py fails when a file is stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from worker.config.settings import PROJECT, Settings
+from worker.errors import WorkerError
+from worker.job import template
+from worker.job.model_fields import LoraReference
+from worker.job.output_fields import Output
+from worker.job.request import JobFields, Txt2ImgRequest
+
+PART = re.compile(
+    r"(<!-- begin generated: ([\w-]+) \(make docs\) -->\n).*?(<!-- end generated -->)", re.DOTALL
+)
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
+
+_HINT_DEPENDS = "The hint depends on the case; the message has it."
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(_cell(text) for text in line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _summary(docstring: str | None) -> str:
+    """The first paragraph."""
+    return " ".join((docstring or "").partition("\n\n")[0].split())
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def settings() -> str:
+    """Each environment variable."""
+    return table(
+        ("variable", "default", "meaning"),
+        (
+            (f"`{name.upper()}`", _default(field), field.description or "")
+            for name, field in Settings.model_fields.items()
+        ),
+    )
+
+
+def errors() -> str:
+    """Each error code."""
+    return table(
+        ("code", "when", "what to do"),
+        (
+            (f"`{kind.code}`", _summary(kind.__doc__), kind.default_hint or _HINT_DEPENDS)
+            for kind in _subclasses(WorkerError)
+            if "code" in vars(kind)
+        ),
+    )
+
+
+def job_fields() -> str:
+    """The fields of a job that are ours: the description tells them from A1111's."""
+    names = list(Txt2ImgRequest.model_fields)
+    return _fields(Txt2ImgRequest, sorted(names, key=lambda name: name in JobFields.model_fields))
+
+
+def output_fields() -> str:
+    """The fields of a job's `output`."""
+    return _fields(Output, Output.model_fields)
+
+
+def model_fields() -> str:
+    """The fields of a reference to a model."""
+    return _fields(LoraReference, LoraReference.model_fields)
+
+
+def exit_statuses() -> str:
+    """The exit statuses of start.sh, from the comment at its beginning."""
+    rows = re.findall(r"^#   (\d+) +(.+)$", (PROJECT / "start.sh").read_text(), re.MULTILINE)
+    return table(("status", "meaning"), [*rows, ("other", "the handler's")])
+
+
+def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
+    schema = model.model_json_schema(by_alias=False)
+    while "properties" not in schema:  # a reference to a model may also be a plain text
+        schema = schema["anyOf"][-1] if "anyOf" in schema else schema["$defs"][model.__name__]
+    fields = {name: field for name in names if (field := schema["properties"][name])}
+    return table(
+        ("field", "values", "default", "meaning"),
+        (
+            (
+                f"`{name}`",
+                _values(field),
+                _default(model.model_fields[name]),
+                field["description"],
+            )
+            for name, field in fields.items()
+            if "description" in field
+        ),
+    )
+
+
+def _values(schema: dict[str, Any]) -> str:
+    """What a field may be: words, a range, or a type."""
+    if "anyOf" in schema:  # this, or null for "not given"
+        return _values(schema["anyOf"][0])
+    if "$ref" in schema:
+        return "object" if schema["$ref"].endswith("/Output") else "reference"
+    if "const" in schema or "enum" in schema:
+        return ", ".join(f"`{word}`" for word in schema.get("enum", [schema.get("const")]))
+    if schema["type"] == "array":
+        return f"list of {_values(schema['items'])}s"
+    # pydantic writes the bounds of an optional field under its own names
+    low, high = schema.get("minimum", schema.get("ge")), schema.get("maximum", schema.get("le"))
+    if low is not None and high is not None:
+        return f"{low:g} to {high}"
+    names = {"boolean": "`true`, `false`", "string": "text"}
+    return names.get(schema["type"], "number")
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.default
+    if default in {PydanticUndefined, None, "", ()}:
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    text = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"`{text.replace(f'{PROJECT}/', './')}`"
+
+
+def _subclasses(base: type[WorkerError]) -> list[type[WorkerError]]:
+    return [kind for sub in base.__subclasses__() for kind in (sub, *_subclasses(sub))]
+
+
+# Rooms -------------------------------------------------------------------------------------------
+
+
+def rooms() -> str:
+    """The packages of the worker and of the engine, and what each one is for."""
+    lines = [line for top in ("worker", "engine") for line in _tree(PROJECT / top)]
+    width = max(len(name) for name, _ in lines)
+    return "```\n" + "".join(f"{name:{width}}  {text}\n" for name, text in lines) + "```\n"
+
+
+def _tree(folder: Path, depth: int = 0) -> list[tuple[str, str]]:
+    packages = [path.parent for path in sorted(folder.glob("*/__init__.py"))]
+    lines = [line for package in packages for line in _tree(package, depth + 1)]
+    return [(f"{'  ' * depth}{folder.name}/", _purpose(folder / "__init__.py")), *lines]
+
+
+def _purpose(module: Path) -> str:
+    return _summary(ast.get_docstring(ast.parse(module.read_text())))
+
+
+def room_arrows() -> str:
+    """Which rooms of the worker import which, without the arrows that a longer way replaces."""
+    arrows = _reduced(_imports_between_rooms())
+    lines = [f'    {_node(room)}["{room}"]\n' for room in sorted(arrows)]
+    lines += [f"    {_node(a)} --> {_node(b)}\n" for a in sorted(arrows) for b in sorted(arrows[a])]
+    return "```mermaid\nflowchart TD\n" + "".join(lines) + "```\n"
+
+
+def _node(room: str) -> str:
+    return room.replace("/", "_")
+
+
+def _imports_between_rooms() -> dict[str, set[str]]:
+    folders = {path.parent for path in (PROJECT / "worker").rglob("__init__.py")}
+    arrows: dict[str, set[str]] = {}
+    for folder in folders:
+        own = folder.relative_to(PROJECT / "worker").as_posix()
+        arrows[own] = {
+            target
+            for file in folder.glob("*.py")
+            for name in _imported(file)
+            for target in [_room(name, folders)]
+        } - {own, "."}
+    return {room: targets for room, targets in arrows.items() if room != "."}
+
+
+def _imported(file: Path) -> list[str]:
+    tree = ast.walk(ast.parse(file.read_text()))
+    found = [node for node in tree if isinstance(node, ast.ImportFrom)]
+    names = [f"{node.module}.{alias.name}" for node in found for alias in node.names]
+    return [name for name in names if name.startswith("worker.")]
+
+
+def _room(name: str, folders: set[Path]) -> str:
+    """The innermost package that has the module: `models/store` of `worker.models.store.blobs`."""
+    parents = [PROJECT / Path(*name.split("."))]
+    parents += parents[0].parents
+    return (
+        next(path for path in parents if path in folders).relative_to(PROJECT / "worker").as_posix()
+    )
+
+
+def _reduced(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Without the arrows that a longer way replaces."""
+
+    def reached(room: str) -> set[str]:
+        return arrows[room] | {far for near in arrows[room] for far in reached(near)}
+
+    return {
+        room: targets - {far for near in targets for far in reached(near)}
+        for room, targets in arrows.items()
+    }
+
+
+# Files -------------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "errors": errors,
+    "job-fields": job_fields,
+    "output-fields": output_fields,
+    "model-fields": model_fields,
+    "exit-statuses": exit_statuses,
+    "rooms": rooms,
+    "room-arrows": room_arrows,
+}
+
+
+def filled_in(text: str) -> str:
+    """The page with its generated parts as they must be."""
+    return PART.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}{found[3]}", text)
+
+
+def files() -> dict[Path, str]:
+    """Each file that is generated or has generated parts, with its right content."""
+    found = {page: filled_in(page.read_text()) for page in PAGES if PART.search(page.read_text())}
+    schema = json.dumps(template.json_schema(), indent=2) + "\n"
+    return {**found, PROJECT / "templates.schema.json": schema}
+
+
+def main() -> None:
+    """Write them."""
+    for path, text in files().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
