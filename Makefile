@@ -45,10 +45,15 @@ test: $(VENV)/.ready lint  ## everything that CI checks
 test-long: $(VENV)/.ready  ## the tests that take minutes by their nature; CI runs them nightly
 	$(BIN)/pytest -m long -n auto --dist loadfile
 
-lint: $(VENV)/.ready  ## ruff, mypy, shellcheck, hadolint, and the schemas of YAML files
+lint: $(VENV)/.ready  ## ruff, mypy, shellcheck, hadolint, the requirements, and the schemas of YAML files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pip check
+	$(BIN)/deptry . --config deptry.toml --requirements-files requirements.txt \
+	  --exclude '\.venv|benchmarks|docs|engine|image|tests|training'
+	$(BIN)/deptry . --config deptry.toml --requirements-files requirements-engine.txt,requirements-dev.txt \
+	  --exclude '\.venv|image'
 	$(BIN)/shellcheck start.sh .ci/run image/*.sh
 	$(BIN)/hadolint --failure-threshold warning Dockerfile
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
