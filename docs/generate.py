@@ -11,6 +11,7 @@ A generated part stands between two comments, and the first one names it:
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -97,6 +98,12 @@ def exit_statuses() -> str:
     """The exit statuses of start.sh, from the comment at its beginning."""
     rows = re.findall(r"^#   (\d+) +(.+)$", (PROJECT / "start.sh").read_text(), re.MULTILINE)
     return table(("status", "meaning"), [*rows, ("other", "the handler's")])
+
+
+def comparison(language: str) -> str:
+    """Other workers beside this one; docs/comparison.json has each row in both languages."""
+    data = json.loads((PROJECT / "docs" / "comparison.json").read_text())
+    return table(tuple(data[language]), [tuple(row[language]) for row in data["rows"]])
 
 
 def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
@@ -234,6 +241,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "output-fields": output_fields,
     "model-fields": model_fields,
     "exit-statuses": exit_statuses,
+    "comparison": functools.partial(comparison, "en"),
+    "comparison-tr": functools.partial(comparison, "tr"),
     "rooms": rooms,
     "room-arrows": room_arrows,
 }
