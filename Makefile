@@ -1,4 +1,4 @@
-# Two commands: `make run` (prompt in, picture file out) and `make test`. `make help` lists all.
+# The two main commands are `make run` (makes a picture) and `make test`. `make help` lists all.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -11,7 +11,7 @@ UPGRADE ?=
 LOCK = ../$(BIN)/uv pip compile --quiet --no-header --generate-hashes $(UPGRADE) \
   --python-platform x86_64-manylinux_2_36 --default-index https://pypi.org/simple
 
-# the first job: test_input.json with these in it
+# test_input.json with PROMPT, CHECKPOINT and TEMPLATE, where they are given
 define JOB_SCRIPT
 import json, os
 job = json.load(open("test_input.json"))
@@ -33,19 +33,19 @@ run: export JOB = $(JOB_SCRIPT)
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-run: $(VENV)/.ready  ## a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
+run: $(VENV)/.ready  ## make a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
 	OUTPUT_DIR=outputs RUNPOD_LOG_LEVEL=WARN ./start.sh --test_input "$$($(BIN)/python -c "$$JOB")"
 
-serve: $(VENV)/.ready  ## RunPod's local API on http://localhost:8000 (PORT=...) for curl
+serve: $(VENV)/.ready  ## run RunPod's local API on http://localhost:8000 (PORT=...) for curl
 	./start.sh --rp_serve_api --rp_api_port $(PORT)
 
-test: $(VENV)/.ready lint  ## everything that CI checks
+test: $(VENV)/.ready lint  ## run all checks and tests of CI, except the long tests
 	$(BIN)/pytest -n auto --dist loadfile
 
-test-long: $(VENV)/.ready  ## the tests that take minutes by their nature; CI runs them nightly
+test-long: $(VENV)/.ready  ## run the tests that take minutes; CI does this nightly
 	$(BIN)/pytest -m long -n auto --dist loadfile
 
-lint: $(VENV)/.ready  ## ruff, mypy, shellcheck, hadolint, the requirements, and the schemas of YAML files
+lint: $(VENV)/.ready  ## check code, scripts, Dockerfile, requirements and YAML files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -64,7 +64,7 @@ fmt: $(VENV)/.ready  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.ready  ## write the generated parts of the documents anew
+docs: $(VENV)/.ready  ## update the generated parts of the documents
 	$(BIN)/python -m docs.generate
 
 image-test: export BASES ?=
@@ -72,16 +72,16 @@ image-test: export SOURCES ?=
 image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURCES=/srv/git, see image/tests
 	$(BIN)/pytest image/tests -o pythonpath=". tests image/tests" --timeout 3600 -v -s
 
-lock: $(VENV)/.ready  ## resolve image/*.lock anew; UPGRADE=--upgrade takes newer versions
+lock: $(VENV)/.ready  ## update image/*.lock; UPGRADE=--upgrade takes newer versions
 	cd image && $(LOCK) --python-version 3.10 build.in -o build.lock
 	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides a1111.in -o a1111.lock
 	cd image && $(LOCK) --python-version 3.10 ../requirements.txt -o worker.lock
 	cd image && $(LOCK) --python-version 3.12 ../requirements-engine.txt -o embedded.lock
 
-demo-model: $(VENV)/.ready  ## train the demo model anew: two cores, two hours
+demo-model: $(VENV)/.ready  ## train the demo model again: two hours on two cores
 	$(BIN)/python -m training
 
-clean:  ## remove the environment, the embedded engine's data and the pictures; models stay
+clean:  ## remove the environment, the embedded engine's data and the pictures; keep models
 	rm -rf $(VENV) webui-data outputs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt

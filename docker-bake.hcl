@@ -1,6 +1,5 @@
 # The images: docker buildx bake -f docker-bake.hcl [base|baked|embedded]
-# (-f, because it would read compose.yaml as well.) docs/subsystems/container-management.md says what
-# each is for.
+# Without -f, it would also read compose.yaml. docs/subsystems/container-management.md describes each image.
 
 variable "IMAGE" {
   default = "a1111-worker"
@@ -14,7 +13,7 @@ variable "REVISION" {
   default = "unknown"
 }
 
-# Arguments of `model_manager.py bake`: what the `baked` image brings along.
+# Arguments of `model_manager.py bake`: the models in the `baked` image.
 variable "BAKE" {
   default = "--template jib_mix_realistic"
 }
@@ -39,7 +38,7 @@ target "base" {
   tags     = ["${IMAGE}:${VERSION}"]
 }
 
-# The same with the models of the default template. CivitAI wants a key: CIVITAI_API_KEY=... bake baked
+# The same with the models of the default template. CivitAI requires a key: CIVITAI_API_KEY=... bake baked
 target "baked" {
   inherits = ["base"]
   tags     = ["${IMAGE}:${VERSION}-baked"]
@@ -49,7 +48,7 @@ target "baked" {
   secret = ["id=civitai_api_key,env=CIVITAI_API_KEY"]
 }
 
-# diffusers instead of A1111: the newest GPUs, or none; with the demo model.
+# diffusers instead of A1111, for the newest GPUs or none; with the demo model.
 target "embedded" {
   inherits = ["common"]
   target   = "embedded"
