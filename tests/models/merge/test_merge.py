@@ -143,10 +143,10 @@ def cut(tensors, tmp_path):
 def test_a_file_that_is_cut_off_or_padded_is_refused(try_to, tmp_path, checkpoint):
     short = cut(parts(), tmp_path)
     for damaged in (short, short + bytes(4)):
-        with pytest.raises(ModelFileInvalid, match=r"'a LoRA' .* its header says"):
+        with pytest.raises(ModelFileInvalid, match=r"'a LoRA' .* its header requires"):
             try_to(damaged)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
-    with pytest.raises(ModelFileInvalid, match=r"'base.safetensors' .* its header says"):
+    with pytest.raises(ModelFileInvalid, match=r"'base.safetensors' .* its header requires"):
         try_to(parts())
     assert not (tmp_path / "merged.safetensors").exists()
 
@@ -160,8 +160,8 @@ DAMAGED = [
     ({f"{NAME}.lora_up.weight": half(OUT, 4)}, "is not whole"),
     (parts(alpha=half(3)), "is not a number"),
     (parts(**{"lora_up.weight": half(OUT, 5)}), "do not fit each other"),
-    (parts(**{"lora_up.weight": half(OUT, 4, value=np.nan)}), "not finite"),
-    (parts(**{"lora_down.weight": half(4, *SHAPE, value=np.inf)}), "not finite"),
+    (parts(**{"lora_up.weight": half(OUT, 4, value=np.nan)}), "has infinite or NaN values"),
+    (parts(**{"lora_down.weight": half(4, *SHAPE, value=np.inf)}), "has infinite or NaN values"),
 ]
 
 

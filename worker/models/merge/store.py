@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worker.errors import ModelNotFound
 from worker.files import storage_error, write_atomically
-from worker.formats.model_file import ModelFile, file_sha256
+from worker.formats.model_file import ModelFile, check_with_safetensors, file_sha256
 from worker.formats.names import SAFETENSORS, marked_stem
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
@@ -63,6 +63,7 @@ class MergedCheckpoints:
         partial = store.partial(f"merge-{key[:32]}")
         partial.unlink(missing_ok=True)  # a killed run's
         done = merge.merge(base.path, loras, partial, {METADATA: json.dumps(inputs)})
+        check_with_safetensors(partial)
         names = "".join(f"+{lora.name}" for lora in loras)
         about = About(
             kind="checkpoint",

@@ -22,7 +22,7 @@ from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, Work
 from worker.files import discard
 from worker.formats import architecture, safetensors_header
 from worker.formats.architecture import Architecture
-from worker.formats.model_file import FOLDERS
+from worker.formats.model_file import FOLDERS, check_with_safetensors
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
 from worker.hosts.host import RemoteFile
 from worker.hosts.registry import Hosts
@@ -204,7 +204,7 @@ class Fetcher:
         self, wanted: Wanted, remote: RemoteFile, fetched: Fetched, inspection: _Inspection
     ) -> Blob:
         try:
-            inspection.check_size(fetched.size)
+            inspection.check_whole(fetched)
         except WorkerError:
             discard(fetched.path)
             raise
@@ -261,11 +261,18 @@ class _Inspection:
         return None
 
     def check_size(self, size: int) -> None:
-        """Refuse a file that is cut off or goes on behind its end."""
+        """Reject a truncated file and one with trailing bytes."""
         if self._size not in {None, size}:
             raise ModelFileInvalid(
-                f"{self._name}: the host has {size} bytes, the file's header says {self._size}."
+                f"{self._name}: the host has {size} bytes, but the file's header requires"
+                f" {self._size}."
             )
+
+    def check_whole(self, fetched: Fetched) -> None:
+        """Check the downloaded file before it is published."""
+        self.check_size(fetched.size)
+        if self.suffix == SAFETENSORS:
+            check_with_safetensors(fetched.path)
 
 
 def _kind(found: Architecture) -> Kind:

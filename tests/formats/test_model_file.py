@@ -1,0 +1,65 @@
+"""Two readers must accept a file: our bounded one first, then the safetensors library."""
+
+import pytest
+from fakes.model_files import safetensors
+from safetensors import SafetensorError
+
+from worker.errors import ModelFileInvalid
+from worker.formats import model_file
+from worker.formats.model_file import ModelFile, check_with_safetensors
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The paths that the library was asked to open."""
+    paths, real = [], model_file.safe_open
+
+    def safe_open(path, **options):
+        paths.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(model_file, "safe_open", safe_open)
+    return paths
+
+
+@pytest.fixture
+def file(tmp_path):
+    def make(content):
+        path = tmp_path / "fox.safetensors"
+        path.write_bytes(content)
+        return ModelFile("lora", path, "fox", len(content))
+
+    return make
+
+
+def test_the_library_parses_a_file_once_per_version(file, parsed):
+    fox = file(safetensors())
+    for _ in range(3):
+        fox.check()
+    assert parsed == [fox.path]
+
+    file(safetensors(number=10)).check()
+    assert parsed == [fox.path] * 2
+
+
+def test_a_file_that_the_library_rejects_is_invalid(file, monkeypatch):
+    def reject(*_, **__):
+        raise SafetensorError("Error while deserializing header: invalid JSON")
+
+    monkeypatch.setattr(model_file, "safe_open", reject)
+    with pytest.raises(ModelFileInvalid, match=r"'fox.safetensors' .*rejects it \(Error while"):
+        file(safetensors()).check()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x08" + bytes(7) + b"{", b"<html>"])
+def test_our_checks_keep_hostile_headers_from_the_library(file, parsed, content):
+    with pytest.raises(ModelFileInvalid):
+        file(content).check()
+    assert parsed == []
+
+
+def test_the_library_itself_finds_a_truncated_file(file):
+    with pytest.raises(ModelFileInvalid, match="safetensors library"):
+        check_with_safetensors(file(safetensors()[:-1]).path)
+    with pytest.raises(ModelFileInvalid, match="No such file"):
+        check_with_safetensors(file(b"").path.with_name("missing"))
