@@ -193,7 +193,7 @@ class ModelManager:
         for kind in FOLDERS:
             for file in self.store.files(kind):
                 try:
-                    if file.known_sha256 is None:  # a fetched one was checked when it came
+                    if file.verified_sha256 is None:  # a fetched one was checked when it came
                         file.check()
                 except JobError as error:
                     log.warning("%s: %s The engine will not see it.", file.path, error.message)
@@ -225,7 +225,7 @@ class ModelManager:
         ref = wanted.ref
         if isinstance(ref, StoreName):
             return self._find_by_name(wanted.kind or "checkpoint", ref.name)
-        known = self._known_sha256(wanted)
+        known = self._verified_sha256(wanted)
         file = self.store.by_sha256(known) if known else None
         return file or self._find_own(wanted)
 
@@ -236,7 +236,7 @@ class ModelManager:
         file = self.store.find(wanted.kind or "checkpoint", wanted.filename)
         return file if file and file.sha256() == wanted.ref.digest else None
 
-    def _known_sha256(self, wanted: Wanted) -> str | None:
+    def _verified_sha256(self, wanted: Wanted) -> str | None:
         ref = wanted.ref
         of_ref = ref.digest if isinstance(ref, Sha256) else None
         return wanted.sha256 or of_ref or self.fetcher.references.sha256(ref)
@@ -247,7 +247,7 @@ class ModelManager:
         if isinstance(ref, StoreName):
             file = self.store.find(wanted.kind or "checkpoint", ref.name)
             return file if file and self.store.is_baked(file) else None
-        known = self._known_sha256(wanted)
+        known = self._verified_sha256(wanted)
         blob = self.store.baked.find(known) if known else None
         return blob.as_file() if blob else None
 
@@ -275,8 +275,8 @@ class ModelManager:
             file = next(named, None)
         if file is None:
             raise self.store.not_found(kind, name)
-        if file.known_sha256:
-            self.store.by_sha256(file.known_sha256)  # notes the use
+        if file.verified_sha256:
+            self.store.by_sha256(file.verified_sha256)  # notes the use
         return file
 
     def _fetch_all(
@@ -350,7 +350,9 @@ class ModelManager:
         """Nothing that jobs use is evicted, nor the checkpoint that stays loaded after them."""
         files = {file for models in self._in_use for file in models.files()}
         files |= {self._loaded} if self._loaded else set()
-        self.space.pinned = frozenset(file.known_sha256 for file in files if file.known_sha256)
+        self.space.pinned = frozenset(
+            file.verified_sha256 for file in files if file.verified_sha256
+        )
 
     def _check(self, models: Models) -> None:
         """Each file is whole and of its kind, and all are of the checkpoint's family."""

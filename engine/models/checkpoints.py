@@ -87,10 +87,10 @@ class Checkpoints:
 
     def find(self, alias: str) -> Checkpoint | None:
         """The checkpoint of exactly this name or hash; of two with the same name the last."""
-        matches = (c for c in reversed(self.all) if alias in c.aliases(self.known_sha256(c)))
+        matches = (c for c in reversed(self.all) if alias in c.aliases(self.verified_sha256(c)))
         return next(matches, None)
 
-    def known_sha256(self, checkpoint: Checkpoint) -> str | None:
+    def verified_sha256(self, checkpoint: Checkpoint) -> str | None:
         """The hash if this very content was hashed before."""
         try:
             return self._sha256.get(_identity(checkpoint))
@@ -118,7 +118,7 @@ class Checkpoints:
 
     def describe(self) -> list[dict[str, Any]]:
         """The answer of GET /sd-models."""
-        return [self._entry(checkpoint, self.known_sha256(checkpoint)) for checkpoint in self.all]
+        return [self._entry(checkpoint, self.verified_sha256(checkpoint)) for checkpoint in self.all]
 
     def _entry(self, checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:
         return {

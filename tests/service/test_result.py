@@ -37,7 +37,7 @@ def test_the_models_are_those_that_the_engine_names(file):
 
 def test_a_merged_checkpoint_lists_what_it_consists_of(file):
     base, lora = file("checkpoint", "base"), file("lora", "x")
-    merged = file("checkpoint", "both", known_sha256="c" * 64, source="merged")
+    merged = file("checkpoint", "both", verified_sha256="c" * 64, source="merged")
     reference = LoraReference(name="x", scale=0.5, te=0.25)
     models = Models(checkpoint=base, loras=((lora, reference),), merged=merged)
 

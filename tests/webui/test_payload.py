@@ -99,7 +99,7 @@ def test_unknown_names_and_too_few_steps_are_refused(catalog, job, message):
 def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
     payload = compose(
         {"prompt": "a", "loras": [{"name": "x", "scale": 0.5}], "batch_size": 2, "n_iter": 3},
-        checkpoint=replace(file("checkpoint", "base"), known_sha256="ab" * 32),
+        checkpoint=replace(file("checkpoint", "base"), verified_sha256="ab" * 32),
         vae=file("vae", "v"),
         hr_checkpoint=file("checkpoint", "second"),
         refiner=file("checkpoint", "third"),

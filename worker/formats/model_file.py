@@ -44,7 +44,7 @@ class ModelFile:
         path: where the file is.
         stem: its name in the engine's folder without suffix; a LoRA's tag.
         size: bytes.
-        known_sha256: lower-case hex, verified when the file was fetched; None for other files.
+        verified_sha256: lower-case hex, verified when the file was fetched; None for other files.
         source: where it was fetched from; None for a file that the operator added.
         trained_words: trigger words of a LoRA or an embedding.
     """
@@ -53,7 +53,7 @@ class ModelFile:
     path: Path
     stem: str
     size: int
-    known_sha256: str | None = None
+    verified_sha256: str | None = None
     source: str | None = None
     trained_words: tuple[str, ...] = ()
 
@@ -89,7 +89,7 @@ class ModelFile:
     def sha256(self) -> str | None:
         """Lower-case hex SHA-256, computed once per version of the file; None if it is missing."""
         try:
-            return self.known_sha256 or file_sha256(self.path)
+            return self.verified_sha256 or file_sha256(self.path)
         except (ModelNotFound, OSError):
             return None
 

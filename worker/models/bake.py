@@ -127,7 +127,7 @@ class Baking:
 
         def attempt(wanted: Wanted) -> list[Row]:
             try:
-                needed.update(file.known_sha256 for file in self.manager.ensure([wanted]))
+                needed.update(file.verified_sha256 for file in self.manager.ensure([wanted]))
             except WorkerError as error:
                 return [{"name": wanted.ref.shown, "code": error.code, "error": str(error)}]
             return []
@@ -278,7 +278,7 @@ def _entry(models: Models) -> Row:
         "checkpoint": models.checkpoint.sha256() if models.checkpoint else None,
         "loras": [{"sha256": file.sha256(), "te": t.te, "unet": t.unet} for file, t in tags],
         "others": sorted(str(file.sha256()) for file in others),
-        "merged": models.merged.known_sha256 if models.merged else None,
+        "merged": models.merged.verified_sha256 if models.merged else None,
     }
 
 

@@ -174,7 +174,7 @@ def _row(file: ModelFile) -> Row:
         "kind": file.kind,
         "name": file.stem,
         "size": file.size,
-        "sha256": file.known_sha256,
+        "sha256": file.verified_sha256,
         "source": file.source,
     }
 

@@ -119,14 +119,14 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
     checkpoint: dict[str, Any] = {
         "kind": "checkpoint",
         "name": facts.get("sd_model_name"),
-        "sha256": loaded.known_sha256 if loaded else None,
+        "sha256": loaded.verified_sha256 if loaded else None,
         "source": (loaded.source or "job") if loaded else "default",
     }
     if models.merged and models.checkpoint:
         loras = [_used(file) | _weights(file, reference) for file, reference in models.loras]
         parts = [_used(models.checkpoint), *loras]
         checkpoint["merged_from"] = [MergedModel.model_construct(**part) for part in parts]
-    tagged = {file.stem: file for file in models.shown() if file.kind == "lora"}
+    tagged = {file.stem: file for file in models.engine_files() if file.kind == "lora"}
     applied = [tagged[name] for name in applied_loras(facts) if name in tagged]
     files = [*([models.vae] if models.vae else []), *models.embeddings, *applied]
     used = [checkpoint, *map(_used, files)]

@@ -139,7 +139,7 @@ def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> 
     expected = Expected(
         images=None if request.script_name else request.batch_size * request.n_iter,
         checkpoint=models.loaded.stem if models.loaded else None,
-        checkpoint_sha256=models.loaded.known_sha256 if models.loaded else None,
+        checkpoint_sha256=models.loaded.verified_sha256 if models.loaded else None,
         loras=_reported_loras(request, body),
         vae=models.vae.filename if models.vae else None,
         embeddings=frozenset(file.stem for file in models.embeddings if _is_used(file, request)),

@@ -56,7 +56,7 @@ def test_a_replaced_file_is_hashed_again(checkpoints):
     checkpoint = checkpoints.find("x")
     before = checkpoints.sha256(checkpoint)
     checkpoint.path.write_bytes(b"longer than before")
-    assert checkpoints.known_sha256(checkpoint) is None
+    assert checkpoints.verified_sha256(checkpoint) is None
     assert checkpoints.sha256(checkpoint) != before
 
 
@@ -132,7 +132,7 @@ def test_a_folders_hash_is_that_of_its_list_of_weights(folder, tmp_path):
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()
     checkpoint = checkpoints.find("My Model v1.5")
     assert checkpoint.old_hash == hashlib.sha256(b"unet").hexdigest()[:8]
-    assert checkpoints.sha256(checkpoint) == checkpoints.known_sha256(checkpoint) == expected
+    assert checkpoints.sha256(checkpoint) == checkpoints.verified_sha256(checkpoint) == expected
     title = f"sub/My Model v1.5 [{expected[:10]}]"
     aliases = [title, "sub_My Model v1.5", expected[:10], expected, checkpoint.old_hash]
     assert all(checkpoints.find(alias) == checkpoint for alias in aliases)
@@ -146,7 +146,7 @@ def test_a_folder_with_other_weights_is_hashed_again(folder, tmp_path, part):
     checkpoint = checkpoints.all[0]
     before = checkpoints.sha256(checkpoint)
     (folder / f"{part}.safetensors").write_bytes(b"another")
-    assert checkpoints.known_sha256(checkpoint) is None
+    assert checkpoints.verified_sha256(checkpoint) is None
     assert checkpoints.sha256(checkpoint) != before
 
 
@@ -165,7 +165,7 @@ def test_a_folder_that_is_gone_is_an_error(folder, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     folder.rename(tmp_path / "elsewhere")
     checkpoint = checkpoints.all[0]
-    assert checkpoints.known_sha256(checkpoint) is None
+    assert checkpoints.verified_sha256(checkpoint) is None
     with pytest.raises(FileNotFoundError):
         checkpoints.sha256(checkpoint)
 

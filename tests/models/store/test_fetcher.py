@@ -407,7 +407,7 @@ def test_a_damaged_blob_is_fetched_again_by_the_next_process(hosts, manager, lor
 
     (file,) = manager_for(hosts, tmp_path).ensure([Wanted(parse_reference("22"), "lora")])
 
-    assert (file.path.read_bytes(), file.known_sha256) == (LORA, lora.sha256)
+    assert (file.path.read_bytes(), file.verified_sha256) == (LORA, lora.sha256)
 
 
 def test_an_evicted_blob_is_fetched_again_and_the_host_asked_once_at_most(hosts, manager, lora):
@@ -415,7 +415,7 @@ def test_an_evicted_blob_is_fetched_again_and_the_host_asked_once_at_most(hosts,
     manager.store.fetched.remove(blob)
     hosts.forget_requests()
 
-    assert manager.ensure([Wanted(parse_reference("22"), "lora")])[0].known_sha256 == lora.sha256
+    assert manager.ensure([Wanted(parse_reference("22"), "lora")])[0].verified_sha256 == lora.sha256
     assert hosts.count("civitai", "/api/v1") == 0
     assert hosts.count("civitai", "/api/download") == 1
 
@@ -453,7 +453,7 @@ def test_what_moved_once_is_used_as_it_was_when_its_host_is_down(
     for _ in range(2):
         assert manager.ensure(wanted) == [first]
     hosts.accept(role)
-    assert manager.ensure(wanted)[0].known_sha256 == sha256(OTHER)
+    assert manager.ensure(wanted)[0].verified_sha256 == sha256(OTHER)
 
 
 @pytest.mark.parametrize(
@@ -637,14 +637,14 @@ def test_nothing_that_running_jobs_use_is_evicted_nor_what_stays_loaded(hosts, m
         for v in (11, 12)
     ]
     (one, _), (other, _) = map(manager.prepare_models_for_request, jobs)
-    lora = one.loras[0][0].known_sha256
-    both = {one.checkpoint.known_sha256, other.checkpoint.known_sha256}
+    lora = one.loras[0][0].verified_sha256
+    both = {one.checkpoint.verified_sha256, other.checkpoint.verified_sha256}
 
     assert manager.space.pinned == both | {lora}
     manager.release(one)
     assert manager.space.pinned == both | {lora}
     manager.release(other)
-    assert manager.space.pinned == {other.checkpoint.known_sha256}
+    assert manager.space.pinned == {other.checkpoint.verified_sha256}
 
 
 def test_jobs_prepared_at_once_get_their_own_reports_of_one_store(hosts, manager):

@@ -92,7 +92,7 @@ def _ingredient(file: ModelFile, reference: LoraReference) -> Ingredient:
 
 
 def _sha256(file: ModelFile) -> str:
-    return file.known_sha256 or file_sha256(file.path)
+    return file.verified_sha256 or file_sha256(file.path)
 
 
 def _inputs(base: ModelFile, loras: Sequence[Ingredient]) -> dict[str, object]:

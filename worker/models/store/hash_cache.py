@@ -26,7 +26,7 @@ def seed(webui_dir: Path, checkpoints: Iterable[ModelFile]) -> int:
 
     Only a convenience for A1111: if its cache cannot be written, it hashes by itself.
     """
-    known = [(file, file.known_sha256) for file in checkpoints if file.known_sha256]
+    known = [(file, file.verified_sha256) for file in checkpoints if file.verified_sha256]
     if not known:
         return 0
     try:

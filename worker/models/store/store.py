@@ -199,7 +199,7 @@ class Store:
         if not self._diffusers or file.kind != "checkpoint" or not self.baked.has_diffusers:
             return None
         # Nobody hashes an operator's 7 GB to learn that they were not baked.
-        sha256 = file.sha256() if self.is_baked(file) else file.known_sha256
+        sha256 = file.sha256() if self.is_baked(file) else file.verified_sha256
         folder = self.baked.diffusers(sha256 or "none")
         return folder if folder.is_dir() else None
 
@@ -258,7 +258,7 @@ def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
     links = (folder / f"{file.stem}{suffix}" for suffix in suffixes)
     if not any(_is_taken(link, file) for link in links):
         return file
-    mark = file.known_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
+    mark = file.verified_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
     return replace(file, stem=marked_stem(file.stem, mark[:10]))
 
 
