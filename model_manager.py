@@ -124,7 +124,7 @@ class ModelManager:
         """
         models = self.find_models(request, stop)
         with self._lock:
-            linked = {file: self.store.link(file) for file in models.shown()}
+            linked = {file: self.store.link(file) for file in models.engine_files()}
             new = [file for file, is_new in linked.values() if is_new]
             hash_cache.seed(self._webui_dir, [file for file in new if file.kind == "checkpoint"])
             models = models.renamed({file: seen for file, (seen, _) in linked.items()})

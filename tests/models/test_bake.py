@@ -463,7 +463,7 @@ def test_a_job_that_changes_a_lora_gets_the_checkpoint_and_tags(
     models = manager.find_models(job(image / "templates.json", "owl", **said))
 
     assert bool(models.merged) == is_merged
-    shown = {file.kind for file in models.shown() if file.stem != "two"}
+    shown = {file.kind for file in models.engine_files() if file.stem != "two"}
     assert shown == ({"checkpoint"} if is_merged or not models.loras else {"checkpoint", "lora"})
 
 

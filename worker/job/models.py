@@ -49,9 +49,9 @@ class Models:
     def files(self) -> list[ModelFile]:
         """All files, each once."""
         parts = [self.checkpoint, *(lora for lora, _ in self.loras)] if self.merged else []
-        return list(dict.fromkeys([*(file for file in parts if file), *self.shown()]))
+        return list(dict.fromkeys([*(file for file in parts if file), *self.engine_files()]))
 
-    def shown(self) -> list[ModelFile]:
+    def engine_files(self) -> list[ModelFile]:
         """The files that the engine uses, each once."""
         named = [self.loaded, self.vae, self.refiner, self.hr_checkpoint]
         loras = [lora for lora, _ in self.tagged] + list(self.written_loras.values())
