@@ -1,15 +1,15 @@
-"""The model manager: from the models that a job names to checked files that the engine can see.
+"""The model manager: turns the models that a job names into checked files that the engine sees.
 
 The life of a model file:
 
-    a name         is looked up in the model store (`worker.models.store`)
-    a reference    (CivitAI, Hugging Face, https, sha256) that was seen before leads to its file
-                   without a network; a new one is downloaded, once for all workers
-    the file       is checked: whole, of the right kind, of the checkpoint's family
-    a link         to it appears in the engine's folder
+    find     a file name is searched in the model store (`worker.models.store`); a reference
+             (CivitAI, Hugging Face, https, sha256) that was used before is found without a network
+    fetch    a new reference is downloaded, once for all workers
+    check    the file is whole, of the right kind, and of the checkpoint's family
+    link     a link to it is made in the engine's folder
 
-The engine never sees a file that was not checked before: a damaged checkpoint would poison A1111
-until its next restart. On the command line: `python model_manager.py --help`.
+The engine never sees an unchecked file: a damaged checkpoint would poison A1111 until its next
+restart. On the command line: `python model_manager.py --help`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -45,7 +46,7 @@ from worker.job.reference import Sha256, StoreName, Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.models import commands
 from worker.models.download.limits import DEFAULT, DownloadLimits
-from worker.models.merge.store import MergedCheckpoints
+from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
 from worker.models.store.progress import report_for
@@ -55,15 +56,21 @@ from worker.models.store.store import Store
 
 log = logging.getLogger("worker.models")
 
-AT_ONCE = 4  # files that are fetched in parallel; each has several connections
-_LOOK_EVERY = 0.1  # seconds
+AT_ONCE = 4  # files that are fetched in parallel, each over several connections
+_POLL = 0.1  # seconds between two checks whether the job was cancelled
 
 
 class ModelManager:
     """Finds, fetches, checks and links the models that jobs name. Thread-safe.
 
+    Args:
+        settings: of the worker.
+        http_limits: of every request to a host.
+        download_limits: of every download.
+        clock: seconds since the epoch.
+
     Attributes:
-        counts: `found` and `fetched` models of jobs since the start.
+        counts: how many models jobs have `found` in the store and `fetched` since the start.
     """
 
     def __init__(
@@ -71,10 +78,12 @@ class ModelManager:
         settings: Settings,
         http_limits: HttpLimits | None = None,
         download_limits: DownloadLimits = DEFAULT,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.counts: Counter[str] = Counter(found=0, fetched=0)
         self._engine = settings.engine
-        self._lock = threading.Lock()  # around what jobs that are prepared at once share
+        self._lock = threading.Lock()  # several jobs can be prepared at once
         self._in_use: list[Models] = []
         self._loaded: ModelFile | None = None
         self._webui_dir = settings.webui_dir
@@ -88,7 +97,7 @@ class ModelManager:
         self.merged = MergedCheckpoints(self.store.baked, self.store.fetched)
         budget = settings.models_budget_gb
         self.space = SpaceBudget(
-            self.store.fetched, None if budget is None else round(budget * 1e9)
+            self.store.fetched, None if budget is None else round(budget * 1e9), clock=clock
         )
         hosts = Hosts.from_settings(settings)
         http = SafeHttpClient(
@@ -101,7 +110,9 @@ class ModelManager:
             self.space,
             find=self.store.blob,
             references=References(
-                self.store.fetched.root / "references", self.store.baked.root / "references"
+                self.store.fetched.root / "references",
+                self.store.baked.root / "references",
+                clock=clock,
             ),
             pickles=settings.allow_pickles,
             report_for=report_for,
@@ -114,36 +125,36 @@ class ModelManager:
     def prepare_models_for_request(
         self, request: Txt2ImgRequest, stop: threading.Event = NO_CANCEL
     ) -> tuple[Models, bool]:
-        """Make every model of the job usable; nothing evicts them until `release`.
+        """Find, fetch, check and link every model of the job, and pin them until `release`.
 
         Returns:
             The files, and whether the engine must read its folders again to see them.
 
         Raises:
-            WorkerError: before the engine is asked for anything; it says which model and why.
+            WorkerError: names the model and the reason; the engine was not used yet.
         """
         models = self.find_models(request, stop)
         with self._lock:
             linked = {file: self.store.link(file) for file in models.engine_files()}
             new = [file for file, is_new in linked.values() if is_new]
             hash_cache.seed(self._webui_dir, [file for file in new if file.kind == "checkpoint"])
-            models = models.renamed({file: seen for file, (seen, _) in linked.items()})
+            models = models.renamed({file: named for file, (named, _) in linked.items()})
             self._in_use.append(models)
             self._pin()
         return models, bool(new)
 
     def release(self, models: Models) -> None:
-        """The job has ended."""
+        """Unpin the models of a job that has ended."""
         with self._lock:
             self._in_use.remove(models)
             self._loaded = models.loaded or self._loaded
             self._pin()
 
     def find_models(self, request: Txt2ImgRequest, stop: threading.Event = NO_CANCEL) -> Models:
-        """Every model of the job, found or fetched, and checked; the engine sees none of it yet.
+        """Find, fetch and check every model of the job, without linking them.
 
         Raises:
-            WorkerError: it says which model and why.
+            WorkerError: names the model and the reason.
         """
         models = self._find_all(request, stop)
         if self._may_be_merged(request, models):
@@ -154,7 +165,7 @@ class ModelManager:
     def ensure(
         self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
     ) -> list[ModelFile]:
-        """Each of them as a checked file: found in the store, or fetched, several at once."""
+        """A file for each model: found in the store, or fetched, several in parallel."""
         files = [self._find(one) for one in wanted]
         missing = [one for one, file in zip(wanted, files, strict=True) if file is None]
         with self._lock:
@@ -162,12 +173,12 @@ class ModelManager:
         if missing:
             fetched = self._fetch_all(missing, stop)
             files = [file or fetched[one] for one, file in zip(wanted, files, strict=True)]
-        return [_as_named(file, one) for one, file in zip(wanted, files, strict=True) if file]
+        return [_with_kind_of(one, file) for one, file in zip(wanted, files, strict=True) if file]
 
     def build_lora_prompt(
         self, base_prompt: str, loras: Iterable[tuple[ModelFile, LoraReference]]
     ) -> str:
-        """The prompt with a tag for each LoRA that it does not name yet."""
+        """The prompt with a tag for each LoRA that has none in it yet."""
         return add_lora_tags(base_prompt, [lora_tag(file, ref) for file, ref in loras])
 
     def get_cache_stats(self) -> dict[str, dict[str, int]]:
@@ -175,25 +186,25 @@ class ModelManager:
         return self.store.stats()
 
     def health(self) -> dict[str, Any]:
-        """How often jobs found their models here, what was fetched, and what is stored."""
+        """How many models were found and fetched, the bytes fetched, and what is stored."""
         fetched = {"bytes_fetched": self.fetcher.bytes_fetched}
         return {**self.counts, **fetched, "stored": self.get_cache_stats()}
 
     def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
-        """Whether all that a template names is in the image, and whether it is merged there."""
-        models = self._here(request, self._find_baked)
+        """Whether all models of a template are in the image, and whether they are merged there."""
+        models = self._find_template(request, self._find_baked)
         return {"baked": models is not None, "merged": bool(models and models.merged)}
 
     # For the engine's start ------------------------------------------------------------------
 
     def link_everything(self) -> int:
-        """Show every good file to an engine that is about to start; return how many."""
+        """Link every good file before the engine starts; returns their number."""
         self.store.remove_dangling_links()
         linked: list[ModelFile] = []
         for kind in FOLDERS:
             for file in self.store.files(kind):
                 try:
-                    if file.verified_sha256 is None:  # a fetched one was checked when it came
+                    if file.verified_sha256 is None:  # a fetched file was checked then
                         file.check()
                 except JobError as error:
                     log.warning("%s: %s The engine will not see it.", file.path, error.message)
@@ -203,8 +214,8 @@ class ModelManager:
         return len(linked)
 
     def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
-        """Name of the checkpoint that a template's jobs will need, if all of it is here."""
-        models = self._here(request, self._find)
+        """The checkpoint that the template's jobs will load, if all of its models are present."""
+        models = self._find_template(request, self._find)
         if models is None or models.loaded is None:
             return None
         try:
@@ -217,58 +228,59 @@ class ModelManager:
     # One model -------------------------------------------------------------------------------
 
     def _find(self, wanted: Wanted) -> ModelFile | None:
-        """The file, if it can be had without a network.
+        """The file, if it can be found without a network.
 
         Raises:
-            ModelNotFound: it is named by a file name that the store does not have.
+            ModelNotFound: the job gives a file name that the store does not have.
         """
         ref = wanted.ref
         if isinstance(ref, StoreName):
             return self._find_by_name(wanted.kind or "checkpoint", ref.name)
-        known = self._verified_sha256(wanted)
-        file = self.store.by_sha256(known) if known else None
-        return file or self._find_own(wanted)
+        sha256 = self._expected_sha256(wanted)
+        file = self.store.by_sha256(sha256) if sha256 else None
+        return file or self._find_operators_file(wanted)
 
-    def _find_own(self, wanted: Wanted) -> ModelFile | None:
-        """A file that the operator put there: it is hashed only where the job says which it is."""
+    def _find_operators_file(self, wanted: Wanted) -> ModelFile | None:
+        """A file that the operator added; it is hashed only if the job gives its file name."""
         if not isinstance(wanted.ref, Sha256) or not wanted.filename:
             return None
         file = self.store.find(wanted.kind or "checkpoint", wanted.filename)
         return file if file and file.sha256() == wanted.ref.digest else None
 
-    def _verified_sha256(self, wanted: Wanted) -> str | None:
+    def _expected_sha256(self, wanted: Wanted) -> str | None:
+        """The hash from the job, or the one that the reference meant before."""
         ref = wanted.ref
         of_ref = ref.digest if isinstance(ref, Sha256) else None
         return wanted.sha256 or of_ref or self.fetcher.references.sha256(ref)
 
     def _find_baked(self, wanted: Wanted) -> ModelFile | None:
-        """The file if it is one of the image's own; that it is looked at is no use of it."""
+        """The file, if it is in the image; does not count as a use."""
         ref = wanted.ref
         if isinstance(ref, StoreName):
             file = self.store.find(wanted.kind or "checkpoint", ref.name)
             return file if file and self.store.is_baked(file) else None
-        known = self._verified_sha256(wanted)
-        blob = self.store.baked.find(known) if known else None
+        sha256 = self._expected_sha256(wanted)
+        blob = self.store.baked.find(sha256) if sha256 else None
         return blob.as_file() if blob else None
 
-    def _here(
+    def _find_template(
         self, request: Txt2ImgRequest, find: Callable[[Wanted], ModelFile | None]
     ) -> Models | None:
-        """The models of a template if `find` has them all; nothing is fetched."""
+        """The models of a template, if `find` finds them all; nothing is fetched."""
         files: dict[tuple[str, int], ModelFile] = {}
-        for place, wanted in wanted_models(request).items():
+        for field, wanted in wanted_models(request).items():
             try:
                 file = find(wanted)
             except ModelNotFound:
                 return None
             if file is None:
                 return None
-            files[place] = file
+            files[field] = file
         models = assign_files(request, files)
         return replace(models, merged=self.merged.find(models)) if models.loras else models
 
     def _find_by_name(self, kind: Kind, name: str) -> ModelFile:
-        """By file name or stem; a LoRA else, as in A1111, by the name its training gave it."""
+        """By file name or stem; a LoRA also by the name from its training, as in A1111."""
         file = self.store.find(kind, name)
         if file is None and kind == "lora":
             named = (f for f in self.store.files("lora") if _trained_name(f) == name)
@@ -276,24 +288,24 @@ class ModelManager:
         if file is None:
             raise self.store.not_found(kind, name)
         if file.verified_sha256:
-            self.store.by_sha256(file.verified_sha256)  # notes the use
+            self.store.by_sha256(file.verified_sha256)  # records the use
         return file
 
     def _fetch_all(
         self, missing: Sequence[Wanted], stop: threading.Event
     ) -> dict[Wanted, ModelFile]:
-        """Fetch in parallel; the first error ends the others, what has arrived is kept."""
+        """Fetch in parallel; the first error stops the others, and partial files are kept."""
         halt = threading.Event()
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
             futures = {
-                # with the job's id for the log, and who hears how far it is
+                # the context has the job's id for the log and its listener for the progress
                 one: pool.submit(copy_context().run, self._fetch, one, halt)
                 for one in dict.fromkeys(missing)
             }
             running = set(futures.values())
             try:
                 while running:
-                    done, running = wait(running, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
+                    done, running = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
                     failed = next((error for one in done if (error := one.exception())), None)
                     if failed:
                         raise failed
@@ -307,12 +319,12 @@ class ModelManager:
         try:
             return self.fetcher.fetch(wanted, halt).as_file()
         except FetchError as error:
-            # What moved once may be unreachable now; what it meant is still here.
+            # The host fails, but the file that the reference meant before is still in the store.
             stale = self.fetcher.references.sha256(wanted.ref, stale=True)
             file = self.store.by_sha256(stale) if stale and not halt.is_set() else None
             if file is None:
                 raise
-            log.warning("%s The file fetched earlier is used.", error)
+            log.warning("%s The file that was fetched earlier is used.", error)
             return file
 
     # One job ---------------------------------------------------------------------------------
@@ -324,10 +336,10 @@ class ModelManager:
         return replace(models, written_loras=self._written_loras(request, models.loras))
 
     def _may_be_merged(self, request: Txt2ImgRequest, models: Models) -> bool:
-        """Whether one checkpoint can stand for the template's own and its LoRAs.
+        """Whether a merged checkpoint can replace the template's checkpoint and LoRAs.
 
-        A LoRA's tag acts on a second checkpoint, too; and where the caller writes the tag of one
-        of the LoRAs himself, his weight counts.
+        Not with a second checkpoint, because LoRA tags apply to that one too; and not if the
+        prompt contains a tag of one of the LoRAs, because then the weight in the tag applies.
         """
         loras = {file for file, _ in models.loras}
         second = models.refiner or models.hr_checkpoint
@@ -337,17 +349,15 @@ class ModelManager:
     def _written_loras(
         self, request: Txt2ImgRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
     ) -> dict[str, ModelFile]:
-        """The files that tags in the prompt mean; first those that the job itself brings."""
+        """The files that tags in the prompt mean; the job's own LoRAs come first."""
         if request.disable_extra_networks:
             return {}
-        brought = {name: file for file, ref in loras for name in (file.stem, *ref.stems)}
+        own = {name: file for file, ref in loras for name in (file.stem, *ref.stems)}
         tags = lora_tags(request.prompt) + lora_tags(request.hr_prompt)
-        return {
-            tag.name: brought.get(tag.name) or self._find_by_name("lora", tag.name) for tag in tags
-        }
+        return {tag.name: own.get(tag.name) or self._find_by_name("lora", tag.name) for tag in tags}
 
     def _pin(self) -> None:
-        """Nothing that jobs use is evicted, nor the checkpoint that stays loaded after them."""
+        """Protect from eviction what jobs use, and the checkpoint that the engine has loaded."""
         files = {file for models in self._in_use for file in models.files()}
         files |= {self._loaded} if self._loaded else set()
         self.space.pinned = frozenset(
@@ -355,23 +365,21 @@ class ModelManager:
         )
 
     def _check(self, models: Models) -> None:
-        """Each file is whole and of its kind, and all are of the checkpoint's family."""
+        """Check that each file is whole, of its kind, and of the checkpoint's family."""
         for file in models.files():
             file.check()
             if self._engine != "embedded":
                 architecture.check_naming(file.stem, file.architecture())
-        for checkpoint in (models.checkpoint, models.hr_checkpoint):
-            for file in models.files() if checkpoint else ():
-                if checkpoint and file.kind in {"lora", "embedding"}:
-                    architecture.check_match(
-                        checkpoint.stem, checkpoint.architecture(), file.stem, file.architecture()
-                    )
+        added = [file for file in models.files() if file.kind in {"lora", "embedding"}]
+        for checkpoint in filter(None, (models.checkpoint, models.hr_checkpoint)):
+            family = checkpoint.architecture()
+            for file in added:
+                architecture.check_match(checkpoint.stem, family, file.stem, file.architecture())
 
 
-def _as_named(file: ModelFile, wanted: Wanted) -> ModelFile:
-    """A file that is there already is checked as what this job takes it for."""
-    same = wanted.kind in {None, file.kind}
-    return file if same else replace(file, kind=wanted.kind or file.kind)
+def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:
+    """The file with the kind that this job names, so that it is checked as that kind."""
+    return replace(file, kind=wanted.kind) if wanted.kind else file
 
 
 def _trained_name(file: ModelFile) -> str | None:

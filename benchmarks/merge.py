@@ -51,10 +51,10 @@ MERGE = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
-from worker.models.merge.merge import Ingredient, merge
+from worker.models.merge.merge import LoraToMerge, merge
 base, lora, target = map(Path, sys.argv[2:])
 begun = time.perf_counter()
-merge(base, [Ingredient(lora, "lora", "ab")], target, {})
+merge(base, [LoraToMerge(lora, "lora", "ab")], target, {})
 print(time.perf_counter() - begun, peak())
 """
 IN_MEMORY = """

@@ -1,3 +1,5 @@
+"""The models of jobs that are in the store: found, checked, linked, and shown to the engine."""
+
 import json
 import logging
 
@@ -9,19 +11,28 @@ from model_manager import ModelManager
 from worker.config.settings import Settings
 from worker.errors import InvalidInput, ModelFileInvalid, ModelNotFound
 from worker.formats.model_file import file_sha256
-from worker.formats.names import clean_stem
 from worker.job.request import parse
+
+CHECKPOINTS = "Stable-diffusion"
 
 
 @pytest.fixture
 def folders(tmp_path):
+    """Of the engine, of the writable store and of the baked one."""
     return tmp_path / "webui" / "models", tmp_path / "store", tmp_path / "baked"
 
 
 @pytest.fixture
-def manager(folders):
-    webui, store, baked = folders
-    return ModelManager(Settings(webui_dir=webui.parent, models_dir=store, baked_models_dir=baked))
+def new_manager(folders):
+    engine, store, baked = folders
+    return lambda **more: ModelManager(
+        Settings(webui_dir=engine.parent, models_dir=store, baked_models_dir=baked, **more)
+    )
+
+
+@pytest.fixture
+def manager(new_manager):
+    return new_manager()
 
 
 def put(folder, name, kind="Lora", content=b"12345678", **metadata):
@@ -34,34 +45,32 @@ def prepare(manager, **job_input):
     return manager.prepare_models_for_request(parse(job_input))
 
 
-def test_models_are_found_by_file_name_or_stem_and_linked(manager, folders):
+def only_lora(manager, lora, **job_input):
+    return prepare(manager, loras=[lora], **job_input)[0].loras[0][0]
+
+
+def test_models_are_found_by_file_name_or_stem_and_linked_once(manager, folders):
     engine, store, baked = folders
-    base = put(store, "base.safetensors", "Stable-diffusion")
+    base = put(store, "base.safetensors", CHECKPOINTS)
     detail = put(baked, "detail.safetensors")
 
     models, new = prepare(manager, checkpoint="base.safetensors", loras=["detail"])
 
     assert new
     assert models.checkpoint.path == base
-    assert (engine / "Stable-diffusion" / "base.safetensors").resolve() == base
+    assert (engine / CHECKPOINTS / "base.safetensors").resolve() == base
     assert (engine / "Lora" / "detail.safetensors").resolve() == detail
-
-
-def test_a_second_job_links_nothing(manager, folders):
-    put(folders[1], "detail.safetensors")
-
-    assert prepare(manager, loras=["detail"])[1] is True
-    assert prepare(manager, loras=["detail"])[1] is False
+    assert not prepare(manager, checkpoint="base.safetensors", loras=["detail"])[1]
 
 
 def test_a_checkpoints_yaml_is_linked_with_it(manager, folders):
-    base = put(folders[1], "v: pred.safetensors", "Stable-diffusion")
+    base = put(folders[1], "v: pred.safetensors", CHECKPOINTS)
     config = base.with_suffix(".yaml")
     config.write_text("model: {}")
 
     prepare(manager, checkpoint="v: pred")
 
-    linked = folders[0] / "Stable-diffusion"
+    linked = folders[0] / CHECKPOINTS
     assert (linked / "v_ pred.safetensors").resolve() == base
     assert (linked / "v_ pred.yaml").resolve() == config
 
@@ -75,7 +84,9 @@ def test_a_file_in_the_engines_own_folder_needs_no_link(manager, folders):
     assert not models.loras[0][0].path.is_symlink()
 
 
-def test_a_link_that_points_elsewhere_is_replaced_as_the_engine_starts(manager, folders, tmp_path):
+def test_a_link_that_points_elsewhere_is_replaced_when_the_engine_starts(
+    manager, folders, tmp_path
+):
     engine, store, _ = folders
     stale = engine / "Lora" / "detail.safetensors"
     stale.parent.mkdir(parents=True)
@@ -84,19 +95,22 @@ def test_a_link_that_points_elsewhere_is_replaced_as_the_engine_starts(manager, 
 
     assert manager.link_everything() == 1
     assert stale.resolve() == good
-    assert prepare(manager, loras=["detail"])[1] is False
+    assert not prepare(manager, loras=["detail"])[1]
 
 
-def test_the_writable_store_goes_before_the_baked_one(manager, folders):
+def test_the_writable_store_comes_before_the_baked_one_and_counts_once(manager, folders):
     _, store, baked = folders
     mine = put(store, "same.safetensors", content=b"aaaaaaaa")
     put(baked, "same.safetensors", content=b"bbbbbbbb")
 
-    assert prepare(manager, loras=["same"])[0].loras[0][0].path == mine
+    assert only_lora(manager, "same").path == mine
+    stats = manager.get_cache_stats()
+    assert stats["loras"] == {"count": 1, "total_size": mine.stat().st_size}
+    assert stats["checkpoints"] == {"count": 0, "total_size": 0}
 
 
-def test_an_own_file_is_found_by_its_name_and_hash_without_a_network(manager, folders):
-    file = put(folders[1], "mine.safetensors", "Stable-diffusion")
+def test_an_operators_file_is_found_by_its_name_and_hash_without_a_network(manager, folders):
+    file = put(folders[1], "mine.safetensors", CHECKPOINTS)
     named = {"filename": "mine.safetensors", "sha256": file_sha256(file)}
 
     assert manager.first_checkpoint(parse({"checkpoint": named})) == "mine"
@@ -105,50 +119,57 @@ def test_an_own_file_is_found_by_its_name_and_hash_without_a_network(manager, fo
     assert manager.first_checkpoint(parse({"checkpoint": other})) is None
 
 
-def test_the_file_name_of_an_object_goes_before_its_display_name(manager, folders):
-    file = put(folders[1], "detail_tweaker_xl.safetensors")
-    lora = {"name": "Detail Tweaker XL", "filename": "detail_tweaker_xl.safetensors"}
+@pytest.mark.parametrize("job", [{}, {"checkpoint": "gone"}, {"checkpoint": "bad"}])
+def test_the_engine_starts_without_a_checkpoint_that_cannot_be_used(manager, folders, job):
+    put(folders[1], "bad.safetensors", CHECKPOINTS).write_bytes(b"<html>")
 
-    assert prepare(manager, loras=[lora])[0].loras[0][0].path == file
+    assert manager.first_checkpoint(parse(job)) is None
 
 
-def test_another_case_is_found_when_it_is_clear(manager, folders):
-    put(folders[1], "Detail.safetensors")
+@pytest.mark.parametrize(
+    "lora",
+    ["Detail_XL.safetensors", "detail_xl", {"name": "Shown", "filename": "Detail_XL.safetensors"}],
+)
+def test_a_lora_is_found_by_its_file_name_in_any_case_if_that_is_unique(manager, folders, lora):
+    file = put(folders[1], "Detail_XL.safetensors")
 
-    assert prepare(manager, loras=["detail"])[0].loras[0][0].stem == "Detail"
+    assert only_lora(manager, lora).path == file
 
 
 def test_a_tag_in_the_prompt_is_resolved_by_stem_case_and_trained_name(manager, folders):
     put(folders[1], "Detail.safetensors", ss_output_name="tweaker_v2")
+    put(folders[1], "Zbad.safetensors").write_bytes(b"<html>")
 
     for written in ("Detail", "detail", "tweaker_v2"):
         models, _ = prepare(manager, prompt=f"a <lora:{written}:1>")
         assert models.written_loras[written].stem == "Detail"
+    assert not prepare(manager, prompt="a <lora:x:1>", disable_extra_networks=True)[1]
 
 
-def test_an_unknown_model_is_refused_with_near_names(manager, folders):
+def test_an_unknown_model_is_rejected_with_similar_names(manager, folders):
     put(folders[1], "detail_tweaker.safetensors")
 
     with pytest.raises(ModelNotFound) as raised:
         prepare(manager, loras=["detial_tweaker"])
-
     assert str(raised.value) == (
         "MODEL_NOT_FOUND: lora 'detial_tweaker' is not in the model store (1 known)."
         " Did you mean 'detail_tweaker'?"
     )
-
-
-def test_an_unknown_tag_in_the_prompt_costs_no_generation(manager):
     with pytest.raises(ModelNotFound):
         prepare(manager, prompt="a <lora:nope:1>")
 
 
-def test_a_name_cannot_leave_the_store(manager, tmp_path):
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "..", "/secret.safetensors"])
+def test_a_name_cannot_leave_the_store(manager, tmp_path, name):
     write_safetensors(tmp_path / "secret.safetensors")
 
-    for name in ("../../secret.safetensors", "..", "/secret.safetensors"):
-        with pytest.raises(InvalidInput):
-            prepare(manager, checkpoint=name)
+    with pytest.raises(InvalidInput):
+        prepare(manager, checkpoint=name)
+
+
+def test_a_wrong_tag_is_rejected_before_anything_is_linked(manager):
+    with pytest.raises(InvalidInput):
+        prepare(manager, prompt="<lora:x:bad>")
 
 
 DAMAGED = [
@@ -159,72 +180,37 @@ DAMAGED = [
 ]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".bin"])
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_file_is_refused_and_never_linked(manager, folders, content):
-    path = put(folders[1], "bad.safetensors", "Stable-diffusion")
-    path.write_bytes(content)
-
-    with pytest.raises(ModelFileInvalid, match=r"'bad\.safetensors' cannot be used"):
-        prepare(manager, checkpoint="bad")
-    assert not (folders[0] / "Stable-diffusion").exists()
-
-
-@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
-@pytest.mark.parametrize("content", DAMAGED)
-def test_so_is_what_only_has_a_pickles_name(folders, suffix, content):
-    webui, store, baked = folders
-    manager = ModelManager(
-        Settings(
-            webui_dir=webui.parent, models_dir=store, baked_models_dir=baked, allow_pickles=True
-        )
-    )
-    path = store / "Stable-diffusion" / f"bad{suffix}"
-    path.parent.mkdir(parents=True)
+def test_a_damaged_file_is_rejected_and_never_linked_until_it_is_repaired(
+    new_manager, folders, suffix, content
+):
+    manager = new_manager(allow_pickles=True)
+    path = put(folders[1], f"bad{suffix}", CHECKPOINTS)
+    whole = path.read_bytes() if suffix == ".safetensors" else b"\x80\x02}q\x00."
     path.write_bytes(content)
 
     for _ in range(2):
         with pytest.raises(ModelFileInvalid, match=r"'bad\.\w+' cannot be used"):
             prepare(manager, checkpoint="bad")
-    assert not (folders[0] / "Stable-diffusion").exists()
-    path.write_bytes(b"\x80\x02}q\x00.")
+    assert not (folders[0] / CHECKPOINTS).exists()
+    path.write_bytes(whole)
     assert prepare(manager, checkpoint="bad")[1]
 
 
-def test_a_file_that_was_cut_off_is_refused(manager, folders):
-    path = put(folders[1], "cut.safetensors")
-    path.write_bytes(path.read_bytes()[:-1])
-
-    with pytest.raises(ModelFileInvalid):
-        prepare(manager, loras=["cut"])
-
-
-def test_a_repaired_file_is_checked_again(manager, folders):
-    path = put(folders[1], "cut.safetensors")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(ModelFileInvalid):
-        prepare(manager, loras=["cut"])
-    path.write_bytes(whole)
-
-    assert prepare(manager, loras=["cut"])[1]
-
-
-def test_models_named_in_a1111s_own_way_are_the_same(manager, folders):
-    put(folders[1], "base.safetensors", "Stable-diffusion")
+def test_models_in_a1111s_own_fields_are_found_too(manager, folders):
+    put(folders[1], "base.safetensors", CHECKPOINTS)
     put(folders[1], "v.safetensors", "VAE")
     override = {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"}
 
     models, _ = prepare(manager, override_settings=override)
 
     assert (models.checkpoint.stem, models.vae.stem) == ("base", "v")
-
-
-def test_the_words_for_no_vae_are_no_files(manager):
     assert prepare(manager, override_settings={"sd_vae": "Automatic"})[0].vae is None
 
 
 def test_refiner_and_second_pass_checkpoints_must_exist(manager, folders):
-    put(folders[1], "fine.safetensors", "Stable-diffusion")
+    put(folders[1], "fine.safetensors", CHECKPOINTS)
     job = {"refiner_checkpoint": "fine", "refiner_switch_at": 0.8, "hr_checkpoint_name": "fine"}
 
     models, _ = prepare(manager, **job)
@@ -235,64 +221,20 @@ def test_refiner_and_second_pass_checkpoints_must_exist(manager, folders):
     assert prepare(manager, hr_checkpoint_name="Use same checkpoint")[0].hr_checkpoint is None
 
 
-STEMS = [
-    ("a: b ", "a_ b"),
-    ("x=<y>,z", "x_y_z"),
-    ("../etc", "_etc"),
-    (" . ", "model"),
-    ("ok", "ok"),
-]
-
-
-@pytest.mark.parametrize(("stem", "clean"), STEMS)
-def test_a_stem_can_stand_in_a_tag(stem, clean):
-    assert clean_stem(stem) == clean
-
-
-def test_a_file_with_an_unclean_name_is_linked_under_a_clean_one(manager, folders):
+def test_a_file_with_an_unclean_name_is_linked_and_tagged_under_a_clean_one(manager, folders):
     file = put(folders[1], "style: bold, v2.safetensors")
 
-    models, _ = prepare(manager, loras=["style: bold, v2.safetensors"])
+    models, _ = prepare(manager, loras=[{"name": "style: bold, v2.safetensors", "scale": 0.5}])
 
     assert models.loras[0][0].stem == "style_ bold_ v2"
     assert (folders[0] / "Lora" / "style_ bold_ v2.safetensors").resolve() == file
+    prompt = manager.build_lora_prompt("a cat", models.loras)
+    assert prompt == "a cat <lora:style_ bold_ v2:0.5>"
 
 
-def test_the_prompt_gets_the_tags(manager, folders):
-    put(folders[1], "x.safetensors")
-    models, _ = prepare(manager, loras=[{"name": "x", "scale": 0.5}])
-
-    assert manager.build_lora_prompt("a cat", models.loras) == "a cat <lora:x:0.5>"
-
-
-def test_a_bad_tag_is_refused_before_anything_is_linked(manager):
-    with pytest.raises(InvalidInput):
-        prepare(manager, prompt="<lora:x:bad>")
-
-
-def test_the_stores_are_counted_once(manager, folders):
-    size = put(folders[1], "x.safetensors").stat().st_size
-    put(folders[2], "x.safetensors")
-    prepare(manager, loras=["x"])
-
-    stats = manager.get_cache_stats()
-
-    assert stats["loras"] == {"count": 1, "total_size": size}
-    assert stats["checkpoints"] == {"count": 0, "total_size": 0}
-
-
-def test_an_engine_that_starts_sees_every_good_file(manager, folders, caplog):
-    put(folders[1], "good.safetensors", "Stable-diffusion")
-    put(folders[1], "bad.safetensors", "Stable-diffusion").write_bytes(b"<html>")
-    caplog.set_level(logging.WARNING, logger="worker")
-
-    assert manager.link_everything() == 1
-    assert [p.name for p in (folders[0] / "Stable-diffusion").iterdir()] == ["good.safetensors"]
-    assert "'bad.safetensors' cannot be used" in caplog.text
-
-
-def test_an_odd_file_does_not_keep_the_engine_from_starting(manager, folders, caplog):
+def test_the_engine_starts_with_every_good_file_and_the_others_are_logged(manager, folders, caplog):
     put(folders[1], "good.safetensors")
+    put(folders[1], "bad.safetensors").write_bytes(b"<html>")
     put(folders[1], "pickle.safetensors").write_bytes(b"PK\x03\x04" + bytes(100))
     loop = folders[1] / "Lora" / "loop.safetensors"
     loop.symlink_to(loop)
@@ -300,45 +242,25 @@ def test_an_odd_file_does_not_keep_the_engine_from_starting(manager, folders, ca
 
     assert manager.link_everything() == 1
     assert [p.name for p in (folders[0] / "Lora").iterdir()] == ["good.safetensors"]
+    assert "'bad.safetensors' cannot be used" in caplog.text
     assert "pickle.safetensors: " in caplog.text
     assert "The engine will not see it." in caplog.text
 
 
-@pytest.fixture
-def environment(monkeypatch, folders, tmp_path):
-    monkeypatch.setenv("WEBUI_DIR", str(tmp_path / "webui"))
+def test_the_command_line_prepares_the_engines_folder(folders, monkeypatch):
+    monkeypatch.setenv("WEBUI_DIR", str(folders[0].parent))
     monkeypatch.setenv("MODELS_DIR", str(folders[1]))
-    return monkeypatch
-
-
-@pytest.mark.usefixtures("environment")
-def test_the_command_line_prepares_the_engines_folder(folders, tmp_path):
-    put(folders[1], "good.safetensors", "Stable-diffusion")
+    put(folders[1], "good.safetensors", CHECKPOINTS)
 
     assert model_manager.main(["prepare-engine"]) == 0
-    assert (folders[0] / "Stable-diffusion" / "good.safetensors").is_symlink()
-    assert json.loads((tmp_path / "webui" / "config.json").read_text())["samples_format"] == "png"
-
-
-@pytest.mark.usefixtures("environment")
-def test_the_command_line_counts(folders, capsys):
-    put(folders[1], "x.safetensors")
-
-    assert model_manager.main(["stats", "--json"]) == 0
-    rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["loras"]["count"] == 1
-
-
-def test_the_command_line_names_a_wrong_setting(monkeypatch, capsys):
-    monkeypatch.setenv("ENGINE", "comfy")
-
-    assert model_manager.main(["stats"]) == 78
-    assert "ENGINE='comfy'" in capsys.readouterr().err
+    assert (folders[0] / CHECKPOINTS / "good.safetensors").is_symlink()
+    config = json.loads((folders[0].parent / "config.json").read_text())
+    assert config["samples_format"] == "png"
 
 
 def test_a_file_that_is_gone_has_no_hash(manager, folders):
     path = put(folders[1], "x.safetensors")
-    file = prepare(manager, loras=["x"])[0].loras[0][0]
+    file = only_lora(manager, "x")
     path.unlink()
 
     assert file.sha256() is None

@@ -6,7 +6,7 @@ import math
 import struct
 
 UNET = "model.diffusion_model."
-BITS = {"F16": 16, "U8": 8}
+BITS = {"F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U8": 8, "F8_E4M3": 8, "F4": 4, "F6_E2M3": 6}
 CROSS = "transformer_blocks.0.attn2.to_k.weight"
 SD1 = {
     UNET + "input_blocks.0.0.weight": (1, 4, 3, 3),
@@ -36,17 +36,29 @@ GGUF = b"GGUF\x03\x00\x00\x00" + bytes(64)
 HTML = b"<!DOCTYPE html><html><title>Login</title></html>"
 
 
+def entries(shapes, dtype="F16", position=0) -> dict:
+    """{name: shape} -> the header's object, with contiguous data from `position` on."""
+    placed = {}
+    for name, shape in shapes.items():
+        end = position + math.prod(shape) * BITS[dtype] // 8
+        placed[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    return placed
+
+
+def framed(document) -> bytes:
+    """The first bytes of a file: the length, and the header, given as an object or as bytes."""
+    text = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
 def safetensors(shapes=None, number=0, size=0, **metadata) -> bytes:
     """A whole file; another `number` is another content, `size` the bytes of a filling tensor."""
-    header, offset = {}, 0
-    tensors = [(name, "F16", shape) for name, shape in (LORA if shapes is None else shapes).items()]
-    for name, dtype, shape in [*tensors, *([("filling", "U8", (size,))] if size else [])]:
-        end = offset + math.prod(shape) * BITS[dtype] // 8
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": (offset, end)}
-        offset = end
+    header = entries(LORA if shapes is None else shapes)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    header |= entries({"filling": (size,)} if size else {}, "U8", end)
     header["__metadata__"] = {"number": str(number), **metadata}
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(offset)
+    return framed(header) + bytes(end + size)
 
 
 def sha256(data: bytes) -> str:

@@ -1,6 +1,7 @@
 """A model store in a temporary folder that fetches from the fake hosts."""
 
 import os
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,10 +50,11 @@ def full_environment(hosts, folder: Path, **more: str) -> dict[str, str]:
     return kept | environment_for(hosts, folder, PYTHONPATH=str(PROJECT), **more)
 
 
-def manager_for(hosts, folder: Path, **more: str) -> ModelManager:
-    """Its failed attempts are repeated at once."""
+def manager_for(hosts, folder: Path, clock=time.time, **more: str) -> ModelManager:
+    """A model manager whose failed requests are repeated at once."""
     settings = Settings.from_environ(environment_for(hosts, folder, **more))
-    return ModelManager(settings, HttpLimits(**AT_ONCE), DownloadLimits(**AT_ONCE))
+    limits = HttpLimits(**AT_ONCE), DownloadLimits(**AT_ONCE)
+    return ModelManager(settings, *limits, clock=clock)
 
 
 def fetch(manager: ModelManager, text: str, kind=None, stop=NO_CANCEL, **wanted) -> Blob:

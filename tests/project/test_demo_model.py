@@ -71,11 +71,11 @@ def test_merged_the_lora_draws_the_same_as_by_its_tag(model, tmp_path):
     """docs/templates.md: the same but for rounding."""
     from engine.models.loras import Loras, LoraUse
     from training import adherence
-    from worker.models.merge.merge import Ingredient, merge
+    from worker.models.merge.merge import LoraToMerge, merge
 
     weights = {"te": 0.5, "unet": 1.0}
-    ingredient = Ingredient(LORA, "striped", "0" * 64, **weights)
-    assert not merge(CHECKPOINT, [ingredient], tmp_path / "merged.safetensors", {}).unmatched
+    to_merge = LoraToMerge(LORA, "striped", "0" * 64, **weights)
+    assert not merge(CHECKPOINT, [to_merge], tmp_path / "merged.safetensors", {}).unmatched
     merged = adherence.load(tmp_path / "merged.safetensors")
     (lora,) = Loras(DEMO / "Lora").all
     prompt = "a green star on a yellow background"

@@ -12,9 +12,9 @@ import pytest
 from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_store import PROJECT, full_environment
 from fakes.runpod_plane import RunPodPlane
+from fakes.template_models import checkpoint, lora, named, write
 from fakes.worker_process import running_worker
 
-from tests.models.test_bake import checkpoint, lora, named, write
 from tests.stories.test_models import completed, environ, failed
 
 SMALL = {"steps": 2, "width": 64, "height": 64}

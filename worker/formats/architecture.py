@@ -1,8 +1,8 @@
-"""What a model file is, read off its safetensors header: a checkpoint, a LoRA, for which family.
+"""Recognises a model file by its safetensors header: its role (checkpoint, LoRA) and its family.
 
-The header stands in the first bytes of a file, so a file that is of no use is refused before the
-rest of it is downloaded, and before A1111 fails on it with a text that does not name the cause.
-A file that is not recognised is never refused.
+The header is in the first bytes of a file, so an unusable file is rejected before the rest is
+downloaded, and before A1111 fails on it with a message that does not name the cause. A file that
+is not recognised is never rejected.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _INPUTS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
 _WITHOUT_ALL = "diffusion model without text encoder and VAE"
 _WITHOUT_TEXT = "diffusion model without text encoder"
 
-# Marks are parts of names in `_Names.text`: dots are underscores there, as in kohya's LoRAs, so
-# one mark serves models and LoRAs. The first mark found decides, from above.
+# Marks are parts of names in `_Names.text`, which has underscores instead of dots, as in kohya's
+# LoRAs, so that one mark matches models and LoRAs. The first mark that is found decides.
 _Marks = Mapping[str, tuple[str, ...]]
 
 _FOREIGN_FAMILIES: _Marks = {
@@ -68,12 +68,12 @@ _FOREIGN_ROLES: _Marks = {
     "upscaler": ("RDB1_conv1", "rdb1_conv1", "_residual_group_"),
     "hypernetwork": ("\n768_0_linear_", "\n320_0_linear_"),
 }
-# Whole checkpoints hold such parts too: these count only where nothing else was found.
+# Whole checkpoints contain these parts too, so they are checked last.
 _PARTS: _Marks = {
     "image encoder": ("vision_model_encoder_layers_",),
     "text encoder": ("transformer_resblocks_", "_SelfAttention_", "layers_0_self_attn_"),
 }
-# How `ss_base_model_version` and `modelspec.architecture` begin.
+# Prefixes of `ss_base_model_version` and `modelspec.architecture`.
 _DECLARED: _Marks = {
     "SD1": ("sd_v1", "stable-diffusion-v1"),
     "SD2": ("sd_v2", "stable-diffusion-v2"),
@@ -89,7 +89,7 @@ _LORA = ("\nlora_", "\noft_", "\nlycoris_", "_lora_down_", "_lora_A_", "_hada_w1
 _DIFFUSERS_LORA = re.compile(r"\n(?:base_model\.|unet\.|text_encoder|transformer\.)")
 _TEXT_ENCODER = re.compile(r"\n(?:cond_stage_model|conditioner_embedders|text_encoders)_")
 _VAE = re.compile(r"\n(?:first_stage_model|vae)_")
-# SD1 and SD2 have one transformer block in each place and one already in the first level.
+# SD1 and SD2 have one transformer block per attention, and attentions in the first level.
 _DEEP = re.compile(r"(?:attentions_\d|put_blocks_\d\d?_1|middle_block_1)_transformer_blocks_[1-9]_")
 _FLAT = re.compile(r"input_blocks_[12]_1_|down_blocks_0_attentions_")
 _DIFFUSERS_UNET = re.compile(r"\n(?:unet_)?down_blocks_0_resnets_")
@@ -104,12 +104,12 @@ _INPUT_SIDE = re.compile(
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a file is. None: not recognised.
+    """What a file is; None means not recognised.
 
     Attributes:
-        role: a `Kind`, or by name what else it is (`ControlNet`, `upscaler`).
+        role: a `Kind`, or the name of another role (`ControlNet`, `upscaler`).
         family: `SD1`, `SD2`, `SDXL`, `SDXL refiner`, or one that A1111 v1.9.3 cannot load.
-        details: further words, such as `inpainting`, `v-prediction`, `diffusers naming`.
+        details: for example `inpainting`, `v-prediction`, `diffusers naming`.
     """
 
     role: str | None = None
@@ -118,7 +118,7 @@ class Architecture:
 
 
 class _Names:
-    """The tensors of a header, and their names as one text for searching."""
+    """The tensors of a header, and their names as one text to search."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
@@ -130,11 +130,11 @@ class _Names:
         return any(mark in self.text for mark in marks)
 
     def first(self, words: _Marks) -> str | None:
-        """The first word of which some name contains a mark."""
+        """The first word that has a mark in some name."""
         return next((word for word, marks in words.items() if self.has(marks)), None)
 
     def widths(self, module: re.Pattern[str]) -> Iterable[int]:
-        """How many inputs the modules have whose names `module` finds, up to their part's dot."""
+        """Input widths of the modules that `module` matches, up to the dot before the part."""
         for name in self.tensors:
             if match := module.search(name):
                 width = self._width(name[: match.end()], name[match.end() :])
@@ -143,7 +143,7 @@ class _Names:
 
     def _width(self, module: str, part: str) -> int | None:
         if part.startswith("lokr_w2"):
-            # A Kronecker product: the inputs of both factors multiply.
+            # A Kronecker product: its width is the product of both widths.
             first, second = (
                 self.shape(f"{module}lokr_{w}") or self.shape(f"{module}lokr_{w}_b")
                 for w in ("w1", "w2")
@@ -159,7 +159,7 @@ class _Names:
 
 
 def detect(header: Header) -> Architecture:
-    """What the file is: by its tensors' names, then by widths, last by its own metadata."""
+    """What the file is, by the names of its tensors, then by widths, then by its metadata."""
     names = _Names(header.tensors)
     if found := _embedding(names):
         return found
@@ -209,7 +209,7 @@ def _model(names: _Names, metadata: Mapping[str, str]) -> Architecture | None:
         return Architecture("checkpoint", family, details)
     if not _VAE.search(names.text):
         return Architecture(_WITHOUT_ALL, family, details)
-    # A1111 brings SD1's text encoder itself.
+    # A1111 has SD1's text encoder itself.
     return Architecture("checkpoint" if family == "SD1" else _WITHOUT_TEXT, family, details)
 
 
@@ -240,7 +240,7 @@ def _unet_family(names: _Names) -> str | None:
     if by_width:
         return by_width
     if not _FLAT.search(names.text):
-        # kohya's LoRAs have original names only for SDXL.
+        # kohya's LoRAs use original names only for SDXL.
         return "SDXL" if "\nlora_unet_input_blocks_" in names.text else None
     ranks = (len(t.shape) for name, t in names.tensors.items() if "proj_in." in name)
     return {2: "SD2", 4: "SD1"}.get(max(ranks, default=0))
@@ -267,7 +267,7 @@ def _vae(names: _Names) -> Architecture | None:
     shape = names.shape(first)
     channels = shape[1] if len(shape) >= _MATRIX else _SD_LATENTS
     family = _LATENT_FAMILIES.get(channels, f"a model of {channels} latent channels")
-    # A1111 loads a VAE's names strictly.
+    # A1111 requires the exact names of a VAE.
     if first != "decoder.conv_in.weight":
         return Architecture("VAE with prefixed names", family)
     diffusers = "\ndecoder_up_blocks_" in names.text
@@ -275,7 +275,7 @@ def _vae(names: _Names) -> Architecture | None:
 
 
 def _declared(metadata: Mapping[str, str]) -> Architecture:
-    """What the metadata alone say; they are often copied, so they come last."""
+    """What the metadata names; it is often copied from other files, so it is used last."""
     architecture = metadata.get("modelspec.architecture", "").lower()
     is_lora = architecture.endswith("/lora") or "ss_network_module" in metadata
     words = (metadata.get("ss_base_model_version", "").lower(), architecture)
@@ -285,7 +285,7 @@ def _declared(metadata: Mapping[str, str]) -> Architecture:
 
 
 def check_usable(name: str, wanted: Kind, found: Architecture) -> None:
-    """Refuse a file that is known to be of no use where the job names it.
+    """Reject a file that cannot be used as the kind that the job names.
 
     Raises:
         ModelNotSupported: it has another role, or a family that A1111 v1.9.3 cannot load.
@@ -307,13 +307,13 @@ def check_usable(name: str, wanted: Kind, found: Architecture) -> None:
 
 
 def check_naming(name: str, found: Architecture) -> None:
-    """Refuse a LoRA whose tensors' names A1111 v1.9.3 cannot read.
+    """Reject a LoRA whose tensor names A1111 v1.9.3 cannot read.
 
-    It splits each name at its first dot, finds no layer `unet`, and makes the picture without
-    the LoRA, which it lists as used.
+    A1111 splits each name at its first dot, finds no layer `unet`, and makes the picture without
+    the LoRA, but lists it as used.
 
     Raises:
-        ModelNotSupported: the LoRA is named as diffusers and PEFT do.
+        ModelNotSupported: the LoRA has the tensor names of diffusers or PEFT.
     """
     if found.role == "lora" and "diffusers naming" in found.details:
         raise ModelNotSupported(
@@ -326,7 +326,7 @@ def check_naming(name: str, found: Architecture) -> None:
 def check_match(
     checkpoint_name: str, checkpoint: Architecture, lora_name: str, lora: Architecture
 ) -> None:
-    """Refuse a LoRA or an embedding that is for another family than the checkpoint's.
+    """Reject a LoRA or an embedding for another family than the checkpoint's.
 
     Raises:
         ModelMismatch: both families are known and differ.
@@ -336,7 +336,7 @@ def check_match(
     raise ModelMismatch(
         f"{lora_name!r} is {_an(lora.role)} for {lora.family}, but the checkpoint"
         f" {checkpoint_name!r} is {checkpoint.family}.",
-        hint=f"Use {_an(lora.role)} and a checkpoint of one family.",
+        hint=f"Use {_an(lora.role)} and a checkpoint of the same family.",
         checkpoint=checkpoint_name,
         checkpoint_family=checkpoint.family,
         model=lora_name,

@@ -1,4 +1,4 @@
-"""Names of model files as they can stand in LoRA tags, titles and folders. Pure."""
+"""Names of model files that are valid in LoRA tags, in A1111's titles and as file names. Pure."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Literal
 SAFETENSORS = ".safetensors"
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")  # loading one can run any code
 
-# What a name in a `<lora:name:1>` tag, in its hash list or before a ` [hash]` cannot carry; `#`
-# begins a comment. The last ones forge lines of a log or turn its direction.
+# Characters that would break a `<lora:name:1>` tag, a list of hashes or a title with ` [hash]`; `#`
+# begins a comment. The last ranges could forge lines of a log or reverse the text direction.
 _UNSAFE = re.compile(r"[:=<>,#\[\]/\\\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+")
 _EDGES = re.compile(r"\A[\s.]+|[\s.]+\Z")
-_LONGEST_STEM = 180  # bytes; with a hash and a suffix it still is a file name
+_LONGEST_STEM = 180  # bytes; leaves room for a hash and a suffix
 
 
 def clean_stem(stem: str) -> str:
-    """The stem as it can stand in a LoRA tag and in A1111's titles: `a: b ` becomes `a_ b`."""
+    """The stem without characters that tags or titles cannot contain: `a: b ` -> `a_ b`."""
     plain = _UNSAFE.sub("_", stem).encode(errors="replace").decode()
     return _EDGES.sub("", _cut(plain, _LONGEST_STEM)) or "model"
 
 
 def marked_stem(stem: str, mark: str) -> str:
-    """A clean stem with a piece of a hash behind it, and still clean: `detail-0123456789`."""
+    """The clean stem followed by part of a hash: `detail-0123456789`. The result is clean too."""
     return f"{_cut(clean_stem(stem), _LONGEST_STEM - len(mark) - 1)}-{mark}"
 
 
 def _cut(text: str, size: int) -> str:
-    """The text in at most so many bytes, and no half character."""
+    """The text, cut to at most `size` bytes without splitting a character."""
     return text.encode()[:size].decode(errors="ignore")
 
 
 def without_suffix(name: str) -> str:
-    """`detail.safetensors` -> `detail`; what follows a dot and is no model suffix stays."""
+    """`detail.safetensors` -> `detail`; other suffixes stay: `v1.5` -> `v1.5`."""
     for suffix in (SAFETENSORS, *PICKLES):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -41,7 +41,7 @@ def without_suffix(name: str) -> str:
 
 
 def stem_of(filename: str) -> str:
-    """A clean stem from a file name that a stranger has chosen."""
+    """A clean stem from an untrusted file name or path."""
     return clean_stem(without_suffix(PurePosixPath(filename.replace("\\", "/")).name))
 
 

@@ -1,7 +1,9 @@
 """The header of a safetensors file, read from its first bytes and checked. Pure.
 
-It tells the names and shapes of all tensors and the size of the whole file, so a web page, a
-pickle or a cut-off file is known for what it is before the rest is downloaded or opened.
+The header contains the names and shapes of all tensors and determines the size of the whole file.
+So a web page, a pickle or a truncated file is recognised before the rest is downloaded or opened.
+Every check here limits what a hostile header can cost; the safetensors library parses the file
+afterwards (`formats.model_file.check_with_safetensors`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe
 
 _LENGTH_BYTES = 8
 _MAX_HEADER = 100_000_000
-_EXCERPT = 60  # characters of a foreign text that a message quotes
+_EXCERPT = 60  # characters of a file's text that a message quotes
 _OVERFLOW = 1 << 64  # safetensors counts in 64 bits
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
@@ -32,11 +34,11 @@ _BITS = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor: safetensors' name of the dtype (`F16`), the shape, and where its data lie.
+    """One tensor: dtype by its safetensors name (`F16`), shape, and position of its data.
 
     Attributes:
-        begin: bytes between the header's end and the data; no part of what the tensor is.
-        end: the same for what follows the data.
+        begin: offset of the data in bytes, counted from the end of the header; not compared.
+        end: offset of the end of the data, likewise.
     """
 
     dtype: str
@@ -51,9 +53,9 @@ class Header:
 
     Attributes:
         tensors: by name, in the header's order.
-        metadata: the file's own words, `__metadata__`.
-        data_start: bytes before the first tensor's data.
-        size: bytes that the whole file must have.
+        metadata: the free text in `__metadata__`.
+        data_start: bytes before the data of the first tensor.
+        size: bytes of the whole file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -63,10 +65,10 @@ class Header:
 
 
 def refuse_foreign(start: bytes) -> None:
-    """Refuse other formats by a file's first bytes; five tell most, a hundred a page's text.
+    """Reject other formats by the first bytes: five show the format, a hundred a page's text.
 
     Raises:
-        ModelFileInvalid: it is empty, a web page, an error in JSON, or another text.
+        ModelFileInvalid: the file is empty, a web page, JSON, or another text.
         ModelUnsafe: it is a pickle.
         ModelNotSupported: it is GGUF.
     """
@@ -81,14 +83,14 @@ def refuse_foreign(start: bytes) -> None:
 
 
 def check_pickle(start: bytes) -> None:
-    """Refuse what does not begin as PyTorch writes its files, a zip archive or a bare pickle.
+    """Reject a file that does not begin like PyTorch's: a zip archive or a bare pickle.
 
     Raises:
-        ModelFileInvalid, ModelNotSupported: see `refuse_foreign`; or it is something else.
+        ModelFileInvalid, ModelNotSupported: see `refuse_foreign`; or the format is unknown.
     """
     if not _is_pickle(start):
         refuse_foreign(start)
-        raise ModelFileInvalid("the file is no PyTorch pickle, whatever its name says.")
+        raise ModelFileInvalid("the file has the suffix of a PyTorch pickle, but is not one.")
 
 
 def _is_pickle(start: bytes) -> bool:
@@ -99,7 +101,7 @@ def _is_pickle(start: bytes) -> bool:
 
 
 def _may_be_safetensors(start: bytes) -> bool:
-    # A header's length can begin like a pickle or like `<`, but never needs its upper half.
+    # The length can begin like a pickle or like `<`, but its upper four bytes are always zero.
     return not any(start[4:8]) and start[8:9].strip() in {b"", b"{"}
 
 
@@ -110,35 +112,37 @@ def _refuse_text(start: bytes) -> None:
     if kind is None:
         return
     title = _TITLE.search(body) if kind == "a web page" else None
-    said = title[1].strip() if title else b""
-    words = (said or body[: 4 * _EXCERPT]).decode("utf-8", "replace")
+    text = title[1].strip() if title else b""
+    words = (text or body[: 4 * _EXCERPT]).decode("utf-8", "replace")
     excerpt = " ".join(html.unescape(words).split())[:_EXCERPT]
     raise ModelFileInvalid(f"the file is {kind}, not a model: {excerpt!r}.", excerpt=excerpt)
 
 
 def header_length(start: bytes) -> int | None:
-    """Bytes that hold the length and the whole header; None if `start` has fewer than 8.
+    """Bytes of the length field and the header together; None if `start` is shorter than 8.
 
     Raises:
         ModelFileInvalid, ModelUnsafe, ModelNotSupported: see `refuse_foreign`; or the header
-            would have more than 100 MB.
+            is longer than 100 MB.
     """
     refuse_foreign(start)
     if len(start) < _LENGTH_BYTES:
         return None
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     if length > _MAX_HEADER:
-        raise ModelFileInvalid("the file is not safetensors: no header has that length.")
+        raise ModelFileInvalid(
+            f"the file is not safetensors: a header of {length} bytes is too long."
+        )
     return _LENGTH_BYTES + length
 
 
 def parse_header(start: bytes) -> Header:
-    """The header of a file that begins with `start`; of the data nothing is needed.
+    """The header of a file that begins with `start`, which need not contain any data.
 
-    The rules are those of safetensors' own reader, but a name may not stand twice.
+    The rules are those of the safetensors library, except that duplicate names are rejected.
 
     Raises:
-        ModelFileInvalid: the header is cut off or breaks a rule; or see `refuse_foreign`.
+        ModelFileInvalid: the header is truncated or breaks a rule; or see `refuse_foreign`.
         ModelUnsafe, ModelNotSupported: see `refuse_foreign`.
     """
     end = header_length(start)
@@ -147,8 +151,10 @@ def parse_header(start: bytes) -> Header:
     entries = _document(start[_LENGTH_BYTES:end])
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
-    _require(isinstance(metadata, dict), "its metadata are not an object")
-    _require(all(isinstance(v, str) for v in metadata.values()), "its metadata are not all text")
+    _require(isinstance(metadata, dict), "its metadata is not an object")
+    _require(
+        all(isinstance(v, str) for v in metadata.values()), "a value of its metadata is not text"
+    )
     tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
     return Header(tensors, metadata, end, end + _contiguous(tensors))
 
@@ -161,7 +167,7 @@ def _require(right: bool, otherwise: str) -> None:
 def _document(text: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(pairs)
-        _require(len(document) == len(pairs), "a name stands twice")
+        _require(len(document) == len(pairs), "it has duplicate names")
         return document
 
     def refuse(constant: str) -> None:
@@ -183,22 +189,22 @@ def _tensor(name: str, entry: object) -> Tensor:
         case _:
             raise ModelFileInvalid(f"the file's header is damaged: {short!r} is not a tensor.")
     numbers = all(type(n) is int and 0 <= n < _OVERFLOW for n in (*shape, begin, end))
-    _require(numbers and dtype in _BITS, f"{short!r} has an unknown dtype, shape or place")
+    _require(numbers and dtype in _BITS, f"{short!r} has an invalid dtype, shape or offset")
     bits = 1
     for factor in (*shape, _BITS[dtype]):
         bits *= factor
         _require(bits < _OVERFLOW, f"the shape of {short!r} is too large")
-    _require(bits == 8 * (end - begin), f"the size of {short!r} is not that of its shape")
+    _require(bits == 8 * (end - begin), f"the size of {short!r} does not match its shape")
     return Tensor(dtype, tuple(shape), begin, end)
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all data, which must lie end to end."""
+    """Bytes of all data, which must be contiguous."""
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         _require(
             tensor.begin == position,
-            f"{name[:_EXCERPT]!r} does not begin where the one before ends",
+            f"{name[:_EXCERPT]!r} does not begin where the previous tensor ends",
         )
         position = tensor.end
     return position

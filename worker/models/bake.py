@@ -1,12 +1,12 @@
-"""Baking: everything that templates name, brought into one folder while an image is built.
+"""Baking: puts all models that templates name into one folder while an image is built.
 
-    fetch      each model once, several at a time, verified
-    merge      a template's LoRAs into its checkpoint (`--merge`)
-    convert    into diffusers folders, for the embedded engine (`--diffusers`)
-    manifest   what is there, from where, with which content; then all of it is read again
+    fetch      each model once, several in parallel, verified
+    merge      each template's LoRAs into its checkpoint (`--merge`)
+    convert    checkpoints into diffusers folders, for the embedded engine (`--diffusers`)
+    manifest   a list of all files with source and sha256; before it is written, all are read again
 
-Whatever a run that was killed has left is used or removed by the next one, and the same templates
-always end in the same manifest.
+The next run resumes a killed one: it uses or removes what is left. The same templates always
+result in the same manifest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from worker.job.models import Models, lora_tag, wanted_models
 from worker.job.reference import Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.job.template import Template
-from worker.models.merge.store import SOURCE, MergedCheckpoints
+from worker.models.merge.merged_checkpoints import SOURCE, MergedCheckpoints
 from worker.models.store.blobs import Blob
 from worker.models.store.space import SpaceBudget
 from worker.models.store.store import Store
@@ -66,9 +66,9 @@ class Baking:
     """One run.
 
     Attributes:
-        manager: its writable store is the folder that is baked into.
+        manager: its writable store is the folder to bake into.
         root: that folder.
-        merge, convert: whether to do that, too.
+        merge, convert: whether to do these steps.
     """
 
     manager: Manager
@@ -77,7 +77,7 @@ class Baking:
     convert: bool = False
 
     def run(self, templates: Mapping[str, Template]) -> list[Row]:
-        """Bake the templates; a row for each file, or for each thing that failed.
+        """Bake the templates; returns a row for each file, or for each failure.
 
         Raises:
             StoreFull, StoreNotWritable: the folder cannot be written.
@@ -92,7 +92,7 @@ class Baking:
 
     def _bake(self, templates: Mapping[str, Template]) -> list[Row]:
         damaged: list[Row] = []
-        for _ in range(2):  # what turns out to be damaged is brought once more
+        for _ in range(2):  # damaged files are fetched or merged once more
             rows = self._fetch(templates)
             entries = {}
             if not rows:
@@ -107,17 +107,17 @@ class Baking:
                 self._clean({row["path"] for row in files})
                 self._write({"version": 1, "templates": entries, "files": files})
                 size = sum(row["size"] for row in files) / 1e6
-                told = "baked %d templates: %d files, %.1f MB in %s"
-                log.info(told, len(entries), len(files), size, self.root)
+                message = "baked %d templates: %d files, %.1f MB in %s"
+                log.info(message, len(entries), len(files), size, self.root)
                 return files
             self._remove(damaged)
-        told = "{} is not what was written: is the disk sound?"
-        return [{"name": row["name"], "error": told.format(row["path"])} for row in damaged]
+        message = "{} does not contain what was written to it twice. Check the disk."
+        return [{"name": row["name"], "error": message.format(row["path"])} for row in damaged]
 
     # Steps -----------------------------------------------------------------------------------
 
     def _fetch(self, templates: Mapping[str, Template]) -> list[Row]:
-        """Bring every model, each once; the rows of those that cannot be had."""
+        """Fetch every model once; returns a row for each that cannot be fetched."""
         requests = [template.request() for template in templates.values()]
         unique = dict.fromkeys(
             one for request in requests for one in wanted_models(request).values()
@@ -139,9 +139,9 @@ class Baking:
         return failed
 
     def _replace_old_versions(self, needed: Collection[str | None]) -> None:
-        """Remove what an earlier build fetched; a new version gets the name that the old one had.
+        """Remove models of an earlier build; a new version then gets the old one's name.
 
-        A build that began with nothing gives it that name, and prompts name LoRAs by it.
+        A build without a cache would give it that name, and prompts name LoRAs by it.
         """
         fetched = self.manager.store.fetched
         old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source != SOURCE]
@@ -162,19 +162,19 @@ class Baking:
         store.fetched.add(file, blob.sha256, about, partial(store.is_taken, about.kind))
 
     def _drop(self, blob: Blob) -> None:
-        log.info("%s is of no template any more; it is removed", blob.about.stem)
+        log.info("no template uses %s any more; it is removed", blob.about.stem)
         self.manager.store.fetched.remove(blob)
 
     def _attempt(self, name: str, template: Template) -> tuple[Row, list[Row]]:
-        """The manifest's entry for a template and its files; or why it failed."""
+        """The manifest's entry for a template and rows for its files, or a row with the error."""
         try:
             models = self.manager.find_models(template.request())
             if models.loras:
                 models = replace(models, merged=self._merged(models))
             return _entry(models), [*self._rows(models), *self._converted(models)]
         except WorkerError as error:
-            told = f"template {name!r}: {error}"
-            return {}, [{"name": name, "code": error.code, "error": told}]
+            message = f"template {name!r}: {error}"
+            return {}, [{"name": name, "code": error.code, "error": message}]
 
     def _merged(self, models: Models) -> ModelFile | None:
         found = self.manager.merged.find(models)
@@ -184,7 +184,12 @@ class Baking:
         blob, unmatched = self.manager.merged.make(models, self.manager.store.fetched)
         for lora, layers in unmatched.items():
             shown = ", ".join(layers[:3])
-            log.warning("LoRA %r: no place for %d of its layers (%s)", lora, len(layers), shown)
+            log.warning(
+                "LoRA %r: the checkpoint does not have %d of its layers (%s)",
+                lora,
+                len(layers),
+                shown,
+            )
         log.info("merged %s in %.1f s", blob.about.stem, time.monotonic() - begun)
         return blob.as_file()
 
@@ -235,7 +240,7 @@ class Baking:
     def _remove(self, damaged: Iterable[Row]) -> None:
         fetched = self.manager.store.fetched
         for row in damaged:
-            log.warning("%s is damaged; it is brought again", row["path"])
+            log.warning("%s is damaged; it is made again", row["path"])
             if blob := fetched.find(row["sha256"]):
                 fetched.remove(blob)
 
@@ -247,7 +252,7 @@ class Baking:
             return False
 
     def _clean(self, listed: Collection[str]) -> None:
-        """An image's layer keeps what lies here: no halves, no locks, nothing of earlier builds."""
+        """Remove partial files, leases and old models, which would stay in the image."""
         fetched = self.manager.store.fetched
         for blob in fetched.all():
             if self._path(blob.path) not in listed:
@@ -263,7 +268,7 @@ class Baking:
 
 
 def baked_before(root: Path) -> list[str]:
-    """The templates in the manifest that is there."""
+    """The templates in the manifest of an earlier run."""
     try:
         return list(json.loads((root / MANIFEST).read_text())["templates"])
     except (OSError, ValueError, LookupError, TypeError):
@@ -271,7 +276,7 @@ def baked_before(root: Path) -> list[str]:
 
 
 def _entry(models: Models) -> Row:
-    """What the manifest says of a template."""
+    """The manifest's entry for a template."""
     tags = [(file, lora_tag(file, reference)) for file, reference in models.loras]
     others = [file for file in models.files() if file.kind in {"vae", "embedding"}]
     return {
@@ -283,7 +288,7 @@ def _entry(models: Models) -> Row:
 
 
 def _convert(checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Make the diffusers folder, or say what is in it; the engine's packages do it.
+    """Make the diffusers folder, or list an existing one; needs the engine's packages.
 
     Raises:
         ModelNotSupported: they are not installed, or the checkpoint cannot be converted.
@@ -298,6 +303,6 @@ def _convert(checkpoint: Path, folder: Path) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ModelNotSupported(f"{checkpoint.name} cannot be converted: {said}")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ModelNotSupported(f"{checkpoint.name} cannot be converted: {reason}")
     return dict(json.loads(done.stdout))

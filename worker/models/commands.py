@@ -1,7 +1,7 @@
 """The command line of `model_manager.py`: for operators, scripts and start.sh.
 
-Human text by default, JSON with `--json`; messages go to standard error. Exit statuses: 0 done,
-1 something failed (each failure is told), 2 wrong arguments, 78 wrong configuration, 130 Ctrl-C.
+Prints a table, or JSON with `--json`; messages go to standard error. Exit statuses: 0 success, 1 a
+failure (each is printed), 2 wrong arguments, 78 wrong configuration, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from worker.models.store.space import EvictionPlan
 from worker.webui import config_json
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # as shells have it for SIGINT
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 Row = dict[str, Any]
 
@@ -44,22 +44,22 @@ class Manager(bake.Manager, Protocol):
     fetcher: Fetcher
 
     def get_cache_stats(self) -> dict[str, dict[str, int]]:
-        """Numbers and bytes."""
+        """Number and total bytes of the models."""
 
     def link_everything(self) -> int:
-        """Show every good file to the engine."""
+        """Link every good file into the engine's folders."""
 
     def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
-        """What the engine should load at start."""
+        """The checkpoint that the engine should load at start."""
 
 
 def run(arguments: Sequence[str] | None, make: Callable[[Settings], Manager]) -> int:
-    """Parse the arguments, do it, return the exit status."""
+    """Run the command that the arguments name; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     is_fetch = options.command == "fetch"
     if is_fetch and len(options.refs) > 1 and (options.sha256 or options.filename):
-        parser.error("--sha256 and --filename are for one REF")
+        parser.error("--sha256 and --filename can be used with one REF only")
     try:
         settings = Settings.from_environ(os.environ)
         worker_log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
@@ -67,7 +67,7 @@ def run(arguments: Sequence[str] | None, make: Callable[[Settings], Manager]) ->
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     try:
-        if options.command == "bake":  # what is baked is written there, and nowhere else
+        if options.command == "bake":  # it writes only to BAKED_MODELS_DIR
             settings = settings.to_bake()
         rows = options.run(make(settings), options, settings)
     except ConfigError as error:
@@ -97,28 +97,30 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    fetch = command("fetch", _fetch, "bring models into the store")
+    fetch = command("fetch", _fetch, "fetch models into the store")
     fetch.add_argument("refs", nargs="+", metavar="REF", help=_REF)
-    fetch.add_argument("--kind", choices=list(FOLDERS), help="what they must be")
+    fetch.add_argument("--kind", choices=list(FOLDERS), help="the kind that they must have")
     fetch.add_argument(
-        "--sha256", metavar="HEX", type=_sha256, help="what the file's content must be"
+        "--sha256", metavar="HEX", type=_sha256, help="the hash that the file must have"
     )
-    fetch.add_argument("--filename", metavar="NAME", help="the name it gets")
-    resolve = command("resolve", _resolve, "say which file a reference means; downloads nothing")
+    fetch.add_argument("--filename", metavar="NAME", help="the name in the store")
+    resolve = command("resolve", _resolve, "show which file a reference means, without a download")
     resolve.add_argument("refs", nargs="+", metavar="REF", help=_REF)
     command("ls", _ls, "list the models")
     verify = command("verify", _verify, "hash the fetched models again; remove damaged ones")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="stems; all when left out")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="stems; default: all")
     prune = command("prune", _prune, "evict down to the budget, remove abandoned downloads")
-    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    prune.add_argument("--dry-run", action="store_true", help="only show what would be removed")
     prune.add_argument("--budget", type=float, metavar="GB", help="instead of MODELS_BUDGET_GB")
-    baking = command("bake", _bake, "bring all that templates name into BAKED_MODELS_DIR")
-    baking.add_argument("--template", action="append", metavar="NAME", help="only this one; repeat")
+    baking = command("bake", _bake, "put all models of the templates into BAKED_MODELS_DIR")
+    baking.add_argument(
+        "--template", action="append", metavar="NAME", help="only this template; can be repeated"
+    )
     baking.add_argument("--merge", action="store_true", help="also merge LoRAs into checkpoints")
     baking.add_argument(
-        "--diffusers", action="store_true", help="also convert, for the embedded engine"
+        "--diffusers", action="store_true", help="also convert checkpoints for the embedded engine"
     )
-    command("stats", _stats, "number and bytes of the models")
+    command("stats", _stats, "number and size of the models")
     command("prepare-engine", _prepare_engine, "folders, links and config.json for the engine")
     return parser
 
@@ -157,9 +159,11 @@ def _resolve(manager: Manager, options: argparse.Namespace, _settings: Settings)
     def one(text: str) -> Row:
         ref = parse_reference(text)
         if isinstance(ref, StoreName):
-            raise ModelFileInvalid(f"{text!r} is a file name, nothing to resolve.", hint=_REF)
+            raise ModelFileInvalid(
+                f"{text!r} is a file name, not a reference; there is nothing to resolve.", hint=_REF
+            )
         remote = asdict(manager.fetcher.resolve(ref, NO_CANCEL))
-        del remote["url"]  # of a web file it may be signed
+        del remote["url"]  # the URL of a web file can contain a signature
         return {"ref": ref.shown, **remote}
 
     return _each(options.refs, one)
@@ -187,7 +191,7 @@ def _verify(manager: Manager, options: argparse.Namespace, _settings: Settings) 
     ]
     unknown = set(options.names) - {blob.about.stem for blob in blobs}
     rows: list[Row] = [
-        {"name": name, "error": f"no fetched model has the name {name!r}."} for name in unknown
+        {"name": name, "error": f"there is no fetched model {name!r}."} for name in unknown
     ]
     return rows + [_verified(manager, blob) for blob in blobs]
 
@@ -206,7 +210,7 @@ def _verified(manager: Manager, blob: Blob) -> Row:
     return {
         "name": blob.about.stem,
         "sha256": blob.sha256,
-        "error": f"{blob.about.stem} was damaged and is removed ({freed} bytes): fetch it again.",
+        "error": f"{blob.about.stem} was damaged and was removed ({freed} bytes). Fetch it again.",
     }
 
 
@@ -223,7 +227,7 @@ def _prune(manager: Manager, options: argparse.Namespace, _settings: Settings) -
     ]
     if plan.lacking:
         lacking = (
-            f"{plan.lacking / 1e9:.2f} GB more than the budget are in use; nothing is evicted."
+            f"Models in use exceed the budget by {plan.lacking / 1e9:.2f} GB; nothing is evicted."
         )
         rows.append({"error": lacking})
     if not options.dry_run:
@@ -252,7 +256,7 @@ def _prepare_engine(manager: Manager, _options: object, settings: Settings) -> l
     log.info("the engine sees %d models", manager.link_everything())
     templates = _templates(settings)
     default = templates.get_default_template()
-    # Loaded at start, the first job need not wait for it.
+    # Loaded at the start, so that the first job does not wait for it.
     first = manager.first_checkpoint(templates.get_template().request()) if default else None
     config_json.write(settings.webui_dir, first)
     return []
@@ -263,7 +267,7 @@ def _templates(settings: Settings) -> Templates:
 
 
 def _show(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table: the columns of the first row, as wide as they need to be."""
+    """Print a table with the columns of the first row."""
     if not rows:
         return
     lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]

@@ -1,4 +1,4 @@
-"""Names of layers in LoRA files against diffusers' own modules, at full size, but empty."""
+"""LoRA names of layers, compared with diffusers' own modules in full size without data."""
 
 import pytest
 
@@ -58,10 +58,10 @@ def test_every_layer_of_a_unet_has_its_name_in_diffusers_and_its_own(name):
     for path in layers(unet):
         key = keys[f"{path}.weight"]
         rows = unet.get_submodule(path).weight.shape[0]
-        place = CheckpointLayer(key, 0, rows, in_text_encoder=False)
+        expected = CheckpointLayer(key, 0, rows, in_text_encoder=False)
         own = key.removeprefix("model.diffusion_model.").removesuffix(".weight")
-        assert found[f"lora_unet_{path.replace('.', '_')}"] == place
-        assert found[f"lora_unet_{own.replace('.', '_')}"] == place
+        assert found[f"lora_unet_{path.replace('.', '_')}"] == expected
+        assert found[f"lora_unet_{own.replace('.', '_')}"] == expected
     assert len(layers(unet)) > 30
     assert set(found.values()) == {
         CheckpointLayer(
@@ -80,7 +80,7 @@ def clip(kind, **sizes):
 @pytest.mark.parametrize(
     ("export", "prefixes"), [(ldm.CLIP, ("te", "te1")), (ldm.CLIP_XL, ("te1",))]
 )
-def test_clips_layers_have_kohyas_names(export, prefixes):
+def test_the_layers_of_clip_have_kohyas_names(export, prefixes):
     model = clip(CLIPTextModel, hidden_size=32, intermediate_size=64)
     found = find_layers(tensors(ldm.export_clip(model.state_dict(), export)))
 
@@ -92,10 +92,10 @@ def test_clips_layers_have_kohyas_names(export, prefixes):
     }
     assert len(paths) == 3 * 6
     assert set(found) == expected
-    assert all(place.in_text_encoder for place in found.values())
+    assert all(layer.in_text_encoder for layer in found.values())
 
 
-def test_openclips_queries_keys_and_values_are_rows_of_one_tensor():
+def test_queries_keys_and_values_of_openclip_are_rows_of_one_tensor():
     model = clip(
         CLIPTextModelWithProjection, hidden_size=32, intermediate_size=64, projection_dim=32
     )
@@ -107,6 +107,6 @@ def test_openclips_queries_keys_and_values_are_rows_of_one_tensor():
     assert set(found) == {f"lora_te2_text_model_{name}" for name in names}
     attention = "conditioner.embedders.1.model.transformer.resblocks.2.attn.in_proj_weight"
     for number, letter in enumerate("qkv"):
-        place = found[f"lora_te2_text_model_encoder_layers_2_self_attn_{letter}_proj"]
+        layer = found[f"lora_te2_text_model_encoder_layers_2_self_attn_{letter}_proj"]
         rows = (32 * number, 32 * (number + 1))
-        assert place == CheckpointLayer(attention, *rows, in_text_encoder=True)
+        assert layer == CheckpointLayer(attention, *rows, in_text_encoder=True)

@@ -1,4 +1,4 @@
-"""Sums in half precision and its like, against numpy's own conversions, number by number."""
+"""Sums in short float formats, compared with numpy's own conversions."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def add(numbers, addition, dtype):
 
 
 def added(halves, addition):
-    """The halves plus float32 numbers, and whether all stayed finite."""
+    """The sums with float32 numbers, and whether all stayed finite."""
     numbers = halves.copy()
     with np.errstate(all="ignore"):  # as the writer does
         is_right = add(numbers, addition, "F16")
@@ -30,26 +30,23 @@ def added(halves, addition):
 
 
 def assert_same(result, expected):
-    """As numbers."""
+    """NaN equals NaN."""
     same = (result == expected) | (np.isnan(result) & np.isnan(expected))
     assert same.all(), (result[~same][:5], expected[~same][:5])
 
 
-def test_every_half_is_widened_exactly():
+def test_every_half_is_converted_exactly_and_a_sum_with_0_changes_none():
     assert_same(widened(ALL_HALVES, "F16"), ALL_HALVES.astype(np.float32))
-
-
-def test_adding_nothing_changes_no_half():
     result, is_right = added(FINITE, np.zeros(len(FINITE)))
 
     assert is_right
     assert_same(result, FINITE)
 
 
-@pytest.mark.parametrize("exponent", range(-30, 16))
+@pytest.mark.parametrize("exponent", range(-30, 16, 3))
 def test_sums_of_every_size_are_rounded_as_numpy_rounds(exponent):
     numbers = np.random.default_rng(exponent + 100)
-    halves = FINITE[numbers.integers(0, len(FINITE), 20_000)]
+    halves = FINITE[numbers.integers(0, len(FINITE), 100_000)]
     halves = halves[np.abs(halves) < LARGEST / 2]
     addition = (numbers.normal(size=len(halves)) * 2.0**exponent).astype(np.float32)
     with np.errstate(over="ignore"):
@@ -70,24 +67,14 @@ def test_ties_go_to_even_also_among_the_smallest():
         assert_same(result, (halves.astype(np.float32) + addition).astype(np.float16))
 
 
-def test_what_becomes_infinite_is_told_and_what_was_so_is_not():
+def test_only_a_new_infinity_is_reported():
     top = np.array([LARGEST, 1.0], np.float16)
     assert added(top, np.array([20.0, 0.0]))[1] is False
     assert added(top, np.array([15.0, 0.0]))[1] is True
     assert added(np.array([np.inf, np.nan], np.float16), np.array([1.0, 1.0]))[1] is True
 
 
-def test_long_arrays_are_the_same_as_short_ones():
-    numbers = np.random.default_rng(0)
-    halves = numbers.normal(size=300_001).astype(np.float16)
-    addition = numbers.normal(size=300_001).astype(np.float32)
-
-    result, _ = added(halves, addition)
-
-    assert_same(result, (halves.astype(np.float32) + addition).astype(np.float16))
-
-
-def test_brain_floats_are_the_upper_halves_of_float32_rounded_to_even():
+def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even():
     numbers = np.random.default_rng(1)
     before = (numbers.normal(size=50_000).astype(np.float32).view(np.uint32) >> 16).astype("uint16")
     addition = numbers.normal(size=50_000).astype(np.float32)
@@ -107,9 +94,9 @@ def test_brain_floats_are_the_upper_halves_of_float32_rounded_to_even():
 @pytest.mark.parametrize(
     ("dtype", "largest"), [("BF16", 0x7F7F), ("F32", 3.4e38), ("F64", 1.7e308)], ids=str
 )
-def test_every_format_tells_what_became_infinite(dtype, largest):
+def test_every_format_reports_a_new_infinity(dtype, largest):
     numbers = np.array([largest, largest, 0], FORMATS[dtype].storage)
     with np.errstate(all="ignore"):
-        assert add(numbers.copy(), np.array([0, 0, 1]), dtype)  # though their sum is infinite
-        if dtype != "F64":  # which no float32 can make infinite
+        assert add(numbers.copy(), np.array([0, 0, 1]), dtype)  # although their sum is infinite
+        if dtype != "F64":  # a float32 is too small to make it infinite
             assert not add(numbers, np.array([3.0e38, 0, 1]), dtype)

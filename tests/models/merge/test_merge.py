@@ -1,4 +1,4 @@
-"""Merging: what is refused and why, what is left as it is, what is told. Numbers: the formulas."""
+"""Merging: what is rejected, what stays unchanged, what is reported. For numbers: the formulas."""
 
 import errno
 import os
@@ -6,10 +6,10 @@ import struct
 
 import numpy as np
 import pytest
+from fakes.lora_files import KINDS, LAYERS, OUT, base, inner, lora, write
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.models.merge.test_merge_formulas import KINDS, LAYERS, OUT, base, inner, lora, write
 from worker.errors import (
     ModelFileInvalid,
     ModelMismatch,
@@ -19,8 +19,8 @@ from worker.errors import (
     StoreNotWritable,
 )
 from worker.formats.model_file import ModelFile
-from worker.models.merge import writer
-from worker.models.merge.merge import ALGORITHM, Ingredient, merge, merge_key
+from worker.models.merge.merge import ALGORITHM, LoraToMerge, merge, merge_key
+from worker.models.merge.writer import DEFAULT_SIZES, BlockSizes
 
 KEY, _, (NAME, *_) = LAYERS["SD1"]["attention"]
 TEXT, _, (TEXT_NAME, *_) = LAYERS["SD1"]["text"]
@@ -36,18 +36,37 @@ def checkpoint(tmp_path):
 
 
 @pytest.fixture
-def try_to(tmp_path, checkpoint):
-    """Merge these tensors of a LoRA into the checkpoint; returns what was done and the result."""
+def target(tmp_path):
+    return tmp_path / "merged.safetensors"
 
-    def try_to(tensors, base=checkpoint, **weights):
-        path, target = tmp_path / "lora.safetensors", tmp_path / "merged.safetensors"
+
+@pytest.fixture
+def try_to(tmp_path, checkpoint, target):
+    """Merge these tensors of a LoRA into the checkpoint; returns the report and the target."""
+
+    def try_to(tensors, base=checkpoint, sizes=DEFAULT_SIZES, **weights):
+        path = tmp_path / "lora.safetensors"
         if isinstance(tensors, bytes):
             path.write_bytes(tensors)
         else:
             save_file(tensors, path)
-        return merge(base, [Ingredient(path, "a LoRA", A, **weights)], target, {"b": "2"}), target
+        target.unlink(missing_ok=True)
+        done = merge(base, [LoraToMerge(path, "a LoRA", A, **weights)], target, {"b": "2"}, sizes)
+        return done, target
 
     return try_to
+
+
+@pytest.fixture
+def refused(try_to, target):
+    """Merging must raise the error, and leave nothing."""
+
+    def refused(error, message, tensors, **options):
+        with pytest.raises(error, match=message):
+            try_to(tensors, **options)
+        assert not target.exists()
+
+    return refused
 
 
 def parts(name=NAME, shape=SHAPE, **more):
@@ -91,17 +110,17 @@ def test_a_weight_of_0_leaves_every_byte(try_to, checkpoint, weights, changed):
     assert {key for key in before if before[key].tobytes() != after[key].tobytes()} == set(changed)
 
 
-def test_one_lora_named_twice_counts_with_both_weights(tmp_path, checkpoint):
+def test_the_weights_of_a_lora_that_is_given_twice_add_up(tmp_path, checkpoint):
     path = write(tmp_path / "lora.safetensors", NAME, lora(SHAPE))
 
     def merged(name, *weights):
-        merge(checkpoint, [Ingredient(path, "x", A, 1, w) for w in weights], tmp_path / name, {})
+        merge(checkpoint, [LoraToMerge(path, "x", A, 1, w) for w in weights], tmp_path / name, {})
         return (tmp_path / name).read_bytes()
 
     assert merged("twice", 0.25, 0.5) == merged("once", 0.75)
 
 
-def test_layers_without_a_place_are_told_and_the_others_merged(try_to):
+def test_layers_that_the_checkpoint_lacks_are_reported_and_the_others_merged(try_to):
     done, target = try_to(parts() | parts("lora_unet_nowhere") | parts("lora_te2_nowhere"))
 
     assert sorted(done.unmatched["a LoRA"]) == ["lora_te2_nowhere", "lora_unet_nowhere"]
@@ -125,66 +144,50 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("tensors", "said"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
-def test_other_kinds_are_refused_by_name_and_nothing_is_left(try_to, tmp_path, tensors, said):
-    with pytest.raises(ModelNotSupported) as raised:
-        try_to(tensors)
-
-    assert "'a LoRA'" in raised.value.message
-    assert said in raised.value.message
-    assert not (tmp_path / "merged.safetensors").exists()
+@pytest.mark.parametrize(("tensors", "part"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_other_kinds_are_rejected_by_name(refused, tensors, part):
+    refused(ModelNotSupported, f"'a LoRA'.*{part}", tensors)
 
 
-def cut(tensors, tmp_path):
-    save_file(tensors, tmp_path / "x")
-    return (tmp_path / "x").read_bytes()[:-3]
-
-
-def test_a_file_that_is_cut_off_or_padded_is_refused(try_to, tmp_path, checkpoint):
-    short = cut(parts(), tmp_path)
+def test_a_file_of_the_wrong_size_is_rejected(refused, tmp_path, checkpoint):
+    path = write(tmp_path / "x", NAME, lora(SHAPE))
+    short = path.read_bytes()[:-3]
     for damaged in (short, short + bytes(4)):
-        with pytest.raises(ModelFileInvalid, match=r"'a LoRA' .* its header requires"):
-            try_to(damaged)
+        refused(ModelFileInvalid, r"'a LoRA' .* its header requires", damaged)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
-    with pytest.raises(ModelFileInvalid, match=r"'base.safetensors' .* its header requires"):
-        try_to(parts())
-    assert not (tmp_path / "merged.safetensors").exists()
-
-
-def test_a_pickle_is_refused(try_to):
-    with pytest.raises(ModelUnsafe):
-        try_to(b"PK\x03\x04" + bytes(100))
+    refused(ModelFileInvalid, r"'base.safetensors' .* its header requires", parts())
+    refused(ModelFileInvalid, "cannot be read: No such file", parts(), base=tmp_path / "none")
 
 
 DAMAGED = [
-    ({f"{NAME}.lora_up.weight": half(OUT, 4)}, "is not whole"),
-    (parts(alpha=half(3)), "is not a number"),
-    (parts(**{"lora_up.weight": half(OUT, 5)}), "do not fit each other"),
-    (parts(**{"lora_up.weight": half(OUT, 4, value=np.nan)}), "has infinite or NaN values"),
-    (parts(**{"lora_down.weight": half(4, *SHAPE, value=np.inf)}), "has infinite or NaN values"),
+    ({f"{NAME}.lora_up.weight": half(OUT, 4)}, "is incomplete"),
+    (parts(alpha=half(3)), "is not a single number"),
+    (parts(**{"lora_up.weight": half(OUT, 5)}), "do not match"),
+    (parts(**{"lora_up.weight": half(OUT, 4, value=np.nan)}), "infinite or NaN"),
+    (parts(**{"lora_down.weight": half(4, *SHAPE, value=np.inf)}), "infinite or NaN"),
+    (b"<html>", "web page"),
 ]
 
 
-@pytest.mark.parametrize(("tensors", "said"), DAMAGED, ids=[said for _, said in DAMAGED])
-def test_a_damaged_lora_is_refused_and_nothing_is_left(try_to, tmp_path, tensors, said):
-    with pytest.raises(ModelFileInvalid, match=said):
-        try_to(tensors)
-    assert not (tmp_path / "merged.safetensors").exists()
+@pytest.mark.parametrize(("tensors", "message"), DAMAGED)
+def test_a_damaged_lora_is_rejected(refused, tensors, message):
+    refused(ModelFileInvalid, message, tensors)
 
 
-def test_a_lora_for_other_checkpoints_is_refused(try_to):
-    with pytest.raises(ModelMismatch, match="is a LoRA for SDXL"):
-        try_to(parts(LAYERS["SDXL"]["attention"][2][0], (2048,)))
-    with pytest.raises(ModelMismatch, match="no layer that the checkpoint"):
-        try_to(parts("lora_unet_nowhere"))
-    with pytest.raises(ModelMismatch, match=rf"has the shape \[{OUT}, 20\].*takes \[{OUT}, 16\]"):
-        try_to(parts(TEXT_NAME, (20,)))
+def test_a_pickle_is_rejected(refused):
+    refused(ModelUnsafe, "pickle", b"PK\x03\x04" + bytes(100))
 
 
-def test_a_sum_that_half_precision_cannot_hold_is_refused(try_to, tmp_path):
-    with pytest.raises(ModelNotSupported, match="attn2"):
-        try_to(parts(), unet=1e6)
-    assert not (tmp_path / "merged.safetensors").exists()
+def test_a_lora_for_other_checkpoints_is_rejected(refused):
+    sdxl = parts(LAYERS["SDXL"]["attention"][2][0], (2048,))
+    refused(ModelMismatch, "is a LoRA for SDXL", sdxl)
+    refused(ModelMismatch, "have no layer in common", parts("lora_unet_nowhere"))
+    shapes = rf"has the shape \[{OUT}, 20\].*needs \[{OUT}, 16\]"
+    refused(ModelMismatch, shapes, parts(TEXT_NAME, (20,)))
+
+
+def test_a_sum_that_half_precision_cannot_hold_is_rejected(refused):
+    refused(ModelNotSupported, "attn2.* has values too large for F16", parts(), unet=1e6)
 
 
 def bases(family, dtype):
@@ -199,54 +202,45 @@ def bases(family, dtype):
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype", "said"),
+    ("family", "dtype", "message"),
     [("lora", None, "is a lora"), ("SD2", None, "for SD2"), ("SD1", np.int8, "is I8")],
 )
-def test_only_checkpoints_that_can_take_it_get_it(try_to, tmp_path, family, dtype, said):
+def test_other_bases_are_rejected(refused, tmp_path, family, dtype, message):
     save_file(bases(family, dtype), tmp_path / "other.safetensors")
-    with pytest.raises(ModelNotSupported, match=said):
-        try_to(parts(), base=tmp_path / "other.safetensors")
-    assert not (tmp_path / "merged.safetensors").exists()
+    refused(ModelNotSupported, message, parts(), base=tmp_path / "other.safetensors")
 
 
-def test_what_is_there_is_not_overwritten(try_to, tmp_path):
-    (tmp_path / "merged.safetensors").write_bytes(b"precious")
+def test_an_existing_file_is_not_overwritten(tmp_path, checkpoint, target):
+    target.write_bytes(b"precious")
+    path = write(tmp_path / "lora.safetensors", NAME, lora(SHAPE))
     with pytest.raises(StoreNotWritable):
-        try_to(parts())
-    assert (tmp_path / "merged.safetensors").read_bytes() == b"precious"
+        merge(checkpoint, [LoraToMerge(path, "x", A)], target, {})
+    assert target.read_bytes() == b"precious"
 
 
-def test_where_the_kernel_cannot_copy_it_is_read_and_written(try_to, checkpoint, monkeypatch):
-    monkeypatch.setattr(writer, "_BLOCK", 1)  # so that it is read in many parts
-    _, target = try_to(parts())
-    expected = target.read_bytes()
-    target.unlink()
+@pytest.mark.parametrize("sizes", [DEFAULT_SIZES, BlockSizes(block=1)])
+def test_without_a_copy_in_the_kernel_the_data_are_read_and_written(try_to, monkeypatch, sizes):
+    expected = try_to(parts())[1].read_bytes()
 
     def cannot(*_):
-        raise OSError(18, "Invalid cross-device link")
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr("os.copy_file_range", cannot)
-    assert try_to(parts())[1].read_bytes() == expected
-    target.unlink()
+    assert try_to(parts(), sizes=sizes)[1].read_bytes() == expected
     monkeypatch.delattr("os.copy_file_range")
-    assert try_to(parts())[1].read_bytes() == expected
-    assert load_file(checkpoint).keys() == load_file(target).keys()
+    assert try_to(parts(), sizes=sizes)[1].read_bytes() == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", [1, 2000])
-def test_it_does_not_matter_how_many_rows_are_changed_at_once(try_to, monkeypatch, kind, block):
+def test_the_size_of_the_blocks_does_not_matter(try_to, kind, block):
     layer = "conv" if "Tucker" in kind or "three" in kind else "attention"
     make, *_ = KINDS[kind]
     name = LAYERS["SD1"][layer][2][0]
     tensors = {f"{name}.{part}": v for part, v in make(inner("SD1", layer)).items()}
-    _, target = try_to(tensors)
-    expected = load_file(target)
-    target.unlink()
-    monkeypatch.setattr(writer, "_BLOCK", block)
-    monkeypatch.setattr(writer, "_SPAN", 100)
+    expected = load_file(try_to(tensors)[1])
 
-    result = load_file(try_to(tensors)[1])
+    result = load_file(try_to(tensors, sizes=BlockSizes(span=100, block=block))[1])
 
     for key, value in expected.items():
         # BLAS may add up in another order
@@ -264,7 +258,7 @@ def test_loras_of_several_kinds_are_the_sum_of_their_formulas(tmp_path, checkpoi
         if number == 2:
             lora = {part: np.ascontiguousarray(v[::-1]) for part, v in lora.items()}
             write(path, NAME, lora)
-        loras.append(Ingredient(path, kind, f"{number}" * 64, 1.0, weight))
+        loras.append(LoraToMerge(path, kind, f"{number}" * 64, 1.0, weight))
         expected += weight * value(lora, SHAPE)
 
     merge(checkpoint, loras, tmp_path / "merged.safetensors", {})
@@ -275,29 +269,25 @@ def test_loras_of_several_kinds_are_the_sum_of_their_formulas(tmp_path, checkpoi
 
 
 @pytest.mark.parametrize("call", ["pwrite", "copy_file_range", "fsync"])
-def test_a_full_disk_is_told_and_nothing_is_left(try_to, tmp_path, monkeypatch, call):
+def test_a_full_disk_is_an_error_and_leaves_nothing(refused, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(StoreFull):
-        try_to(parts())
-    assert not (tmp_path / "merged.safetensors").exists()
+    refused(StoreFull, "disk", parts())
 
 
-def test_a_whole_number_is_an_alpha_too(try_to):
-    _, target = try_to(parts(alpha=np.array(2, np.int64)))
-    expected = target.read_bytes()
-    target.unlink()
+def test_an_integer_is_an_alpha_too(try_to):
+    expected = try_to(parts(alpha=np.array(2, np.int64)))[1].read_bytes()
 
     assert try_to(parts(alpha=np.array(2, np.float32)))[1].read_bytes() == expected
 
 
 def key(*loras, checkpoint=B):
-    return merge_key(checkpoint, [Ingredient(None, name, sha, *w) for name, sha, *w in loras])
+    return merge_key(checkpoint, [LoraToMerge(None, name, sha, *w) for name, sha, *w in loras])
 
 
-def test_the_key_stands_for_what_goes_in_and_for_nothing_else(monkeypatch):
+def test_the_key_depends_on_the_inputs_and_on_nothing_else(monkeypatch):
     same = key(("x", A, 1.0, 0.5), ("y", B, 1, 1))
     assert len(same) == 64
     assert key(("other name", A, 1, 0.5), ("y", B, 1.0, 1.0)) == same

@@ -1,181 +1,27 @@
-"""Merged numbers against references in float64, written from the formulas and from nothing else.
+"""Merged numbers are those of the formulas: see `fakes.lora_files`.
 
-The formulas: shared knowledge of A1111 v1.9.3 (extensions-builtin/Lora/network_*.py), kohya's
-sd-scripts and LyCORIS. A base in half precision must be the reference's nearest half, but for ties
-that float32 cannot tell apart.
+A base in half precision must be the reference's nearest half, except for ties that float32 cannot
+distinguish.
 """
 
 import numpy as np
 import pytest
+from fakes.lora_files import (
+    INNER,
+    KINDS,
+    LAYERS,
+    OUT,
+    RANK,
+    TEXT,
+    base,
+    inner,
+    lora,
+    lora_value,
+    write,
+)
 from safetensors.numpy import load_file, save_file
 
-from worker.models.merge.merge import Ingredient, merge
-
-UNET = "model.diffusion_model."
-BLOCK = "input_blocks.4.1.transformer_blocks.0."
-CONV = "input_blocks.4.0.in_layers.2"
-WIDTHS = {"SD1": 768, "SDXL": 2048}
-OUT, RANK = 24, 4
-
-# Layer -> (tensor, its rows or None for all, names that LoRA files have for it).
-LAYERS = {
-    "SD1": {
-        "attention": (f"{UNET}{BLOCK}attn2.to_k.weight", None, [
-            "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
-            "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"]),
-        "conv": (f"{UNET}{CONV}.weight", None, [
-            "lora_unet_down_blocks_1_resnets_0_conv1"]),
-        "conv 1x1": (f"{UNET}input_blocks.4.1.proj_in.weight", None, [
-            "lora_unet_down_blocks_1_attentions_0_proj_in"]),
-        "text": ("cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight", None, [
-            "lora_te_text_model_encoder_layers_0_mlp_fc1",
-            "lora_te1_text_model_encoder_layers_0_mlp_fc1"]),
-    },
-    "SDXL": {
-        "attention": (f"{UNET}{BLOCK}attn2.to_k.weight", None, [
-            "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
-            "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"]),
-        "conv": (f"{UNET}{CONV}.weight", None, ["lora_unet_input_blocks_4_0_in_layers_2"]),
-        "text": ("conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
-                 None, ["lora_te1_text_model_encoder_layers_0_mlp_fc1"]),
-        "text 2": ("conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.weight", None,
-                   ["lora_te2_text_model_encoder_layers_0_mlp_fc1"]),
-        "text 2 keys": (
-            "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
-            slice(OUT, 2 * OUT), ["lora_te2_text_model_encoder_layers_0_self_attn_k_proj"]),
-    },
-}  # fmt: skip
-INNER = {"conv": (8, 3, 3), "conv 1x1": (8, 1, 1)}
-TEXT = {"text", "text 2", "text 2 keys"}
-
-
-def inner(family, layer):
-    """What one output is computed from: inputs, and a convolution's height and width."""
-    return INNER.get(layer, (WIDTHS[family] if layer == "attention" else 16,))
-
-
-def base(family, dtype):
-    numbers = np.random.default_rng(0)
-    tensors = {
-        f"{UNET}input_blocks.0.0.weight": (8, 4, 3, 3),
-        f"{UNET}input_blocks.3.0.op.weight": (8, 8, 3, 3),
-        f"{UNET}input_blocks.1.0.in_layers.2.weight": (8, 8, 3, 3),
-        f"{UNET}input_blocks.2.0.in_layers.2.weight": (8, 8, 3, 3),
-        "first_stage_model.decoder.conv_in.weight": (8, 4, 3, 3),
-    }
-    if family == "SDXL":
-        tensors["conditioner.embedders.1.model.ln_final.weight"] = (8,)
-    for layer, (key, rows, _) in LAYERS[family].items():
-        tensors[key] = (OUT if rows is None else 3 * OUT, *inner(family, layer))
-    return {k: (numbers.normal(size=shape) * 0.05).astype(dtype) for k, shape in tensors.items()}
-
-
-def random(seed, **shapes):
-    numbers = np.random.default_rng(seed)
-    return {k: (numbers.normal(size=s) * 0.3).astype(np.float16) for k, s in shapes.items()}
-
-
-def lora(shape, seed=1):
-    parts = random(seed, down=(RANK, *shape), up=(OUT, RANK, *[1] * (len(shape) - 1)))
-    return {"lora_down.weight": parts["down"], "lora_up.weight": parts["up"]}
-
-
-def lora_value(p):
-    down = p["lora_down.weight"].astype(float).reshape(RANK, -1)
-    return p["lora_up.weight"].astype(float).reshape(OUT, RANK) @ down
-
-
-def locon(shape, seed=2):
-    """In three factors: 1x1 down, the core, 1x1 up."""
-    size = shape[1:] or (1, 1)
-    parts = random(seed, down=(RANK, shape[0], 1, 1), mid=(RANK, RANK, *size), up=(OUT, RANK, 1, 1))
-    return {f"lora_{name}.weight": value for name, value in parts.items()}
-
-
-def locon_value(p):
-    mid, down = p["lora_mid.weight"].astype(float), p["lora_down.weight"][:, :, 0, 0].astype(float)
-    up = p["lora_up.weight"][:, :, 0, 0].astype(float)
-    return np.einsum("mnkl,im,nj->ijkl", mid, up, down).reshape(OUT, -1)
-
-
-def loha(shape, seed=3):
-    columns = int(np.prod(shape))
-    rows = {f"hada_w{n}_a": (OUT, RANK) for n in (1, 2)}
-    return random(seed, **rows, **{f"hada_w{n}_b": (RANK, columns) for n in (1, 2)})
-
-
-def loha_value(p):
-    first, second = (
-        p[f"hada_w{n}_a"].astype(float) @ p[f"hada_w{n}_b"].astype(float) for n in (1, 2)
-    )
-    return first * second
-
-
-def loha_tucker(shape, seed=4):
-    size = shape[1:] or (1, 1)
-    parts = {}
-    for n in (1, 2):
-        parts |= {f"hada_t{n}": (RANK, RANK, *size), f"hada_w{n}_a": (RANK, OUT)}
-        parts |= {f"hada_w{n}_b": (RANK, shape[0])}
-    return random(seed, **parts)
-
-
-def loha_tucker_value(p):
-    def one(n):
-        t, a, b = (p[f"hada_{w}"].astype(float) for w in (f"t{n}", f"w{n}_a", f"w{n}_b"))
-        return np.einsum("rskl,ro,si->oikl", t, a, b)
-
-    return (one(1) * one(2)).reshape(OUT, -1)
-
-
-def lokr(shape, seed=5, *, left="whole", right="pair"):
-    (rows, columns), second = (4, 2), (OUT // 4, shape[0] // 2, *shape[1:])
-    parts = {"lokr_w1": (rows, columns)}
-    if left == "pair":
-        parts = {"lokr_w1_a": (rows, RANK), "lokr_w1_b": (RANK, columns)}
-    if right == "whole":
-        parts["lokr_w2"] = second
-    elif right == "pair":
-        parts |= {"lokr_w2_a": (second[0], RANK)}
-        parts |= {"lokr_w2_b": (RANK, int(np.prod(second[1:])))}
-    else:
-        parts |= {"lokr_t2": (RANK, RANK, *(shape[1:] or (1, 1)))}
-        parts |= {"lokr_w2_a": (RANK, second[0]), "lokr_w2_b": (RANK, second[1])}
-    return random(seed, **parts)
-
-
-def lokr_value(p, shape):
-    p = {k: v.astype(float) for k, v in p.items()}
-    first = p["lokr_w1"] if "lokr_w1" in p else p["lokr_w1_a"] @ p["lokr_w1_b"]
-    if "lokr_w2" in p:
-        second = p["lokr_w2"]
-    elif "lokr_t2" in p:
-        second = np.einsum("rskl,ro,si->oikl", p["lokr_t2"], p["lokr_w2_a"], p["lokr_w2_b"])
-    else:
-        second = p["lokr_w2_a"] @ p["lokr_w2_b"]
-    second = second.reshape(OUT // 4, shape[0] // 2, *shape[1:])
-    full = np.kron(first.reshape(*first.shape, *[1] * (len(shape) - 1)), second)
-    return full.reshape(OUT, -1)
-
-
-KINDS = {
-    "LoRA": (lora, lambda p, _: lora_value(p), True),
-    "LoCon in three factors": (locon, lambda p, _: locon_value(p), True),
-    "LoHa": (loha, lambda p, _: loha_value(p), True),
-    "LoHa, Tucker": (loha_tucker, lambda p, _: loha_tucker_value(p), True),
-    "LoKr": (lokr, lokr_value, True),
-    "LoKr, both whole": (lambda shape: lokr(shape, right="whole"), lokr_value, False),
-    "LoKr, both pairs": (lambda shape: lokr(shape, left="pair"), lokr_value, True),
-    "LoKr, Tucker": (lambda shape: lokr(shape, right="tucker"), lokr_value, True),
-}
-
-
-def write(path, name, parts, alpha=None):
-    tensors = {f"{name}.{part}": value for part, value in parts.items()}
-    if alpha is not None:
-        tensors[f"{name}.alpha"] = np.array(alpha, np.float32)
-    save_file(tensors, path)
-    return path
+from worker.models.merge.merge import LoraToMerge, merge
 
 
 def merged(tmp_path, tensors, *loras):
@@ -186,7 +32,7 @@ def merged(tmp_path, tensors, *loras):
 
 
 def differs_by(result, expected, dtype):
-    """In units of the last place, of the result's precision."""
+    """The difference in units of the last place, in the result's precision."""
     nearest = expected.astype(dtype)
     return np.abs(result.astype(float) - nearest.astype(float)) / np.spacing(np.abs(nearest))
 
@@ -211,7 +57,7 @@ def test_each_kind_is_its_formula(tmp_path, family, layer, kind, name, alpha):
     before = base(family, np.float16)
     weights = {"te": 0.75, "unet": -0.5}
 
-    after = merged(tmp_path, before, Ingredient(path, "lora", "ab", **weights))
+    after = merged(tmp_path, before, LoraToMerge(path, "lora", "ab", **weights))
 
     scale = alpha / RANK if alpha and has_rank else 1.0
     weight = weights["te" if layer in TEXT else "unet"]
@@ -220,24 +66,24 @@ def test_each_kind_is_its_formula(tmp_path, family, layer, kind, name, alpha):
     expected[part] += weight * scale * value(parts, shape)
     ulps = differs_by(after[key].reshape(expected.shape), expected, np.float16)
     assert ulps.max() <= 1
-    assert (ulps > 0).sum() <= max(3, 0.005 * ulps.size), "ties that float32 cannot tell apart"
+    assert (ulps > 0).sum() <= max(3, 0.005 * ulps.size), "ties that float32 cannot distinguish"
     for other in before.keys() - {key}:
         assert after[other].tobytes() == before[other].tobytes()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_several_are_summed_before_they_are_rounded(tmp_path, dtype):
-    """Each alone is less than half a unit in the last place; rounded each, nothing would change."""
+def test_several_are_summed_in_any_order_before_they_are_rounded(tmp_path, dtype):
+    """Each alone is less than half a unit in the last place and would be rounded away."""
     key, _, (name, *_) = LAYERS["SD1"]["attention"]
     shape = inner("SD1", "attention")
     before = base("SD1", dtype)
     before[key][:] = 1.0
     ones = {"lora_down.weight": np.ones((1, *shape)), "lora_up.weight": np.ones((OUT, 1))}
     small = {part: value.astype(np.float32) for part, value in ones.items()}
-    loras = [
-        Ingredient(write(tmp_path / f"{n}.safetensors", name, small), f"{n}", f"{n}" * 2, 1, 0.0003)
-        for n in range(3)
-    ]
+    loras = []
+    for number, weight in enumerate((0.0002, 0.0004, 0.0003)):
+        path = write(tmp_path / f"{number}.safetensors", name, small)
+        loras.append(LoraToMerge(path, f"{number}", f"{number}" * 2, 1, weight))
 
     after = merged(tmp_path, before, *loras)[key]
     turned = merged(tmp_path, before, *loras[::-1])[key]
@@ -248,23 +94,7 @@ def test_several_are_summed_before_they_are_rounded(tmp_path, dtype):
     assert (after != 1.0).all()
 
 
-def test_the_order_of_the_loras_does_not_matter(tmp_path):
-    key, _, (name, *_) = LAYERS["SDXL"]["attention"]
-    shape = inner("SDXL", "attention")
-    loras = [
-        Ingredient(
-            write(tmp_path / f"{n}.safetensors", name, lora(shape, n)), f"{n}", f"{n}" * 2, 1, w
-        )
-        for n, w in ((1, 0.3), (2, -0.7), (3, 1.1))
-    ]
-    before = base("SDXL", np.float32)
-
-    orders = [merged(tmp_path, before, *(loras[n] for n in o))[key] for o in ((0, 1, 2), (2, 0, 1))]
-
-    assert orders[0].tobytes() == orders[1].tobytes()
-
-
-def test_brain_floats_are_rounded_to_the_nearest(tmp_path):
+def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch
     from safetensors.torch import save_file as save_torch
@@ -275,7 +105,7 @@ def test_brain_floats_are_rounded_to_the_nearest(tmp_path):
     parts = lora(inner("SD1", "attention"))
     path = write(tmp_path / "lora.safetensors", name, parts)
 
-    merge(tmp_path / "base.safetensors", [Ingredient(path, "x", "ab")], tmp_path / "out", {})
+    merge(tmp_path / "base.safetensors", [LoraToMerge(path, "x", "ab")], tmp_path / "out", {})
 
     expected = before[key].double() + torch.from_numpy(lora_value(parts))
     after = load_torch(tmp_path / "out")[key]

@@ -18,11 +18,10 @@ def webui(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path, webui):
-    """A checkpoint of the store that is linked into the engine's folder."""
+    """Make a checkpoint of the store, linked into the engine's folder."""
 
-    def make(stem, sha256=DIGEST):
-        path = tmp_path / "blobs" / f"{stem}-blob.safetensors"
-        path.parent.mkdir(exist_ok=True)
+    def make(stem="fox", sha256=DIGEST):
+        path = tmp_path / f"{stem}-blob.safetensors"
         path.write_bytes(b"x")
         link = webui / "models" / "Stable-diffusion" / f"{stem}.safetensors"
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +31,7 @@ def checkpoint(tmp_path, webui):
     return make
 
 
-def as_a1111_reads(webui, stem):
+def as_a1111_reads(webui, stem="fox"):
     """`sha256_from_cache` of modules/hashes.py, with the title of modules/sd_models.py."""
     filename = webui / "models" / "Stable-diffusion" / f"{stem}.safetensors"
     title = f"checkpoint/{stem}.safetensors"
@@ -48,88 +47,63 @@ def as_a1111_reads(webui, stem):
         return cached_sha256
 
 
-def test_a1111_finds_the_hash(webui, checkpoint):
+def test_a1111_finds_the_hashes_beside_its_own(webui, checkpoint):
+    own = {"mtime": 1.0, "sha256": OTHER}
+    with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
+        cache["checkpoint/own.safetensors"] = own
     files = [checkpoint("Fox v1.5"), checkpoint("猫", OTHER)]
 
-    assert hash_cache.seed(webui, files) == 2
-    assert [as_a1111_reads(webui, stem) for stem in ("Fox v1.5", "猫")] == [DIGEST, OTHER]
-
-
-def test_a_second_time_changes_nothing(webui, checkpoint):
-    file = checkpoint("fox")
     for _ in range(2):
-        hash_cache.seed(webui, [file])
+        assert hash_cache.seed(webui, files) == 2
+        assert [as_a1111_reads(webui, stem) for stem in ("Fox v1.5", "猫")] == [DIGEST, OTHER]
+    with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
+        assert cache["checkpoint/own.safetensors"] == own
 
-    assert as_a1111_reads(webui, "fox") == DIGEST
 
-
-def test_a_newer_file_of_that_name_is_hashed_by_a1111(webui, checkpoint):
-    file = checkpoint("fox")
+def test_a1111_hashes_a_newer_file_of_that_name(webui, checkpoint):
+    file = checkpoint()
     hash_cache.seed(webui, [file])
     os.utime(file.path, (2**31, 2**31))
 
-    assert as_a1111_reads(webui, "fox") is None
+    assert as_a1111_reads(webui) is None
 
 
-def test_another_file_of_that_name_takes_its_place(webui, checkpoint):
-    file = checkpoint("fox")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_another_file_of_that_name_replaces_the_entry_even_a_damaged_one(
+    webui, checkpoint, damaged
+):
+    file = checkpoint()
     hash_cache.seed(webui, [file])
-    hash_cache.seed(webui, [ModelFile("checkpoint", file.path, "fox", 1, OTHER)])
+    if damaged:
+        with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
+            cache._sql("UPDATE Cache SET value = X'80', mode = 4")
 
-    assert as_a1111_reads(webui, "fox") == OTHER
+    assert hash_cache.seed(webui, [ModelFile("checkpoint", file.path, "fox", 1, OTHER)]) == 1
+    assert as_a1111_reads(webui) == OTHER
 
 
-def test_a_file_whose_hash_nobody_knows_is_left_to_a1111(webui, checkpoint):
-    assert hash_cache.seed(webui, [checkpoint("fox", None)]) == 0
+def test_a_file_with_an_unknown_hash_is_left_to_a1111(webui, checkpoint):
+    assert hash_cache.seed(webui, [checkpoint(sha256=None)]) == 0
     assert not (webui / "cache").exists()
 
 
-def test_a1111s_own_entries_stay(webui, checkpoint):
-    with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
-        cache["checkpoint/own.safetensors"] = {"mtime": 1.0, "sha256": OTHER}
-    hash_cache.seed(webui, [checkpoint("fox")])
-
-    with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
-        assert cache["checkpoint/own.safetensors"] == {"mtime": 1.0, "sha256": OTHER}
-
-
-def test_a_damaged_entry_is_replaced(webui, checkpoint):
-    hash_cache.seed(webui, [checkpoint("fox")])
-    with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
-        cache._sql("UPDATE Cache SET value = X'80', mode = 4")
-
-    hash_cache.seed(webui, [ModelFile("checkpoint", webui / "fox", "x", 1)])
-    assert hash_cache.seed(webui, [file_of(webui, "fox")]) == 1
-    assert as_a1111_reads(webui, "fox") == DIGEST
-
-
-def file_of(webui, stem):
-    path = (webui / "models" / "Stable-diffusion" / f"{stem}.safetensors").resolve()
-    return ModelFile("checkpoint", path, stem, 1, DIGEST)
-
-
-def damaged(folder):
+def damage_database(folder, _file):
     folder.mkdir(parents=True)
     (folder / "cache.db").write_bytes(b"not a database" * 100)
 
 
-def no_folder(folder):
-    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+def block_folder(folder, _file):
     folder.parent.write_bytes(b"")
 
 
-@pytest.mark.parametrize("spoil", [damaged, no_folder])
-def test_a_cache_that_cannot_be_written_is_only_told(webui, checkpoint, spoil, caplog):
-    file = checkpoint("fox")
-    spoil(webui / "cache" / "hashes")
-
-    assert hash_cache.seed(webui, [file]) == 0
-    assert "hash cache was not filled in" in caplog.text
-
-
-def test_a_file_that_is_gone_is_only_told(webui, checkpoint, caplog):
-    file = checkpoint("fox")
+def remove_file(_folder, file):
     file.path.unlink()
 
+
+@pytest.mark.parametrize("spoil", [damage_database, block_folder, remove_file])
+def test_a_cache_that_cannot_be_written_is_a_warning(webui, checkpoint, spoil, caplog):
+    file = checkpoint()
+    spoil(webui / "cache" / "hashes", file)
+
     assert hash_cache.seed(webui, [file]) == 0
-    assert "hash cache was not filled in" in caplog.text
+    assert "hash cache cannot be written" in caplog.text

@@ -1,4 +1,4 @@
-"""How far a download is: a bar for a person, lines for a log, words for a job."""
+"""The progress of a download on a terminal, in the log and for the job."""
 
 import io
 import logging
@@ -7,17 +7,21 @@ from types import SimpleNamespace
 import pytest
 
 from worker.models.store import progress
-from worker.models.store.progress import LOG_EVERY, TELL_EVERY, Lines, Terminal, report_for
+from worker.models.store.progress import Lines, Terminal, report_for
 
 MB = 10**6
 
 
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
 @pytest.fixture
-def clock(monkeypatch):
-    clock = SimpleNamespace(now=1000.0)
-    clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(progress, "time", clock)
-    return clock
+def clock():
+    return Clock()
 
 
 @pytest.fixture
@@ -26,12 +30,12 @@ def logged(caplog):
     return lambda: caplog.messages
 
 
-def test_the_log_gets_a_line_now_and_then(clock, logged):
-    lines = Lines("Fox")
+def test_the_log_gets_a_line_every_ten_seconds(clock, logged):
+    lines = Lines("Fox", clock=clock)
     lines(0, 100 * MB)
-    for _ in range(25):
+    for second in range(1, 26):
         clock.now += 1
-        lines(int(clock.now - 1000) * 2 * MB, 100 * MB)
+        lines(second * 2 * MB, 100 * MB)
     lines.close()
 
     assert logged() == [
@@ -40,87 +44,63 @@ def test_the_log_gets_a_line_now_and_then(clock, logged):
     ]
 
 
-def test_who_waits_for_the_job_hears_more(clock, logged):
-    told = []
-    lines = Lines("Fox", told.append)
-    for _ in range(9):
-        clock.now += 1
-        lines(5 * MB, 10 * MB)
+def test_the_job_gets_an_update_every_second_without_the_bytes_of_an_earlier_run(clock, logged):
+    updates = []
+    lines = Lines("Fox", updates.append, clock=clock)
+    for step in range(10):
+        lines((80 + step) * MB, 100 * MB)
+        clock.now += 0.5
 
-    assert len(told) == 9 // TELL_EVERY
-    assert told[0]["message"].startswith("downloading Fox: 50 % of 10 MB")
-    assert {key: told[0][key] for key in ("phase", "percent")} == {
+    assert len(updates) == 5
+    assert updates[0] == {
         "phase": "download",
-        "percent": 50.0,
+        "message": "downloading Fox: 80 % of 100 MB, 80 MB, 0 MB/s",
+        "percent": 80.0,
+    }
+    assert updates[1] == {
+        "phase": "download",
+        "message": "downloading Fox: 82 % of 100 MB, 82 MB, 2 MB/s, 9 s left",
+        "percent": 82.0,
+        "eta_seconds": 9.0,
     }
     assert logged() == []
 
 
-def test_what_an_earlier_run_has_fetched_is_no_speed(clock):
-    told = []
-    lines = Lines("Fox", told.append)
-    lines(80 * MB, 100 * MB)
-    clock.now += 10
-    lines(90 * MB, 100 * MB)
-
-    assert [report["message"] for report in told] == [
-        "downloading Fox: 80 % of 100 MB, 80 MB, 0 MB/s",
-        "downloading Fox: 90 % of 100 MB, 90 MB, 1 MB/s, 10 s left",
-    ]
-
-
 @pytest.mark.parametrize("size", [None, 0])
 def test_an_unknown_size_gives_no_percentage(clock, logged, size):
-    lines = Lines("Fox")
+    updates = []
+    lines = Lines("Fox", updates.append, clock=clock)
     lines(0, size)
-    clock.now += LOG_EVERY
+    clock.now += 10
     lines(20 * MB, size)
 
     assert logged() == ["downloading Fox: 20 MB, 2 MB/s"]
+    assert "percent" not in updates[-1]
 
 
-@pytest.fixture
-def terminal(monkeypatch):
+@pytest.mark.parametrize(
+    ("steps", "end"),
+    [((0, 50, 100), ": 100%"), ((80, 90, 0, 100), ": 100%"), ((5,), ":   5%"), ((), ": 0.00B")],
+)
+def test_a_terminal_gets_a_bar_that_can_resume_and_go_back(monkeypatch, steps, end):
     stream = io.StringIO()
     stream.isatty = lambda: True
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))
-    return stream
-
-
-def test_a_person_at_a_terminal_sees_a_bar(terminal):
-    report = report_for("Fox")
-    report(0, 100 * MB)
-    report(50 * MB, 100 * MB)
-    report(100 * MB, 100 * MB)
-    report.close()
-
-    last = terminal.getvalue().rpartition("\r")[2]
-    assert last.startswith("Fox: 100%")
-    assert "100M/100M" in last
-
-
-def test_a_bar_goes_on_from_what_is_there_and_may_go_back(terminal):
-    report = Terminal("x" * 99)
-    for fetched in (80, 90, 0, 100):
+    report = report_for("x" * 99)
+    for fetched in steps:
         report(fetched * MB, 100 * MB)
     report.close()
 
-    assert terminal.getvalue().rpartition("\r")[2].startswith("x" * 40 + ": 100%")
+    assert stream.getvalue().rpartition("\r")[2].startswith("x" * 40 + end)
 
 
-def test_a_bar_without_a_size(terminal):
-    report = Terminal("Fox")
+def test_a_bar_without_a_size():
+    stream = io.StringIO()
+    report = Terminal("Fox", stream)
     report(5 * MB, None)
     report.close()
 
-    assert "5.00MB" in terminal.getvalue()
-
-
-def test_a_download_that_never_began_is_closed(terminal):
-    report_for("Fox").close()
-    Lines("Fox").close()
-
-    assert "Fox" in terminal.getvalue()
+    assert "5.00MB" in stream.getvalue()
 
 
 def test_without_a_terminal_there_are_lines(monkeypatch):

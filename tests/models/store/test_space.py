@@ -1,4 +1,4 @@
-"""A new model gets its room from those that nobody has used for longest."""
+"""The plan of an eviction, and the space of a store: least recently used models make room."""
 
 import os
 import time
@@ -6,14 +6,98 @@ import time
 import pytest
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import add, files_below
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.errors import StoreFull, StoreNotWritable
 from worker.files import note_file
 from worker.models.store.blobs import Blobs
-from worker.models.store.space import ABANDONED, IN_USE, RESERVE, SpaceBudget
+from worker.models.store.space import (
+    Candidate,
+    EvictionPlan,
+    SpaceBudget,
+    SpaceLimits,
+    bytes_to_free,
+    free_bytes,
+    plan_eviction,
+)
 
 SIZE = 100_000
 DAY = 86_400
+RESERVE = 5 * SIZE
+LIMITS = SpaceLimits(reserve=RESERVE)
+
+# The plan.
+
+
+def model(name, size=10, last_used=0.0, pinned=None):
+    return Candidate(name, name, size, last_used, pinned)
+
+
+OLD, NEW, USED = model("old", 10, 1), model("new", 20, 2), model("used", 50, 0, "in use")
+
+PLANS = [
+    ([], 0, EvictionPlan()),
+    ([OLD], 0, EvictionPlan()),
+    ([OLD], -5, EvictionPlan()),
+    ([NEW, OLD], 10, EvictionPlan((OLD,), 10)),
+    ([NEW, OLD], 11, EvictionPlan((OLD, NEW), 30)),
+    ([NEW, OLD], 31, EvictionPlan(lacking=1)),
+    ([USED, NEW, OLD], 30, EvictionPlan((OLD, NEW), 30)),
+    ([USED, NEW, OLD], 31, EvictionPlan(lacking=1)),
+    ([], 7, EvictionPlan(lacking=7)),
+    ([model("b"), model("a")], 10, EvictionPlan((model("a"),), 10)),
+]
+
+
+@pytest.mark.parametrize(("candidates", "to_free", "expected"), PLANS)
+def test_a_plan(candidates, to_free, expected):
+    assert plan_eviction(candidates, to_free) == expected
+    assert plan_eviction(reversed(candidates), to_free) == expected
+
+
+names = st.integers(0, 10**6).map(str)
+sizes, times, pins = st.integers(0, 100), st.floats(0, 9), st.sampled_from([None, None, "in use"])
+
+
+@given(
+    st.lists(st.tuples(names, sizes, times, pins), max_size=12, unique_by=lambda one: one[0]),
+    st.integers(-5, 700),
+)
+def test_any_plan_evicts_the_least_recently_used_and_no_more_than_needed(rows, to_free):
+    candidates = [model(*row) for row in rows]
+    made = plan_eviction(candidates, to_free)
+    can_go = [one for one in candidates if one.pinned is None]
+
+    assert set(made.evict) <= set(can_go)
+    assert made.freed == sum(one.size for one in made.evict)
+    if made.lacking:
+        assert (made.evict, made.lacking) == ((), to_free - sum(one.size for one in can_go))
+    elif made.evict:
+        assert made.freed - made.evict[-1].size < to_free <= made.freed
+        latest = max(one.last_used for one in made.evict)
+        assert all(one.last_used >= latest for one in can_go if one not in made.evict)
+
+
+#    needed, used, budget, disk_free, reserve -> to free
+NEEDS = [
+    (10, 50, None, 15, 5, 0),
+    (10, 50, None, 14, 5, 1),
+    (10, 50, 60, 100, 5, 0),
+    (10, 50, 59, 100, 5, 1),
+    (10, 50, 59, 5, 5, 10),
+    (10, 50, 40, 14, 5, 20),
+    (0, 50, 40, 100, 0, 10),
+    (0, 0, 0, 0, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("needed", "used", "budget", "disk_free", "reserve", "expected"), NEEDS)
+def test_how_much_must_be_freed(needed, used, budget, disk_free, reserve, expected):
+    assert bytes_to_free(needed, used, budget, disk_free, reserve) == expected
+
+
+# The space of a store.
 
 
 @pytest.fixture
@@ -22,30 +106,38 @@ def blobs(tmp_path):
 
 
 @pytest.fixture
-def disk(monkeypatch):
-    """Bytes that the disk has left, as a list of one."""
-    free = [1 << 40]
-    monkeypatch.setattr(SpaceBudget, "_disk_free", lambda _: free[0])
-    return free
+def disk():
+    """The free bytes of the disk, and the seconds that have passed."""
+    return {"free": 1 << 40, "later": 0.0}
+
+
+@pytest.fixture
+def space(blobs, disk):
+    """Make a budget for a number of models of `SIZE` bytes."""
+
+    def make(models=None, blobs=blobs):
+        return SpaceBudget(
+            blobs,
+            None if models is None else round(models * SIZE),
+            LIMITS,
+            clock=lambda: time.time() + disk["later"],
+            disk_free=lambda _: disk["free"],
+        )
+
+    return make
 
 
 @pytest.fixture
 def put(blobs):
-    """Add a model of `SIZE` bytes that was last used some days ago."""
+    """Add a model of `SIZE` bytes that was last used some seconds ago."""
 
-    def put(number, days):
+    def put(number, ago=9 * DAY):
         header = len(safetensors(number=number, size=10_000)) - 10_000
-        data = safetensors(number=number, size=SIZE - header)
-        blob = add(blobs, data, f"m{number}")
+        blob = add(blobs, safetensors(number=number, size=SIZE - header), f"m{number}")
         assert blob.about.size == SIZE
-        used(blob, days * DAY)
+        os.utime(blob.path.with_suffix(".json"), (time.time() - ago,) * 2)
         return blob
 
-    def used(blob, seconds):
-        then = time.time() - seconds
-        os.utime(blob.path.with_suffix(".json"), (then, then))
-
-    put.used = used
     return put
 
 
@@ -53,247 +145,188 @@ def stems(blobs):
     return sorted(blob.about.stem for blob in blobs.all())
 
 
-def space_of(blobs, count):
-    return SpaceBudget(blobs, count * SIZE)
+@pytest.mark.parametrize(
+    ("budget", "ages", "left"),
+    [
+        (2, {1: 9 * DAY}, ["m1"]),  # it fits
+        (3, {1: DAY, 2: 9 * DAY, 3: 5 * DAY}, ["m1", "m3"]),  # the oldest is evicted
+        (2, {1: DAY, 2: LIMITS.in_use - 60}, ["m2"]),  # used a moment ago
+    ],
+)
+def test_the_budget_decides_what_stays(blobs, put, space, budget, ages, left):
+    for number, ago in ages.items():
+        put(number, ago)
+    space(budget).make("key", SIZE)
+
+    assert stems(blobs) == left
 
 
-pytestmark = pytest.mark.usefixtures("disk")
-
-
-def test_where_there_is_room_nothing_goes(blobs, put):
-    put(1, days=9)
-    space_of(blobs, 2).make("key", SIZE)
-
-    assert stems(blobs) == ["m1"]
-
-
-def test_from_what_is_baked_nothing_goes(blobs, put, disk):
-    put(1, days=9)
-    disk[0] = 0
-    space = SpaceBudget(blobs, None)
-    space.evicts = False
-
-    with pytest.raises(StoreFull):
-        space.make("key", SIZE)
-    assert stems(blobs) == ["m1"]
-
-
-def test_the_least_recently_used_goes_for_the_budget(blobs, put):
-    put(1, days=1), put(2, days=9), put(3, days=5)
-    space_of(blobs, 3).make("key", SIZE)
-
-    assert stems(blobs) == ["m1", "m3"]
-
-
-def test_without_a_budget_the_disk_is_the_limit(blobs, put, disk):
-    put(1, days=1), put(2, days=9)
-    space = SpaceBudget(blobs, None)
-    disk[0] = RESERVE + SIZE
-    space.make("one", SIZE)
-    space.done("one")
+def test_without_a_budget_the_disk_is_the_limit(blobs, put, space, disk):
+    put(1, DAY), put(2)
+    budget = space()
+    disk["free"] = RESERVE + SIZE
+    budget.make("one", SIZE)
+    budget.done("one")
     assert stems(blobs) == ["m1", "m2"]
 
-    disk[0] -= 1
-    space.make("two", SIZE)
+    disk["free"] -= 1
+    budget.make("two", SIZE)
     assert stems(blobs) == ["m1"]
 
 
-def test_what_any_worker_used_a_moment_ago_stays(blobs, put):
-    put(1, days=1)
-    put.used(put(2, days=0), IN_USE - 60)
-    space_of(blobs, 2).make("key", SIZE)
+def test_nothing_is_evicted_while_an_image_is_baked(blobs, put, space, disk):
+    put(1)
+    disk["free"] = 0
+    budget = space()
+    budget.evicts = False
 
-    assert stems(blobs) == ["m2"]
+    with pytest.raises(StoreFull):
+        budget.make("key", SIZE)
+    assert stems(blobs) == ["m1"]
 
 
-def test_what_this_worker_has_loaded_stays_however_long(blobs, put):
-    loaded, _ = put(1, days=99), put(2, days=1)
-    space = space_of(blobs, 2)
-    space.pinned = {loaded.sha256}
-    space.make("key", SIZE)
+def test_a_pinned_model_stays_however_old_it_is(blobs, put, space):
+    loaded, _ = put(1, 99 * DAY), put(2, DAY)
+    budget = space(2)
+    budget.pinned = {loaded.sha256}
+    budget.make("key", SIZE)
 
     assert stems(blobs) == ["m1"]
 
 
-def test_a_model_without_room_is_told_with_numbers_and_nothing_goes(blobs, put):
-    put(1, days=9)
-    put.used(put(2, days=0), 0)
+def test_a_model_that_does_not_fit_is_rejected_with_numbers_and_nothing_is_evicted(
+    blobs, put, space
+):
+    put(1)
+    put(2, ago=0)
 
     with pytest.raises(StoreFull) as raised:
-        space_of(blobs, 2).make("key", 2 * 10**9)
+        space(2).make("key", 2 * 10**9)
     assert str(raised.value) == (
-        "STORE_FULL: 2.00 GB do not fit: 2.00 GB are lacking even when all that is not in use is"
-        " evicted (1099.51 GB of the disk are free, the budget is 0.2 MB)."
+        "STORE_FULL: 2.00 GB do not fit: 2.00 GB are missing even if all models that are not in"
+        " use are evicted (1099.51 GB of the disk are free, the budget is 0.2 MB)."
         " Raise MODELS_BUDGET_GB, or use a larger volume."
     )
     assert raised.value.details == {"needed": 2 * 10**9, "lacking": 2 * 10**9 - SIZE}
     assert stems(blobs) == ["m1", "m2"]
 
 
-def test_downloads_under_way_count(blobs, put):
-    put(1, days=9)
-    space = space_of(blobs, 3)
-    space.make("one", SIZE)
-    assert stems(blobs) == ["m1"]
-    space.make("two", SIZE)
-    assert stems(blobs) == ["m1"]
-    space.make("three", SIZE)
-    assert stems(blobs) == []
+def test_running_downloads_count(blobs, put, space):
+    put(1)
+    budget = space(3)
+    for key, left in (("one", ["m1"]), ("two", ["m1"]), ("three", []), ("three", [])):
+        budget.make(key, SIZE)
+        assert stems(blobs) == left
     with pytest.raises(StoreFull):
-        space.make("four", SIZE)
-    space.done("one")
-    space.make("four", SIZE)
+        budget.make("four", SIZE)
+    budget.done("one")
+    budget.make("four", SIZE)
 
 
-def test_a_download_that_starts_over_counts_once(blobs):
-    space = space_of(blobs, 1)
-    for _ in range(3):
-        space.make("key", SIZE)
-
-
-def test_what_has_arrived_counts_once(blobs, disk):
-    """Its bytes take disk space already: they are not to come any more."""
-    space = SpaceBudget(blobs, None)
-    disk[0] = RESERVE + 2 * SIZE
-    space.make("one", SIZE)
+@pytest.mark.parametrize(("models", "free"), [(None, RESERVE + 2 * SIZE), (2, 1 << 40)])
+def test_bytes_that_have_arrived_count_once(blobs, space, disk, models, free):
+    """They use the disk already, so they are not reserved any more."""
+    budget = space(models)
+    disk["free"] = free
+    budget.make("one", SIZE)
     blobs.partial("one").write_bytes(bytes(SIZE))
-    disk[0] -= SIZE
-    space.left("one", 0)
+    disk["free"] -= SIZE
+    budget.left("one", 0)
 
-    space.make("two", SIZE)
-
-
-def test_what_has_arrived_counts_for_the_budget(blobs):
-    space = space_of(blobs, 2)
-    space.make("one", SIZE)
-    blobs.partial("one").write_bytes(bytes(SIZE))
-    space.left("one", 0)
-
+    budget.make("two", SIZE // 2)
     with pytest.raises(StoreFull):
-        space.make("two", 2 * SIZE)
+        budget.make("three", SIZE)
 
 
-def test_a_resumed_download_counts_whole(blobs, put):
-    put(1, days=9)
-    blobs.partial("key").write_bytes(bytes(SIZE * 9 // 10))
-    space_of(blobs, 1.5).make("key", SIZE // 10)
-
+def test_partial_files_count_also_those_of_other_workers(blobs, put, space):
+    put(1)
+    Blobs(blobs.root).partial("key").write_bytes(bytes(SIZE * 9 // 10))
+    space(1.5).make("key", SIZE // 10)
     assert stems(blobs) == []
 
-
-def test_another_workers_download_counts(blobs):
-    Blobs(blobs.root).partial("theirs").write_bytes(bytes(SIZE))
-
     with pytest.raises(StoreFull):
-        space_of(blobs, 1).make("ours", SIZE)
+        space(1).make("other", SIZE)
 
 
-# Printing and pruning.
-
-
-def test_a_plan_changes_nothing_until_it_is_carried_out(blobs, put):
-    put(1, days=1), put(2, days=9)
-    space = SpaceBudget(blobs, None)
-    plan = space.plan(budget=SIZE)
+def test_a_plan_changes_nothing_until_it_is_carried_out(blobs, put, space):
+    put(1, DAY), put(2)
+    budget = space()
+    plan = budget.plan(budget=SIZE)
 
     assert [(one.name, one.size) for one in plan.evict] == [("lora m2", SIZE)]
     assert stems(blobs) == ["m1", "m2"]
-    assert space.carry_out(plan) == SIZE
+    assert budget.carry_out(plan) == SIZE
     assert stems(blobs) == ["m1"]
+    assert space(0).plan().freed == SIZE
 
 
-def test_a_budget_of_nothing_evicts_all_that_is_not_in_use(blobs, put):
-    put(1, days=1), put(2, days=9)
-
-    assert SpaceBudget(blobs, 0).plan().freed == 2 * SIZE
-
-
-def test_what_another_worker_has_evicted_meanwhile_is_fine(blobs, put):
-    blob = put(1, days=1)
-    space = SpaceBudget(blobs, 0)
-    plan = space.plan()
+def test_a_model_that_another_worker_evicted_meanwhile_frees_nothing(blobs, put, space):
+    blob = put(1)
+    plan = space(0).plan()
     Blobs(blobs.root).remove(blob)
 
-    assert space.carry_out(plan) == 0
+    assert space(0).carry_out(plan) == 0
 
 
-def test_evicting_does_not_read_the_models(blobs, put, monkeypatch):
-    os.utime(put(1, days=1).path, (1, 1))
+def test_an_eviction_does_not_read_the_models(blobs, put, space, monkeypatch):
+    os.utime(put(1).path, (1, 1))
     monkeypatch.setattr("worker.models.store.blobs.file_sha256", None)
-    space = SpaceBudget(Blobs(blobs.root), 0)
+    budget = space(0, Blobs(blobs.root))
 
-    assert space.carry_out(space.plan()) == SIZE
+    assert budget.carry_out(budget.plan()) == SIZE
 
 
-def test_a_model_that_cannot_be_evicted_is_told(blobs, put, monkeypatch):
-    put(1, days=9)
+def test_a_model_that_cannot_be_evicted_is_an_error(blobs, put, space, monkeypatch):
+    put(1)
 
     def fail(_blob):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(blobs, "_remove", fail)
     with pytest.raises(StoreNotWritable):
-        space_of(blobs, 1).make("key", SIZE)
+        space(1).make("key", SIZE)
 
 
-# What nobody goes on with.
+# Abandoned files.
 
 
-@pytest.fixture
-def age(monkeypatch):
-    """Let all that is there grow old."""
-
-    def age(seconds):
-        now = time.time() + seconds
-        monkeypatch.setattr("worker.models.store.space.time.time", lambda: now)
-
-    return age
-
-
-def test_a_download_is_abandoned_after_a_day(blobs, age):
+def test_a_download_is_abandoned_after_a_day(blobs, space, disk):
     partial = blobs.partial("key")
     partial.write_bytes(b"half")
     note_file(partial).write_text("{}")
-    space = SpaceBudget(blobs, None)
-    age(ABANDONED - 60)
-    assert (space.abandoned(), space.discard_abandoned()) == ([], 0)
-    age(ABANDONED + 60)
-    assert space.abandoned() == [partial]
-    assert space.discard_abandoned() == 1
+    disk["later"] = LIMITS.abandoned - 60
+    assert (space().abandoned(), space().discard_abandoned()) == ([], 0)
+    disk["later"] = LIMITS.abandoned + 60
+    assert space().abandoned() == [partial]
+    assert space().discard_abandoned() == 1
     assert files_below(blobs.root) == []
 
 
-def test_what_nobody_can_find_goes_too(blobs, age):
+def test_old_files_that_no_lookup_finds_are_deleted(blobs, space, disk):
     blob = add(blobs, safetensors())
     blob.path.with_suffix(".json").write_bytes(b"garbled")
     (blobs.root / "blobs" / ".trash-1").write_bytes(b"x")
     good = add(blobs, safetensors(number=2))
-    space = SpaceBudget(blobs, None)
-    assert space.abandoned() == []
-    age(ABANDONED + 60)
+    assert space().abandoned() == []
+    disk["later"] = LIMITS.abandoned + 60
 
-    assert space.discard_abandoned() == 2
+    assert space().discard_abandoned() == 2
     assert [one.sha256 for one in blobs.all()] == [good.sha256]
     assert sha256(good.path.read_bytes()) == good.sha256
 
 
-def test_abandoned_downloads_go_before_any_model(blobs, put, disk, age):
-    put(1, days=9)
+def test_abandoned_downloads_are_deleted_before_any_model(blobs, put, space, disk):
+    put(1)
     blobs.partial("key").write_bytes(bytes(SIZE))
-    age(ABANDONED + 60)
-    space = SpaceBudget(blobs, 2 * SIZE)
-    space.make("other", SIZE)
+    disk["later"] = LIMITS.abandoned + 60
+    space(2).make("other", SIZE)
     assert stems(blobs) == ["m1"]
 
-    disk[0] = 0
+    disk["free"] = 0
     with pytest.raises(StoreFull):
-        space.make("large", SIZE)
+        space(2).make("large", SIZE)
     assert blobs.partials() == []
 
 
-def test_the_real_disk_is_asked_even_before_the_store_exists(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    space = SpaceBudget(Blobs(tmp_path / "a" / "b"), None)
-
-    assert space.plan(1).lacking == 0
-    assert space.plan(1 << 60).lacking > 0
+def test_the_disk_is_measured_even_before_the_store_exists(tmp_path):
+    assert 0 < free_bytes(tmp_path / "a" / "b") < 1 << 60

@@ -1,4 +1,4 @@
-"""Where a name leads to: own files, fetched ones and baked ones, and their links for the engine."""
+"""Which file a name means: own files, fetched ones and baked ones, and their links."""
 
 import os
 
@@ -11,6 +11,7 @@ from worker.formats.model_file import file_sha256
 from worker.models.store.store import Store
 
 ONE, TWO, THREE = (safetensors(model_files.LORA, number=number) for number in (1, 2, 3))
+CHECKPOINTS = "models/Stable-diffusion"
 
 
 @pytest.fixture
@@ -23,6 +24,12 @@ def store(folders):
     return Store(*folders)
 
 
+@pytest.fixture
+def other_worker(folders):
+    """The store as another worker of the volume sees it, with an engine of its own."""
+    return Store(folders[0].parent / "other", *folders[1:])
+
+
 def put(folder, name, data=ONE):
     path = folder / "Lora" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,48 +38,35 @@ def put(folder, name, data=ONE):
 
 
 def engine(folders):
-    """Name -> content of what the engine sees."""
+    """Name -> content of the LoRAs that the engine sees."""
     folder = folders[0] / "models" / "Lora"
     return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
-def test_no_two_files_have_one_name_in_the_engine(store, folders):
-    """The operator's `a:b` and `a=b` have one clean name; a job may use both."""
-    put(folders[1], "a:b.safetensors", ONE)
-    put(folders[1], "a=b.safetensors", TWO)
-    files = [store.find("lora", name) for name in ("a:b", "a=b")]
+def fetched(store, data=ONE, stem="fox", kind="lora"):
+    return add(store.fetched, data, stem, kind).as_file()
+
+
+@pytest.mark.parametrize("names", [("a:b", "a=b"), (f"a:{'x' * 178}", f"a={'x' * 178}")])
+def test_two_files_with_one_clean_name_get_two_names_in_the_engine(store, folders, names):
+    for name, data in zip(names, (ONE, TWO), strict=True):
+        put(folders[1], f"{name}.safetensors", data)
+    files = [store.find("lora", name) for name in names]
 
     linked = [store.link(file)[0] for file in files]
 
-    assert linked[0].stem == "a_b"
-    assert linked[1].stem.startswith("a_b-")
+    assert linked[1].stem.rpartition("-")[0].startswith("a_")
     seen = engine(folders)
     assert [seen[file.filename] for file in linked] == [ONE, TWO]
     assert [store.link(file) for file in files] == [(file, False) for file in linked]
+    assert [Store(*folders).find("lora", one.stem) for one in linked] == linked
 
 
-def test_a_long_name_in_the_engine_is_found_by_that_name(store, folders):
-    files = []
-    for number, name in enumerate(("a:", "a=")):
-        put(
-            folders[1],
-            f"{name}{'x' * 178}.safetensors",
-            safetensors(model_files.LORA, number=number),
-        )
-        files.append(store.find("lora", f"{name}{'x' * 178}"))
-
-    linked = [store.link(file)[0] for file in files]
-
-    again = Store(*folders)
-    assert [again.find("lora", one.stem) for one in linked] == linked
-
-
-def test_a_name_that_the_engine_may_have_loaded_keeps_its_meaning(store, folders):
+def test_a_name_that_the_engine_may_have_loaded_keeps_its_meaning(store, folders, other_worker):
     """A1111 loads a LoRA again only if the file of its name is newer."""
-    fetched = add(store.fetched, ONE, "fox").as_file()
-    store.link(fetched)
+    store.link(fetched(store))
     put(folders[1], "fox.safetensors", TWO)
-    own = Store(folders[0].parent / "other", *folders[1:]).find("lora", "fox")
+    own = other_worker.find("lora", "fox")
     assert own.path.read_bytes() == TWO
 
     linked, new = store.link(own)
@@ -81,18 +75,50 @@ def test_a_name_that_the_engine_may_have_loaded_keeps_its_meaning(store, folders
     assert engine(folders) == {"fox.safetensors": ONE, linked.filename: TWO}
 
 
+def test_a_name_keeps_its_meaning_when_another_worker_has_evicted_its_file(
+    store, folders, other_worker
+):
+    """A1111 does not load a checkpoint again if the loaded one has the same file name."""
+    gone = add(store.fetched, ONE, "model", "checkpoint")
+    store.link(gone.as_file())
+    other_worker.fetched.remove(gone)
+    new = fetched(other_worker, TWO, "model", "checkpoint")
+    assert new.stem == "model"
+
+    linked, is_new = store.link(new)
+
+    assert (linked.stem, is_new) == (f"model-{new.verified_sha256[:10]}", True)
+    link = folders[0] / CHECKPOINTS / linked.filename
+    assert link.read_bytes() == TWO
+    assert store.link(new) == (linked, False)
+
+    fetched(other_worker, ONE, "other", "checkpoint")
+    assert link.with_name("model.safetensors").read_bytes() == ONE
+
+
+def test_an_embedding_keeps_the_name_that_prompts_use(store, folders):
+    """Its old version is gone; a pickle of the same stem is not loaded."""
+    gone = add(store.fetched, ONE, "easyneg", "embedding")
+    store.link(gone.as_file())
+    store.fetched.remove(gone)
+    new = fetched(store, TWO, "easyneg", "embedding")
+    link = folders[0] / "embeddings/easyneg.safetensors"
+    link.with_suffix(".pt").write_bytes(b"old")
+
+    assert store.link(new) == (new, True)
+    assert link.read_bytes() == TWO
+
+
 def test_the_engines_own_file_is_never_replaced(store, folders):
-    own = folders[0] / "models" / "Lora" / "fox.safetensors"
-    put(folders[0] / "models", "fox.safetensors", ONE)
+    own = put(folders[0] / "models", "fox.safetensors", ONE)
 
-    linked, _ = store.link(add(store.fetched, TWO, "fox").as_file())
+    linked, _ = store.link(fetched(store, TWO))
 
-    assert own.read_bytes() == ONE
     assert not own.is_symlink()
-    assert engine(folders)[linked.filename] == TWO
+    assert engine(folders) == {"fox.safetensors": ONE, linked.filename: TWO}
 
 
-def test_a_link_of_the_operator_is_his_file(store, folders, tmp_path):
+def test_a_link_of_the_operator_is_the_operators_file(store, folders, tmp_path):
     target = put(tmp_path / "nas", "whatever.safetensors", ONE)
     for folder in (folders[0] / "models" / "Lora", folders[1] / "Lora"):
         folder.mkdir(parents=True)
@@ -100,56 +126,23 @@ def test_a_link_of_the_operator_is_his_file(store, folders, tmp_path):
 
     assert store.is_taken("lora", "fox")
     assert store.find("lora", "fox").path == target
-    linked, _ = store.link(add(store.fetched, TWO, "fox").as_file())
+    linked, _ = store.link(fetched(store, TWO))
     assert engine(folders) == {"fox.safetensors": ONE, linked.filename: TWO}
 
 
-def test_a_name_keeps_its_meaning_when_another_worker_has_evicted_its_file(store, folders):
-    """A1111 loads no checkpoint again whose file name is that of the loaded one."""
-    gone = add(store.fetched, ONE, "model", "checkpoint")
-    store.link(gone.as_file())
-    other = Store(folders[0].parent / "other", *folders[1:])
-    other.fetched.remove(gone)
-    new = add(other.fetched, TWO, "model", "checkpoint")
-    assert new.about.stem == "model"
-
-    linked, is_new = store.link(new.as_file())
-
-    assert (linked.stem, is_new) == (f"model-{new.sha256[:10]}", True)
-    link = folders[0] / "models/Stable-diffusion" / linked.filename
-    assert link.read_bytes() == TWO
-    assert store.link(new.as_file()) == (linked, False)
-
-    add(other.fetched, ONE, "other", "checkpoint")
-    assert link.with_name("model.safetensors").read_bytes() == ONE
-
-
-def test_an_embedding_keeps_the_name_that_prompts_use(store, folders):
-    """Its old version is gone; and with pickles off, a twin is none."""
-    gone = add(store.fetched, ONE, "easyneg", "embedding")
+def test_links_to_missing_files_are_removed_before_the_engine_starts(store, folders):
+    store.link(fetched(store))
+    gone = add(store.fetched, TWO, "cat")
     store.link(gone.as_file())
     store.fetched.remove(gone)
-    new = add(store.fetched, TWO, "easyneg", "embedding")
-    link = folders[0] / "embeddings/easyneg.safetensors"
-    link.with_suffix(".pt").write_bytes(b"old")
-
-    assert store.link(new.as_file()) == (new.as_file(), True)
-    assert link.read_bytes() == TWO
-
-
-def test_the_name_of_a_file_that_is_gone_is_free_at_the_engines_next_start(store, folders):
-    link = folders[0] / "models" / "Lora" / "fox.safetensors"
-    link.parent.mkdir(parents=True)
-    link.symlink_to("gone")
-    fetched = add(store.fetched, ONE, "fox").as_file()
 
     store.remove_dangling_links()
 
-    assert store.link(fetched) == (fetched, True)
-    assert link.read_bytes() == ONE
+    assert engine(folders) == {"fox.safetensors": ONE}
+    assert store.link(fetched(store, THREE, "cat"))[0].stem == "cat", "the name is free again"
 
 
-def test_a_link_to_itself_is_no_file_and_keeps_its_name(store, folders):
+def test_a_link_to_itself_is_not_a_file_and_keeps_its_name(store, folders):
     for folder in (folders[0] / "models" / "Lora", folders[1] / "Lora"):
         folder.mkdir(parents=True)
         (folder / "fox.safetensors").symlink_to(folder / "fox.safetensors")
@@ -157,8 +150,7 @@ def test_a_link_to_itself_is_no_file_and_keeps_its_name(store, folders):
     assert list(store.files("lora")) == []
     assert store.find("lora", "fox") is None
     assert store.is_taken("lora", "fox")
-    linked, _ = store.link(add(store.fetched, ONE, "fox").as_file())
-    assert linked.stem.startswith("fox-")
+    assert store.link(fetched(store))[0].stem.startswith("fox-")
 
 
 TAKEN = [
@@ -168,21 +160,20 @@ TAKEN = [
     (lambda folders, _: put(folders[1], "FOX.safetensors"), True),
     (lambda folders, _: put(folders[2], "fox.safetensors"), True),
     (lambda _, store: add(store.baked, ONE, "fox"), True),
-    (lambda _, store: add(store.fetched, ONE, "fox"), False),
-    (lambda _, store: store.link(add(store.fetched, ONE, "fox").as_file()), False),
+    (lambda _, store: fetched(store), False),
+    (lambda _, store: store.link(fetched(store)), False),
     (lambda _, store: add(store.baked, ONE, "fox", "vae"), False),
 ]
 
 
 @pytest.mark.parametrize(("arrange", "taken"), TAKEN)
-def test_which_names_a_new_file_cannot_have(store, folders, arrange, taken):
+def test_names_of_files_that_were_not_fetched_are_taken(store, folders, arrange, taken):
     arrange(folders, store)
 
     assert store.is_taken("lora", "fox") is taken
 
 
 def test_a_volume_over_the_models_folder_hides_nothing(store, folders):
-    """Baked models lie elsewhere; a store that is mounted later only adds to them."""
     add(store.baked, ONE, "baked")
     put(folders[2], "own.safetensors", TWO)
     assert store.find("lora", "baked")
@@ -202,8 +193,8 @@ def test_a_use_of_a_baked_model_writes_nothing(store):
     assert about.stat().st_mtime == 1
 
 
-def test_counting_reads_no_folder_that_is_as_it_was(store, monkeypatch, folders):
-    add(store.fetched, ONE, "fox")
+def test_counting_does_not_read_an_unchanged_folder(store, monkeypatch, folders):
+    fetched(store)
     os.utime(store.fetched.root / "Lora", (1, 1))
     first = store.stats()
     (link,) = (store.fetched.root / "Lora").iterdir()
@@ -219,22 +210,11 @@ def test_counting_reads_no_folder_that_is_as_it_was(store, monkeypatch, folders)
     assert not (folders[1] / "Lora").exists()
 
 
-def test_links_to_files_that_are_gone_are_removed_before_the_engine_starts(store, folders):
-    store.link(add(store.fetched, ONE, "fox").as_file())
-    gone = add(store.fetched, TWO, "cat")
-    store.link(gone.as_file())
-    store.fetched.remove(gone)
-
-    store.remove_dangling_links()
-
-    assert engine(folders) == {"fox.safetensors": ONE}
-
-
 @pytest.mark.parametrize("kind", ["lora", "checkpoint"])
 def test_a_damaged_blob_is_not_found_by_its_name(store, kind):
-    blob = add(store.fetched, ONE, "fox", kind)
+    file = fetched(store, kind=kind)
     assert store.find(kind, "fox")
-    blob.path.write_bytes(b"damaged")
+    file.path.write_bytes(b"damaged")
 
     assert store.find(kind, "fox") is None
     assert list(store.files(kind)) == []
@@ -243,30 +223,21 @@ def test_a_damaged_blob_is_not_found_by_its_name(store, kind):
 # Names that several files have.
 
 
-def test_of_two_files_that_differ_in_the_suffix_the_whole_name_means_one(folders):
-    """A1111 tells LoRAs apart by their stems only."""
+@pytest.mark.parametrize("own_folder", [False, True])
+def test_a_full_file_name_means_one_of_two_files_with_one_stem(folders, own_folder):
+    """A1111 distinguishes LoRAs only by their stems."""
     store = Store(*folders, pickles=True)
-    old, new = put(folders[1], "detail.pt", TWO), put(folders[1], "detail.safetensors", ONE)
+    folder = folders[0] / "models" if own_folder else folders[1]
+    old, new = put(folder, "detail.pt", TWO), put(folder, "detail.safetensors", ONE)
     store.link(next(store.files("lora")))  # as the engine starts
 
     files = [store.find("lora", path.name) for path in (old, new)]
     linked = [store.link(file)[0] for file in files]
 
     assert [file.path for file in files] == [old, new]
-    assert linked[0].stem == "detail"
     assert linked[1].stem.startswith("detail-")
-    assert engine(folders) == {"detail.pt": TWO, linked[1].filename: ONE}
-
-
-def test_a_name_of_the_engines_own_files_stands_for_one_of_them(folders):
-    store = Store(*folders, pickles=True)
-    for name, data in (("detail.pt", TWO), ("detail.safetensors", ONE)):
-        put(folders[0] / "models", name, data)
-
-    linked, _ = store.link(store.find("lora", "detail.safetensors"))
-
-    assert linked.stem.startswith("detail-")
-    assert engine(folders)[linked.filename] == ONE
+    assert engine(folders)[linked[1].filename] == ONE
+    assert own_folder or linked[0].stem == "detail"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +248,7 @@ def test_a_name_of_the_engines_own_files_stands_for_one_of_them(folders):
         (["EYES.safetensors", "Eyes.safetensors"], "'EYES.safetensors' or 'Eyes.safetensors'."),
     ],
 )
-def test_a_name_that_several_files_have_is_told_with_their_paths(folders, files, hint):
+def test_an_ambiguous_name_is_rejected_with_the_paths(folders, files, hint):
     store = Store(*folders, pickles=True)
     for file in files:
         put(folders[1], file)
@@ -298,7 +269,14 @@ def test_two_links_to_one_file_are_one_file(store, folders, tmp_path):
     assert store.find("lora", "fox").path == target
 
 
-# Checkpoints that were converted while an image was built.
+@pytest.mark.parametrize("pickles", [False, True])
+def test_the_error_for_a_pickle_names_the_setting_that_allows_it(folders, pickles):
+    error = Store(*folders, pickles=pickles).not_found("checkpoint", "old.ckpt")
+
+    assert ("ALLOW_PICKLES=true" in error.hint) is not pickles
+
+
+# Checkpoints that were converted while an image was baked.
 
 
 @pytest.fixture
@@ -313,10 +291,11 @@ def checkpoint(store, folders):
     return store.find("checkpoint", "base")
 
 
-def test_an_engine_that_loads_folders_sees_the_folder_under_the_files_name(folders, checkpoint):
+def test_an_engine_that_loads_folders_gets_the_folder_under_the_files_name(folders, checkpoint):
     store = Store(*folders, diffusers=True)
-    seen = folders[0] / "models/Stable-diffusion"
+    seen = folders[0] / CHECKPOINTS
     Store(*folders).link(checkpoint)  # before it was converted
+    assert [path.name for path in seen.iterdir()] == ["base.safetensors"]
 
     assert store.link(checkpoint) == (checkpoint, True)
     assert store.link(checkpoint) == (checkpoint, False)
@@ -324,25 +303,10 @@ def test_an_engine_that_loads_folders_sees_the_folder_under_the_files_name(folde
     assert (seen / "base/model_index.json").is_file()
 
 
-def test_another_engine_sees_the_file(store, folders, checkpoint):
-    store.link(checkpoint)
-
-    seen = folders[0] / "models/Stable-diffusion"
-    assert [path.name for path in seen.iterdir()] == ["base.safetensors"]
-
-
-def test_what_was_not_converted_is_shown_as_a_file(folders, checkpoint):
+def test_a_checkpoint_that_was_not_converted_is_linked_as_a_file(folders, checkpoint):
     store = Store(*folders, diffusers=True)
     checkpoint.path.with_name("new.safetensors").write_bytes(safetensors(model_files.SD1, number=2))
 
     store.link(store.find("checkpoint", "new"))
 
-    seen = folders[0] / "models/Stable-diffusion"
-    assert [path.name for path in seen.iterdir()] == ["new.safetensors"]
-
-
-@pytest.mark.parametrize(("pickles", "hint"), [(False, "ALLOW_PICKLES=true"), (True, None)])
-def test_a_name_of_a_pickle_is_told_of_the_setting(folders, pickles, hint):
-    error = Store(*folders, pickles=pickles).not_found("checkpoint", "old.ckpt")
-
-    assert (hint in error.hint) if hint else ("ALLOW_PICKLES" not in error.hint)
+    assert [path.name for path in (folders[0] / CHECKPOINTS).iterdir()] == ["new.safetensors"]

@@ -1,12 +1,12 @@
-"""Where a checkpoint keeps the layers that LoRAs name in kohya's way. Pure.
+"""The layers of a checkpoint by the names that kohya's LoRAs use for them. Pure.
 
     lora_unet_input_blocks_4_1_proj_in          the original names of the UNet's layers
     lora_unet_down_blocks_1_attentions_0_...    the names that diffusers gives them
     lora_te_text_model_encoder_layers_0_...     SD1's text encoder; `lora_te1_` by some trainers
     lora_te1_..., lora_te2_...                  SDXL's text encoders
 
-diffusers numbers levels and the blocks in them, the original numbers blocks through: which block
-is which is read off the checkpoint's own names.
+diffusers numbers the levels and the blocks in each level; the original names number all blocks in
+one sequence. The checkpoint's own tensor names show which block is which.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CheckpointLayer:
     """The weights of one layer: rows `first` to `end` (exclusive) of the tensor `key`.
 
     Attributes:
-        in_text_encoder: a LoRA's `te` weight counts, not its `unet` weight.
+        in_text_encoder: a LoRA's `te` weight applies, not its `unet` weight.
     """
 
     key: str
@@ -66,23 +66,23 @@ class CheckpointLayer:
 
 
 def find_layers(tensors: Mapping[str, Tensor]) -> dict[str, CheckpointLayer]:
-    """Every linear layer and convolution of UNet and text encoders, by all its names in LoRAs."""
+    """Every linear layer and convolution of UNet and text encoders, by all its LoRA names."""
     keys = [key for key, tensor in tensors.items() if len(tensor.shape) >= _MATRIX]
-    places = {}
+    layers = {}
     for key in keys:
         rows = tensors[key].shape[0]
         for name, part, parts in _text_names(key):
             size = rows // parts
-            places[name] = CheckpointLayer(
+            layers[name] = CheckpointLayer(
                 key, part * size, (part + 1) * size, in_text_encoder=True
             )
     for name, key in _unet_names(keys):
-        places[name] = CheckpointLayer(key, 0, tensors[key].shape[0], in_text_encoder=False)
-    return places
+        layers[name] = CheckpointLayer(key, 0, tensors[key].shape[0], in_text_encoder=False)
+    return layers
 
 
 def _text_names(key: str) -> Iterator[tuple[str, int, int]]:
-    """A LoRA's names for (a part of) a tensor, which part, and how many parts it has."""
+    """(LoRA's name, index of the part, number of parts) for a text encoder's tensor."""
     if key.startswith(_OPENCLIP_XL):
         number, _, inner = key.removeprefix(_OPENCLIP_XL).partition(".")
         stem = f"lora_te2_text_model_encoder_layers_{number}_"
@@ -100,7 +100,7 @@ def _text_names(key: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _unet_names(keys: list[str]) -> Iterator[tuple[str, str]]:
-    """(a LoRA's name of a layer, the tensor with its weights) of all the UNet's layers."""
+    """(LoRA's name, name of the tensor with the weights) for all layers of the UNet."""
     paths = [
         key.removeprefix(_UNET).removesuffix(_WEIGHT)
         for key in keys
@@ -113,7 +113,7 @@ def _unet_names(keys: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _in_diffusers(path: str, blocks: Mapping[str, str]) -> str:
-    """What diffusers calls a layer of the UNet; its own name if it has no other."""
+    """The name of a UNet layer in diffusers, or its own name if it has no other."""
     if path in _TOP:
         return _TOP[path]
     match = re.match(r"((?:input|output)_blocks\.\d+\.\d|middle_block\.\d)\.(.+)", path)
@@ -149,14 +149,14 @@ def _output_blocks(paths: list[str]) -> dict[str, str]:
         names[f"output_blocks.{block}.0"] = f"up_blocks.{level}.resnets.{number}"
         names[f"output_blocks.{block}.1"] = f"up_blocks.{level}.attentions.{number}"
         number += 1
-        if block in up:  # in the place of an attention, or after it
+        if block in up:  # instead of an attention, or after it
             names[f"output_blocks.{block}.{up[block]}"] = f"up_blocks.{level}.upsamplers.0.conv"
             level, number = level + 1, 0
     return names
 
 
 def _numbers(side: str, paths: list[str]) -> list[int]:
-    """The numbers of the blocks of one side, rising."""
+    """The numbers of the blocks of one side, sorted."""
     pattern = re.compile(rf"{side}_blocks\.(\d+)\.")
     return sorted({int(match[1]) for path in paths if (match := pattern.match(path))})
 

@@ -1,11 +1,11 @@
-"""What a LoRA file adds to a checkpoint's layers: its kinds, their shapes, their formulas. Pure.
+"""What a LoRA file adds to a checkpoint's layers: kinds of layers, shapes and formulas. Pure.
 
-    LoRA, LoCon   up @ down; with `lora_mid` (Tucker) the core between them comes first
-    LoHa          the products of two such pairs, multiplied number by number
-    LoKr          the Kronecker product of two matrices, either of them whole or such a pair
+    LoRA, LoCon   up @ down; with `lora_mid` (Tucker) the core is multiplied with down first
+    LoHa          the elementwise product of two such products
+    LoKr          the Kronecker product of two matrices, each stored whole or as such a pair
 
-Each times alpha / rank, as A1111 v1.9.3 and LyCORIS count it. The other kinds change more than a
-layer's weights, or need them all at once: they are refused by their names.
+Each is multiplied by alpha / rank, as A1111 v1.9.3 and LyCORIS define it. Other kinds change more
+than a layer's weights, or need all weights at once; they are rejected by name.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from worker.formats.safetensors_header import Tensor
 from worker.models.merge.float_formats import FORMATS, Float32
 
 ALPHA = "alpha"
-_WHOLE_ALPHAS = {(ALPHA, "I64"), (ALPHA, "I32")}  # trainers may keep the setting as it was given
-_LEAVE_OUT = "Leave it out of the merge: it then acts as a tag in the prompt."
+_WHOLE_ALPHAS = {(ALPHA, "I64"), (ALPHA, "I32")}  # some trainers store alpha as an integer
+_LEAVE_OUT = "Leave it out of the merge: it then works as a tag in the prompt."
 _CONVERT = "Convert it to kohya's naming (`lora_unet_...`)."
 
-# What else LoRA files hold, by a part of their keys.
+# Kinds that cannot be merged -> pattern of their keys.
 _DIFFUSERS = "LoRA in the naming of diffusers or PEFT"
 _REFUSED = {
     "DoRA": r"\.(dora_scale|lora_magnitude_vector)\b",
@@ -46,12 +46,12 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class _Pair:
-    """A matrix that stands in a file as two factors, by the names of its parts.
+    """A matrix that a file stores as two factors; the attributes are names of tensors.
 
     Attributes:
-        outer: (outputs, rank); with `transposed` (rank, outputs).
+        outer: (outputs, rank); if `transposed`, (rank, outputs).
         inner: (rank, inputs, ...).
-        core: (rank, rank, height, width), Tucker's; between the two.
+        core: (rank, rank, height, width), the Tucker core between the two.
     """
 
     outer: str
@@ -67,7 +67,7 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Whole:
-    """A matrix that stands in a file as it is."""
+    """A matrix that a file stores as one tensor."""
 
     name: str
 
@@ -79,20 +79,20 @@ class _Whole:
 
 @dataclass(frozen=True)
 class Form:
-    """A kind of layer: its matrices, and how they make one."""
+    """A kind of layer: its matrices and how they are combined."""
 
     kind: Literal["product", "hadamard", "kronecker"]
     matrices: tuple[_Pair | _Whole, ...]
 
     @property
     def rank_part(self) -> str | None:
-        """The part whose first axis is the rank; None: there is none, and alpha has no effect."""
+        """The part whose first axis is the rank; None if alpha has no effect."""
         pairs = [matrix for matrix in self.matrices if isinstance(matrix, _Pair)]
         return pairs[-1].inner if pairs else None
 
 
 def _forms() -> dict[frozenset[str], Form]:
-    """All forms by the set of their parts."""
+    """All forms, by the set of their parts."""
     w = "hada_w{}_{}"
     loha = [_Pair(w.format(n, "a"), w.format(n, "b")) for n in (1, 2)]
     tucker = [_Pair(p.outer, p.inner, f"hada_t{n}", transposed=True) for n, p in enumerate(loha, 1)]
@@ -122,10 +122,10 @@ class Layer:
     """One layer of a LoRA file.
 
     Attributes:
-        name: the layer's, without the part.
-        parts: the shapes of its tensors by the names of their parts, without alpha's.
-        shape: of what is added; a convolution's may stand flattened to (outputs, rest).
-        has_alpha: otherwise the scale is 1.
+        name: of the layer, without a part's name.
+        parts: part's name -> shape of its tensor; without alpha.
+        shape: of the delta; a convolution's may be flattened to (outputs, rest).
+        has_alpha: if False, the scale is 1.
     """
 
     name: str
@@ -135,7 +135,7 @@ class Layer:
     has_alpha: bool
 
     def scale(self, alpha: float) -> float:
-        """What the formula's result is multiplied with."""
+        """The factor of the formula's result."""
         part = self.form.rank_part
         return alpha / self.parts[part][0] if part else 1.0
 
@@ -144,12 +144,12 @@ def read_layers(name: str, tensors: Mapping[str, Tensor]) -> list[Layer]:
     """The layers of a LoRA file from its header.
 
     Args:
-        name: the LoRA's, for messages.
-        tensors: by their names in the file.
+        name: of the LoRA, for messages.
+        tensors: name in the file -> tensor.
 
     Raises:
-        ModelNotSupported: the file holds something that is not one of the kinds above.
-        ModelFileInvalid: a layer is not whole, or its parts do not fit each other.
+        ModelNotSupported: the file contains a kind that cannot be merged.
+        ModelFileInvalid: a layer is incomplete, or the shapes of its parts do not match.
     """
     for key in tensors:
         _refuse(name, key)
@@ -177,7 +177,7 @@ def _refuse(name: str, key: str) -> None:
 
 def _unknown(name: str, what: str) -> ModelNotSupported:
     return ModelNotSupported(
-        f"{name!r} has {what}, which is no part of a LoRA that can be merged.",
+        f"{name!r} has {what}, which cannot be merged: it is not a known part of a LoRA.",
         hint=_LEAVE_OUT,
         model=name,
     )
@@ -188,13 +188,13 @@ def _layer(name: str, layer: str, tensors: Mapping[str, Tensor]) -> Layer:
     form = _FORMS.get(frozenset(parts))
     if form is None:
         has = ", ".join(sorted(tensors))
-        raise _damaged(name, f"the layer {layer!r} is not whole: it has only {has}")
+        raise _damaged(name, f"the layer {layer!r} is incomplete: it has only {has}")
     if ALPHA in tensors and math.prod(tensors[ALPHA].shape) != 1:
-        raise _damaged(name, f"the alpha of layer {layer!r} is not a number")
+        raise _damaged(name, f"the alpha of layer {layer!r} is not a single number")
     try:
         shape = _combined(form, [_shape(matrix, parts) for matrix in form.matrices])
     except ValueError as error:
-        raise _damaged(name, f"the parts of layer {layer!r} do not fit each other") from error
+        raise _damaged(name, f"the shapes of the parts of layer {layer!r} do not match") from error
     return Layer(layer, form, parts, shape, ALPHA in tensors)
 
 
@@ -203,7 +203,7 @@ def _damaged(name: str, what: str) -> ModelFileInvalid:
 
 
 def _shape(matrix: _Pair | _Whole, parts: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a matrix; ValueError if its parts have no such shapes."""
+    """The shape of a matrix; ValueError if the shapes of its parts do not match."""
     if isinstance(matrix, _Whole):
         return _axes(parts[matrix.name])
     outer, inner = _axes(parts[matrix.outer]), _axes(parts[matrix.inner])
@@ -224,7 +224,7 @@ def _axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _combined(form: Form, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of what the matrices make together; ValueError if they do not fit."""
+    """The shape of the combined matrices; ValueError if their shapes do not match."""
     first, second = shapes[0], shapes[-1]
     if form.kind == "kronecker":
         rows, columns = first
@@ -235,7 +235,7 @@ def _combined(form: Form, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 class Delta(Protocol):
-    """What is added to a layer, as a matrix: (outputs, all the rest)."""
+    """The addition to a layer, as a matrix (outputs, product of the other axes)."""
 
     def write(self, first: int, end: int, out: Float32) -> None:
         """Fill `out` (end - first, columns) with the rows `first` to `end` (exclusive)."""
@@ -255,7 +255,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Hadamard:
-    """The product of two matrices number by number."""
+    """The elementwise product of two matrices."""
 
     left: Product
     right: Product
@@ -268,7 +268,7 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """Each number of `left` times the whole of `right`."""
+    """The Kronecker product of `left` and `right`."""
 
     left: Float32
     right: Float32
@@ -282,7 +282,7 @@ class Kronecker:
 
 
 def make_delta(layer: Layer, parts: Mapping[str, Float32], strength: float) -> Delta:
-    """The layer's delta from the values of its parts, times `strength`."""
+    """The layer's delta, computed from the values of its parts, times `strength`."""
     matrices = [_value(matrix, parts) for matrix in layer.form.matrices]
     if layer.form.kind == "kronecker":
         left, right = (m.outer @ m.inner if isinstance(m, Product) else m for m in matrices)
@@ -306,7 +306,7 @@ def _flat(values: Float32) -> Float32:
 
 
 def join(deltas: Sequence[Delta]) -> list[Delta]:
-    """Deltas with the same sum: all products are one, whose rank is the sum of theirs."""
+    """Fewer deltas with the same sum: all products become one, whose rank is the sum of ranks."""
     products = [delta for delta in deltas if isinstance(delta, Product)]
     if len(products) < 2:  # noqa: PLR2004 - nothing to join
         return list(deltas)

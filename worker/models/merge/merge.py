@@ -1,7 +1,8 @@
-"""LoRAs merged into a checkpoint, which then acts as if they were always in the prompt.
+"""Merges LoRAs into a checkpoint, which then acts as if their tags were in every prompt.
 
-The result is the checkpoint with other numbers in the layers that the LoRAs change: same tensors,
-same dtypes, same places. What LoRAs add to one layer is summed before it is rounded, once.
+The result has the checkpoint's tensors, dtypes and offsets; only the weights of the layers that
+the LoRAs change differ. The additions of all LoRAs to one layer are summed before the layer is
+rounded, once.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from worker.models.merge.checkpoint_layers import CheckpointLayer, find_layers
 from worker.models.merge.float_formats import FORMATS
 from worker.models.merge.lora_deltas import Layer, read_layers
 from worker.models.merge.tensor_file import TensorFile, open_tensors
-from worker.models.merge.writer import Patch, PatchSource
+from worker.models.merge.writer import DEFAULT_SIZES, BlockSizes, Patch, PatchSource
 
-ALGORITHM = 1  # part of the key: raised whenever results change
+ALGORITHM = 1  # part of the key: raise it when results change
 FAMILIES = ("SD1", "SDXL")
 
-_ALIGNMENT = 8  # safetensors begins data at such places
+_ALIGNMENT = 8  # bytes; safetensors aligns the data to it
 
 
 @dataclass(frozen=True)
-class Ingredient:
+class LoraToMerge:
     """A LoRA to merge.
 
     Attributes:
         name: for messages.
         sha256: of the file, hex.
-        te: its weight in text encoders, `unet` that in the UNet.
+        te, unet: its weight in the text encoders and in the UNet.
     """
 
     path: Path
@@ -49,42 +50,47 @@ class Ingredient:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """What a merge did.
+class MergeResult:
+    """What a merge changed.
 
     Attributes:
-        layers: how many of the checkpoint's tensors were changed.
-        unmatched: by the name of each LoRA that has some, its layers for which the checkpoint
-            has no place.
+        layers: number of the checkpoint's tensors that were changed.
+        unmatched: LoRA's name -> its layers that the checkpoint does not have; only LoRAs that
+            have such layers.
     """
 
     layers: int
     unmatched: Mapping[str, tuple[str, ...]]
 
 
-def merge_key(base_sha256: str, loras: Sequence[Ingredient]) -> str:
-    """What the result depends on, as 64 hex digits; not on the order of the LoRAs."""
-    mixed = [[lora.sha256, lora.te, lora.unet] for lora in _mixed(loras)]
-    document = json.dumps([ALGORITHM, base_sha256.lower(), mixed])
+def merge_key(base_sha256: str, loras: Sequence[LoraToMerge]) -> str:
+    """64 hex digits that stand for everything the result depends on; LoRA order is not part."""
+    inputs = [[lora.sha256, lora.te, lora.unet] for lora in _each_once(loras)]
+    document = json.dumps([ALGORITHM, base_sha256.lower(), inputs])
     return sha256(document.encode()).hexdigest()
 
 
 def merge(
-    base: Path, loras: Sequence[Ingredient], target: Path, metadata: Mapping[str, str]
-) -> Merged:
-    """Write `target`, the checkpoint with the LoRAs in it, and bring it to the disk.
+    base: Path,
+    loras: Sequence[LoraToMerge],
+    target: Path,
+    metadata: Mapping[str, str],
+    sizes: BlockSizes = DEFAULT_SIZES,
+) -> MergeResult:
+    """Write `target`, the checkpoint with the LoRAs merged in, and sync it to the disk.
 
     Args:
         base: an SD1 or SDXL checkpoint, safetensors in the original naming.
-        loras: their order does not matter; the weights of one named twice add up.
-        target: where no file is yet. Nothing is left there on failure.
-        metadata: written into the header, beside the checkpoint's own.
+        loras: in any order; the weights of a LoRA that is given twice add up.
+        target: a path without a file. After a failure nothing is left there.
+        metadata: added to the checkpoint's own in the header.
+        sizes: how much is read and written at once.
 
     Raises:
         ModelFileInvalid: a file is damaged.
         ModelNotSupported: the checkpoint or a LoRA is of a kind that cannot be merged, or the
-            result is too large for the checkpoint's numbers.
-        ModelMismatch: a LoRA is for other checkpoints.
+            result is too large for the checkpoint's dtype.
+        ModelMismatch: a LoRA is for another family of checkpoints.
         ModelUnsafe: a file is a pickle.
         StoreFull, StoreNotWritable: `target` cannot be written.
     """
@@ -92,33 +98,34 @@ def merge(
         checkpoint = _Checkpoint.read(files.enter_context(open_tensors(base, base.name)))
         sources: dict[CheckpointLayer, list[PatchSource]] = {}
         unmatched = {}
-        for lora in _mixed(loras):
+        for lora in _each_once(loras):
             file = files.enter_context(open_tensors(lora.path, lora.name))
             matched, missing = checkpoint.match(file)
-            for layer, place in matched:
-                if weight := lora.te if place.in_text_encoder else lora.unet:
-                    sources.setdefault(place, []).append(PatchSource(file, layer, weight))
+            for layer, target_layer in matched:
+                if weight := lora.te if target_layer.in_text_encoder else lora.unet:
+                    source = PatchSource(file, layer, weight)
+                    sources.setdefault(target_layer, []).append(source)
             if missing:
                 unmatched[lora.name] = missing
-        patches = [checkpoint.patch(place, added) for place, added in sources.items()]
+        patches = [checkpoint.patch(layer, added) for layer, added in sources.items()]
         header = _header(checkpoint.file.header, metadata)
-        writer.write(checkpoint.file, patches, header, target)
-    return Merged(len({patch.key for patch in patches}), unmatched)
+        writer.write(checkpoint.file, patches, header, target, sizes)
+    return MergeResult(len({patch.key for patch in patches}), unmatched)
 
 
-def _mixed(loras: Iterable[Ingredient]) -> list[Ingredient]:
-    """Each LoRA once, in an order that depends on nothing but the files."""
-    by_hash: dict[str, list[Ingredient]] = {}
+def _each_once(loras: Iterable[LoraToMerge]) -> list[LoraToMerge]:
+    """Each LoRA once, with the sum of its weights, sorted by the hash of its file."""
+    by_hash: dict[str, list[LoraToMerge]] = {}
     for lora in loras:
         by_hash.setdefault(lora.sha256.lower(), []).append(lora)
     return [
-        Ingredient(same[0].path, same[0].name, digest, *_weights(same))
+        LoraToMerge(same[0].path, same[0].name, digest, *_weights(same))
         for digest, same in sorted(by_hash.items())
     ]
 
 
-def _weights(same: Sequence[Ingredient]) -> tuple[float, float]:
-    """Their sums as floats, whatever the order; never -0.0."""
+def _weights(same: Sequence[LoraToMerge]) -> tuple[float, float]:
+    """The sums of the weights, the same in every order, and never -0.0."""
     return math.fsum(lora.te for lora in same) + 0.0, math.fsum(lora.unet for lora in same) + 0.0
 
 
@@ -128,7 +135,7 @@ class _Checkpoint:
 
     file: TensorFile
     found: Architecture
-    places: Mapping[str, CheckpointLayer]
+    layers: Mapping[str, CheckpointLayer]
 
     @classmethod
     def read(cls, file: TensorFile) -> _Checkpoint:
@@ -137,7 +144,7 @@ class _Checkpoint:
         if found.role != "checkpoint" or found.family not in FAMILIES:
             what = f"a {found.role} for {found.family}" if found.role else "not recognised"
             raise ModelNotSupported(
-                f"{file.name!r} is {what}; LoRAs are merged into checkpoints for"
+                f"{file.name!r} is {what}; LoRAs can be merged into checkpoints for"
                 f" {' and '.join(FAMILIES)} only.",
                 hint="Leave the LoRAs out of the merge: they then act as tags in the prompt.",
                 model=file.name,
@@ -147,67 +154,67 @@ class _Checkpoint:
     def match(
         self, lora: TensorFile
     ) -> tuple[list[tuple[Layer, CheckpointLayer]], tuple[str, ...]]:
-        """A LoRA's layers with their places, and the names of those that have none."""
+        """A LoRA's layers with the checkpoint's, and the names of those it does not have."""
         found = architecture.detect(lora.header)
         architecture.check_usable(lora.name, "lora", found)
         architecture.check_match(self.file.name, self.found, lora.name, found)
         layers = read_layers(lora.name, lora.header.tensors)
         matched = [
-            (layer, self.places[layer.name]) for layer in layers if layer.name in self.places
+            (layer, self.layers[layer.name]) for layer in layers if layer.name in self.layers
         ]
         if not matched:
             raise ModelMismatch(
-                f"{lora.name!r} has no layer that the checkpoint {self.file.name!r} has.",
+                f"{lora.name!r} and the checkpoint {self.file.name!r} have no layer in common.",
                 model=lora.name,
             )
-        for layer, place in matched:
-            self._check(lora.name, layer, place)
-        return matched, tuple(one.name for one in layers if one.name not in self.places)
+        for layer, target in matched:
+            self._check(lora.name, layer, target)
+        return matched, tuple(one.name for one in layers if one.name not in self.layers)
 
-    def _check(self, lora: str, layer: Layer, place: CheckpointLayer) -> None:
-        """Refuse a layer that does not fit, or whose place cannot be added to."""
-        tensor = self.file.header.tensors[place.key]
-        wanted = (place.end - place.first, *tensor.shape[1:])
+    def _check(self, lora: str, layer: Layer, target: CheckpointLayer) -> None:
+        """Reject a layer of another shape, and a target whose dtype cannot be summed."""
+        tensor = self.file.header.tensors[target.key]
+        wanted = (target.end - target.first, *tensor.shape[1:])
         flat = (wanted[0], math.prod(wanted[1:]))
         if _trimmed(layer.shape) not in {_trimmed(wanted), flat}:
             raise ModelMismatch(
                 f"the layer {layer.name!r} of {lora!r} has the shape {list(layer.shape)}, but"
-                f" {place.key!r} of {self.file.name!r} takes {list(wanted)}.",
+                f" {target.key!r} of {self.file.name!r} needs {list(wanted)}.",
                 model=lora,
                 layer=layer.name,
             )
         if tensor.dtype not in FORMATS:
             raise ModelNotSupported(
-                f"{place.key!r} of {self.file.name!r} is {tensor.dtype}; LoRAs are merged into"
+                f"{target.key!r} of {self.file.name!r} is {tensor.dtype}; LoRAs can be merged into"
                 f" {', '.join(FORMATS)} only.",
                 hint="Use the checkpoint's fp16 version.",
                 model=self.file.name,
             )
 
-    def patch(self, place: CheckpointLayer, sources: Sequence[PatchSource]) -> Patch:
-        """What is done at a place."""
-        tensor = self.file.header.tensors[place.key]
+    def patch(self, target: CheckpointLayer, sources: Sequence[PatchSource]) -> Patch:
+        """The change of one layer."""
+        tensor = self.file.header.tensors[target.key]
         columns = math.prod(tensor.shape[1:])
         row = columns * FORMATS[tensor.dtype].storage.itemsize
         return Patch(
-            place.key,
+            target.key,
             tensor.dtype,
-            tensor.begin + place.first * row,
-            place.end - place.first,
+            tensor.begin + target.first * row,
+            target.end - target.first,
             columns,
             tuple(sources),
         )
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without what a 1x1 convolution has more than a matrix: files have either for both."""
+    """The shape of a 1x1 convolution as a matrix; files use either shape for the same layer."""
     while len(shape) > 2 and shape[-1] == 1:  # noqa: PLR2004 - a matrix
         shape = shape[:-1]
     return shape
 
 
 def _header(header: Header, metadata: Mapping[str, str]) -> bytes:
-    """The header of a file with the same tensors, and `metadata` beside its own."""
+    """The header of a file with the same tensors and with `metadata` added."""
 
     def entry(tensor: Tensor) -> dict[str, object]:
         offsets = [tensor.begin, tensor.end]

@@ -22,7 +22,7 @@ from worker.formats import safetensors_header
 from worker.formats.safetensors_header import Header
 from worker.models.merge.float_formats import FORMATS, Float32, Numbers
 
-_START = 1 << 16
+_START = 1 << 16  # bytes that are read first; most headers of LoRAs fit
 
 
 @dataclass(frozen=True)

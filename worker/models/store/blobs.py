@@ -1,15 +1,15 @@
 """Fetched models: one file per content, shared by every worker of a volume.
 
-    <root>/blobs/<sha256>.safetensors       the file; complete and right, or not there at all
-    <root>/blobs/<sha256>.json              what it is; its modification time is the last use
-    <root>/Lora/<stem>.safetensors          link to the blob under a stem that nobody else has
+    <root>/blobs/<sha256>.safetensors       the file, complete and verified
+    <root>/blobs/<sha256>.json              metadata; its modification time is the last use
+    <root>/Lora/<stem>.safetensors          link to the blob under a unique stem
     <root>/diffusers/<sha256>/              the same checkpoint as a diffusers folder, if baked so
-    <root>/downloads/<key>.<run>.part       a download, resumable
-    <root>/leases/<key>.lock                who is downloading
+    <root>/downloads/<key>.<run>.part       a resumable download
+    <root>/leases/<key>.lock                the lease of the worker that downloads
 
-No lock makes this right: each run writes a file of its own, and what is published was verified
-before it got its name in one step. A lease only keeps sixteen workers from fetching the same
-7 GB sixteen times.
+Correctness does not depend on a lock: each run writes its own partial file, which is verified and
+then published with one rename. A lease only prevents that sixteen workers fetch the same 7 GB
+sixteen times.
 """
 
 from __future__ import annotations
@@ -32,25 +32,38 @@ from worker.files import discard, note_file, storage_error, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
 
-LEASE_SECONDS = 30.0  # without a sign of life, then another worker takes over
-POLL_SECONDS = 0.1
 _SECOND = 1_000_000_000  # ns
-USE_RESOLUTION = 60.0  # seconds; a second use within it is not noted
 
 log = logging.getLogger("worker.models")
 
 
 @dataclass(frozen=True)
+class StoreTiming:
+    """Times in seconds.
+
+    Attributes:
+        lease: a download that shows no sign of life for this long is taken over.
+        poll: how often a waiting worker looks again.
+        use_resolution: a second use within this time is not written.
+    """
+
+    lease: float = 30.0
+    poll: float = 0.1
+    use_resolution: float = 60.0
+
+
+@dataclass(frozen=True)
 class About:
-    """What the metadata file of a blob holds.
+    """The metadata file of a blob.
 
     Attributes:
         stem: the clean name under which it is linked.
-        mtime: of the blob when it was verified; if it differs, somebody has touched it. Whole
-            seconds: layers of images and some network volumes keep no more.
-        source: where it came from, for people.
-        ref: the reference that can bring it again; None if that holds a secret.
-        family: what its host says it was made for.
+        mtime: the blob's modification time when it was verified; another time means that the
+            blob was touched. In whole seconds: image layers and some network volumes keep no
+            fractions.
+        source: where it was fetched from, for people.
+        ref: the reference that can fetch it again; None if that contains a secret.
+        family: the family that its host names.
     """
 
     kind: Kind
@@ -70,14 +83,14 @@ _ABOUT = TypeAdapter(About)
 
 @dataclass(frozen=True)
 class Blob:
-    """A fetched model that is there, whole and unchanged."""
+    """A fetched model that is present, whole and unchanged."""
 
     sha256: str
     path: Path
     about: About
 
     def as_file(self) -> ModelFile:
-        """The same for whoever does not care where a file comes from."""
+        """The same as a model file, which does not know how it was fetched."""
         about = self.about
         return ModelFile(
             about.kind,
@@ -91,10 +104,23 @@ class Blob:
 
 
 class Blobs:
-    """The fetched models below one folder. Safe for threads and for processes."""
+    """The fetched models below one folder. Safe for threads and for processes.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root.resolve()  # links are compared by what they lead to
+    Args:
+        root: the folder.
+        timing: of leases and use marks.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        timing: StoreTiming = StoreTiming(),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._timing = timing
+        self._clock = clock
+        self.root = root.resolve()  # links are compared by their targets
         self._blobs = self.root / "blobs"
         self._downloads = self.root / "downloads"
         self._known: dict[str, Blob] = {}
@@ -103,9 +129,9 @@ class Blobs:
     # Look up ---------------------------------------------------------------------------------
 
     def find(self, sha256: str) -> Blob | None:
-        """The blob, if it is there and as it was when it was verified.
+        """The blob, if it is present and unchanged since it was verified.
 
-        A changed file is hashed again; one that is not what its name says is removed.
+        A touched file is hashed again, and removed if its content is not that of its name.
         """
         blob = self._known.get(sha256) or self._read(sha256)
         if blob is None:
@@ -122,19 +148,19 @@ class Blobs:
         return blob
 
     def all(self) -> Iterator[Blob]:
-        """Every blob, by hash; whether each is unchanged is not looked at."""
+        """Every blob, sorted by hash; without a check for changes."""
         for path in sorted(self._blobs.glob("*.json")):
             blob = self._read(path.stem)
             if blob and blob.path.is_file():
                 yield blob
 
     def leftovers(self) -> list[Path]:
-        """Files that nobody finds: a removal was broken off, or the metadata are damaged."""
+        """Files without valid metadata: a removal was interrupted, or the metadata are damaged."""
         files = (path for path in self._blobs.glob("*") if path.suffix != ".json")
         return sorted(path for path in files if self._read(path.stem) is None)
 
     def blob_of(self, path: Path) -> str | None:
-        """The sha256 if that (resolved) path is a blob of this store."""
+        """The sha256 if the (resolved) path is a blob of this store."""
         return path.stem if path.parent == self._blobs else None
 
     @property
@@ -143,7 +169,7 @@ class Blobs:
         return (self.root / "diffusers").is_dir()
 
     def diffusers(self, sha256: str) -> Path:
-        """Where a checkpoint's diffusers folder is, if it was converted."""
+        """The path of a checkpoint's diffusers folder, which exists if it was converted."""
         return self.root / "diffusers" / sha256
 
     def _read(self, sha256: str) -> Blob | None:
@@ -152,7 +178,7 @@ class Blobs:
         except (OSError, ValidationError):
             return None
         if about.suffix not in {SAFETENSORS, *PICKLES} or about.stem != clean_stem(about.stem):
-            return None  # nobody here has written that
+            return None  # not written by a worker
         return Blob(sha256, self._blobs / f"{sha256}{about.suffix}", about)
 
     def _about_file(self, sha256: str) -> Path:
@@ -166,11 +192,11 @@ class Blobs:
             return None
         if is_whole:
             blob = replace(blob, about=replace(blob.about, mtime=mtime))
-            with suppress(OSError):  # a read-only store: hashed again by the next process
+            with suppress(OSError):  # a read-only store: the next process hashes it again
                 self._write_about(blob)
             self._known[blob.sha256] = blob
             return blob
-        log.warning("%s in the model store is damaged; it is removed", blob.about.stem)
+        log.warning("%s in the model store is damaged; it will be removed", blob.about.stem)
         with suppress(FetchError):  # a read-only store
             self.remove(blob)
         return None
@@ -178,9 +204,9 @@ class Blobs:
     # Use marks -------------------------------------------------------------------------------
 
     def mark_used(self, sha256: str) -> None:
-        """Note that a job uses it now; what was used last is evicted last."""
-        now = time.time()
-        if now - self._used.get(sha256, 0) >= USE_RESOLUTION:
+        """Record that a job uses it now; the least recently used model is evicted first."""
+        now = self._clock()
+        if now - self._used.get(sha256, 0) >= self._timing.use_resolution:
             self._used[sha256] = now
             with suppress(OSError):  # a read-only store evicts nothing
                 os.utime(self._about_file(sha256), (now, now))
@@ -194,14 +220,14 @@ class Blobs:
     # Add and remove --------------------------------------------------------------------------
 
     def add(self, partial: Path, sha256: str, about: About, taken: Callable[[str], bool]) -> Blob:
-        """Publish a verified file; `taken` says which stems the operator's own files have.
+        """Publish a verified file; `taken` is true for the stems of the operator's own files.
 
         Raises:
             StoreFull, StoreNotWritable.
         """
         blob = self.find(sha256)
         try:
-            if blob:  # two runs without a working lease
+            if blob:  # two workers downloaded it, because no lease worked
                 discard(partial)
             else:
                 blob = self._publish(partial, sha256, about, taken)
@@ -218,7 +244,7 @@ class Blobs:
         mtime = partial.stat().st_mtime_ns // _SECOND
         about = replace(about, stem=self._claim(about, sha256, taken), mtime=mtime)
         blob = Blob(sha256, self._blobs / f"{sha256}{about.suffix}", about)
-        # In this order: a blob is never without its metadata, nor metadata with a foreign file.
+        # In this order there is never a blob without metadata, nor metadata with a foreign file.
         blob.path.unlink(missing_ok=True)
         self._write_about(blob)
         partial.replace(blob.path)
@@ -227,7 +253,7 @@ class Blobs:
         return blob
 
     def remove(self, blob: Blob) -> int:
-        """Delete a blob and all that belongs to it; returns the bytes that were freed.
+        """Delete a blob, its metadata and its link; returns the freed bytes.
 
         Raises:
             StoreNotWritable.
@@ -241,9 +267,9 @@ class Blobs:
     def _remove(self, blob: Blob) -> int:
         trash = self._blobs / f".trash-{uuid.uuid4().hex}"
         freed = 0
-        with suppress(FileNotFoundError):  # another worker was faster
+        with suppress(FileNotFoundError):  # another worker has removed it
             size = blob.path.stat().st_size
-            blob.path.rename(trash)  # from here on nobody finds half a file
+            blob.path.rename(trash)  # from here on no lookup finds it
             trash.unlink(missing_ok=True)
             freed = size
         self._about_file(blob.sha256).unlink(missing_ok=True)
@@ -256,7 +282,7 @@ class Blobs:
         write_atomically(self._about_file(blob.sha256), _ABOUT.dump_json(blob.about, indent=1))
 
     def _claim(self, about: About, sha256: str, taken: Callable[[str], bool]) -> str:
-        """A stem for the blob; making a link fails for all but one, on any file system."""
+        """A stem for the blob: on any file system, only one worker can create the link."""
         target = Path("..") / "blobs" / f"{sha256}{about.suffix}"
         for stem in (about.stem, marked_stem(about.stem, sha256[:10])):
             link = self._link(about.kind, stem, about.suffix)
@@ -279,7 +305,7 @@ class Blobs:
     def lease(
         self, key: str, is_there: Callable[[], bool], stop: threading.Event
     ) -> Iterator[bool]:
-        """Wait until it is this process's turn to download; false if it is there meanwhile.
+        """Wait for this process's turn to download; yields false if the file is there by then.
 
         Raises:
             FetchStopped, StoreFull, StoreNotWritable.
@@ -287,9 +313,10 @@ class Blobs:
         folder = self.root / "leases"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lease = SoftFileLease(folder / f"{key}.lock", lease_duration=LEASE_SECONDS)
+            lease = SoftFileLease(folder / f"{key}.lock", lease_duration=self._timing.lease)
             lease.acquire(
-                poll_interval=POLL_SECONDS, cancel_check=lambda: is_there() or stop.is_set()
+                poll_interval=self._timing.poll,
+                cancel_check=lambda: is_there() or stop.is_set(),
             )
         except Timeout:
             if stop.is_set() and not is_there():
@@ -304,9 +331,10 @@ class Blobs:
                 lease.release()
 
     def partial(self, key: str) -> Path:
-        """A partial file of this run's own: what an earlier run left for the key, or a new one.
+        """A partial file for this run alone: one that an earlier run left, or a new path.
 
-        Only with the lease. Taking over is a rename, so of two runs only one goes on with it.
+        Call it only with the lease. A file is taken over with a rename, so of two runs only one
+        continues it.
         """
         mine = self._downloads / f"{key}.{uuid.uuid4().hex[:12]}.part"
         try:
@@ -316,7 +344,7 @@ class Blobs:
         left = sorted(self._downloads.glob(f"{key}.*.part"), key=size_on_disk, reverse=True)
         for number, other in enumerate(left):
             if number:
-                discard(other)  # two runs without a working lease; the larger one is kept
+                discard(other)  # two runs, because no lease worked; the larger file is kept
                 continue
             with suppress(OSError):
                 note_file(other).replace(note_file(mine))
@@ -324,19 +352,19 @@ class Blobs:
         return mine
 
     def partials(self) -> list[Path]:
-        """Downloads that are running or were given up."""
+        """Downloads that are running or were abandoned."""
         return sorted(self._downloads.glob("*.part"))
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes that the file takes; a partial file has holes."""
+    """Bytes that the file uses on the disk; a partial file is sparse."""
     with suppress(OSError):
         return path.stat().st_blocks * 512
     return 0
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk only when its folder is."""
+    """A rename is on the disk only once its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,10 +1,10 @@
 """The life of a fetch: a reference becomes a verified blob in the store, once.
 
-resolve     ask the host which file the reference means, or remember what it said
-lease       one process downloads, the others wait for it
-make room   evict what was not used for longest, if the budget or the disk asks for it
-download    the first megabyte is inspected, the hash computed on the way
-publish     under its sha256, in one step
+resolve     ask the host which file the reference means, or use its stored answer
+lease       one process downloads the file, the others wait for it
+make room   evict the least recently used models, if the budget or the disk is too small
+download    inspect the first megabyte, compute the hash while the data arrive
+publish     under its sha256, with one rename
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ log = logging.getLogger("worker.models")
 
 
 class Fetcher:
-    """Brings models into one store. Thread-safe.
+    """Fetches models into one store. Thread-safe.
 
     Args:
-        http: the only way out.
-        hosts: that the references are for.
+        http: the client for all requests.
+        hosts: the hosts that resolve references.
         blobs: the store.
-        find: looks for a content there and wherever else models lie.
-        references: what is known of them.
-        room: its budget.
+        space: the store's budget.
+        find: sha256 -> the blob, in this store or in another one.
+        references: the stored answers of hosts.
         pickles: whether files that can run code may be fetched.
-        report_for: name -> who hears how far its download is.
+        report_for: name of a model -> the report of its download's progress.
         is_taken: whether the operator has a file of that kind and stem.
         limits: of each download.
 
     Attributes:
-        bytes_fetched: of the files that have come since the start.
+        bytes_fetched: bytes of the files that were fetched since the start.
     """
 
     def __init__(
@@ -89,24 +89,24 @@ class Fetcher:
         self._counting = threading.Lock()
 
     def fetch(self, wanted: Wanted, stop: threading.Event) -> Blob:
-        """The blob for a reference: found by its content, or downloaded.
+        """The blob for a reference: found by its hash, or downloaded.
 
         Raises:
-            WorkerError: says why it cannot be had.
+            WorkerError: it can be neither found nor downloaded.
         """
         remote = self.resolve(wanted.ref, stop)
-        self._check_told(wanted, remote)
+        self._check_announced(wanted, remote)
         sha256 = wanted.sha256 or remote.sha256
 
-        def there() -> Blob | None:
+        def find() -> Blob | None:
             known = sha256 or self.references.sha256(wanted.ref)
             return self._find(known) if known else None
 
         key = sha256 or wanted.ref.key
-        blob = there()
+        blob = find()
         while blob is None:
-            with self._blobs.lease(key, lambda: there() is not None, stop) as is_mine:
-                blob = self._download(wanted, remote, sha256, key, stop) if is_mine else there()
+            with self._blobs.lease(key, lambda: find() is not None, stop) as is_mine:
+                blob = self._download(wanted, remote, sha256, key, stop) if is_mine else find()
         self._note(wanted, remote, blob)
         return blob
 
@@ -116,7 +116,7 @@ class Fetcher:
             self.references.note(wanted.ref, remote, blob.sha256)
 
     def resolve(self, ref: ModelRef, stop: threading.Event) -> RemoteFile:
-        """What the host says about the file; asked at most once an hour."""
+        """The host's answer about the file; the host is asked at most once an hour."""
         remote = self.references.remote(ref)
         if remote is None:
             try:
@@ -132,8 +132,8 @@ class Fetcher:
 
     # Checks ----------------------------------------------------------------------------------
 
-    def _check_told(self, wanted: Wanted, remote: RemoteFile) -> None:
-        """What can be refused by the host's word alone, before a byte is fetched."""
+    def _check_announced(self, wanted: Wanted, remote: RemoteFile) -> None:
+        """Reject what the host's answer alone shows to be unusable, before a byte is fetched."""
         suffix = PurePosixPath(remote.filename).suffix.lower()
         if suffix in PICKLES and not self._pickles:
             raise ModelUnsafe(
@@ -145,8 +145,8 @@ class Fetcher:
                 f"{remote.filename!r}: A1111 v1.9.3 cannot load {suffix} files as models."
             )
         if wanted.kind and remote.role:
-            told = Architecture(role=remote.role)
-            architecture.check_usable(remote.name, wanted.kind, told)
+            announced = Architecture(role=remote.role)
+            architecture.check_usable(remote.name, wanted.kind, announced)
 
     # Download --------------------------------------------------------------------------------
 
@@ -158,9 +158,9 @@ class Fetcher:
         key: str,
         stop: threading.Event,
     ) -> Blob | None:
-        """The blob; None if another worker has taken the download over."""
+        """The blob; None if another worker has taken over the download."""
         host = self._hosts.of(wanted.ref)
-        source = Source(self._http, remote.url, lambda said: host.refusal(said, remote))
+        source = Source(self._http, remote.url, lambda refused: host.refusal(refused, remote))
         inspection = _Inspection(wanted, remote)
         log.info("fetching %s from %s", remote.name, remote.source)
         begun = time.monotonic()
@@ -168,7 +168,7 @@ class Fetcher:
             hooks = Hooks(
                 inspect=inspection,
                 make_room=lambda size: self._space.make(key, size),
-                report=self._heard_by(report, key),
+                report=self._reporting_to(report, key),
                 stop=stop,
             )
             try:
@@ -178,10 +178,10 @@ class Fetcher:
                 raise
             finally:
                 self._space.done(key)
-        if not fetched.path.exists():  # this one stood still for longer than a lease lasts
+        if not fetched.path.exists():  # this process was paused for longer than its lease
             return None
         blob = self._publish(wanted, remote, fetched, inspection)
-        # Still with the lease: who waits for a file without a hash knows it by this only.
+        # Before the lease ends: it is how waiting workers find a file whose hash no host names.
         self._note(wanted, replace(remote, etag=strong(fetched.etag)), blob)
         self._count(remote.name, fetched.size, time.monotonic() - begun)
         return blob
@@ -192,13 +192,15 @@ class Fetcher:
         rate = size / 1e6 / max(seconds, 0.001)
         log.info("fetched %s: %.1f MB at %.0f MB/s", name, size / 1e6, rate)
 
-    def _heard_by(self, report: DownloadProgress, key: str) -> Callable[[int, int | None], None]:
-        def heard(fetched: int, size: int | None) -> None:
+    def _reporting_to(
+        self, report: DownloadProgress, key: str
+    ) -> Callable[[int, int | None], None]:
+        def on_progress(fetched: int, size: int | None) -> None:
             report(fetched, size)
             if size is not None:
                 self._space.left(key, size - fetched)
 
-        return heard
+        return on_progress
 
     def _publish(
         self, wanted: Wanted, remote: RemoteFile, fetched: Fetched, inspection: _Inspection
@@ -215,7 +217,7 @@ class Fetcher:
             stem=stem_of(wanted.filename or fetched.filename or remote.filename),
             suffix=inspection.suffix,
             size=fetched.size,
-            mtime=0,  # the store's business
+            mtime=0,  # the store sets it
             source=remote.source,
             ref=None if wanted.ref.has_secret else str(wanted.ref),
             title=remote.title,
@@ -228,23 +230,23 @@ class Fetcher:
 
 
 class _Inspection:
-    """Looks at a file's first bytes; `download` calls it, see its `Hooks`.
+    """Checks a file by its first bytes; `download` calls it, see its `Hooks`.
 
     Attributes:
-        suffix: that of the file, if it is a pickle; else `.safetensors`.
-        found: what the file is; a pickle does not tell.
+        suffix: of the file, if it is a pickle; otherwise `.safetensors`.
+        found: what the file is; unknown for a pickle.
     """
 
     def __init__(self, wanted: Wanted, remote: RemoteFile) -> None:
         self._wanted = wanted
         self._name = remote.name
-        self._size: int | None = None  # bytes that the file must have, by its own header
+        self._size: int | None = None  # bytes that the file's header requires
         suffix = PurePosixPath(remote.filename).suffix.lower()
         self.suffix = suffix if suffix in PICKLES else SAFETENSORS
         self.found = Architecture()
 
     def __call__(self, start: bytes, size: int | None) -> int | None:
-        """Refuse what is no usable model."""
+        """Reject a file that is not a usable model; a number asks for more first bytes."""
         if self.suffix in PICKLES:
             safetensors_header.check_pickle(start)
             return None
@@ -276,5 +278,5 @@ class _Inspection:
 
 
 def _kind(found: Architecture) -> Kind:
-    """The kind of a file that nobody has said anything about."""
+    """The kind of a file if neither the job nor the host names it."""
     return next((kind for kind in FOLDERS if kind == found.role), "checkpoint")

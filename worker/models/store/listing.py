@@ -1,4 +1,4 @@
-"""The model files below a folder, read again only when the folder has changed."""
+"""The model files below a folder; the folder is read again only when it has changed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from pathlib import Path
 
 from worker.formats.names import PICKLES, SAFETENSORS
 
-_SETTLED = 2.0  # seconds; a folder that changed a moment ago may change within the same tick
-
 
 class Listing:
     """Names and sizes of the model files below one folder, hidden ones left out. Thread-safe.
 
-    A warm look costs one `stat` for each folder, however many files there are. A file that is
-    written anew in place changes no folder: whoever opens a file checks its size and time.
+    If nothing has changed, a lookup costs one `stat` per folder, however many files there are. A
+    file that is rewritten in place does not change its folder, so code that opens a file checks
+    the file's own size and time.
 
     Args:
-        folder: searched with its subfolders; may not exist yet.
-        pickles: whether `.ckpt`, `.pt` and the like count too.
+        folder: searched with its subfolders; it need not exist yet.
+        pickles: whether `.ckpt`, `.pt` and the like are listed too.
+        settled: seconds. A folder that changed less than this ago is read again next time: it may
+            change once more within the same tick of the file system's clock.
     """
 
-    def __init__(self, folder: Path, *, pickles: bool = False) -> None:
+    def __init__(self, folder: Path, *, pickles: bool = False, settled: float = 2.0) -> None:
+        self._settled = settled
         self._generation = 0
         self.folder = folder
         self._suffixes = (SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,)
@@ -42,12 +44,12 @@ class Listing:
         return self._files
 
     def find(self, stem: str) -> list[Path]:
-        """Those with that stem; if there are none, those that differ from it only in case."""
+        """The files with that stem; if there are none, those whose stem differs only in case."""
         self._refresh()
         return self._by_stem.get(stem) or self._by_folded.get(stem.casefold(), [])
 
     def sizes(self) -> dict[Path, int]:
-        """Bytes of each; a file's size is read once, dangling links have none."""
+        """Size of each in bytes, read once per file; dangling links are left out."""
         for path in self.files():
             if path not in self._sizes:
                 with suppress(OSError):
@@ -55,7 +57,7 @@ class Listing:
         return self._sizes
 
     def current_generation(self) -> int:
-        """Another number than before means that the folder has changed."""
+        """A number that changes when the folder changes."""
         self._refresh()
         return self._generation
 
@@ -74,13 +76,13 @@ class Listing:
         for path in files:
             by_stem.setdefault(path.stem, []).append(path)
             by_folded.setdefault(path.stem.casefold(), []).append(path)
-        # Whole at once: other threads look into them meanwhile.
+        # Replaced as a whole, because other threads read them meanwhile.
         self._files, self._by_stem, self._by_folded = files, by_stem, by_folded
         self._sizes = {path: self._sizes[path] for path in files if path in self._sizes}
 
     def _read(self, folder: str) -> Iterator[Path]:
         changed = _changed(folder)
-        recently = changed is not None and time.time() - changed / 1e9 < _SETTLED
+        recently = changed is not None and time.time() - changed / 1e9 < self._settled
         self._folders[folder] = -1 if recently else changed
         # Another worker may remove a folder of a shared volume at any moment.
         with suppress(OSError), os.scandir(folder) as entries:

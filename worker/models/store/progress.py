@@ -1,4 +1,4 @@
-"""Who hears how far a download is: a person at a terminal, or the log and the job."""
+"""The progress of a download: a bar on a terminal, or lines in the log and updates for the job."""
 
 from __future__ import annotations
 
@@ -7,43 +7,45 @@ import sys
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-LOG_EVERY = 10.0  # seconds
-TELL_EVERY = 1.0  # seconds
-
 log = logging.getLogger("worker.models")
 
-Tell = Callable[[dict[str, Any]], None]
+Listener = Callable[[dict[str, Any]], None]
 
-# Who hears of the downloads of this job: `phase`, `message`, and where known `percent` and
-# `eta_seconds`.
-listener: ContextVar[Tell | None] = ContextVar("listener", default=None)
+# Called with the progress of this job's downloads: `phase`, `message`, and `percent` and
+# `eta_seconds` where they are known.
+listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 class DownloadProgress(Protocol):
     """The progress of one file."""
 
     def __call__(self, fetched: int, size: int | None) -> None:
-        """Called several times a second with bytes here and bytes in all."""
+        """Report the bytes that have arrived and the total; called several times a second."""
 
     def close(self) -> None:
-        """The download has ended, one way or the other."""
+        """End the report: the download has ended, successfully or not."""
 
 
 class Terminal:
-    """A bar for each file."""
+    """One progress bar per file."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
         self._bar = tqdm(
-            desc=name[:40], unit="B", unit_scale=True, unit_divisor=1000, file=sys.stderr
+            desc=name[:40],
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1000,
+            file=stream or sys.stderr,
         )
         self._resumed: int | None = None
 
     def __call__(self, fetched: int, size: int | None) -> None:
-        """Move the bar; what an earlier run fetched does not count for the speed."""
+        """Move the bar; bytes from an earlier run do not count for the speed."""
         if self._resumed is None:
             self._resumed = self._bar.initial = fetched
             self._bar.n = fetched
@@ -55,27 +57,49 @@ class Terminal:
         self._bar.close()
 
 
-class Lines:
-    """A log line now and then, and more often a word to whoever waits for the job."""
+@dataclass(frozen=True)
+class ReportEvery:
+    """Seconds from one report to the next."""
 
-    def __init__(self, name: str, tell: Tell | None = None) -> None:
+    log: float = 10.0
+    job: float = 1.0
+
+
+class Lines:
+    """Lines in the log, and more frequent updates for the job.
+
+    Args:
+        name: of the model.
+        update: gets the updates for the job.
+        clock: seconds, rising.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        update: Listener | None = None,
+        every: ReportEvery = ReportEvery(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._name = name
-        self._tell = tell
-        self._begun = self._logged = time.monotonic()
-        self._told = 0.0
+        self._update = update
+        self._every = every
+        self._clock = clock
+        self._begun = self._logged = clock()
+        self._updated = 0.0
         self._resumed: int | None = None
 
     def __call__(self, fetched: int, size: int | None) -> None:
-        """Say it, if it is time."""
-        now = time.monotonic()
+        """Log and update, if it is time."""
+        now = self._clock()
         if self._resumed is None:
             self._resumed = fetched
-        if now - self._logged >= LOG_EVERY:
+        if now - self._logged >= self._every.log:
             self._logged = now
             log.info("%s", self._line(fetched, size, now))
-        if self._tell and now - self._told >= TELL_EVERY:
-            self._told = now
-            self._tell(self._report(fetched, size, now))
+        if self._update and now - self._updated >= self._every.job:
+            self._updated = now
+            self._update(self._report(fetched, size, now))
 
     def close(self) -> None:
         """Nothing is open."""
@@ -89,7 +113,7 @@ class Lines:
         return report | {"percent": round(100 * fetched / size, 1)} | eta
 
     def _rate(self, fetched: int, now: float) -> float:
-        """Bytes a second."""
+        """Bytes per second."""
         return (fetched - (self._resumed or 0)) / max(now - self._begun, 0.001)
 
     def _line(self, fetched: int, size: int | None, now: float) -> str:
@@ -103,5 +127,5 @@ class Lines:
 
 
 def report_for(name: str) -> DownloadProgress:
-    """A bar where a person watches, else lines, also for this job's listener."""
+    """A bar on a terminal; otherwise lines in the log and updates for this job's listener."""
     return Terminal(name) if sys.stderr.isatty() else Lines(name, listener.get())

@@ -1,8 +1,9 @@
-"""What references have led to: so that a job that was seen before needs no network."""
+"""Which file each reference meant, so that a job with known references needs no network."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,26 +15,37 @@ from worker.files import write_atomically
 from worker.hosts.host import RemoteFile
 from worker.job.reference import ModelRef
 
-FRESH = 24 * 3600.0  # seconds that a reference which can move is trusted
-METADATA_FRESH = 3600.0  # seconds that a host's word on a file is trusted before it is fetched
-NEGATIVE_FRESH = 60.0  # seconds that a host's "there is no such model" is trusted
-
-# Other refusals depend on the worker's key or region, or pass by themselves.
+# Other refusals depend on the worker's key or region, or end by themselves.
 _LASTING: dict[str, type[WorkerError]] = {
     kind.code: kind for kind in (ModelNotFound, ModelArchived)
 }
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What is on the disk for a reference.
+class Freshness:
+    """Seconds for which an answer is trusted.
 
     Attributes:
-        at: seconds since the epoch; when the host said it.
-        fetched_at: the same; when the content with that sha256 was here.
+        content: the sha256 of a reference whose meaning can change.
+        metadata: a host's answer about a file, before the file is fetched.
+        refusal: a host's answer that there is no such model.
+    """
+
+    content: float = 24 * 3600.0
+    metadata: float = 3600.0
+    refusal: float = 60.0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is stored for a reference.
+
+    Attributes:
+        at: time of the host's answer, in seconds since the epoch.
+        fetched_at: time when the content with that sha256 was fetched, likewise.
         remote: the host's answer; None if the reference or the answer contains a secret.
         error: code, message and hint.
-        etag: the host's mark of the version with that sha256; holds no secret.
+        etag: the host's ETag of the content with that sha256; it contains no secret.
     """
 
     shown: str
@@ -52,66 +64,77 @@ class References:
     """A folder with one small file for each reference that was ever resolved.
 
     Args:
-        folder: is written.
-        baked: another one, which is only read. The same one, if it is just being baked: what an
-            earlier build was told of a reference that can move is not trusted then.
+        folder: the folder to read and write.
+        baked: a second folder, which is only read. While an image is baked, it is the same as
+            `folder`; then nothing that an earlier build stored about a reference whose meaning
+            can change is trusted.
+        freshness: how long answers are trusted.
+        clock: seconds since the epoch.
     """
 
-    def __init__(self, folder: Path, baked: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        baked: Path | None = None,
+        freshness: Freshness = Freshness(),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         is_baking = folder == baked
+        self._freshness = freshness
+        self._clock = clock
         self._folder = folder
         self._baked = None if is_baking else baked
-        self._since = time.time() if is_baking else 0.0
+        self._since = clock() if is_baking else 0.0
         self._known: dict[str, _Entry] = {}
 
     def sha256(self, ref: ModelRef, *, stale: bool = False) -> str | None:
-        """The content that the reference meant; `stale`: also if that may have changed since."""
+        """The content that the reference meant; with `stale` also if it may have changed since."""
         entry = self._entry(ref)
         if entry is None or entry.sha256 is None:
             return None
-        is_old = ref.is_moving and not self._is_fresh(entry.fetched_at, FRESH)
-        # What is baked holds until the next build: a baked model needs no network, ever.
+        is_old = ref.is_moving and not self._is_fresh(entry.fetched_at, self._freshness.content)
+        # A baked answer is trusted until the next build: a baked model never needs a network.
         return entry.sha256 if stale or not is_old or self._is_baked(ref, entry.sha256) else None
 
     def remote(self, ref: ModelRef) -> RemoteFile | None:
-        """What its host said not long ago.
+        """The host's answer, if it is recent.
 
         Raises:
-            ModelNotFound, ModelArchived: it said a moment ago that there is no such file.
+            ModelNotFound, ModelArchived: the host answered recently that there is no such file.
         """
         entry = self._entry(ref)
         if entry is None:
             return None
-        if entry.error and self._is_fresh(entry.at, NEGATIVE_FRESH):
+        if entry.error and self._is_fresh(entry.at, self._freshness.refusal):
             code, message, hint = entry.error
             raise _LASTING.get(code, ModelNotFound)(message, hint=hint)
-        return entry.remote if self._is_fresh(entry.at, METADATA_FRESH) else None
+        return entry.remote if self._is_fresh(entry.at, self._freshness.metadata) else None
 
     def etag(self, ref: ModelRef) -> str | None:
-        """The host's mark of the version that was fetched, on whatever day."""
+        """The host's ETag of the content that was fetched, however long ago."""
         entry = self._entry(ref)
         if entry is None or entry.sha256 is None:
             return None
-        # Entries of an older worker have it only there.
+        # An older worker stored it only there.
         return entry.etag or (entry.remote.etag if entry.remote else None)
 
     def note(self, ref: ModelRef, remote: RemoteFile, sha256: str | None = None) -> None:
-        """The host's answer, and the content once it is here."""
+        """Store the host's answer, and the content once it has been fetched."""
         has_secret = ref.has_secret or remote.is_signed
-        entry = self._but_old_content(ref)
+        entry = self._entry_with_old_content(ref)
         if sha256:
             entry = replace(entry, sha256=sha256, fetched_at=entry.at, etag=remote.etag)
         self._write(ref, replace(entry, remote=None if has_secret else remote))
 
     def note_refusal(self, ref: ModelRef, error: WorkerError) -> None:
-        """The host's no, if it is one for everybody."""
+        """Store the host's refusal, if every worker would get it."""
         if error.code in _LASTING:
-            told = (error.code, error.message, error.hint)
-            self._write(ref, replace(self._but_old_content(ref), error=told))
+            refusal = (error.code, error.message, error.hint)
+            self._write(ref, replace(self._entry_with_old_content(ref), error=refusal))
 
-    def _but_old_content(self, ref: ModelRef) -> _Entry:
-        """A new entry; what the reference meant is kept for the day on which its host fails."""
-        known, new = self._entry(ref), _Entry(ref.shown, time.time())
+    def _entry_with_old_content(self, ref: ModelRef) -> _Entry:
+        """A new entry that keeps the known content, for use when the host fails."""
+        known, new = self._entry(ref), _Entry(ref.shown, self._clock())
         if known is None:
             return new
         etag = self.etag(ref)
@@ -129,7 +152,8 @@ class References:
         return entry
 
     def _is_fresh(self, then: float, seconds: float) -> bool:
-        return then >= self._since and _age(then) <= seconds
+        # abs: after the clock was set back, nothing from the future is trusted
+        return then >= self._since and abs(self._clock() - then) <= seconds
 
     def _is_baked(self, ref: ModelRef, sha256: str) -> bool:
         entry = self._read(self._baked, ref) if self._baked else None
@@ -142,7 +166,7 @@ class References:
             return None
 
     def _write(self, ref: ModelRef, entry: _Entry) -> None:
-        """A store that cannot be written only means that the host is asked again."""
+        """Errors are ignored: without the entry, the host is asked again."""
         self._known.pop(ref.key, None)
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +175,3 @@ class References:
 
 def _name(ref: ModelRef) -> str:
     return f"{ref.key}.json"
-
-
-def _age(then: float) -> float:
-    return abs(time.time() - then)

@@ -1,4 +1,8 @@
-"""Space for new models: the budget, the disk, and what is evicted for them."""
+"""Space for new models: how much is needed, and which fetched models are evicted for it.
+
+The first half is pure: `bytes_to_free` and `plan_eviction` decide. `SpaceBudget` measures the
+store and the disk, and carries the plan out.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,151 +19,19 @@ from worker.errors import StoreFull
 from worker.files import discard, note_file
 from worker.models.store.blobs import Blobs, size_on_disk
 
-RESERVE = 2 << 30  # bytes of the disk that stay free
-IN_USE = 15 * 60.0  # seconds; what any worker used within them is not evicted
-ABANDONED = 24 * 3600.0  # seconds without a byte, then nobody goes on with a download
-
 log = logging.getLogger("worker.models")
 
-
-class SpaceBudget:
-    """The space of one store. Thread-safe.
-
-    Args:
-        blobs: the fetched models, the only ones that are ever deleted.
-        budget: bytes that they may have in all; None for what the disk allows.
-
-    Attributes:
-        pinned: sha256 of what this worker uses or has loaded.
-        evicts: whether anything may go at all.
-    """
-
-    def __init__(self, blobs: Blobs, budget: int | None) -> None:
-        self._blobs = blobs
-        self._budget = budget
-        self._lock = threading.Lock()
-        self._coming: dict[str, int] = {}  # bytes that are not on the disk yet
-        self.pinned: Collection[str] = frozenset()
-        self.evicts = True
-
-    def make(self, key: str, needed: int) -> None:
-        """Evict until `needed` bytes fit; they count as used until `done(key)`.
-
-        Raises:
-            StoreFull: even everything that may go is not enough; nothing was deleted.
-        """
-        with self._lock:
-            self._coming.pop(key, None)  # a download that starts over
-            plan = self.plan(needed)
-            if plan.evict or plan.lacking:
-                self.discard_abandoned()
-                plan = self.plan(needed)
-            if plan.lacking:
-                raise self._full(needed, plan)
-            self.carry_out(plan)
-            self._coming[key] = needed
-
-    def left(self, key: str, size: int) -> None:
-        """So many of the bytes are still to come; what has come takes its space itself."""
-        with self._lock:
-            if key in self._coming:
-                self._coming[key] = size
-
-    def done(self, key: str) -> None:
-        """The bytes have come, or never will."""
-        with self._lock:
-            self._coming.pop(key, None)
-
-    def plan(self, needed: int = 0, budget: int | None = None) -> EvictionPlan:
-        """What would be evicted for that many more bytes."""
-        candidates = self._candidates()
-        used = sum(one.size for one in candidates)
-        # Downloads under way, other workers' too; abandoned ones go before any model does.
-        used += sum(size_on_disk(path) for path in self._blobs.partials() if not _is_old(path))
-        coming = sum(self._coming.values())
-        to_free = bytes_to_free(
-            needed=needed + coming,
-            used=used,
-            budget=self._budget if budget is None else budget,
-            disk_free=self._disk_free(),
-            reserve=RESERVE if needed else 0,
-        )
-        return plan_eviction(candidates, to_free)
-
-    def carry_out(self, plan: EvictionPlan) -> int:
-        """Delete what the plan names; returns the bytes that were freed.
-
-        Raises:
-            StoreNotWritable.
-        """
-        going = {one.sha256 for one in plan.evict}
-        freed = 0
-        for blob in [blob for blob in self._blobs.all() if blob.sha256 in going]:
-            freed += self._blobs.remove(blob)
-            log.info("evicted %s %s (%d bytes)", blob.about.kind, blob.about.stem, blob.about.size)
-        return freed
-
-    def abandoned(self) -> list[Path]:
-        """Partial files that nobody will go on with, and what nobody can find."""
-        return list(filter(_is_old, [*self._blobs.partials(), *self._blobs.leftovers()]))
-
-    def discard_abandoned(self) -> int:
-        """Delete them; returns how many there were."""
-        abandoned = self.abandoned()
-        for path in abandoned:
-            with suppress(OSError):
-                discard(path)
-        return len(abandoned)
-
-    def _candidates(self) -> list[Candidate]:
-        recently = time.time() - IN_USE
-        candidates = []
-        for blob in self._blobs.all():
-            used = self._blobs.last_used(blob)
-            in_use = not self.evicts or blob.sha256 in self.pinned or used > recently
-            pinned = "in use" if in_use else None
-            name = f"{blob.about.kind} {blob.about.stem}"
-            candidates.append(Candidate(name, blob.sha256, blob.about.size, used, pinned))
-        return candidates
-
-    def _disk_free(self) -> int:
-        folder = self._blobs.root
-        while not folder.is_dir():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
-
-    def _full(self, needed: int, plan: EvictionPlan) -> StoreFull:
-        limit = f", the budget is {_amount(self._budget)}" if self._budget is not None else ""
-        return StoreFull(
-            f"{_amount(needed)} do not fit: {_amount(plan.lacking)} are lacking even when all"
-            f" that is not in use is evicted ({_amount(self._disk_free())} of the disk are"
-            f" free{limit}).",
-            needed=needed,
-            lacking=plan.lacking,
-        )
-
-
-def _amount(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
-
-
-def _is_old(path: Path) -> bool:
-    times = [0.0]
-    for file in (path, note_file(path)):
-        with suppress(OSError):
-            status = file.stat()
-            times += [status.st_mtime, status.st_ctime]  # a copy may have kept its old mtime
-    return max(times) < time.time() - ABANDONED
+# The plan ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fetched model as the plan sees it.
+    """A fetched model that may be evicted.
 
     Attributes:
         size: bytes.
         last_used: seconds since the epoch.
-        pinned: why it must stay, in a word; None if it may go.
+        pinned: the reason why it must stay; None if it can be evicted.
     """
 
     name: str
@@ -175,7 +47,7 @@ class EvictionPlan:
 
     Attributes:
         freed: bytes.
-        lacking: bytes that are missing even then; 0 if all is well.
+        lacking: bytes that are missing even if everything that can go is deleted; usually 0.
     """
 
     evict: tuple[Candidate, ...] = ()
@@ -184,7 +56,7 @@ class EvictionPlan:
 
 
 def plan_eviction(candidates: Iterable[Candidate], to_free: int) -> EvictionPlan:
-    """Free at least `to_free` bytes, or say how many are lacking; then nothing is deleted."""
+    """Free at least `to_free` bytes; if that is impossible, evict nothing and report the lack."""
     free_to_go = sorted(
         (one for one in candidates if one.pinned is None),
         key=lambda one: (one.last_used, one.sha256),
@@ -202,15 +74,179 @@ def plan_eviction(candidates: Iterable[Candidate], to_free: int) -> EvictionPlan
 
 
 def bytes_to_free(needed: int, used: int, budget: int | None, disk_free: int, reserve: int) -> int:
-    """How much must go before `needed` bytes come.
+    """How many bytes must be deleted before `needed` bytes can be written.
 
     Args:
-        needed: bytes to come.
+        needed: bytes to write.
         used: bytes of the fetched models.
-        budget: bytes that they may have in all; None for what the disk allows.
-        disk_free: bytes that the file system has left.
-        reserve: bytes of it that stay free for others.
+        budget: bytes that the fetched models may use; None means that only the disk is a limit.
+        disk_free: free bytes of the file system.
+        reserve: bytes of the file system that must stay free.
     """
     over_budget = used + needed - budget if budget is not None else 0
     over_disk = needed + reserve - disk_free
     return max(0, over_budget, over_disk)
+
+
+# The store ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SpaceLimits:
+    """What eviction leaves alone.
+
+    Attributes:
+        reserve: bytes of the disk that stay free.
+        in_use: seconds; a model that any worker used within them is not evicted.
+        abandoned: seconds without a new byte after which a download counts as abandoned.
+    """
+
+    reserve: int = 2 << 30
+    in_use: float = 15 * 60.0
+    abandoned: float = 24 * 3600.0
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the file system that has, or will have, the folder."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class SpaceBudget:
+    """The space of one store. Thread-safe.
+
+    Args:
+        blobs: the fetched models; nothing else is ever deleted.
+        budget: bytes that they may use in total; None means that only the disk is a limit.
+        limits: what eviction leaves alone.
+        clock: seconds since the epoch.
+        disk_free: folder -> free bytes of its disk.
+
+    Attributes:
+        pinned: sha256 of every model that this worker uses or has loaded.
+        evicts: False if no model may be evicted at all.
+    """
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        budget: int | None,
+        limits: SpaceLimits = SpaceLimits(),
+        *,
+        clock: Callable[[], float] = time.time,
+        disk_free: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        self._blobs = blobs
+        self._budget = budget
+        self._limits = limits
+        self._clock = clock
+        self._disk_free = disk_free
+        self._lock = threading.Lock()
+        self._coming: dict[str, int] = {}  # bytes that are not on the disk yet
+        self.pinned: Collection[str] = frozenset()
+        self.evicts = True
+
+    def make(self, key: str, needed: int) -> None:
+        """Evict until `needed` bytes fit, and reserve them until `done(key)`.
+
+        Raises:
+            StoreFull: evicting everything that can go is not enough; nothing was deleted.
+        """
+        with self._lock:
+            self._coming.pop(key, None)  # this download starts again
+            plan = self.plan(needed)
+            if plan.evict or plan.lacking:
+                self.discard_abandoned()
+                plan = self.plan(needed)
+            if plan.lacking:
+                raise self._full(needed, plan)
+            self.carry_out(plan)
+            self._coming[key] = needed
+
+    def left(self, key: str, size: int) -> None:
+        """Reserve only `size` more bytes: the others are on the disk and are counted there."""
+        with self._lock:
+            if key in self._coming:
+                self._coming[key] = size
+
+    def done(self, key: str) -> None:
+        """End the reservation: the download has ended, successfully or not."""
+        with self._lock:
+            self._coming.pop(key, None)
+
+    def plan(self, needed: int = 0, budget: int | None = None) -> EvictionPlan:
+        """What would be evicted for `needed` more bytes; nothing is deleted."""
+        candidates = self._candidates()
+        used = sum(one.size for one in candidates)
+        # Running downloads count, also those of other workers; abandoned ones are deleted before
+        # any model is evicted.
+        running = (path for path in self._blobs.partials() if not self._is_abandoned(path))
+        used += sum(size_on_disk(path) for path in running)
+        coming = sum(self._coming.values())
+        to_free = bytes_to_free(
+            needed=needed + coming,
+            used=used,
+            budget=self._budget if budget is None else budget,
+            disk_free=self._disk_free(self._blobs.root),
+            reserve=self._limits.reserve if needed else 0,
+        )
+        return plan_eviction(candidates, to_free)
+
+    def carry_out(self, plan: EvictionPlan) -> int:
+        """Delete the models of the plan; returns the freed bytes.
+
+        Raises:
+            StoreNotWritable.
+        """
+        going = {one.sha256 for one in plan.evict}
+        freed = 0
+        for blob in [blob for blob in self._blobs.all() if blob.sha256 in going]:
+            freed += self._blobs.remove(blob)
+            log.info("evicted %s %s (%d bytes)", blob.about.kind, blob.about.stem, blob.about.size)
+        return freed
+
+    def abandoned(self) -> list[Path]:
+        """Old partial files, and old files that no lookup can find."""
+        return list(filter(self._is_abandoned, [*self._blobs.partials(), *self._blobs.leftovers()]))
+
+    def discard_abandoned(self) -> int:
+        """Delete the abandoned files; returns their number."""
+        abandoned = self.abandoned()
+        for path in abandoned:
+            with suppress(OSError):
+                discard(path)
+        return len(abandoned)
+
+    def _candidates(self) -> list[Candidate]:
+        recently = self._clock() - self._limits.in_use
+        candidates = []
+        for blob in self._blobs.all():
+            used = self._blobs.last_used(blob)
+            in_use = not self.evicts or blob.sha256 in self.pinned or used > recently
+            pinned = "in use" if in_use else None
+            name = f"{blob.about.kind} {blob.about.stem}"
+            candidates.append(Candidate(name, blob.sha256, blob.about.size, used, pinned))
+        return candidates
+
+    def _is_abandoned(self, path: Path) -> bool:
+        times = [0.0]
+        for file in (path, note_file(path)):
+            with suppress(OSError):
+                status = file.stat()
+                times += [status.st_mtime, status.st_ctime]  # a copied file can keep an old mtime
+        return max(times) < self._clock() - self._limits.abandoned
+
+    def _full(self, needed: int, plan: EvictionPlan) -> StoreFull:
+        limit = f", the budget is {_amount(self._budget)}" if self._budget is not None else ""
+        return StoreFull(
+            f"{_amount(needed)} do not fit: {_amount(plan.lacking)} are missing even if all models"
+            f" that are not in use are evicted ({_amount(self._disk_free(self._blobs.root))} of the"
+            f" disk are free{limit}).",
+            needed=needed,
+            lacking=plan.lacking,
+        )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"

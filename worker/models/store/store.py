@@ -1,10 +1,10 @@
-"""The model store: where model files are looked up, and the links that show them to the engine.
+"""The model store: finds model files, and makes the links that show them to the engine.
 
-Three places, searched in this order: the engine's own folders, the writable store (MODELS_DIR)
-and the baked one (BAKED_MODELS_DIR). Each has A1111's layout (`Stable-diffusion`, `Lora`, `VAE`,
-`embeddings`), so a folder that a WebUI already uses can serve as one. The last two also have a
-folder `fetched` with what the worker brought itself (`worker.models.store.blobs`). What is found
-outside the engine's folders is linked into them.
+Files are searched in this order: the engine's own folders, the writable store (MODELS_DIR), the
+baked store (BAKED_MODELS_DIR). Each has A1111's layout (`Stable-diffusion`, `Lora`, `VAE`,
+`embeddings`), so a folder that a WebUI already uses can be a store. Both stores also have a folder
+`fetched` with the models that the worker downloaded (`worker.models.store.blobs`). Files outside
+the engine's folders are linked into them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ FETCHED = "fetched"
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A folder in A1111's layout; `blobs` if what lies there was fetched."""
+class _Tree:
+    """Folders in A1111's layout; with `blobs` if their files were fetched."""
 
     folders: dict[Kind, Listing]
     blobs: Blobs | None = None
@@ -42,9 +42,10 @@ class Store:
     Args:
         webui_dir: the engine's data folder.
         models_dir: the writable store.
-        baked_dir: the read-only one.
+        baked_dir: the read-only store.
         pickles: whether files that can run code when they are loaded may be used.
-        diffusers: whether the engine loads diffusers folders, where checkpoints were converted.
+        diffusers: whether the engine can load checkpoints that were converted into diffusers
+            folders.
     """
 
     def __init__(
@@ -65,45 +66,45 @@ class Store:
         self.fetched = Blobs(models_dir / FETCHED)
         self.baked = Blobs(baked_dir / FETCHED)
 
-        def place(root: Path, blobs: Blobs | None = None) -> _Place:
+        def tree(root: Path, blobs: Blobs | None = None) -> _Tree:
             folders = {kind: root / name for kind, name in FOLDERS.items()}
-            return _Place({k: Listing(f, pickles=pickles) for k, f in folders.items()}, blobs)
+            return _Tree({k: Listing(f, pickles=pickles) for k, f in folders.items()}, blobs)
 
         own = {kind: Listing(path, pickles=pickles) for kind, path in self._engine.items()}
-        self._places = (
-            _Place(own),
-            place(models_dir),
-            place(self.fetched.root, self.fetched),
-            place(baked_dir),
-            place(self.baked.root, self.baked),
+        self._trees = (
+            _Tree(own),
+            tree(models_dir),
+            tree(self.fetched.root, self.fetched),
+            tree(baked_dir),
+            tree(self.baked.root, self.baked),
         )
         self._counted: dict[Kind, tuple[tuple[int, ...], dict[str, int]]] = {}
 
     # Look up ---------------------------------------------------------------------------------
 
     def files(self, kind: Kind) -> Iterator[ModelFile]:
-        """Every file of that kind; of two with one stem the first place's."""
+        """Every file of that kind; of several with one stem, the first in search order."""
         seen: set[str] = set()
-        for place in self._places:
-            for path in place.folders[kind].files():
+        for tree in self._trees:
+            for path in tree.folders[kind].files():
                 stem = clean_stem(path.stem)
                 if stem not in seen and (file := self._model_file(kind, path)):
                     seen.add(stem)
                     yield file
 
     def find(self, kind: Kind, name: str) -> ModelFile | None:
-        """The file that a file name or stem means, as written, else in any case.
+        """The file with that file name or stem, as written or else in any case.
 
-        A fetched file that was damaged is not found, nor one of several that the name may mean.
+        A damaged fetched file is not found, and neither is a name that several files have.
         """
         sole = (files for files in self._meant(kind, name) if len(files) == 1)
         return next((file for files in sole for file in files.values()), None)
 
     def _meant(self, kind: Kind, name: str) -> Iterator[dict[Path, ModelFile]]:
-        """What the name may mean, place by place: path below the kind's folder -> file."""
-        listings = [place.folders[kind] for place in self._places]
+        """The files that the name can mean, tree by tree: path below the kind's folder -> file."""
+        listings = [tree.folders[kind] for tree in self._trees]
         stem = without_suffix(name)
-        if stem != name:  # in full: it does not mean what lies beside it with another suffix
+        if stem != name:  # a full file name does not mean a file with another suffix
             for one in listings:
                 exact = [path for path in one.find(stem) if path.name == name]
                 yield self._model_files(kind, one, exact)
@@ -117,16 +118,16 @@ class Store:
         files: dict[Path, ModelFile] = {}
         for path in paths:
             file = self._model_file(kind, path)
-            if file and file not in files.values():  # two links to one file are no two files
+            if file and file not in files.values():  # two links to one file count once
                 files[path.relative_to(listing.folder)] = file
         return files
 
     def blob(self, sha256: str) -> Blob | None:
-        """A fetched or baked file by its content; nobody hashes an operator's 7 GB to look."""
+        """A fetched or baked file by its hash; the operator's own files are not hashed for this."""
         return self.fetched.find(sha256) or self.baked.find(sha256)
 
     def by_sha256(self, sha256: str) -> ModelFile | None:
-        """The same; its use is noted."""
+        """The same as a model file; records the use."""
         blob = self.blob(sha256)
         if blob is None:
             return None
@@ -134,30 +135,30 @@ class Store:
         return blob.as_file()
 
     def is_baked(self, file: ModelFile) -> bool:
-        """Whether it is one of the image's own."""
+        """Whether the file is in the baked store."""
         return file.path.is_relative_to(self.baked.root.parent)
 
     def not_found(self, kind: Kind, name: str) -> ModelNotFound:
-        """The error for a name that means no file, with the near ones, or that means several."""
+        """The error for a name that no file has, with similar names, or that several files have."""
         if several := next((files for files in self._meant(kind, name) if len(files) > 1), None):
             return _ambiguous(kind, name, list(several))
-        places = (place.folders[kind] for place in self._places)
-        known = list(dict.fromkeys(clean_stem(p.stem) for place in places for p in place.files()))
+        paths = (path for tree in self._trees for path in tree.folders[kind].files())
+        known = list(dict.fromkeys(clean_stem(path.stem) for path in paths))
         near = difflib.get_close_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
         details: dict[str, Any] = {"kind": kind, "name": name, "near": near}
         hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
         if not self._pickles and name.lower().endswith(PICKLES):
-            hint = "Such a file can run any code and counts only with ALLOW_PICKLES=true."
+            hint = "Such a file can run any code; it is used only with ALLOW_PICKLES=true."
         message = f"{kind} {name!r} is not in the model store ({len(known)} known)."
         return ModelNotFound(message, hint=hint, **details)
 
     def is_taken(self, kind: Kind, stem: str) -> bool:
-        """Whether another file than a fetched one has that name; a new one then gets another."""
-        others = (place for place in self._places if place.blobs is not self.fetched)
+        """Whether a file that was not fetched has that stem; a fetched file then gets another."""
+        others = (tree for tree in self._trees if tree.blobs is not self.fetched)
         return any(
             self.fetched.blob_of(_target(path)) is None
-            for place in others
-            for path in place.folders[kind].find(stem)
+            for tree in others
+            for path in tree.folders[kind].find(stem)
         )
 
     def _model_file(self, kind: Kind, path: Path) -> ModelFile | None:
@@ -175,10 +176,10 @@ class Store:
     # Links -----------------------------------------------------------------------------------
 
     def link(self, file: ModelFile) -> tuple[ModelFile, bool]:
-        """Show the file to the engine; also returns whether it was not visible before.
+        """Show the file to the engine; returns it as named there, and whether that is new.
 
-        A `.yaml` beside a checkpoint comes along: A1111 reads there what the weights do not tell,
-        such as v-prediction.
+        A `.yaml` beside a checkpoint is linked too: A1111 reads from it what the weights do not
+        contain, such as v-prediction.
         """
         folder = self._engine[file.kind]
         if converted := self._converted(file):
@@ -195,23 +196,23 @@ class Store:
         return file, _point(link, file.path)
 
     def _converted(self, file: ModelFile) -> Path | None:
-        """The checkpoint's diffusers folder, if it was baked as one and the engine can load it."""
+        """The checkpoint's diffusers folder, if it was converted and the engine can load it."""
         if not self._diffusers or file.kind != "checkpoint" or not self.baked.has_diffusers:
             return None
-        # Nobody hashes an operator's 7 GB to learn that they were not baked.
+        # An operator's file was not converted: do not read its 7 GB for a hash.
         sha256 = file.sha256() if self.is_baked(file) else file.verified_sha256
         folder = self.baked.diffusers(sha256 or "none")
         return folder if folder.is_dir() else None
 
     def _link_folder(self, link: Path, target: Path) -> bool:
-        """Show it under the checkpoint's name, and not the file beside it."""
+        """Show the folder under the checkpoint's name, and remove the link to the file."""
         beside = link.with_name(f"{link.name}{SAFETENSORS}")
         if beside.is_symlink():
             beside.unlink(missing_ok=True)
         return _point(link, target)
 
     def remove_dangling_links(self) -> None:
-        """Take links to files that are gone out of the engine's folders."""
+        """Remove the links in the engine's folders whose targets are missing."""
         for folder in self._engine.values():
             for path in folder.glob("*"):
                 if path.is_symlink() and not path.exists():
@@ -220,11 +221,11 @@ class Store:
     # Numbers ---------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Number and bytes of each kind's files: `{"checkpoints": {"count", "total_size"}}`."""
+        """Number and total bytes per kind: `{"checkpoints": {"count": 2, "total_size": 5}}`."""
         return {f"{kind}s": self._totals(kind) for kind in FOLDERS}
 
     def _totals(self, kind: Kind) -> dict[str, int]:
-        listings = [place.folders[kind] for place in self._places]
+        listings = [tree.folders[kind] for tree in self._trees]
         generations = tuple(listing.current_generation() for listing in listings)
         if self._counted.get(kind, ((), {}))[0] != generations:
             by_stem: dict[str, int] = {}
@@ -236,7 +237,7 @@ class Store:
 
 
 def _ambiguous(kind: Kind, name: str, paths: list[Path]) -> ModelNotFound:
-    """The error for a name that several files have; a job can name a file, but no folder."""
+    """The error for a name that several files have; a job can name a file, not a folder."""
     shown = ", ".join(f"{FOLDERS[kind]}/{path}" for path in paths)
     names = [path.name for path in paths]
     hint = "Rename all but one of them; a job cannot name the folder."
@@ -247,10 +248,11 @@ def _ambiguous(kind: Kind, name: str, paths: list[Path]) -> ModelNotFound:
 
 
 def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
-    """A name never changes its meaning while the engine runs: it may have loaded the other file.
+    """The file under a name that has no other meaning for the running engine.
 
-    That holds also where that file is gone: another worker may have evicted what is loaded here.
-    A1111 knows checkpoints and LoRAs by their stems, so no other suffix makes one of those free.
+    The engine may have loaded another file under that name, even if that file is gone now: another
+    worker can have evicted it. A1111 knows checkpoints and LoRAs by their stems, so for them a
+    name with another suffix is taken too.
     """
     suffixes = (
         [SAFETENSORS, *PICKLES] if file.kind in {"checkpoint", "lora"} else [file.path.suffix]
@@ -263,13 +265,13 @@ def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
 
 
 def _is_taken(link: Path, file: ModelFile) -> bool:
-    # Prompts name an embedding by its stem, and the engine reads all of them anew.
+    # Prompts name an embedding by its stem, and the engine reads all of them again.
     is_there = link.exists() if file.kind == "embedding" else os.path.lexists(link)
     return is_there and _target(link) != file.path
 
 
 def _target(path: Path) -> Path:
-    """Where a link leads, whether or not a file is there; a loop of links leads nowhere else."""
+    """The target of a link, even if it is missing; a loop of links is its own target."""
     try:
         return path.resolve()
     except (OSError, RuntimeError):
@@ -277,7 +279,7 @@ def _target(path: Path) -> Path:
 
 
 def _points(link: Path, target: Path) -> bool:
-    """Whether it is a link of ours to it: one system call, for every file of every job."""
+    """Whether it is our link to the target. One system call: it runs for each file of each job."""
     try:
         return os.readlink(link) == str(target)  # noqa: PTH115 - a Path costs more than the call
     except OSError:
@@ -285,13 +287,13 @@ def _points(link: Path, target: Path) -> bool:
 
 
 def _point(link: Path, target: Path) -> bool:
-    """Make the link point to the target; true if it did not before."""
+    """Make the link point to the target; returns whether anything changed."""
     if _points(link, target) or (link.is_symlink() and _target(link) == target):
         return False
     link.parent.mkdir(parents=True, exist_ok=True)
-    # Replaced in one step: the engine sees the old file or the new one, never none.
+    # Replaced in one step: the engine sees the old file or the new one, never a gap.
     temporary = link.with_name(f".{uuid.uuid4().hex}.link")
     temporary.symlink_to(target)
-    with suppress(FileNotFoundError):  # two threads, one model
+    with suppress(FileNotFoundError):  # two threads link the same model
         temporary.replace(link)
     return True

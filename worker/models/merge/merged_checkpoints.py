@@ -1,4 +1,4 @@
-"""Merged checkpoints: one with a template's LoRAs in it, found by what it was made of."""
+"""Merged checkpoints in the store, found by the checkpoint and LoRAs they were made from."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ from worker.formats.model_file import ModelFile, check_with_safetensors, file_sh
 from worker.formats.names import SAFETENSORS, marked_stem
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
-from worker.models.merge import merge
-from worker.models.merge.merge import Ingredient
+from worker.models.merge.merge import ALGORITHM, LoraToMerge, merge, merge_key
 from worker.models.store.blobs import About, Blob, Blobs
 
 SOURCE = "merged"
-METADATA = "worker.merged"  # key in the file's own metadata
-_DIGITS = 10  # of the key, in the file's name
-_LONGEST = 120  # characters of the rest of that name
+METADATA = "worker.merged"  # key in the metadata of the file
+_DIGITS = 10  # digits of the key in the file name
+_LONGEST = 120  # characters of the rest of the file name
 
 log = logging.getLogger("worker.models")
 
 
 class MergedCheckpoints:
-    """What was merged in one or several stores.
+    """The merged checkpoints of one or several stores.
 
-    Beside the blobs, `merged/<key>` holds the sha256 of what was made of the inputs that the key
-    stands for. So a template that is edited never gets a picture from what it was before.
+    Beside the blobs, `merged/<key>.json` holds the sha256 of the result for the inputs that the
+    key stands for. So an edited template never uses a checkpoint that was merged before the edit.
     """
 
     def __init__(self, *stores: Blobs) -> None:
         self._stores = stores
 
     def find(self, models: Models) -> ModelFile | None:
-        """The checkpoint that has all of the LoRAs in it with these weights."""
+        """The checkpoint that contains all of the LoRAs with these weights."""
         if not any((store.root / "merged").is_dir() for store in self._stores):
-            return None  # nobody hashes an operator's 7 GB for nothing
+            return None  # do not read an operator's 7 GB for a hash
         key = self.key(models)
         blob = next((found for store in self._stores if (found := _read(store, key))), None)
         return blob.as_file() if blob else None
@@ -46,23 +45,24 @@ class MergedCheckpoints:
     def key(self, models: Models) -> str:
         """64 hex digits that stand for the checkpoint, the LoRAs and their weights."""
         base, loras = _parts(models)
-        return merge.merge_key(_sha256(base), loras)
+        return merge_key(_sha256(base), loras)
 
     def make(self, models: Models, store: Blobs) -> tuple[Blob, dict[str, tuple[str, ...]]]:
-        """Merge into a store.
+        """Merge, and publish the result in a store.
 
         Returns:
-            The new checkpoint, and by LoRA the names of the layers that the checkpoint lacks.
+            The new checkpoint, and for each LoRA the names of the layers that the checkpoint
+            does not have.
 
         Raises:
-            WorkerError: see `merge`; or the store is full or not writable.
+            WorkerError: see `merge`; or the store is full or cannot be written.
         """
         base, loras = _parts(models)
         key = self.key(models)
         inputs = _inputs(base, loras)
         partial = store.partial(f"merge-{key[:32]}")
-        partial.unlink(missing_ok=True)  # a killed run's
-        done = merge.merge(base.path, loras, partial, {METADATA: json.dumps(inputs)})
+        partial.unlink(missing_ok=True)  # left by a killed run
+        done = merge(base.path, loras, partial, {METADATA: json.dumps(inputs)})
         check_with_safetensors(partial)
         names = "".join(f"+{lora.name}" for lora in loras)
         about = About(
@@ -70,7 +70,7 @@ class MergedCheckpoints:
             stem=marked_stem(f"{base.stem}{names}"[:_LONGEST], key[:_DIGITS]),
             suffix=SAFETENSORS,
             size=partial.stat().st_size,
-            mtime=0,  # the store's business
+            mtime=0,  # the store sets it
             source=SOURCE,
             family=base.architecture().family,
         )
@@ -79,30 +79,30 @@ class MergedCheckpoints:
         return blob, dict(done.unmatched)
 
 
-def _parts(models: Models) -> tuple[ModelFile, list[Ingredient]]:
+def _parts(models: Models) -> tuple[ModelFile, list[LoraToMerge]]:
     if models.checkpoint is None:
-        raise ModelNotFound("there is no checkpoint to merge into.")
-    return models.checkpoint, [_ingredient(file, ref) for file, ref in models.loras]
+        raise ModelNotFound("the template has LoRAs to merge, but no checkpoint.")
+    return models.checkpoint, [_lora_to_merge(file, ref) for file, ref in models.loras]
 
 
-def _ingredient(file: ModelFile, reference: LoraReference) -> Ingredient:
+def _lora_to_merge(file: ModelFile, reference: LoraReference) -> LoraToMerge:
     tag = lora_tag(file, reference)
     unet = tag.te if tag.unet is None else tag.unet
-    return Ingredient(file.path, file.stem, _sha256(file), tag.te, unet)
+    return LoraToMerge(file.path, file.stem, _sha256(file), tag.te, unet)
 
 
 def _sha256(file: ModelFile) -> str:
     return file.verified_sha256 or file_sha256(file.path)
 
 
-def _inputs(base: ModelFile, loras: Sequence[Ingredient]) -> dict[str, object]:
+def _inputs(base: ModelFile, loras: Sequence[LoraToMerge]) -> dict[str, object]:
     return {
         "checkpoint": {"name": base.stem, "sha256": _sha256(base)},
         "loras": [
             {"name": one.name, "sha256": one.sha256, "te": one.te, "unet": one.unet}
             for one in loras
         ],
-        "algorithm": merge.ALGORITHM,
+        "algorithm": ALGORITHM,
     }
 
 
