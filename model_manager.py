@@ -20,14 +20,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
 from worker.config.settings import Settings
 from worker.errors import (
-    FetchError,
     JobError,
     ModelFileInvalid,
     ModelNotFound,
@@ -55,9 +52,6 @@ from worker.models.store.space import SpaceBudget
 from worker.models.store.store import Store
 
 log = logging.getLogger("worker.models")
-
-AT_ONCE = 4  # files that are fetched in parallel, each over several connections
-_POLL = 0.1  # seconds between two checks whether the job was cancelled
 
 
 class ModelManager:
@@ -166,14 +160,14 @@ class ModelManager:
         self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
     ) -> list[ModelFile]:
         """A file for each model: found in the store, or fetched, several in parallel."""
-        files = [self._find(one) for one in wanted]
-        missing = [one for one, file in zip(wanted, files, strict=True) if file is None]
+        files = {one: self._find(one) for one in wanted}
+        missing = [one for one in wanted if files[one] is None]
         with self._lock:
             self.counts.update(found=len(wanted) - len(missing), fetched=len(missing))
         if missing:
-            fetched = self._fetch_all(missing, stop)
-            files = [file or fetched[one] for one, file in zip(wanted, files, strict=True)]
-        return [_with_kind_of(one, file) for one, file in zip(wanted, files, strict=True) if file]
+            fetched = self.fetcher.fetch_all(missing, stop)
+            files |= {one: blob.as_file() for one, blob in fetched.items()}
+        return [_with_kind_of(one, file) for one in wanted if (file := files[one])]
 
     def build_lora_prompt(
         self, base_prompt: str, loras: Iterable[tuple[ModelFile, LoraReference]]
@@ -204,7 +198,7 @@ class ModelManager:
         for kind in FOLDERS:
             for file in self.store.files(kind):
                 try:
-                    if file.verified_sha256 is None:  # a fetched file was checked then
+                    if file.verified_sha256 is None:  # others were checked when fetched
                         file.check()
                 except JobError as error:
                     log.warning("%s: %s The engine will not see it.", file.path, error.message)
@@ -290,42 +284,6 @@ class ModelManager:
         if file.verified_sha256:
             self.store.by_sha256(file.verified_sha256)  # records the use
         return file
-
-    def _fetch_all(
-        self, missing: Sequence[Wanted], stop: threading.Event
-    ) -> dict[Wanted, ModelFile]:
-        """Fetch in parallel; the first error stops the others, and partial files are kept."""
-        halt = threading.Event()
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
-            futures = {
-                # the context has the job's id for the log and its listener for the progress
-                one: pool.submit(copy_context().run, self._fetch, one, halt)
-                for one in dict.fromkeys(missing)
-            }
-            running = set(futures.values())
-            try:
-                while running:
-                    done, running = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
-                    failed = next((error for one in done if (error := one.exception())), None)
-                    if failed:
-                        raise failed
-                    if stop.is_set():
-                        halt.set()
-            finally:  # also on Ctrl-C
-                halt.set()
-        return {one: future.result() for one, future in futures.items()}
-
-    def _fetch(self, wanted: Wanted, halt: threading.Event) -> ModelFile:
-        try:
-            return self.fetcher.fetch(wanted, halt).as_file()
-        except FetchError as error:
-            # The host fails, but the file that the reference meant before is still in the store.
-            stale = self.fetcher.references.sha256(wanted.ref, stale=True)
-            file = self.store.by_sha256(stale) if stale and not halt.is_set() else None
-            if file is None:
-                raise
-            log.warning("%s The file that was fetched earlier is used.", error)
-            return file
 
     # One job ---------------------------------------------------------------------------------
 

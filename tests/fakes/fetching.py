@@ -1,9 +1,9 @@
 """Worker processes that fetch a model all at the same moment.
 
-    python -m fakes.fetching COUNT REF     each says when it is ready, and fetches when standard
-                                           input ends
+    python -m fakes.fetching COUNT REF     each prints its pid when it is ready, and fetches when
+                                           standard input ends
 
-They are forked from one that has imported everything: Python's start is not what is measured.
+They are forked from one process that has imported everything, so that they start at once.
 """
 
 import json
@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Fetching:
         self._parent.stdin.close()
 
     def results(self) -> list[dict[str, Any]]:
-        """What each has got, and when by the clock that all processes share."""
+        """The file that each process has."""
         lines = self._parent.stdout.read().splitlines()
         assert self._parent.wait() == 0
         return [json.loads(line) for line in lines]
@@ -62,12 +61,12 @@ def fetch(ref: str) -> None:
     sys.stdin.buffer.read()
     (file,) = manager.ensure([Wanted(parse_reference(ref))])
     file.check()
-    result = {"path": str(file.path), "stem": file.stem, "at": time.monotonic()}
+    result = {"path": str(file.path), "stem": file.stem}
     os.write(1, json.dumps(result).encode() + b"\n")
 
 
 def main() -> int:
-    """Also waits for the children: a killed one must not stay a zombie, which looks alive."""
+    """Fork, and wait for the children: a killed one must not stay a zombie, which looks alive."""
     for _ in range(int(sys.argv[1])):
         if os.fork() == 0:
             try:

@@ -61,7 +61,7 @@ class About:
         mtime: the blob's modification time when it was verified; another time means that the
             blob was touched. In whole seconds: image layers and some network volumes keep no
             fractions.
-        source: where it was fetched from, for people.
+        source: where it was fetched from, as text for messages.
         ref: the reference that can fetch it again; None if that contains a secret.
         family: the family that its host names.
     """

@@ -12,13 +12,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
+from worker.errors import FetchError, ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
 from worker.files import discard
 from worker.formats import architecture, safetensors_header
 from worker.formats.architecture import Architecture
@@ -38,6 +40,9 @@ from worker.models.store.references import References
 from worker.models.store.space import SpaceBudget
 
 _FOREIGN = {".gguf", ".zip", ".onnx", ".msgpack", ".h5", ".mlmodel", ".json", ".yaml", ".txt"}
+
+AT_ONCE = 4  # files that are fetched in parallel, each over several connections
+_POLL = 0.1  # seconds between two checks whether the job was cancelled
 
 log = logging.getLogger("worker.models")
 
@@ -87,6 +92,45 @@ class Fetcher:
         self.references = references
         self.bytes_fetched = 0
         self._counting = threading.Lock()
+
+    def fetch_all(self, missing: Iterable[Wanted], stop: threading.Event) -> dict[Wanted, Blob]:
+        """Fetch in parallel; the first error stops the others, and partial files are kept.
+
+        Raises:
+            WorkerError: one of them can be neither found nor downloaded.
+        """
+        halt = threading.Event()
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
+            futures = {
+                # the context has the job's id for the log and its listener for the progress
+                one: pool.submit(copy_context().run, self._fetch_or_keep, one, halt)
+                for one in dict.fromkeys(missing)
+            }
+            running = set(futures.values())
+            try:
+                while running:
+                    done, running = wait(running, timeout=_POLL, return_when=FIRST_COMPLETED)
+                    failed = next((error for one in done if (error := one.exception())), None)
+                    if failed:
+                        raise failed
+                    if stop.is_set():
+                        halt.set()
+            finally:  # also on Ctrl-C
+                halt.set()
+        return {one: future.result() for one, future in futures.items()}
+
+    def _fetch_or_keep(self, wanted: Wanted, halt: threading.Event) -> Blob:
+        """The blob; if its host fails, the one that the reference meant before."""
+        try:
+            return self.fetch(wanted, halt)
+        except FetchError as error:
+            stale = self.references.sha256(wanted.ref, stale=True)
+            blob = self._find(stale) if stale and not halt.is_set() else None
+            if blob is None:
+                raise
+            self._blobs.mark_used(blob.sha256)
+            log.warning("%s The file that was fetched earlier is used.", error)
+            return blob
 
     def fetch(self, wanted: Wanted, stop: threading.Event) -> Blob:
         """The blob for a reference: found by its hash, or downloaded.
