@@ -21,7 +21,7 @@ from worker.job.prompt import lora_tags, rename_lora_tags
         ("../etc", "_etc"),
         ("a\\b/c", "a_b_c"),
         ("line\nbreak\x00\x85\u2028", "line_break_"),
-        ("\u202eevil", "_evil"),
+        ("\u202eevil\u2066", "_evil_"),
         (" . ", "model"),
         ("\u3000\xa0", "model"),
         ("", "model"),

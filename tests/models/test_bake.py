@@ -16,7 +16,6 @@ from fakes.model_store import PROJECT, files_below, full_environment, manager_fo
 from fakes.template_models import KEY, checkpoint, lora, named, write
 from safetensors.numpy import load_file
 
-from model_manager import main
 from worker.config.settings import VOLUME
 from worker.formats.model_file import file_sha256
 from worker.job.request import parse
@@ -74,17 +73,8 @@ def environ(hosts, tmp_path, templates):
 
 
 @pytest.fixture
-def bake(environ, monkeypatch, capsys):
-    """Run the command here; returns the exit status, standard output and standard error."""
-
-    def bake(*arguments, **more):
-        with monkeypatch.context() as patch:
-            for name, value in (environ | more).items():
-                patch.setenv(name, value)
-            status = main(["bake", *arguments])
-        return status, *capsys.readouterr()
-
-    return bake
+def bake(environ, run_command):
+    return lambda *arguments, **more: run_command(["bake", *arguments], environ | more)
 
 
 @pytest.fixture
@@ -401,41 +391,6 @@ def test_an_edited_template_does_not_use_the_old_merged_checkpoint(image, runnin
 
     assert manager.find_models(job(edited, "owl")).merged is None
     assert manager.template_state(job(edited, "owl")) == {"baked": True, "merged": False}
-
-
-def test_a_volume_over_the_models_folder_hides_nothing(image, running_hosts, tmp_path):
-    """As with `docker run -v volume:/models`: an empty file system lies over MODELS_DIR."""
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    code = (
-        "from model_manager import ModelManager; import os;"
-        "from worker.config.settings import Settings;"
-        "from worker.job.template_file import Templates; from worker.job.request import parse;"
-        "settings = Settings.from_environ(os.environ); manager = ModelManager(settings);"
-        "wanted = parse(Templates(settings.templates_path).fill_in({'template': 'owl'}));"
-        "models, _ = manager.prepare_models_for_request(wanted);"
-        "print(models.merged.path)"
-    )
-    environ = full_environment(
-        running_hosts,
-        image,
-        TEMPLATES_FILE=str(image / "templates.json"),
-        WEBUI_DIR=str(tmp_path / "webui"),
-    )
-    (image / "models").mkdir(exist_ok=True)
-    (image / "models/hidden").touch()
-    mount = f"mount --bind {volume} {image}/models && test ! -e {image}/models/hidden"
-    command = ["unshare", "--mount", "sh", "-c", f'{mount} || exit 125; exec "$@"', "sh"]
-    if subprocess.run([*command, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("this machine does not allow a test to mount")
-    command += [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=PROJECT, env=environ, capture_output=True, text=True, check=False
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(image / "baked/fetched/blobs"))
-    assert list(volume.iterdir()) == [], "nothing is copied"
 
 
 def test_the_engine_starts_with_the_default_templates_checkpoint(image, running_hosts, tmp_path):

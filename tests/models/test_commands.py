@@ -13,7 +13,6 @@ from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import PROJECT, add, files_below, full_environment
 
-from model_manager import main
 from worker.models.store.blobs import Blobs, size_on_disk
 
 LORA, OTHER = safetensors(model_files.LORA), safetensors(model_files.LORA, number=2)
@@ -37,15 +36,9 @@ def hosts(running_hosts):
 
 
 @pytest.fixture
-def run(hosts, tmp_path, monkeypatch, capsys):
-    """Run a command here; returns its exit status, standard output and standard error."""
-
+def run(hosts, tmp_path, run_command):
     def run(*arguments, **environ):
-        with monkeypatch.context() as patch:
-            for name, value in full_environment(hosts, tmp_path, **environ).items():
-                patch.setenv(name, value)
-            status = main(list(arguments))
-        out, err = capsys.readouterr()
+        status, out, err = run_command(arguments, full_environment(hosts, tmp_path, **environ))
         shown = [secret for secret in hosts.planted_secrets if secret in out + err]
         assert (shown, "Traceback" in err) == ([], False), err
         return status, out, err

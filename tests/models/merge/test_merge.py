@@ -283,11 +283,12 @@ def test_an_integer_is_an_alpha_too(try_to):
     assert try_to(parts(alpha=np.array(2, np.float32)))[1].read_bytes() == expected
 
 
-def key(*loras, checkpoint=B):
-    return merge_key(checkpoint, [LoraToMerge(None, name, sha, *w) for name, sha, *w in loras])
+def key(*loras, checkpoint=B, **options):
+    to_merge = [LoraToMerge(None, name, sha256, *weights) for name, sha256, *weights in loras]
+    return merge_key(checkpoint, to_merge, **options)
 
 
-def test_the_key_depends_on_the_inputs_and_on_nothing_else(monkeypatch):
+def test_the_key_depends_on_the_inputs_and_on_nothing_else():
     same = key(("x", A, 1.0, 0.5), ("y", B, 1, 1))
     assert len(same) == 64
     assert key(("other name", A, 1, 0.5), ("y", B, 1.0, 1.0)) == same
@@ -300,7 +301,6 @@ def test_the_key_depends_on_the_inputs_and_on_nothing_else(monkeypatch):
         key(("x", A, 1.0, 0.5)),
         key(("x", A, 1.0, 0.5), ("y", B, 1, 1), checkpoint=A),
         key(("x", B, 1.0, 0.5), ("y", A, 1, 1)),
+        key(("x", A, 1.0, 0.5), ("y", B, 1, 1), algorithm=ALGORITHM + 1),
     ]
-    monkeypatch.setattr("worker.models.merge.merge.ALGORITHM", ALGORITHM + 1)
-    others.append(key(("x", A, 1.0, 0.5), ("y", B, 1, 1)))
     assert len({same, *others}) == len(others) + 1

@@ -92,6 +92,7 @@ def test_a_terminal_gets_a_bar_that_can_resume_and_go_back(monkeypatch, steps, e
     report.close()
 
     assert stream.getvalue().rpartition("\r")[2].startswith("x" * 40 + end)
+    assert report._bar.initial == MB * (steps or (0,))[0], "not counted for the speed"
 
 
 def test_a_bar_without_a_size():

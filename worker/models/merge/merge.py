@@ -63,10 +63,10 @@ class MergeResult:
     unmatched: Mapping[str, tuple[str, ...]]
 
 
-def merge_key(base_sha256: str, loras: Sequence[LoraToMerge]) -> str:
+def merge_key(base_sha256: str, loras: Sequence[LoraToMerge], algorithm: int = ALGORITHM) -> str:
     """64 hex digits that stand for everything the result depends on; LoRA order is not part."""
     inputs = [[lora.sha256, lora.te, lora.unet] for lora in _each_once(loras)]
-    document = json.dumps([ALGORITHM, base_sha256.lower(), inputs])
+    document = json.dumps([algorithm, base_sha256.lower(), inputs])
     return sha256(document.encode()).hexdigest()
 
 
