@@ -36,30 +36,24 @@ def test_anything_becomes_strict_json(value):
     assert json.loads(text.encode()) == plain(value)
 
 
-def test_good_json_stays_what_it_is():
+def test_good_json_is_unchanged_and_lone_surrogates_are_replaced():
     good = {"a": [1, 2.5, None, True, "täxt 😀"], "b": {"c": ""}}
 
     assert plain(good) == good
-
-
-def test_lone_surrogates_are_replaced():
     assert plain("a\ud83db") == "a?b"
 
 
-def test_a_failure_is_text_for_people_and_facts_for_programs():
+def test_a_failure_has_a_text_and_facts():
     error = InvalidInput("steps = 0.", hint="Use 1.", field="steps", near=None)
 
-    assert failure(error) == {
+    assert failure(error, retire=True) == {
         "error": "INVALID_INPUT: steps = 0. Use 1.",
         "message": "Failed to process inference request",
         "code": "INVALID_INPUT",
         "field": "steps",
         "near": None,
+        "refresh_worker": True,
     }
-
-
-def test_only_a_retiring_worker_asks_to_be_replaced():
-    assert failure(InvalidInput("x"), retire=True)["refresh_worker"] is True
 
 
 class Numbers(Answer):

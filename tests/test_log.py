@@ -43,7 +43,7 @@ def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(logger, capsys,
     text = capsys.readouterr().err
     assert SECRET[:8] not in text
     assert "ValueError: ***" in text
-    assert "and 1" in text  # a secret of one letter would blacken everything
+    assert "and 1" in text  # too short to be hidden
 
 
 def test_a_second_call_replaces_the_first(logger, capsys):

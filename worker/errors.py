@@ -225,7 +225,7 @@ class StoreFull(FetchError):
     """The model does not fit into the store's budget or onto the disk, even after eviction."""
 
     code = "STORE_FULL"
-    default_hint = "Raise MODELS_BUDGET_GB, or use a larger disk or volume."
+    default_hint = "Raise MODELS_BUDGET_GB, or use a larger volume."
 
 
 class StoreNotWritable(FetchError):

@@ -24,22 +24,22 @@ class Count(Answer):
     numbers: list[int] = Field(description="The numbers.")
 
 
-class Worker:
-    async def count(self, _job, wanted):
-        return Count.model_construct(numbers=list(range(wanted.number)))
+async def count(_worker, _job, wanted):
+    return Count.model_construct(numbers=list(range(wanted.number)))
 
-    async def rest(self, job, _wanted):
-        return Count.model_construct(numbers=[len(job.id)])
+
+async def rest(_worker, job, _wanted):
+    return Count.model_construct(numbers=[len(job.id)])
 
 
 TABLE = Tasks(
-    Task("count", "Counts.", Worker.count, Count, fields=CountRequest),
-    Task("rest", "Rests.", Worker.rest, Count),
+    Task("count", "Counts.", count, Count, fields=CountRequest),
+    Task("rest", "Rests.", rest, Count),
 )
 
 
 def answer(job_input):
-    return asyncio.run(TABLE.of(job_input)(Worker(), Job("id-1", job_input, None, None)))
+    return asyncio.run(TABLE.of(job_input)(None, Job("id-1", job_input, None, None)))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,7 @@ def test_a_job_gets_the_task_that_it_names_or_the_first_one(job_input, numbers):
         ({"numbre": 1}, "numbre is not a known field, did you mean `number`?"),
         ({"task": "rest", "number": 1}, "the task takes no further fields, but got 'number'."),
         ("rest", "the job's input is 'rest', not an object."),
+        (None, "the job's input is None, not an object."),
     ],
     ids=str,
 )
@@ -88,15 +89,9 @@ def test_the_schema_has_the_input_and_the_answer_of_every_task():
     assert numbers["properties"]["refresh_worker"]["const"] is True
     assert resolved(schema["failure"])["required"] == ["error", "message", "code"]
     assert "phase" in resolved(schema["progress"])["properties"]
-
-
-def test_the_schema_of_txt2img_has_every_field_with_its_range():
-    schema = document(handler.TASKS)["$defs"]
-
-    fields = schema["Txt2ImgRequest"]["properties"]
-    assert set(fields) == set(Txt2ImgRequest.model_fields)
-    assert fields["steps"]["maximum"] == 150
-    assert schema["LoraReference"]["anyOf"][0]["type"] == "string"
+    txt2img = document(handler.TASKS)["$defs"]
+    assert set(txt2img["Txt2ImgRequest"]["properties"]) == set(Txt2ImgRequest.model_fields)
+    assert txt2img["LoraReference"]["anyOf"][0]["type"] == "string"
 
 
 def test_rows_name_each_field_with_its_type_and_description():
