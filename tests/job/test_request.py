@@ -100,19 +100,13 @@ def test_good_input_is_read(job_input, read):
     assert parse(job_input).model_dump(exclude_unset=True) == read
 
 
-def test_every_problem_is_named_at_once():
+def test_all_problems_are_in_the_details_and_the_first_ones_in_the_message():
     with pytest.raises(InvalidInput) as raised:
-        parse({"steps": 0, "num_inference_steps": 5, "prompt": 3})
+        parse({"steps": 0, "num_inference_steps": 5} | {f"unknown{n}": n for n in range(98)})
 
-    assert len(raised.value.details["problems"]) == 3
-
-
-def test_a_thousand_problems_make_a_short_message():
-    with pytest.raises(InvalidInput) as raised:
-        parse({f"unknown{n}": n for n in range(1000)})
-
+    assert len(raised.value.details["problems"]) == 100
     assert len(str(raised.value)) < 1000
-    assert "(and 988 more)" in str(raised.value)
+    assert "(and 88 more)" in str(raised.value)
 
 
 def test_the_schema_covers_every_field_of_a1111_and_nothing_unknown():
@@ -126,7 +120,7 @@ def test_the_defaults_are_those_of_a1111():
     defaults = {name: field.get("default") for name, field in A1111_FIELDS.items()}
     ours = Txt2ImgRequest().model_dump(include=set(A1111_FIELDS))
 
-    # sampler_index is only the fallback for a missing sampler_name: A1111 puts it in itself.
+    # sampler_index is only the fallback for a missing sampler_name; A1111 fills it in.
     assert ours == defaults | {"sampler_index": None}
 
 

@@ -52,9 +52,9 @@ class Draw(random.Random):
             [self.text(), {"name": self.text()} | {key: fields[key] for key in kept}]
         )
 
-    def good(self, field):
+    def good(self, field, model=Txt2ImgRequest):
         """What the schema's own bounds allow, their edges included."""
-        info = Txt2ImgRequest.model_fields[field]
+        info = model.model_fields[field]
         rules = [rule for rule in info.metadata if hasattr(rule, "ge") or hasattr(rule, "le")]
         bounds = [getattr(rule, "ge", getattr(rule, "le", None)) for rule in rules]
         if len(bounds) != 2:
@@ -69,14 +69,24 @@ class Draw(random.Random):
         if field == "loras":
             return [self.model() for _ in range(self.randint(0, 3))]
         if field == "override_settings":
-            names = self.choices([*OverrideSettings.model_fields, "nope"], k=self.randint(0, 3))
-            return {name: self.scalar() for name in names}
+            names = self.choices(list(OverrideSettings.model_fields), k=self.randint(0, 3))
+            return {
+                name: self.choice([self.scalar(), self.good(name, OverrideSettings)])
+                for name in names
+            } | self.choice([{}, {}, {"nope": 1}])
         if field == "alwayson_scripts":
             script = self.choice([{"args": []}, self.anything()])
             return {self.choice(["hypertile", "nope"]): script}
         if field in NAMED:
             return self.choice(NAMES + UPSCALERS)
         return self.choice([self.scalar(), self.good(field)])
+
+    def pair(self):
+        """Sometimes fields that A1111 reads only together."""
+        upscale = {"enable_hr": True, "denoising_strength": self.random()}
+        refine = {"refiner_checkpoint": "x", "refiner_switch_at": self.random()}
+        options = {"override_settings": self.value("override_settings")}
+        return self.choice([{}, {}, {}, upscale, refine, options])
 
     def job_input(self):
         fields = self.choices(list(Txt2ImgRequest.model_fields), k=self.randint(0, 8))
@@ -87,7 +97,7 @@ class Draw(random.Random):
         if draw == "few":
             return {field: self.value(field) for field in few}
         odd = {field: self.value(field) for field in few[:1]} if draw == "one odd" else {}
-        return {field: self.good(field) for field in fields} | odd
+        return {field: self.good(field) for field in fields} | self.pair() | odd
 
 
 def found(kind, wanted):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -60,51 +61,38 @@ def test_a_model_of_several_templates_is_listed_once(file):
 
 
 def test_the_list_is_plain_json_without_secrets(file):
-    secret = "https://example.com/x.safetensors?token=hunter2"
-    models = {
-        "vae": {"url": secret},
-        "embeddings": [secret],
-        "refiner_checkpoint": secret,
-        "refiner_switch_at": 0.8,
-        "hr_checkpoint_name": secret,
-    }
-    by_option = {"override_settings": {"sd_vae": secret}}
-    write(file, {"owl": OWL | {"defaults": models}, "cat": OWL | {"defaults": by_option}})
-    listed, cat = json.loads(json.dumps(Templates(file).list_templates()))
-    shown = "https://example.com/x.safetensors"
-    assert cat["defaults"] == {"override_settings": {"sd_vae": shown}}
-    assert listed["defaults"]["refiner_checkpoint"] == shown
+    url, secret = "https://example.com/x.safetensors", "?token=hunter2"
+    names = {"refiner_checkpoint": url + secret, "hr_checkpoint_name": url + secret}
+    models = {"vae": {"url": url + secret}, "embeddings": [url + secret], "refiner_switch_at": 0.8}
+    by_option = {"override_settings": {"sd_vae": url + secret}}
+    write(file, {"owl": OWL | {"defaults": models | names}, "cat": OWL | {"defaults": by_option}})
 
-    assert "hunter2" not in str([cat, listed])
-    assert listed | {"defaults": None} == {
-        "template": "owl",
-        "name": "Owls",
-        "description": "Night",
-        "default": False,
-        "checkpoint": "Base",
-        "loras": [{"name": "Detail Tweaker", "scale": 0.5, "te": None, "unet": None}],
-        "defaults": None,
-    }
+    owl, cat = json.loads(json.dumps(Templates(file).list_templates()))
+
+    assert "hunter2" not in str([cat, owl])
+    assert cat["defaults"] == {"override_settings": {"sd_vae": url}}
+    assert owl.pop("defaults")["refiner_checkpoint"] == url
+    assert owl.pop("loras") == [{"name": "Detail Tweaker", "scale": 0.5, "te": None, "unet": None}]
+    about = {"name": "Owls", "description": "Night", "checkpoint": "Base"}
+    assert owl == {"template": "owl", "default": False, **about}
 
 
 JOBS = [
-    ({"prompt": "x"}, "fox"),
-    ({"prompt": "x", "template": "owl"}, "owl"),
-    ({"prompt": "x", "template": " owl "}, "owl"),
-    ({"prompt": "x", "template": None}, None),
-    ({"prompt": "x", "checkpoint": "mine"}, None),
-    ({"prompt": "x", "checkpoint": None}, "fox"),
-    ({"prompt": "x", "override_settings": {"sd_model_checkpoint": "mine"}}, None),
-    ({"prompt": "x", "override_settings": {"eta_ddim": 0.5}}, "fox"),
-    ({"prompt": "x", "loras": ["mine"]}, "fox"),
-    ({"prompt": "x", "template": "owl", "checkpoint": "mine"}, "owl"),
+    ({}, "fox"),
+    ({"template": "owl"}, "owl"),
+    ({"template": " owl "}, "owl"),
+    ({"template": None}, None),
+    ({"checkpoint": "mine"}, None),
+    ({"checkpoint": None}, "fox"),
+    ({"override_settings": {"sd_model_checkpoint": "mine"}}, None),
+    ({"override_settings": {"eta_ddim": 0.5}}, "fox"),
+    ({"loras": ["mine"]}, "fox"),
+    ({"template": "owl", "checkpoint": "mine"}, "owl"),
 ]
 
 
 @pytest.mark.parametrize(("job", "name"), JOBS, ids=str)
-def test_the_default_template_is_for_jobs_that_name_neither_template_nor_checkpoint(
-    file, job, name
-):
+def test_the_default_is_for_jobs_that_name_neither_template_nor_checkpoint(file, job, name):
     filled = Templates(file).fill_in(job)
 
     assert filled.get("template") == name
@@ -132,15 +120,14 @@ def test_a_changed_file_is_read_while_the_worker_runs(file, caplog):
     assert "was read again: 1 templates" in caplog.text
 
 
-@pytest.mark.parametrize("change", ["damaged", "gone", "default gone"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda file: file.write_text("{"), Path.unlink, lambda file: write(file, {"fox": FOX})],
+    ids=["damaged", "missing", "without its default"],
+)
 def test_a_damaged_file_is_reported_once_and_changes_nothing(file, change, caplog):
     templates = Templates(file, "owl")
-    if change == "damaged":
-        file.write_text("{")
-    elif change == "gone":
-        file.unlink()
-    else:
-        write(file, {"fox": FOX})
+    change(file)
 
     for _ in range(3):
         assert list(templates.get_templates()) == ["fox", "owl"]
@@ -153,9 +140,7 @@ def test_a_damaged_file_is_reported_once_and_changes_nothing(file, change, caplo
     assert list(templates.get_templates()) == ["owl", "fox", "crow"]
 
 
-def test_the_file_is_searched_in_the_working_folder_and_beside_the_code(
-    tmp_path, monkeypatch, file
-):
+def test_the_file_is_in_the_working_folder_or_beside_the_code(tmp_path, monkeypatch, file):
     assert Settings.from_environ({}).templates_path == PROJECT / "templates.json"
     monkeypatch.chdir(tmp_path)
     assert Settings.from_environ({}).templates_path == file

@@ -26,14 +26,11 @@ def generating(step, percent, eta, message):
     [
         (state(), {"phase": "load"}),
         (state(5, progress=0.26, eta=3.216), generating(5, 26.0, 3.2, "step 5 of 20")),
-        (
-            state(0, number=1, count=4, progress=0.25, eta=-1),
-            generating(0, 25.0, 0.0, "step 0 of 20, batch 2 of 4"),
-        ),
+        (state(0, 1, 4, 0.25, -1), generating(0, 25.0, 0.0, "step 0 of 20, batch 2 of 4")),
     ],
     ids=["before the first step", "one picture", "the second of four"],
 )
-def test_the_engine_s_progress_becomes_a_report(answer, report):
+def test_the_progress_of_the_engine_becomes_a_report(answer, report):
     assert of_generation(answer) == report
 
 

@@ -1,0 +1,40 @@
+"""Taking turns at the engine: one job at a time, none longer than it may wait."""
+
+import asyncio
+
+import pytest
+
+from worker.errors import JobTimeout
+from worker.service.waiting import Turns
+from worker.stopwatch import Stopwatch
+
+
+async def take(turns, timeout=30.0):
+    async with turns.next(Stopwatch(timeout)):
+        return "done"
+
+
+@pytest.mark.parametrize("end", ["late", "cancelled", "cancelled at its turn"])
+def test_a_job_that_gives_up_its_turn_lets_the_next_one_in(end):
+    async def story():
+        turns = Turns()
+        async with turns.next(Stopwatch(30)):
+            waiting = asyncio.create_task(take(turns, 0.01 if end == "late" else 30.0))
+            after = asyncio.create_task(take(turns))
+            await asyncio.sleep(0)
+            if end == "cancelled":
+                waiting.cancel()
+            if end != "cancelled at its turn":
+                await asyncio.wait({waiting}, timeout=30)
+            assert not after.done()
+        if end == "cancelled at its turn":
+            waiting.cancel()
+        return await asyncio.gather(waiting, asyncio.wait_for(after, 30), return_exceptions=True)
+
+    ended, after = asyncio.run(story())
+    assert after == "done"
+    if end == "late":
+        assert isinstance(ended, JobTimeout)
+        assert "the engine was busy with other jobs; no picture within 0.01 s" in str(ended)
+    else:
+        assert isinstance(ended, asyncio.CancelledError)
