@@ -13,6 +13,7 @@ A1111_FIELDS = recorded("openapi")["components"]["schemas"]["StableDiffusionProc
     "properties"
 ]
 
+HIRES = {"enable_hr": True, "denoising_strength": 0.5}
 REFUSED = [
     # input, part of the message
     ({"steps": 0}, "steps = 0: must be greater than or equal to 1"),
@@ -37,6 +38,8 @@ REFUSED = [
     ({"prompt": "a\x00b"}, "must not contain the character NUL"),
     ({"prompt": "x" * 40_000}, "at most 32768 characters"),
     ({"enable_hr": True}, "enable_hr needs denoising_strength"),
+    (HIRES | {"hr_resize_x": 7}, "hr_resize_x and _y make a side of 7 pixels, less than 8"),
+    (HIRES | {"width": 4096, "height": 64, "hr_resize_x": 100}, "make a side of 1 pixels"),
     ({"refiner_checkpoint": "x"}, "refiner_checkpoint needs refiner_switch_at"),
     ({"send_images": False}, "the images are the result"),
     ({"override_settings_restore_afterwards": False}, "must not reach the next job"),

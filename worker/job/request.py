@@ -37,34 +37,27 @@ from worker.job.output_fields import Output
 from worker.spelling import near_matches
 
 # Names that other APIs use for the same thing; A1111 would ignore them without a message.
-FOREIGN_NAMES = {
-    "num_inference_steps": "steps",
-    "guidance_scale": "cfg_scale",
-    "cfg": "cfg_scale",
-    "guidance": "cfg_scale",
-    "num_images_per_prompt": "batch_size",
-    "num_images": "batch_size",
-    "num_outputs": "batch_size",
-    "batch_count": "n_iter",
-    "sampler": "sampler_name",
-    "scheduler_name": "scheduler",
-    "schedule_type": "scheduler",
-    "model": "checkpoint",
-    "model_name": "checkpoint",
-    "sd_model": "checkpoint",
-    "sd_model_checkpoint": "checkpoint",
-    "sd_vae": "vae",
-    "CLIP_stop_at_last_layers": "clip_skip",
-    "lora": "loras",
-    "lora_weights": "loras",
-    "negative": "negative_prompt",
-    "strength": "denoising_strength",
-    "hires_fix": "enable_hr",
-    "upscale_by": "hr_scale",
-    "upscaler": "hr_upscaler",
+_OTHER_NAMES = {
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale cfg guidance",
+    "batch_size": "num_images_per_prompt num_images num_outputs",
+    "n_iter": "batch_count",
+    "sampler_name": "sampler",
+    "scheduler": "scheduler_name schedule_type",
+    "checkpoint": "model model_name sd_model sd_model_checkpoint",
+    "vae": "sd_vae",
+    "clip_skip": "CLIP_stop_at_last_layers",
+    "loras": "lora lora_weights",
+    "negative_prompt": "negative",
+    "denoising_strength": "strength",
+    "enable_hr": "hires_fix",
+    "hr_scale": "upscale_by",
+    "hr_upscaler": "upscaler",
 }
+FOREIGN_NAMES = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
 
 _LEAST_DENOISING = 0.01
+_LEAST_SIDE = 8  # pixels; A1111 rounds sides down to multiples of 8
 _URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
 _MAX_SHOWN = 12  # problems in one message
 
@@ -261,6 +254,10 @@ class Txt2ImgRequest(JobFields):
                 f"enable_hr needs denoising_strength of at least {_LEAST_DENOISING}",
             ),
             (
+                self.enable_hr and self._hires_side() < _LEAST_SIDE,
+                f"hr_resize_x and _y make a side of {self._hires_side()} pixels, less than {_LEAST_SIDE}",
+            ),
+            (
                 (self.refiner_checkpoint is None) != (self.refiner_switch_at is None),
                 "refiner_checkpoint needs refiner_switch_at, and the other way round",
             ),
@@ -282,6 +279,13 @@ class Txt2ImgRequest(JobFields):
             ),
             self.output.too_few_or_many_urls(pictures),
         ]
+
+    def _hires_side(self) -> int:
+        """The shorter side of the upscaled picture, in pixels."""
+        x, y = self.hr_resize_x, self.hr_resize_y
+        if not x and not y:
+            return min(self.width, self.height)
+        return min(x or y * self.width // self.height, y or x * self.height // self.width)
 
 
 _OBJECTS: dict[int | str, type[Strict]] = {
