@@ -35,7 +35,7 @@ class SlowModels:
 
     def prepare_models_for_request(self, _request, stop):
         self.begun.set()
-        stop.wait(30)
+        self.was_stopped = stop.wait(30)
         self.go_on.wait(30)
         return "models", True
 
@@ -231,6 +231,7 @@ def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end
         assert not models.released.is_set()
         models.go_on.set()
         assert await asyncio.to_thread(models.released.wait, 30)
+        assert models.was_stopped
         return answer, listed.is_set()
 
     answer, listed = asyncio.run(story())

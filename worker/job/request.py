@@ -255,7 +255,7 @@ class Txt2ImgRequest(JobFields):
             ),
             (
                 self.enable_hr and self._hires_side() < _LEAST_SIDE,
-                f"hr_resize_x and _y make a side of {self._hires_side()} pixels, less than {_LEAST_SIDE}",
+                f"hr_resize makes a side of {self._hires_side()} pixels, less than {_LEAST_SIDE}",
             ),
             (
                 (self.refiner_checkpoint is None) != (self.refiner_switch_at is None),
