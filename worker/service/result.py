@@ -51,7 +51,7 @@ class DeliveryReport(Part):
     """How the pictures were delivered."""
 
     method: Method = Field(
-        description="The way that they took; `warnings` says why if the job named another."
+        description="How they were delivered; `warnings` has the reason if the job named another."
     )
     format: ImageFormat = Field(description="Format of the pictures.")
     quality: int | Absent = left_out("Quality of jpeg and webp, 1 to 100.")

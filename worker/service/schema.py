@@ -73,7 +73,7 @@ def _rows(
 ) -> Iterator[Row]:
     for name, field in schema["properties"].items():
         about = field.get("description")
-        if about is None and "$ref" in field:  # pydantic leaves out what the object's type says
+        if about is None and "$ref" in field:  # the same text as the type's, which pydantic omits
             about = _target(field, shared).get("description")
         yield Row(f"{prefix}{name}", _type(field, shared), about or "")
         mark, inner = ("[]", field["items"]) if "items" in field else ("", field)
