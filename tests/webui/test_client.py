@@ -46,7 +46,7 @@ def raised(error, text):
         (raised("E", "'NoneType' object has no attribute 'lowvram'"), EnginePoisoned, ""),
         (raised("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), EnginePoisoned, ""),
         (raised("OperationalError", "unable to open database file"), CacheDamaged, ""),
-        (raised("DatabaseError", "file is not a database"), CacheDamaged, ""),
+        (raised("E", "file is not a database"), CacheDamaged, ""),
         (raised("NansException", "A tensor with all NaNs was produced."), EngineFault, "all NaNs"),
         (raised("ZeroDivisionError", "division by zero"), EngineFault, ""),
     ],

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
+from unittest.mock import Mock
 
 import pytest
 
-from worker.errors import EnginePoisoned
+from worker.errors import ConnectionLost, EnginePoisoned, RouteMissing, WrongVae
 from worker.stopwatch import Stopwatch
 from worker.webui.catalog import Catalog
 from worker.webui.client import Txt2ImgAnswer
@@ -23,7 +24,8 @@ class Fake:
 
     def __init__(self):
         self.process, self.asked, self.on = EngineProcess("running", pid=1), [], {}
-        self.engine_client = Engine(self, self, self, timing=EngineTiming(restart_patience=0.0))
+        timing = EngineTiming(restart_patience=0, route_wait=0)
+        self.engine_client = Engine(self, self, self, timing=timing)
 
     def engine(self):
         return self.process
@@ -32,9 +34,11 @@ class Fake:
         def ask(*_):
             self.asked.append(name)
             self.on.pop(name, lambda: None)()
-            if name == "txt2img":
-                return Txt2ImgAnswer(["x"], {}, "{}", {})
-            return Ready(Catalog({}, {}), self.process, 0.0) if name == "wait" else []
+            return {
+                "txt2img": Txt2ImgAnswer(["x"], {}, "{}", {}),
+                "wait": Ready(Catalog({}, {}), self.process, 0.0),
+                "is_idle": True,
+            }.get(name, [])
 
         return ask
 
@@ -57,6 +61,7 @@ def fake():
 
 def test_an_engine_makes_its_first_picture_once(fake):
     assert fake.run(jobs=2) == ["wait", "txt2img", "txt2img"]
+    assert fake.engine_client.health()["restarts"] == 0
     fake.process = EngineProcess("running", pid=2)
     assert fake.run() == ["wait", "txt2img"]
     assert fake.engine_client.health()["restarts"] == 1
@@ -91,11 +96,17 @@ def test_the_refresh_of_a_cancelled_job_is_repeated(fake):
     assert fake.run(jobs=2) == ["refresh", "txt2img", "txt2img"]
 
 
-def test_a_poisoned_process_that_does_not_end_must_make_another_first_picture(fake):
-    def poisoned():
-        raise EnginePoisoned("x")
-
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [
+        (EnginePoisoned("x"), ["request_restart", "wait"]),  # even if start.sh does not end it
+        (RouteMissing("x"), ["wait"]),
+        (ConnectionLost("x"), ["is_idle"]),
+        (WrongVae("x"), ["refresh", "txt2img"]),  # with another prompt
+    ],
+)
+def test_the_engine_is_made_ready_before_a_failed_job_is_sent_again(fake, error, calls):
     fake.run()
-    fake.on["txt2img"] = poisoned
+    fake.on["txt2img"] = Mock(side_effect=error)
 
-    assert fake.run() == ["txt2img", "request_restart", "wait", "txt2img"]
+    assert fake.run() == ["txt2img", *calls, "txt2img"]
