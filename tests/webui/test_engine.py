@@ -110,3 +110,4 @@ def test_the_engine_is_made_ready_before_a_failed_job_is_sent_again(fake, error,
     fake.on["txt2img"] = Mock(side_effect=error)
 
     assert fake.run() == ["txt2img", *calls, "txt2img"]
+    assert fake.run() == ["txt2img"]

@@ -78,7 +78,7 @@ def test_every_event_is_in_a_table_and_every_state_can_be_reached():
         ("OUT_OF_MEMORY PICTURE_MADE", Memory.ENOUGH),
     ],
 )
-def test_events_in_a_row_lead_to(events, expected):
+def test_a_sequence_of_events_leads_to_a_state(events, expected):
     state = EngineState()
     for event in events.split():
         state = state.after(Event[event])

@@ -133,7 +133,7 @@ CONDITIONING: Table[Conditioning] = {
     },
 }
 
-# A new process does not reset this: if it does not fit either, another worker may help.
+# A new process does not reset this: if pictures do not fit there either, another worker may help.
 MEMORY: Table[Memory] = {
     Memory.ENOUGH: {Event.OUT_OF_MEMORY: Memory.SHORT_ONCE, Event.PICTURE_MADE: Memory.ENOUGH},
     Memory.SHORT_ONCE: {Event.OUT_OF_MEMORY: Memory.SHORT_TWICE, Event.PICTURE_MADE: Memory.ENOUGH},

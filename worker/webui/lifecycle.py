@@ -84,8 +84,8 @@ class Lifecycle:
     def _pin_options(self) -> None:
         """Write the options that a job can override into an external engine's own config.json.
 
-        A1111 writes down what is set, even to the value it has. `worker.webui.config_json` says
-        why each option must stand in the file.
+        A1111 saves an option that is set, even to the value that it has. `worker.webui.config_json`
+        explains why each must be in the file.
         """
         options = self._webui.options()
         keys = [key for key in (*OVERRIDABLE, LIVE_PREVIEWS) if key in options]
