@@ -3,7 +3,7 @@ import json
 import pytest
 from fakes.hosts.fixtures import client_for
 from fakes.hosts.model_hosts import ModelHosts
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import (
@@ -342,12 +342,22 @@ NOT_OFFERED = [
     (answer({"name": "a"}), ModelHostFailed, "no number as `id`"),
     ([], ModelHostFailed, "the type of the model"),
 ]
+MODEL = {"id": 7, "name": "Jib Mix", "type": "Checkpoint", "mode": None}
+NOT_THERE = [
+    (MODEL | {"modelVersions": []}, CivitAIModel(7), ModelArchived, "no published version"),
+    (MODEL, CivitAIModel(7), ModelHostFailed, "no list of versions"),
+    (answer(file()), Sha256(DIGEST), ModelNotFound, "no public file with this SHA-256"),
+    (answer(file()), CivitAIVersion(100, 9), ModelNotFound, "no file 9"),
+]
 
 
-@pytest.mark.parametrize(("metadata", "kind", "message"), NOT_OFFERED)
-def test_a_file_that_is_not_offered_is_refused_before_the_download(metadata, kind, message):
+@pytest.mark.parametrize(
+    ("metadata", "ref", "kind", "message"),
+    NOT_THERE + [(metadata, VERSION, kind, message) for metadata, kind, message in NOT_OFFERED],
+)
+def test_a_file_that_is_not_offered_is_refused_before_the_download(metadata, ref, kind, message):
     with pytest.raises(WorkerError) as caught:
-        chosen(metadata, has_key=False)
+        chosen(metadata, ref, has_key=False)
 
     assert type(caught.value) is kind
     assert message in caught.value.message
@@ -412,6 +422,7 @@ def nearly_good(draw):
     return spoilt(draw(st.sampled_from([metadata, model])))
 
 
+@settings(max_examples=50)
 @given(REFS, ODD | nearly_good())
 def test_odd_metadata_raises_only_our_errors(ref, metadata):
     try:

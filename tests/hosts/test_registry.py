@@ -1,11 +1,19 @@
 import pytest
 
 from worker.config.settings import Settings
+from worker.errors import (
+    ModelFileInvalid,
+    ModelForbidden,
+    ModelHostFailed,
+    ModelNotFound,
+    ModelRateLimited,
+)
 from worker.hosts.civitai import CivitAI, CivitAIModel, CivitAIVersion
 from worker.hosts.huggingface import HuggingFace, HuggingFaceFile
 from worker.hosts.ref import Sha256
 from worker.hosts.registry import HOSTS, Hosts
 from worker.hosts.web import AnyHost, WebFile
+from worker.http.document import Document
 
 CIVITAI, RED, HF = "https://civitai.com", "https://civitai.red", "https://huggingface.co"
 
@@ -46,6 +54,22 @@ def test_a_second_host_for_a_reference_is_found_at_the_start():
 )
 def test_each_host_has_the_tokens_of_the_settings(environ, tokens):
     assert Hosts.from_settings(Settings.from_environ(environ)).tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *((status, ModelForbidden) for status in (401, 402, 403, 407, 451)),
+        *((status, ModelNotFound) for status in (404, 410)),
+        *[(429, ModelRateLimited), (416, ModelFileInvalid), (500, ModelHostFailed)],
+    ],
+)
+def test_each_status_of_any_host_has_its_meaning(status, kind):
+    remote = AnyHost().resolve(WebFile("https://example.com/a?sig=secret"), None)
+    error = AnyHost().refusal(Document(status, {}, b"secret"), remote)
+    assert type(error) is kind
+    assert str(error).startswith(f"{kind.code}: https://example.com/a: ")
+    assert "secret" not in str(error)
 
 
 def test_the_url_of_a_file_is_not_in_its_repr():

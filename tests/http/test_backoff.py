@@ -2,7 +2,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.http.backoff import LONGEST_WAIT, Backoff, retry_after
@@ -56,6 +56,7 @@ def test_retry_after_may_be_a_date():
     assert 0 < retry_after({"Retry-After": format_datetime(then, usegmt=True)}) <= 1000
 
 
+@settings(max_examples=50)
 @given(st.text(st.characters(codec="latin-1"), max_size=40))
 def test_any_retry_after_is_read_or_ignored(value):
     seconds = retry_after({"Retry-After": value})

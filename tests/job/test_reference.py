@@ -178,6 +178,7 @@ def test_a_reference_has_one_canonical_form(ref, canonical):
     assert parse_reference(canonical) == ref
     assert ref.key == hashlib.sha256(canonical.encode()).hexdigest()
     assert ref.shown == canonical.partition("?b=")[0]
+    assert ref.has_secret is (ref.shown != canonical)
 
 
 MOVING = [
