@@ -1,7 +1,7 @@
 """`python -m engine --data-dir DIR`: the embedded engine as a process.
 
-Exit status: 1 where it cannot start (Python too old, port in use, config.json damaged), with one
-line that says why; otherwise that of the signal that ended it.
+Exit status: 1 if it cannot start (Python too old, port in use, config.json damaged), with one line
+on stderr that gives the reason; otherwise the status of the signal that ended it.
 """
 
 import argparse
@@ -18,11 +18,11 @@ log = logging.getLogger("engine")
 
 OLDEST_PYTHON = (3, 11)
 SHUTDOWN_SECONDS = 5
-KEEP_ALIVE_SECONDS = 30  # as A1111
+KEEP_ALIVE_SECONDS = 30  # the same as A1111
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """The command-line arguments."""
     parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=3000)
@@ -31,13 +31,13 @@ def read_arguments() -> argparse.Namespace:
         "--threads",
         type=int,
         default=os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1,
-        help="for torch; default: OMP_NUM_THREADS, else all cores",
+        help="threads for torch; default: OMP_NUM_THREADS, otherwise all cores",
     )
     return parser.parse_args()
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet. Raises OSError."""
+    """A bound socket that is not listening yet. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -46,18 +46,18 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket) -> None:
-    """Serve until a signal ends it."""
-    # not at the top: seconds of imports, and none of these packages exists for an old Python
+    """Serve until a signal ends the process."""
+    # imported here: they take seconds to import, and need a newer Python than this module does
     import uvicorn  # noqa: PLC0415
 
+    from engine.api.generation import Engine  # noqa: PLC0415
     from engine.api.server import create_app  # noqa: PLC0415
-    from engine.generation import Engine  # noqa: PLC0415
 
     engine = Engine(arguments.data_dir.resolve(), options, arguments.threads)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            engine.close()  # else uvicorn would wait for the running job to finish
+            engine.close()  # otherwise uvicorn waits for the running job to finish
             super().handle_exit(sig, frame)
 
     engine.start()
@@ -73,7 +73,7 @@ def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket)
 
 
 def main() -> None:
-    """Check what must hold before the long imports, then serve."""
+    """Check the requirements before the slow imports, then serve."""
     if sys.version_info < OLDEST_PYTHON:
         sys.exit("The embedded engine needs Python {}.{} or newer.".format(*OLDEST_PYTHON))
     arguments = read_arguments()
@@ -82,11 +82,12 @@ def main() -> None:
     )
     try:
         options = Options(arguments.data_dir / "config.json")
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(str(error))
+    try:
         bound = bind(arguments.host, arguments.port)
     except OSError as error:
         sys.exit(f"cannot listen on {arguments.host}:{arguments.port}: {error.strerror}")
-    except (TypeError, ValueError) as error:
-        sys.exit(str(error))
     serve(arguments, options, bound)
 
 

@@ -1,16 +1,16 @@
-"""What the engine refuses, by the answer A1111 gives.
+"""The engine's errors, and the answer that A1111 gives for each.
 
-    Refused               the request is wrong; its text is the answer's `detail`
-    ├── SamplerNotFound   404, as A1111
-    └── Unsupported       422, naming what this engine lacks (A1111 has it)
-    NansException         500, A1111's own name for a picture that is not a number
+    Refused               the request is wrong; the message is the answer's `detail`
+    ├── SamplerNotFound   404, the same as A1111
+    └── Unsupported       422, names the feature that A1111 has and this engine does not
+    NansException         500, A1111's name for a picture that contains NaN
 
-Every other exception is answered 500 with its class and text, as A1111 does.
+Every other exception gets status 500 with its class and message, the same as in A1111.
 """
 
 
 class Refused(Exception):
-    """A request that can never succeed, answered `status` with the text as `detail`."""
+    """A request that can never succeed; the answer has `status`, and the message as `detail`."""
 
     status = 422
 
@@ -25,11 +25,11 @@ class SamplerNotFound(Refused):
 
 
 class Unsupported(Refused):
-    """A1111 would do it, this engine does not; `what` names the field and value."""
+    """A feature of A1111 that this engine does not have; `what` names the field and its value."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"the embedded engine does not support {what}")
 
 
 class NansException(ArithmeticError):
-    """The model produced no finite picture (a huge `cfg_scale`, a broken checkpoint)."""
+    """The model produced values that are not finite (a huge `cfg_scale`, a broken checkpoint)."""

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from engine.models.checkpoints import Checkpoint, old_hash
-from engine.models.model import Model, Shot
+from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.sampling import samplers
 from training import scenes
 
@@ -134,18 +134,18 @@ def prompts(count: int, seed: int = 0) -> list[tuple[scenes.Scene, str]]:
     return found
 
 
-def load(path: Path) -> Model:
+def load(path: Path) -> LoadedModel:
     """The checkpoint as the embedded engine loads it."""
-    return Model.load(Checkpoint(path, path.name, old_hash(path)), sha256="")
+    return LoadedModel.load(Checkpoint(path, path.name, old_hash(path)), sha256="")
 
 
-def picture(model: Model, prompt: str, shot: Shot) -> Image.Image:
+def picture(model: LoadedModel, prompt: str, shot: PictureSettings) -> Image.Image:
     """One picture, as the embedded engine makes it."""
     conditioning = model.encode(prompt, "", 1, shot.sampler.calls(shot.steps))
     return model.picture(conditioning, shot, lambda *_: False)
 
 
-def measure(model: Model, count: int, shot: Shot) -> Score:
+def measure(model: LoadedModel, count: int, shot: PictureSettings) -> Score:
     """The score of `count` pictures; picture i has the seed of `shot` plus i."""
     wanted = prompts(count)
     pictures = (
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="Euler a")
     given = parser.parse_args()
     sampler = samplers.find_sampler(given.sampler)
-    shot = Shot(0, given.side, given.side, given.steps, given.cfg_scale, sampler, None)
+    shot = PictureSettings(0, given.side, given.side, given.steps, given.cfg_scale, sampler, None)
     sys.stdout.write(f"{measure(load(given.checkpoint), given.prompts, shot)}\n")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.models.loras import Loras, LoraUse
-from engine.models.model import Model, Shot
 from engine.sampling import samplers
 from training import adherence
 
@@ -20,11 +20,11 @@ SIDE, SHOWN, GAP, TEXT = 256, 160, 8, 44
 SEED = 1  # of the prompts: not those of the measurement
 
 
-def draw(model: Model, lora: LoraUse) -> Image.Image:
+def draw(model: LoadedModel, lora: LoraUse) -> Image.Image:
     """The whole sheet; picture i has seed i."""
     asked = [text for _, text in adherence.prompts(COLUMNS * ROWS, SEED)]
     euler = samplers.find_sampler("Euler a")
-    shots = [Shot(i, SIDE, SIDE, 20, 4.0, euler, None) for i in range(len(asked))]
+    shots = [PictureSettings(i, SIDE, SIDE, 20, 4.0, euler, None) for i in range(len(asked))]
     pictures = [adherence.picture(model, *pair) for pair in zip(asked, shots, strict=True)]
     with model.with_loras([lora]):
         again = [

@@ -1,1 +1,1 @@
-"""A1111's routes: what a request may ask for, the answer, progress and options."""
+"""A1111's API: its HTTP paths, its request fields and options, and the one job that runs."""

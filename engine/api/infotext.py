@@ -1,4 +1,4 @@
-"""A1111's generation parameters: the text in each PNG and the `info` of an answer."""
+"""A1111's generation parameters: the text in each PNG, and `info` in an answer."""
 
 import base64
 import io
@@ -16,11 +16,11 @@ VERSION = f"embedded-{__version__}"
 
 @dataclass(frozen=True)
 class Facts:
-    """What was really done for one request; seeds has one entry for each picture asked for.
+    """The values that were used for one request; `seeds` has one entry per requested picture.
 
-    `asked_schedule` is the request's `scheduler`; `schedule_label` the schedule that was computed
-    (k-diffusion's own is none). `seed_resize` and `denoising_strength` had no effect: A1111 too
-    repeats them.
+    `asked_schedule` is the request's `scheduler`; `schedule_label` is the computed schedule, None
+    for k-diffusion's own. `seed_resize` and `denoising_strength` have no effect and
+    are only repeated, the same as in A1111.
     """
 
     prompt: str
@@ -46,7 +46,7 @@ class Facts:
 
     @property
     def extra_generation_params(self) -> dict[str, Any]:
-        """The optional entries; a LoRA is listed only if it was applied."""
+        """The optional entries; only LoRAs that were applied are listed."""
         params: dict[str, Any] = {}
         if self.lora_hashes:
             hashes = (f"{_bare(name)}: {value}" for name, value in self.lora_hashes.items())
@@ -58,7 +58,7 @@ class Facts:
         return params
 
     def infotext(self, index: int) -> str:
-        """The text of picture `index`, byte for byte as A1111 writes it (except the version)."""
+        """The text of picture `index`: byte for byte the same as A1111's, except the version."""
         extra = self.extra_generation_params
         entries = {
             "Steps": self.steps,
@@ -79,7 +79,7 @@ class Facts:
         return f"{self.prompt}{negative}\n{last}".strip()
 
     def info(self, made: int) -> dict[str, Any]:
-        """A1111's `info`, its keys in its order, after `made` pictures."""
+        """A1111's `info` with its keys in its order, after `made` pictures."""
         count = len(self.seeds)
         return {
             "prompt": self.prompt,
@@ -118,7 +118,7 @@ class Facts:
 
 
 def quote(value: object) -> str:
-    """The value as text; as a JSON string where it holds what separates entries."""
+    """The value as text; as a JSON string if it contains a separator."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
 

@@ -1,6 +1,6 @@
-"""A1111's options, as far as the engine has them: config.json, POST /options, override_settings."""
+"""The A1111 options that the engine has: config.json, POST /options, override_settings."""
 
-# an old Python must be able to read this module: `__main__` says there why it will not start
+# must be importable in an older Python, where `__main__` reports that the version is too old
 from __future__ import annotations
 
 import json
@@ -19,7 +19,7 @@ CLIP_SKIP = "CLIP_stop_at_last_layers"
 VAE = "sd_vae"
 OWN_VAE = ("Automatic", "None")
 
-# What the engine has, in A1111's words and order and (but for two) with its defaults.
+# A1111's names and order, and A1111's defaults except for two.
 ALL: dict[str, Any] = {
     "samples_format": "png",
     "face_restoration": False,
@@ -60,26 +60,26 @@ ALL: dict[str, Any] = {
     CHECKPOINT_HASH: "",
     "lora_add_hashes_to_infotext": True,
 }
-DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE)}  # what can be changed
-WITHOUT_EFFECT = {"live_previews_enable"}  # who wants previews gets his picture without them
+DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE)}  # these can be changed
+WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
 
 
 class Options:
-    """The values now. `file` is A1111's config.json; its other entries are kept and not used."""
+    """The current values. `file` is A1111's config.json; its other entries are kept, not used."""
 
     def __init__(self, file: Path) -> None:
-        """Raises ValueError or TypeError where the file's content makes no sense."""
+        """Raises OSError, or ValueError or TypeError if the file's content is not valid."""
         self.file = file
         content = self._read()
         if content.get(VAE, "Automatic") not in OWN_VAE:
-            log.warning("%s: the embedded engine has no use for %s", file, VAE)
+            log.warning("%s: the embedded engine ignores %s", file, VAE)
         known = {name: content[name] for name in (CHECKPOINT, CLIP_SKIP) if name in content}
         check(known)
         self.values: dict[str, Any] = DEFAULTS | known
 
     def _read(self) -> dict[str, Any]:
-        """The file's content; {} where there is none. Raises ValueError where it is not JSON."""
+        """The file's content; {} if there is no file. Raises ValueError if it is not JSON."""
         if not self.file.exists():
             return {}
         try:
@@ -91,7 +91,7 @@ class Options:
         return content
 
     def change(self, changes: Mapping[str, Any]) -> None:
-        """Take the (checked) changes and write them to the file."""
+        """Apply the changes, which must be checked already, and write them to the file."""
         self.values |= {name: value for name, value in changes.items() if name in DEFAULTS}
         content = self._read() | {name: v for name, v in self.values.items() if v is not None}
         self.file.write_text(json.dumps(content, indent=4), encoding="utf-8")
@@ -102,9 +102,11 @@ class Options:
 
 
 def check(changes: Mapping[str, Any]) -> None:
-    """Raise Unsupported for what the engine has not; TypeError for a clip skip that is no number.
+    """Raise Unsupported for an option that the engine does not have, TypeError for a clip skip that
+    is not a number.
 
-    A checkpoint name is not looked at: only its reader knows what an unknown one means.
+    A checkpoint name is not checked: POST /options and override_settings treat an unknown one
+    differently.
     """
     for name, value in changes.items():
         if name in WITHOUT_EFFECT or (name in FIXED and value == FIXED[name]):

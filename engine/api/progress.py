@@ -1,4 +1,4 @@
-"""What the running job is doing, for GET /progress, and the wish to stop it."""
+"""The progress of the running job, for GET /progress, and the requests to stop it."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ def _timestamp() -> str:
 
 @dataclass
 class Progress:
-    """A1111's `state`. Written by the job's thread, except the wishes; read by any."""
+    """A1111's `state`. The job's thread writes it, any thread may read it or ask to stop."""
 
     job: str = ""
     job_count: int = 0
@@ -28,16 +28,16 @@ class Progress:
 
     @property
     def stopping(self) -> bool:
-        """No further picture is wanted."""
+        """No further picture shall be started."""
         return self.interrupted or self.closing
 
     def begin_picture(self, number: int) -> None:
-        """Picture `number` of the job, from 0, begins; it is not the one that was skipped."""
+        """Picture `number` of the job (from 0) begins; an earlier skip does not apply to it."""
         self.job_no, self.sampling_step, self.skipped = number, 0, False
 
     @contextmanager
     def running(self, job: str, count: int) -> Iterator[None]:
-        """Mark a job of `count` pictures as running; a wish made while idle is forgotten."""
+        """Mark a job of `count` pictures as running; a stop requested before it is forgotten."""
         self.skipped = self.interrupted = False
         self.job_timestamp, self.started = _timestamp(), time.monotonic()
         self.job, self.job_count = job, count
@@ -48,24 +48,24 @@ class Progress:
             self.job_no = self.sampling_step = self.sampling_steps = 0
 
     def step(self, done: int, steps: int) -> bool:
-        """Note that `done` of a picture's `steps` are made; true when it shall stop here."""
+        """Record that `done` of a picture's `steps` are finished; return true to stop here."""
         self.sampling_step, self.sampling_steps = done, steps
         return self.skipped or self.stopping
 
     def interrupt(self) -> None:
-        """Ask the running job, if any, to end at its next step."""
+        """Ask the running job, if there is one, to end at its next step."""
         self.interrupted = True
 
     def skip(self) -> None:
-        """Ask the running job to end its current pictures at the next step."""
+        """Ask the running job to end its current picture at the next step."""
         self.skipped = True
 
     def close(self) -> None:
-        """End the running job, and every later one, at its next step; safe in a signal handler."""
+        """End the running job and all later ones at their next step; safe in a signal handler."""
         self.closing = True
 
     def describe(self) -> dict[str, Any]:
-        """The answer of GET /progress; the engine makes no previews."""
+        """The answer of GET /progress; the engine has no previews."""
         fraction = self._fraction()
         elapsed = time.monotonic() - self.started
         return {
@@ -77,7 +77,7 @@ class Progress:
         }
 
     def _fraction(self) -> float:
-        """0 when idle; a running job begins at 0.01, as in A1111."""
+        """0 when idle; a running job begins at 0.01, the same as in A1111."""
         if not self.job_count:
             return 0.0
         step = self.sampling_step / self.sampling_steps if self.sampling_steps else 0.0

@@ -1,4 +1,4 @@
-"""A txt2img request: A1111's fields and defaults, and the refusal of what the engine lacks."""
+"""A txt2img request: A1111's fields and defaults, and which of them the engine refuses."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ MAX_SEED = 2**64
 
 
 def _truncate(value: object) -> object:
-    """A1111 takes 100.7 for 100."""
+    """A1111 reads 100.7 as 100."""
     return int(value) if isinstance(value, float) and abs(value) < MAX_SEED else value
 
 
@@ -18,7 +18,7 @@ Integer = Annotated[int, BeforeValidator(_truncate)]
 
 
 class Txt2Img(BaseModel):
-    """Every field of A1111's StableDiffusionProcessingTxt2Img, in its order; others are ignored."""
+    """A1111's StableDiffusionProcessingTxt2Img: its fields in its order; others are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -79,15 +79,14 @@ class Txt2Img(BaseModel):
     infotext: str | None = None
 
     def check(self) -> None:
-        """Refuse, by name, every field the engine would have to ignore; then impossible numbers.
-
-        Raises Refused, or ValueError for numbers that A1111 answers 500 for too.
+        """Raise Refused for a field that the engine would have to ignore, ValueError for an
+        impossible number. A1111 too answers such numbers with status 500.
         """
         for script in filter(None, [self.script_name, *self.alwayson_scripts]):
             raise Refused(f"Script {script!r} not found")
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
-            if name not in TAKEN and value != info.default and not _asks_nothing(name, value):
+            if name not in ACCEPTED and value != info.default and not _has_no_effect(name, value):
                 raise Unsupported(f"{name} with the value {value!r}")
         if min(self.seed_resize_from_h, self.seed_resize_from_w) > 0:
             size = f"{self.seed_resize_from_w}x{self.seed_resize_from_h}"
@@ -101,7 +100,8 @@ class Txt2Img(BaseModel):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if min(self.width, self.height) < LATENT_FACTOR:
-            raise ValueError(f"size {self.width}x{self.height} is too small")
+            size = f"{self.width}x{self.height}"
+            raise ValueError(f"size {size} is too small: each side needs {LATENT_FACTOR} pixels")
 
 
 LATENT_FACTOR = 8
@@ -119,7 +119,7 @@ SUPPORTED = frozenset(
         "cfg_scale",
         "width",
         "height",
-        "eta",  # as far as the sampler has it, see `Sampler.with_eta`
+        "eta",  # if the sampler has one, see `Sampler.with_eta`
         "do_not_save_samples",
         "do_not_save_grid",
         "override_settings",
@@ -128,16 +128,16 @@ SUPPORTED = frozenset(
         "send_images",
     }
 )
-# What A1111 too leaves unused, unless another field is set that is refused here.
+# A1111 does not use these either, unless another field is set that is refused here.
 WITHOUT_EFFECT = frozenset(
     {
         "subseed",  # without subseed_strength
-        "seed_resize_from_h",  # looked at together
+        "seed_resize_from_h",  # checked together
         "seed_resize_from_w",
         "s_tmin",  # without s_churn
         "s_tmax",
         "refiner_switch_at",  # without refiner_checkpoint
-        "denoising_strength",  # without enable_hr, as all that follow
+        "denoising_strength",  # without enable_hr, as the fields up to hr_negative_prompt
         "firstpass_image",
         "hr_scale",
         "hr_upscaler",
@@ -150,13 +150,13 @@ WITHOUT_EFFECT = frozenset(
         "hr_prompt",
         "hr_negative_prompt",
         "script_args",  # without script_name
-        "force_task_id",  # a name for the web UI's progress bar
-        "comments",  # what the web UI shows below a picture
+        "force_task_id",  # an id for the web UI's progress bar
+        "comments",  # the web UI shows them below a picture
     }
 )
-TAKEN = SUPPORTED | WITHOUT_EFFECT
-# values beside the default that ask for nothing
-NOTHING: dict[str, tuple[object, ...]] = {
+ACCEPTED = SUPPORTED | WITHOUT_EFFECT
+# values other than the default that have no effect
+NO_EFFECT: dict[str, tuple[object, ...]] = {
     "s_churn": (0,),
     "s_noise": (1,),
     "s_min_uncond": (0,),
@@ -164,7 +164,7 @@ NOTHING: dict[str, tuple[object, ...]] = {
 }
 
 
-def _asks_nothing(name: str, value: object) -> bool:
-    """Nothing asked for. 0 is not always nothing: an `s_noise` of 0 gives another picture."""
+def _has_no_effect(name: str, value: object) -> bool:
+    """0 is not in general such a value: an `s_noise` of 0 gives another picture."""
     empty = value is None or value is False or value in ("", [], {})
-    return empty or value in NOTHING.get(name, ())
+    return empty or value in NO_EFFECT.get(name, ())

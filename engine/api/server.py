@@ -1,4 +1,4 @@
-"""The HTTP side: A1111's paths, and its way to answer errors."""
+"""The HTTP application: A1111's paths, and errors in A1111's form."""
 
 import logging
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from engine import __version__
+from engine.api.generation import Engine
 from engine.errors import Refused
-from engine.generation import Engine
 from engine.sampling import samplers
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ Endpoint = Callable[..., Any]
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """The application. Endpoints are plain functions, so that they run beside the job."""
+    """The application. Endpoints are plain functions: they run in threads, beside the job."""
     app = FastAPI(title="embedded engine", version=__version__)
     for path, endpoint in _gets(engine).items():
         app.get(PREFIX + path, response_model=None)(endpoint)
@@ -30,13 +30,13 @@ def create_app(engine: Engine) -> FastAPI:
     app.exception_handler(Refused)(_refused)
     for kind in (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
         app.exception_handler(kind)(_failed)
-    # for the rest; here Starlette closes the connection after the answer
+    # for all others; Starlette closes the connection after this answer
     app.exception_handler(Exception)(_failed)
     return app
 
 
 def _gets(engine: Engine) -> dict[str, Endpoint]:
-    """The endpoints of GET. The engine has no scripts, styles, upscalers and embeddings."""
+    """The GET endpoints. The engine has no scripts, styles, upscalers or embeddings."""
     return {
         "/options": engine.get_options,
         "/sd-models": engine.checkpoints.describe,
@@ -61,7 +61,7 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
 
 
 def _posts(engine: Engine) -> dict[str, Endpoint]:
-    """The endpoints of POST. VAEs are listed afresh each time: nothing to refresh."""
+    """The POST endpoints. VAEs need no refresh: every request lists them again."""
 
     def interrupt() -> dict[str, Any]:
         engine.progress.interrupt()
@@ -80,14 +80,14 @@ def _posts(engine: Engine) -> dict[str, Endpoint]:
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
-    """A1111's answer where its code raises an HTTPException."""
+    """A1111's answer if its code raises an HTTPException."""
     status = error.status if isinstance(error, Refused) else 500
     return _answer(status, "HTTPException", detail=str(error))
 
 
 def _failed(request: Request, error: Exception) -> JSONResponse:
-    """A1111's answer to any other exception: its class and text."""
-    is_known = isinstance(error, FileNotFoundError)  # its sentence says all
+    """A1111's answer to any other exception: its class and message."""
+    is_known = isinstance(error, FileNotFoundError)  # its message is enough
     trace = None if is_known else error
     log.error("%s %s failed: %s", request.method, request.url.path, error, exc_info=trace)
     return _answer(500, type(error).__name__, errors=str(error))
@@ -99,12 +99,12 @@ def _answer(status: int, error: str, detail: str = "", errors: str = "") -> JSON
 
 
 def describe_nothing() -> list[Any]:
-    """A1111's empty list."""
+    """An empty list, for the features that the engine does not have."""
     return []
 
 
 def describe_memory() -> dict[str, Any]:
-    """The answer of GET /memory, in bytes: this process beside the machine's total."""
+    """The answer of GET /memory, in bytes: used by this process, and the machine's total."""
     total = float(psutil.virtual_memory().total)
     used = psutil.Process().memory_info().rss
     return {"ram": {"free": total - used, "used": used, "total": total}, "cuda": _cuda_memory()}

@@ -1,1 +1,1 @@
-"""Checkpoints and LoRAs: listed, read from disk, placed on the device, applied."""
+"""Checkpoint and LoRA files: listed, loaded, placed on the device, and used to make a picture."""

@@ -1,10 +1,10 @@
-"""A checkpoint's architecture, read off the tensor shapes in its safetensors header.
+"""A checkpoint's architecture, inferred from the tensor shapes in its safetensors header.
 
-diffusers' `from_single_file` wants a configuration folder and would otherwise ask the hub for it.
-Widths, depths and block kinds are visible in shapes. Head counts are not: they follow fixed rules
-(SD1 has 8 heads, SDXL heads of 64, CLIP heads of 64). What neither tells stands in the file's
-metadata: `prediction_type`, and `engine.config` (JSON: {component: {option: value}}) for models of
-unusual size.
+diffusers' `from_single_file` needs a configuration folder, and otherwise downloads it from the hub.
+The shapes show the widths, the depths and the kinds of blocks. They do not show the number of
+attention heads, which follows fixed rules (SD1: 8 heads; SDXL and CLIP: heads of width 64). For
+everything else the engine reads the file's metadata: `prediction_type`, and `engine.config` (JSON:
+{component: {option: value}}) for models of unusual size.
 """
 
 import json
@@ -28,7 +28,7 @@ MATRIX_RANK = 2
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `from_single_file` needs: {component: configuration}, and which pipeline it is."""
+    """What `from_single_file` needs: {component: configuration}, and the kind of pipeline."""
 
     is_xl: bool
     components: dict[str, Config]
@@ -47,8 +47,8 @@ class Architecture:
 def infer(shapes: Shapes, metadata: Mapping[str, str]) -> Architecture:
     """The architecture of an SD1.x or SDXL checkpoint.
 
-    Raises KeyError or ValueError where tensors of such a model are missing, and Unsupported for
-    models that are Stable Diffusion but take other inputs (inpainting, pix2pix).
+    Raises KeyError or ValueError if tensors of such a model are missing, and Unsupported for
+    Stable Diffusion models with other inputs (inpainting, pix2pix).
     """
     is_xl = OPENCLIP_XL + "positional_embedding" in shapes
     components = {
@@ -66,7 +66,7 @@ def infer(shapes: Shapes, metadata: Mapping[str, str]) -> Architecture:
 
 
 def check_channels(unet: Mapping[str, Any]) -> None:
-    """Raise Unsupported for a UNet's configuration that takes more than the latent image."""
+    """Raise Unsupported for a UNet that has more inputs than the latent image."""
     if unet["in_channels"] != LATENT_CHANNELS:
         raise Unsupported("checkpoints whose UNet takes more than the latent image (inpainting)")
 
@@ -76,7 +76,7 @@ def _below(shapes: Shapes, prefix: str) -> Shapes:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbered children there are below `prefix`."""
+    """The number of numbered children below `prefix`."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     return 1 + max((int(m[1]) for key in shapes if (m := pattern.match(key))), default=-1)
 
@@ -104,7 +104,7 @@ def _unet(shapes: Shapes, is_xl: bool) -> Config:
         "block_out_channels": channels,
         "layers_per_block": layers,
         "cross_attention_dim": context,
-        # diffusers' historical misnomer: this is the number of heads
+        # diffusers' historical misnomer: this is the number of heads, not their width
         "attention_head_dim": [max(1, c // HEAD_SIZE) for c in channels] if linear else 8,
         "use_linear_projection": linear,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
@@ -140,7 +140,7 @@ def _vae(shapes: Shapes, is_xl: bool) -> Config:
 
 
 def _text_model(positions: tuple[int, ...], tokens: int, inner: int, layers: int) -> Config:
-    """What CLIP's and OpenCLIP's text towers share; `positions` is the shape (length, width)."""
+    """The configuration that CLIP and OpenCLIP share; `positions` has shape (length, width)."""
     has_clip_vocabulary = tokens == CLIP_VOCABULARY
     return {
         "model_type": "clip_text_model",

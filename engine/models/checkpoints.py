@@ -1,6 +1,6 @@
-"""The checkpoints: what there is, by which names A1111 knows each, and their hashes.
+"""The list of checkpoints: their names as in A1111, and their hashes.
 
-A checkpoint is a safetensors file, or a diffusers folder: one with a model_index.json.
+A checkpoint is a safetensors file, or a diffusers folder (one that contains model_index.json).
 """
 
 import hashlib
@@ -18,9 +18,9 @@ BLOCK_BYTES = 2**20
 FOLDER_MARK = "model_index.json"
 WEIGHTS = "*.safetensors"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-NO_FILE = "NOFILE"  # A1111's old hash of a file that is not there
+NO_FILE = "NOFILE"  # A1111's old hash of a missing file
 
-# (path, size, time) of every file that counts
+# (path, size, modification time) of every file of the checkpoint
 Identity = tuple[tuple[Path, int, int], ...]
 
 
@@ -35,7 +35,7 @@ class Checkpoint:
 
     @property
     def suffix(self) -> str:
-        """`.safetensors`; a folder has none, whatever points are in its name."""
+        """`.safetensors`; empty for a folder, even if its name contains a dot."""
         return "" if self.is_folder else self.path.suffix
 
     @property
@@ -49,11 +49,11 @@ class Checkpoint:
         return self.name.removesuffix(self.suffix).replace("/", "_")
 
     def title(self, sha256: str | None) -> str:
-        """The name shown; it gains the hash once that is known."""
+        """The displayed name; it contains the hash as soon as it is computed."""
         return f"{self.name} [{sha256[:HASH_DIGITS]}]" if sha256 else self.name
 
     def aliases(self, sha256: str | None) -> set[str]:
-        """Every name A1111 accepts for this checkpoint, in exactly this spelling."""
+        """Every name that A1111 accepts for this checkpoint, in exactly this spelling."""
         names = {self.name, self.stem, self.model_name}
         names |= {self.old_hash, f"{self.name} [{self.old_hash}]"}
         if sha256:
@@ -63,7 +63,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The list as of the last `refresh`: a file added later is not seen, as in A1111."""
+    """The list at the last `refresh`; files added later are not seen, the same as in A1111."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,8 +72,8 @@ class Checkpoints:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the folder again; subfolders too, sorted by name without regard to case."""
-        # the star stands for a link to a folder, too; rglob alone does not look behind links
+        """Read the folder and its subfolders again; sorted by name, ignoring case."""
+        # the star also matches a link to a folder; rglob alone does not follow links
         folders = {mark.parent for mark in self.folder.rglob(f"*/{FOLDER_MARK}")}
         files = {path for path in self.folder.rglob(WEIGHTS) if path.is_file()}
         found = (path for path in folders | files if folders.isdisjoint(path.parents))
@@ -86,22 +86,22 @@ class Checkpoints:
         return Checkpoint(path, name, old_hash(file) if file else NO_FILE, is_folder)
 
     def find(self, alias: str) -> Checkpoint | None:
-        """The checkpoint of exactly this name or hash; of two with the same name the last."""
-        matches = (c for c in reversed(self.all) if alias in c.aliases(self.verified_sha256(c)))
+        """The checkpoint with exactly this name or hash; if two have it, the last one."""
+        matches = (c for c in reversed(self.all) if alias in c.aliases(self.known_sha256(c)))
         return next(matches, None)
 
-    def verified_sha256(self, checkpoint: Checkpoint) -> str | None:
-        """The hash if this very content was hashed before."""
+    def known_sha256(self, checkpoint: Checkpoint) -> str | None:
+        """The hash, if it was computed since the files last changed."""
         try:
             return self._sha256.get(_identity(checkpoint))
         except FileNotFoundError:
             return None
 
     def sha256(self, checkpoint: Checkpoint) -> str:
-        """The file's SHA-256, a folder's over the list of its weights and theirs.
+        """The file's SHA-256; for a folder, the SHA-256 of the list of its weights' hashes.
 
-        A folder that is named by a hash was made from the file with that one, and has its identity.
-        Computed once per path, size and time. Raises FileNotFoundError.
+        A folder whose name is a SHA-256 was converted from the file with that hash, and keeps it.
+        Computed once per path, size and modification time. Raises FileNotFoundError.
         """
         identity = _identity(checkpoint)
         if identity not in self._sha256:
@@ -134,7 +134,7 @@ class Checkpoints:
 
 
 def file_sha256(path: Path, start: int = 0) -> str:
-    """SHA-256 of the file's bytes from `start` on, as 64 hex digits."""
+    """The SHA-256 of the file's bytes from `start` on, as 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(start)
@@ -144,28 +144,28 @@ def file_sha256(path: Path, start: int = 0) -> str:
 
 
 def old_hash(path: Path) -> str:
-    """A1111's first checkpoint hash: 8 digits over 64 KiB from the second MiB on."""
+    """A1111's first kind of hash: 8 digits, of 64 KiB at the start of the second MiB."""
     with path.open("rb") as file:
         file.seek(0x100000)
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:OLD_HASH_DIGITS]
 
 
 def _folder_sha256(folder: Path) -> str:
-    """SHA-256 over a sorted line "relative/path sha256" for each file of weights."""
+    """The SHA-256 of sorted lines, "relative/path sha256", one for each file of weights."""
     files = folder.rglob(WEIGHTS)
     lines = (f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n" for file in files)
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _unet_file(folder: Path) -> Path | None:
-    """The UNet's weights, of several precisions those in half; None where there are none."""
+    """The UNet's weights, if possible in half precision; None if there are none."""
     files = sorted((folder / "unet").glob(WEIGHTS))
     return next((file for file in files if ".fp16." in file.name), files[0] if files else None)
 
 
 def _identity(checkpoint: Checkpoint) -> Identity:
     """Raises FileNotFoundError."""
-    checkpoint.path.stat()  # of a folder that is gone, rglob finds nothing
+    checkpoint.path.stat()  # in a deleted folder, rglob finds nothing and raises nothing
     inside = sorted(checkpoint.path.rglob(WEIGHTS)) if checkpoint.is_folder else []
     stats = ((path, path.stat()) for path in inside or [checkpoint.path])
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)

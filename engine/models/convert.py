@@ -2,13 +2,13 @@
 
     python -m engine.models.convert SOURCE TARGET
 
-SOURCE is a .safetensors checkpoint of SD1.x or SDXL; TARGET becomes a folder whose weights are in
-half precision in the files too (diffusers' "fp16 variant"), from which the engine draws what it
-draws from the file. Offline, on the CPU. On stdout one line of JSON:
+SOURCE is a .safetensors checkpoint of SD1.x or SDXL. TARGET becomes a folder with its weights in
+half precision (diffusers' "fp16 variant"); pictures made from the folder and from the file are the
+same. Uses the CPU and no network. Prints one line of JSON:
 
     {"folder", "files": [{"path", "size", "sha256"}], "size"}
 
-Exit status: 1 with a sentence on stderr where that cannot be; 2 for wrong arguments.
+Exit status: 1 with one sentence on stderr if the conversion fails; 2 for wrong arguments.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from engine.models.checkpoints import FOLDER_MARK, WEIGHTS, file_sha256
 VARIANT = "fp16"
 HALF = "F16"  # as safetensors calls it
 XL_MARK = "text_encoder_2"
-# what makes a folder whole, beside its mark
+# a complete folder contains these and FOLDER_MARK
 FILES = (
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
@@ -51,12 +51,12 @@ XL_FILES = (
 
 
 class NotConverted(Exception):
-    """One sentence for who asked."""
+    """The checkpoint cannot be converted; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of the folder: its path in it, its size in bytes, its SHA-256 as 64 hex digits."""
+    """A file: its path in the folder, its size in bytes, its SHA-256 as 64 hex digits."""
 
     path: str
     size: int
@@ -65,7 +65,7 @@ class File:
 
 @dataclass(frozen=True)
 class Folder:
-    """A whole diffusers folder, its files sorted by path; `size` is their sum in bytes."""
+    """A complete diffusers folder, its files sorted by path; `size` is their sum in bytes."""
 
     folder: str
     files: tuple[File, ...]
@@ -73,31 +73,31 @@ class Folder:
 
 
 def convert(source: Path, target: Path) -> Folder:
-    """Make the diffusers folder `target` of the checkpoint `source`: whole, or not at all.
+    """Convert the checkpoint `source` to the diffusers folder `target`: completely, or not at all.
 
-    A whole folder that is there already stays as it is, whatever it was made from. Raises
-    NotConverted, OSError where `target` cannot be written, ImportError without the engine's
-    packages.
+    A complete folder that already exists is not changed, whatever it was converted from. Raises
+    NotConverted, OSError if `target` cannot be written, ImportError if the engine's packages are
+    not installed.
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(target.parent):
-        # whoever works here holds the lock, so these are killed conversions'
+        # a running conversion would hold the lock: these folders are from killed ones
         for path in _unfinished(target):
             shutil.rmtree(path)
         if not os.path.lexists(target):
             _make(source, target)
-        elif problem := _what_is_wrong(target):
+        elif problem := _problem(target):
             raise NotConverted(
-                f"{target} is there and is no converted checkpoint ({problem}): "
-                "remove it, or name another folder"
+                f"{target} already exists and is not a complete converted checkpoint ({problem}): "
+                "remove it, or choose another folder"
             )
     return _describe(target)
 
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Wait for, and hold, the folder's lock; the system lifts a killed process's."""
+    """Wait for the folder's lock and hold it; the system releases that of a killed process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -115,13 +115,13 @@ def _make(source: Path, target: Path) -> None:
     pipe = _read(source)
     with _appearing(target) as folder:
         _save(pipe, folder)
-        if problem := _what_is_wrong(folder):
-            raise NotConverted(f"{source} did not become a whole folder: {problem}")
+        if problem := _problem(folder):
+            raise NotConverted(f"converting {source} gave an incomplete folder: {problem}")
 
 
 @contextlib.contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A folder beside its place, which it takes at the end, on the disk; after an error it goes."""
+    """A temporary folder next to `target`; at the end synced and renamed, on an error removed."""
     unfinished = target.with_name(f".{target.name}.{uuid4().hex}.new")
     try:
         yield unfinished
@@ -129,7 +129,7 @@ def _appearing(target: Path) -> Iterator[Path]:
             _sync(path)
         unfinished.rename(target)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # renamed, it is not there
+        shutil.rmtree(unfinished, ignore_errors=True)  # does nothing after the rename
     _sync(target.parent)
 
 
@@ -143,7 +143,7 @@ def _sync(path: Path) -> None:
 
 def _read(source: Path) -> Any:  # noqa: ANN401 - diffusers
     """The checkpoint's pipeline, in half precision, on the CPU."""
-    # not at the top: a target that is there needs none of these, and they may not be installed
+    # imported here: not needed for an existing target, and perhaps not installed
     import torch  # noqa: PLC0415
 
     from engine.models.loading import read_file  # noqa: PLC0415
@@ -152,43 +152,43 @@ def _read(source: Path) -> Any:  # noqa: ANN401 - diffusers
     try:
         pipe = read_file(source, torch.float16)
     except (LookupError, OSError, RuntimeError, ValueError) as error:
-        text = f"{source} lacks tensors of its architecture, or they have other shapes"
+        text = f"{source} is missing tensors of its architecture, or their shapes are wrong"
         raise NotConverted(text) from error
-    if problem := _what_is_missing(pipe):
+    if problem := _unusable_tensor(pipe):
         raise NotConverted(f"{source} {problem}")
     return pipe
 
 
 def _check_family(source: Path) -> None:
-    """Raise NotConverted where the file's header is not that of an SD1.x or SDXL checkpoint."""
+    """Raise NotConverted unless the file's header is that of an SD1.x or SDXL checkpoint."""
     from safetensors import SafetensorError  # noqa: PLC0415
 
     from engine.errors import Unsupported  # noqa: PLC0415
     from engine.models.loading import read_architecture  # noqa: PLC0415
 
     if not source.is_file():
-        raise NotConverted(f"there is no file {source}")
+        raise NotConverted(f"{source} does not exist, or is not a file")
     try:
         read_architecture(source)
     except (SafetensorError, OSError) as error:
-        raise NotConverted(f"{source} is damaged or no safetensors file: {error}") from error
+        raise NotConverted(f"{source} is damaged, or not a safetensors file: {error}") from error
     except Unsupported as error:
         raise NotConverted(f"{source}: {error}") from error
     except (LookupError, StopIteration, ValueError) as error:
-        raise NotConverted(f"{source} is no whole checkpoint of SD1.x or SDXL") from error
+        raise NotConverted(f"{source} is not a complete SD1.x or SDXL checkpoint") from error
 
 
-def _what_is_missing(pipe: Any) -> str | None:  # noqa: ANN401 - diffusers
-    """What diffusers passes over in silence: absent tensors, and numbers above 65504."""
+def _unusable_tensor(pipe: Any) -> str | None:  # noqa: ANN401 - diffusers
+    """The problems that diffusers ignores: missing tensors, and numbers above 65504."""
     import torch  # noqa: PLC0415
 
     for part, network in pipe.components.items():
         tensors = network.state_dict() if isinstance(network, torch.nn.Module) else {}
         for name, tensor in tensors.items():
             if tensor.is_meta:
-                return f"lacks a tensor ({part}: {name})"
+                return f"is missing a tensor ({part}: {name})"
             if not tensor.isfinite().all():
-                return f"holds what is no number in half precision ({part}: {name})"
+                return f"has a number that half precision cannot hold ({part}: {name})"
     return None
 
 
@@ -198,17 +198,17 @@ def _save(pipe: Any, folder: Path) -> None:  # noqa: ANN401 - diffusers
 
     try:
         pipe.save_pretrained(folder, variant=VARIANT)
-    except SafetensorError as error:  # of a full disk, too
+    except SafetensorError as error:  # also for a full disk
         raise OSError(str(error)) from error
     mode = (folder / FOLDER_MARK).stat().st_mode
     for weights in folder.rglob(WEIGHTS):
-        weights.chmod(mode)  # safetensors lets only their owner read them
+        weights.chmod(mode)  # safetensors makes them readable for their owner only
 
 
-def _what_is_wrong(folder: Path) -> str | None:
-    """Why this is no whole folder in half precision, None where it is one.
+def _problem(folder: Path) -> str | None:
+    """Why this is not a complete folder in half precision; None if it is.
 
-    Headers are read and held against the files' sizes; numbers are not.
+    Reads each file's header and compares it with the file's size; the numbers are not read.
     """
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415
 
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the folder to make")
     arguments = parser.parse_args()
     try:
-        # the answer alone is on stdout, whatever the libraries say
+        # the libraries may print; stdout is for the answer only
         with contextlib.redirect_stdout(sys.stderr):
             made = convert(arguments.source, arguments.target)
     except NotConverted as error:

@@ -1,6 +1,6 @@
-"""diffusers modules -> one single-file checkpoint in the original (LDM, "CivitAI") key naming.
+"""Rename diffusers' tensors to the original (LDM, "CivitAI") keys of a single-file checkpoint.
 
-diffusers ships only the other direction (`from_single_file`). Functions take and give state
+diffusers has only the other direction (`from_single_file`). The functions take and return state
 dicts: {key: tensor}. Covers Stable Diffusion 1.x and SDXL.
 """
 
@@ -68,7 +68,7 @@ def _rename_resnet(rest: str) -> str:
 
 
 def _unet_key(key: str, layers: int, with_attention: set[int]) -> str:
-    """One UNet key. LDM numbers blocks through; each level has `layers` blocks and a resampler."""
+    """One UNet key. LDM numbers all blocks; a level has `layers` blocks and a resampler."""
     if m := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", key):
         side, kind, rest = m[1], m[3], m[5]
         number = int(m[2]) * (layers + 1) + int(m[4]) + (side == "down")
@@ -89,13 +89,13 @@ def _unet_key(key: str, layers: int, with_attention: set[int]) -> str:
 
 
 def export_unet(state: Mapping[str, T], layers_per_block: int) -> dict[str, T]:
-    """A UNet2DConditionModel's state dict under LDM keys; KeyError names a key it does not know."""
+    """A UNet2DConditionModel's state dict under LDM keys. Raises KeyError for an unknown key."""
     attention = {int(m[1]) for k in state if (m := re.match(r"up_blocks\.(\d+)\.attentions", k))}
     return {UNET + _unet_key(k, layers_per_block, attention): v for k, v in state.items()}
 
 
 def _vae_key(key: str, levels: int) -> str:
-    """One VAE key. LDM numbers the decoder's levels from the outside, diffusers from the inside."""
+    """One VAE key. LDM and diffusers number the decoder's levels in opposite order."""
     for pattern, replacement in _VAE_RENAMES:
         key = re.sub(pattern, replacement, key)
     if m := re.match(r"(decoder\.up)_blocks\.(\d+)\.(resnets|upsamplers\.0)(.*)", key):
@@ -118,13 +118,13 @@ def export_vae(state: StateDict, levels: int) -> StateDict:
 
 
 def export_clip(state: StateDict, prefix: str = CLIP) -> StateDict:
-    """A CLIPTextModel's state dict; the original keeps `text_model.`, transformers 5 dropped it."""
+    """A CLIPTextModel's state dict. The original has `text_model.`, transformers 5 has not."""
     plain = {k.removeprefix("text_model."): v for k, v in state.items() if "position_ids" not in k}
     return {f"{prefix}text_model.{key}": value for key, value in plain.items()}
 
 
 def export_openclip(state: StateDict) -> StateDict:
-    """A CLIPTextModelWithProjection's state dict as OpenCLIP keeps it: q, k and v in one matrix."""
+    """A CLIPTextModelWithProjection's state dict for OpenCLIP: q, k and v are one matrix."""
     exported: StateDict = {}
     for full, value in state.items():
         key = full.removeprefix("text_model.")

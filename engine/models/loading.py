@@ -1,4 +1,4 @@
-"""A checkpoint off the disk, offline: a single file (SD1.x, SDXL) or a diffusers folder."""
+"""Load a checkpoint offline: a single file (SD1.x, SDXL) or a diffusers folder."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from engine.prompt import tokenizer
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
-# the log is the engine's; their warnings are about weights it looks after itself
+# the engine has its own log; their warnings are about weights that the engine checks itself
 diffusers.utils.logging.set_verbosity(logging.CRITICAL)
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -26,10 +26,10 @@ transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-cal
 
 
 def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
-    """A StableDiffusion(XL)Pipeline, placed where it computes, ready for pictures.
+    """A StableDiffusion(XL)Pipeline on its device, ready for pictures.
 
-    Raises Unsupported for models that take more than a prompt, and whatever safetensors and
-    diffusers raise for files that are not right.
+    Raises Unsupported for models that need more than a prompt, and the exceptions of safetensors
+    and diffusers for files that are not valid.
     """
     gpu_memory = placement.measure()
     read = _read_folder if path.is_dir() else read_file
@@ -37,8 +37,8 @@ def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
     pipe.set_progress_bar_config(disable=True)
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
-            # before the first picture: with gradients torch takes other kernels, and unloading a
-            # LoRA would not restore the picture's last bits
+            # before the first picture: with gradients torch uses other kernels, and the picture
+            # after a LoRA was removed would differ in its last bits
             component.requires_grad_(False).eval()
     weights, needs_exact_vae = placement.weights_of(pipe), pipe.vae.config.force_upcast
     placement.apply(placement.decide(weights, needs_exact_vae, gpu_memory), pipe)
@@ -46,14 +46,14 @@ def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
 
 
 def read_architecture(path: Path) -> architecture.Architecture:
-    """What a single file's header tells; raises as `architecture.infer`, and SafetensorError."""
+    """A single file's architecture. Raises as `architecture.infer`, and SafetensorError."""
     with safe_open(path, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         return architecture.infer(shapes, file.metadata() or {})
 
 
 def read_file(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffusers
-    """What CivitAI serves: original key naming, no configuration."""
+    """Read a file as CivitAI has them: original key names, no configuration."""
     found = read_architecture(path)
     tokenizers = {"tokenizer": tokenizer.build()}
     if found.is_xl:
@@ -67,7 +67,7 @@ def read_file(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffuser
 
 
 def _read_folder(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffusers
-    """What `save_pretrained` writes; the fp16 variant where there is one."""
+    """Read a folder written by `save_pretrained`; the fp16 variant if there is one."""
     kind = json.loads((path / FOLDER_MARK).read_text(encoding="utf-8"))["_class_name"]
     if kind not in PIPELINES:
         raise Unsupported(f"checkpoints of the kind {kind}")
@@ -78,7 +78,7 @@ def _read_folder(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffu
         use_safetensors=True,
         variant=variant,
         dtype=dtype,
-        # of SD1's, which tells nudity; SDXL's pipeline has none, and knows no such arguments
+        # SD1's check for nudity; SDXL's pipeline does not accept these arguments
         **({"safety_checker": None, "feature_extractor": None} if kind == PIPELINES[0] else {}),
     )
     architecture.check_channels(pipe.unet.config)

@@ -1,9 +1,9 @@
-"""LoRAs on a model: its layers by every name that files use, and what is added to their output.
+"""Applying LoRAs: the model's layers under every name that files use, and the hooks on them.
 
-diffusers can load LoRA files too, but leaves out what it does not know without a word (layers it
-cannot place, DoRA's scales, the alphas in the metadata), and takes seconds for it. Here a file is
-applied whole or not at all, and the model's own weights and modules are never touched: what is
-added ends with its hook, and the plain model is as before, bit for bit.
+diffusers can load LoRA files too, but silently ignores what it does not know (unknown layers,
+DoRA's scales, the alphas in the metadata), and needs seconds. Here a file is applied completely or
+not at all. The model's own weights and modules never change: a hook adds the LoRA to a layer's
+output, and without the hook the model is the same as before, bit for bit.
 """
 
 import re
@@ -16,18 +16,18 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from engine.models import ldm
-from engine.models.lora_file import Factors, Misfit, StateDict, read
+from engine.models.lora_factors import Factors, Misfit, StateDict, read
 
 UNET = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 KOHYA_PREFIXES = {
     UNET: ("lora_unet_",),
-    # SD1's is `lora_te_`; SDXL's first is `lora_te1_`, and some trainers say so for SD1 too
+    # SD1 has `lora_te_`, SDXL's first has `lora_te1_`; some trainers write the latter for SD1 too
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_",),
 }
 DIFFUSERS_METADATA = "lora_adapter_metadata"
-# how diffusers wrote names before it used peft
+# names that diffusers wrote before it used peft
 _OLD_NAMES = (
     (r"^base_model\.model\.", ""),
     (r"\.processor\.", "."),
@@ -39,7 +39,7 @@ _OLD_NAMES = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer or a convolution; `path` is its place in the pipeline's `component`."""
+    """A linear layer or a convolution, at `path` in the pipeline's `component`."""
 
     component: str
     path: str
@@ -48,7 +48,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Addition:
-    """What one LoRA adds to one layer."""
+    """The matrices that one LoRA adds to one layer."""
 
     layer: Layer
     down: torch.Tensor
@@ -56,13 +56,13 @@ class Addition:
     scale: float
 
     def add(self, weight: float, device: torch.device) -> RemovableHandle:
-        """Add it from now on, until the handle is removed."""
+        """Add them to the layer's output until the handle is removed."""
         module, dtype = self.layer.module, self.layer.module.weight.dtype
         down, up = self.down.to(device, dtype), self.up.to(device, dtype)
         scale = weight * self.scale
 
         def hook(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-            # between the two: there half precision is furthest from its limits
+            # scaled between the two: there, overflow in half precision is least likely
             return output + _through(up, scale * _through(down, inputs[0], module))
 
         handle: RemovableHandle = module.register_forward_hook(hook)
@@ -74,7 +74,7 @@ def _through(
     given: torch.Tensor,
     like: Any = None,  # noqa: ANN401 - a torch.nn.Conv2d
 ) -> torch.Tensor:
-    """A matrix, or a convolution with the stride and the borders of the layer it belongs to."""
+    """A matrix, or a convolution with the stride and the padding of the layer `like`."""
     if weight.ndim == 2:  # noqa: PLR2004 - a matrix
         return functional.linear(given, weight)
     if like is None:
@@ -101,23 +101,24 @@ class Layers:
                     self.by_name[name] = layer
 
     def additions(self, state: StateDict, metadata: Mapping[str, Any]) -> list[Addition]:
-        """What the file adds, layer by layer. Raises Misfit unless all of it can be."""
+        """The additions of a LoRA file. Raises Misfit unless all of the file can be applied."""
         found = {name: (self.find(name), factors) for name, factors in read(state).items()}
         if missing := [name for name, (layer, _) in found.items() if layer is None]:
             raise Misfit(
-                f"{len(missing)} of its {len(found)} layers are not in the model ({missing[0]!r})"
+                f"{len(missing)} of its {len(found)} layers are not in the model "
+                f"(first: {missing[0]!r})"
             )
         if not found:
-            raise Misfit("it changes none of the model's layers")
+            raise Misfit("it contains no LoRA layers")
         options = metadata.get(DIFFUSERS_METADATA)
         options = options if isinstance(options, dict) else {}
         placed = [(layer, factors) for layer, factors in found.values() if layer]
         if len({id(layer) for layer, _ in placed}) < len(placed):
-            raise Misfit("a layer has 2 names in it")
+            raise Misfit("it contains the same layer under two names")
         return [_addition(layer, factors, options) for layer, factors in placed]
 
     def find(self, name: str) -> Layer | None:
-        """The layer of this name; one with points may be written in an older way."""
+        """The layer with this name; a name with dots may be in one of the older forms."""
         if name not in self.by_name and "." in name:
             for pattern, replacement in _OLD_NAMES:
                 name = re.sub(pattern, replacement, name)
@@ -125,7 +126,7 @@ class Layers:
 
 
 def _original_names(unet: Any) -> dict[str, str]:  # noqa: ANN401 - diffusers
-    """{path: name in the original UNet}; {} for a UNet that the original code could not build."""
+    """{path: name in the original UNet}; {} if the original code has no such UNet."""
     try:
         keys = {key: key for key in unet.state_dict()}
         exported = ldm.export_unet(keys, unet.config.layers_per_block)
@@ -138,7 +139,7 @@ def _original_names(unet: Any) -> dict[str, str]:  # noqa: ANN401 - diffusers
 
 
 def _names(component: str, path: str, original: str | None) -> Iterator[str]:
-    """Every name of a layer: kohya's with underscores, peft's and diffusers' with points."""
+    """Every name of a layer: kohya's with underscores, peft's and diffusers' with dots."""
     bare = path.removeprefix("text_model.")
     yield f"{component}.{bare}"
     if component == UNET:
@@ -151,7 +152,7 @@ def _names(component: str, path: str, original: str | None) -> Iterator[str]:
 
 
 def _addition(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> Addition:
-    """The factors in the shapes that the layer computes with."""
+    """The factors, in the shapes that the layer needs."""
     out, *inner = layer.module.weight.shape
     rank, ones = factors.rank if factors.down.ndim else 0, [1] * len(inner[1:])
     wanted = {"down": [rank, *inner], "up": [out, rank, *ones]}
@@ -159,15 +160,15 @@ def _addition(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> Add
     for part, shape in wanted.items():
         if _trim(given[part].shape) != _trim(shape):
             raise Misfit(
-                f"for {layer.component}.{layer.path} of shape {list(layer.module.weight.shape)} "
-                f"its {part} matrix has the shape {list(given[part].shape)}"
+                f"its {part} matrix for {layer.component}.{layer.path} has the shape "
+                f"{list(given[part].shape)}; the layer has {list(layer.module.weight.shape)}"
             )
     down, up = (given[part].reshape(shape) for part, shape in wanted.items())
     return Addition(layer, down, up, _scale(layer, factors, options))
 
 
 def _trim(shape: Any) -> list[int]:  # noqa: ANN401 - a list or a torch.Size
-    """Without what a 1x1 convolution has more than a matrix: files have either for both."""
+    """Without trailing ones: files store a 1x1 convolution with or without them."""
     trimmed = list(shape)
     while len(trimmed) > 2 and trimmed[-1] == 1:  # noqa: PLR2004 - a matrix
         trimmed.pop()
@@ -175,21 +176,21 @@ def _trim(shape: Any) -> list[int]:  # noqa: ANN401 - a list or a torch.Size
 
 
 def _scale(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> float:
-    """What to multiply with: alpha / rank. An alpha that is written nowhere is the rank.
+    """The factor alpha / rank. An alpha that is not in the file equals the rank.
 
-    diffusers writes it into the metadata: one for a network, and others by patterns of paths.
+    diffusers writes alphas to the metadata: one for a network, and others for patterns of paths.
     """
     if factors.alpha is not None:
         return factors.alpha / factors.rank
-    mine = {
+    own = {
         name.removeprefix(f"{layer.component}."): value
         for name, value in options.items()
         if name.startswith(f"{layer.component}.")
     }
-    alpha = mine.get("lora_alpha", factors.rank)
-    for pattern, other in (mine.get("alpha_pattern") or {}).items():
+    alpha = own.get("lora_alpha", factors.rank)
+    for pattern, other in (own.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", layer.path):
             alpha = other
             break
-    root: float = factors.rank ** (0.5 if mine.get("use_rslora") else 1)
+    root: float = factors.rank ** (0.5 if own.get("use_rslora") else 1)
     return float(alpha) / root

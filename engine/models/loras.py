@@ -1,4 +1,4 @@
-"""The LoRA files: what there is, by which names a tag may call each, and their hashes."""
+"""The list of LoRA files: their names in tags, and their hashes."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from engine.models.checkpoints import file_sha256
-from engine.prompt.prompt import LoraTag
+from engine.prompt.syntax import LoraTag
 
 HASH_DIGITS = 12
 LENGTH_BYTES = 8
@@ -17,19 +17,19 @@ LENGTH_BYTES = 8
 
 @dataclass(frozen=True)
 class Lora:
-    """A file below models/Lora with its safetensors metadata ({} where it has none to read)."""
+    """A file below models/Lora with its safetensors metadata ({} if it cannot be read)."""
 
     path: Path
     metadata: dict[str, Any]
 
     @property
     def name(self) -> str:
-        """The file's stem: what a tag says."""
+        """The file's stem, used in tags."""
         return self.path.stem
 
     @property
     def alias(self) -> str:
-        """The name it was trained under, which a tag may say too."""
+        """The name it was trained under, which tags may use too."""
         return str(self.metadata.get("ss_output_name") or self.name)
 
     def describe(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Lora:
         return entry | {"metadata": self.metadata}
 
     def hash(self) -> str:
-        """AutoV3: SHA-256 over the bytes after the safetensors header, its first 12 digits."""
+        """AutoV3: the first 12 digits of the SHA-256 of the bytes after the safetensors header."""
         with self.path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
         return file_sha256(self.path, LENGTH_BYTES + header_bytes)[:HASH_DIGITS]
@@ -54,7 +54,7 @@ class LoraUse:
 
 
 class Loras:
-    """The list as of the last `refresh`; a tag with an unknown name refreshes it, as in A1111."""
+    """The list at the last `refresh`; a tag with an unknown name refreshes it (as in A1111)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,12 +62,12 @@ class Loras:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the folder again, subfolders too."""
+        """Read the folder and its subfolders again."""
         paths = sorted(self.folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
         self.all = [Lora(path, _read_metadata(path)) for path in paths if path.is_file()]
 
     def find(self, name: str) -> Lora | None:
-        """The LoRA of this stem (of two the last), or the only one of this alias."""
+        """The LoRA with this stem (if there are two, the last), or the only one with this alias."""
         stems = [lora for lora in self.all if lora.name == name]
         aliases = [lora for lora in self.all if lora.alias == name]
         if stems:
@@ -75,9 +75,9 @@ class Loras:
         return aliases[0] if len(aliases) == 1 else None
 
     def resolve(self, tags: Iterable[LoraTag]) -> list[LoraUse]:
-        """The LoRAs the tags name; a name that no file has is silently left out, as in A1111.
+        """The LoRAs in the tags; an unknown name is silently ignored, the same as in A1111.
 
-        The weights of a repeated tag add up.
+        The weights of a repeated tag are added.
         """
         tags = list(tags)
         if any(self.find(tag.name) is None for tag in tags):
@@ -91,7 +91,7 @@ class Loras:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """The header's metadata; kohya writes some values as JSON, which A1111 shows decoded."""
+    """The header's metadata; kohya writes some values as JSON, which A1111 decodes."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

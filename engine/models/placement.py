@@ -1,8 +1,8 @@
-"""Where and how precisely a checkpoint is computed: decided here, once, from the memory there is.
+"""The device and the precision of a checkpoint, decided once from the memory of the machine.
 
-Half precision on a GPU, single on the CPU. SDXL's VAE overflows in half precision (black
-pictures) and is kept in single; any other VAE is, once it has produced something that is no
-number (see `engine.models.model`).
+Half precision on a GPU, single precision on the CPU. SDXL's VAE overflows in half precision (black
+pictures) and always uses single precision; any other VAE does after its first overflow (see
+`engine.models.loaded_model`).
 """
 
 import logging
@@ -14,22 +14,22 @@ import torch
 log = logging.getLogger(__name__)
 
 GB = 10**9
-# Beside the weights, at 1024x1024: the UNet's activations, and the VAE's in single precision.
-ACTIVATIONS = 3 * GB
-WHOLE_VAE = 9 * GB  # decoding the picture in one piece
+# Needed in addition to the weights, at 1024x1024.
+ACTIVATIONS = 3 * GB  # of the UNet
+WHOLE_VAE = 9 * GB  # decoding the picture in one piece, in single precision
 LEAST_ACTIVATIONS = 1 * GB
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What is done to a pipeline; see `apply`."""
+    """The settings that `apply` makes on a pipeline."""
 
     device: str
     dtype: torch.dtype
     vae_dtype: torch.dtype
     tiled_vae: bool = False  # large pictures are decoded in overlapping tiles
-    offloaded: bool = False  # each part is on the GPU only while it works
-    sliced_attention: bool = False  # heads one after the other: slow, and the last resort
+    offloaded: bool = False  # each part is on the GPU only while it is used
+    sliced_attention: bool = False  # one head after another: slow, the last resort
 
     def __str__(self) -> str:
         precision = str(self.dtype).removeprefix("torch.")
@@ -46,8 +46,8 @@ class Placement:
 def decide(weights: int, needs_exact_vae: bool, gpu_memory: int | None) -> Placement:
     """The placement of a checkpoint of `weights` bytes in half precision.
 
-    `gpu_memory` is the GPU's total in bytes, None without one. Nothing is saved where there is
-    room: every saving costs time.
+    `gpu_memory` is the GPU's total in bytes, None without a GPU. Memory is saved only if necessary:
+    every saving costs time.
     """
     dtype = precision(gpu_memory)
     if gpu_memory is None:
@@ -64,25 +64,25 @@ def decide(weights: int, needs_exact_vae: bool, gpu_memory: int | None) -> Place
 
 
 def measure() -> int | None:
-    """The first GPU's memory in bytes, None without one."""
+    """The first GPU's memory in bytes, None without a GPU."""
     if not torch.cuda.is_available():
         return None
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def precision(gpu_memory: int | None) -> torch.dtype:
-    """How precisely the text encoders and the UNet compute."""
+    """The precision of the text encoders and the UNet."""
     return torch.float32 if gpu_memory is None else torch.float16
 
 
 def weights_of(pipe: Any) -> int:  # noqa: ANN401 - diffusers
-    """What the pipeline's networks take in half precision, in bytes."""
+    """The size of the pipeline's networks in half precision, in bytes."""
     networks = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
     return sum(2 * parameter.numel() for part in networks for parameter in part.parameters())
 
 
 def apply(placement: Placement, pipe: Any) -> None:  # noqa: ANN401 - diffusers
-    """Move a pipeline that was just read; it has the placement's `dtype` already."""
+    """Place a pipeline that was just read and already has the placement's `dtype`."""
     pipe.vae.to(placement.vae_dtype)
     if placement.tiled_vae:
         pipe.vae.enable_tiling()

@@ -1,1 +1,1 @@
-"""From prompt text to tensors."""
+"""The prompt: A1111's syntax, and its encoding into tensors."""

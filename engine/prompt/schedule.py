@@ -1,10 +1,10 @@
-"""A1111's words that change while a picture is made.
+"""A1111's prompt editing: text that changes while a picture is made.
 
-    [from:to:when]  `from` until `when`, then `to`; [to:when] adds, [from::when] takes away
+    [from:to:when]  `from` until `when`, then `to`; [to:when] adds, [from::when] removes
     [a|b|c]         the options in turn, one for each call of the model
 
-`when` is a number of calls of the model, or with a point a share of them. What is not written
-correctly is text, as in A1111, and emphasis is left for `engine.prompt.prompt`.
+`when` is a number of calls of the model or, with a decimal point, a share of them. Syntax that is
+not complete is plain text, the same as in A1111. Emphasis is read by `engine.prompt.syntax`.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+", re.DOTALL)
-DEEPEST = 50  # brackets in brackets; beyond that they are text
+DEEPEST = 50  # nested brackets; deeper ones are plain text
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\Z")
 
 
@@ -36,11 +36,11 @@ _Nodes = Sequence["str | _Switch | _Alternate"]
 
 
 class _NotWellFormed(Exception):
-    """The text at hand is not of the form that was tried."""
+    """The text does not match the grammar rule."""
 
 
 class _Reader:
-    """Reads nodes off the text; a bracket that opens nothing complete is text."""
+    """Parses the text into nodes; a bracket without a complete construct is plain text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -48,7 +48,7 @@ class _Reader:
         self.depth = 0
 
     def all(self) -> _Nodes:
-        """The whole text. Raises _NotWellFormed for what A1111's parser gives up on."""
+        """The whole text. Raises _NotWellFormed if A1111's parser would fail."""
         nodes: list[str | _Switch | _Alternate] = []
         while self.at < len(self.text):
             start, self.depth = self.at, 0
@@ -70,7 +70,7 @@ class _Reader:
         self.at += 1
 
     def _construct(self) -> _Nodes:
-        """One piece of plain text, or one pair of brackets with what is in it."""
+        """One piece of plain text, or one pair of brackets with its content."""
         if self._peek() == "(":
             return self._emphasized()
         if self._peek() == "[":
@@ -125,7 +125,7 @@ def _switch(parts: Sequence[_Nodes]) -> _Switch:
 
 
 def schedule(text: str, calls: int) -> list[tuple[int, str]]:
-    """(last call, text) of each stretch of the model's `calls` calls.
+    """The text of each stretch of the `calls` calls of the model: (last call, text).
 
     >>> schedule("a [cat:dog:0.5]", 10)
     [(5, 'a cat'), (10, 'a dog')]
@@ -138,7 +138,7 @@ def schedule(text: str, calls: int) -> list[tuple[int, str]]:
 
 
 def _ends(nodes: _Nodes, calls: int) -> set[int]:
-    """The calls after which something changes."""
+    """The calls after which the text changes."""
     ends: set[int] = set()
     for node in nodes:
         if isinstance(node, _Alternate):

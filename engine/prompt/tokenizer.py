@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, built from OpenAI's vocabulary file in this package: no hub, no download."""
+"""CLIP's tokenizer, built from OpenAI's vocabulary file in this package, without a download."""
 
 import gzip
 from functools import cache
@@ -14,9 +14,9 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def byte_symbols() -> list[str]:
-    """The printable character that stands for each byte, in vocabulary order.
+    """The printable character for each byte, in vocabulary order.
 
-    Printable Latin-1 stands for itself and comes first; the 68 other bytes follow as U+0100 and up.
+    Printable Latin-1 characters come first, as themselves; the 68 other bytes start at U+0100.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = BYTES - len(printable)
@@ -27,8 +27,8 @@ def byte_symbols() -> list[str]:
 def read_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The token ids and the merges, as published.
 
-    The file's first line is a version; the merges that CLIP uses are those that fill the
-    vocabulary up to 49,408 entries beside 2 x 256 bytes and two marks. The rest is unused.
+    The file's first line is a version. CLIP uses as many merges as are needed for a vocabulary of
+    49,408 entries, which also has 2 x 256 bytes and two marks; the other merges are unused.
     """
     symbols = byte_symbols()
     count = SIZE - 2 * len(symbols) - 2
@@ -40,7 +40,7 @@ def read_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def build(padding: str = END) -> Any:  # noqa: ANN401 - transformers' classes are untyped here
-    """A CLIPTokenizer; OpenCLIP's tower (SDXL's second) was trained with `padding="!"`, id 0."""
+    """A CLIPTokenizer; OpenCLIP (SDXL's second encoder) was trained with `padding="!"`, id 0."""
     vocabulary, merges = read_vocabulary()
     return CLIPTokenizer(
         vocab=vocabulary,

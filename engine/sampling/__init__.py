@@ -1,1 +1,1 @@
-"""A1111's samplers and noise schedules, built from those of diffusers."""
+"""A1111's samplers and noise schedules, built from diffusers' schedulers."""

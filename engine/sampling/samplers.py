@@ -1,7 +1,7 @@
-"""A1111's samplers and schedulers in terms of diffusers' schedulers.
+"""A1111's samplers and schedulers, built from diffusers' schedulers.
 
-The names, aliases and options are A1111 v1.9.3's own answers. "DPM++ 2S a", "DPM fast",
-"DPM adaptive" and "Restart" have no counterpart in diffusers and are not listed.
+Names, aliases and options are those in A1111 v1.9.3's answers. diffusers has no counterpart of
+"DPM++ 2S a", "DPM fast", "DPM adaptive" and "Restart", so the engine does not list them.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ TRAINING = {
     "beta_start": noise_schedules.BETA_START,
     "beta_end": noise_schedules.BETA_END,
     "beta_schedule": "scaled_linear",
-    "timestep_spacing": "linspace",  # else the noise to begin with is not scaled as k-diffusion's
+    "timestep_spacing": "linspace",  # otherwise the first noise is scaled unlike k-diffusion's
 }
-# the way by which those that call the model twice in a step take foreign sigmas
+# lets the schedulers that call the model twice per step use other sigmas, see `schedulers`
 TWICE = {"use_karras_sigmas": True}
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """A noise schedule as GET /schedulers lists it, and its sigmas for a number of steps."""
+    """A noise schedule as listed by GET /schedulers, and its sigmas for a number of steps."""
 
     name: str
     label: str
@@ -51,29 +51,29 @@ class Scheduler:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler as GET /samplers lists it, and the diffusers scheduler class that does it."""
+    """A sampler as listed by GET /samplers, and its diffusers scheduler class."""
 
     name: str
     aliases: list[str]
     cls: str
     config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
-    own_schedule: bool = False  # one of engine.schedulers
+    own_schedule: bool = False  # a class of `engine.sampling.schedulers`
     any_schedule: bool = True
-    eta: float | None = None  # how much noise is added on the way; None: it adds none
+    eta: float | None = None  # the amount of noise added in each step; None: no noise
 
     def describe(self) -> dict[str, Any]:
         """The entry of GET /samplers."""
         return {"name": self.name, "aliases": self.aliases, "options": self.options}
 
     def calls(self, steps: int) -> int:
-        """How often A1111 counts on the model being called in so many steps."""
+        """The number of calls of the model that A1111 expects for this number of steps."""
         return 2 * steps if self.options.get("second_order") == "True" else steps
 
     def with_eta(self, eta: float | None) -> "Sampler":
-        """The sampler with this `eta`; those that add no noise leave it unused, as in A1111.
+        """The sampler with this `eta`; samplers that add no noise ignore it, the same as in A1111.
 
-        Raises Unsupported where diffusers has no such factor.
+        Raises Unsupported if diffusers has no such factor.
         """
         if eta is None or self.eta in (None, eta):
             return self
@@ -82,7 +82,7 @@ class Sampler:
         return replace(self, eta=eta)
 
     def sigmas(self, scheduler: Scheduler) -> Sigmas:
-        """The scheduler's, without the last one for the samplers of which A1111 says so."""
+        """The scheduler's sigmas, without the last one if A1111 discards it for this sampler."""
         if self.options.get("discard_next_to_last_sigma") != "True":
             return scheduler.sigmas
         return lambda steps: scheduler.sigmas(steps + 1)[:steps]
@@ -94,7 +94,7 @@ SCHEDULERS = (
     _UNIFORM,
     Scheduler("karras", "Karras", noise_schedules.karras, default_rho=7.0),
     Scheduler("exponential", "Exponential", noise_schedules.exponential),
-    # with A1111's rho of 1 it is the exponential schedule
+    # with A1111's rho of 1, equal to the exponential schedule
     Scheduler("polyexponential", "Polyexponential", noise_schedules.exponential, default_rho=1.0),
     Scheduler(
         "sgm_uniform",
@@ -106,7 +106,7 @@ SCHEDULERS = (
 )
 
 _MULTISTEP = "DPMSolverMultistepScheduler"
-# k-diffusion keeps the order of a solver also where there are few steps
+# k-diffusion does not lower the order of a solver for few steps
 _ORDER = {"lower_order_final": False}
 _SDE = {"algorithm_type": "sde-dpmsolver++"} | _ORDER
 _BROWNIAN = {"scheduler": "exponential", "brownian_noise": "True"}
@@ -199,17 +199,17 @@ _SCHEDULER_BY_NAME = {s.name: s for s in SCHEDULERS} | {s.label: s for s in SCHE
 
 
 def find_sampler(name: str) -> Sampler:
-    """The sampler of exactly this name (no alias, no old "Karras" suffix), or SamplerNotFound."""
+    """The sampler with exactly this name (not an alias). Raises SamplerNotFound."""
     if name not in _BY_NAME:
         raise SamplerNotFound
     return _BY_NAME[name]
 
 
 def find_scheduler(sampler: Sampler, name: str | None) -> Scheduler:
-    """The scheduler of this name or label; without one, or for "Automatic", the sampler's own.
+    """The scheduler with this name or label; without a name, or for "Automatic", the sampler's own.
 
-    A name that is not known is the uniform one, and so is "automatic": A1111 looks for the label
-    only. Raises Unsupported where A1111 could combine the two and the engine cannot.
+    An unknown name gives the uniform one, and so does "automatic", because A1111 compares with the
+    label "Automatic" only. Raises Unsupported for a pair that A1111 has and the engine does not.
     """
     if not name or name == "Automatic":
         return _SCHEDULER_BY_NAME[sampler.options.get("scheduler", "automatic")]
@@ -220,11 +220,11 @@ def find_scheduler(sampler: Sampler, name: str | None) -> Scheduler:
 
 
 def build(sampler: Sampler, scheduler: Scheduler | None, prediction_type: str, seed: int) -> Any:  # noqa: ANN401
-    """The diffusers scheduler for one picture; without `scheduler` it takes the sampler's own."""
+    """The diffusers scheduler for one picture; without `scheduler`, with the sampler's own one."""
     scheduler = scheduler or find_scheduler(sampler, None)
     config = TRAINING | {"prediction_type": prediction_type} | sampler.config
     if sampler.cls == "DPMSolverSDEScheduler":
-        config["noise_sampler_seed"] = seed  # it draws its own noise, and would not repeat it
+        config["noise_sampler_seed"] = seed  # otherwise its noise differs each time
     if not sampler.own_schedule:
         cls = schedulers.following(getattr(diffusers, sampler.cls), sampler.sigmas(scheduler))
         return cls.from_config(config)

@@ -1,7 +1,7 @@
-"""diffusers' schedulers, made to take the steps that A1111 takes.
+"""diffusers' schedulers, changed to take the same steps as A1111.
 
-Theirs choose other noise levels than k-diffusion in many combinations, round the times that the
-model is told, and differ in how the last step ends; the arithmetic of a step is the same.
+In many combinations, diffusers' own noise levels differ from k-diffusion's, the times are rounded,
+and the last step ends differently. The arithmetic of a step is the same.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ Sigmas = Callable[[int], torch.Tensor]
 
 
 def following(base: type, sigmas: Sigmas) -> Any:  # noqa: ANN401 - diffusers
-    """The diffusers class `base`, taking its noise levels from `sigmas`.
+    """The diffusers class `base`, with the noise levels from `sigmas`.
 
-    One that calls the model twice in a step must be made with `use_karras_sigmas`.
+    A class that calls the model twice per step must be created with `use_karras_sigmas`.
     """
     return type(base.__name__, (_Follows, base), {"wanted": staticmethod(sigmas)})
 
 
 class _Follows:
-    """Before a diffusers class: `wanted` gives the levels for a number of steps."""
+    """A mixin for a diffusers class: `wanted` returns the levels for a number of steps."""
 
     wanted: Sigmas
     timesteps: torch.Tensor
@@ -38,38 +38,38 @@ class _Follows:
     init_noise_sigma: Any
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None, *rest: Any) -> None:  # noqa: ANN401
-        """Called by the pipeline; some call it when they are made, with `rest`."""
+        """Called by the pipeline; some classes call it in their constructor, with `rest`."""
         super().set_timesteps(num_inference_steps, device, *rest)  # type: ignore[misc]
         if len(self.timesteps) == num_inference_steps:
             levels = self.wanted(num_inference_steps)
             self.sigmas = torch.cat([levels, levels.new_zeros(1)])
             self.timesteps = times_of(levels).to(device)
             if isinstance(self, diffusers.DPMSolverMultistepScheduler):
-                # it begins with noise as it is; k-diffusion with the largest level's part of it
+                # diffusers starts with noise of scale 1, k-diffusion scales it by the first level
                 self.init_noise_sigma = (levels[0] / (levels[0] ** 2 + 1) ** 0.5).item()
 
     def _convert_to_karras(self, in_sigmas: Any, *_: Any, **__: Any) -> Any:  # noqa: ANN401, ARG002
-        """Where diffusers would compute its own; it goes on to place each step's second call."""
+        """Replaces diffusers' computation of the levels; it then adds each step's second call."""
         return self.wanted(self.num_inference_steps).numpy()  # type: ignore[attr-defined]
 
 
 def compvis_times(steps: int) -> torch.Tensor:
-    """The times of A1111's samplers that are not k-diffusion's, the smallest first.
+    """The times of A1111's samplers that are not from k-diffusion, the smallest first.
 
-    Their number is not always `steps`: 1000 is divided without a rest.
+    There may be more than `steps`: their distance is 1000 // steps, rounded down.
     """
     times = torch.arange(0, TRAINING_STEPS, TRAINING_STEPS // steps) + 1
     return times.clamp(max=LAST)
 
 
 def _moves(steps: int) -> torch.Tensor:
-    """Where DDIM and PLMS call the model: A1111 ends at the smallest time, without a call there."""
+    """The times at which DDIM and PLMS call the model: all but the smallest, where they end."""
     times = compvis_times(steps)
     return times[1:].flip(0) if len(times) > 1 else times
 
 
 class Ddim(diffusers.DDIMScheduler):
-    """DDIM; the pipeline need not know its `eta`."""
+    """DDIM; `eta` is set here, not by the pipeline."""
 
     eta = 0.0
 
@@ -103,7 +103,7 @@ class Plms(diffusers.PNDMScheduler):
 
 
 class UniPc(diffusers.UniPCMultistepScheduler):
-    """UniPC; A1111's ends at the smallest level of training instead of 0."""
+    """UniPC; A1111's ends at the smallest training level, not at 0."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # noqa: ANN401
         """Called by the pipeline."""
@@ -115,7 +115,7 @@ class UniPc(diffusers.UniPCMultistepScheduler):
 
 
 class Lcm(diffusers.LCMScheduler):
-    """LCM; its times are among every 20th, the last is the smallest of them."""
+    """LCM; it uses some of every 20th time, ending with the smallest of them."""
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # noqa: ANN401
         """Called by the pipeline."""

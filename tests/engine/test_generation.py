@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from fakes import tiny_models
 
+from engine.api.generation import Engine
 from engine.api.options import Options
 from engine.api.request import Txt2Img
-from engine.generation import Engine
 
 ROOT = Path(__file__).parents[2]
 

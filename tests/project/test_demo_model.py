@@ -36,10 +36,10 @@ def model():
 
 
 def shot(seed):
-    from engine.models.model import Shot
+    from engine.models.loaded_model import PictureSettings
     from engine.sampling import samplers
 
-    return Shot(seed, 256, 256, 12, 4.0, samplers.find_sampler("Euler a"), None)
+    return PictureSettings(seed, 256, 256, 12, 4.0, samplers.find_sampler("Euler a"), None)
 
 
 def test_it_follows_prompts_that_it_was_not_trained_on(model):

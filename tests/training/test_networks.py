@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from engine.models.loaded_model import PictureSettings
 from engine.models.loras import Loras, LoraUse
-from engine.models.model import Shot
 from engine.sampling import samplers
 from training import adherence, autoencoder, diffusion, networks, parallel, scenes
 from training.diffusion import Stage
@@ -104,7 +104,7 @@ def test_the_recipe_makes_files_that_the_engine_draws_with(made):
     assert file.stat().st_size < LARGEST
     model = adherence.load(file)
     assert model.pipe.scheduler.config.prediction_type == "v_prediction"
-    shot = Shot(0, 64, 64, 2, 7.0, samplers.find_sampler("Euler"), None)
+    shot = PictureSettings(0, 64, 64, 2, 7.0, samplers.find_sampler("Euler"), None)
     plain = adherence.picture(model, "a red circle", shot)
     (lora,) = Loras(made / "Lora").all
     with model.with_loras([LoraUse(lora, 1, 50)]):

@@ -15,9 +15,9 @@ import torch
 from fakes import tiny_models
 from safetensors.torch import load_file, save_file
 
+from engine.api.generation import Engine
 from engine.api.options import Options
 from engine.api.request import Txt2Img
-from engine.generation import Engine
 from engine.models.checkpoints import Checkpoints
 from engine.models.convert import NotConverted, convert
 from engine.models.loading import read_pipeline

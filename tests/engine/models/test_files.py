@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from engine.models.checkpoints import Checkpoints
 from engine.models.loras import Loras
-from engine.prompt.prompt import LoraTag
+from engine.prompt.syntax import LoraTag
 
 
 @pytest.fixture

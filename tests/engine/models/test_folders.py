@@ -8,10 +8,10 @@ import pytest
 import torch
 from fakes import tiny_models
 
+from engine.api.generation import Engine
 from engine.api.options import Options
 from engine.api.request import Txt2Img
 from engine.errors import Unsupported
-from engine.generation import Engine
 from engine.models.checkpoints import Checkpoints
 from engine.models.loading import read_pipeline
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_given_up_before_the_next_one_is_read(engine, monkeypatc
         alive.append(before() is not None)
         return read_pipeline(path)
 
-    monkeypatch.setattr("engine.models.model.read_pipeline", read)
+    monkeypatch.setattr("engine.models.loaded_model.read_pipeline", read)
     draw(engine, HALF)
     assert alive == [False]
 

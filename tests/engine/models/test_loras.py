@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from engine.models import ldm
 from engine.models.checkpoints import Checkpoint
+from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.models.loras import Lora, Loras, LoraUse
-from engine.models.model import Model, Shot
 from engine.sampling import samplers
 
 # diffusers' schedulers; the engine's own process shows no such warnings
@@ -125,7 +125,7 @@ def weights():
 
 def load(state, path):
     save_file(state, path)
-    return Model.load(Checkpoint(path, path.name, ""), "")
+    return LoadedModel.load(Checkpoint(path, path.name, ""), "")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def model(weights, tmp_path_factory):
 
 def draw(model, *uses):
     sampler = samplers.find_sampler("Euler")
-    shot = Shot(1, 64, 64, 2, 7, sampler, None)
+    shot = PictureSettings(1, 64, 64, 2, 7, sampler, None)
     with model.with_loras(uses):
         conditioning = model.encode("a cat", "a dog", 1, 2)
         return np.asarray(model.picture(conditioning, shot, lambda *_: False), dtype=int)

@@ -10,8 +10,8 @@ from fakes import tiny_models
 from engine.errors import NansException
 from engine.models import placement
 from engine.models.checkpoints import Checkpoint
+from engine.models.loaded_model import LoadedModel, _to_image
 from engine.models.loading import read_pipeline
-from engine.models.model import Model, _to_image
 from engine.models.placement import GB, Placement
 
 # diffusers' schedulers; the engine's own process shows no such warnings
@@ -72,7 +72,7 @@ def model(pipe):
     """With a VAE of its own."""
     own = copy.copy(pipe)
     own.vae = copy.deepcopy(pipe.vae)
-    return Model(Checkpoint(None, "alpha.safetensors", ""), "", own)
+    return LoadedModel(Checkpoint(None, "alpha.safetensors", ""), "", own)
 
 
 def latents(size=4):
@@ -125,7 +125,7 @@ def test_a_vae_that_overflows_in_half_precision_is_used_in_single_from_then_on(m
     assert (model._decode(latents()) - exact).abs().max() < 1e-3
     vae.to(torch.float16)
     assert not vae.decode(latents().half() / 0.18215, return_dict=False)[0].isfinite().all()
-    with caplog.at_level(logging.WARNING, "engine.model"):
+    with caplog.at_level(logging.WARNING, "engine.models.loaded_model"):
         picture, again = (model._decode(latents()) for _ in range(2))
     assert picture.dtype == torch.float32
     assert (picture - exact).abs().max() < 0.05  # the weights were rounded

@@ -6,7 +6,7 @@ import torch
 from fakes import tiny_models
 
 from engine.models.checkpoints import Checkpoint
-from engine.models.model import Model, Shot
+from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.sampling import samplers
 
 
@@ -87,14 +87,14 @@ def test_words_that_change_on_the_way(client, field):
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers' schedulers
 def test_the_pooled_vectors_change_with_the_words(data_dir):
     path = data_dir / "models/Stable-diffusion/xl.safetensors"
-    model, seen = Model.load(Checkpoint(path, path.name, ""), ""), []
+    model, seen = LoadedModel.load(Checkpoint(path, path.name, ""), ""), []
 
     def look(_unet, _args, kwargs):
         seen.append((kwargs["added_cond_kwargs"]["text_embeds"], kwargs["encoder_hidden_states"]))
 
     model.pipe.unet.register_forward_pre_hook(look, with_kwargs=True)
     switching = model.encode("a [cat:dog:0.5]", "a [tree:house:0.5]", 1, 4)
-    shot = Shot(1, 64, 64, 4, 7, samplers.find_sampler("Euler"), None)
+    shot = PictureSettings(1, 64, 64, 4, 7, samplers.find_sampler("Euler"), None)
     model.picture(switching, shot, lambda *_: False)
     for call, (pooled, words) in enumerate(seen):
         texts = ("a cat", "a tree") if call <= 2 else ("a dog", "a house")

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from engine.errors import Refused, Unsupported
-from engine.prompt import prompt, tokenizer
-from engine.prompt.prompt import LoraTag
+from engine.prompt import encoding, syntax, tokenizer
+from engine.prompt.syntax import LoraTag
 
 SPANS = [
     ("", [("", 1.0)]),
@@ -49,7 +49,7 @@ SPANS = [
 
 @pytest.mark.parametrize(("text", "expected"), SPANS)
 def test_parse(text, expected):
-    spans = prompt.parse(text)
+    spans = syntax.parse(text)
     assert [span.text for span in spans] == [text for text, _ in expected]
     for span, (_, weight) in zip(spans, expected, strict=True):
         assert span.weight == (weight and pytest.approx(weight))
@@ -68,34 +68,34 @@ TAGS = [
 
 @pytest.mark.parametrize(("tag", "expected"), TAGS)
 def test_lora_tag(tag, expected):
-    assert prompt.extract_loras(f"a {tag} cat") == ("a  cat", [expected])
+    assert syntax.extract_loras(f"a {tag} cat") == ("a  cat", [expected])
 
 
 @pytest.mark.parametrize("tag", ["<LORA:style:1>", "<hypernet:x:1>"])
 def test_other_tags_are_dropped(tag):
-    assert prompt.extract_loras(f"a {tag}cat") == ("a cat", [])
+    assert syntax.extract_loras(f"a {tag}cat") == ("a cat", [])
 
 
 @pytest.mark.parametrize("tag", ["<lora:a:abc>", "<lora:a:1:x>", "<lora:a:te=>", "<lora:a:1:1:4>"])
 def test_bad_lora_weight_is_refused(tag):
     with pytest.raises(Refused, match=tag):
-        prompt.extract_loras(tag)
+        syntax.extract_loras(tag)
 
 
 def test_composable_prompts_are_refused():
     with pytest.raises(Unsupported, match="AND"):
-        prompt.refuse_unsupported("a cat AND a dog")
+        syntax.refuse_unsupported("a cat AND a dog")
 
 
 @pytest.mark.parametrize("text", ["[a:b:0.5]", "[cat|dog]", "SAND", "and"])
 def test_what_looks_alike_is_not_refused(text):
-    prompt.refuse_unsupported(text)
+    syntax.refuse_unsupported(text)
 
 
 def test_what_changes_does_so_one_call_later_than_written():
     """A1111's count is one behind its own schedule."""
     first, second = {"prompt_embeds": torch.zeros(1)}, {"prompt_embeds": torch.ones(1)}
-    conditioning = prompt.Conditioning([(2, first), (4, second)])
+    conditioning = encoding.Conditioning([(2, first), (4, second)])
     assert [conditioning.at(call) is first for call in range(6)] == [True] * 3 + [False] * 3
 
 
@@ -110,35 +110,35 @@ def test_tokens_are_as_published(clip):
 
 @pytest.mark.parametrize(("words", "chunks"), [(0, 1), (75, 1), (76, 2), (150, 2), (151, 3)])
 def test_chunks_are_of_75_tokens(clip, words, chunks):
-    found = prompt.chunk(clip, "cat " * words)
+    found = encoding.chunk(clip, "cat " * words)
     assert len(found) == chunks
     assert {len(c.ids) for c in found} == {len(c.weights) for c in found} == {75}
 
 
 def test_a_chunk_is_cut_at_a_near_comma(clip):
-    first, second = prompt.chunk(clip, "cat " * 70 + ", " + "dog " * 10)
+    first, second = encoding.chunk(clip, "cat " * 70 + ", " + "dog " * 10)
     assert (first.ids.count(2368), second.ids.count(1929)) == (70, 10)
 
 
 def test_a_chunk_is_not_cut_at_a_far_comma(clip):
-    first, _ = prompt.chunk(clip, "cat " * 10 + ", " + "dog " * 80)
+    first, _ = encoding.chunk(clip, "cat " * 10 + ", " + "dog " * 80)
     assert first.ids.count(1929) == 64
 
 
 def test_break_fills_the_chunk(clip):
-    first, second = prompt.chunk(clip, "cat BREAK (dog:1.5)")
+    first, second = encoding.chunk(clip, "cat BREAK (dog:1.5)")
     assert (first.ids[:2], second.ids[:2]) == ([2368, 49407], [1929, 49407])
     assert second.weights == [1.5] + [1.0] * 74
 
 
 def test_emphasis_restores_the_mean():
     encoded = torch.rand(77, 8, generator=torch.Generator().manual_seed(0)) + 1
-    weighed = prompt._emphasize(encoded, [2.0] + [1.0] * 74)
+    weighed = encoding._emphasize(encoded, [2.0] + [1.0] * 74)
     assert torch.isclose(weighed.mean(), encoded.mean())
     ratio = weighed[1] / encoded[1] / (weighed[0] / encoded[0])
     assert torch.allclose(ratio, torch.full((8,), 2.0))
 
 
 def test_emphasis_of_an_encoding_without_mean_is_finite():
-    weighed = prompt._emphasize(torch.zeros(77, 8), [2.0] + [1.0] * 74)
+    weighed = encoding._emphasize(torch.zeros(77, 8), [2.0] + [1.0] * 74)
     assert torch.equal(weighed, torch.zeros(77, 8))

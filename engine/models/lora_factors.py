@@ -1,11 +1,11 @@
-"""What a LoRA file holds: for each layer, by the name the file gives it, two factors of a matrix.
+"""The content of a LoRA file: for each layer, under its name in the file, two factors of a matrix.
 
     kohya      lora_unet_..._to_q.lora_down.weight, .lora_up.weight, .alpha
     peft       unet....to_q.lora_A.weight, .lora_B.weight
     diffusers  unet....to_q.lora.down.weight, and older ...processor.to_q_lora.down.weight
 
-A file is understood whole or refused: a LoRA applied in part draws another picture than its maker
-promises, and nobody would know.
+A file is read completely or refused: a LoRA applied only in part gives a different picture than its
+author intended, and nothing in the answer would show it.
 """
 
 import re
@@ -22,7 +22,7 @@ _KEY = re.compile(
     r"|(?P<up>lora_up|lora_B(?:\.\w+)?|up)\.weight"
     r"|(?P<alpha>alpha))"
 )
-# what other trainers make, by a part of its keys; A1111 can apply most of it
+# other kinds of networks, recognized by a part of their keys; A1111 can apply most of them
 _KINDS = {
     "DoRA": r"\.(dora_scale|lora_magnitude_vector)",
     "LoHa": r"\.hada_",
@@ -39,12 +39,12 @@ _KINDS = {
 
 
 class Misfit(ValueError):
-    """The file cannot be applied as a whole; the text says why."""
+    """The file cannot be applied completely; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """`up` @ `down` is added to a layer, times alpha / rank; `alpha` is None where not written."""
+    """`up` @ `down` is added to a layer, times alpha / rank; `alpha` is None if not in the file."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -52,7 +52,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """How many columns `up` has, and `down` rows."""
+        """The number of columns of `up`, and of rows of `down`."""
         return self.down.shape[0]
 
 
@@ -62,7 +62,7 @@ def read(state: StateDict) -> dict[str, Factors]:
     _refuse_kinds(state)
     if unknown := [key for key, match in matches.items() if match is None]:
         raise Misfit(
-            f"{len(unknown)} of its {len(state)} keys are none of a LoRA's ({unknown[0]!r})"
+            f"{len(unknown)} of its {len(state)} keys are not LoRA keys (first: {unknown[0]!r})"
         )
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, match in matches.items():
@@ -74,13 +74,13 @@ def read(state: StateDict) -> dict[str, Factors]:
 def _refuse_kinds(state: StateDict) -> None:
     for kind, pattern in _KINDS.items():
         if any(re.search(pattern, key) for key in state):
-            raise Misfit(f"it is a {kind}, which the embedded engine cannot apply")
+            raise Misfit(f"it is a {kind}; the embedded engine cannot apply this kind")
 
 
 def _factors(name: str, parts: Mapping[str, torch.Tensor]) -> Factors:
     if not {"down", "up"} <= parts.keys():
-        raise Misfit(f"layer {name!r} lacks its other half")
+        raise Misfit(f"layer {name!r} does not have both of its matrices (down and up)")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
-        raise Misfit(f"the alpha of layer {name!r} is not a number")
+        raise Misfit(f"the alpha of layer {name!r} is not a single number")
     return Factors(parts["down"], parts["up"], None if alpha is None else float(alpha))

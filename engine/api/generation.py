@@ -1,4 +1,4 @@
-"""The engine: its files, its options, the model in memory, and one job at a time."""
+"""The engine: its files, its options, the checkpoint in memory, and one job at a time."""
 
 import gc
 import json
@@ -19,9 +19,9 @@ from engine.api.options import Options
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
+from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.models.loras import Loras, LoraUse
-from engine.models.model import Model, Shot
-from engine.prompt import prompt
+from engine.prompt import syntax
 from engine.sampling import samplers
 
 log = logging.getLogger(__name__)
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 FOLDERS = ("models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings")
 MODEL_SUFFIXES = (".safetensors", ".pt", ".ckpt")
-OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # these ignore the scheduler
-RANDOM_SEEDS = 2**32 - 1  # A1111 draws from 0 to 2^32 - 2
+IGNORE_SCHEDULER = ("DDIM", "PLMS", "UniPC")  # these samplers have their own schedule
+RANDOM_SEEDS = 2**32 - 1  # A1111 chooses a seed from 0 to 2^32 - 2
 
 
 class Engine:
-    """What the HTTP endpoints call, from any thread.
+    """The functions behind the HTTP endpoints; any thread may call them.
 
-    Whatever touches the model runs on one thread in order of arrival, the loading of the default
-    checkpoint first; the rest answers at once.
+    Everything that uses the model runs on one thread, in order of arrival, beginning with the
+    loading of the default checkpoint. All other calls return at once.
     """
 
     def __init__(self, data_dir: Path, options: Options, threads: int) -> None:
-        """`data_dir` has A1111's layout; missing folders are made. `threads` is torch's count."""
+        """`data_dir` has A1111's layout; missing folders are created. `threads` is for torch."""
         for folder in FOLDERS:
             (data_dir / folder).mkdir(parents=True, exist_ok=True)
         self.data_dir = data_dir
@@ -49,15 +49,15 @@ class Engine:
         self.checkpoints = Checkpoints(data_dir / FOLDERS[0])
         self.loras = Loras(data_dir / FOLDERS[1])
         self.progress = Progress()
-        self._model: Model | None = None
+        self._model: LoadedModel | None = None
         self._jobs = ThreadPoolExecutor(1, "job", torch.set_num_threads, (threads,))
 
     def start(self) -> None:
-        """Begin to load the default checkpoint; its failure is logged, and answered later."""
+        """Start loading the default checkpoint. A failure is logged; later jobs report it again."""
         self._jobs.submit(self._load_default).add_done_callback(_log_failure)
 
     def close(self) -> None:
-        """Let the running job end at its next step and the waiting ones fail."""
+        """End the running job at its next step; the waiting jobs fail."""
         self.progress.close()
 
     def _queue(self, function: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - passed through
@@ -66,7 +66,7 @@ class Engine:
     # ------------------------------------------------------------------ checkpoints and options
 
     def _default(self) -> Checkpoint:
-        """The checkpoint of the options, else the first. Raises FileNotFoundError without any."""
+        """The configured checkpoint, otherwise the first. Raises FileNotFoundError."""
         wanted = self.options.values[option.CHECKPOINT]
         if not self.checkpoints.all:
             raise FileNotFoundError(
@@ -74,7 +74,7 @@ class Engine:
                 f" - directory {self.checkpoints.folder}\n"
                 "Find and place a .safetensors file there."
             )
-        # a config.json may name a title with a hash that is not computed yet
+        # config.json may contain a title with a hash that is not computed yet
         names = (wanted, wanted.partition(" [")[0]) if wanted else ()
         found = next(filter(None, map(self.checkpoints.find, names)), None)
         return found or self.checkpoints.all[0]
@@ -86,20 +86,20 @@ class Engine:
             log.warning("checkpoint %r not found; loading %s", wanted, checkpoint.name)
         self._use(checkpoint)
 
-    def _use(self, checkpoint: Checkpoint) -> Model:
-        """The model of this checkpoint, in the place of the one before: memory is for one."""
+    def _use(self, checkpoint: Checkpoint) -> LoadedModel:
+        """Load this checkpoint unless it is loaded; first free the other: memory holds only one."""
         if self._model is None or self._model.checkpoint != checkpoint:
             started = time.monotonic()
             self._model = None
-            gc.collect()  # parts of a pipeline refer to each other
+            gc.collect()  # a pipeline contains reference cycles
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._model = Model.load(checkpoint, self.checkpoints.sha256(checkpoint))
+            self._model = LoadedModel.load(checkpoint, self.checkpoints.sha256(checkpoint))
             log.info("loaded %s in %.1f s", checkpoint.name, time.monotonic() - started)
         return self._model
 
     def get_options(self) -> dict[str, Any]:
-        """The answer of GET /options; the checkpoint is the default one, by its title."""
+        """The answer of GET /options; it names the default checkpoint by its title."""
         checkpoint = self._default() if self.checkpoints.all else None
         sha256 = self.checkpoints.verified_sha256(checkpoint) if checkpoint else None
         shown = {
@@ -109,7 +109,7 @@ class Engine:
         return option.ALL | self.options.values | shown
 
     def get_flags(self) -> dict[str, Any]:
-        """The answer of GET /cmd-flags: A1111's flags that say where files are and what runs."""
+        """The answer of GET /cmd-flags: A1111's flags for the folders and the enabled parts."""
         checkpoints, loras, vaes, embeddings = (str(self.data_dir / name) for name in FOLDERS)
         return {
             "data_dir": str(self.data_dir),
@@ -124,9 +124,9 @@ class Engine:
         }
 
     def set_options(self, changes: dict[str, Any]) -> None:
-        """POST /options: load the checkpoint if one is named, then remember, on disk too.
+        """POST /options: load the checkpoint if it is named, then save the options to disk.
 
-        A value that is so already is no change. Raises RuntimeError for an unknown checkpoint,
+        A value equal to the current one is ignored. Raises RuntimeError for an unknown checkpoint,
         Unsupported for an unknown option.
         """
         now = {name: v for name, v in self.get_options().items() if name != option.CHECKPOINT}
@@ -141,11 +141,11 @@ class Engine:
         self.options.change(changes)
 
     def refresh_checkpoints(self) -> None:
-        """POST /refresh-checkpoints: waits for its turn, as in A1111."""
+        """POST /refresh-checkpoints: waits for the jobs before it, the same as in A1111."""
         self._queue(self.checkpoints.refresh)
 
     def list_vaes(self) -> list[dict[str, str]]:
-        """The answer of GET /sd-vae; the engine lists these files but cannot use them."""
+        """The answer of GET /sd-vae; the engine lists these files but does not support them."""
         paths = sorted((self.data_dir / FOLDERS[2]).rglob("*"))
         found = [path for path in paths if path.suffix in MODEL_SUFFIXES]
         return [{"model_name": path.name, "filename": str(path)} for path in found]
@@ -153,7 +153,7 @@ class Engine:
     # ------------------------------------------------------------------------------- generation
 
     def txt2img(self, request: Txt2Img) -> dict[str, Any]:
-        """POST /txt2img: what cannot succeed is refused at once, the rest waits for its turn."""
+        """POST /txt2img: refuse at once what cannot succeed; else wait for the jobs before it."""
         request.check()
         option.check(request.override_settings or {})
         job = _Job(request)
@@ -167,7 +167,7 @@ class Engine:
         }
 
     def _generate(self, job: "_Job") -> tuple[list[Image.Image], Facts]:
-        """The pictures asked for; fewer, the last one unfinished, when interrupted."""
+        """The requested pictures; after an interrupt fewer, and the last one unfinished."""
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
         request = job.request
@@ -182,23 +182,24 @@ class Engine:
         log.info("made %d of %d pictures with %s", len(pictures), count, model.checkpoint.name)
         return pictures, facts
 
-    def _pictures(self, job: "_Job", model: Model, facts: Facts) -> list[Image.Image]:
-        """One by one: in a batch the same seed would come out one or two levels different."""
+    def _pictures(self, job: "_Job", model: LoadedModel, facts: Facts) -> list[Image.Image]:
+        """Made one by one: in a batch, the same seed gives pixels one or two levels different."""
         pictures: list[Image.Image] = []
         request, calls = job.request, job.sampler.calls(job.request.steps)
         conditioning = model.encode(job.text, request.negative_prompt, facts.clip_skip, calls)
         for number, seed in enumerate(facts.seeds):
             self.progress.begin_picture(number)
-            pictures.append(model.picture(conditioning, job.shot(seed), self.progress.step))
+            settings = job.picture_settings(seed)
+            pictures.append(model.picture(conditioning, settings, self.progress.step))
             if self.progress.stopping:
                 break
         return pictures
 
     def _override(self, request: Txt2Img) -> dict[str, Any]:
-        """The options for this request, and for later ones if they are not to be restored."""
+        """The options for this request; also for later requests if they are not restored."""
         overrides = dict(request.override_settings or {})
         if self.checkpoints.find(str(overrides.get(option.CHECKPOINT))) is None:
-            overrides.pop(option.CHECKPOINT, None)  # as A1111: the caller must look at the answer
+            overrides.pop(option.CHECKPOINT, None)  # same as A1111: only the answer shows it
         settings = self.options.merged(overrides)
         if not request.override_settings_restore_afterwards:
             self.options.values = {name: settings[name] for name in option.DEFAULTS}
@@ -209,22 +210,22 @@ class Engine:
 
 
 class _Job:
-    """A request read: its sampler, its LoRA tags, its text, its seeds. Raises Refused."""
+    """A parsed request: its sampler, scheduler, LoRA tags and text. Raises Refused."""
 
     def __init__(self, request: Txt2Img) -> None:
         self.request = request
         sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
         self.sampler = sampler.with_eta(request.eta)
         self.scheduler = samplers.find_scheduler(self.sampler, request.scheduler)
-        self.text, tags = prompt.extract_loras(request.prompt)
+        self.text, tags = syntax.extract_loras(request.prompt)
         self.tags = [] if request.disable_extra_networks else tags
         for text in (self.text, request.negative_prompt):
-            prompt.refuse_unsupported(text)
+            syntax.refuse_unsupported(text)
 
-    def shot(self, seed: int) -> Shot:
-        """One of the job's pictures."""
+    def picture_settings(self, seed: int) -> PictureSettings:
+        """The settings of the picture with this seed."""
         request = self.request
-        return Shot(
+        return PictureSettings(
             seed,
             request.width,
             request.height,
@@ -235,9 +236,9 @@ class _Job:
         )
 
     def facts(
-        self, model: Model, uses: list[LoraUse], settings: Mapping[str, Any], timestamp: str
+        self, model: LoadedModel, uses: list[LoraUse], settings: Mapping[str, Any], timestamp: str
     ) -> Facts:
-        """What the answer will say; picture i has the seed of the first plus i."""
+        """The facts for the answer; picture i has the first seed plus i."""
         request = self.request
         seed = _resolve_seed(request.seed)
         return Facts(
@@ -264,8 +265,8 @@ class _Job:
         )
 
     def _schedule_label(self) -> str | None:
-        """As A1111, which tells a schedule that it computed, also the sampler's own."""
-        computed = self.scheduler.name != "automatic" and self.sampler.name not in OWN_TIMES
+        """The label of a computed schedule, also if it is the sampler's default (as in A1111)."""
+        computed = self.scheduler.name != "automatic" and self.sampler.name not in IGNORE_SCHEDULER
         return self.scheduler.label if computed else None
 
 
@@ -275,4 +276,4 @@ def _resolve_seed(seed: int | None) -> int:
 
 def _log_failure(loading: Future[None]) -> None:
     if error := loading.exception():
-        log.error("the default checkpoint is not loaded: %s", error)
+        log.error("cannot load the default checkpoint: %s", error)

@@ -1,4 +1,4 @@
-"""A checkpoint in memory: loading it, the LoRAs on it, and one picture."""
+"""A checkpoint in memory: load it, apply LoRAs to it, and make one picture."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -16,23 +16,23 @@ from safetensors.torch import load_file
 from engine.errors import NansException
 from engine.models.checkpoints import Checkpoint
 from engine.models.loading import read_pipeline
-from engine.models.lora_file import Misfit
+from engine.models.lora_factors import Misfit
 from engine.models.lora_layers import UNET, Addition, Layers
 from engine.models.loras import Lora, LoraUse
-from engine.prompt import prompt
-from engine.prompt.prompt import Conditioning
+from engine.prompt import encoding
+from engine.prompt.encoding import Conditioning
 from engine.sampling import samplers
 
 log = logging.getLogger(__name__)
 
 LONGEST_CAUSE = 200
-# what safetensors, our reading of shapes and diffusers raise for a file that is not right
+# raised by safetensors, `architecture` and diffusers for a file that is not valid
 LOAD_ERRORS = (SafetensorError, OSError, LookupError, StopIteration, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
-class Shot:
-    """What one picture is made from, beside its text."""
+class PictureSettings:
+    """The settings of one picture, apart from its text."""
 
     seed: int
     width: int
@@ -44,12 +44,12 @@ class Shot:
 
 
 def _shorten(error: BaseException) -> str:
-    """The beginning, on one line, of a message that may list thousands of tensors."""
+    """The beginning of a message, on one line; some messages list thousands of tensors."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_CAUSE]
 
 
-class Model:
-    """A loaded checkpoint. One thread uses it at a time."""
+class LoadedModel:
+    """A loaded checkpoint. Only one thread may use it at a time."""
 
     def __init__(self, checkpoint: Checkpoint, sha256: str, pipe: Any) -> None:  # noqa: ANN401 - diffusers
         self.checkpoint = checkpoint
@@ -57,11 +57,11 @@ class Model:
         self.pipe = pipe
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, sha256: str) -> "Model":
+    def load(cls, checkpoint: Checkpoint, sha256: str) -> "LoadedModel":
         """Read a checkpoint, offline.
 
-        Raises RuntimeError with a short text where the file is gone, damaged or no such
-        checkpoint, Unsupported where it is one that takes more than a prompt.
+        Raises RuntimeError with a short message if the file is missing, damaged or not a
+        checkpoint, Unsupported if the checkpoint needs more than a prompt.
         """
         try:
             pipe = read_pipeline(checkpoint.path)
@@ -71,16 +71,16 @@ class Model:
         return cls(checkpoint, sha256, pipe)
 
     def encode(self, text: str, negative: str, clip_skip: int, calls: int) -> Conditioning:
-        """Both prompts (without tags) for pictures of `calls` calls of the model."""
-        return prompt.encode(self.pipe, text, negative, clip_skip, calls)
+        """Encode both prompts (without tags) for a picture that calls the model `calls` times."""
+        return encoding.encode(self.pipe, text, negative, clip_skip, calls)
 
     @contextmanager
     def with_loras(self, uses: Sequence[LoraUse]) -> Iterator[None]:
-        """Apply the LoRAs; afterwards the model is as before, bit for bit.
+        """Apply the LoRAs; afterwards the model is the same as before, bit for bit.
 
         Raises RuntimeError for a file that is damaged or does not fit this checkpoint.
         """
-        device = self.pipe._execution_device  # noqa: SLF001 - where an offloaded part will work
+        device = self.pipe._execution_device  # noqa: SLF001 - also right for an offloaded part
         with ExitStack() as added:
             for use in uses:
                 for addition, weight in self._additions(use):
@@ -88,7 +88,7 @@ class Model:
             yield
 
     def _additions(self, use: LoraUse) -> list[tuple[Addition, float]]:
-        """What one LoRA adds, and its weight there; without any weight it is not even read."""
+        """The additions of one LoRA with their weights; if both weights are 0, it is not read."""
         if not (use.te or use.unet):
             return []
         try:
@@ -97,8 +97,8 @@ class Model:
             raise self._unfit(use.lora, str(error)) from None
         except LOAD_ERRORS as error:
             raise self._unfit(use.lora, _shorten(error)) from None
-        weighed = [(a, use.unet if a.layer.component == UNET else use.te) for a in additions]
-        return [(addition, weight) for addition, weight in weighed if weight]
+        weighted = [(a, use.unet if a.layer.component == UNET else use.te) for a in additions]
+        return [(addition, weight) for addition, weight in weighted if weight]
 
     @cached_property
     def _layers(self) -> Layers:
@@ -110,37 +110,42 @@ class Model:
         )
 
     def picture(
-        self, conditioning: Conditioning, shot: Shot, on_step: Callable[[int, int], bool]
+        self,
+        conditioning: Conditioning,
+        settings: PictureSettings,
+        on_step: Callable[[int, int], bool],
     ) -> Image.Image:
-        """One RGB picture, its sides rounded down to multiples of 8.
+        """One RGB picture; its sides are rounded down to multiples of 8.
 
-        `on_step(done, steps)` is called after each step; true ends the picture there, which is
-        then decoded as far as it came. Raises NansException.
+        `on_step(done, steps)` is called after each step. If it returns true, the picture ends there
+        and is decoded unfinished. Raises NansException.
         """
 
         def after_call(pipe: Any, index: int, _time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
             # samplers of second order call the model twice in a step
-            done = (index + 1) * shot.steps // pipe.num_timesteps
-            if on_step(done, shot.steps):
-                pipe._interrupt = True  # noqa: SLF001 - the way diffusers documents
+            done = (index + 1) * settings.steps // pipe.num_timesteps
+            if on_step(done, settings.steps):
+                pipe._interrupt = True  # noqa: SLF001 - as diffusers documents
             return kwargs | self._guided(conditioning.at(index + 1))
 
         prediction = self.pipe.scheduler.config.prediction_type
-        self.pipe.scheduler = samplers.build(shot.sampler, shot.scheduler, prediction, shot.seed)
+        self.pipe.scheduler = samplers.build(
+            settings.sampler, settings.scheduler, prediction, settings.seed
+        )
         latents = self.pipe(
             **conditioning.at(0),
-            width=shot.width // 8 * 8,
-            height=shot.height // 8 * 8,
-            num_inference_steps=shot.steps,
-            guidance_scale=shot.cfg_scale,
-            generator=torch.Generator().manual_seed(shot.seed),
+            width=settings.width // 8 * 8,
+            height=settings.height // 8 * 8,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.cfg_scale,
+            generator=torch.Generator().manual_seed(settings.seed),
             callback_on_step_end=after_call,
             output_type="latent",
         ).images
         return _to_image(self._decode(latents))
 
     def _guided(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`given` by the names of the pipeline's own variables, the negative prompt first."""
+        """`given` under the names of the pipeline's variables, the negative prompt first."""
         own = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "add_text_embeds"}
         both = self.pipe.do_classifier_free_guidance
         return {
@@ -153,8 +158,8 @@ class Model:
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(1, 4, height / 8, width / 8) -> (height, width, 3) in -1..1.
 
-        A VAE that overflows in half precision is used in single precision from then on, as
-        A1111 does, instead of black pictures.
+        A VAE that overflows in half precision is used in single precision from then on, the same
+        as in A1111; otherwise the pictures would be black.
         """
         if not latents.isfinite().all():
             raise NansException("A tensor with NaNs was produced in Unet.")
@@ -171,7 +176,7 @@ class Model:
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:
-    """(height, width, 3) in -1..1 -> a picture."""
+    """The picture of (height, width, 3) in -1..1."""
     if not pixels.isfinite().all():
         raise NansException("A tensor with NaNs was produced in VAE.")
     levels = (pixels / 2 + 0.5).clamp(0, 1).numpy() * 255

@@ -1,0 +1,185 @@
+"""A1111's way of encoding prompts: chunks of 75 tokens with emphasis, for diffusers' pipelines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.prompt.schedule import schedule
+from engine.prompt.syntax import parse
+
+CHUNK = 75
+COMMA_BACKTRACK = 20
+# below this, the mean of an encoding is rounding noise, and restoring it would divide by zero
+SMALLEST_MEAN = 1e-5
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """75 token ids (padded with the end token) and the emphasis of each."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+class _Chunker:
+    """Fills chunks; a chunk that overflows soon after a comma ends at the comma."""
+
+    def __init__(self, comma: int, end: int) -> None:
+        self.comma, self.end = comma, end
+        self.chunks: list[Chunk] = []
+        self.tokens: list[tuple[int, float]] = []
+
+    def flush(self, keep: int = 0) -> None:
+        """Finish the chunk; its last `keep` tokens are moved to the next one."""
+        cut = len(self.tokens) - keep
+        row, self.tokens = self.tokens[:cut], self.tokens[cut:]
+        padding = CHUNK - len(row)
+        ids = [token for token, _ in row] + [self.end] * padding
+        self.chunks.append(Chunk(ids, [weight for _, weight in row] + [1.0] * padding))
+
+    def add(self, token: int, weight: float) -> None:
+        if len(self.tokens) == CHUNK:
+            self.flush(keep=0 if token == self.comma else self._after_comma())
+        self.tokens.append((token, weight))
+
+    def _after_comma(self) -> int:
+        """The number of tokens after the last comma; 0 if it is more than 20 tokens back."""
+        commas = [i for i, (token, _) in enumerate(self.tokens) if token == self.comma]
+        if not commas or len(self.tokens) - commas[-1] > COMMA_BACKTRACK:
+            return 0
+        return len(self.tokens) - 1 - commas[-1]
+
+
+def chunk(tokenizer: Any, text: str) -> list[Chunk]:  # noqa: ANN401 - transformers is untyped here
+    """The prompt's tokens in at least one chunk, without the start and end tokens."""
+
+    def tokenize(part: str) -> list[int]:
+        ids: list[int] = tokenizer(part, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+    chunker = _Chunker(tokenize(",")[-1], tokenizer.eos_token_id)
+    for span in parse(text):
+        if span.weight is None:
+            chunker.flush()
+            continue
+        for token in tokenize(span.text):
+            chunker.add(token, span.weight)
+    if chunker.tokens or not chunker.chunks:
+        chunker.flush()
+    return chunker.chunks
+
+
+def _token_rows(tokenizer: Any, chunks: Sequence[Chunk]) -> torch.Tensor:  # noqa: ANN401
+    """(chunks, 77) ids; after the first end token the tokenizer's pad id, as in training."""
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = []
+    for part in chunks:
+        row = [start, *part.ids, end]
+        text = row.index(end) + 1
+        rows.append(row[:text] + [pad] * (len(row) - text))
+    return torch.tensor(rows)
+
+
+def _hidden(encoder: Any, output: Any, clip_skip: int, is_xl: bool) -> torch.Tensor:  # noqa: ANN401
+    """The layer `clip_skip` from the end; for SDXL always the second to last, not normalized."""
+    if is_xl:
+        layer: torch.Tensor = output.hidden_states[-2]
+        return layer
+    if clip_skip > 1:
+        norm = getattr(encoder, "text_model", encoder).final_layer_norm
+        normed: torch.Tensor = norm(output.hidden_states[-clip_skip])
+        return normed
+    last: torch.Tensor = output.last_hidden_state
+    return last
+
+
+def _emphasize(encoded: torch.Tensor, weights: list[float]) -> torch.Tensor:
+    """One chunk (77, width), each token times its weight, then scaled to the original mean."""
+    if all(weight == 1 for weight in weights):
+        return encoded
+    factors = torch.tensor([1.0, *weights, 1.0], device=encoded.device, dtype=encoded.dtype)
+    weighted = encoded * factors[:, None]
+    mean, new_mean = encoded.mean(), weighted.mean()
+    if min(mean.abs(), new_mean.abs()) < SMALLEST_MEAN:
+        return weighted
+    return weighted * (mean / new_mean)
+
+
+def _encode(
+    tokenizer: Any,  # noqa: ANN401 - diffusers' components are untyped
+    encoder: Any,  # noqa: ANN401
+    chunks: Sequence[Chunk],
+    clip_skip: int,
+    is_xl: bool,
+) -> tuple[torch.Tensor, Any]:
+    """Tensor (1, 77 x chunks, width), and the first chunk's pooled vector if there is one."""
+    rows = _token_rows(tokenizer, chunks).to(encoder.device)
+    output = encoder(rows, output_hidden_states=True)
+    hidden = _hidden(encoder, output, clip_skip, is_xl)
+    parts = [_emphasize(z, part.weights) for z, part in zip(hidden, chunks, strict=True)]
+    pooled = getattr(output, "text_embeds", None)
+    return torch.cat(parts)[None], None if pooled is None else pooled[:1]
+
+
+def _condition(pipe: Any, chunks: Sequence[Chunk], clip_skip: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    """`prompt_embeds`, and SDXL's `pooled_prompt_embeds`, of one prompt."""
+    is_xl = getattr(pipe, "text_encoder_2", None) is not None
+    embeds, _ = _encode(pipe.tokenizer, pipe.text_encoder, chunks, clip_skip, is_xl)
+    if not is_xl:
+        return {"prompt_embeds": embeds}
+    second, pooled = _encode(pipe.tokenizer_2, pipe.text_encoder_2, chunks, 1, is_xl)
+    return {"prompt_embeds": torch.cat([embeds, second], -1), "pooled_prompt_embeds": pooled}
+
+
+def _encode_both(pipe: Any, prompt: str, negative: str, clip_skip: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    """The keyword arguments of a StableDiffusion(XL)Pipeline call for two prompts.
+
+    Both are padded with empty chunks to the same length.
+    """
+    both = [chunk(pipe.tokenizer, text) for text in (prompt, negative)]
+    length = max(map(len, both))
+    empty = chunk(pipe.tokenizer, "")
+    padded = [chunks + empty * (length - len(chunks)) for chunks in both]
+    positive, other = (_condition(pipe, chunks, clip_skip) for chunks in padded)
+    if "pooled_prompt_embeds" in other and not negative:
+        # SDXL was trained with zeros in place of an encoded empty text
+        other = {name: torch.zeros_like(value) for name, value in other.items()}
+    return positive | {f"negative_{name}": value for name, value in other.items()}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The text for the model as stretches of calls: (last call, keyword arguments)."""
+
+    stretches: Sequence[tuple[int, dict[str, torch.Tensor]]]
+
+    def at(self, call: int) -> dict[str, torch.Tensor]:
+        """The keyword arguments for call number `call`, counted from 0.
+
+        A1111 compares this number with the schedule, which counts from 1: a change happens one call
+        later than written. The engine does the same, so that its pictures match A1111's.
+        """
+        return next(
+            (given for last, given in self.stretches if call <= last), self.stretches[-1][1]
+        )
+
+
+@torch.no_grad()
+def encode(pipe: Any, prompt: str, negative: str, clip_skip: int, calls: int) -> Conditioning:  # noqa: ANN401
+    """Encode both prompts, without LoRA tags, for a picture that calls the model `calls` times.
+
+    Raises IndexError if `clip_skip` is more than the text encoder's number of layers, the same as
+    A1111.
+    """
+    schedules = [dict(schedule(text, calls)) for text in (prompt, negative)]
+    ends = sorted({end for texts in schedules for end in texts})
+    known: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    stretches = []
+    for last in ends:
+        one, other = (next(t for end, t in texts.items() if last <= end) for texts in schedules)
+        if (one, other) not in known:
+            known[one, other] = _encode_both(pipe, one, other, clip_skip)
+        stretches.append((last, known[one, other]))
+    return Conditioning(stretches)
