@@ -101,7 +101,7 @@ class Engine:
     def get_options(self) -> dict[str, Any]:
         """The answer of GET /options; it names the default checkpoint by its title."""
         checkpoint = self._default() if self.checkpoints.all else None
-        sha256 = self.checkpoints.verified_sha256(checkpoint) if checkpoint else None
+        sha256 = self.checkpoints.known_sha256(checkpoint) if checkpoint else None
         shown = {
             option.CHECKPOINT: checkpoint and checkpoint.title(sha256),
             option.CHECKPOINT_HASH: sha256 or "",

@@ -119,7 +119,7 @@ class Checkpoints:
     def describe(self) -> list[dict[str, Any]]:
         """The answer of GET /sd-models."""
         return [
-            self._entry(checkpoint, self.verified_sha256(checkpoint)) for checkpoint in self.all
+            self._entry(checkpoint, self.known_sha256(checkpoint)) for checkpoint in self.all
         ]
 
     def _entry(self, checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:

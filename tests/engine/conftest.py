@@ -1,26 +1,40 @@
-"""A data folder with two tiny checkpoints, a LoRA and a damaged file; and an engine serving it."""
+"""Tiny random models on disk, and one engine in this process that serves them over HTTP."""
 
 import base64
 import contextlib
 import io
 import json
-import subprocess
-import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 import torch
+import uvicorn
 from fakes import tiny_models
-from fakes.a1111.process import free_port
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from engine.__main__ import bind
+from engine.api.generation import Engine
+from engine.api.options import Options
+from engine.api.server import create_app
 
-# on a busy machine several threads mostly wait for each other
+# on a busy machine, several threads mostly wait for each other
 torch.set_num_threads(1)
+SMALL = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64}
+
+
+def pytest_collection_modifyitems(items):
+    """Ignore the warnings about details of diffusers' schedulers; their numbers are right."""
+    numpy = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ :DeprecationWarning")
+    rounding = pytest.mark.filterwarnings("ignore:Should have t[ab][<>]=t[01] but:UserWarning")
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(numpy)
+            item.add_marker(rounding)
 
 
 @pytest.fixture(scope="session")
@@ -29,19 +43,27 @@ def data_dir(tmp_path_factory):
     checkpoints, loras = folder / "models/Stable-diffusion", folder / "models/Lora"
     tiny_models.write(tiny_models.make_checkpoint(0), checkpoints / "alpha.safetensors")
     tiny_models.write(tiny_models.make_checkpoint(1), checkpoints / "sub/beta.safetensors")
+    tiny_models.write(tiny_models.make_xl_checkpoint(), checkpoints / "xl.safetensors")
     (checkpoints / "zz-damaged.safetensors").write_bytes(b"not a model" * 100)
-    tiny_models.write(tiny_models.make_lora(0), loras / "style.v1.safetensors")
+    for name, state in {
+        "style.v1": tiny_models.make_lora(),
+        "xl": tiny_models.make_xl_lora(),
+    }.items():
+        tiny_models.write(state, loras / f"{name}.safetensors")
+        for part in ("unet", "te", "te1", "te2"):
+            half = {key: value for key, value in state.items() if key.startswith(f"lora_{part}_")}
+            tiny_models.write(half, loras / f"{name}-{part}.safetensors")
+    tiny_models.write(tiny_models.make_xl_lora(sgm=True), loras / "xl-sgm.safetensors")
     (loras / "damaged.safetensors").write_bytes(b"<html>404</html>")
     return folder
 
 
 class Client:
-    """requests against one engine process."""
+    """requests against the engine on this port."""
 
-    def __init__(self, data_dir):
-        self.port = free_port()
-        command = [sys.executable, "-m", "engine", "--threads", "1", "--data-dir", str(data_dir)]
-        self.process = subprocess.Popen([*command, "--port", str(self.port)], cwd=ROOT)
+    def __init__(self, port):
+        self.port = port
+        self.threads = ThreadPoolExecutor(4)
 
     def request(self, method, path, **kwargs):
         url = f"http://127.0.0.1:{self.port}/sdapi/v1/{path}"
@@ -54,8 +76,7 @@ class Client:
         return self.request("POST", path, json=body)
 
     def txt2img(self, **fields):
-        small = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64}
-        return self.post("txt2img", **(small | fields))
+        return self.post("txt2img", **(SMALL | fields))
 
     def pictures(self, **fields):
         answer = self.txt2img(**fields)
@@ -68,18 +89,20 @@ class Client:
     def info(self, **fields):
         return json.loads(self.txt2img(**fields).json()["info"])
 
-    def wait_until(self, condition, seconds=30):
+    def start(self, **fields):
+        """Begin a job beside the test: a future of the answer, once the first step is done."""
+        job = self.threads.submit(self.txt2img, **fields)
+        self.wait_until(lambda: self.get("progress").json()["state"]["sampling_step"] > 0)
+        return job
+
+    def wait_until(self, condition, seconds=120):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(requests.ConnectionError):
                 if condition():
                     return
-            time.sleep(0.05)
+            time.sleep(0.02)
         pytest.fail(f"not within {seconds} s")
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
 
 
 def decode_png(image):
@@ -92,11 +115,23 @@ def decode():
     return decode_png
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(data_dir):
-    client = Client(data_dir)
-    try:
-        client.wait_until(lambda: client.get("loras").ok, seconds=120)
-        yield client
-    finally:
-        client.close()
+    engine = Engine(data_dir, Options(data_dir / "config.json"), threads=1)
+    engine.start()
+    server = uvicorn.Server(uvicorn.Config(create_app(engine), log_config=None))
+    bound = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    client = Client(bound.getsockname()[1])
+    client.wait_until(lambda: client.get("loras").ok)
+    yield client
+    engine.close()
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def cat(client):
+    """The picture that most tests compare with."""
+    return client.picture()

@@ -1,30 +1,34 @@
 """Random Stable Diffusion models and LoRAs, made by code.
 
-They have the real architectures and key names at a fraction of the width, so that everything runs
-for real in seconds; what they draw is noise that depends on prompt, seed and LoRA. The same seed
-gives the same file.
+They have the real architectures and key names at a fraction of the width, so that a real picture
+takes a tenth of a second. The pictures are noise that depends on prompt, seed and LoRA. The same
+seed gives the same file.
 """
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.models import ldm
+from engine.models.checkpoints import Checkpoint
+from engine.models.loaded_model import LoadedModel, PictureSettings
+from engine.sampling import samplers
 
 WIDTH = 64  # of SD1's text encoder, and of what the UNet attends to
 UNET_CHANNELS = (32, 64, 64, 64)
 VAE_CHANNELS = (32, 32, 32, 32)
-XL_WIDTHS = (32, 64)  # of SDXL's text encoders (diffusers tells them by it); its UNet has both
+XL_WIDTHS = (32, 64)  # of SDXL's text encoders (diffusers needs two); its UNet has the sum
 XL_UNET_CHANNELS = (32, 64, 64)
-XL_DEPTHS = (1, 2, 3)  # transformers in a block: the first level has none, SDXL's last has ten
+XL_DEPTHS = (1, 2, 3)  # transformers in a block; SDXL's first level has none, its last has 10
 LORA_RANK = 4
 # LoRAs train the attention's and the feed-forward's projections
 _UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 def unet(in_channels=4):
-    """A UNet with SD1's blocks, with torch's current random state."""
+    """A UNet with SD1's blocks and random weights."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=in_channels,
@@ -34,7 +38,7 @@ def unet(in_channels=4):
 
 
 def xl_unet():
-    """A UNet with SDXL's blocks: no attention on top, linear projections, a second embedding."""
+    """A UNet with SDXL's blocks: no attention in level 1, linear projections, two embeddings."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=XL_UNET_CHANNELS,
@@ -82,7 +86,7 @@ def text_encoder(width=WIDTH):
 
 
 def second_text_encoder():
-    """OpenCLIP's text tower, with the projection that SDXL takes the pooled vector from."""
+    """OpenCLIP's text encoder, with the projection for SDXL's pooled vector."""
     return CLIPTextModelWithProjection(_text_config(XL_WIDTHS[1], 3, "gelu"))
 
 
@@ -109,13 +113,13 @@ def make_xl_checkpoint(seed=0):
 
 def make_lora(seed=0, strength=1.0):
     """A LoRA in kohya's naming for every checkpoint of `make_checkpoint`, with random weights."""
-    with torch.device("meta"):  # which holds no weights
+    with torch.device("meta"):  # allocates no weights
         layers = _kohya("lora_unet_", unet()) | _kohya("lora_te_text_model_", text_encoder())
     return random_lora(layers, seed, strength)
 
 
 def make_xl_lora(seed=0, sgm=False):
-    """One for the checkpoints of `make_xl_checkpoint`; the UNet in diffusers' or SAI's naming."""
+    """A LoRA for `make_xl_checkpoint`; the UNet in diffusers' or Stability AI's naming."""
     with torch.device("meta"):
         network = xl_unet()
         layers = _kohya("lora_te1_text_model_", text_encoder(XL_WIDTHS[0]))
@@ -164,8 +168,22 @@ def random_lora(layers, seed=0, strength=1.0):
 
 
 def write(state, path):
-    """Write a safetensors file; it appears whole or not at all."""
+    """Write a safetensors file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".incomplete")
     save_file(state, unfinished, metadata={"modelspec.title": path.stem})
     unfinished.replace(path)
+
+
+def load(path):
+    """The checkpoint as the engine loads it."""
+    return LoadedModel.load(Checkpoint(path, path.name, ""), "")
+
+
+def draw(model, *uses, prompt="a (red:1.2) cat", sampler="Euler", steps=2):
+    """A picture of the loaded model with these LoRAs: (64, 64, 3) integers."""
+    chosen = samplers.find_sampler(sampler)
+    settings = PictureSettings(1, 64, 64, steps, 7, chosen, None)
+    with model.with_loras(uses):
+        conditioning = model.encode(prompt, "a dog", 1, chosen.calls(steps))
+        return np.asarray(model.picture(conditioning, settings, lambda *_: False), dtype=int)

@@ -1,151 +1,58 @@
-"""A single file made into a diffusers folder: what is in it, what it draws, what may go wrong."""
+"""Converting a file to a diffusers folder: its content, its pictures, its errors."""
 
 import fcntl
 import hashlib
 import json
 import os
+import resource
+import shutil
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from fakes import tiny_models
 from safetensors.torch import load_file, save_file
 
-from engine.api.generation import Engine
-from engine.api.options import Options
-from engine.api.request import Txt2Img
+from engine.models import loading
 from engine.models.checkpoints import Checkpoints
-from engine.models.convert import NotConverted, convert
-from engine.models.loading import read_pipeline
-
-# diffusers' schedulers; the engine's own process shows no such warnings
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+from engine.models.convert import NotConverted, convert, main
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "demo/Stable-diffusion/demo-shapes.safetensors"
 HEADS = {"unet": {"attention_head_dim": 4}, "text_encoder": {"num_attention_heads": 2}}
 METADATA = {"prediction_type": "v_prediction", "engine.config": json.dumps(HEADS)}
-SD1_WEIGHTS = {
-    "text_encoder/model.fp16.safetensors",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "vae/diffusion_pytorch_model.fp16.safetensors",
-}
-WEIGHTS = {"sd1": SD1_WEIGHTS, "xl": SD1_WEIGHTS | {"text_encoder_2/model.fp16.safetensors"}}
+UNET = "unet/diffusion_pytorch_model.fp16.safetensors"
+VAE = "vae/diffusion_pytorch_model.fp16.safetensors"
+SD1_WEIGHTS = {"text_encoder/model.fp16.safetensors", UNET, VAE}
+XL_WEIGHTS = SD1_WEIGHTS | {"text_encoder_2/model.fp16.safetensors"}
+NAMES = ["sd1", "odd", "xl", DEMO.stem]
 
 
 @pytest.fixture(scope="module")
 def states():
     """The tensors of a tiny SD1 and a tiny SDXL checkpoint."""
-    return {"sd1": tiny_models.make_checkpoint(), "xl": tiny_models.make_xl_checkpoint()}
+    xl = tiny_models.make_xl_checkpoint() | {"v_pred": torch.zeros(1)}
+    return {"sd1": tiny_models.make_checkpoint(), "xl": xl}
 
 
 @pytest.fixture(scope="module")
-def engine(states, tmp_path_factory):
-    """Checkpoints as files, their converted folders elsewhere, and links to these."""
-    data, converted = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("converted")
-    models = data / "models/Stable-diffusion"
-    models.mkdir(parents=True)
+def models(states, tmp_path_factory):
+    """Checkpoint files, and links to their converted folders elsewhere."""
+    models, converted = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("converted")
     for name, state in states.items():
         save_file(state, models / f"{name}.safetensors")
     save_file(states["sd1"], models / "odd.safetensors", METADATA)
-    save_file(states["xl"] | {"v_pred": torch.zeros(1)}, models / "xl-v.safetensors")
     (models / DEMO.name).symlink_to(DEMO)
-    for file in list(models.iterdir()):
-        convert(file, converted / file.stem)
-        (models / f"linked {file.stem}").symlink_to(converted / file.stem)
-    engine = Engine(data, Options(data / "config.json"), threads=1)
-    yield engine
-    engine.close()
-
-
-NAMES = ["sd1", "xl", "odd", "xl-v", DEMO.stem]
-
-
-def draw(engine, alias):
-    """The picture's text (a PNG in base64) and the answer's `info`."""
-    settings = {"sd_model_checkpoint": alias}
-    request = Txt2Img(prompt="a (red:1.2) cat", seed=1, steps=2, width=64, height=64)
-    answer = engine.txt2img(request.model_copy(update={"override_settings": settings}))
-    return answer["images"][0], json.loads(answer["info"])
-
-
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-# ------------------------------------------------------------------------------- the result
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_folder_draws_exactly_what_the_file_draws(engine, decode, name):
-    picture, info = draw(engine, f"linked {name}")
-    assert info["sd_model_name"] == f"linked {name}"
-    # Which kernels a CPU takes depends on where the weights lie: the last bit may differ.
-    difference = decode(picture).astype(int) - decode(draw(engine, f"{name}.safetensors")[0])
-    assert abs(difference).max() <= 1
-    assert (difference != 0).mean() < 0.001
-
-
-def options(config):
-    """Of a diffusers configuration; what is left out is about the folder it was read from."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_folder_has_the_files_configuration(engine, name):
-    models = engine.checkpoints.folder
-    file, folder = map(read_pipeline, (models / f"{name}.safetensors", models / f"linked {name}"))
-    for part in ("unet", "vae", "scheduler"):
-        assert options(getattr(folder, part).config) == options(getattr(file, part).config)
-    assert folder.components.keys() == file.components.keys()
-    for part in folder.components.keys() & {"text_encoder", "text_encoder_2"}:
-        ours, theirs = (getattr(pipe, part).config.to_diff_dict() for pipe in (folder, file))
-        assert ours == theirs | {"dtype": "float32"}
-
-
-def test_unusual_facts_of_a_file_reach_the_folder(engine):
-    folder = engine.checkpoints.folder / "linked odd"
-    read = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/*config.json")}
-    assert read["scheduler"]["prediction_type"] == "v_prediction"
-    assert read["unet"]["attention_head_dim"] == 4
-    assert read["text_encoder"]["num_attention_heads"] == 2
-
-
-def test_the_vae_of_sdxl_stays_one_to_be_computed_in_single_precision(engine):
-    for name, exact in (("sd1", False), ("xl", True)):
-        config = engine.checkpoints.folder / f"linked {name}/vae/config.json"
-        assert json.loads(config.read_text())["force_upcast"] is exact
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["sd1", "xl"])
-def test_every_tensor_is_in_half_precision(states, tmp_path, name, dtype):
-    source = tmp_path / "source.safetensors"
-    save_file({key: value.to(dtype) for key, value in states[name].items()}, source)
-    folder = Path(convert(source, tmp_path / "folder").folder)
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors")}
-    assert found == WEIGHTS[name]
-    for file in found:
-        assert {value.dtype for value in load_file(folder / file).values()} == {torch.float16}
-
-
-def test_two_conversions_give_the_same_bytes(engine, tmp_path):
-    source = engine.checkpoints.folder / "xl.safetensors"
-    convert(source, tmp_path / "deeper/again")
-    assert contents(tmp_path / "deeper/again") == contents(source.with_name("linked xl"))
-
-
-def test_others_may_read_the_weights(engine):
-    folder = engine.checkpoints.folder / "linked sd1"
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*.*") if path.is_file()}
-    assert len(modes) == 1
-
-
-# ------------------------------------------------------------------------------- all or nothing
+    for name in NAMES:
+        convert(models / f"{name}.safetensors", converted / name)
+        (models / f"linked {name}").symlink_to(converted / name)
+    return models
 
 
 @pytest.fixture
@@ -155,107 +62,182 @@ def source(states, tmp_path):
     return path
 
 
-def test_a_target_that_is_whole_is_left_alone(engine, source):
-    target = engine.checkpoints.folder / "linked xl"
+@pytest.fixture
+def no_conversion(models, monkeypatch):
+    """In place of a conversion, copy a converted folder."""
+
+    class Copy:
+        components: ClassVar = {}
+
+        def save_pretrained(self, folder, variant):
+            assert variant == "fp16"
+            shutil.copytree(models / "linked sd1", folder)
+
+    monkeypatch.setattr(loading, "read_file", lambda *_: Copy())
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# ------------------------------------------------------------------------------- the result
+
+
+def options(config):
+    """A diffusers configuration without the entries about the folder it was read from."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folder_and_file_have_the_same_configuration_and_pictures(models, name):
+    file = tiny_models.load(models / f"{name}.safetensors")
+    folder = tiny_models.load(models / f"linked {name}")
+    for part in ("unet", "vae", "scheduler"):
+        ours, theirs = (getattr(model.pipe, part).config for model in (folder, file))
+        assert options(ours) == options(theirs)
+    assert folder.pipe.components.keys() == file.pipe.components.keys()
+    for part in folder.pipe.components.keys() & {"text_encoder", "text_encoder_2"}:
+        ours, theirs = (getattr(m.pipe, part).config.to_diff_dict() for m in (folder, file))
+        assert ours == theirs | {"dtype": "float32"}
+    difference = tiny_models.draw(folder) - tiny_models.draw(file)
+    # the alignment of the weights in memory selects the CPU's kernels: the last bit may differ
+    assert abs(difference).max() <= 1
+    assert np.count_nonzero(difference) < 0.001 * difference.size
+
+
+def test_unusual_options_of_a_file_are_in_the_folder(models):
+    read = {p.parent.name: json.loads(p.read_text()) for p in models.glob("linked odd/*/*.json")}
+    assert read["scheduler"]["prediction_type"] == "v_prediction"
+    assert read["unet"]["attention_head_dim"] == 4
+    assert read["text_encoder"]["num_attention_heads"] == 2
+
+
+def test_only_the_vae_of_sdxl_needs_single_precision(models):
+    for name, exact in (("sd1", False), ("xl", True)):
+        config = json.loads((models / f"linked {name}/vae/config.json").read_text())
+        assert config["force_upcast"] is exact
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "weights"),
+    [("sd1", torch.float32, SD1_WEIGHTS), ("xl", torch.bfloat16, XL_WEIGHTS)],
+)
+def test_every_tensor_is_in_half_precision(states, models, tmp_path, name, dtype, weights):
+    source = tmp_path / "source.safetensors"
+    save_file({key: value.to(dtype) for key, value in states[name].items()}, source)
+    for folder in (Path(convert(source, tmp_path / "folder").folder), models / f"linked {name}"):
+        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors")}
+        assert found == weights
+        for file in found:
+            assert {value.dtype for value in load_file(folder / file).values()} == {torch.float16}
+
+
+def test_two_conversions_give_the_same_readable_files(models, tmp_path):
+    convert(models / "xl.safetensors", tmp_path / "deeper/again")
+    assert contents(tmp_path / "deeper/again") == contents(models / "linked xl")
+    files = [path for path in tmp_path.rglob("*.*") if path.is_file()]
+    assert len({stat.S_IMODE(path.stat().st_mode) for path in files}) == 1
+
+
+def test_link_to_a_folder_is_a_checkpoint_with_the_name_of_the_link(models, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/circle").symlink_to(tmp_path)
+    (tmp_path / "sub/gone").symlink_to("nowhere")
+    (tmp_path / "sub/my model").symlink_to((models / "linked sd1").resolve())
+    checkpoints = Checkpoints(tmp_path)
+    (checkpoint,) = checkpoints.all
+    assert (checkpoint.name, checkpoint.stem) == ("sub/my model", "my model")
+    assert checkpoint.is_folder
+    for alias in ("sub_my model", "my model", checkpoints.sha256(checkpoint)):
+        assert checkpoints.find(alias) == checkpoint
+
+
+# ------------------------------------------------------------------------------- all or nothing
+
+
+def test_complete_target_is_not_changed(models, tmp_path):
+    target = models / "linked xl"
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
-    again = convert(source.with_name("not even there"), target)
+    again = convert(tmp_path / "missing", target)
     assert {path: path.stat().st_mtime_ns for path in target.rglob("*")} == before
     assert again.size == sum(file.size for file in again.files) > 20_000_000
 
 
-def a_truncated_file(target):
-    path = target / "unet/diffusion_pytorch_model.fp16.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def a_file_too_few(target):
-    (target / "tokenizer_2/tokenizer.json").unlink()
+def truncate(target):
+    (target / UNET).write_bytes((target / UNET).read_bytes()[:-1])
 
 
 def single_precision(target):
-    path = target / "vae/diffusion_pytorch_model.fp16.safetensors"
-    state = load_file(path)
+    state = load_file(target / VAE)
     state["decoder.conv_in.bias"] = state["decoder.conv_in.bias"].float()
-    save_file(state, path)
-
-
-def a_broken_index(target):
-    (target / "model_index.json").write_text("<html>")
+    save_file(state, target / VAE)
 
 
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (a_truncated_file, "unet/diffusion_pytorch_model.fp16.safetensors is damaged"),
-        (a_file_too_few, "tokenizer_2/tokenizer.json is missing"),
-        (single_precision, "vae/diffusion_pytorch_model.fp16.safetensors is not in half precision"),
-        (a_broken_index, "model_index.json is missing or damaged"),
+        (truncate, f"{UNET} is damaged"),
+        (lambda t: (t / "tokenizer_2/tokenizer.json").unlink(), "tokenizer.json is missing"),
+        (single_precision, f"{VAE} is not in half precision"),
+        (lambda t: (t / "model_index.json").write_text("<html>"), "missing or damaged"),
     ],
 )
-def test_a_target_that_is_not_whole_is_named_and_left_alone(engine, tmp_path, damage, problem):
+def test_incomplete_target_is_reported_and_not_changed(models, tmp_path, damage, problem):
     target = tmp_path / "folder"
-    convert(engine.checkpoints.folder / "xl.safetensors", target)
+    shutil.copytree(models / "linked xl", target)
     damage(target)
     before = contents(target)
-    with pytest.raises(NotConverted, match=f"no converted checkpoint .{problem}.: remove it"):
-        convert(engine.checkpoints.folder / "xl.safetensors", target)
+    with pytest.raises(NotConverted, match=rf"not a complete .* \(.*{problem}\): remove it"):
+        convert(models / "xl.safetensors", target)
     assert contents(target) == before
 
 
-def test_what_killed_runs_left_is_removed_and_nothing_else(source, tmp_path):
-    own, others = (
-        f".model [v1].{'0a' * 16}.new",
-        [f".model.{'0a' * 16}.new", ".model [v1].mine.new"],
-    )
+@pytest.mark.usefixtures("no_conversion")
+def test_only_leftovers_of_killed_runs_are_removed(source, tmp_path):
+    own = f".model [v1].{'0a' * 16}.new"
+    others = [f".model.{'0a' * 16}.new", ".model [v1].mine.new"]
     for name in (own, *others):
         (tmp_path / name / "unet").mkdir(parents=True)
     convert(source, tmp_path / "model [v1]")
     assert {path.name for path in tmp_path.iterdir()} == {source.name, "model [v1]", *others}
 
 
-def test_the_folder_appears_after_all_of_it_is_on_the_disk(source, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("no_conversion")
+def test_every_file_is_synced_before_the_folder_appears(source, tmp_path, monkeypatch):
     target, synced, sync = tmp_path / "folder", [], os.fsync
 
-    def note(handle):
+    def record(handle):
         synced.append((Path(f"/proc/self/fd/{handle}").readlink(), target.exists()))
         sync(handle)
 
-    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "fsync", record)
     convert(source, target)
     early = {path.name for path, was_there in synced if not was_there}
     assert early >= {path.name for path in target.rglob("*")}
     assert synced[-1] == (tmp_path, True)
 
 
-def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch):
-    def fail(_self, _target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="No space left"):
-        convert(source, tmp_path / "folder")
-    assert list(tmp_path.iterdir()) == [source]
-
-
-def test_one_conversion_at_a_time_in_a_folder(engine, source, tmp_path):
-    """The second finds what the first made."""
-    first = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(first, fcntl.LOCK_EX)
+@pytest.mark.usefixtures("no_conversion")
+def test_one_conversion_at_a_time_in_a_folder(models, source, tmp_path, monkeypatch):
+    """The second conversion finds the folder that the first one made."""
+    first, waiting, lock = os.open(tmp_path, os.O_RDONLY), threading.Event(), fcntl.flock
+    lock(first, fcntl.LOCK_EX)
+    monkeypatch.setattr(fcntl, "flock", lambda *given: waiting.set() or lock(*given))
     second = threading.Thread(target=convert, args=(source, tmp_path / "folder"))
     second.start()
-    second.join(timeout=2)
+    assert waiting.wait(timeout=60)
     assert list(tmp_path.iterdir()) == [source]
-    (tmp_path / "folder").symlink_to((engine.checkpoints.folder / "linked xl").resolve())
+    (tmp_path / "folder").symlink_to((models / "linked xl").resolve())
     os.close(first)
     second.join()
     assert (tmp_path / "folder").is_symlink()
 
 
-# ------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------- refusals
 
 
 def broken(states, name):
-    """A file's tensors that are not a whole checkpoint, by what is wrong with them."""
+    """The tensors of a file that is not a complete checkpoint."""
     state = dict(states["sd1"])
     unet, vae = "model.diffusion_model.", "first_stage_model."
     match name:
@@ -279,16 +261,16 @@ def broken(states, name):
 @pytest.mark.parametrize(
     ("name", "cause"),
     [
-        ("no final norm", r"lacks a tensor \(text_encoder: final_layer_norm.weight\)"),
-        ("no middle", "lacks tensors of its architecture, or they have other shapes"),
-        ("another shape", "lacks tensors of its architecture, or they have other shapes"),
-        ("too large", r"is no number in half precision \(vae: decoder.conv_in.bias\)"),
-        ("no VAE", "is no whole checkpoint of SD1.x or SDXL"),
-        ("LoRA", "is no whole checkpoint of SD1.x or SDXL"),
+        ("no final norm", r"is missing a tensor \(text_encoder: final_layer_norm.weight\)"),
+        ("no middle", "is missing tensors of its architecture, or their shapes are wrong"),
+        ("another shape", "is missing tensors of its architecture, or their shapes are wrong"),
+        ("too large", r"half precision cannot hold \(vae: decoder.conv_in.bias\)"),
+        ("no VAE", "is not a complete SD1.x or SDXL checkpoint"),
+        ("LoRA", "is not a complete SD1.x or SDXL checkpoint"),
         ("inpainting", "the embedded engine does not support .* .inpainting."),
     ],
 )
-def test_a_file_that_is_no_whole_checkpoint_is_refused(states, tmp_path, name, cause):
+def test_incomplete_checkpoint_is_refused(states, tmp_path, name, cause):
     source = tmp_path / "source.safetensors"
     save_file(broken(states, name), source)
     with pytest.raises(NotConverted, match=f"^{source}.*{cause}") as caught:
@@ -298,90 +280,86 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused(states, tmp_path, name, c
 
 
 @pytest.mark.parametrize("length", [0, 4, 1000, -1])
-def test_a_damaged_file_is_refused(source, tmp_path, length):
+def test_damaged_file_is_refused(source, tmp_path, length):
     source.write_bytes(source.read_bytes()[:length])
-    with pytest.raises(NotConverted, match="damaged or no safetensors file"):
+    with pytest.raises(NotConverted, match="damaged, or not a safetensors file"):
         convert(source, tmp_path / "folder")
 
 
 # ------------------------------------------------------------------------------- the command line
 
 
-def run(*arguments, before="pass"):
-    """The command in a process of its own, after a statement there."""
-    code = f"{before}; import runpy; runpy.run_module('engine.models.convert', run_name='__main__')"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command in this process: its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+        status, message = 0, ""
+        try:
+            main()
+        except SystemExit as end:
+            status, message = (1, f"{end}\n") if isinstance(end.code, str) else (end.code, "")
+        out, err = capsys.readouterr()
+        return status, out, err + message
+
+    return run
 
 
-def test_the_command_answers_with_one_line_of_json(source, tmp_path):
-    """And with nothing else on stdout, whatever the libraries print."""
-    target = tmp_path / "folder"
-    noise = (
-        "from engine import loading as l; read = l.read_file; "
-        "l.read_file = lambda *given: print('noise') or read(*given)"
+@pytest.mark.usefixtures("no_conversion")
+def test_command_prints_one_line_of_json(run, source, tmp_path, monkeypatch):
+    """And nothing else on stdout, even if a library prints."""
+    target, read = tmp_path / "folder", loading.read_file
+    monkeypatch.setattr(
+        loading, "read_file", lambda *given: sys.stdout.write("noise\n") and read(*given)
     )
-    done = run(source, target, before=noise)
-    assert (done.returncode, done.stderr) == (0, "noise\n")
-    assert done.stdout.count("\n") == 1
-    answer = json.loads(done.stdout)
+    status, out, err = run(source, target)
+    assert (status, err, out.count("\n")) == (0, "noise\n", 1)
+    answer = json.loads(out)
     assert answer["folder"] == str(target)
-    sha256 = {
-        str(k): hashlib.sha256(content).hexdigest() for k, content in contents(target).items()
-    }
+    sha256 = {str(k): hashlib.sha256(v).hexdigest() for k, v in contents(target).items()}
     assert {file["path"]: file["sha256"] for file in answer["files"]} == sha256
     assert answer["size"] == sum(map(len, contents(target).values()))
-    assert {file["path"] for file in answer["files"]} >= SD1_WEIGHTS | {"model_index.json"}
+    assert sha256.keys() >= SD1_WEIGHTS | {"model_index.json"}
 
 
 @pytest.mark.parametrize("package", ["torch", "diffusers"])
-def test_missing_packages_are_one_sentence_that_says_what_to_do(source, tmp_path, package):
-    done = run(source, tmp_path / "folder", before=f"import sys; sys.modules['{package}'] = None")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"{package} is missing: pip install -r requirements-engine.txt")
-    assert done.stderr.count("\n") == 1
+def test_missing_packages_are_one_sentence_with_the_fix(
+    run, source, tmp_path, monkeypatch, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "engine.models.loading")
+    status, out, err = run(source, tmp_path / "folder")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"{package} is missing: pip install -r requirements-engine.txt")
 
 
-def test_what_cannot_be_converted_is_one_sentence(tmp_path):
-    done = run(tmp_path / "none.safetensors", tmp_path / "folder")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"there is no file {tmp_path}/none.safetensors\n"
+def test_missing_source_is_one_sentence(run, tmp_path):
+    expected = f"{tmp_path}/none.safetensors does not exist, or is not a file\n"
+    assert run(tmp_path / "none.safetensors", tmp_path / "folder") == (1, "", expected)
 
 
-def test_a_full_disk_is_one_sentence(source, tmp_path):
-    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (5_000_000, 5_000_000))"
-    done = run(source, tmp_path / "folder", before=limit)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"cannot write {tmp_path}/folder: ")
-    assert done.stderr.count("\n") == 1
+def test_full_disk_is_one_sentence_and_leaves_nothing(run, source, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, before[1]))
+    try:
+        status, out, err = run(source, tmp_path / "folder")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"cannot write {tmp_path}/folder: ")
     assert list(tmp_path.iterdir()) == [source]
 
 
-@pytest.mark.parametrize("arguments", [(), ("one",), ("one", "two", "three"), ("a", "b", "--half")])
-def test_wrong_arguments(arguments):
-    done = run(*arguments)
+@pytest.mark.parametrize("arguments", [("one",), ("one", "two", "three"), ("a", "b", "--half")])
+def test_wrong_arguments(run, arguments):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert "usage: python -m engine.models.convert" in err
+
+
+def test_command_in_its_own_process():
+    command = [sys.executable, "-m", "engine.models.convert"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "usage: python -m engine.models.convert" in done.stderr
-
-
-# ------------------------------------------------------------------------------- links to folders
-
-
-def test_a_link_to_a_folder_is_one_checkpoint_of_the_links_name(engine):
-    listed = [checkpoint.name for checkpoint in engine.checkpoints.all]
-    assert sorted(listed) == sorted(
-        [f"{n}.safetensors" for n in NAMES] + [f"linked {n}" for n in NAMES]
-    )
-    checkpoint = engine.checkpoints.find("linked sd1")
-    assert (checkpoint.is_folder, checkpoint.stem) == (True, "linked sd1")
-    assert engine.checkpoints.find(engine.checkpoints.sha256(checkpoint)) == checkpoint
-
-
-def test_links_in_subfolders_and_in_a_circle(engine, tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub/circle").symlink_to(tmp_path)
-    (tmp_path / "sub/gone").symlink_to("nowhere")
-    (tmp_path / "sub/model").symlink_to((engine.checkpoints.folder / "linked sd1").resolve())
-    checkpoints = Checkpoints(tmp_path)
-    assert [checkpoint.name for checkpoint in checkpoints.all] == ["sub/model"]
-    assert checkpoints.find("sub_model") == checkpoints.find("model")

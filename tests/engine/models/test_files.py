@@ -10,60 +10,108 @@ from engine.models.checkpoints import Checkpoints
 from engine.models.loras import Loras
 from engine.prompt.syntax import LoraTag
 
+X = hashlib.sha256(b"x").hexdigest()
+UNET = "unet/diffusion_pytorch_model"
+# a diffusers folder, as far as lists and hashes read it
+WEIGHTS = {
+    "text_encoder/model": b"text",
+    UNET: b"0" * 0x100000 + b"unet",
+    "vae/diffusion_pytorch_model": b"vae",
+}
+
 
 @pytest.fixture
-def checkpoints(tmp_path):
-    (tmp_path / "sub").mkdir()
+def folder(tmp_path):
+    folder = tmp_path / "sub/My Model v1.5"
+    files = {f"{name}.safetensors": content for name, content in WEIGHTS.items()}
+    for name, content in ({"model_index.json": b"{}"} | files).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def checkpoints(folder, tmp_path):
     (tmp_path / "top.safetensors").write_bytes(b"top")
-    (tmp_path / "sub/x.safetensors").write_bytes(b"x")
+    (folder.parent / "x.safetensors").write_bytes(b"x")
     (tmp_path / "old.ckpt").write_bytes(b"a pickle is not loaded")
+    (tmp_path / "model_index.json").write_text("{}")  # does not make all of this one checkpoint
     return Checkpoints(tmp_path)
 
 
-def test_checkpoints_are_sorted_and_untitled_until_hashed(checkpoints):
+def test_list_is_sorted_and_has_no_hashes_at_first(checkpoints, folder):
     entries = checkpoints.describe()
-    assert [entry["title"] for entry in entries] == ["sub/x.safetensors", "top.safetensors"]
-    assert [entry["model_name"] for entry in entries] == ["sub_x", "top"]
-    assert [(entry["hash"], entry["sha256"]) for entry in entries] == [(None, None)] * 2
+    names = ["sub/My Model v1.5", "sub/x.safetensors", "top.safetensors"]
+    assert [entry["title"] for entry in entries] == names
+    assert [entry["model_name"] for entry in entries] == ["sub_My Model v1.5", "sub_x", "top"]
+    assert [(entry["hash"], entry["sha256"]) for entry in entries] == [(None, None)] * 3
+    assert entries[0]["filename"] == str(folder)
+    assert [c.stem for c in checkpoints.all] == ["My Model v1.5", "x", "top"]
 
 
-X = hashlib.sha256(b"x").hexdigest()
+def test_names_are_known_at_once_and_hashes_once_computed(checkpoints):
+    hashes = [X, X[:10], f"sub/x.safetensors [{X[:10]}]", f"x [{X[:10]}]"]
+    assert [checkpoints.find(alias) for alias in hashes] == [None] * 4
+    x = checkpoints.find("x")
+    assert checkpoints.sha256(x) == X
+    for alias in ("sub/x.safetensors", "x", "sub_x", *hashes):
+        assert checkpoints.find(alias) == x
+    for alias in ("", "X", "x.safetensors", "sub/x", " x", "x ", "top.ckpt", "x [0000000000]"):
+        assert checkpoints.find(alias) is None
 
 
-@pytest.mark.parametrize("alias", ["sub/x.safetensors", "x", "sub_x"])
-def test_names_are_known_at_once(checkpoints, alias):
-    assert checkpoints.find(alias).stem == "x"
+def test_hash_of_a_folder_is_that_of_the_list_of_its_weights(checkpoints):
+    lines = [f"{n}.safetensors {hashlib.sha256(c).hexdigest()}\n" for n, c in WEIGHTS.items()]
+    expected = hashlib.sha256("".join(lines).encode()).hexdigest()
+    checkpoint = checkpoints.find("My Model v1.5")
+    assert checkpoint.old_hash == hashlib.sha256(b"unet").hexdigest()[:8]
+    assert checkpoints.sha256(checkpoint) == checkpoints.known_sha256(checkpoint) == expected
+    title = f"sub/My Model v1.5 [{expected[:10]}]"
+    aliases = [title, "sub_My Model v1.5", expected[:10], expected, checkpoint.old_hash]
+    assert all(checkpoints.find(alias) == checkpoint for alias in aliases)
+    assert checkpoints.describe()[0]["title"] == title
 
 
 @pytest.mark.parametrize(
-    "alias", [X, X[:10], f"sub/x.safetensors [{X[:10]}]", f"x [{X[:10]}]"], ids=len
+    ("alias", "changed"),
+    [
+        ("x", "sub/x.safetensors"),
+        ("My Model v1.5", f"sub/My Model v1.5/{UNET}.safetensors"),
+        ("My Model v1.5", "sub/My Model v1.5/vae/other.safetensors"),
+    ],
 )
-def test_hash_names_are_known_once_hashed(checkpoints, alias):
-    assert checkpoints.find(alias) is None
-    assert checkpoints.sha256(checkpoints.find("x")) == X
-    assert checkpoints.find(alias).stem == "x"
-
-
-@pytest.mark.parametrize(
-    "alias", ["", "X", "x.safetensors", "sub/x", " x", "x ", "top.ckpt", "x [0000000000]"]
-)
-def test_nothing_else_is_a_name(checkpoints, alias):
-    checkpoints.sha256(checkpoints.find("x"))
-    assert checkpoints.find(alias) is None
-
-
-def test_a_replaced_file_is_hashed_again(checkpoints):
-    checkpoint = checkpoints.find("x")
+def test_changed_files_are_hashed_again(checkpoints, tmp_path, alias, changed):
+    checkpoint = checkpoints.find(alias)
     before = checkpoints.sha256(checkpoint)
-    checkpoint.path.write_bytes(b"longer than before")
-    assert checkpoints.verified_sha256(checkpoint) is None
+    (tmp_path / changed).write_bytes(b"longer than before")
+    assert checkpoints.known_sha256(checkpoint) is None
     assert checkpoints.sha256(checkpoint) != before
+
+
+def test_old_hash_is_of_the_half_precision_unet_if_there_are_two(folder, tmp_path):
+    (folder / f"{UNET}.fp16.safetensors").write_bytes(b"0" * 0x100000 + b"half")
+    assert Checkpoints(tmp_path).all[0].old_hash == hashlib.sha256(b"half").hexdigest()[:8]
+
+
+def test_folder_without_a_unet_is_listed(folder, tmp_path):
+    next((folder / "unet").iterdir()).unlink()
+    assert Checkpoints(tmp_path).all[0].old_hash == "NOFILE"
+
+
+def test_deleted_folder_is_an_error(checkpoints, folder, tmp_path):
+    checkpoint = checkpoints.find("My Model v1.5")
+    folder.rename(tmp_path / "elsewhere")
+    assert checkpoints.known_sha256(checkpoint) is None
+    with pytest.raises(FileNotFoundError):
+        checkpoints.sha256(checkpoint)
+
+
+# ------------------------------------------------------------------------------- LoRAs
 
 
 def lora(path, alias=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"a": torch.ones(2)}, path, metadata={"ss_output_name": alias} if alias else None)
-    return path
 
 
 def test_lora_is_found_by_stem_or_alias_in_any_folder(tmp_path):
@@ -73,7 +121,7 @@ def test_lora_is_found_by_stem_or_alias_in_any_folder(tmp_path):
     assert [loras.find(name) for name in ("A.B", "sub/a.b", "a.b.safetensors")] == [None] * 3
 
 
-def test_a_shared_alias_names_none(tmp_path):
+def test_an_alias_of_two_loras_finds_none(tmp_path):
     for stem in "ab":
         lora(tmp_path / f"{stem}.safetensors", alias="style")
     assert Loras(tmp_path).find("style") is None
@@ -86,91 +134,8 @@ def test_lora_hash_is_of_the_bytes_after_the_header(tmp_path):
     assert {found.hash() for found in Loras(tmp_path).all} == {expected}
 
 
-def test_an_unknown_tag_looks_again(tmp_path):
+def test_unknown_tag_refreshes_the_list(tmp_path):
     loras = Loras(tmp_path)
     lora(tmp_path / "late.safetensors")
     uses = loras.resolve([LoraTag("late", 1, 0.5), LoraTag("nope", 1, 1), LoraTag("late", 1, 1)])
     assert [(use.lora.name, use.te, use.unet) for use in uses] == [("late", 2, 1.5)]
-
-
-# ------------------------------------------------------------------------------- folders
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A diffusers folder as far as lists and hashes look at it."""
-    folder = tmp_path / "sub/My Model v1.5"
-    for name, content in {
-        "model_index.json": b"{}",
-        "vae/diffusion_pytorch_model.safetensors": b"vae",
-        "unet/diffusion_pytorch_model.safetensors": b"0" * 0x100000 + b"unet",
-        "text_encoder/model.safetensors": b"text",
-    }.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    (tmp_path / "x.safetensors").write_bytes(b"x")
-    return folder
-
-
-def test_a_folder_is_one_checkpoint(folder, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    assert [checkpoint.name for checkpoint in checkpoints.all] == [
-        "sub/My Model v1.5",
-        "x.safetensors",
-    ]
-    entry = checkpoints.describe()[0]
-    assert (entry["title"], entry["model_name"]) == ("sub/My Model v1.5", "sub_My Model v1.5")
-    assert entry["filename"] == str(folder)
-    assert checkpoints.all[0].stem == "My Model v1.5"
-
-
-def test_a_folders_hash_is_that_of_its_list_of_weights(folder, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    names = {"text_encoder/model": b"text", "unet/diffusion_pytorch_model": b"0" * 2**20 + b"unet"}
-    names["vae/diffusion_pytorch_model"] = b"vae"
-    lines = [f"{n}.safetensors {hashlib.sha256(c).hexdigest()}\n" for n, c in names.items()]
-    expected = hashlib.sha256("".join(lines).encode()).hexdigest()
-    checkpoint = checkpoints.find("My Model v1.5")
-    assert checkpoint.old_hash == hashlib.sha256(b"unet").hexdigest()[:8]
-    assert checkpoints.sha256(checkpoint) == checkpoints.verified_sha256(checkpoint) == expected
-    title = f"sub/My Model v1.5 [{expected[:10]}]"
-    aliases = [title, "sub_My Model v1.5", expected[:10], expected, checkpoint.old_hash]
-    assert all(checkpoints.find(alias) == checkpoint for alias in aliases)
-    assert checkpoints.describe()[0]["title"] == title
-    assert folder.is_dir()
-
-
-@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/other"])
-def test_a_folder_with_other_weights_is_hashed_again(folder, tmp_path, part):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoint = checkpoints.all[0]
-    before = checkpoints.sha256(checkpoint)
-    (folder / f"{part}.safetensors").write_bytes(b"another")
-    assert checkpoints.verified_sha256(checkpoint) is None
-    assert checkpoints.sha256(checkpoint) != before
-
-
-def test_of_a_unet_in_two_precisions_the_half_one_counts(folder, tmp_path):
-    half = folder / "unet/diffusion_pytorch_model.fp16.safetensors"
-    half.write_bytes(b"0" * 0x100000 + b"half")
-    assert Checkpoints(tmp_path).all[0].old_hash == hashlib.sha256(b"half").hexdigest()[:8]
-
-
-def test_a_folder_without_a_unet_is_listed(folder, tmp_path):
-    next((folder / "unet").iterdir()).unlink()
-    assert Checkpoints(tmp_path).all[0].old_hash == "NOFILE"
-
-
-def test_a_folder_that_is_gone_is_an_error(folder, tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    folder.rename(tmp_path / "elsewhere")
-    checkpoint = checkpoints.all[0]
-    assert checkpoints.verified_sha256(checkpoint) is None
-    with pytest.raises(FileNotFoundError):
-        checkpoints.sha256(checkpoint)
-
-
-def test_the_whole_folder_of_models_is_no_checkpoint(tmp_path):
-    (tmp_path / "model_index.json").write_text("{}")
-    (tmp_path / "x.safetensors").write_bytes(b"x")
-    assert [checkpoint.name for checkpoint in Checkpoints(tmp_path).all] == ["x.safetensors"]

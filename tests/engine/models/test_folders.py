@@ -1,4 +1,4 @@
-"""Diffusers folders as checkpoints, each drawn from for real."""
+"""Diffusers folders as checkpoints, used for real pictures."""
 
 import json
 import shutil
@@ -15,59 +15,63 @@ from engine.errors import Unsupported
 from engine.models.checkpoints import Checkpoints
 from engine.models.loading import read_pipeline
 
-# diffusers' schedulers; the engine's own process shows no such warnings
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
-
 PLAIN, HALF = "plain v1.0", "sub/half v1.0"
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    """One file, and two folders with the very same weights."""
+    """One file, two folders with the same weights, and folders that are damaged."""
     data = tmp_path_factory.mktemp("data")
     models = data / "models/Stable-diffusion"
     tiny_models.write(tiny_models.make_checkpoint(), models / "file.safetensors")
     pipe = read_pipeline(models / "file.safetensors")
     pipe.save_pretrained(models / PLAIN)
     pipe.to(torch.float16).save_pretrained(models / HALF, variant="fp16")
-    for name in ("damaged", "without text", "other kind", "no json"):
+    for name in ("damaged", "without text", "other kind", "no json", "masked"):
         shutil.copytree(models / HALF, models / name)
     next((models / "damaged/unet").glob("*.safetensors")).write_bytes(b"<html>404</html>")
     shutil.rmtree(models / "without text/text_encoder")
     (models / "no json/model_index.json").write_text("<html>")
+    shutil.rmtree(models / "masked/unet")
+    tiny_models.unet(in_channels=9).half().save_pretrained(models / "masked/unet", variant="fp16")
     engine = Engine(data, Options(data / "config.json"), threads=1)
     yield engine
     engine.close()
 
 
-def draw(engine, alias):
-    """The picture's text (a PNG in base64 without its metadata) and the answer's `info`."""
-    settings = {"sd_model_checkpoint": alias}
-    request = Txt2Img(prompt="a cat", seed=1, steps=1, width=64, height=64)
-    answer = engine.txt2img(request.model_copy(update={"override_settings": settings}))
-    return answer["images"][0], json.loads(answer["info"])
+@pytest.fixture(scope="module")
+def draw(engine, decode):
+    """The picture of the checkpoint with this name, and the answer's `info`."""
+
+    def draw(alias):
+        settings = {"sd_model_checkpoint": alias}
+        request = Txt2Img(prompt="a cat", seed=1, steps=1, width=64, height=64)
+        answer = engine.txt2img(request.model_copy(update={"override_settings": settings}))
+        return decode(answer["images"][0]), json.loads(answer["info"])
+
+    return draw
 
 
 @pytest.mark.parametrize("name", [PLAIN, HALF])
-def test_a_folder_draws_what_the_file_draws(engine, decode, name):
-    picture, info = draw(engine, name)
+def test_folder_and_file_give_the_same_picture(draw, name):
+    picture, info = draw(name)
     assert info["sd_model_name"] == name.rpartition("/")[2]
-    # Where the weights lie in memory decides which kernels a CPU takes: the last bit may differ.
-    difference = decode(picture).astype(int) - decode(draw(engine, "file")[0])
+    # the alignment of the weights in memory selects the CPU's kernels: the last bit may differ
+    difference = picture - draw("file")[0]
     assert abs(difference).max() <= 1
     assert (difference != 0).mean() < 0.001
 
 
-def test_a_folder_is_found_by_title_and_hash(engine):
-    draw(engine, HALF)  # hashes it
+def test_folder_is_found_by_title_and_hash(engine, draw):
+    draw(HALF)  # computes the hash
     entry = next(e for e in engine.checkpoints.describe() if e["title"].startswith(HALF))
     for alias in (entry["title"], entry["hash"], entry["sha256"], "half v1.0", "sub_half v1.0"):
-        info = draw(engine, alias)[1]
+        info = draw(alias)[1]
         assert (info["sd_model_name"], info["sd_model_hash"]) == ("half v1.0", entry["hash"])
 
 
-def test_a_folder_that_was_made_of_a_file_has_the_files_hash(tmp_path):
-    """`bake --diffusers` names it so, and the worker proves pictures by the file's hash."""
+def test_converted_folder_has_the_hash_of_its_file(tmp_path):
+    """`bake --diffusers` uses the hash as the folder's name; the worker compares file hashes."""
     sha256 = "0123456789abcdef" * 4
     models = tmp_path / "models/Stable-diffusion"
     models.mkdir(parents=True)
@@ -77,14 +81,14 @@ def test_a_folder_that_was_made_of_a_file_has_the_files_hash(tmp_path):
         (models / f"fox of {name[:2]}").symlink_to(tmp_path / name)
     checkpoints = Checkpoints(models)
 
-    by_hand, made = checkpoints.all[1], checkpoints.all[0]
-    assert checkpoints.sha256(made) == sha256
-    assert checkpoints.sha256(by_hand) not in {sha256, "by hand"}
+    converted, by_hand = map(checkpoints.sha256, checkpoints.all)
+    assert converted == sha256
+    assert by_hand not in {sha256, "by hand"}
 
 
-def test_a_checkpoint_is_given_up_before_the_next_one_is_read(engine, monkeypatch):
-    """A card, or a machine, has memory for one that fits it, and not for two."""
-    draw(engine, PLAIN)
+def test_a_checkpoint_is_freed_before_the_next_one_is_read(engine, draw, monkeypatch):
+    """The memory of a GPU or of the machine may hold one checkpoint, but not two."""
+    draw(PLAIN)
     before, alive = weakref.ref(engine._model.pipe.unet), []
 
     def read(path):
@@ -92,37 +96,32 @@ def test_a_checkpoint_is_given_up_before_the_next_one_is_read(engine, monkeypatc
         return read_pipeline(path)
 
     monkeypatch.setattr("engine.models.loaded_model.read_pipeline", read)
-    draw(engine, HALF)
+    draw(HALF)
     assert alive == [False]
 
 
-@pytest.mark.parametrize("name", ["damaged", "without text", "no json"])
-def test_a_damaged_folder_is_a_short_error_and_does_not_poison(engine, decode, name):
-    before = draw(engine, PLAIN)[0]
-    with pytest.raises(RuntimeError) as caught:
-        draw(engine, name)
-    assert str(caught.value).startswith(f"cannot load checkpoint {name!r}: ")
-    assert len(str(caught.value)) < 300
-    assert (decode(draw(engine, PLAIN)[0]) == decode(before)).all()
+def test_damaged_folders_are_short_errors_and_leave_no_trace(draw):
+    before = draw(PLAIN)[0]
+    for name in ("damaged", "without text", "no json"):
+        with pytest.raises(RuntimeError) as caught:
+            draw(name)
+        assert str(caught.value).startswith(f"cannot load checkpoint {name!r}: ")
+        assert len(str(caught.value)) < 300
+    assert (draw(PLAIN)[0] == before).all()
 
 
 @pytest.mark.parametrize(
     "kind", ["StableDiffusionInpaintPipeline", "FluxPipeline", "my_own.Pipeline"]
 )
-def test_a_folder_of_another_pipeline_is_refused_in_one_sentence(engine, kind):
+def test_folder_of_another_pipeline_is_refused_in_one_sentence(engine, draw, kind):
     index = engine.checkpoints.folder / "other kind/model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": kind}))
     with pytest.raises(Unsupported) as caught:
-        draw(engine, "other kind")
+        draw("other kind")
     expected = f"the embedded engine does not support checkpoints of the kind {kind}"
     assert str(caught.value) == expected
 
 
-def test_a_folder_whose_unet_takes_a_mask_is_refused(engine):
-    model = engine.checkpoints.folder / "masked"
-    shutil.copytree(engine.checkpoints.folder / PLAIN, model)
-    unet = tiny_models.unet(in_channels=9)
-    unet.save_pretrained(model / "unet")
-    engine.refresh_checkpoints()
+def test_folder_with_an_inpainting_unet_is_refused(draw):
     with pytest.raises(Unsupported, match="inpainting"):
-        draw(engine, "masked")
+        draw("masked")

@@ -1,22 +1,18 @@
-"""LoRA files of every naming: each picture is that of weights merged by hand, or a refusal."""
+"""LoRA files of every naming: the picture equals that of weights merged by hand, or a refusal."""
 
+import copy
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fakes import tiny_models
+from fakes.tiny_models import draw
 from safetensors.torch import save_file
 
-from engine.models import ldm
-from engine.models.checkpoints import Checkpoint
-from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.models.loras import Lora, Loras, LoraUse
-from engine.sampling import samplers
-
-# diffusers' schedulers; the engine's own process shows no such warnings
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RANK = 4
 CLIP_TARGETS = r"encoder\.layers\.\d\.(self_attn\.(q|k|v|out)_proj|mlp\.fc\d)"
@@ -28,23 +24,9 @@ REST = r".*(ff\.net\.0\.proj|ff\.net\.2|time_emb_proj|linear_\d)"
 
 # ------------------------------------------------------------------------------- layers and names
 
-
-def layers_of(kind):
-    """{path: (key in the checkpoint, shape of the weight)} of a network's layers."""
-    with torch.device("meta"):
-        network = tiny_models.unet() if kind == "unet" else tiny_models.text_encoder()
-    layers = {
-        path: module.weight.shape
-        for path, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
-    }
-    if kind == "te":
-        return {path: (f"{ldm.CLIP}text_model.{path}.weight", s) for path, s in layers.items()}
-    names = tiny_models.sgm_names(network)
-    return {path: (f"{ldm.UNET}{names[path]}.weight", shape) for path, shape in layers.items()}
-
-
-LAYERS = {kind: layers_of(kind) for kind in ("unet", "te")}
+with torch.device("meta"):
+    NETWORKS = {"unet": tiny_models.unet(), "te": tiny_models.text_encoder()}
+ORIGINAL_NAMES = tiny_models.sgm_names(NETWORKS["unet"])
 
 
 def kohya(kind, path):
@@ -53,27 +35,25 @@ def kohya(kind, path):
 
 
 def kohya_original(_kind, path):
-    """kohya's SDXL trainer takes the UNet's original names."""
-    name = LAYERS["unet"][path][0].removeprefix(ldm.UNET).removesuffix(".weight")
-    return "lora_unet_" + name.replace(".", "_"), "lora_down", "lora_up"
+    """kohya's SDXL trainer uses the UNet's original names."""
+    return "lora_unet_" + ORIGINAL_NAMES[path].replace(".", "_"), "lora_down", "lora_up"
 
 
-def peft(kind, path):
+def dotted(down, up, kind, path):
     prefix = "unet." if kind == "unet" else "text_encoder.text_model."
-    return prefix + path, "lora_A", "lora_B"
+    return prefix + path, down, up
+
+
+peft = partial(dotted, "lora_A", "lora_B")
+diffusers = partial(dotted, "lora.down", "lora.up")
 
 
 def peft_bare(_kind, path):
     return f"base_model.model.{path}", "lora_A.default", "lora_B.default"
 
 
-def diffusers(kind, path):
-    prefix = "unet." if kind == "unet" else "text_encoder.text_model."
-    return prefix + path, "lora.down", "lora.up"
-
-
 def diffusers_old(kind, path):
-    """Before peft: the attention's processors had the weights."""
+    """Before peft, the weights belonged to the attention's processors."""
     if kind == "te":
         path = re.sub(r"(q|k|v|out)_proj", r"to_\1", path)
         return f"text_encoder.text_model.{path}_lora", "down", "up"
@@ -85,11 +65,12 @@ def diffusers_old(kind, path):
 
 
 def factors(kind, pattern, rank=RANK, seed=0):
-    """{(network, path): (down, up)} of the layers whose path is the pattern."""
+    """{(network, path): (down, up)} of the layers whose path matches the pattern."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
-    for path, (_, (out, *inner)) in LAYERS[kind].items():
-        if re.fullmatch(pattern, path):
+    for path, module in NETWORKS[kind].named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and re.fullmatch(pattern, path):
+            out, *inner = module.weight.shape
             down = torch.randn(rank, *inner, generator=generator)
             up = torch.randn(out, rank, *(1 for _ in inner[1:]), generator=generator)
             found[kind, path] = (down / down[0].numel() ** 0.5, up / 2)
@@ -108,37 +89,20 @@ def state_of(found, naming, alpha=None):
     return state
 
 
-def merged(state, found, scale):
-    """The checkpoint with W + scale * up @ down, computed in double precision."""
-    state = {key: value.double() for key, value in state.items()}
+def merge(pipe, found, scale):
+    """Set weights to W + scale * up @ down, computed in double precision."""
+    networks = {"unet": pipe.unet, "te": pipe.text_encoder}
     for (kind, path), (down, up) in found.items():
-        key, shape = LAYERS[kind][path]
+        weight = networks[kind].get_submodule(path).weight
         product = up.double().flatten(1) @ down.double().flatten(1)
-        state[key] = state[key] + scale * product.reshape(shape)
-    return {key: value.float().contiguous() for key, value in state.items()}
+        weight.copy_(weight.double() + scale * product.reshape(weight.shape))
 
 
 @pytest.fixture(scope="module")
-def weights():
-    return tiny_models.make_checkpoint(0)
-
-
-def load(state, path):
-    save_file(state, path)
-    return LoadedModel.load(Checkpoint(path, path.name, ""), "")
-
-
-@pytest.fixture(scope="module")
-def model(weights, tmp_path_factory):
-    return load(weights, tmp_path_factory.mktemp("checkpoint") / "alpha.safetensors")
-
-
-def draw(model, *uses):
-    sampler = samplers.find_sampler("Euler")
-    shot = PictureSettings(1, 64, 64, 2, 7, sampler, None)
-    with model.with_loras(uses):
-        conditioning = model.encode("a cat", "a dog", 1, 2)
-        return np.asarray(model.picture(conditioning, shot, lambda *_: False), dtype=int)
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "alpha.safetensors"
+    tiny_models.write(tiny_models.make_checkpoint(0), path)
+    return tiny_models.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +122,17 @@ def lora(tmp_path):
 
 
 @pytest.fixture
-def check(model, weights, plain, tmp_path):
-    """The LoRAs' picture is the merged checkpoint's, and another than the plain one."""
+def check(model, plain):
+    """Assert that the LoRAs' picture is that of the merged weights, and not the plain one."""
 
     def check(uses, *merges):
-        state = weights
+        merged = copy.copy(model)
+        merged.pipe = copy.copy(model.pipe)
+        merged.pipe.unet = copy.deepcopy(model.pipe.unet)
+        merged.pipe.text_encoder = copy.deepcopy(model.pipe.text_encoder)
         for found, scale in merges:
-            state = merged(state, found, scale)
-        expected = draw(load(state, tmp_path / "merged.safetensors"))
+            merge(merged.pipe, found, scale)
+        expected = draw(merged)
         assert np.abs(expected - plain).max() > 20
         assert np.abs(draw(model, *uses) - expected).max() <= 1
         assert np.array_equal(draw(model), plain)
@@ -181,37 +148,38 @@ def check(model, weights, plain, tmp_path):
     [(ATTENTION, None), (CONVOLUTIONS, 1), (SINGLE_PIXELS, RANK), (REST, 6)],
     ids=["attention", "convolutions", "single pixels", "rest"],
 )
-def test_kohyas_layers_of_the_unet_are_as_merged(lora, check, pattern, alpha):
+def test_every_kind_of_layer_in_the_unet(lora, check, pattern, alpha):
     found = factors("unet", pattern)
     file = lora(state_of(found, kohya, alpha))
     check([LoraUse(file, te=0, unet=0.8)], (found, 0.8 * (alpha or RANK) / RANK))
 
 
-@pytest.mark.parametrize("naming", [kohya, peft, diffusers, diffusers_old])
-def test_every_naming_of_the_text_encoder_is_as_merged(lora, check, naming):
-    attention = r".*_proj" if naming is diffusers_old else CLIP_TARGETS
-    found = factors("te", attention)
-    check([LoraUse(lora(state_of(found, naming)), te=3, unet=0)], (found, 3))
+@pytest.mark.parametrize(
+    ("kind", "naming"),
+    [
+        *[("te", naming) for naming in (kohya, peft, diffusers, diffusers_old)],
+        *[("unet", naming) for naming in (kohya_original, peft, peft_bare, diffusers)],
+        ("unet", diffusers_old),
+    ],
+)
+def test_every_naming(lora, check, kind, naming):
+    pattern = ATTENTION if kind == "unet" else CLIP_TARGETS
+    found = factors(kind, r".*_proj" if (kind, naming) == ("te", diffusers_old) else pattern)
+    check([LoraUse(lora(state_of(found, naming)), te=3, unet=1)], (found, 3 if kind == "te" else 1))
 
 
-@pytest.mark.parametrize("naming", [kohya_original, peft, peft_bare, diffusers, diffusers_old])
-def test_every_naming_of_the_unet_is_as_merged(lora, check, naming):
-    found = factors("unet", ATTENTION)
-    check([LoraUse(lora(state_of(found, naming)), te=1, unet=1)], (found, 1))
-
-
-def test_convolutions_by_their_original_names_are_as_merged(lora, check):
+def test_original_names_of_convolutions(lora, check):
     found = factors("unet", f"{CONVOLUTIONS}|{SINGLE_PIXELS}|{REST}")
     check([LoraUse(lora(state_of(found, kohya_original, 2)), te=1, unet=0.5)], (found, 0.25))
 
 
-def test_single_pixels_may_be_matrices(lora, check):
+def test_matrices_for_single_pixel_convolutions(lora, check):
     found = factors("unet", SINGLE_PIXELS)
     flat = {key: value.flatten(1) for key, value in state_of(found, kohya).items()}
     check([LoraUse(lora(flat), te=1, unet=1)], (found, 1))
 
 
-def test_layers_of_different_rank_and_alpha_are_as_merged(lora, check):
+def test_layers_of_different_rank_and_alpha(lora, check):
     first = factors("unet", r".*attn1\.to_.*", rank=2)
     second = factors("unet", r".*attn2\.to_.*", rank=8)
     third = factors("te", CLIP_TARGETS, rank=3)
@@ -220,40 +188,29 @@ def test_layers_of_different_rank_and_alpha_are_as_merged(lora, check):
     check(uses, (first, 0.25), (second, 1), (third, 2))
 
 
-def test_half_precision_files_are_as_merged(lora, check):
+def test_files_in_half_precision(lora, check):
     found = {k: (d.half(), u.half()) for k, (d, u) in factors("unet", ATTENTION).items()}
     check([LoraUse(lora(state_of(found, kohya)), te=1, unet=1)], (found, 1))
 
 
-def test_several_loras_are_as_merged(lora, check):
+def test_several_loras(lora, check):
     first, second = factors("unet", ATTENTION), factors("unet", r".*attn2.*|.*conv1", seed=1)
     third = factors("te", CLIP_TARGETS)
     uses = [
         LoraUse(lora(state_of(first, kohya, 2), "one"), te=1, unet=0.7),
         LoraUse(lora(state_of(second | third, peft), "two"), te=-1.5, unet=-0.4),
+        LoraUse(lora(state_of(second, kohya), "without weight"), te=0, unet=0),
     ]
     check(uses, (first, 0.35), (second, -0.4), (third, -1.5))
 
 
-def test_of_two_loras_one_may_have_no_weight(lora, model, plain):
-    one = LoraUse(lora(state_of(factors("unet", ATTENTION), kohya), "one"), te=1, unet=1)
-    state = state_of(factors("unet", ATTENTION, seed=1), kohya)
-    none = LoraUse(lora(state, "two"), te=0, unet=0)
-    assert np.array_equal(draw(model, one, none), draw(model, one))
-    assert np.array_equal(draw(model, none), plain)
-
-
-def test_each_network_has_its_own_weight(lora, model, plain):
+def test_each_network_has_its_own_weight(lora, check, model, plain):
     unet, text = factors("unet", ATTENTION), factors("te", CLIP_TARGETS)
     both = lora(state_of(unet | text, kohya), "both")
-    only = {"unet": lora(state_of(unet, kohya), "unet"), "te": lora(state_of(text, kohya), "te")}
-    assert np.array_equal(
-        draw(model, LoraUse(both, te=0, unet=1)), draw(model, LoraUse(only["unet"], te=1, unet=1))
-    )
-    assert np.array_equal(
-        draw(model, LoraUse(both, te=1, unet=0)), draw(model, LoraUse(only["te"], te=1, unet=1))
-    )
-    assert np.array_equal(draw(model, LoraUse(only["te"], te=0, unet=1)), plain)
+    check([LoraUse(both, te=0, unet=1)], (unet, 1))
+    check([LoraUse(both, te=3, unet=0)], (text, 3))
+    only_text = lora(state_of(text, kohya), "text")
+    assert np.array_equal(draw(model, LoraUse(only_text, te=0, unet=1)), plain)
 
 
 @pytest.mark.parametrize(
@@ -266,17 +223,17 @@ def test_each_network_has_its_own_weight(lora, model, plain):
     ],
     ids=str,
 )
-def test_the_alpha_that_diffusers_writes_into_the_metadata_counts(lora, check, options, scale):
+def test_alpha_in_the_metadata_of_diffusers(lora, check, options, scale):
     found = factors("unet", ATTENTION)
     metadata = {"lora_adapter_metadata": json.dumps(options)}
     file = lora(state_of(found, peft), metadata=metadata)
     check([LoraUse(file, te=1, unet=0.5)], (found, 0.5 * scale))
 
 
-@pytest.mark.parametrize("name", ["style.v1.0", "a b", "[x] (y)", "日本 é", "unet.text_encoder"])
-def test_any_file_name_does(lora, model, plain, name):
-    file = lora(state_of(factors("unet", ATTENTION), kohya), name)
-    assert not np.array_equal(draw(model, LoraUse(file, te=1, unet=1)), plain)
+def test_any_file_name_is_possible(lora, model, plain):
+    state = state_of(factors("unet", ATTENTION), kohya)
+    for name in ("style.v1.0", "a b", "[x] (y)", "日本 é", "unet.text_encoder"):
+        assert not np.array_equal(draw(model, LoraUse(lora(state, name), te=1, unet=1)), plain)
 
 
 # ------------------------------------------------------------------------------- refusals
@@ -297,21 +254,27 @@ KINDS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _refused_files_leave_no_trace(model, plain):
+    yield
+    assert np.array_equal(draw(model), plain)
+
+
 def refusal(model, lora):
     with pytest.raises(RuntimeError) as caught:
         draw(model, LoraUse(lora, te=1, unet=1))
-    text = str(caught.value)
-    assert text.startswith(f"LoRA {lora.name!r} does not fit checkpoint 'alpha': ")
-    assert len(text) < 300
-    return text
+    message = str(caught.value)
+    assert message.startswith(f"LoRA {lora.name!r} does not fit checkpoint 'alpha': ")
+    assert len(message) < 300
+    assert not any(m._forward_hooks for m in model.pipe.unet.modules())
+    return message
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_lora_is_refused_by_name_and_never_applied_in_part(lora, model, plain, kind):
+def test_other_kinds_of_networks_are_refused_by_name(lora, model, kind):
     for state in ({}, state_of(factors("unet", ATTENTION), kohya)):
         other = {key: torch.ones(shape) for key, shape in KINDS[kind].items()}
-        assert f"it is a {kind}, which" in refusal(model, lora(state | other))
-    assert np.array_equal(draw(model), plain)
+        assert f"it is a {kind}; the embedded engine" in refusal(model, lora(state | other))
 
 
 def without(state, part):
@@ -326,22 +289,22 @@ GOOD = state_of(FOUND, kohya, RANK)
 @pytest.mark.parametrize(
     ("state", "cause"),
     [
-        ({}, "it changes none of the model's layers"),
-        ({"a": torch.ones(1)}, "1 of its 1 keys are none of a LoRA's"),
-        (GOOD | {"b": torch.ones(1)}, f"1 of its {len(GOOD) + 1} keys are none of a LoRA's ('b')"),
-        (without(GOOD, "lora_up"), "lacks its other half"),
-        (without(GOOD, "lora_down"), "lacks its other half"),
-        ({"lora_unet_x.alpha": torch.ones(1)}, "lacks its other half"),
+        ({}, "it contains no LoRA layers"),
+        ({"a": torch.ones(1)}, "1 of its 1 keys are not LoRA keys (first: 'a')"),
+        (GOOD | {"b": torch.ones(1)}, f"1 of its {len(GOOD) + 1} keys are not LoRA keys"),
+        (without(GOOD, "lora_up"), "does not have both of its matrices"),
+        (without(GOOD, "lora_down"), "does not have both of its matrices"),
+        ({"lora_unet_x.alpha": torch.ones(1)}, "does not have both of its matrices"),
         (
             GOOD | {"lora_unet_x.lora_down.weight": torch.ones(4, 4)}
             | {"lora_unet_x.lora_up.weight": torch.ones(4, 4)},
-            f"1 of its {len(FOUND) + 1} layers are not in the model ('lora_unet_x')",
+            f"1 of its {len(FOUND) + 1} layers are not in the model (first: 'lora_unet_x')",
         ),
         (GOOD | {f"{TO_Q}.lora_down.weight": torch.ones(4, 33)}, "[4, 33]"),
         (GOOD | {f"{TO_Q}.lora_up.weight": torch.ones(32, 5)}, "[32, 5]"),
         (GOOD | {f"{TO_Q}.lora_up.weight": torch.ones(1)}, "[1]"),
         (GOOD | {f"{TO_Q}.lora_down.weight": torch.ones(4, 32, 3, 3)}, "[4, 32, 3, 3]"),
-        (GOOD | {f"{TO_Q}.alpha": torch.ones(3)}, "alpha"),
+        (GOOD | {f"{TO_Q}.alpha": torch.ones(3)}, "is not a single number"),
         (
             {key.replace(TO_Q, "unet.x"): value for key, value in GOOD.items()},
             "are not in the model",
@@ -349,17 +312,15 @@ GOOD = state_of(FOUND, kohya, RANK)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_a_file_that_fits_in_part_is_refused(lora, model, plain, state, cause):
+def test_a_file_that_fits_only_in_part_is_refused(lora, model, state, cause):
     assert cause in refusal(model, lora(state))
-    assert np.array_equal(draw(model), plain)
 
 
 def test_the_same_layer_under_two_names_is_refused(lora, model):
     twice = GOOD | {key: value.clone() for key, value in state_of(FOUND, peft).items()}
-    assert "has 2 names" in refusal(model, lora(twice))
+    assert "the same layer under two names" in refusal(model, lora(twice))
 
 
-def test_a_file_that_is_gone_is_an_error(model, plain, tmp_path):
+def test_a_deleted_file_is_an_error(model, tmp_path):
     gone = Lora(tmp_path / "gone.safetensors", {})
     assert "FileNotFoundError" in refusal(model, gone)
-    assert np.array_equal(draw(model), plain)

@@ -14,9 +14,6 @@ from engine.models.loaded_model import LoadedModel, _to_image
 from engine.models.loading import read_pipeline
 from engine.models.placement import GB, Placement
 
-# diffusers' schedulers; the engine's own process shows no such warnings
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
-
 SDXL, SD1 = 7 * GB, 2 * GB
 TILED = {"tiled_vae": True}
 OFFLOADED = {"tiled_vae": True, "offloaded": True}

@@ -5,9 +5,6 @@ from fakes.recorded import recorded
 from engine.errors import SamplerNotFound, Unsupported
 from engine.sampling import noise_schedules, samplers
 
-# diffusers passes tensors where numpy 2 wants arrays
-pytestmark = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ :DeprecationWarning")
-
 ABSENT = {"DPM++ 2S a", "DPM fast", "DPM adaptive", "Restart"}
 
 

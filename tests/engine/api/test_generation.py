@@ -13,12 +13,12 @@ from engine.api.generation import Engine
 from engine.api.options import Options
 from engine.api.request import Txt2Img
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def start(tmp_path):
-    """An engine on a folder whose config.json names this checkpoint."""
+    """An engine in a folder whose config.json names this checkpoint."""
 
     def start(configured=None):
         file = tmp_path / "config.json"
@@ -28,19 +28,11 @@ def start(tmp_path):
     return start
 
 
-@pytest.fixture
-def checkpoints(tmp_path):
-    folder = tmp_path / "models/Stable-diffusion"
-    for name in ("b", "A", "c"):
-        tiny_models.write({}, folder / f"{name}.safetensors")
-    return folder
-
-
 def default_of(engine):
     return engine.get_options()["sd_model_checkpoint"]
 
 
-def test_no_checkpoint_at_all_until_refreshed(start, tmp_path):
+def test_without_a_checkpoint_jobs_fail_until_one_is_found(start, tmp_path):
     engine = start()
     with pytest.raises(FileNotFoundError, match="No checkpoints found"):
         engine.txt2img(Txt2Img())
@@ -51,35 +43,32 @@ def test_no_checkpoint_at_all_until_refreshed(start, tmp_path):
     assert default_of(engine) == "new.safetensors"
 
 
-@pytest.mark.usefixtures("checkpoints")
 @pytest.mark.parametrize(
     ("configured", "expected"),
     [
-        (None, "A.safetensors"),  # the first, without regard to case
+        (None, "A.safetensors"),  # the first, ignoring case
         ("b.safetensors", "b.safetensors"),
         ("b", "b.safetensors"),
-        ("b.safetensors [0123456789]", "b.safetensors"),  # the hash is not known yet
+        ("b.safetensors [0123456789]", "b.safetensors"),  # the hash is not computed yet
         ("nope", "A.safetensors"),
     ],
 )
-def test_the_default_checkpoint(start, configured, expected):
+def test_default_checkpoint(start, tmp_path, configured, expected):
+    for name in ("b", "A", "c"):
+        tiny_models.write({}, tmp_path / f"models/Stable-diffusion/{name}.safetensors")
     assert default_of(start(configured)) == expected
 
 
-def test_folders_are_made(start, tmp_path):
-    start()
+def test_folders_are_created_and_vaes_listed(start, tmp_path):
+    engine = start()
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
     assert made >= {"models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings"}
-
-
-def test_vaes_are_listed(start, tmp_path):
-    engine = start()
     (tmp_path / "models/VAE/x.safetensors").touch()
     (tmp_path / "models/VAE/readme.txt").touch()
     assert [vae["model_name"] for vae in engine.list_vaes()] == ["x.safetensors"]
 
 
-def test_after_close_waiting_jobs_fail(start):
+def test_waiting_jobs_fail_after_close(start):
     engine = start()
     engine.close()
     with pytest.raises(RuntimeError, match="shutting down"):
@@ -89,16 +78,11 @@ def test_after_close_waiting_jobs_fail(start):
 @pytest.mark.parametrize(
     ("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
 )
-def test_torchs_threads_sleep_while_they_wait_unless_told_otherwise(given, policy):
-    """Read by torch's OpenMP from the environment when it is loaded, so it must be set before."""
+def test_wait_policy_is_passive_unless_set_and_set_before_torch_is_loaded(given, policy):
     code = "import engine, sys, os; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     environ = {"PATH": os.environ["PATH"]} | given
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["False", policy]
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, cwd=ROOT, env=environ).split() == [
+        b"False",
+        policy.encode(),
+    ]

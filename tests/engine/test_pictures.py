@@ -1,0 +1,148 @@
+"""Pictures of an SD1 and an SDXL checkpoint: every field and every LoRA changes them."""
+
+import pytest
+import torch
+
+from engine.models.checkpoints import Checkpoint
+from engine.models.loaded_model import LoadedModel, PictureSettings
+from engine.sampling import samplers
+
+LORAS = {
+    "alpha": ("style.v1", "style.v1-unet", "style.v1-te"),
+    "xl": ("xl", "xl-unet", "xl-te1", "xl-te2", "xl-sgm"),
+}
+
+
+@pytest.fixture(scope="module", params=LORAS)
+def checkpoint(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def draw(client, checkpoint):
+    def draw(prompt="a cat", override_settings=(), **fields):
+        settings = {"sd_model_checkpoint": checkpoint} | dict(override_settings)
+        return client.picture(prompt=prompt, override_settings=settings, **fields)
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def cat(draw):
+    return draw()
+
+
+def same(*pictures):
+    return len({picture.tobytes() for picture in pictures}) == 1
+
+
+def test_same_request_gives_same_picture(draw, cat):
+    assert cat.shape == (64, 64, 3)
+    assert cat.std() > 5
+    assert same(draw(), cat)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 2},
+        {"prompt": "a dog"},
+        {"prompt": "a (cat:1.5)"},
+        {"negative_prompt": "blurry"},
+        {"cfg_scale": 3},
+        {"steps": 3},
+        {"width": 128},
+        {"sampler_name": "DPM++ 2M"},
+    ],
+    ids=str,
+)
+def test_every_field_changes_the_picture(draw, cat, change):
+    assert not same(draw(**change), cat)
+
+
+def test_clip_skip_changes_pictures_of_sd1_only(draw, cat, checkpoint):
+    """SDXL's layer is fixed, the same as in A1111."""
+    skipped = draw(override_settings={"CLIP_stop_at_last_layers": 2})
+    assert same(skipped, cat) is (checkpoint == "xl")
+
+
+def test_last_words_of_a_long_prompt_have_an_effect(draw):
+    """The prompt has more than 400 tokens, so six chunks."""
+    red, blue, again = (draw("cat, " * 200 + last) for last in ("red", "blue", "red"))
+    assert same(red, again)
+    assert not same(red, blue)
+
+
+@pytest.mark.parametrize(
+    ("field", "sampler"), [("prompt", "Heun"), ("prompt", "Euler"), ("negative_prompt", "Euler")]
+)
+def test_prompt_editing(draw, field, sampler):
+    """Heun calls the model twice per step."""
+
+    def picture(text):
+        return draw(**{field: text}, steps=5, sampler_name=sampler)
+
+    cat, dog, early = map(picture, ("a cat", "a dog", "a [cat:dog:0.2]"))
+    assert same(picture("a [cat:dog:99]"), cat)
+    assert same(picture("a [cat:dog:0]"), dog)
+    assert len({p.tobytes() for p in (cat, dog, early, picture("a [cat|dog]"))}) == 4
+
+
+def test_pooled_vectors_follow_prompt_editing(data_dir):
+    path = data_dir / "models/Stable-diffusion/xl.safetensors"
+    model, seen = LoadedModel.load(Checkpoint(path, path.name, ""), ""), []
+
+    def record(_unet, _args, kwargs):
+        seen.append((kwargs["added_cond_kwargs"]["text_embeds"], kwargs["encoder_hidden_states"]))
+
+    model.pipe.unet.register_forward_pre_hook(record, with_kwargs=True)
+    switching = model.encode("a [cat:dog:0.5]", "a [tree:house:0.5]", 1, 4)
+    settings = PictureSettings(1, 64, 64, 4, 7, samplers.find_sampler("Euler"), None)
+    model.picture(switching, settings, lambda *_: False)
+    for call, found in enumerate(seen):
+        texts = ("a cat", "a tree") if call <= 2 else ("a dog", "a house")
+        plain = model.encode(*texts, 1, 4).at(0)
+        for name, tensor in zip(("pooled_prompt_embeds", "prompt_embeds"), found, strict=True):
+            assert torch.equal(tensor, torch.cat([plain[f"negative_{name}"], plain[name]]))
+    assert len(seen) == 4
+
+
+# ------------------------------------------------------------------------------- LoRAs
+
+
+def test_loras_change_the_picture_and_leave_no_trace(draw, cat, checkpoint):
+    changed = [draw(f"a cat<lora:{name}:1>") for name in LORAS[checkpoint]]
+    assert same(draw(), cat)
+    assert not any(same(picture, cat) for picture in changed)
+    assert same(draw(f"a cat<lora:{LORAS[checkpoint][-1]}:1>"), changed[-1])
+
+
+def test_sgm_names_of_a_lora_give_the_same_picture(draw, checkpoint):
+    if checkpoint == "xl":
+        assert same(draw("a cat<lora:xl:1>"), draw("a cat<lora:xl-sgm:1>"))
+
+
+def test_text_encoders_and_unet_have_separate_weights(draw, cat, checkpoint):
+    name = LORAS[checkpoint][0]
+    unet = f"<lora:{name}-unet:1>"
+    text = "<lora:xl-te1:1><lora:xl-te2:1>" if checkpoint == "xl" else f"<lora:{name}-te:1>"
+    for tag, expected in {
+        f"<lora:{name}:1>": unet + text,
+        f"<lora:{name}:0:1>": unet,
+        f"<lora:{name}:te=1:unet=0>": text,
+    }.items():
+        assert same(draw("a cat" + tag), draw("a cat" + expected))
+    assert same(draw(f"a cat<lora:{name}:0>"), cat)
+
+
+def test_lora_for_another_architecture_is_an_error(client, draw, cat, checkpoint):
+    own, other = ("style.v1", "xl") if checkpoint == "alpha" else ("xl", "style.v1")
+    answer = client.txt2img(
+        prompt=f"a cat<lora:{own}:1><lora:{other}:1>",
+        override_settings={"sd_model_checkpoint": checkpoint},
+    )
+    assert (answer.status_code, answer.json()["error"]) == (500, "RuntimeError")
+    message = answer.json()["errors"]
+    assert message.startswith(f"LoRA '{other}' does not fit checkpoint '{checkpoint}': ")
+    assert len(message) < 300
+    assert same(draw(), cat)
