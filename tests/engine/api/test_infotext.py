@@ -34,7 +34,7 @@ FACTS = Facts(
 )
 
 
-def test_info_is_as_recorded_but_for_the_version():
+def test_info_equals_the_recorded_one_except_the_version():
     expected = json.loads(recorded("post_txt2img_lora_checkpoint")["info"])
     found = FACTS.info(made=1)
     assert list(found) == list(expected)
@@ -42,7 +42,7 @@ def test_info_is_as_recorded_but_for_the_version():
     assert found == expected | {"version": infotext.VERSION, "infotexts": own_texts}
 
 
-def test_only_what_was_given_is_written():
+def test_unused_entries_are_not_written():
     plain = dataclasses.replace(
         FACTS,
         prompt="a cat",
@@ -58,23 +58,19 @@ def test_only_what_was_given_is_written():
     )
 
 
-def test_a_schedule_that_was_not_computed_is_written_as_asked():
+def test_requested_schedule_is_written_if_none_was_computed():
     facts = dataclasses.replace(FACTS, asked_schedule="automatic", schedule_label=None)
     assert "Sampler: DPM++ 2M, Schedule type: automatic, CFG scale" in facts.infotext(0)
     assert "Schedule type" not in facts.extra_generation_params
 
 
-def test_eta_of_ddim_is_written():
-    text = dataclasses.replace(FACTS, eta_ddim=0.5).infotext(0)
+def test_eta_of_ddim_and_negative_prompt():
+    text = dataclasses.replace(FACTS, eta_ddim=0.5, negative_prompt="blurry").infotext(0)
     assert "Eta DDIM: 0.5, Version" in text
-
-
-def test_negative_prompt_has_its_own_line():
-    text = dataclasses.replace(FACTS, negative_prompt="blurry").infotext(0)
     assert text.splitlines()[1] == "Negative prompt: blurry"
 
 
-def test_interrupted_job_lists_the_pictures_made():
+def test_interrupted_job_has_infotexts_of_the_finished_pictures():
     info = dataclasses.replace(FACTS, seeds=[1, 2, 3]).info(made=2)
     assert (info["all_seeds"], len(info["infotexts"])) == ([1, 2, 3], 2)
 
@@ -86,7 +82,7 @@ def test_quote(value, expected):
     assert infotext.quote(value) == expected
 
 
-def test_png_carries_the_text():
+def test_png_contains_the_text():
     encoded = infotext.encode_png(Image.new("RGB", (8, 8)), "a cat\nSteps: 2")
     assert Image.open(io.BytesIO(base64.b64decode(encoded))).text == {
         "parameters": "a cat\nSteps: 2"

@@ -2,12 +2,13 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from fakes import tiny_models
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from engine.errors import Unsupported
 from engine.models import architecture, ldm
+from engine.models.loading import read_pipeline
 
 
 def shapes(state):
@@ -16,7 +17,7 @@ def shapes(state):
 
 @pytest.fixture(scope="module")
 def sd1():
-    """The shapes of Stable Diffusion 1.5, the text encoder but for its depth; no weights."""
+    """The shapes of Stable Diffusion 1.5, with fewer layers in the text encoder; no weights."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768)
         state = ldm.export_unet(unet.state_dict(), layers_per_block=2)
@@ -33,7 +34,7 @@ def sd1():
 
 @pytest.fixture(scope="module")
 def sdxl(sd1):
-    """SDXL's UNet and second text tower in their real layout, narrower."""
+    """SDXL's UNet and second text encoder in their real layout, but narrower."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             block_out_channels=(64, 128, 256),
@@ -111,35 +112,27 @@ def test_prediction_type(sd1, marker, metadata, expected):
     assert scheduler["prediction_type"] == expected
 
 
-def test_metadata_says_what_shapes_cannot(sd1):
+def test_options_in_the_metadata(sd1):
     metadata = {"engine.config": json.dumps({"vae": {"norm_num_groups": 4}})}
     assert architecture.infer(sd1, metadata).components["vae"]["norm_num_groups"] == 4
 
 
-def test_inpainting_is_refused(sd1):
+def test_inpainting_checkpoint_is_refused(sd1):
     first = ldm.UNET + "input_blocks.0.0.weight"
     with pytest.raises(Unsupported, match="inpainting"):
         architecture.infer(sd1 | {first: (320, 9, 3, 3)}, {})
 
 
 def test_round_trip(tmp_path):
-    """What the exporter writes, diffusers' importer reads back: same keys, same numbers."""
+    """diffusers reads the exported file, and exporting it again gives the same keys and numbers."""
     state = tiny_models.make_checkpoint(0)
     tiny_models.write(state, tmp_path / "tiny.safetensors")
-    architecture.infer(shapes(state), {}).write(tmp_path / "config")
-    pipe = StableDiffusionPipeline.from_single_file(
-        tmp_path / "tiny.safetensors",
-        config=str(tmp_path / "config"),
-        local_files_only=True,
-        torch_dtype=torch.float16,
-        tokenizer=None,
-    )
-    again = ldm.export_pipeline(pipe)
+    again = ldm.export_pipeline(read_pipeline(tmp_path / "tiny.safetensors"))
     assert again.keys() == state.keys()
     assert all(torch.equal(again[key], state[key]) for key in state)
 
 
-def test_same_seed_same_checkpoint():
+def test_same_seed_gives_same_tiny_checkpoint():
     first, again, other = map(tiny_models.make_checkpoint, (0, 0, 1))
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)

@@ -1,4 +1,4 @@
-"""Schedules, compared with what A1111 v1.9.3's own parser answered for ten calls."""
+"""Schedules, compared with those of A1111 v1.9.3's own parser for ten calls."""
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from engine.prompt.schedule import schedule
 
 CALLS = 10
-# what A1111 answered: text -> its texts by last call; of alternating ones the first three
+# A1111's schedules: text -> {last call: text}; for alternating ones the first three calls
 RECORDED = {
     "": {10: ""},
     "test": {10: "test"},
@@ -24,7 +24,7 @@ RECORDED = {
     "[a::3]": {3: "a", 10: ""},
     "[::3]": {3: "", 10: ""},
     "[a: :3]": {3: "a", 10: " "},
-    # how far: a share has a point, and nothing changes before the first or after the last call
+    # a share has a decimal point; nothing changes before the first or after the last call
     "[a:b:0]": {10: "b"},
     "[a:b:-1]": {10: "b"},
     "[a:b:+3]": {3: "a", 10: "b"},
@@ -32,14 +32,14 @@ RECORDED = {
     "[a:b:1.5]": {10: "a"},
     "[a:b:3.0]": {10: "a"},
     "[a:b:1e1]": {10: "a"},
-    # in turn
+    # alternating
     "[a|(b:1.1)]": {1: "a", 2: "(b:1.1)", 3: "a"},
     "[fe|]male": {1: "female", 2: "male", 3: "female"},
     "[fe|||]male": {1: "female", 2: "male", 3: "male"},
     "[ a | b ]": {1: " a ", 2: " b ", 3: " a "},
     "[[a|b]:c:3]": {1: "a", 2: "b", 3: "a"},
     "[a|[b:c:3]]": {1: "a", 2: "b", 3: "a"},
-    # text
+    # plain text
     "a [unbalanced": {10: "a [unbalanced"},
     "[a:b]": {10: "[a:b]"},
     "[a:b:3:4]": {10: "[a:b:3:4]"},
@@ -57,7 +57,7 @@ RECORDED = {
 
 
 @pytest.mark.parametrize(("text", "expected"), RECORDED.items())
-def test_as_a1111(text, expected):
+def test_schedule_equals_that_of_a1111(text, expected):
     found = schedule(text, CALLS)
     assert found[: len(expected)] == list(expected.items())
     assert found[-1][0] == CALLS
@@ -73,12 +73,12 @@ def test_any_text_has_a_schedule(text, calls):
 
 
 @given(st.text("ab (){}:,.0123", max_size=30))
-def test_text_without_square_brackets_stays_as_it_is(text):
+def test_text_without_square_brackets_is_not_changed(text):
     assert schedule(text, CALLS) == [(CALLS, text)]
 
 
 @given(st.text("ab c,", max_size=5), st.text("ab c,", max_size=5), st.integers(1, 9))
-def test_switching(before, after, when):
+def test_switch(before, after, when):
     assert dict(schedule(f"x[{before}:{after}:{when}]y", CALLS)) == {
         when: f"x{before}y",
         CALLS: f"x{after}y",
@@ -86,5 +86,5 @@ def test_switching(before, after, when):
 
 
 @pytest.mark.parametrize("text", ["[" * 3000, "(" * 3000, "[(" * 1000 + "a" + ")]" * 1000])
-def test_brackets_without_end_are_text(text):
+def test_deeply_nested_brackets_are_text(text):
     assert schedule(text, CALLS) == [(CALLS, text)]

@@ -8,18 +8,18 @@ from engine.sampling import noise_schedules, samplers
 ABSENT = {"DPM++ 2S a", "DPM fast", "DPM adaptive", "Restart"}
 
 
-def test_samplers_are_described_as_recorded():
+def test_samplers_equal_the_recorded_ones():
     expected = [entry for entry in recorded("get_samplers") if entry["name"] not in ABSENT]
     assert [sampler.describe() for sampler in samplers.SAMPLERS] == expected
 
 
-def test_schedulers_are_described_as_recorded():
-    described = [scheduler.describe() for scheduler in samplers.SCHEDULERS]
-    assert described == recorded("get_schedulers")
+def test_schedulers_equal_the_recorded_ones():
+    found = [scheduler.describe() for scheduler in samplers.SCHEDULERS]
+    assert found == recorded("get_schedulers")
 
 
 @pytest.mark.parametrize("name", ["", "euler", "k_euler", "DPM++ 2M Karras", *sorted(ABSENT)])
-def test_only_exact_names(name):
+def test_only_exact_names_are_accepted(name):
     with pytest.raises(SamplerNotFound):
         samplers.find_sampler(name)
 
@@ -34,7 +34,7 @@ def test_only_exact_names(name):
         ("uniform", "uniform"),
         ("SGM Uniform", "sgm_uniform"),
         ("sgm_uniform", "sgm_uniform"),
-        ("automatic", "automatic"),  # as in A1111: of the uniform sigmas
+        ("automatic", "automatic"),  # the same as in A1111: uniform sigmas
         ("unknown", "automatic"),
     ],
 )
@@ -42,12 +42,12 @@ def test_find_scheduler(name, expected):
     assert samplers.find_scheduler(samplers.find_sampler("DPM++ 2M"), name).name == expected
 
 
-def test_without_a_schedule_of_its_own_a_sampler_takes_the_uniform_one():
+def test_default_schedule_is_the_uniform_one():
     found = samplers.find_scheduler(samplers.find_sampler("Euler"), None)
     assert found.sigmas is noise_schedules.uniform
 
 
-def test_what_the_engine_cannot_combine_is_refused():
+def test_unsupported_pair_is_refused():
     with pytest.raises(Unsupported, match="Karras"):
         samplers.find_scheduler(samplers.find_sampler("LCM"), "Karras")
 
@@ -61,12 +61,12 @@ LEVELS = np.sqrt((1 - ALPHAS) / ALPHAS)
 
 
 def level(time):
-    """The sigma of a time that may lie between two of training."""
+    """The sigma of a time, which may be between two training times."""
     return np.exp(np.interp(time, np.arange(1000), np.log(LEVELS)))
 
 
 def formula(schedule, steps):
-    """A1111's sigmas, by the formulas of their papers."""
+    """A1111's sigmas, from the formulas in the papers."""
     first, last, part = LEVELS[-1], LEVELS[0], np.linspace(0, 1, steps)
     return {
         "uniform": level(999 * (1 - part)),
@@ -90,8 +90,8 @@ def built_for(name, schedule, steps=STEPS, prediction="epsilon"):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", FOLLOWING)
-def test_every_sampler_takes_the_sigmas_of_every_schedule(name, schedule):
-    """Where the model is called twice in a step, diffusers notes most sigmas twice."""
+def test_every_sampler_uses_the_sigmas_of_every_schedule(name, schedule):
+    """If a step calls the model twice, diffusers lists most sigmas twice."""
     built = built_for(name, schedule)
     discards = "discard_next_to_last_sigma" in samplers.find_sampler(name).options
     expected = formula(schedule, STEPS + discards)[:STEPS]
@@ -102,8 +102,8 @@ def test_every_sampler_takes_the_sigmas_of_every_schedule(name, schedule):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["Euler", "Euler a", "LMS", "DPM++ 2M", "DPM++ 2M SDE", "Heun"])
-def test_the_model_is_told_the_time_of_its_sigma(name, schedule):
-    """Not rounded, as diffusers has it for some."""
+def test_times_are_those_of_the_sigmas(name, schedule):
+    """They are not rounded; some of diffusers' are."""
     built = built_for(name, schedule)
     assert np.allclose(level(built.timesteps.numpy()), built.sigmas[:-1].numpy(), rtol=1e-3)
 
@@ -118,7 +118,7 @@ def test_any_number_of_steps(name, steps):
     ("name", "steps", "first", "last", "calls"),
     [
         ("DDIM", 20, 951, 51, 19),
-        ("DDIM", 30, 991, 34, 30),  # 1000 is divided without a rest: 31 times
+        ("DDIM", 30, 991, 34, 30),  # the distance 1000 / 30 is rounded down
         ("PLMS", 20, 951, 51, 20),  # two in the first step
         ("UniPC", 20, 999, 49.95, 20),
         ("UniPC", 30, 999, 999 / 31, 31),
@@ -126,7 +126,7 @@ def test_any_number_of_steps(name, steps):
         ("LCM", 60, 999, 19, 60),
     ],
 )
-def test_samplers_with_times_of_their_own(name, steps, first, last, calls):
+def test_samplers_with_their_own_times(name, steps, first, last, calls):
     times = built_for(name, None, steps).timesteps.numpy()
     assert np.allclose(times[[0, -1]], [first, last], atol=0.01)
     assert len(times) == calls
@@ -138,13 +138,13 @@ def test_samplers_with_times_of_their_own(name, steps, first, last, calls):
 @pytest.mark.parametrize(
     ("name", "eta"), [("Euler", 0), ("DPM++ 2M", 0.3), ("Euler a", 1), ("DDIM", 0), ("LCM", None)]
 )
-def test_eta_that_changes_nothing_is_taken(name, eta):
+def test_eta_without_effect_is_accepted(name, eta):
     sampler = samplers.find_sampler(name)
     assert sampler.with_eta(eta) == sampler
 
 
 @pytest.mark.parametrize("name", ["Euler a", "DPM2 a", "DPM++ SDE", "DPM++ 3M SDE"])
-def test_eta_that_diffusers_has_not_is_refused(name):
+def test_eta_that_diffusers_does_not_support_is_refused(name):
     with pytest.raises(Unsupported, match=r"eta with the value 0\.5"):
         samplers.find_sampler(name).with_eta(0.5)
 
