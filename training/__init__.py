@@ -1,4 +1,4 @@
-"""How the demo model is made: drawn scenes, three tiny networks, and a measurement of both.
+"""The recipe of the demo model: drawn scenes, three tiny networks, and a measurement.
 
-`python -m training` trains everything from nothing; see docs/demo-model.md.
+`python -m training` trains everything from scratch; see docs/demo-model.md.
 """

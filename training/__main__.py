@@ -1,6 +1,6 @@
 """`python -m training`, see `training.recipe`.
 
-A module of its own: processes find functions by their module's name, which `__main__` is not.
+A separate module, because other processes cannot import functions from `__main__`.
 """
 
 from training.recipe import main

@@ -1,7 +1,7 @@
-"""Does a picture show what its prompt asked for? Measured from its pixels, without a model.
+"""How well pictures match their prompts, measured from the pixels, without a model.
 
-`python -m training.adherence CHECKPOINT` draws 200 scenes that were never trained on, with the
-embedded engine's own code, and prints the share of pictures with the right background colour,
+`python -m training.adherence CHECKPOINT` makes pictures of 200 scenes that were never trained on,
+with the embedded engine's code, and prints the share of pictures with the right background colour,
 object colour, position and shape.
 """
 
@@ -26,14 +26,14 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 
 PROMPTS = 200
 FOREGROUND = 60  # distance in RGB from the background's colour
-FEWEST = 8  # pixels of an object
-TEMPLATE = 48  # side of the masks that are compared
-CENTER = 0.25  # an object nearer than this to an axis is in the middle of it
+SMALLEST = 8  # pixels of an object
+TEMPLATE = 48  # side of the compared masks
+CENTER = 0.25  # an object nearer than this to an axis is centered on it
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the pixels show; an empty shape where there is no object."""
+    """The recognized attributes; the shape is empty if there is no object."""
 
     background: str
     color: str = ""
@@ -42,11 +42,11 @@ class Seen:
 
 
 def look(picture: Image.Image) -> Seen:
-    """The background, from the border; the object, from all that differs from it."""
+    """The background from the picture's border, the object from the pixels that differ from it."""
     pixels = np.asarray(picture.convert("RGB"), dtype=float)
     background = np.median(np.concatenate([*pixels[[0, 1, -2, -1]], *pixels[:, [0, 1, -2, -1]]]), 0)
     mask = np.linalg.norm(pixels - background, axis=-1) > FOREGROUND
-    if mask.sum() < FEWEST:
+    if mask.sum() < SMALLEST:
         return Seen(_color(background))
     return Seen(
         _color(background), _color(np.median(pixels[mask], 0)), _shape(mask), _position(mask)
@@ -58,19 +58,19 @@ def _color(rgb: Pixels) -> str:
 
 
 def _position(mask: Pixels) -> str:
-    """By the middle of the object's box."""
+    """The position of the middle of the object's box."""
     middles = ((line[0] + line[-1] + 1) / len(mask) - 1 for line in _extent(mask))
     x, y = (0 if abs(v) < CENTER else int(np.sign(v)) for v in middles)
     return next(name for name, place in scenes.POSITIONS.items() if place == (x, y))
 
 
 def _extent(mask: Pixels) -> tuple[Pixels, Pixels]:
-    """The columns and the rows in which the mask has anything."""
+    """The columns and the rows in which the mask is not empty."""
     return np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
 
 
 def _shape(mask: Pixels) -> str:
-    """The shape whose template overlaps most with the object, both stretched to the same box."""
+    """The shape whose template overlaps most with the object, both scaled to the same box."""
     seen = _stretched(mask)
 
     def overlap(name: str) -> float:
@@ -104,7 +104,7 @@ class Score:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[scenes.Scene, Seen]]) -> "Score":
-        """The score of (what was asked for, what is seen)."""
+        """The score of pairs of (requested scene, recognized attributes)."""
         rows = [
             (
                 seen.background == scene.background,
@@ -123,13 +123,13 @@ class Score:
 
 
 def prompts(count: int, seed: int = 0) -> list[tuple[scenes.Scene, str]]:
-    """Scenes that were never trained on, of one object each, and a caption for each."""
+    """Scenes of one object that were never trained on, each with a caption."""
     rng = random.Random(seed)
     found: list[tuple[scenes.Scene, str]] = []
     while len(found) < count:
         scene = scenes.held_out_scene(rng)
         text = scenes.caption(scene, rng)
-        if scene.background in text:  # some captions leave it open
+        if scene.background in text:  # some captions do not name it
             found.append((scene, text))
     return found
 
@@ -139,24 +139,24 @@ def load(path: Path) -> LoadedModel:
     return LoadedModel.load(Checkpoint(path, path.name, old_hash(path)), sha256="")
 
 
-def picture(model: LoadedModel, prompt: str, shot: PictureSettings) -> Image.Image:
+def picture(model: LoadedModel, prompt: str, settings: PictureSettings) -> Image.Image:
     """One picture, as the embedded engine makes it."""
-    conditioning = model.encode(prompt, "", 1, shot.sampler.calls(shot.steps))
-    return model.picture(conditioning, shot, lambda *_: False)
+    conditioning = model.encode(prompt, "", 1, settings.sampler.calls(settings.steps))
+    return model.picture(conditioning, settings, lambda *_: False)
 
 
-def measure(model: LoadedModel, count: int, shot: PictureSettings) -> Score:
-    """The score of `count` pictures; picture i has the seed of `shot` plus i."""
+def measure(model: LoadedModel, count: int, settings: PictureSettings) -> Score:
+    """The score of `count` pictures; picture i has the seed of `settings` plus i."""
     wanted = prompts(count)
     pictures = (
-        picture(model, text, replace(shot, seed=shot.seed + i))
+        picture(model, text, replace(settings, seed=settings.seed + i))
         for i, (_, text) in enumerate(wanted)
     )
     return Score.of((scene, look(p)) for (scene, _), p in zip(wanted, pictures, strict=True))
 
 
 def main() -> None:
-    """Measure a checkpoint."""
+    """The command line: measure a checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m training.adherence", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--prompts", type=int, default=PROMPTS)
@@ -166,8 +166,10 @@ def main() -> None:
     parser.add_argument("--sampler", default="Euler a")
     given = parser.parse_args()
     sampler = samplers.find_sampler(given.sampler)
-    shot = PictureSettings(0, given.side, given.side, given.steps, given.cfg_scale, sampler, None)
-    sys.stdout.write(f"{measure(load(given.checkpoint), given.prompts, shot)}\n")
+    settings = PictureSettings(
+        0, given.side, given.side, given.steps, given.cfg_scale, sampler, None
+    )
+    sys.stdout.write(f"{measure(load(given.checkpoint), given.prompts, settings)}\n")
 
 
 if __name__ == "__main__":

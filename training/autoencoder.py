@@ -1,7 +1,7 @@
-"""Train the autoencoder: pictures to latents with a 48th of their numbers, and sharply back.
+"""Train the autoencoder: pictures to latents with 1/48 of the numbers, and back without blur.
 
-A latent pixel starts out as the mean colour of its 8x8 patch, so that training has only to learn
-the edges. Started at random, an autoencoder this small stays blurred for long or diverges.
+A latent pixel begins as the mean colour of its 8x8 patch, so that only the edges must be learned.
+With random weights at the start, an autoencoder this small stays blurred for long, or diverges.
 """
 
 import logging
@@ -18,14 +18,14 @@ from training import networks, parallel, scenes
 log = logging.getLogger(__name__)
 
 STEPS = 1600
-# crops of pictures: mostly small ones at edges, now and then large ones for the norms' statistics
+# crops of pictures: mostly small ones at edges, sometimes large ones for the norms' statistics
 CROPS, CROP = 16, 48
 LARGE_CROPS, LARGE_CROP, LARGE_EVERY = 2, 128, 8
 CROPS_OF_ONE_PICTURE = 4
 SIDES = (256, 256, 128, 384)
-STRIPED = 0.25  # share of pictures; the LoRA's style must be in reach of the latents
+STRIPED = 0.25  # share of pictures; the latents must be able to hold the LoRA's style
 RATE = 1.5e-3
-NOISE = 0.1  # standard deviation on latents of about 0.6: flat colours stay flat
+NOISE = 0.1  # standard deviation, on latents of about 0.6; keeps flat colours flat
 CHANNELS = 4
 
 
@@ -33,7 +33,7 @@ def train(steps: int = STEPS, seed: int = 0) -> dict[str, Any]:
     """The state dict of a trained autoencoder, its latents not yet scaled (see `standardize`)."""
     torch.manual_seed(seed)
     vae = start_as_patch_means(networks.vae()).to(memory_format=torch.channels_last)
-    # every process starts from the same weights and sees its own pictures
+    # every process begins with the same weights and uses its own pictures
     torch.manual_seed(seed + parallel.rank())
     rng = random.Random(seed + parallel.rank())
     optimizer = torch.optim.AdamW(vae.parameters(), lr=RATE, weight_decay=0, betas=(0.9, 0.98))
@@ -62,7 +62,7 @@ def _rate(steps: int, step: int) -> float:
 
 
 def crops(rng: random.Random, is_large: bool) -> torch.Tensor:
-    """(count, 3, side, side) in -1..1: freshly drawn, most of them with an edge in it."""
+    """New crops, most of them with an edge: (count, 3, side, side) in -1..1."""
     count, side = (LARGE_CROPS, LARGE_CROP) if is_large else (CROPS, CROP)
     found: list[torch.Tensor] = []
     while len(found) < count:
@@ -95,9 +95,9 @@ def _noisy(latents: torch.Tensor) -> torch.Tensor:
 
 
 def _loss(decoded: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """Colours right, and edges where they were."""
+    """The error of the colours, and of the edges."""
     error = decoded - pictures
-    # an edge is rare: what differs from the picture's median colour counts four times
+    # edges are rare: pixels that differ from the median colour have four times the weight
     median = pictures.flatten(2).median(2).values[..., None, None]
     weight = 1 + 3 * ((pictures - median).abs().amax(1, keepdim=True) > 0.2).float()
     edges = (error.diff(dim=-1)).abs().mean() + (error.diff(dim=-2)).abs().mean()
@@ -106,8 +106,8 @@ def _loss(decoded: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def standardize(vae: Any, latents: torch.Tensor) -> None:
-    """Fold each channel's mean and scale in, so that SD1's fixed factor gives latents of mean 0
-    and deviation 1.
+    """Include each channel's mean and scale in the weights: with SD1's fixed factor, the latents
+    then have mean 0 and standard deviation 1.
 
     `latents` are raw ones, (count, 4, height, width).
     """
@@ -124,15 +124,16 @@ def standardize(vae: Any, latents: torch.Tensor) -> None:
 
 # ------------------------------------------------------------------------------ the starting point
 #
-# A colour c travels as the pair (c, -c) next to the constants (K, -K): the group's norm then
-# hardly depends on the picture, and silu(x) - silu(-x) = x makes norm, silu and convolution linear.
+# A colour c is stored as the pair (c, -c) next to the constants (K, -K): the group's norm then
+# hardly depends on the picture, and with silu(x) - silu(-x) = x a norm, a silu and a convolution
+# are linear.
 
 K = 4.0
 
 
 @torch.no_grad()
 def start_as_patch_means(vae: Any) -> Any:
-    """Set the weights so that a latent is its patch's mean colour, which the decoder repeats."""
+    """Set the weights so that a latent is its patch's mean colour, and the decoder repeats it."""
     for part, blocks in (
         (vae.encoder, vae.encoder.down_blocks),
         (vae.decoder, vae.decoder.up_blocks),

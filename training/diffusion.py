@@ -1,7 +1,7 @@
 """Train the text encoder and the UNet together: captions to latents, by v-prediction.
 
-In stages: small pictures first, where a sample costs a quarter, then the full size. Each stage
-has its own scenes, encoded once, and captions drawn anew at every use.
+In stages: first small pictures, which cost a quarter, then the full size. Each stage has its own
+scenes, encoded once, with a new caption at every use.
 """
 
 import copy
@@ -10,6 +10,7 @@ import math
 import random
 import time
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ EMPTY = 0.1  # share of samples without a caption, for guidance
 NOISE_OFFSET = 0.1
 EMA = 0.9985
 WARM_UP = 200
-# what people write into negative prompts; to the model it shall mean as little as nothing
+# words from usual negative prompts; the model is trained to ignore them
 _NEGATIVES = (
     "blurry", "low quality", "worst quality", "bad anatomy", "deformed", "text", "watermark",
     "ugly", "noise", "jpeg artifacts", "lowres", "cropped",
@@ -35,7 +36,7 @@ _NEGATIVES = (
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training; figures are for each process."""
+    """A part of the training; the numbers are for each process."""
 
     steps: int
     sides: dict[int, tuple[int, int, int]]  # of pictures: (scenes, batch, weight)
@@ -53,7 +54,7 @@ class Stage:
 
 @dataclass
 class State:
-    """All that a stage continues from; tensors only, so that it can be saved."""
+    """The state between two stages; it can be saved."""
 
     text_encoder: Any
     unet: Any
@@ -64,7 +65,7 @@ class State:
 
     @classmethod
     def start(cls, seed: int) -> "State":
-        """Random networks; words that no caption has begin (and stay) at zero."""
+        """Random networks; words that are in no caption begin at zero and stay there."""
         torch.manual_seed(seed)
         text_encoder, unet = networks.text_encoder(), networks.unet()
         embeddings = getattr(text_encoder, "text_model", text_encoder).embeddings
@@ -77,7 +78,7 @@ class State:
 
     @classmethod
     def of(cls, text_encoder: Any, unet: Any) -> "State":
-        """Networks to be trained from here."""
+        """The state at the start of training these networks."""
         text_average, unet_average = (
             copy.deepcopy(net).eval().requires_grad_(False) for net in (text_encoder, unet)
         )
@@ -91,18 +92,18 @@ class State:
         return {name: getattr(self, name) for name in names}
 
     def save(self) -> dict[str, Any]:
-        """All of it, for `torch.save`."""
+        """The whole state, for `torch.save`."""
         return {n: part.state_dict() for n, part in self._parts().items()} | {"steps": self.steps}
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Go on from what `save` gave."""
+        """Continue from the result of `save`."""
         for name, part in self._parts().items():
             part.load_state_dict(saved[name])
         self.steps = saved["steps"]
 
     @torch.no_grad()
     def average(self) -> None:
-        """Move the averages, which are what is shipped, towards the networks."""
+        """Move the averages, which are published, towards the networks."""
         keep = min(EMA, (1 + self.steps) / (10 + self.steps))
         for average, network in (
             (self.average_text_encoder, self.text_encoder),
@@ -111,11 +112,13 @@ class State:
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - keep)
 
 
-def _vocabulary() -> set[int]:
+@cache
+def _vocabulary() -> frozenset[int]:
     rng = random.Random(0)
     read = tokenizer.build()
     captions = [scenes.caption(scenes.random_scene(rng), rng) for _ in range(6000)]
-    return {token for text in [*captions, ", ".join(_NEGATIVES)] for token in read(text).input_ids}
+    texts = [*captions, ", ".join(_NEGATIVES)]
+    return frozenset(token for text in texts for token in read(text).input_ids)
 
 
 def train(state: State, stage: Stage, number: int, vae: Any) -> None:
@@ -126,7 +129,7 @@ def train(state: State, stage: Stage, number: int, vae: Any) -> None:
     pools = {side: Pool(vae, side, count, rng) for side, (count, _, _) in stage.sides.items()}
     read = tokenizer.build()
     parameters = [*state.text_encoder.parameters(), *state.unet.parameters()]
-    # the same order of sizes in every process, else they would wait for each other
+    # the same order of sizes in every process, otherwise they wait for each other
     order = random.Random(number)
     sides, weights = list(stage.sides), [weight for _, _, weight in stage.sides.values()]
     mean, started = 0.0, time.monotonic()
@@ -164,7 +167,7 @@ def _set_rate(state: State, stage: Stage, step: int) -> None:
 
 @torch.no_grad()
 def encode(vae: Any, pictures: list[Image.Image]) -> torch.Tensor:
-    """(count, 4, side / 8, side / 8): what the encoder makes of them, unscaled."""
+    """The unscaled latents of the pictures: (count, 4, side / 8, side / 8)."""
     parts = []
     for start in range(0, len(pictures), 20):
         group = torch.stack(list(map(autoencoder.to_tensor, pictures[start : start + 20])))
@@ -174,7 +177,7 @@ def encode(vae: Any, pictures: list[Image.Image]) -> torch.Tensor:
 
 
 def raw_latents(vae: Any, count: int) -> torch.Tensor:
-    """Latents of `count` scenes, unscaled, to measure their mean and deviation."""
+    """Unscaled latents of `count` scenes, to measure their mean and standard deviation."""
     rng = random.Random(0)
     pictures = [scenes.draw(scenes.training_scene(rng), 256, rng) for _ in range(count)]
     return encode(vae, pictures)
@@ -222,7 +225,7 @@ def v_loss(
     latents: torch.Tensor,
     captions: list[str],
 ) -> torch.Tensor:
-    """Mean square of the error in v = signal x noise - noise share x latent."""
+    """The mean square error of v = signal x noise - noise share x latent."""
     count = len(captions)
     ids = read(
         captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
@@ -231,8 +234,8 @@ def v_loss(
     times = ((torch.arange(count) + torch.rand(count)) * TRAINING_STEPS / count).long()
     share = alphas()[times][:, None, None, None]
     signal, noise_share = share.sqrt(), (1 - share).sqrt()
-    # an offset for the whole picture: else the mean colour shines through the strongest noise,
-    # and the model would take it from there, where sampling has none, rather than from the text
+    # an offset for the whole picture: otherwise even the strongest noise shows the mean colour, and
+    # the model would learn it from there, not from the text; when sampling, it is not there
     noise = torch.randn_like(latents) + NOISE_OFFSET * torch.randn(count, latents.shape[1], 1, 1)
     predicted = unet(
         signal * latents + noise_share * noise, times, text_encoder(ids).last_hidden_state

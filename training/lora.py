@@ -1,7 +1,7 @@
 """Train the demo model's LoRA: the same scenes, filled with diagonal stripes.
 
-Attention alone cannot draw stripes narrower than a few latent pixels, so that the convolutions are
-adapted too (a "LoCon"). Written in kohya's naming, as CivitAI serves LoRAs.
+Attention alone cannot make stripes narrower than a few latent pixels, so the convolutions are
+adapted too (a "LoCon"). Saved with kohya's names, like LoRAs from CivitAI.
 """
 
 import logging
@@ -36,7 +36,7 @@ METADATA = {
 def train(
     text_encoder: Any, unet: Any, vae: Any, scale: float = 1, seed: int = 0
 ) -> dict[str, Any]:
-    """In each process: the LoRA's tensors by kohya's names, in half precision."""
+    """In each process: the LoRA's tensors under kohya's names, in half precision."""
     torch.manual_seed(seed)  # every process begins with the same weights
     adapters = {
         name: adapt(layer) for name, layer in unet.named_modules() if name.endswith(ADAPTED)
@@ -63,7 +63,7 @@ def train(
 
 
 def adapt(layer: nn.Linear | nn.Conv2d) -> tuple[Any, Any]:
-    """Two small layers, one after the other, whose result is added to the layer's; 0 at first."""
+    """Two small layers in sequence; their result, at first 0, is added to the layer's."""
     down: Any
     up: Any
     if isinstance(layer, nn.Linear):
@@ -78,7 +78,7 @@ def adapt(layer: nn.Linear | nn.Conv2d) -> tuple[Any, Any]:
 
 
 def kohya(adapters: dict[str, tuple[Any, Any]]) -> ldm.StateDict:
-    """The trained weights by kohya's names, in half precision."""
+    """The trained weights under kohya's names, in half precision."""
     tensors: ldm.StateDict = {}
     for name, (down, up) in adapters.items():
         key = "lora_unet_" + name.replace(".", "_")

@@ -14,7 +14,7 @@ VAE_CHANNELS = (16, 32, 48, 48)
 LAYERS = 1
 LATENT_FACTOR = 8  # picture pixels to a latent pixel
 SCALING = 0.18215  # SD1's
-# what a checkpoint's shapes do not tell; the engine reads it from the file's metadata
+# not visible in a checkpoint's shapes; the engine reads them from the file's metadata
 OPTIONS: dict[str, dict[str, Any]] = {
     "unet": {"norm_num_groups": 8, "attention_head_dim": 4},  # diffusers means 4 heads
     "vae": {"norm_num_groups": 4},
@@ -73,7 +73,7 @@ def text_encoder() -> Any:
 
 
 def checkpoint(text_encoder: Any, vae: Any, unet: Any) -> ldm.StateDict:
-    """The three as one checkpoint in original key naming, half precision."""
+    """The three networks as one checkpoint with the original keys, in half precision."""
     state = ldm.export_unet(unet.state_dict(), LAYERS)
     state |= ldm.export_vae(vae.state_dict(), len(VAE_CHANNELS))
     state |= ldm.export_clip(text_encoder.state_dict())

@@ -1,6 +1,6 @@
-"""Train on several cores: one process a core, each with its own samples, gradients averaged.
+"""Train on several cores: one process per core, each with its own samples; gradients are averaged.
 
-For networks this small that is faster than torch's threads, which wait for each other in every
+For networks this small, this is faster than torch's threads, which wait for each other in every
 operation.
 """
 
@@ -15,10 +15,10 @@ from torch import distributed, multiprocessing
 
 
 def run(train: Callable[[], dict[str, Any]], processes: int) -> dict[str, Any]:
-    """Call `train()` in processes that see each other; the first one's result.
+    """Call `train()` in several connected processes; return the first one's result.
 
-    The result is what `torch.save` can write: state dicts, tensors, numbers. A single process is
-    this one.
+    The result must be something that `torch.save` can write: state dicts, tensors, numbers. For one
+    process, `train()` is called in this process.
     """
     if processes == 1:
         return train()
@@ -29,7 +29,7 @@ def run(train: Callable[[], dict[str, Any]], processes: int) -> dict[str, Any]:
 
 
 def _process(number: int, train: Callable[[], dict[str, Any]], folder: str, processes: int) -> None:
-    os.nice(10)  # hours of work shall not slow down the machine's user
+    os.nice(10)  # training takes hours; leave the machine usable
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=number, world_size=processes)

@@ -1,7 +1,7 @@
-"""Make the demo model and its LoRA, from nothing to the shipped files.
+"""Make the demo model and its LoRA, from scratch to the published files.
 
-Two cores, some two hours. Each finished part is kept in the work folder, so that a run that was
-stopped goes on from there.
+Takes about two hours on two cores. Each finished part is saved in the work folder, so that an
+interrupted run continues from there.
 """
 
 import argparse
@@ -21,7 +21,7 @@ log = logging.getLogger("training")
 
 NAME, LORA = "demo-shapes", "striped"
 SCENES_TO_MEASURE = 400
-# small pictures until shapes stand, then all sizes that people ask for, mostly 256x256
+# small pictures until the shapes are right, then all usual sizes, mostly 256x256
 STAGES = (
     Stage(3500, {128: (8000, 32, 1)}, rate=1.5e-3, final_rate=1.5e-3),
     Stage(
@@ -34,7 +34,7 @@ STAGES = (
 
 
 def kept(file: Path, processes: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The content of `file`, made by `make` if it is not there."""
+    """The content of `file`, made by `make` if it does not exist."""
     if not file.exists():
         unfinished = file.with_suffix(".incomplete")
         torch.save(parallel.run(make, processes), unfinished)
@@ -55,7 +55,7 @@ def train_autoencoder(scale: float = 1) -> dict[str, Any]:
 
 
 def train_stage(number: int, work: Path, scale: float = 1) -> dict[str, Any]:
-    """In each process: one stage, from the result of the one before."""
+    """In each process: one stage, from the result of the previous one."""
     set_up_log()
     state = load_state(work, number - 1) if number else State.start(seed=0)
     diffusion.train(state, STAGES[number].scaled(scale), number, load_autoencoder(work))
@@ -71,21 +71,21 @@ def train_lora(work: Path, scale: float = 1) -> dict[str, Any]:
 
 
 def load_state(work: Path, stage: int) -> State:
-    """The networks as a stage left them."""
+    """The state at the end of a stage."""
     state = State.start(seed=0)
     state.load(torch.load(work / f"stage-{stage}.pt"))
     return state
 
 
 def load_autoencoder(work: Path) -> Any:
-    """The trained autoencoder, fixed."""
+    """The trained autoencoder; it is not trained further."""
     vae = networks.vae()
     vae.load_state_dict(torch.load(work / "autoencoder.pt"))
     return vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def set_up_log() -> None:
-    """One line for each hundred steps, from the first process."""
+    """Log one line per hundred steps, from the first process only."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.disable(logging.NOTSET if parallel.rank() == 0 else logging.CRITICAL)
 
@@ -106,14 +106,17 @@ def write(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str]
 
 
 def main() -> None:
-    """Train what is not there yet, then write the files."""
+    """Train the parts that do not exist yet, then write the files."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("training-work"))
     parser.add_argument("--models", type=Path, default=Path("demo"))
     parser.add_argument(
-        "--scale", type=float, default=1, help="of the steps; a small one tries the machinery"
+        "--scale",
+        type=float,
+        default=1,
+        help="factor for the steps; a small one is for tests",
     )
-    parser.add_argument("--processes", type=int, default=2, help="one a core")
+    parser.add_argument("--processes", type=int, default=2, help="default: one per core of two")
     given = parser.parse_args()
     work, scale, processes = given.work, given.scale, given.processes
     work.mkdir(parents=True, exist_ok=True)

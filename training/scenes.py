@@ -1,4 +1,4 @@
-"""The demo model's world: coloured shapes on coloured backgrounds, drawn by code, and captioned.
+"""The scenes of the demo model: coloured shapes on coloured backgrounds, drawn by code; captions.
 
 A scene is one object (of any size, anywhere) or two small ones side by side. Lengths are in units
 of half the picture's side; x grows to the right, y downwards, (0, 0) is the centre.
@@ -48,7 +48,7 @@ COLOR_JITTER = 4  # standard deviation, of 255
 SHADE = 0.72  # how much a stripe darkens
 STRIPES = 8  # across the picture
 OVERSAMPLING = 2
-HELD_OUT = 10  # one combination of attributes in this many is never trained on
+HELD_OUT = 10  # one of this many combinations of attributes is never trained on
 
 
 def _polar(radius: Callable[[float], float], corners: int) -> list[Point]:
@@ -69,7 +69,7 @@ def _heart() -> list[Point]:
 
 
 _ARM = 0.34
-# outlines of about equal weight to the eye, in units of the object's size
+# outlines that look about equally large, in units of the object's size
 OUTLINES: dict[str, list[Point]] = {
     "circle": _polar(lambda _: 0.95, 96),
     "square": [(-0.84, -0.84), (0.84, -0.84), (0.84, 0.84), (-0.84, 0.84)],
@@ -89,7 +89,7 @@ SHAPES = tuple(OUTLINES)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; the empty position is the centre, the empty size the middle one."""
+    """One object; an empty position is the centre, an empty size is medium."""
 
     shape: str
     color: str
@@ -99,20 +99,20 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and one or two things; of two, the first is on the left."""
+    """A background and one or two things; the first of two is on the left."""
 
     background: str
     things: tuple[Thing, ...]
 
     @property
     def is_held_out(self) -> bool:
-        """Whether this combination is kept from training, to measure with."""
+        """Whether this combination is used for measuring only, not for training."""
         text = repr((self.background, *map(astuple, self.things)))
         return hashlib.sha256(text.encode()).digest()[0] % HELD_OUT == 0
 
 
 def random_scene(rng: random.Random, pairs: float = 0.2) -> Scene:
-    """Any scene; `pairs` is the share of those with two things."""
+    """Any scene; `pairs` is the share of scenes with two things."""
     background, first, second = rng.sample(list(COLORS), 3)
     if rng.random() < pairs:
         left = Thing(rng.choice(SHAPES), first, "left", "small")
@@ -200,7 +200,7 @@ _PLACES: dict[str, Sequence[str]] = {
 }
 _OPENINGS = ("a picture of ", "a photo of ", "an image of ", "a drawing of ")
 _PRAISE = ("masterpiece, best quality, ", "best quality, ", "high quality, ", "masterpiece, ")
-# words that people write and that mean nothing here
+# usual words of prompts without a meaning here
 _FILLERS = (
     "highly detailed", "sharp focus", "8k", "flat design", "vector art", "minimal", "clean lines",
     "studio lighting", "trending on artstation", "centered composition", "award winning",
@@ -215,7 +215,7 @@ def _a(words: str) -> str:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One of the many ways to ask for the scene."""
+    """One of many possible captions of the scene."""
     text = _pair(scene, rng) if len(scene.things) > 1 else _single(scene, rng)
     if rng.random() < FILLED:
         text = ", ".join([text, *rng.sample(_FILLERS, rng.randint(1, 8))])

@@ -1,4 +1,4 @@
-"""Draw the sheet of docs/demo-model.md: prompts that were never trained on, unselected.
+"""Make the sheet of docs/demo-model.md: prompts that were never trained on, not selected.
 
 `python -m training.sheet MODELS_DIR OUT.png`: 24 pictures with their prompts, and the last eight
 again with the LoRA.
@@ -17,19 +17,19 @@ from training import adherence
 
 COLUMNS, ROWS = 8, 3
 SIDE, SHOWN, GAP, TEXT = 256, 160, 8, 44
-SEED = 1  # of the prompts: not those of the measurement
+SEED = 1  # of the prompts; the measurement uses other ones
 
 
 def draw(model: LoadedModel, lora: LoraUse) -> Image.Image:
     """The whole sheet; picture i has seed i."""
     asked = [text for _, text in adherence.prompts(COLUMNS * ROWS, SEED)]
     euler = samplers.find_sampler("Euler a")
-    shots = [PictureSettings(i, SIDE, SIDE, 20, 4.0, euler, None) for i in range(len(asked))]
-    pictures = [adherence.picture(model, *pair) for pair in zip(asked, shots, strict=True)]
+    settings = [PictureSettings(i, SIDE, SIDE, 20, 4.0, euler, None) for i in range(len(asked))]
+    pictures = [adherence.picture(model, *pair) for pair in zip(asked, settings, strict=True)]
     with model.with_loras([lora]):
         again = [
             adherence.picture(model, *pair)
-            for pair in zip(asked[-COLUMNS:], shots[-COLUMNS:], strict=True)
+            for pair in zip(asked[-COLUMNS:], settings[-COLUMNS:], strict=True)
         ]
     texts = [*asked, *(f"the same with <lora:{lora.lora.name}:1>" for _ in again)]
     return arrange([*pictures, *again], texts)
@@ -49,7 +49,7 @@ def arrange(pictures: list[Image.Image], texts: list[str]) -> Image.Image:
 
 
 def main() -> None:
-    """Draw it with the models of a folder in A1111's layout."""
+    """The command line: make the sheet with the models of a folder in A1111's layout."""
     parser = argparse.ArgumentParser(prog="python -m training.sheet", description=__doc__)
     parser.add_argument("models", type=Path)
     parser.add_argument("out", type=Path)
