@@ -107,9 +107,6 @@ def test_pooled_vectors_follow_prompt_editing(data_dir):
     assert len(seen) == 4
 
 
-# ------------------------------------------------------------------------------- LoRAs
-
-
 def test_loras_change_the_picture_and_leave_no_trace(draw, cat, checkpoint):
     changed = [draw(f"a cat<lora:{name}:1>") for name in LORAS[checkpoint]]
     assert same(draw(), cat)

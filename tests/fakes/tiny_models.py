@@ -27,38 +27,34 @@ LORA_RANK = 4
 _UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
-def unet(in_channels=4):
+def unet(**options):
     """A UNet with SD1's blocks and random weights."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=in_channels,
-        block_out_channels=UNET_CHANNELS,
-        cross_attention_dim=WIDTH,
-    )
+    defaults = {"block_out_channels": UNET_CHANNELS, "cross_attention_dim": WIDTH}
+    return UNet2DConditionModel(**{"sample_size": 8} | defaults | options)
 
 
-def xl_unet():
+def xl_unet(**options):
     """A UNet with SDXL's blocks: no attention in level 1, linear projections, two embeddings."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=XL_UNET_CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=XL_DEPTHS,
-        attention_head_dim=(1, 1, 1),
-        use_linear_projection=True,
-        cross_attention_dim=sum(XL_WIDTHS),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=XL_WIDTHS[1] + 6 * 256,
-    )
+    defaults = {
+        "block_out_channels": XL_UNET_CHANNELS,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": XL_DEPTHS,
+        "attention_head_dim": (1, 1, 1),
+        "use_linear_projection": True,
+        "cross_attention_dim": sum(XL_WIDTHS),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": XL_WIDTHS[1] + 6 * 256,
+    }
+    return unet(**defaults | options)
 
 
-def vae():
+def vae(channels=VAE_CHANNELS):
     """An autoencoder with SD1's and SDXL's blocks; factor 8 between picture and latent."""
-    levels = len(VAE_CHANNELS)
+    levels = len(channels)
     return AutoencoderKL(
-        block_out_channels=VAE_CHANNELS,
+        block_out_channels=channels,
         layers_per_block=2,
         latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * levels,

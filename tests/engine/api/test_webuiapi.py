@@ -32,12 +32,8 @@ def draw(api, **fields):
     return np.asarray(api.txt2img(**(SMALL | fields)).image, dtype=int)
 
 
-# ------------------------------------------------------------------------------------- pictures
-
-
 def test_pictures_with_parameters_and_info(api):
     answer = api.txt2img(**(SMALL | {"width": 128, "seed": 7}), batch_size=2, n_iter=2)
-
     assert [image.size for image in answer.images] == [(128, 64)] * 4
     assert answer.info["all_seeds"] == [7, 8, 9, 10]
     assert (answer.parameters["seed"], answer.parameters["steps"]) == (7, 2)
@@ -47,7 +43,6 @@ def test_pictures_with_parameters_and_info(api):
 
 def test_default_values_have_no_effect_and_are_repeated_in_info(api, client):
     info = api.txt2img(**SMALL).info
-
     assert np.array_equal(draw(api), client.picture(sampler_name="Euler a"))
     assert info["denoising_strength"] == 0.7
     assert (info["seed_resize_from_w"], info["seed_resize_from_h"]) == (0, 0)
@@ -66,7 +61,6 @@ def test_every_listed_scheduler(api):
         name: draw(api, steps=4, sampler_name="DPM++ 2M", scheduler=name).tobytes()
         for name in api.util_get_scheduler_names()
     }
-
     assert pictures["automatic"] == pictures["uniform"]
     assert pictures["polyexponential"] == pictures["exponential"]
     assert len({*pictures.values()}) == 4
@@ -75,7 +69,6 @@ def test_every_listed_scheduler(api):
 def test_eta_has_an_effect_on_ddim(api):
     """As in A1111: `eta` in a request replaces the option `eta_ddim`."""
     noisy, plain = (api.txt2img(**SMALL, sampler_name="DDIM", eta=eta) for eta in (1.0, 0.0))
-
     assert noisy.info["extra_generation_params"]["Eta DDIM"] == 1.0
     assert "Eta DDIM: 1.0" in noisy.image.info["parameters"]
     assert not np.array_equal(np.asarray(noisy.image), np.asarray(plain.image))
@@ -87,15 +80,10 @@ def test_missing_script_is_refused_by_name(api):
     assert refusal.value.args[0] == 422
 
 
-# ------------------------------------------------------------------------- models and options
-
-
 def test_switch_checkpoint_by_title(api, default_options):
     alpha = draw(api)
     title = next(t for t in api.util_get_model_names() if "beta" in t)
-
     assert api.set_options({"sd_model_checkpoint": title}) is None
-
     assert api.util_get_current_model().startswith("sub/beta.safetensors [")
     assert api.txt2img(**SMALL).info["sd_model_name"] == "beta"
     assert not np.array_equal(draw(api), alpha)
@@ -104,40 +92,25 @@ def test_switch_checkpoint_by_title(api, default_options):
     assert np.array_equal(draw(api), alpha)
 
 
-@pytest.mark.usefixtures("default_options")
-def test_set_clip_skip(api):
+def test_set_options(api, default_options):
     plain = draw(api)
-
+    assert api.set_options(default_options) is None
+    assert api.get_options() == default_options
+    answer = api.set_options({"CLIP_stop_at_last_layers": 2, "eta_noise_seed_delta": 1})
+    assert "eta_noise_seed_delta" in answer["detail"]
+    assert api.get_options() == default_options
     api.set_options({"CLIP_stop_at_last_layers": 2})
-
     assert api.get_options()["CLIP_stop_at_last_layers"] == 2
     assert not np.array_equal(draw(api), plain)
 
 
-def test_setting_the_current_options_changes_nothing(api, default_options):
-    assert api.set_options(default_options) is None
-    assert api.get_options() == default_options
-
-
-def test_an_unsupported_option_is_refused_and_nothing_is_changed(api, default_options):
-    answer = api.set_options({"CLIP_stop_at_last_layers": 2, "eta_noise_seed_delta": 1})
-
-    assert "eta_noise_seed_delta" in answer["detail"]
-    assert api.get_options() == default_options
-
-
-def test_options_are_those_of_a1111(api):
+def test_options_and_flags_are_those_of_a1111(api, data_dir):
     options, expected = api.get_options(), recorded("get_options")
-
     assert list(options) == [name for name in expected if name in options]
     differing = {name for name, value in options.items() if value != expected[name]}
     own = {"sd_model_checkpoint", "sd_checkpoint_hash"}
     assert differing - own == {"randn_source", "live_previews_enable"}
-
-
-def test_flags_are_those_of_a1111(api, data_dir):
     flags, expected = api.get_cmd_flags(), recorded("get_cmd-flags")
-
     assert list(flags) == [name for name in expected if name in flags]
     assert flags["data_dir"] == str(data_dir)
     assert flags["lora_dir"] == str(data_dir / "models/Lora")
@@ -163,16 +136,11 @@ def test_lists_are_those_of_a1111(api):
     assert empty == [[]] * len(empty)
 
 
-# ------------------------------------------------------------------------------- a running job
-
-
 def test_progress_and_interrupt(api, client):
     job = client.start(steps=900, n_iter=2)
     running = api.get_progress()
-
     assert api.interrupt() == {}
     assert len(job.result().json()["images"]) == 1
-
     assert running.keys() == recorded("get_progress_mid_job").keys()
     assert 0 < running["progress"] < 0.5
     assert (running["state"]["job_count"], running["state"]["sampling_steps"]) == (2, 900)

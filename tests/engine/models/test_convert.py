@@ -19,7 +19,7 @@ import torch
 from fakes import tiny_models
 from safetensors.torch import load_file, save_file
 
-from engine.models import loading
+from engine.models import ldm, loading
 from engine.models.checkpoints import Checkpoints
 from engine.models.convert import NotConverted, convert, main
 
@@ -80,9 +80,6 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-# ------------------------------------------------------------------------------- the result
-
-
 def options(config):
     """A diffusers configuration without the entries about the folder it was read from."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
@@ -105,17 +102,18 @@ def test_folder_and_file_have_the_same_configuration_and_pictures(models, name):
     assert np.count_nonzero(difference) < 0.001 * difference.size
 
 
-def test_unusual_options_of_a_file_are_in_the_folder(models):
-    read = {p.parent.name: json.loads(p.read_text()) for p in models.glob("linked odd/*/*.json")}
-    assert read["scheduler"]["prediction_type"] == "v_prediction"
-    assert read["unet"]["attention_head_dim"] == 4
-    assert read["text_encoder"]["num_attention_heads"] == 2
-
-
-def test_only_the_vae_of_sdxl_needs_single_precision(models):
-    for name, exact in (("sd1", False), ("xl", True)):
-        config = json.loads((models / f"linked {name}/vae/config.json").read_text())
-        assert config["force_upcast"] is exact
+@pytest.mark.parametrize(
+    ("file", "option", "expected"),
+    [
+        ("odd/scheduler/scheduler_config.json", "prediction_type", "v_prediction"),
+        ("odd/unet/config.json", "attention_head_dim", 4),
+        ("odd/text_encoder/config.json", "num_attention_heads", 2),
+        ("sd1/vae/config.json", "force_upcast", False),
+        ("xl/vae/config.json", "force_upcast", True),  # computed in single precision
+    ],
+)
+def test_options_in_the_folder(models, file, option, expected):
+    assert json.loads((models / f"linked {file}").read_text())[option] == expected
 
 
 @pytest.mark.parametrize(
@@ -130,13 +128,8 @@ def test_every_tensor_is_in_half_precision(states, models, tmp_path, name, dtype
         assert found == weights
         for file in found:
             assert {value.dtype for value in load_file(folder / file).values()} == {torch.float16}
-
-
-def test_two_conversions_give_the_same_readable_files(models, tmp_path):
-    convert(models / "xl.safetensors", tmp_path / "deeper/again")
-    assert contents(tmp_path / "deeper/again") == contents(models / "linked xl")
-    files = [path for path in tmp_path.rglob("*.*") if path.is_file()]
-    assert len({stat.S_IMODE(path.stat().st_mode) for path in files}) == 1
+        files = [path for path in folder.rglob("*.*") if path.is_file()]
+        assert len({stat.S_IMODE(path.stat().st_mode) for path in files}) == 1
 
 
 def test_link_to_a_folder_is_a_checkpoint_with_the_name_of_the_link(models, tmp_path):
@@ -150,9 +143,6 @@ def test_link_to_a_folder_is_a_checkpoint_with_the_name_of_the_link(models, tmp_
     assert checkpoint.is_folder
     for alias in ("sub_my model", "my model", checkpoints.sha256(checkpoint)):
         assert checkpoints.find(alias) == checkpoint
-
-
-# ------------------------------------------------------------------------------- all or nothing
 
 
 def test_complete_target_is_not_changed(models, tmp_path):
@@ -233,60 +223,42 @@ def test_one_conversion_at_a_time_in_a_folder(models, source, tmp_path, monkeypa
     assert (tmp_path / "folder").is_symlink()
 
 
-# ------------------------------------------------------------------------------- refusals
-
-
-def broken(states, name):
-    """The tensors of a file that is not a complete checkpoint."""
-    state = dict(states["sd1"])
-    unet, vae = "model.diffusion_model.", "first_stage_model."
-    match name:
-        case "no final norm":
-            del state["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
-        case "no middle":
-            del state[f"{unet}middle_block.1.norm.weight"]
-        case "another shape":
-            state[f"{unet}middle_block.1.norm.weight"] = torch.zeros(3)
-        case "too large":
-            state[f"{vae}decoder.conv_in.bias"] = torch.full((32,), 1e5)
-        case "no VAE":
-            state = {key: value for key, value in state.items() if not key.startswith(vae)}
-        case "inpainting":
-            state[f"{unet}input_blocks.0.0.weight"] = torch.zeros(32, 9, 3, 3)
-        case "LoRA":
-            state = tiny_models.make_lora()
-    return state
+CLIP = ldm.CLIP + "text_model."
+NO_TENSORS = "is missing tensors of its architecture, or their shapes are wrong"
 
 
 @pytest.mark.parametrize(
-    ("name", "cause"),
+    ("change", "cause"),
     [
-        ("no final norm", r"is missing a tensor \(text_encoder: final_layer_norm.weight\)"),
-        ("no middle", "is missing tensors of its architecture, or their shapes are wrong"),
-        ("another shape", "is missing tensors of its architecture, or their shapes are wrong"),
-        ("too large", r"half precision cannot hold \(vae: decoder.conv_in.bias\)"),
-        ("no VAE", "is not a complete SD1.x or SDXL checkpoint"),
-        ("LoRA", "is not a complete SD1.x or SDXL checkpoint"),
-        ("inpainting", "the embedded engine does not support .* .inpainting."),
+        ({CLIP + "final_layer_norm.weight": None}, r"is missing a tensor \(text_encoder: final_"),
+        ({ldm.UNET + "middle_block.1.norm.weight": None}, NO_TENSORS),
+        ({ldm.UNET + "middle_block.1.norm.weight": torch.zeros(3)}, NO_TENSORS),
+        ({ldm.VAE + "decoder.conv_in.bias": torch.full((32,), 1e5)}, r"cannot hold \(vae: decoder"),
+        ({ldm.VAE: None}, "is not a complete SD1.x or SDXL checkpoint"),
+        ({ldm.UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}, "does not support"),
     ],
 )
-def test_incomplete_checkpoint_is_refused(states, tmp_path, name, cause):
+def test_incomplete_checkpoint_is_refused(states, tmp_path, change, cause):
+    ((key, tensor),) = change.items()
+    state = {k: v for k, v in states["sd1"].items() if not k.startswith(key)}
     source = tmp_path / "source.safetensors"
-    save_file(broken(states, name), source)
+    save_file(state | ({} if tensor is None else change), source)
     with pytest.raises(NotConverted, match=f"^{source}.*{cause}") as caught:
         convert(source, tmp_path / "folder")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == [source]
 
 
-@pytest.mark.parametrize("length", [0, 4, 1000, -1])
-def test_damaged_file_is_refused(source, tmp_path, length):
-    source.write_bytes(source.read_bytes()[:length])
-    with pytest.raises(NotConverted, match="damaged, or not a safetensors file"):
-        convert(source, tmp_path / "folder")
-
-
-# ------------------------------------------------------------------------------- the command line
+def test_damaged_and_missing_files_are_refused_in_one_sentence(run, source, tmp_path):
+    whole = source.read_bytes()
+    for length in (0, 4, 1000, -1):
+        source.write_bytes(whole[:length])
+        status, out, err = run(source, tmp_path / "folder")
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert "is damaged, or not a safetensors file" in err
+    source.unlink()
+    expected = f"{source} does not exist, or is not a file\n"
+    assert run(source, tmp_path / "folder") == (1, "", expected)
 
 
 @pytest.fixture
@@ -334,11 +306,6 @@ def test_missing_packages_are_one_sentence_with_the_fix(
     assert err.startswith(f"{package} is missing: pip install -r requirements-engine.txt")
 
 
-def test_missing_source_is_one_sentence(run, tmp_path):
-    expected = f"{tmp_path}/none.safetensors does not exist, or is not a file\n"
-    assert run(tmp_path / "none.safetensors", tmp_path / "folder") == (1, "", expected)
-
-
 def test_full_disk_is_one_sentence_and_leaves_nothing(run, source, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, before[1]))
@@ -351,15 +318,10 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(run, source, tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
-@pytest.mark.parametrize("arguments", [("one",), ("one", "two", "three"), ("a", "b", "--half")])
-def test_wrong_arguments(run, arguments):
-    status, out, err = run(*arguments)
-    assert (status, out) == (2, "")
-    assert "usage: python -m engine.models.convert" in err
-
-
-def test_command_in_its_own_process():
+def test_wrong_arguments_in_a_process_of_its_own(run):
     command = [sys.executable, "-m", "engine.models.convert"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "usage: python -m engine.models.convert" in done.stderr
+    answers = [run("one"), run("a", "b", "c"), run("a", "b", "--half")]
+    for status, out, err in [*answers, (done.returncode, done.stdout, done.stderr)]:
+        assert (status, out) == (2, "")
+        assert "usage: python -m engine.models.convert" in err

@@ -106,9 +106,6 @@ def test_deleted_folder_is_an_error(checkpoints, folder, tmp_path):
         checkpoints.sha256(checkpoint)
 
 
-# ------------------------------------------------------------------------------- LoRAs
-
-
 def lora(path, alias=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"a": torch.ones(2)}, path, metadata={"ss_output_name": alias} if alias else None)

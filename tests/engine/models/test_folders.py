@@ -80,7 +80,6 @@ def test_converted_folder_has_the_hash_of_its_file(tmp_path):
         (tmp_path / name / "model_index.json").write_text("{}")
         (models / f"fox of {name[:2]}").symlink_to(tmp_path / name)
     checkpoints = Checkpoints(models)
-
     converted, by_hand = map(checkpoints.sha256, checkpoints.all)
     assert converted == sha256
     assert by_hand not in {sha256, "by hand"}

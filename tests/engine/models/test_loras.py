@@ -61,9 +61,6 @@ def diffusers_old(kind, path):
     return f"unet.{path}", "down", "up"
 
 
-# ------------------------------------------------------------------------------- files and merges
-
-
 def factors(kind, pattern, rank=RANK, seed=0):
     """{(network, path): (down, up)} of the layers whose path matches the pattern."""
     generator = torch.Generator().manual_seed(seed)
@@ -140,9 +137,6 @@ def check(model, plain):
     return check
 
 
-# ------------------------------------------------------------------------------- the right effect
-
-
 @pytest.mark.parametrize(
     ("pattern", "alpha"),
     [(ATTENTION, None), (CONVOLUTIONS, 1), (SINGLE_PIXELS, RANK), (REST, 6)],
@@ -168,12 +162,9 @@ def test_every_naming(lora, check, kind, naming):
     check([LoraUse(lora(state_of(found, naming)), te=3, unet=1)], (found, 3 if kind == "te" else 1))
 
 
-def test_original_names_of_convolutions(lora, check):
+def test_original_names_of_convolutions_and_matrices_for_single_pixels(lora, check):
     found = factors("unet", f"{CONVOLUTIONS}|{SINGLE_PIXELS}|{REST}")
     check([LoraUse(lora(state_of(found, kohya_original, 2)), te=1, unet=0.5)], (found, 0.25))
-
-
-def test_matrices_for_single_pixel_convolutions(lora, check):
     found = factors("unet", SINGLE_PIXELS)
     flat = {key: value.flatten(1) for key, value in state_of(found, kohya).items()}
     check([LoraUse(lora(flat), te=1, unet=1)], (found, 1))
@@ -188,14 +179,9 @@ def test_layers_of_different_rank_and_alpha(lora, check):
     check(uses, (first, 0.25), (second, 1), (third, 2))
 
 
-def test_files_in_half_precision(lora, check):
-    found = {k: (d.half(), u.half()) for k, (d, u) in factors("unet", ATTENTION).items()}
-    check([LoraUse(lora(state_of(found, kohya)), te=1, unet=1)], (found, 1))
-
-
 def test_several_loras(lora, check):
     first, second = factors("unet", ATTENTION), factors("unet", r".*attn2.*|.*conv1", seed=1)
-    third = factors("te", CLIP_TARGETS)
+    third = {k: (d.half(), u.half()) for k, (d, u) in factors("te", CLIP_TARGETS).items()}
     uses = [
         LoraUse(lora(state_of(first, kohya, 2), "one"), te=1, unet=0.7),
         LoraUse(lora(state_of(second | third, peft), "two"), te=-1.5, unet=-0.4),
@@ -316,11 +302,8 @@ def test_a_file_that_fits_only_in_part_is_refused(lora, model, state, cause):
     assert cause in refusal(model, lora(state))
 
 
-def test_the_same_layer_under_two_names_is_refused(lora, model):
+def test_deleted_file_and_layer_under_two_names(lora, model, tmp_path):
     twice = GOOD | {key: value.clone() for key, value in state_of(FOUND, peft).items()}
     assert "the same layer under two names" in refusal(model, lora(twice))
-
-
-def test_a_deleted_file_is_an_error(model, tmp_path):
     gone = Lora(tmp_path / "gone.safetensors", {})
     assert "FileNotFoundError" in refusal(model, gone)

@@ -15,8 +15,8 @@ from engine.models.placement import GB, Placement
 
 SDXL, SD1 = 7 * GB, 2 * GB
 TILED = {"tiled_vae": True}
-OFFLOADED = {"tiled_vae": True, "offloaded": True}
-ALL = {"tiled_vae": True, "offloaded": True, "sliced_attention": True}
+OFFLOADED = TILED | {"offloaded": True}
+ALL = OFFLOADED | {"sliced_attention": True}
 
 
 @pytest.mark.parametrize(
@@ -41,16 +41,11 @@ def test_memory_is_saved_only_if_necessary(weights, memory, savings, needs_exact
     assert placement.decide(weights, needs_exact_vae, memory * GB) == expected
 
 
-@pytest.mark.parametrize("needs_exact_vae", [False, True])
-def test_without_a_gpu_everything_is_in_single_precision(needs_exact_vae):
-    expected = Placement("cpu", torch.float32, torch.float32)
-    assert placement.decide(SDXL, needs_exact_vae, None) == expected
-
-
-def test_placement_as_text():
-    text = str(Placement("cuda", torch.float16, torch.float32, tiled_vae=True, offloaded=True))
-    assert text == "cuda, float16, VAE float32, VAE tiling, CPU offload"
-    assert str(Placement("cpu", torch.float32, torch.float32)).endswith("no memory savings")
+def test_without_a_gpu_and_as_text():
+    cpu, gpu = placement.decide(SDXL, True, None), placement.decide(SDXL, True, 8 * GB)
+    assert cpu == Placement("cpu", torch.float32, torch.float32)
+    assert str(cpu) == "cpu, float32, VAE float32, no memory savings"
+    assert str(gpu) == "cuda, float16, VAE float32, VAE tiling, CPU offload"
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +77,17 @@ def test_pictures_with_tiles_and_slices(model):
     model.pipe.vae.tile_sample_min_size = 128
     before = model.pipe.unet
     model.pipe.unet = copy.deepcopy(before)
-    placement.apply(
-        Placement("cpu", torch.float32, torch.float32, tiled_vae=True, sliced_attention=True),
-        model.pipe,
-    )
+    saving = {"tiled_vae": True, "sliced_attention": True}
+    placement.apply(Placement("cpu", torch.float32, torch.float32, **saving), model.pipe)
     tiled = model._decode(latents(24))
     assert tiled.shape == exact.shape
     assert not torch.equal(tiled, exact)
     assert (tiled - exact).abs().mean() < 0.2
     text = model.encode("a cat", "", 1, 1).at(0)["prompt_embeds"]
     noise = latents(8)
-    sliced, whole = (
-        unet(noise, 500, text, return_dict=False)[0] for unet in (model.pipe.unet, before)
-    )
+    networks = (model.pipe.unet, before)
+    sliced, whole = (unet(noise, 500, text, return_dict=False)[0] for unet in networks)
     assert torch.allclose(sliced, whole, atol=1e-4)
-
-
-# ------------------------------------------------------------------------------- decoding
 
 
 def overflow(vae):
@@ -121,9 +110,8 @@ def test_a_vae_that_overflows_uses_single_precision_from_then_on(model, caplog):
     assert picture.dtype == torch.float32
     assert (picture - exact).abs().max() < 0.05  # the weights were rounded
     assert torch.equal(picture, again)
-    assert [record.getMessage() for record in caplog.records] == [
-        "the VAE of alpha.safetensors overflows in half precision"
-    ]
+    (record,) = caplog.records
+    assert record.getMessage() == "the VAE of alpha.safetensors overflows in half precision"
     assert vae.dtype == torch.float32
 
 
@@ -137,16 +125,13 @@ def test_other_vaes_stay_in_half_precision(model, caplog):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_not_finite_latents_are_an_error_of_the_unet(model, number):
+def test_not_finite_numbers_are_an_error_of_the_unet_or_the_vae(model, number):
     broken = latents()
     broken[0, 0, 0, 0] = number
     with pytest.raises(NansException, match="Unet"):
         model._decode(broken)
-
-
-@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
-def test_not_finite_pixels_are_an_error_of_the_vae(model, precision):
-    torch.nn.init.constant_(model.pipe.vae.decoder.conv_out.bias, float("nan"))
-    model.pipe.vae.to(precision)
-    with pytest.raises(NansException, match="VAE"):
-        _to_image(model._decode(latents()))
+    torch.nn.init.constant_(model.pipe.vae.decoder.conv_out.bias, number)
+    for precision in (torch.float32, torch.float16):
+        model.pipe.vae.to(precision)
+        with pytest.raises(NansException, match="VAE"):
+            _to_image(model._decode(latents()))
