@@ -254,9 +254,13 @@ def test_interrupt_ends_the_job_at_its_next_step(client, cat):
 
 
 def test_skip_ends_one_picture(client):
-    job = client.start(steps=100_000, n_iter=2)
+    def is_in_second_picture():
+        state = client.get("progress").json()["state"]
+        return state["job_no"] == 1 and state["sampling_step"] > 2
+
+    job = client.start(steps=100_000, n_iter=3)
     assert client.post("skip").json() is None
-    client.wait_until(lambda: client.get("progress").json()["state"]["job_no"] == 1)
+    client.wait_until(is_in_second_picture)
     client.post("interrupt")
     assert len(job.result().json()["images"]) == 2
 

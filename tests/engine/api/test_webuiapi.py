@@ -137,12 +137,12 @@ def test_lists_are_those_of_a1111(api):
 
 
 def test_progress_and_interrupt(api, client):
-    job = client.start(steps=900, n_iter=2)
+    job = client.start(steps=100_000, n_iter=2)
     running = api.get_progress()
     assert api.interrupt() == {}
     assert len(job.result().json()["images"]) == 1
     assert running.keys() == recorded("get_progress_mid_job").keys()
     assert 0 < running["progress"] < 0.5
-    assert (running["state"]["job_count"], running["state"]["sampling_steps"]) == (2, 900)
+    assert (running["state"]["job_count"], running["state"]["sampling_steps"]) == (2, 100_000)
     api.util_wait_for_ready(check_interval=0.1)
     assert api.get_progress()["state"]["job"] == ""
