@@ -6,7 +6,6 @@ lines of Python in which `me` is a Program, such as `me.ready(); me.serve()`.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +116,16 @@ class Program:
         )
 
 
+def link_project(folder: Path, *names: str) -> None:
+    """Make a folder in which start.sh runs as in the project, with these programs of the project.
+
+    start.sh takes the programs beside it, so that a test can put others there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("start.sh", "worker", *names):
+        (folder / name).symlink_to(PROJECT / name)
+
+
 class Worker:
     """A project folder of its own with the real start.sh, and the processes that it starts."""
 
@@ -153,9 +162,7 @@ class Worker:
         write_nvidia_smi(folder / "bin", RTX_4090)
 
     def _fill(self, engine: str, handler: str) -> None:
-        shutil.copy2(PROJECT / "start.sh", self.folder)
-        for name in ("worker", "model_manager.py"):
-            (self.folder / name).symlink_to(PROJECT / name)
+        link_project(self.folder, "model_manager.py")
         if handler == REAL:
             (self.folder / "handler.py").symlink_to(PROJECT / "handler.py")
         else:

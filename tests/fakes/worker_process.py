@@ -17,10 +17,15 @@ import requests
 from fakes.a1111.process import free_port, wait_until, write_safetensors
 from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
 from fakes.runpod_plane import RunPodPlane
+from fakes.supervised import link_project
 
-ROOT = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).resolve().parents[1]
+QUICK_HANDLER = TESTS / "fakes" / "quick_handler.py"
 WEBUI_PY = "from fakes.a1111.__main__ import main\n\nmain()\n"
 JOB_TIMEOUT = 60.0
+
+SMALL = {"prompt": "a fox", "steps": 2, "width": 64, "height": 64, "seed": 1}
+FOREVER = -1  # how often a fault happens
 
 Job = dict[str, Any]
 
@@ -40,9 +45,12 @@ class WorkerProcess:
         self._webui_python = write_webui_python(folder / "a1111")
         self.webui.mkdir(parents=True, exist_ok=True)
         (self.webui / "webui.py").write_text(WEBUI_PY)
+        project = folder / "project"
+        link_project(project, "model_manager.py", "engine")
+        (project / "handler.py").symlink_to(QUICK_HANDLER)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [ROOT / "start.sh"],
+                [project / "start.sh"],
                 env={**self._environ(), **plane.worker_env(), **environ},
                 stdout=log,
                 stderr=log,
@@ -53,7 +61,7 @@ class WorkerProcess:
         return {
             "PATH": f"{self._bin}:{os.environ['PATH']}",
             "PYTHON": sys.executable,
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": str(TESTS),
             "ENGINE": "a1111",
             "WEBUI_DIR": str(self.webui),
             "WEBUI_PYTHON": str(self._webui_python),
@@ -62,7 +70,7 @@ class WorkerProcess:
             "BAKED_MODELS_DIR": str(self.store.parent / "baked"),
             "DEFAULT_TEMPLATE": "none",
             "RUN_DIR": str(self.run_dir),
-            "READY_TIMEOUT": "30",
+            "READY_TIMEOUT": "60",
             "SHUTDOWN_GRACE": "20",
         }
 
@@ -119,10 +127,14 @@ class WorkerProcess:
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: int(ready.read_text()) != killed, "the new engine's first picture")
 
-    def stop(self, timeout: float) -> int:
-        """SIGTERM; returns the exit status."""
+    def end(self) -> int:
+        """Wait for its end; the exit status."""
+        return self.process.wait(60)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
+        return self.end()
 
 
 @contextmanager
@@ -152,10 +164,25 @@ def running_worker(
         if worker.process.poll() is None:
             worker.process.terminate()
             try:
-                worker.process.wait(25)
+                worker.process.wait(60)
             finally:
                 worker.process.kill()
                 worker.process.wait()
+
+
+def completed(job: Job) -> dict[str, Any]:
+    """The output of a job that must have completed."""
+    assert job["status"] == "COMPLETED", job
+    return dict(job["output"])
+
+
+def failed(job: Job, code: str) -> str:
+    """The error text of a job that must have failed with this code."""
+    assert job["status"] == "FAILED", job
+    assert job["error"].startswith(f"{code}: "), job["error"]
+    assert job["output"]["code"] == code
+    assert job["output"]["message"] == "Failed to process inference request"
+    return str(job["error"])
 
 
 def png_size(image: str) -> tuple[int, int]:
