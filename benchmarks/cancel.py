@@ -22,10 +22,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from fakes.hosts.model_hosts import ModelHosts  # noqa: E402
+from fakes.model_files import safetensors  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
-from fakes.worker_process import WorkerProcess, running_worker  # noqa: E402
-
-from tests.stories.test_models import environ, lora  # noqa: E402
+from fakes.worker_process import HANDLER, WorkerProcess, running_worker  # noqa: E402
 
 JOB = {"prompt": "a fox", "width": 64, "height": 64}
 LATEST = 4.0  # seconds until a job is cancelled
@@ -42,7 +41,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         ModelHosts() as hosts,
         RunPodPlane() as plane,
-        running_worker(Path(folder), plane, **environ(hosts)) as worker,
+        running_worker(Path(folder), plane, handler=HANDLER, hosts=hosts) as worker,
     ):
         hosts.throttle(None, ttfb=1.0)
         worker.fault("slow_steps", seconds=0.1, times=-1)
@@ -50,7 +49,7 @@ def main() -> None:
         for number in range(options.times):
             model = hosts.add_model(
                 version_id=100 + number,
-                data=lora(seed=number),
+                data=safetensors(number=number),
                 name=f"l{number}.safetensors",
                 kind="LORA",
             )

@@ -23,10 +23,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from fakes.hosts.model_hosts import ModelHosts  # noqa: E402
+from fakes.model_files import safetensors  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
-from fakes.worker_process import WorkerProcess, running_worker  # noqa: E402
-
-from tests.stories.test_models import environ, lora  # noqa: E402
+from fakes.worker_process import HANDLER, WorkerProcess, running_worker  # noqa: E402
 
 STEPS = 20
 JOB = {"prompt": "a fox", "steps": STEPS, "width": 64, "height": 64, "seed": 1}
@@ -52,10 +51,11 @@ def main() -> None:
 
 def busy(folder: Path, concurrency: int, jobs: int, seconds: float) -> tuple[float, float, float]:
     """Share of the time in which the engine makes a picture; seconds for a LoRA and a picture."""
+    more = {"JOB_CONCURRENCY": str(concurrency)}
     with (
         ModelHosts() as hosts,
         RunPodPlane() as plane,
-        running_worker(folder, plane, **environ(hosts, JOB_CONCURRENCY=str(concurrency))) as worker,
+        running_worker(folder, plane, handler=HANDLER, hosts=hosts, **more) as worker,
     ):
         hosts.throttle(None, ttfb=seconds)
         worker.fault("slow_steps", seconds=seconds / STEPS, times=-1)
@@ -63,7 +63,10 @@ def busy(folder: Path, concurrency: int, jobs: int, seconds: float) -> tuple[flo
         names = [f"lora{number}" for number in range(jobs)]
         models = [
             hosts.add_model(
-                version_id=100 + n, data=lora(seed=n), name=f"{name}.safetensors", kind="LORA"
+                version_id=100 + n,
+                data=safetensors(number=n),
+                name=f"{name}.safetensors",
+                kind="LORA",
             )
             for n, name in enumerate(names)
         ]

@@ -16,10 +16,12 @@ import requests
 
 from fakes.a1111.process import free_port, wait_until, write_safetensors
 from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
+from fakes.model_store import environment_for
 from fakes.runpod_plane import RunPodPlane
 from fakes.supervised import link_project
 
 TESTS = Path(__file__).resolve().parents[1]
+HANDLER = TESTS.parent / "handler.py"
 QUICK_HANDLER = TESTS / "fakes" / "quick_handler.py"
 WEBUI_PY = "from fakes.a1111.__main__ import main\n\nmain()\n"
 JOB_TIMEOUT = 60.0
@@ -33,7 +35,9 @@ Job = dict[str, Any]
 class WorkerProcess:
     """A started worker; its engine reads `webui`, its model store is `store`."""
 
-    def __init__(self, folder: Path, plane: RunPodPlane, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, plane: RunPodPlane, environ: Mapping[str, str], handler: Path
+    ) -> None:
         self.plane = plane
         self.webui = folder / "webui"
         self.store = folder / "models"
@@ -47,7 +51,7 @@ class WorkerProcess:
         (self.webui / "webui.py").write_text(WEBUI_PY)
         project = folder / "project"
         link_project(project, "model_manager.py", "engine")
-        (project / "handler.py").symlink_to(QUICK_HANDLER)
+        (project / "handler.py").symlink_to(handler)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [project / "start.sh"],
@@ -146,16 +150,24 @@ def running_worker(
     checkpoints: tuple[str, ...] = ("first", "second"),
     loras: tuple[str, ...] = ("detail",),
     wait: bool = True,
+    handler: Path = QUICK_HANDLER,
+    hosts: Any = None,
     **environ: str,
 ) -> Iterator[WorkerProcess]:
-    """A worker with small model files in its store; all of its processes are killed at the end."""
+    """A worker with small model files in its store; all of its processes are killed at the end.
+
+    `wait=False` does not wait until it takes jobs. `handler` is its program: HANDLER is the real
+    one, the other has shorter waits. `hosts` are the ModelHosts that it fetches from.
+    """
+    if hosts:
+        environ = environment_for(hosts, folder) | environ
     for number, name in enumerate(checkpoints):
         path = folder / "models/Stable-diffusion" / f"{name}.safetensors"
         write_safetensors(path, bytes([number]) * 8)
     for name in loras:
         write_safetensors(folder / "models/Lora" / f"{name}.safetensors")
     environ["FAKE_A1111_FAULTS"] = json.dumps(faults)
-    worker = WorkerProcess(folder, plane, environ)
+    worker = WorkerProcess(folder, plane, environ, handler)
     try:
         if wait:
             worker.wait_until_taking_jobs()

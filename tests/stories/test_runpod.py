@@ -1,11 +1,10 @@
-"""Stories about jobs side by side, and what is heard of them: queue, progress, cancel, health.
+"""Stories about jobs side by side, and their reports: queue, progress, cancel, health.
 
 The real SDK, start.sh, handler and model manager; RunPod and the engine are fakes.
 """
 
 import base64
 import io
-import itertools
 import random
 import re
 import time
@@ -13,141 +12,134 @@ import time
 import pytest
 from fakes.a1111.process import wait_until
 from fakes.hosts.model_hosts import ModelHosts
+from fakes.model_files import safetensors
 from fakes.runpod_plane import RunPodPlane
-from fakes.worker_process import running_worker
+from fakes.worker_process import FOREVER, SMALL, completed, failed, running_worker
 from PIL import Image
 
-from tests.stories.test_models import environ, lora
-
-SMALL = {"prompt": "a fox", "steps": 2, "width": 64, "height": 64, "seed": 1}
 LONG = SMALL | {"steps": 150}
-FOREVER = -1
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A worker that takes two jobs at once, and the hosts of its models."""
-    folder = tmp_path_factory.mktemp("citizen")
+def hosts():
+    with ModelHosts() as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, hosts):
+    """A worker that takes two jobs at once."""
+    folder = tmp_path_factory.mktemp("concurrent")
     with (
-        ModelHosts() as hosts,
         RunPodPlane(hold=1.0) as plane,
-        running_worker(folder, plane, **environ(hosts, JOB_CONCURRENCY="2")) as worker,
+        running_worker(folder, plane, hosts=hosts, JOB_CONCURRENCY="2") as worker,
     ):
-        yield worker, hosts
-
-
-@pytest.fixture
-def hosts(shared):
-    shared[1].no_faults()
-    return shared[1]
+        yield worker
 
 
 @pytest.fixture
 def worker(shared):
-    """Its engine needs 0.1 s for a step; at the end it must still make a picture."""
-    worker = shared[0]
-    worker.fault("slow_steps", seconds=0.1, times=FOREVER)
-    yield worker
-    worker.no_faults()
-    assert worker.run(SMALL)["status"] == "COMPLETED", worker.log()
-
-
-def completed(job):
-    assert job["status"] == "COMPLETED", job
-    return job["output"]
+    """Its engine needs 0.1 s for a step; after each story it must still make a picture."""
+    shared.fault("slow_steps", seconds=0.1, times=FOREVER)
+    yield shared
+    shared.no_faults()
+    assert shared.run(SMALL)["status"] == "COMPLETED", shared.log()
 
 
 def events_of(worker, job, kind):
     return [event for event in worker.plane.events(kind) if event["id"] == job]
 
 
+def cancel(worker, job):
+    worker.plane.cancel(job)
+    wait_until(worker.engine_is_idle, "the end of the cancelled job")
+
+
 # Side by side -------------------------------------------------------------------------------
 
 
-def test_the_next_jobs_model_comes_while_this_one_generates(worker, hosts):
-    model = hosts.add_model(
-        version_id=71, model_id=71, data=lora(seed=71), name="next.safetensors", kind="LORA"
-    )
-    first = worker.plane.submit(SMALL | {"steps": 40})
+def test_the_next_jobs_model_is_fetched_while_this_job_generates(worker, hosts):
+    model = hosts.add_model(version_id=71, data=safetensors(), name="next.safetensors", kind="LORA")
+    first = worker.plane.submit(LONG)
     worker.wait_until_generating()
     second = worker.plane.submit(SMALL | {"loras": [model.download_url]})
 
     wait_until(lambda: "fetched 71" in worker.log(), "the second job's model")
     assert worker.plane.status(first)["status"] == "IN_PROGRESS"
-    completed(worker.plane.wait(first, 30))
-    output = completed(worker.plane.wait(second, 30))
+    cancel(worker, first)
+    output = completed(worker.plane.wait(second, 60))
     assert output["models"][1]["name"] == "next"
     assert output["timings"]["queue"] > 0
 
 
 def test_a_waiting_job_that_is_cancelled_never_reaches_the_engine(worker):
     before = len(worker.requests())
-    first = worker.plane.submit(SMALL | {"steps": 20})
+    first = worker.plane.submit(LONG)
     worker.wait_until_generating()
     second = worker.plane.submit(SMALL)
     wait_until(lambda: second in worker.log(), "the second job")
     worker.plane.cancel(second)
+    wait_until(lambda: re.search(rf"\[{second}\b.*cancelled", worker.log()), "its end")
 
-    completed(worker.plane.wait(first, 30))
+    cancel(worker, first)
     completed(worker.run(SMALL))
     assert len(worker.requests()) == before + 2
     assert events_of(worker, second, "done") == []
 
 
-def test_a_waiting_jobs_deadline_says_that_it_waited(worker):
-    first = worker.plane.submit(SMALL | {"steps": 40})
+def test_the_error_of_a_job_that_waited_past_its_deadline_says_so(worker):
+    first = worker.plane.submit(LONG)
     worker.wait_until_generating()
-    told = worker.run(SMALL | {"timeout": 1})
+    job = worker.run(SMALL | {"timeout": 1})
 
-    assert told["status"] == "FAILED"
-    assert "JOB_TIMEOUT: the engine was busy with other jobs; no picture within 1" in told["error"]
-    assert told["output"]["timings"]["queue"] > 0
-    completed(worker.plane.wait(first, 30))
-
-
-# What is heard of a job -----------------------------------------------------------------------
+    message = failed(job, "JOB_TIMEOUT")
+    assert "the engine was busy with other jobs; no picture within 1" in message
+    assert job["output"]["timings"]["queue"] > 0
+    cancel(worker, first)
 
 
-def test_progress_tells_phase_step_and_time_left_in_order_and_never_behind_the_result(worker):
-    job = worker.plane.submit(SMALL | {"steps": 110})  # the log gets a line every 10 s
+# Reports of a job -----------------------------------------------------------------------------
+
+
+def test_progress_has_phase_step_and_time_left_in_order_and_never_after_the_result(worker):
+    job = worker.plane.submit(SMALL | {"steps": 40})
     completed(worker.plane.wait(job, 60))
 
-    assert re.search(rf"\[{job} generate\] step \d+ of 110\n", worker.log())
+    assert re.search(rf"\[{job} generate\] step \d+ of 40\n", worker.log())
     reports = [event["output"] for event in events_of(worker, job, "progress")]
     steps = [report["step"] for report in reports if report["phase"] == "generate"]
     assert reports[0]["phase"] in {"validate", "resolve", "queue", "load"}
     assert len(steps) >= 2
     assert steps == sorted(steps)
     last = reports[-1]
-    assert last["steps"] == 110
+    assert last["steps"] == 40
     assert 0 < last["percent"] < 100
     assert last["eta_seconds"] > 0
     # A cancelled job may report once more, until the worker hears of it.
     cancelled = {event["id"] for event in worker.plane.events("cancelled")}
     late = [event["id"] for event in worker.plane.events("progress") if event["late"]]
     assert set(late) <= cancelled
-    times = [event["time"] for event in events_of(worker, job, "progress")]
-    assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(times))
 
 
-def test_a_job_that_wants_previews_gets_small_ones_and_the_next_job_none(worker):
-    job = worker.plane.submit(SMALL | {"steps": 25, "output": {"preview": True}})
-    completed(worker.plane.wait(job, 30))
-    other = worker.plane.submit(SMALL | {"steps": 25})
-    completed(worker.plane.wait(other, 30))
-
+def test_a_job_that_asks_for_previews_gets_small_ones_and_the_next_job_none(worker):
     first, second = (
-        [event["output"].get("preview") for event in events_of(worker, one, "progress")]
-        for one in (job, other)
+        SMALL | {"steps": 25, "output": {"preview": wanted}} for wanted in (True, False)
     )
-    shown = base64.b64decode(first[-1], validate=True)
+    previews = []
+    for wanted in (first, second):
+        job = worker.plane.submit(wanted)
+        completed(worker.plane.wait(job, 60))
+        reports = events_of(worker, job, "progress")
+        previews.append([report["output"].get("preview") for report in reports])
+
+    shown = base64.b64decode(previews[0][-1], validate=True)
     with Image.open(io.BytesIO(shown)) as image:
         assert (image.format, image.size) == ("JPEG", (256, 256))
-    assert set(second) == {None}
+    assert set(previews[1]) == {None}
 
 
-def test_health_answers_at_once_while_a_job_runs(worker):
-    worker.run(SMALL | {"steps": 0})  # fails
+def test_health_is_answered_while_a_job_runs(worker):
+    failed(worker.run(SMALL | {"steps": 0}), "INVALID_INPUT")
     job = worker.plane.submit(LONG)
     worker.wait_until_generating()
     health = completed(worker.run({"task": "health"}))
@@ -161,8 +153,7 @@ def test_health_answers_at_once_while_a_job_runs(worker):
     assert health["engine"]["restarts"] == 0
     assert health["engine"]["memory"]["ram"]["used"] > 0
     assert health["models"]["stored"]["checkpoints"]["count"] == 2
-    worker.plane.cancel(job)
-    wait_until(worker.engine_is_idle, "the end of the cancelled job")
+    cancel(worker, job)
 
 
 # Cancel --------------------------------------------------------------------------------------
