@@ -60,14 +60,9 @@ def busy(folder: Path, concurrency: int, jobs: int, seconds: float) -> tuple[flo
         hosts.throttle(None, ttfb=seconds)
         worker.fault("slow_steps", seconds=seconds / STEPS, times=-1)
         alone = one_picture(worker)
-        names = [f"lora{number}" for number in range(jobs)]
+        names = [f"lora{number}.safetensors" for number in range(jobs)]
         models = [
-            hosts.add_model(
-                version_id=100 + n,
-                data=safetensors(number=n),
-                name=f"{name}.safetensors",
-                kind="LORA",
-            )
+            hosts.add_model(version_id=100 + n, data=safetensors(number=n), name=name, kind="LORA")
             for n, name in enumerate(names)
         ]
         before = len(worker.requests())

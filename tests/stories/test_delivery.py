@@ -7,7 +7,7 @@ import requests
 from fakes.hosts.bucket import KEY_ID, SECRET, s3_server
 from fakes.hosts.put_host import put_host
 from fakes.runpod_plane import RunPodPlane
-from fakes.worker_process import png_size, running_worker
+from fakes.worker_process import completed, failed, png_size, running_worker
 
 from worker.config.settings import EXIT_BAD_CONFIGURATION
 from worker.delivery.delivery import json_size
@@ -31,6 +31,7 @@ def host():
 
 @pytest.fixture(scope="module")
 def with_bucket(tmp_path_factory, server, host):
+    """A worker with a bucket; at last its log must contain no secret."""
     folder = tmp_path_factory.mktemp("worker")
     environ = server.environ() | LIMIT | {"TRUSTED_HOSTS": host.address}
     with RunPodPlane(hold=1.0) as plane, running_worker(folder, plane, **environ) as worker:
@@ -49,18 +50,7 @@ def with_folder(tmp_path_factory):
         yield worker
 
 
-def completed(job):
-    assert job["status"] == "COMPLETED", job
-    return job["output"]
-
-
-def failed(job, code):
-    assert job["status"] == "FAILED", job
-    assert job["output"]["code"] == code
-    return job["error"]
-
-
-def test_pictures_that_shall_go_to_the_bucket_are_there(with_bucket):
+def test_pictures_are_uploaded_to_the_bucket(with_bucket):
     job = with_bucket.run(SMALL | {"batch_size": 2, "output": {"delivery": "s3"}})
     output = completed(job)
 
@@ -81,7 +71,7 @@ def test_a_result_over_the_limit_goes_to_the_bucket(with_bucket):
     assert "RESULT_LIMIT_MB is 0.05" in output["warnings"][0]
 
 
-def test_pictures_go_to_the_jobs_own_urls(with_bucket, host):
+def test_pictures_are_put_to_the_jobs_own_urls(with_bucket, host):
     urls = [host.url(f"{name}.webp") for name in "ab"]
     wanted = {"format": "webp", "delivery": "put", "urls": urls}
     output = completed(with_bucket.run(SMALL | {"batch_size": 2, "output": wanted}))
@@ -92,17 +82,17 @@ def test_pictures_go_to_the_jobs_own_urls(with_bucket, host):
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "message"),
     [
         ({"delivery": "put", "urls": ["http://10.0.0.1/x?sig=5ecret"]}, "is not an https URL"),
         ({"delivery": "put", "urls": ["https://a.example/1", "https://a.example/2"]}, "1 pictures"),
         ({"delivery": "ftp"}, "must be 'base64', 's3' or 'put'"),
     ],
 )
-def test_a_way_that_leads_nowhere_costs_no_engine_call(with_bucket, output, said):
+def test_a_delivery_that_cannot_work_costs_no_engine_call(with_bucket, output, message):
     before = len(with_bucket.requests())
 
-    assert said in failed(with_bucket.run(SMALL | {"output": output}), "INVALID_INPUT")
+    assert message in failed(with_bucket.run(SMALL | {"output": output}), "INVALID_INPUT")
     assert len(with_bucket.requests()) == before
 
 
@@ -117,8 +107,7 @@ def test_s3_without_a_bucket_costs_no_engine_call(with_folder):
 def test_a_result_over_the_limit_is_an_error_and_its_pictures_are_kept(with_folder):
     job = with_folder.run(FOUR)
 
-    told = failed(job, "RESULT_TOO_LARGE")
-    assert "RESULT_LIMIT_MB is 0.05" in told
+    assert "RESULT_LIMIT_MB is 0.05" in failed(job, "RESULT_TOO_LARGE")
     assert job["output"]["limit_bytes"] == 50_000
     kept = [file for file in with_folder.out.iterdir() if job["id"] in file.name]
     assert sorted(job["output"]["files"]) == sorted(map(str, kept))
@@ -126,27 +115,27 @@ def test_a_result_over_the_limit_is_an_error_and_its_pictures_are_kept(with_fold
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in kept)
 
 
-def test_a_result_over_the_limit_becomes_smaller_where_the_job_permits_it(with_folder):
+def test_a_result_over_the_limit_is_converted_if_the_job_permits_it(with_folder):
     output = completed(with_folder.run(FOUR | {"output": {"may_convert": True}}))
 
     assert (output["delivery"]["method"], output["delivery"]["format"]) == ("base64", "webp")
     assert len(output["images"]) == 4
 
 
-def test_the_size_that_is_measured_is_the_size_that_is_posted(with_folder):
+def test_the_measured_size_is_the_posted_size(with_folder):
     job = with_folder.run(SMALL)
     done = next(one for one in with_folder.plane.events("done") if one["id"] == job["id"])
 
     assert done["size"] == json_size(job["output"])
 
 
-def test_half_a_bucket_ends_the_worker_before_anything_starts(tmp_path, server):
+def test_an_incomplete_bucket_ends_the_worker_before_anything_starts(tmp_path, server):
     environ = server.environ()
     environ.pop("BUCKET_SECRET_ACCESS_KEY")
     with (
         RunPodPlane(hold=1.0) as plane,
         running_worker(tmp_path, plane, wait=False, **environ) as worker,
     ):
-        assert worker.process.wait(20) == EXIT_BAD_CONFIGURATION
+        assert worker.end() == EXIT_BAD_CONFIGURATION
         assert "without BUCKET_SECRET_ACCESS_KEY" in worker.log()
         assert KEY_ID not in worker.log()

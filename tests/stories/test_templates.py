@@ -6,50 +6,77 @@ The real SDK, start.sh, handler and model manager; the engine is the fake A1111.
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from fakes import model_files
 from fakes.hosts.model_hosts import ModelHosts
+from fakes.model_files import safetensors
 from fakes.model_store import PROJECT, full_environment
 from fakes.runpod_plane import RunPodPlane
-from fakes.template_models import checkpoint, lora, named, write
-from fakes.worker_process import running_worker
-
-from tests.stories.test_models import completed, environ, failed
+from fakes.worker_process import completed, failed, running_worker
 
 SMALL = {"steps": 2, "width": 64, "height": 64}
 
 
-def content():
-    detail = named(2, name="Detail", scale=0.5, trigger_words=True)
-    fox = {"name": "Foxes", "description": "Red ones", "checkpoint": named(1, name="Base")}
-    fox |= {"loras": [detail], "defaults": {"negative_prompt": "dark", "seed": 7, **SMALL}}
-    return {"fox": fox, "owl": {"name": "Owls", "checkpoint": named(3, name="Night")}}
+def named(number, name, **more):
+    url = f"https://civitai.com/api/download/models/{number}"
+    return {"name": name, "url": url, **more}
+
+
+FOX = {
+    "name": "Foxes",
+    "description": "Red ones",
+    "checkpoint": named(1, "Base"),
+    "loras": [named(2, "Detail", scale=0.5, trigger_words=True)],
+    "defaults": {"negative_prompt": "dark", "seed": 7, **SMALL},
+}
+TEMPLATES = {"fox": FOX, "owl": {"name": "Owls", "checkpoint": named(3, "Night")}}
+MODELS = [
+    (1, "base", model_files.SD1, {}),
+    (2, "fur", model_files.LORA, {"kind": "LORA", "trained_words": ("fluffy",)}),
+    (3, "night", model_files.SD1, {}),
+]
+
+
+def write(file, templates):
+    file.write_text(json.dumps({"templates": templates, "default_template": "fox"}))
+
+
+@contextmanager
+def worker_with_templates(folder, *, bake=(), models=MODELS):
+    """A worker whose default template is `fox`, after `model_manager.py bake` with `bake`."""
+    file = folder / "templates.json"
+    write(file, TEMPLATES)
+    environ = {"TEMPLATES_FILE": str(file), "DEFAULT_TEMPLATE": ""}
+    with ModelHosts() as hosts, RunPodPlane() as plane:
+        for number, name, shapes, more in models:
+            data = safetensors(shapes, number=number)
+            hosts.add_model(version_id=number, data=data, name=f"{name}.safetensors", **more)
+        if bake:
+            subprocess.run(
+                [sys.executable, "model_manager.py", "bake", *bake],
+                cwd=PROJECT,
+                env=full_environment(hosts, folder, **environ),
+                check=True,
+                capture_output=True,
+            )
+            hosts.forget_requests()
+        with running_worker(folder, plane, hosts=hosts, **environ) as worker:
+            yield SimpleNamespace(worker=worker, hosts=hosts, file=file, run=worker.run)
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     """A worker that was started from a folder into which one of two templates was baked."""
-    folder = tmp_path_factory.mktemp("image")
-    with ModelHosts() as hosts, RunPodPlane() as plane:
-        hosts.add_model(version_id=1, data=checkpoint(1), name="base.safetensors")
-        words = ("fluffy",)
-        hosts.add_model(
-            version_id=2, data=lora(2), name="fur.safetensors", kind="LORA", trained_words=words
-        )
-        hosts.add_model(version_id=3, data=checkpoint(3), name="night.safetensors")
-        file = write(folder / "templates.json", content(), default_template="fox")
-        baking = full_environment(hosts, folder, TEMPLATES_FILE=str(file))
-        command = [sys.executable, "model_manager.py", "bake", "--template", "fox", "--merge"]
-        subprocess.run(command, cwd=PROJECT, env=baking, check=True, capture_output=True)
-        more = {"TEMPLATES_FILE": str(file), "DEFAULT_TEMPLATE": ""}
-        with running_worker(folder, plane, **environ(hosts, **more)) as worker:
-            hosts.forget_requests()
-            yield SimpleNamespace(worker=worker, hosts=hosts, file=file)
+    bake = ("--template", "fox", "--merge")
+    with worker_with_templates(tmp_path_factory.mktemp("image"), bake=bake) as image:
+        yield image
 
 
 def test_a_prompt_alone_uses_the_default_template_merged_and_without_a_network(image):
-    result = completed(image.worker.run({"prompt": "a fox"}))
+    result = completed(image.run({"prompt": "a fox"}))
 
     sent = image.worker.requests()[-1]["body"]
     assert sent["prompt"] == "a fox, fluffy"
@@ -64,9 +91,9 @@ def test_a_prompt_alone_uses_the_default_template_merged_and_without_a_network(i
     assert image.hosts.requests == []
 
 
-def test_another_scale_gets_the_checkpoint_and_a_tag(image):
+def test_another_scale_uses_the_unmerged_checkpoint_and_a_tag(image):
     job = {"prompt": "a fox", "template": "fox", "loras": [{"name": "Detail", "scale": 0.8}]}
-    result = completed(image.worker.run(job))
+    result = completed(image.run(job))
 
     sent = image.worker.requests()[-1]["body"]
     assert sent["prompt"] == "a fox, fluffy <lora:fur:0.8>"
@@ -76,7 +103,7 @@ def test_another_scale_gets_the_checkpoint_and_a_tag(image):
 
 
 def test_a_job_with_a_checkpoint_of_its_own_has_no_template(image):
-    result = completed(image.worker.run(SMALL | {"prompt": "x", "checkpoint": "first"}))
+    result = completed(image.run(SMALL | {"prompt": "x", "checkpoint": "first"}))
 
     assert "template" not in result
     assert image.worker.requests()[-1]["body"].get("negative_prompt") is None
@@ -84,73 +111,70 @@ def test_a_job_with_a_checkpoint_of_its_own_has_no_template(image):
 
 def test_the_templates_are_listed_without_the_engine(image):
     before = len(image.worker.requests())
-    result = completed(image.worker.run({"task": "templates"}))
+    result = completed(image.run({"task": "templates"}))
 
-    listed = {one["template"]: one for one in result["templates"]}
-    assert list(listed) == ["fox", "owl"]
-    assert (listed["fox"]["baked"], listed["fox"]["merged"]) == (True, True)
-    assert (listed["owl"]["baked"], listed["owl"]["merged"]) == (False, False)
-    assert listed["fox"]["description"] == "Red ones"
+    listed = [(one["template"], one["baked"], one["merged"]) for one in result["templates"]]
+    assert listed == [("fox", True, True), ("owl", False, False)]
+    assert result["templates"][0]["description"] == "Red ones"
     assert result["default_template"] == "fox"
     assert len(image.worker.requests()) == before
 
 
-def test_an_unknown_template_or_task_costs_nothing_and_is_told_with_near_ones(image):
+@pytest.mark.parametrize(
+    ("job_input", "code", "words"),
+    [
+        (
+            {"prompt": "x", "template": "fux"},
+            "TEMPLATE_NOT_FOUND",
+            ["Did you mean 'fox'?", "'owl'"],
+        ),
+        ({"task": "template"}, "INVALID_INPUT", ["Did you mean 'templates'?"]),
+        ({"task": "templates", "prompt": "x"}, "INVALID_INPUT", ["'prompt'"]),
+    ],
+)
+def test_an_unknown_template_or_task_costs_nothing_and_the_error_has_near_names(
+    image, job_input, code, words
+):
     before = len(image.worker.requests())
+    message = failed(image.run(job_input), code)
 
-    text = failed(image.worker.run({"prompt": "x", "template": "fux"}), "TEMPLATE_NOT_FOUND")
-    assert "Did you mean 'fox'?" in text
-    assert "'owl'" in text
-    text = failed(image.worker.run({"task": "template"}), "INVALID_INPUT")
-    assert "Did you mean 'templates'?" in text
-    text = failed(image.worker.run({"task": "templates", "prompt": "x"}), "INVALID_INPUT")
-    assert "'prompt'" in text
-
+    assert all(word in message for word in words)
     assert len(image.worker.requests()) == before
-
-
-def test_a_template_that_is_added_while_the_worker_runs_can_be_named(image):
-    templates = content() | {"crow": content()["fox"] | {"loras": []}}
-    write(image.file, templates, default_template="fox")
-
-    result = completed(image.worker.run({"prompt": "x", "template": "crow"}))
-
-    assert [one["name"] for one in result["models"]] == ["base"]
-    assert json.loads(result["info"])["all_negative_prompts"] == ["dark"]
 
 
 def test_a_template_that_is_not_baked_is_fetched_like_any_model(image):
     image.hosts.forget_requests()
-    result = completed(image.worker.run(SMALL | {"prompt": "x", "template": "owl"}))
+    result = completed(image.run(SMALL | {"prompt": "x", "template": "owl"}))
 
     assert result["models"][0]["name"] == "night"
     assert image.hosts.requests != []
 
 
-def test_the_default_templates_models_come_during_the_start(tmp_path):
-    with ModelHosts() as hosts, RunPodPlane() as plane:
-        hosts.add_model(version_id=1, data=checkpoint(1), name="base.safetensors")
-        hosts.add_model(version_id=2, data=lora(2), name="fur.safetensors", kind="LORA")
-        file = write(tmp_path / "templates.json", content(), default_template="fox")
-        more = {"TEMPLATES_FILE": str(file), "DEFAULT_TEMPLATE": ""}
-        with running_worker(tmp_path, plane, **environ(hosts, **more)) as worker:
-            assert hosts.requests
-            hosts.forget_requests()
-            first = completed(worker.run({"prompt": "a fox"}))
-            second = completed(worker.run({"prompt": "a fox"}))
+def test_a_template_that_is_added_while_the_worker_runs_can_be_named(image):
+    write(image.file, TEMPLATES | {"crow": FOX | {"loras": []}})
 
-            assert not hosts.requests
-            assert set(first["startup"]) == {"engine", "sdk", "models", "total"}
-            assert first["startup"]["models"] > 0
-            assert "startup" not in second
-            assert worker.log().count("ready for jobs {") == 1
+    result = completed(image.run({"prompt": "x", "template": "crow"}))
+
+    assert [one["name"] for one in result["models"]] == ["base"]
+    assert json.loads(result["info"])["all_negative_prompts"] == ["dark"]
 
 
-def test_a_default_template_that_cannot_be_had_is_a_warning(tmp_path):
-    with ModelHosts() as hosts, RunPodPlane() as plane:
-        file = write(tmp_path / "templates.json", content(), default_template="fox")
-        more = {"TEMPLATES_FILE": str(file), "DEFAULT_TEMPLATE": ""}
-        with running_worker(tmp_path, plane, **environ(hosts, **more)) as worker:
-            assert "the default template's models are not there: MODEL_NOT_FOUND" in worker.log()
-            completed(worker.run(SMALL | {"prompt": "a fox", "checkpoint": "first"}))
-            failed(worker.run({"prompt": "a fox"}), "MODEL_NOT_FOUND")
+def test_the_default_templates_models_are_fetched_during_the_start(tmp_path):
+    with worker_with_templates(tmp_path) as started:
+        assert started.hosts.requests
+        started.hosts.forget_requests()
+        first = completed(started.run({"prompt": "a fox"}))
+        second = completed(started.run({"prompt": "a fox"}))
+
+        assert not started.hosts.requests
+        assert set(first["startup"]) == {"engine", "sdk", "models", "total"}
+        assert first["startup"]["models"] > 0
+        assert "startup" not in second
+        assert started.worker.log().count("ready for jobs {") == 1
+
+
+def test_a_default_template_whose_models_cannot_be_fetched_is_a_warning(tmp_path):
+    with worker_with_templates(tmp_path, models=[]) as started:
+        assert "MODEL_NOT_FOUND" in started.worker.log()
+        completed(started.run(SMALL | {"prompt": "a fox", "checkpoint": "first"}))
+        failed(started.run({"prompt": "a fox"}), "MODEL_NOT_FOUND")
