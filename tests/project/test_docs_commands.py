@@ -1,26 +1,27 @@
-"""The commands in the documents that can run anywhere (```sh) are run, as they are printed.
+"""The commands in the documents that can run anywhere (```sh) do what the documents promise.
 
-Only the ports are others: tests run side by side.
+Only the ports differ: tests run side by side. `make run` and `make serve` each start a worker with
+the embedded engine, so each runs once: of the other `make run` lines, the job is sent to the API.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import time
-from contextlib import contextmanager
 
 import pytest
 import requests
-from fakes.a1111.process import free_port
+from fakes.a1111.process import free_port, wait_until
 
-from tests.project.test_docs import PAGES, TURKISH, answer_keys
+from tests.project.test_docs import answer_keys
 from worker.config.settings import PROJECT
 
 SERVE = "make serve"
-BOOT = 90.0  # seconds
+DRAWN = 'make run PROMPT="a green star on a yellow background"'
+TIMEOUT = 180.0
 
 if not (PROJECT / ".venv" / ".ready").exists() or not shutil.which("curl"):
     pytest.skip("needs the environment that `make` sets up, and curl", allow_module_level=True)
@@ -33,77 +34,130 @@ def commands(page):
 
 
 # The Turkish README has the same ones (test_docs.py).
-PAGES_WITH_COMMANDS = [page for page in PAGES if page != TURKISH and commands(page)]
+README = commands(PROJECT / "README.md")
+PAGES = sorted((PROJECT / "docs").rglob("*.md"))
+COMMANDS = list(dict.fromkeys([*README, *(line for page in PAGES for line in commands(page))]))
+RUNS = [line for line in COMMANDS if line.startswith("make run")]
+CALLS = [line for line in COMMANDS if line.startswith("curl")]
+OTHERS = [line for line in COMMANDS if line not in {*RUNS, *CALLS, SERVE}]
 
 
-@contextmanager
-def served(environ, port):
-    """RunPod's local API, as long as the block lasts."""
+def environment(folder):
+    return {
+        "HOME": str(folder),
+        "MODELS_DIR": str(folder / "models"),
+        "OMP_NUM_THREADS": "1",
+        "PATH": os.environ["PATH"],
+        "RUN_DIR": str(folder / "run"),
+        "WEBUI_DIR": str(folder / "webui"),
+        "WEBUI_URL": f"http://127.0.0.1:{free_port()}",
+    }
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """`make serve`: its environment, with the port of RunPod's local API as PORT."""
+    environ = environment(tmp_path_factory.mktemp("served")) | {"PORT": str(free_port())}
     with subprocess.Popen(
         SERVE.split(), cwd=PROJECT, env=environ, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        deadline = time.monotonic() + BOOT
-        while not answers(f"http://localhost:{port}"):
+
+        def answers():
             assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+            with contextlib.suppress(requests.ConnectionError):
+                return requests.get(f"http://localhost:{environ['PORT']}", timeout=5).ok
+
         try:
-            yield
+            wait_until(answers, "the local API", TIMEOUT)
+            yield environ
         finally:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def answers(url):
-    try:
-        return requests.get(url, timeout=5).ok
-    except requests.ConnectionError:
-        return False
-
-
-def run(line, environ):
+def run(line, environ, **more):
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", line],
         cwd=PROJECT,
         env=environ,
         capture_output=True,
         text=True,
-        timeout=BOOT * 2,
+        timeout=TIMEOUT,
         check=False,
+        **more,
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return done
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
-def test_commands_run_as_printed(page, tmp_path):
-    api, engine = free_port(), free_port()
-    environ = {
-        "HOME": str(tmp_path),
-        "MODELS_DIR": str(tmp_path / "models"),
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.environ["PATH"],
-        "PORT": str(api),
-        "RUN_DIR": str(tmp_path / "run"),
-        "WEBUI_DIR": str(tmp_path / "webui"),
-        "WEBUI_URL": f"http://127.0.0.1:{engine}",
-    }
-    lines = commands(page)
-    before = lines[: lines.index(SERVE)] if SERVE in lines else lines
-    after = lines[len(before) + 1 :]
+def runsync(served, body):
+    url = f"http://localhost:{served['PORT']}/runsync"
+    return requests.post(url, json=body, timeout=TIMEOUT).json()
 
-    for line in before:
-        run(line, environ)
-    if after:
-        with served(environ, api):
-            for line in after:
-                said = run(line.replace(":8000", f":{api}").replace(":3000", f":{engine}"), environ)
-                said = json.loads(said)
-                if "@test_input.json" in line:
-                    assert set(said["output"]) == answer_keys()
-                assert "error" not in said
+
+def job_of(line, environ):
+    """The job of a `make run` line: the recipe's own script without start.sh behind it."""
+    makefile = 'include Makefile\nrun: .venv/.ready\n\t@.venv/bin/python -c "$$JOB"\n'
+    line = line.replace("make", "make -s -f -", 1)
+    return json.loads(run(line, environ, input=f"{makefile}.venv/.ready: ;\n").stdout)
+
+
+def test_make_run_draws_what_the_prompt_says(tmp_path):
+    from PIL import Image
+
+    from training.adherence import Seen, look
+
+    done = run(DRAWN, environment(tmp_path))
+
+    output = done.stdout + done.stderr
+    picture = re.search(r"^file +(\S+\.png)$", output, re.MULTILINE)[1]
+    assert look(Image.open(PROJECT / picture)) == Seen("yellow", "green", "star")
+    assert "prompt   a green star on a yellow background" in output
+    assert "256x256, 20 steps of Euler a, seed 42" in output
+    assert max(map(len, output.splitlines())) < 300, "the terminal is full of base64"
+    assert not list((tmp_path / "models").rglob("*.safetensors")), "a model was copied"
+
+
+def test_make_run_passes_its_variables_on_unchanged(tmp_path):
+    given = {"prompt": 'a "green" star\'s', "checkpoint": "mine"}
+    variables = {name.upper(): value for name, value in given.items()}
+    example = json.loads((PROJECT / "test_input.json").read_text())["input"]
+
+    job = job_of("make run", environment(tmp_path) | variables)
+
+    assert job == {"input": example | given}
+
+
+@pytest.mark.parametrize("line", CALLS)
+def test_calls_of_the_local_api_are_answered_as_documented(served, line):
+    engine = served["WEBUI_URL"].rpartition(":")[2]
+    line = line.replace(":8000", f":{served['PORT']}").replace(":3000", f":{engine}")
+    answer = json.loads(run(line, served).stdout)
+
+    assert "error" not in answer
+    if "@test_input.json" in line:  # the first picture: only its answer has `startup`
+        assert set(answer["output"]) == answer_keys()
+
+
+@pytest.mark.parametrize("line", [line for line in RUNS if line != DRAWN])
+def test_other_make_run_lines_are_jobs_that_complete(served, line):
+    answer = runsync(served, job_of(line, served))
+
+    assert answer["status"] == "COMPLETED", answer
+
+
+def test_the_local_api_reports_a_wrong_job_as_failed(served):
+    answer = runsync(served, {"input": {"prompt": 5}})
+
+    assert answer["status"] == "FAILED"
+    assert answer["error"].startswith("INVALID_INPUT: prompt = 5")
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_other_commands_run_as_printed(line, tmp_path):
+    run(line, environment(tmp_path))
 
 
 def test_the_readme_has_the_commands_that_people_need():
-    lines = "\n".join(commands(PROJECT / "README.md"))
-
-    assert all(word in lines for word in ("make run", SERVE, "runsync", "sdapi/v1"))
+    assert DRAWN in README
+    assert SERVE in README
+    assert all(any(word in line for line in CALLS) for word in ("runsync", "sdapi/v1"))
