@@ -9,20 +9,20 @@ import hypothesis
 import pytest
 from fakes.a1111.process import free_port
 from fakes.recorded import recorded
-from fakes.supervised import LASTING_ENGINE, LASTING_HANDLER, REAL, Worker
+from fakes.supervised import LASTING_ENGINE, LASTING_HANDLER, Worker
 
 from worker.config.credentials import SECRET_NAME
 from worker.config.settings import Settings
 from worker.webui.catalog import Catalog
 
-# On a loaded machine an example may take long; that is no fault of what is tested.
+# On a busy machine an example may take long, which is not a fault of the tested code.
 hypothesis.settings.register_profile(
     "loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("loaded")
 
-# A shell starts what runs behind it with Ctrl-C ignored, and nohup ignores SIGHUP: every process
-# started here would inherit that, and some are to be stopped by them.
+# A shell starts background programs with SIGINT ignored, and nohup ignores SIGHUP. The processes
+# that tests start would inherit this, and some tests stop them by these signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
@@ -32,7 +32,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
-    """No test depends on what the developer's shell or CI happens to export."""
+    """Remove our settings and all secrets that the developer's shell or CI exports."""
     for name in list(os.environ):
         is_setting = name.lower() in Settings.model_fields
         if is_setting or name.startswith("RUNPOD_") or SECRET_NAME.search(name):
@@ -41,7 +41,7 @@ def _clean_environment(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was():
-    """What runs a front door in this process configures the log for good, into its own stderr."""
+    """Restore the log, which a front door that runs in this process configures for good."""
     logger = logging.getLogger("worker")
     before = (logger.level, logger.propagate, logger.handlers[:])
     yield
@@ -64,15 +64,13 @@ def catalog() -> Catalog:
 
 @pytest.fixture
 def new_worker(tmp_path):
-    """Make workers; nothing of them outlives the test."""
+    """Make workers; all of their processes are killed after the test."""
     workers = []
 
     def make(engine=LASTING_ENGINE, handler=LASTING_HANDLER, **environ):
         folder = tmp_path / str(len(workers))
         folder.mkdir()
         workers.append(Worker(folder, free_port(), engine, handler, **environ))
-        if handler != REAL:
-            workers[-1].replace_model_manager("")  # the real one takes its time
         return workers[-1]
 
     yield make

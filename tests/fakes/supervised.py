@@ -20,7 +20,7 @@ from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
 START_SH = PROJECT / "start.sh"
-DEADLINE = 30.0
+DEADLINE = 60.0  # ends only a test that would never end
 TICK = 0.02
 
 LASTING_ENGINE = "me.ready(); me.serve()"
@@ -28,7 +28,6 @@ LASTING_HANDLER = "me.serve()"
 DEAF_ENGINE = "me.ready(); me.serve(deaf=True)"
 DEAF_HANDLER = "me.serve(deaf=True)"
 PARENT_ENGINE = "me.have_child(); me.ready(); me.serve()"
-REAL = "real"  # instead of a program: the project's own handler.py
 
 PROGRAM = """\
 import sys
@@ -46,25 +45,31 @@ class Program:
         self._name = name
 
     def note(self, event: str, **facts: Any) -> None:
-        """Tell the test."""
+        """Write an event down for the test."""
         line = json.dumps({"event": f"{self._name} {event}", "pid": os.getpid(), **facts})
         with Path(os.environ["STUB_LOG"]).open("a") as log:
             log.write(f"{line}\n")
 
     def ready(self) -> None:
-        """Say of this engine what otherwise the handler says: it has made its first picture."""
+        """Report, in place of the handler, that this engine has made its first picture."""
         mark = Path(os.environ["RUN_DIR"], "engine.ready")
         new = mark.with_suffix(".new")
         new.write_text(f"{os.getpid()}\n")
         new.replace(mark)
 
-    def serve(self, *, stop_after: float = 0.0, status: int = 0, deaf: bool = False) -> NoReturn:
-        """Live until TERM and for `stop_after` seconds more; if deaf, until KILL."""
+    def wait(self) -> None:
+        """Wait until the test lets the programs go on."""
+        while not Path(f"{os.environ['STUB_LOG']}.go").exists():
+            time.sleep(TICK)
+
+    def serve(self, *, waits: bool = False, status: int = 0, deaf: bool = False) -> NoReturn:
+        """Live until TERM, and with `waits` until the test lets it go on; if deaf, until KILL."""
 
         def stop(_number: int, _frame: Any) -> None:
             self.note("TERM")
+            if waits:
+                self.wait()
             if not deaf:
-                time.sleep(stop_after)
                 self.note("stopped", has_cache=Path("cache").exists())
                 os._exit(status)
 
@@ -74,13 +79,13 @@ class Program:
             signal.pause()
 
     def serve_while_there_is_an_engine(self, *, status: int) -> NoReturn:
-        """End as the real handler does when the supervisor writes that the engine is gone."""
+        """End as the real handler does when start.sh writes that the engine is gone."""
         signal.signal(signal.SIGALRM, lambda *_: self._check_engine(status))
         signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         self.serve(status=status)
 
     def is_second(self) -> bool:
-        """Whether this program was started before; to be asked once."""
+        """Whether this program was started before; call it once."""
         mark = Path(f"{os.environ['STUB_LOG']}.{self._name}")
         was_there = mark.exists()
         mark.touch()
@@ -157,18 +162,13 @@ class Worker:
             "RUN_DIR": str(self.run_dir),
             "STUB_LOG": str(self._events),
         } | environ
-        self._fill(engine, handler)
+        link_project(folder)
+        self._write_program(folder / "handler.py", "handler", handler)
+        self._write_program(self.webui / "webui.py", "engine", engine)
+        self._write_program(folder / "engine" / "__main__.py", "engine", engine)
+        self.replace_model_manager("")  # the real one takes its time
         self.has_tcmalloc()
         write_nvidia_smi(folder / "bin", RTX_4090)
-
-    def _fill(self, engine: str, handler: str) -> None:
-        link_project(self.folder, "model_manager.py")
-        if handler == REAL:
-            (self.folder / "handler.py").symlink_to(PROJECT / "handler.py")
-        else:
-            self._write_program(self.folder / "handler.py", "handler", handler)
-        self._write_program(self.webui / "webui.py", "engine", engine)
-        self._write_program(self.folder / "engine" / "__main__.py", "engine", engine)
 
     def _write_program(self, path: Path, name: str, body: str) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -176,8 +176,19 @@ class Worker:
 
     def replace_model_manager(self, body: str) -> None:
         """Put a program in the place of model_manager.py."""
-        (self.folder / "model_manager.py").unlink()
         self._write_program(self.folder / "model_manager.py", "model_manager", body)
+
+    def shorten_waits(self) -> None:
+        """Let start.sh wait 0.5 s instead of 5 s, for programs that do not end by themselves."""
+        script = START_SH.read_text()
+        assert "=5000" in script
+        (self.folder / "start.sh").unlink()
+        (self.folder / "start.sh").write_text(script.replace("=5000", "=500"))
+        (self.folder / "start.sh").chmod(0o755)
+
+    def let_go_on(self) -> None:
+        """End the waiting of programs."""
+        Path(f"{self._events}.go").touch()
 
     def has_tcmalloc(self, *libraries: str) -> None:
         """Let `ldconfig -p` list these libraries and no others."""
@@ -258,11 +269,11 @@ class Worker:
         return [it for it, its, parent in _all_processes() if parent == pid and its in state]
 
     def members(self, group: int) -> list[int]:
-        """What lives of a process group."""
+        """The living processes of a group."""
         return [pid for pid in self.processes() if _group(pid) == group]
 
     def close(self) -> None:
-        """Leave nothing behind, whatever the test did."""
+        """Kill all that the test has left."""
         while left := self.processes():
             for pid in left:
                 _kill(pid)
@@ -271,7 +282,7 @@ class Worker:
             self.process.wait()
 
     def _others(self) -> list[int]:
-        """Without start.sh's own group, in which there is nothing but its clock."""
+        """All but start.sh's own group, which contains nothing but its ticker."""
         return [pid for pid in self.processes() if _group(pid) not in {self.process.pid, None}]
 
     def _lines(self) -> list[dict[str, Any]]:
@@ -282,7 +293,7 @@ class Worker:
 
 
 def as_handler(worker: Worker) -> Any:
-    """What the handler knows and can do: its `Supervisor`."""
+    """The handler's view of start.sh: its `Supervisor`."""
     # Not at the top: the small programs import this module too, without the project's folder.
     from worker.webui.supervisor import Supervisor
 
@@ -290,7 +301,7 @@ def as_handler(worker: Worker) -> Any:
 
 
 def kill_engine(worker: Worker) -> int:
-    """Kill the engine that runs now; its number."""
+    """Kill the engine that runs now; returns its process number."""
     pid: int | None = as_handler(worker).engine().pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)

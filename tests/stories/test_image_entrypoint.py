@@ -22,13 +22,13 @@ FIND = shutil.which("find")
 
 @pytest.fixture
 def start(tmp_path):
-    """Run it; what it says, and the programs that were run."""
+    """Run it; returns its messages, and the programs that it ran."""
 
     def start(setpriv=MAY_CHANGE, closed=(), **environ):
         programs = tmp_path / "bin"
         write_program(programs / "setpriv", setpriv)
-        told = "\n".join(f"echo {folder}" for folder in closed)
-        write_program(programs / "find", f'case "$*" in *-user*) exec {FIND} "$@" ;; esac\n{told}')
+        found = "\n".join(f"echo {folder}" for folder in closed)
+        write_program(programs / "find", f'case "$*" in *-user*) exec {FIND} "$@" ;; esac\n{found}')
         write_program(programs / "chown", '[ "$1" != -h ] || echo "chown $*" >>"$SEEN"')
         write_program(programs / "tini", 'echo "tini $*" >>"$SEEN"')
         seen = tmp_path / "seen"
@@ -52,19 +52,19 @@ def start(tmp_path):
     return start
 
 
-def test_root_is_given_up_before_tini_and_arguments_are_kept(start, tmp_path):
-    said, seen = start()
+def test_the_user_changes_before_tini_and_arguments_are_kept(start, tmp_path):
+    messages, seen = start()
 
-    assert said == ""
+    assert messages == ""
     assert seen[-2:] == ["setpriv tini", "tini -s -- ./start.sh --test_input {}"]
     assert (tmp_path / "models").is_dir()
     assert (tmp_path / "outputs").is_dir()
 
 
-def test_of_folders_that_are_closed_the_first_is_named(start):
-    said, seen = start(closed=["/models/blobs", "/models/leases"])
+def test_the_first_folder_that_cannot_be_written_is_named(start):
+    messages, seen = start(closed=["/models/blobs", "/models/leases"])
 
-    assert said.startswith(
+    assert messages.startswith(
         "entrypoint.sh: stays root, because user 1000 cannot write /models/blobs"
     )
     assert seen[-1].startswith("tini -s")
@@ -72,27 +72,27 @@ def test_of_folders_that_are_closed_the_first_is_named(start):
 
 
 def test_without_the_right_to_change_users_it_stays_root(start):
-    said, seen = start(setpriv=MAY_NOT)
+    messages, seen = start(setpriv=MAY_NOT)
 
-    assert said == "entrypoint.sh: stays root, because this container may not change its user\n"
+    assert messages == "entrypoint.sh: stays root, because this container may not change its user\n"
     assert seen == ["tini -s -- ./start.sh --test_input {}"]
 
 
-def test_what_an_earlier_start_made_as_root_becomes_the_workers(start, tmp_path):
+def test_files_that_an_earlier_start_made_as_root_become_the_workers(start, tmp_path):
     """`docker restart` after the volume was opened to user 1000, as the entry point advises."""
     run, webui = tmp_path / "run", tmp_path / "webui"
     for folder in (run, webui / "cache"):
         folder.mkdir(parents=True)
     (webui / "of somebody").touch()
     os.chown(webui / "of somebody", 1000, 1000)
-    said, seen = start(RUN_DIR=str(run), WEBUI_DIR=str(webui))
+    messages, seen = start(RUN_DIR=str(run), WEBUI_DIR=str(webui))
 
-    assert said == ""
+    assert messages == ""
     assert f"chown -h worker:worker -- {run} {webui} {webui}/cache" in seen
     assert seen[-1].startswith("tini -s")
 
 
-def test_a_first_start_looks_for_nothing(start, tmp_path):
+def test_a_first_start_changes_no_owner(start, tmp_path):
     _, seen = start(RUN_DIR=str(tmp_path / "run"), WEBUI_DIR=str(tmp_path))
 
     assert not [line for line in seen if line.startswith("chown")]

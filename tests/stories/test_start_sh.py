@@ -1,4 +1,4 @@
-"""start.sh as it is, real bash and real processes: what it refuses and what it starts."""
+"""The real start.sh, with real processes: what it refuses and what it starts."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from fakes.a1111.process import free_port
 from fakes.gpu import write_nvidia_smi
 from fakes.supervised import (
     DEADLINE,
+    PROJECT,
     START_SH,
     Worker,
     as_handler,
@@ -24,7 +25,7 @@ from worker.config.preflight import EXIT_UNFIT_MACHINE
 from worker.webui.config_json import OVERRIDABLE, RELIED_ON
 from worker.webui.supervisor import EngineProcess
 
-NOT_READY, RESTARTS_USED_UP, UNFIT_MACHINE, BAD_CONFIGURATION = 69, 70, 71, 78
+UNFIT_MACHINE, BAD_CONFIGURATION = 71, 78
 
 
 def call(function, **environ):
@@ -39,55 +40,29 @@ def call(function, **environ):
     )
 
 
-# --- bad configuration: 78, one sentence, and nothing is started
+# Bad configuration: 78, one sentence, and nothing is started -------------------------------------
+
+SPOILED = {
+    r"WEBUI_DIR=\S+ has no webui\.py: set it to": lambda w: (w.webui / "webui.py").unlink(),
+    r"RUN_DIR=\S+ must be a folder": lambda w: w.run_dir.touch(),
+    r"WEBUI_DIR=\S+ ": lambda w: w.replace_model_manager("sys.exit(1)"),
+}
+WRONG = {
+    r"WEBUI_PYTHON=\S+/venv/bin/python cannot be executed": {"WEBUI_PYTHON": "venv/bin/python"},
+    r"ENGINE='comfy': must be 'a1111'": {"ENGINE": "comfy"},
+    r"WEBUI_ARGS=.*No closing quotation": {"WEBUI_ARGS": "--ckpt-dir '/a b"},
+    r"SHUTDOWN_GRACE='inf': must be": {"SHUTDOWN_GRACE": "inf"},
+}
 
 
-def without_webui(worker):
-    (worker.webui / "webui.py").unlink()
-
-
-def without_webui_python(worker):
-    worker.environ["WEBUI_PYTHON"] = "venv/bin/python"
-
-
-def with_a_file_as_run_dir(worker):
-    worker.run_dir.write_text("")
-
-
-def with_a_folder_that_cannot_be_prepared(worker):
-    worker.replace_model_manager("sys.exit(1)")
-
-
-def with_an_unknown_engine(worker):
-    worker.environ["ENGINE"] = "comfy"
-
-
-def with_an_open_quote(worker):
-    worker.environ["WEBUI_ARGS"] = "--ckpt-dir '/a b"
-
-
-def with_endless_grace(worker):
-    worker.environ["SHUTDOWN_GRACE"] = "inf"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (without_webui, r"WEBUI_DIR=\S+ has no webui\.py: set it to"),
-        (without_webui_python, r"WEBUI_PYTHON=\S+/venv/bin/python cannot be executed: set it to"),
-        (with_a_file_as_run_dir, r"RUN_DIR=\S+ must be a folder"),
-        (with_a_folder_that_cannot_be_prepared, r"WEBUI_DIR=\S+ "),
-        (with_an_unknown_engine, r"ENGINE='comfy': must be 'a1111'"),
-        (with_an_open_quote, r"WEBUI_ARGS=.*No closing quotation"),
-        (with_endless_grace, r"SHUTDOWN_GRACE='inf': must be"),
-    ],
-)
-def test_bad_configuration_starts_nothing(new_worker, spoil, sentence):
-    worker = new_worker()
-    spoil(worker)
+@pytest.mark.parametrize("message", [*SPOILED, *WRONG])
+def test_bad_configuration_starts_nothing(new_worker, message):
+    worker = new_worker(**WRONG.get(message, {}))
+    if message in SPOILED:
+        SPOILED[message](worker)
     worker.start()
     assert (worker.end(), worker.story()) == (BAD_CONFIGURATION, [])
-    assert re.search(sentence, worker.log())
+    assert re.search(message, worker.log())
 
 
 @pytest.mark.parametrize("engine", ["a1111", "embedded"])
@@ -99,7 +74,7 @@ def test_a_port_that_is_in_use_starts_nothing(new_worker, engine):
     assert f"cannot listen on port {worker.port} of 127.0.0.1 (Address already" in worker.log()
 
 
-def test_a1111_without_a_gpu_starts_nothing_and_says_so_in_one_line(new_worker):
+def test_a1111_without_a_gpu_starts_nothing_and_logs_one_line(new_worker):
     worker = new_worker()
     write_nvidia_smi(worker.folder / "bin", "No devices were found", status=6)
     worker.start()
@@ -127,12 +102,12 @@ def test_a1111_on_the_cpu_needs_no_gpu_and_gets_no_xformers(new_worker):
         ("--opt-split-attention-v1 --medvram", ""),
     ],
 )
-def test_there_is_one_way_to_compute_attention(words, chosen):
+def test_xformers_is_used_unless_the_flags_exclude_it(words, chosen):
     done = call(f'WEBUI_ARGS=({words}); choose_attention; echo "${{attention[*]}}"')
     assert done.stdout == f"{chosen}\n"
 
 
-# --- what the programs are given
+# What the programs are given --------------------------------------------------------------------
 
 FULL, MINIMAL = "libtcmalloc.so.4", "libtcmalloc_minimal.so.4"
 SECRETS = {
@@ -155,6 +130,8 @@ def given(tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
     worker = Worker(folder, free_port(), WEBUI_ARGS="--ckpt-dir '/a b' --medvram", **SECRETS)
     worker.has_tcmalloc(shutil.copy(a_library(), folder / MINIMAL))
+    (folder / "model_manager.py").unlink()
+    (folder / "model_manager.py").symlink_to(PROJECT / "model_manager.py")  # the real one
     worker.start("--test_input", '{"input": {"prompt": "a  fox"}}')
     engine, handler = (worker.await_event(f"{it} started") for it in ("engine", "handler"))
     yield worker, engine, handler
@@ -197,7 +174,7 @@ def test_the_config_json_is_complete_before_a1111_starts(given):
     assert json.loads(engine["options"]).keys() >= OVERRIDABLE.keys() | RELIED_ON.keys()
 
 
-def test_the_handler_learns_who_supervises_which_engine(given):
+def test_the_handler_knows_its_supervisor_and_the_engine(given):
     worker, engine, handler = given
     assert handler["environ"]["SUPERVISOR_PID"] == str(worker.process.pid)
     assert as_handler(worker).engine() == EngineProcess("running", pid=engine["pid"])
@@ -230,7 +207,7 @@ def test_an_external_engine_is_not_started(new_worker):
     assert worker.story() == ["handler started", "handler TERM", "handler stopped"]
 
 
-# --- tcmalloc
+# tcmalloc ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,7 +228,7 @@ def test_the_full_tcmalloc_is_preferred_to_the_minimal_one(new_worker, libraries
 
 
 @pytest.mark.parametrize("ldconfig", ["#!/bin/sh\n", "#!/bin/sh\nexit 127\n"])
-def test_without_tcmalloc_a1111_starts_and_the_log_says_so(new_worker, ldconfig):
+def test_without_tcmalloc_a1111_starts_with_a_warning(new_worker, ldconfig):
     worker = new_worker()
     worker.write_ldconfig(ldconfig)
     worker.start()
@@ -259,7 +236,7 @@ def test_without_tcmalloc_a1111_starts_and_the_log_says_so(new_worker, ldconfig)
     assert "no libtcmalloc or libtcmalloc_minimal found" in worker.log()
 
 
-# --- the script itself
+# The script itself ------------------------------------------------------------------------------
 
 
 def test_the_header_lists_every_exit_status():
@@ -274,7 +251,7 @@ def test_sourcing_it_runs_nothing():
     assert (sourced.returncode, sourced.stdout, sourced.stderr) == (0, "main\n", "")
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_finds_nothing():
     shellcheck = Path(sys.executable).with_name("shellcheck")
     checked = subprocess.run([shellcheck, START_SH], capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stdout) == (0, "")
