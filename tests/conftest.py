@@ -30,6 +30,25 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+# Whole workers, and the tests that compute: their files take long, so they start first.
+LONGEST = ("test_job.py", "test_docs_commands.py", "test_entry_points.py", "test_contract.py")
+
+
+def pytest_configure(config):
+    """Let xdist keep our order; it would start the files with the most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first, so that no core waits for one of them at the end."""
+
+    def rank(item):
+        first = item.path.name in LONGEST
+        return 0 if first else 1 if item.path.parent.name == "stories" else 2
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
     """Remove our settings and all secrets that the developer's shell or CI exports."""

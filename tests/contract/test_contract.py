@@ -11,9 +11,8 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,18 +22,18 @@ from fakes.a1111.picture import png_text
 from fakes.a1111.process import free_port, running_a1111, wait_until, write_safetensors
 from fakes.recorded import recorded
 
+from worker.errors import WorkerError
 from worker.webui.client import WebUI
 
 ROOT = Path(__file__).parents[2]
 LIVE_URL = os.environ.get("WEBUI_URL")
-BOOT = 60.0
 SMALL = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 7}
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine under test: two checkpoints by stem, one LoRA, and its folder if it is ours."""
+    """An engine under test: two checkpoints and a LoRA by stem; `models` if tests may change it."""
 
     url: str
     checkpoints: list[str]
@@ -77,27 +76,20 @@ def embedded(folder):
         tiny_models.write(tiny_models.make_checkpoint(seed), path)
     tiny_models.write(tiny_models.make_lora(), folder / "models/Lora/detail.safetensors")
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     where = ["--port", str(port), "--data-dir", str(folder), "--threads", "1"]
     with subprocess.Popen([sys.executable, "-m", "engine", *where], cwd=ROOT) as process:
+
+        def answers():
+            assert process.poll() is None
+            with suppress(WorkerError):
+                return WebUI(url).loras() is not None
+
         try:
-            webui = WebUI(f"http://127.0.0.1:{port}")
-            deadline = time.monotonic() + BOOT
-            while not _answers(webui):
-                assert process.poll() is None
-                assert time.monotonic() < deadline, "the embedded engine did not start"
-                time.sleep(0.1)
-            yield Engine(
-                f"http://127.0.0.1:{port}", ["first", "second"], "detail", folder / "models"
-            )
+            wait_until(answers, "the start of the embedded engine", TIMEOUT)
+            yield Engine(url, ["first", "second"], "detail", folder / "models")
         finally:
             process.kill()
-
-
-def _answers(webui):
-    try:
-        return webui.loras() is not None
-    except Exception:  # noqa: BLE001 - not up yet
-        return False
 
 
 @contextmanager
@@ -147,7 +139,7 @@ def test_listed_models_have_a1111s_fields(engine, route, example):
 
 
 @pytest.mark.parametrize("route", ["upscalers", "latent-upscale-modes", "prompt-styles", "sd-vae"])
-def test_what_an_engine_has_not_is_an_empty_list(engine, route):
+def test_lists_may_be_empty(engine, route):
     assert isinstance(engine.get(route).json(), list)
 
 
@@ -198,7 +190,7 @@ def test_one_seed_gives_one_picture(engine):
     assert pixels(first) == pixels(again) != pixels(other)
 
 
-def test_a_random_seed_is_told(engine):
+def test_a_random_seed_is_in_info(engine):
     answer = engine.txt2img(seed=-1)
 
     assert answer["parameters"]["seed"] == -1
@@ -216,7 +208,7 @@ def test_unknown_fields_are_ignored(engine):
     assert engine.txt2img(num_inference_steps=99)["parameters"]["steps"] == 2
 
 
-def test_sizes_are_floored(engine):
+def test_sizes_are_rounded_down_to_multiples_of_8(engine):
     png = base64.b64decode(engine.txt2img(width=71)["images"][0])
 
     assert struct.unpack(">II", png[16:24]) == (64, 64)
@@ -237,7 +229,7 @@ def test_a_checkpoint_is_switched_by_its_stem_for_one_request(engine):
     assert hashes[other].startswith(switched["sd_model_hash"])
 
 
-def test_an_unknown_checkpoint_is_ignored_in_silence_and_told_in_info(engine):
+def test_an_unknown_checkpoint_is_ignored_and_info_names_the_one_used(engine):
     info = engine.info(override_settings={"sd_model_checkpoint": "nope"})
 
     assert info["sd_model_name"] in engine.checkpoints
@@ -253,13 +245,13 @@ def test_a_lora_is_applied_and_listed_by_its_hash(engine):
     assert pixels(applied["images"][0]) != pixels(plain["images"][0])
 
 
-def test_a_missing_lora_is_ignored_in_silence_and_not_listed(engine):
+def test_a_missing_lora_is_ignored_and_not_listed(engine):
     info = engine.info(prompt="a cat <lora:nope:1>")
 
     assert "Lora hashes" not in info["extra_generation_params"]
 
 
-def test_clip_skip_holds_for_one_request(engine):
+def test_clip_skip_is_for_one_request(engine):
     WebUI(engine.url).set_options({"CLIP_stop_at_last_layers": 1})
 
     skipped = engine.info(override_settings={"CLIP_stop_at_last_layers": 2})
@@ -270,7 +262,7 @@ def test_clip_skip_holds_for_one_request(engine):
 
 def test_a_new_checkpoint_is_seen_after_a_refresh(engine):
     if engine.models is None:
-        pytest.skip("the folder of a live engine is not ours")
+        pytest.skip("needs an engine whose model folder this test may change")
     folder = engine.models / "Stable-diffusion"
     shutil.copy(folder / "second.safetensors", folder / "third.safetensors")
     wanted = {"override_settings": {"sd_model_checkpoint": "third"}}
@@ -320,10 +312,10 @@ def test_an_impossible_number_is_an_error_with_a1111s_keys(engine, body):
 
 @contextmanager
 def running_job(engine, **changes):
-    """A job of many steps; yields a list that gets its answer and when it came."""
+    """A job of many steps; yields a list that gets its answer."""
     answers = []
     body = SMALL | {"steps": 150, "width": 256, "height": 256} | changes
-    job = threading.Thread(target=lambda: answers.append((engine.post(body), time.monotonic())))
+    job = threading.Thread(target=lambda: answers.append(engine.post(body)))
     job.start()
     try:
         wait_until(
@@ -336,7 +328,7 @@ def running_job(engine, **changes):
         job.join(TIMEOUT)
 
 
-def test_progress_tells_the_running_job_and_its_steps(engine):
+def test_progress_has_the_running_job_and_its_steps(engine):
     with running_job(engine):
         running = engine.get("progress?skip_current_image=true").json()
 
@@ -345,27 +337,24 @@ def test_progress_tells_the_running_job_and_its_steps(engine):
     assert running["current_image"] is None
 
 
-def test_an_interrupted_job_answers_soon_with_a_picture(engine):
-    with running_job(engine) as answers:
-        asked = time.monotonic()
+def test_an_interrupted_job_answers_with_the_picture_that_it_has(engine):
+    """Of a hundred pictures it answers with one: it did not go on to its end."""
+    with running_job(engine, n_iter=100) as answers:
         assert engine.post(None, "interrupt").json() == {}
-        wait_until(lambda: bool(answers), "the interrupted job's answer")
+        wait_until(lambda: answers, "the interrupted job's answer", TIMEOUT)
 
-    answer, came = answers[0]
-    assert came - asked < 5
-    assert (answer.status_code, len(answer.json()["images"])) == (200, 1)
+    assert (answers[0].status_code, len(answers[0].json()["images"])) == (200, 1)
     assert WebUI(engine.url).is_idle()
 
 
 def test_a_second_job_waits_for_the_first(engine):
-    with running_job(engine, steps=20) as answers:
+    """When the second one is answered, the first one, which is longer, does not run any more."""
+    with running_job(engine, steps=20):
         engine.info()
-        second = time.monotonic()
-
-    assert answers[0][1] <= second
+        assert WebUI(engine.url).is_idle()
 
 
-def test_an_interrupt_while_idle_does_not_reach_the_next_job(engine):
+def test_an_interrupt_while_idle_does_not_affect_the_next_job(engine):
     engine.post(None, "interrupt")
 
     first, second = engine.txt2img(), engine.txt2img()
