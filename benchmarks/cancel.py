@@ -1,11 +1,11 @@
-"""How long the engine goes on after a job was cancelled, at random moments of the job.
+"""How long the engine works on after a job is cancelled, at random moments of the job.
 
     python benchmarks/cancel.py [--times 30] [--seed 1]
 
 The real SDK, start.sh and handler; RunPod, the model host and A1111 are the tests' fakes. Each job
-brings a LoRA of its own that takes 1 s to come, and would generate for 15 s. It is cancelled
-within its first 4 s, so also while it is taken, while it downloads and while it waits for a step.
-Then another job must come out right, with its own seed.
+names a LoRA of its own, whose download takes 1 s, and would generate for 15 s. It is cancelled
+within its first 4 s: some are cancelled while the worker takes them or downloads their model, some
+between two steps. The next job must then get its own picture, with its own seed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LATEST = 4.0  # seconds until a job is cancelled
 
 
 def main() -> None:
-    """Print the longest and the median time."""
+    """Cancel jobs, and print the median and the longest time until the engine is idle."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
@@ -64,7 +64,7 @@ def main() -> None:
         late = [event for event in plane.events("progress") if event["late"]]
     print(f"{options.times} jobs cancelled, {generating} of them while the engine was busy")
     print(f"results that they posted: {len(posted)}")
-    print(f"reports of progress behind a job's end: {len(late)}")
+    print(f"progress reports after a job's end: {len(late)}")
     print(
         f"engine busy after it: median {statistics.median(busy):.2f} s, longest {max(busy):.2f} s"
     )
@@ -81,7 +81,7 @@ def until_idle(worker: WorkerProcess) -> float:
 
 
 def check_next(worker: WorkerProcess, seed: int) -> None:
-    """The next job gets its own picture."""
+    """Check that the next job gets its own picture."""
     done = worker.run(JOB | {"steps": 1, "seed": seed})
     if done["status"] != "COMPLETED" or done["output"]["parameters"]["seed"] != seed:
         raise SystemExit(f"the next job is wrong: {done}")

@@ -1,8 +1,8 @@
-"""The contenders that are written in Python, each in a fresh process: NAME URL TARGET SIZE SHA256.
+"""The contenders written in Python, each run in a fresh process: NAME URL TARGET SIZE SHA256.
 
 Prints one line of JSON: seconds and CPU seconds without the imports, and the SHA-256 if it was
-computed. What a long-lived process does once (a connection pool, the certificates) comes before
-the clock starts.
+computed. What a long-lived process does once (a connection pool, the certificates) is done
+before the clock starts.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 MIB = 1 << 20
-NAIVE = 8192  # bytes; the loop of countless scripts
+NAIVE = 8192  # bytes; as in many scripts
 
 Work = Callable[[], str | None]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to fetch, and where to."""
+    """What to download, and to which file."""
 
     url: str
     target: Path
@@ -35,7 +35,7 @@ class Task:
 
 
 def ours(task: Task, *, hashed: bool = True) -> Work:
-    """The worker's download: in parallel, hashed, inspected, on the disk, published."""
+    """The worker's download: in parallel, hashed, inspected, synced to disk, published."""
     from worker.errors import ModelFileInvalid
     from worker.files import discard
     from worker.formats.safetensors_header import header_length, parse_header
@@ -56,7 +56,7 @@ def ours(task: Task, *, hashed: bool = True) -> Work:
     expected = task.sha256 if hashed else None
 
     def work() -> str | None:
-        source = Source(http, task.url, lambda said: ModelFileInvalid(f"status {said.status}"))
+        source = Source(http, task.url, lambda answer: ModelFileInvalid(f"status {answer.status}"))
         fetched = download(source, part, expected, Hooks(inspect=inspect))
         part.replace(task.target)
         _sync_folder(task.target.parent)
@@ -87,7 +87,7 @@ class _NoHash:
 
 
 def ours_without_hash(task: Task) -> Work:
-    """The same with the hash switched off: what the transfer alone takes."""
+    """The same without the hash: the time of the transfer alone."""
     hashlib.sha256 = _NoHash  # type: ignore[assignment, misc]  # before the worker is imported
     return ours(task, hashed=False)
 
@@ -114,7 +114,7 @@ def with_requests(task: Task, *, block: int, hashed: bool) -> Work:
 
 
 def hash_alone(task: Task) -> Work:
-    """SHA-256 of as many bytes, which are in the core's cache already."""
+    """SHA-256 of as many bytes, which are already in the core's cache."""
     block = bytes(MIB // 4)
 
     def work() -> None:

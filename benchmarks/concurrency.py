@@ -1,11 +1,11 @@
-"""How busy the engine is when every job brings a LoRA of its own, with JOB_CONCURRENCY 1 and 2.
+"""How busy the engine is when every job names a new LoRA, with JOB_CONCURRENCY 1 and 2.
 
     python benchmarks/concurrency.py [--jobs 15] [--seconds 2]
 
-The real SDK, start.sh, handler and downloads; RunPod, CivitAI and A1111 are the tests' fakes. A
-LoRA takes about as long to come as a picture takes to be made. All jobs wait in the queue from the
-beginning. Busy is what the pictures take in an engine that has nothing else to do, divided by the
-time from the first job's start in the engine to the last one's end.
+The real SDK, start.sh, handler and downloads; RunPod, CivitAI and A1111 are the tests' fakes. The
+download of a LoRA takes about as long as a picture. All jobs are queued at the beginning. The
+busy share is the time that the pictures take in an otherwise idle engine, divided by the time from
+the first job's start in the engine to the last job's end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ JOB = {"prompt": "a fox", "steps": STEPS, "width": 64, "height": 64, "seed": 1}
 
 
 def main() -> None:
-    """Print both."""
+    """Print the busy share with each, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=2.0, help="for a picture and a LoRA")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def busy(folder: Path, concurrency: int, jobs: int, seconds: float) -> tuple[float, float, float]:
-    """Share of the time in which the engine makes a picture; seconds for a LoRA and a picture."""
+    """The busy share of the engine; the seconds of a LoRA and of a picture."""
     more = {"JOB_CONCURRENCY": str(concurrency)}
     with (
         ModelHosts() as hosts,
@@ -81,7 +81,7 @@ def busy(folder: Path, concurrency: int, jobs: int, seconds: float) -> tuple[flo
 
 
 def one_picture(worker: WorkerProcess) -> float:
-    """Seconds that the engine needs for one, asked directly."""
+    """Seconds that the engine needs for a picture, without the worker."""
     began = time.perf_counter()
     requests.post(f"{worker.engine_url}/sdapi/v1/txt2img", json=JOB, timeout=60).raise_for_status()
     return time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Who takes part in the benchmark, and one run of one of them."""
+"""The contenders of the benchmark, and one run of one of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLIENTS = Path(__file__).with_name("clients.py")
 
 
 class Failed(Exception):
-    """A contender ended with an error, or brought wrong bytes."""
+    """A contender ended with an error, or its file is wrong."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Contender:
     """A way to fetch the file.
 
     Attributes:
-        command: for bash; see `_variables` for what it can use.
-        then: commands that read the file after it, by the name of both together.
-        throttled_rounds: at most, where each connection is throttled; for contenders with one
-            connection, who all take the same time there.
+        command: for bash; `_variables` has the variables that it can use.
+        then: commands that read the file afterwards, by the name of both together.
+        throttled_rounds: the most rounds where each connection is throttled; contenders with one
+            connection all take the same time there.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took.
+    """The costs of one run.
 
     Attributes:
         cpu: seconds, without the server's.
         peak: bytes of memory, of its largest process.
-        others: cores that other processes used meanwhile, of those that we may use.
+        others: cores that other processes used meanwhile, of those available to us.
     """
 
     seconds: float
@@ -80,7 +80,7 @@ def _client(name: str) -> str:
     return f'"$PYTHON" "$CLIENTS" {name} "$URL" "$TARGET" "$SIZE" "$SHA256"'
 
 
-# aria2c splits the file in 16 at once; with `-k1M` the pieces left over are split to the end.
+# aria2c splits the file into 16 parts at once; with `-k1M` it splits what is left again later.
 _ARIA2C = (
     "aria2c --no-conf --quiet --allow-overwrite=true --auto-file-renaming=false"
     " --file-allocation=none -x16 -s16 -k1M ${CA:+--ca-certificate=$CA}"
@@ -107,10 +107,10 @@ CONTENDERS = (
 def run(
     contender: Contender, host: Host, sample: Sample, target: Path
 ) -> Iterator[tuple[str, Run]]:
-    """Run it once: its name and what it took, and the same for each of `then`.
+    """Run it once; returns its name and its costs, and the same for each of `then`.
 
     Raises:
-        Failed: it did not fetch the file as it is.
+        Failed: the file did not arrive, or not correctly.
     """
     variables = _variables(host, sample, target)
     try:
@@ -145,20 +145,20 @@ def _measured(command: str, variables: dict[str, str], host: Host) -> Run:
     busy, server, begun = _busy(), host.cpu(), time.monotonic()
     process = subprocess.Popen(["bash", "-c", command], env=variables, stdout=subprocess.PIPE)
     with process.stdout as output:
-        said = output.read().decode()
+        printed = output.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     wall, cpu = time.monotonic() - begun, usage.ru_utime + usage.ru_stime
     server, busy = host.cpu() - server, _busy() - busy
     if process.returncode:
         raise Failed(f"it ended with status {process.returncode}.")
-    # Our clients tell JSON, the tools a hash or nothing.
-    told = json.loads(said) if said.startswith("{") else {"sha256": said[:64] or None}
-    if told["sha256"] not in {None, variables["SHA256"]}:
-        raise Failed(f"it found SHA-256 {told['sha256']}.")
+    # Our clients print JSON, the tools print a hash or nothing.
+    report = json.loads(printed) if printed.startswith("{") else {"sha256": printed[:64] or None}
+    if report["sha256"] not in {None, variables["SHA256"]}:
+        raise Failed(f"its file has the SHA-256 {report['sha256']}.")
     return Run(
-        told.get("seconds", wall),
-        told.get("cpu", cpu),
+        report.get("seconds", wall),
+        report.get("cpu", cpu),
         server,
         usage.ru_maxrss * 1024,
         max(0.0, busy - cpu - server) / wall,
@@ -166,7 +166,7 @@ def _measured(command: str, variables: dict[str, str], host: Host) -> Run:
 
 
 def _busy() -> float:
-    """CPU seconds that anybody has used so far, of the cores that we may use."""
+    """CPU seconds that all processes have used so far on the cores available to us."""
     every = psutil.cpu_times(percpu=True)
     times = [every[core] for core in os.sched_getaffinity(0)]
     return sum(sum(one) - one.idle - one.iowait - one.guest - one.guest_nice for one in times)

@@ -1,9 +1,8 @@
 """Our download against aria2c, curl and requests; see README.md beside this file.
 
-Ours does everything that the worker does with a model: SHA-256, inspection, fsync. All
-contenders take turns, each run in a fresh process, so what slows this machine down for a while
-slows all of them down. Exit status 1: a contender failed or brought wrong bytes. Whether the
-goals are met does not change it.
+Ours does all that the worker does with a model: SHA-256, inspection, fsync. The contenders take
+turns, each run in a fresh process, so a slow period of the machine affects all of them. The exit
+status is 1 if a contender failed or its file is wrong; missed goals do not change it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Runs = dict[str, list[Run]]
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure, and the most that it should be."""
+    """A figure, and its limit."""
 
     what: str
     figure: float
@@ -55,7 +54,7 @@ def main() -> int:
     """Measure, print, judge."""
     options = _options()
     sys.stdout.reconfigure(line_buffering=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaves no GiB in memory behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes the files in memory
     if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
         print("missing: " + ", ".join(missing), file=sys.stderr)
         return 2
@@ -96,7 +95,7 @@ def _print_machine() -> None:
 
 
 def _rounds(case: Case, sample: Sample, rounds: int) -> tuple[Runs, int]:
-    """All contenders in turn, several times; what they took, and how many runs failed."""
+    """Run all contenders in turn, several times; returns costs and the number of failed runs."""
     runs: Runs = defaultdict(list)
     failed = 0
     target = sample.path.parent / "target" / "model.safetensors"
@@ -157,10 +156,10 @@ def _judge(case: Case, runs: Runs, *, pinned: bool) -> list[Goal]:
 
 
 def _limit(runs: Runs, *, pinned: bool) -> float:
-    """Seconds that transfer and hash take at least, here.
+    """The fewest seconds that transfer and hash can take on this machine.
 
-    On one core they cannot overlap. On several they can, but nothing is faster than all work,
-    the server's too, spread evenly over the cores.
+    On one core they cannot overlap. On several cores they can; the limit is then all the work,
+    including the server's, spread evenly over the cores.
     """
     alone, hashing = (runs[TRANSFER], runs[CURL]), _median(runs[HASH])
     transfer = min(map(_median, alone))

@@ -1,9 +1,10 @@
-"""What the embedded engine costs beside diffusers' pipeline used directly.
+"""The embedded engine compared with diffusers' pipeline used directly: time and memory.
 
     python benchmarks/engine.py [--checkpoint FILE] [--rounds 5] [--threads N]
 
-Both load the same file and draw the same requests in processes of their own; they take turns, so
-that a busy machine slows both. The engine's time is its client's: HTTP, PNG and base64 are in it.
+Both load the same file and draw the same requests, each in its own process. They take turns, so
+that a busy machine slows both. The engine's time is measured by its client and includes HTTP, PNG
+and base64.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ POLL_SECONDS = 0.02
 
 
 class Side(Protocol):
-    """One of the two; its process is started with it."""
+    """One of the two, and its process."""
 
     pid: int
 
@@ -49,7 +50,7 @@ class Side(Protocol):
 
 @dataclass
 class Figures:
-    """What one side showed; seconds, and megabytes of peak memory after each part."""
+    """The results of one side: seconds, and megabytes of peak memory after each part."""
 
     picture: float
     small: list[float]
@@ -58,7 +59,7 @@ class Figures:
 
 
 def main() -> None:
-    """Print a line for each measure: the engine, the pipeline, and how many times as much."""
+    """Print a line for each measure: the engine, the pipeline, and their ratio."""
     options = _arguments()
     if options.direct:
         _serve_directly(options.checkpoint, options.threads)
@@ -146,7 +147,7 @@ class _Engine:
 
 @contextmanager
 def _engine(checkpoint: Path, threads: int) -> Iterator[tuple[_Engine, float, float]]:
-    """The engine with the seconds from its start to its first answer and to its first picture."""
+    """The engine, and the seconds from its start to its first answer and to its first picture."""
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models" / "Stable-diffusion"
         models.mkdir(parents=True)
@@ -198,7 +199,7 @@ class _Pipeline:
 
 @contextmanager
 def _pipeline(checkpoint: Path, threads: int) -> Iterator[tuple[_Pipeline, float]]:
-    """The other side with the seconds from its start to its first picture."""
+    """The pipeline, and the seconds from its start to its first picture."""
     command = [sys.executable, __file__, "--direct", "--checkpoint", str(checkpoint)]
     start = time.perf_counter()
     with subprocess.Popen(
@@ -213,11 +214,11 @@ def _pipeline(checkpoint: Path, threads: int) -> Iterator[tuple[_Pipeline, float
 
 
 def _serve_directly(checkpoint: Path, threads: int) -> None:
-    """A line with a request in, a line with its seconds out; the picture stays where it is."""
+    """Read a request a line and print its seconds; the picture is not sent."""
     import diffusers
     import torch
 
-    from engine.models.loading import read_pipeline  # a file without configuration needs ours
+    from engine.models.loading import read_pipeline  # a file without a configuration needs ours
 
     torch.set_num_threads(threads)
     pipe = read_pipeline(checkpoint)

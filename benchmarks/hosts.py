@@ -1,8 +1,8 @@
 """The hosts of the benchmark, on loopback, and the file that they serve.
 
-Unthrottled: nginx with sendfile. Throttled: the tests' fake object store, in a process of its
-own; each connection is a token bucket that survives keep-alive (nginx's `limit_rate` counts per
-request and gives each one the first MiB or two for free), and each answer begins late.
+Unthrottled: nginx with sendfile. Throttled: the tests' fake object store, in its own process. Each
+connection has a token bucket that lasts over several requests (nginx's `limit_rate` starts anew
+with each request and does not limit its first MiB or two), and each answer begins with a delay.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Host:
-    """Where the file is to be had, and who serves it."""
+    """The URL of the file, and the process that serves it."""
 
     url: str
     ca_file: Path | None
     pid: int
 
     def cpu(self) -> float:
-        """CPU seconds that it has used so far."""
+        """CPU seconds that the process has used so far."""
         process = psutil.Process(self.pid)
         return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children()))
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For our Python processes: they import the worker and the fakes.
+    """The environment of our Python processes, which import the worker and the fakes.
 
-    What PYTHONPATH held comes first, so another version of the worker can be measured.
+    The given PYTHONPATH comes first, so that another version of the worker can be measured.
     """
     path = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "tests")]
     return {**os.environ, "PYTHONPATH": ":".join(filter(None, path)), **more}
@@ -104,7 +104,7 @@ def make_sample(path: Path, size: int) -> Sample:
 
 @contextmanager
 def unthrottled(sample: Sample, *, tls: bool) -> Iterator[Host]:
-    """nginx; at most one at a time, as it works in the sample's folder."""
+    """nginx; at most one at a time, because it uses the sample's folder."""
     folder, port = sample.path.parent, _free_port()
     ca_file = None
     certificate = ""
@@ -156,11 +156,11 @@ def throttled(sample: Sample, *, tls: bool) -> Iterator[Host]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, env=environment(), **pipes)  # type: ignore[call-overload]
     try:
-        told = json.loads(process.stdout.readline())
-        ca_file = Path(told["ca_file"]) if tls else None
-        yield Host(told["url"], ca_file, process.pid)
+        started = json.loads(process.stdout.readline())
+        ca_file = Path(started["ca_file"]) if tls else None
+        yield Host(started["url"], ca_file, process.pid)
     finally:
-        process.stdin.close()  # tells it to end
+        process.stdin.close()  # lets it end
         process.wait()
 
 

@@ -1,10 +1,11 @@
-"""What loading a converted folder costs beside the single file it was made from.
+"""Loading a converted folder compared with the single file that it was made from.
 
     python benchmarks/loading.py [--checkpoint FILE | --single] [--rounds 5] [--threads N]
 
-Without a file it makes one with SD1.5's shapes and random numbers: 2.1 GB, in single precision 4.3,
-and 2.1 for the folder, below --work. Each load is the engine's own, without the imports, in a
-process of its own. The two take turns; the first of each does not count, it warms the page cache.
+Without --checkpoint it makes a file with SD1.5's shapes and random numbers below --work: 2.1 GB, or
+4.3 GB in single precision, and 2.1 GB for the folder. Each load is the engine's own, without the
+imports, in a fresh process. The two take turns; the first of each warms the page cache and does not
+count.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MEASURES = {
 
 
 def main() -> None:
-    """Print a line for each measure: the folder, the file, and how many times as much."""
+    """Print a line for each measure: the folder, the file, and their ratio."""
     options = _arguments()
     if options.make:
         _make(options.make, options.single)
@@ -86,7 +87,7 @@ def _measure(path: Path, threads: int) -> dict[str, float]:
 
 
 def _child(*arguments: object) -> tuple[str, int]:
-    """What such a Python process prints, and its largest resident memory in MB."""
+    """The output of a Python process, and its largest resident memory in MB."""
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], cwd=PROJECT, stdout=subprocess.PIPE, text=True
     )
@@ -111,14 +112,14 @@ def _load(path: Path, precision: str, threads: int) -> None:
 
     torch.set_num_threads(threads)
     for kind in loading.PIPELINES:
-        getattr(diffusers, kind)  # imports it, for seconds
-    # as on a GPU, where this machine may have none
+        getattr(diffusers, kind)  # importing it takes seconds
+    # as on a GPU, also on a machine without one
     placement.measure, placement.precision = lambda: None, lambda _: getattr(torch, precision)
     start = time.perf_counter()
     pipe = loading.read_pipeline(path)
     for network in pipe.components.values():
         for tensor in network.parameters() if isinstance(network, torch.nn.Module) else ():
-            # else weights that need no conversion stay on the disk until the first picture
+            # otherwise, weights that need no conversion are read only for the first picture
             tensor.view(-1).view(torch.uint8)[::PAGE].max()
     loaded = time.perf_counter() - start
     checkpoints = Checkpoints(path.parent)
@@ -136,7 +137,7 @@ def _make(path: Path, is_single: bool) -> None:
 
     from engine.models import ldm
 
-    with torch.device("meta"):  # the shapes only; what is not given is as SD1.5 has it
+    with torch.device("meta"):  # shapes only; the defaults are those of SD1.5
         unet = UNet2DConditionModel(cross_attention_dim=768)
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),

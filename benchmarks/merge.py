@@ -1,12 +1,12 @@
-"""What merging a LoRA into a checkpoint costs beside `cp`, and beside doing it in memory.
+"""Merging a LoRA into a checkpoint compared with `cp`, and with a merge in memory.
 
     python benchmarks/merge.py [--rounds 3] [--rank 64] [--folder /tmp]
 
 First part: a checkpoint of SDXL's shapes (6.9 GB in half precision) and a LoRA for all linear
-layers of its transformer blocks and text encoders. `cp` and the merge take turns; both bring their
-file to the disk (`sync`), both find what they read in the page cache, each is its own process.
+layers of its transformer blocks and text encoders. `cp` and the merge take turns, each in its own
+process; both write their file to disk (`sync`), and both read from the page cache.
 
-Second part: SD1's shapes (2.1 GB). The other side is what diffusers and peft do on a CPU, without
+Second part: SD1's shapes (2.1 GB). The other side does what diffusers and peft do on a CPU, without
 their modules: all weights in memory, each delta computed in single precision, rounded, and added in
 half precision.
 """
@@ -38,10 +38,10 @@ from worker.formats.safetensors_header import Tensor  # noqa: E402
 from worker.models.merge.checkpoint_layers import find_layers  # noqa: E402
 
 Shapes = dict[str, tuple[int, ...]]
-BLOCK = 1 << 24  # numbers that are drawn by chance; they repeat
+BLOCK = 1 << 24  # random numbers, which repeat
 SCALE = 0.02
 
-# What the system says of this very program; getrusage also counts who has started it.
+# The peak memory of this program alone; getrusage includes the process that started it.
 PEAK = """
 def peak():
     status = open("/proc/self/status").read()
@@ -83,7 +83,7 @@ print(time.perf_counter() - begun, peak())
 
 
 def main() -> None:
-    """Print both parts."""
+    """Run and print both parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rank", type=int, default=64)
@@ -119,7 +119,7 @@ def beside_cp(folder: Path, rounds: int, rank: int) -> None:
 
 
 def beside_memory(folder: Path, rounds: int, rank: int) -> None:
-    """Time the merge and the way through memory in turn; compare their numbers."""
+    """Time the two kinds of merge in turn; compare their results."""
     base, lora = write_files(folder, sd1_shapes(), rank)
     targets = {"merge": folder / "merged", "in memory": folder / "fused"}
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
@@ -135,7 +135,7 @@ def beside_memory(folder: Path, rounds: int, rank: int) -> None:
 
 
 def run(code: str, *files: Path) -> tuple[float, float]:
-    """Seconds and peak megabytes that the code prints, run in a process of its own."""
+    """Run code in a fresh process; returns the seconds and peak megabytes that it prints."""
     command = [sys.executable, "-c", PEAK + code, str(PROJECT), *map(str, files)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds, peak = map(float, done.stdout.split())
@@ -148,7 +148,7 @@ def shown(seconds: list[float] | tuple[float, ...]) -> str:
 
 
 def warm(*files: Path) -> None:
-    """Bring files into the page cache."""
+    """Read files into the page cache."""
     for file in files:
         with file.open("rb") as opened:
             while opened.read(1 << 24):
@@ -156,7 +156,7 @@ def warm(*files: Path) -> None:
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    """Of all numbers of two files with the same tensors."""
+    """The largest difference between two files with the same tensors."""
     with safe_open(one, framework="pt") as first, safe_open(other, framework="pt") as second:
         pairs = ((first.get_tensor(k), second.get_tensor(k)) for k in first.keys())  # noqa: SIM118
         return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
@@ -174,7 +174,7 @@ def write_files(folder: Path, shapes: Shapes, rank: int) -> tuple[Path, Path]:
 
 
 def write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A safetensors file of half precision numbers by chance, the same every time."""
+    """Write a safetensors file of random half-precision numbers, the same every time."""
     position, header = 0, {}
     for name, shape in shapes.items():
         end = position + 2 * math.prod(shape)
@@ -246,7 +246,7 @@ def sd1_shapes() -> Shapes:
 
 
 def clip() -> CLIPTextModel:
-    """SD1's text encoder, SDXL's first; without memory."""
+    """SD1's text encoder, which is SDXL's first; without weights in memory."""
     config = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
     )

@@ -1,9 +1,9 @@
-"""Our transport beside the plain RunPod SDK: gaps between jobs, lost results, the end.
+"""Our transport compared with the plain RunPod SDK: gaps between jobs, lost results, the end.
 
     .venv/bin/python benchmarks/runpod_transport.py     # six minutes; --only gap|faults|end
 
-Both are the real SDK in a process of its own, with a handler that does nothing, and the tests'
-control plane on loopback. docs/modules/runpod-sdk.md says what is behind the figures.
+Both are the real SDK in a fresh process, with a handler that does nothing, and the tests' control
+plane on loopback. docs/modules/runpod-sdk.md explains the figures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HOLD = 20.0  # seconds for which RunPod holds an idle poll here
 
 
 def main() -> None:
-    """Run the parts one after the other and print a line for each figure."""
+    """Run the parts and print a line for each figure."""
     options = _arguments()
     parts = {"gap": _gaps, "faults": _faults, "end": _ends}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def _gaps(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _gap(folder: Path, jobs: int, **how: str) -> tuple[list[float], float, float]:
-    """Milliseconds from one job's end to the next one's begin; megabytes early and in the end."""
+    """Milliseconds from one job's end to the next job's start; megabytes early and at the end."""
     with RunPodPlane(hold=HOLD) as plane, running_sdk_worker(folder, plane, **how) as worker:
         ids = [plane.submit({"echo": number}) for number in range(jobs)]
         plane.wait(ids[jobs // 10], WAIT)
@@ -83,7 +83,7 @@ def _gap(folder: Path, jobs: int, **how: str) -> tuple[list[float], float, float
 
 def _check(good: bool, worker: SdkWorker) -> None:
     if not good:
-        sys.exit(f"a figure would mean nothing; the worker said:\n{worker.log()}")
+        sys.exit(f"the measurement failed; the worker's log:\n{worker.log()}")
 
 
 def _share(values: list[float], share: float) -> float:
@@ -112,7 +112,7 @@ def _faults(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _faulty_jobs(plane: RunPodPlane, jobs: int) -> list[str]:
-    """How each ended, as its caller sees it; a result that never comes is a TIMED_OUT."""
+    """The status of each job for its caller; a result that is lost becomes TIMED_OUT."""
     chance = random.Random(1)  # noqa: S311
     for number in range(jobs):
         plane.fault("job-done", job=str(number), **chance.choice(FAULTS))
@@ -127,7 +127,7 @@ def _faulty_jobs(plane: RunPodPlane, jobs: int) -> list[str]:
 
 
 def _ends(folder: Path, options: argparse.Namespace) -> None:
-    """A job comes within 0.1 s before or after SIGTERM, the line to RunPod takes 20 ms."""
+    """Submit a job within 0.1 s before or after SIGTERM, with 20 ms to RunPod."""
     idle = [_end(folder / f"idle-{number}", None)[0] for number in range(5)]
     chance = random.Random(1)  # noqa: S311
     leads = [chance.uniform(-0.1, 0.1) for _ in range(options.tries)]
@@ -147,9 +147,9 @@ def _ends(folder: Path, options: argparse.Namespace) -> None:
 
 
 def _end(folder: Path, lead: float | None, **how: str) -> tuple[float, str]:
-    """Seconds from SIGTERM to the end, and what became of a job that came `lead` s before it.
+    """Seconds from SIGTERM to the end, and the status of a job submitted `lead` s before it.
 
-    A job that is still IN_PROGRESS when its worker is gone is lost.
+    A job that is still IN_PROGRESS after its worker's end is lost.
     """
     with (
         RunPodPlane(hold=HOLD) as plane,

@@ -1,4 +1,4 @@
-"""What holds for every image."""
+"""Checks that every image must pass."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ WORKER = "1000"  # the user of everything that the entry point starts
 
 
 def picture(output):
-    """The one picture of a job's output."""
+    """The only picture of a job's output."""
     (encoded,) = output["images"]
     return Image.open(io.BytesIO(base64.b64decode(encoded)))
 
@@ -36,14 +36,14 @@ def check_processes(container, engine):
 
 
 def check_health(container, **environ):
-    """The image's own health check, from before the engine is ready until it is gone."""
+    """Run the image's own health check."""
     test = container.image["config"]["Healthcheck"]["Test"]
     assert test[0] == "CMD"
     return container.run(*test[1:], **environ)
 
 
 def check_history(image_inspection, *secrets):
-    """No secret, and no variable that could hold one, in what the image says of itself."""
+    """The image's configuration has no secret, and no variable that could hold one."""
     text = json.dumps(image_inspection)
     for secret in secrets:
         assert secret not in text
@@ -52,7 +52,7 @@ def check_history(image_inspection, *secrets):
 
 
 def check_is_loopback_only(port):
-    """Nobody listens on this port but at 127.0.0.1."""
+    """This port is open at 127.0.0.1 only."""
     listening = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]

@@ -35,7 +35,7 @@ PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @pytest.fixture
 def new_container(tmp_path: Path) -> Iterator[Any]:
-    """Makes containers that are gone after the test."""
+    """Make containers; they are removed after the test."""
     made: list[Container] = []
 
     def new(image: str) -> Container:
@@ -47,7 +47,7 @@ def new_container(tmp_path: Path) -> Iterator[Any]:
         container.remove()
 
 
-# --- what the Dockerfile is given
+# Build arguments of the Dockerfile --------------------------------------------------------------
 
 
 def _stand_in(version: str, folder: Path) -> str:
@@ -65,7 +65,9 @@ def _stand_in(version: str, folder: Path) -> str:
     container = buildah("from", "scratch")
     root = Path(buildah("mount", container))
     run("cp", "-a", f"{system}/.", root)
-    shutil.copy(CERTIFICATES, root / CERTIFICATES.lstrip("/"))  # this machine's network has its own
+    shutil.copy(
+        CERTIFICATES, root / CERTIFICATES.lstrip("/")
+    )  # this machine's network may need its own
     packages = root / f"usr/local/lib/python{version}"
     copied = ("bin", "lib")
     left = [
@@ -85,7 +87,7 @@ def _stand_in(version: str, folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def base_arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Build arguments for the base images; none where the Dockerfile's own can be had."""
+    """Build arguments for the base images; none if the Dockerfile's own can be downloaded."""
     if os.environ.get("BASES") == "registry":
         return []
     folder = tmp_path_factory.mktemp("bases")
@@ -98,7 +100,7 @@ def sources() -> Iterator[list[str]]:
     """Build arguments for a git server over SOURCES."""
     folder = os.environ.get("SOURCES")
     if not folder:
-        pytest.skip("SOURCES is not set: no git repositories for A1111 and its companions")
+        pytest.skip("SOURCES is not set: no git repositories of A1111 and its dependencies")
     port = free_port()
     settings = ("uploadpack.allowAnySHA1InWant=true", "uploadpack.allowFilter=true")
     options = [word for setting in (*settings, "safe.directory=*") for word in ("-c", setting)]
@@ -113,7 +115,7 @@ def sources() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="session")
 def build(base_arguments: list[str]) -> Any:
-    """Builds a stage of the Dockerfile; its tag, and the seconds that it took."""
+    """Build a stage of the Dockerfile; returns its tag, and the seconds that it took."""
 
     def build(target: str, *arguments: str, secrets: tuple[str, ...] = ()) -> tuple[str, float]:
         tag = f"localhost/a1111-worker-test:{target}"

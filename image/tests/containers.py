@@ -19,7 +19,7 @@ ISOLATION = ("--isolation", "chroot")
 
 
 def run(*command: object, **more: Any) -> str:
-    """Run a program to its end; what it wrote to standard output."""
+    """Run a program to its end; returns its standard output."""
     words = list(map(str, command))
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, **more)
     assert done.returncode == 0, f"{words} ended with {done.returncode}: {done.stdout}"
@@ -75,7 +75,7 @@ class Container:
         return below
 
     def worker(self) -> list[tuple[int, int, str, str]]:
-        """From tini on: what the entry point has started."""
+        """tini and the processes below it."""
         everything = self.processes()
         first = next(n for n, row in enumerate(everything) if row[3].startswith("tini "))
         return everything[first:]
@@ -84,7 +84,7 @@ class Container:
         return self.log.read_text(errors="replace")
 
     def stop(self, timeout: float = 60) -> int:
-        """SIGTERM to what would be PID 1; the exit status."""
+        """Send SIGTERM to the process that would be PID 1; returns the exit status."""
         assert self.process
         os.kill(self.worker()[0][0], signal.SIGTERM)
         return self.process.wait(timeout)
@@ -98,7 +98,7 @@ class Container:
         buildah("rm", self.name)
 
     def file(self, path: str) -> Path:
-        """A file of the container, seen from here."""
+        """The path on this machine of a file of the container."""
         return Path(buildah("mount", self.name)) / path.lstrip("/")
 
 
@@ -127,7 +127,7 @@ class LocalApi:
         return "ready for jobs" in self.container.text() and _answers(self.url)
 
     def run_job(self, timeout: float = 300, **job: object) -> dict[str, Any]:
-        """The output of a job."""
+        """Run a job; returns its output."""
         answer = requests.post(f"{self.url}/runsync", json={"input": job}, timeout=timeout)
         assert answer.json()["status"] == "COMPLETED", answer.text[:2000]
         return answer.json()["output"]
@@ -142,7 +142,7 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def changed_code() -> Iterator[None]:
-    """A comment more in a file of the worker, as long as the block lasts."""
+    """Add a comment to a file of the worker while the block lasts."""
     file = PROJECT / "worker" / "pace.py"
     before = file.read_bytes()
     file.write_bytes(before + b"# changed by image/tests\n")

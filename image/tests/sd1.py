@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 as a file that A1111 takes for it: every tensor, with random numbers."""
+"""A file that A1111 recognizes as Stable Diffusion 1: every tensor, with random numbers."""
 
 from pathlib import Path
 

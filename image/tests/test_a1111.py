@@ -1,4 +1,4 @@
-"""A1111's image, on the CPU: this is about what is in it, not about speed."""
+"""A1111's image on the CPU: tests its content, not its speed."""
 
 import shutil
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ from fakes.model_files import SDXL, safetensors
 from sd1 import write_checkpoint
 
 BOOT = 300.0  # seconds
-BUILDAH = ("subprocess exited with status", "Error: exit status")  # what it says itself
+BUILDAH = ("subprocess exited with status", "Error: exit status")  # buildah's own messages
 ON_THE_CPU = "--use-cpu all --precision full --no-half"
 LORA = {  # for SDXL
     f"lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.{part}.weight": shape
@@ -41,8 +41,8 @@ def test_without_a_gpu_it_ends_at_once_with_one_sentence(image, new_container):
     container.start(MODELS_DIR="/models")
 
     assert container.process.wait(30) == 71
-    said = [line for line in container.text().splitlines() if not line.startswith(BUILDAH)]
-    (sentence,) = said
+    messages = [line for line in container.text().splitlines() if not line.startswith(BUILDAH)]
+    (sentence,) = messages
     assert "There is no NVIDIA GPU here, and A1111 needs one: start the container with" in sentence
 
 
@@ -55,7 +55,7 @@ def checkpoint(tmp_path_factory):
     path.unlink()
 
 
-def test_a_job_is_done_by_the_real_a1111(image, new_container, checkpoint):
+def test_the_real_a1111_does_a_job(image, new_container, checkpoint):
     container = new_container(image)
     folder = container.file("/models/Stable-diffusion")
     folder.mkdir()
@@ -71,13 +71,13 @@ def test_a_job_is_done_by_the_real_a1111(image, new_container, checkpoint):
     assert checks.picture(output).size == (64, 64)
     assert output["models"][0]["name"] == "random-sd1"
     assert checks.check_health(container, WEBUI_URL=api.engine).returncode == 0
-    assert container.stop() == 143  # the local API's server dies of the signal
+    assert container.stop() == 143  # the local API's server ends by the signal
     log = container.text()
     print(log)
     assert "no libtcmalloc" not in log
 
 
-def test_templates_are_baked_and_the_key_stays_nowhere(build, new_container, tmp_path):
+def test_templates_are_baked_and_no_layer_has_the_key(build, new_container, tmp_path):
     secret = tmp_path / "key"
     with ModelHosts() as hosts:
         secret.write_text(hosts.civitai_key)

@@ -1,4 +1,4 @@
-"""The `embedded` image: built whole, started by its own entry point, a job done, stopped."""
+"""The `embedded` image: built, started by its entry point, given a job, and stopped."""
 
 import json
 from urllib.parse import urlsplit
@@ -32,13 +32,13 @@ def test_a_job_is_done_and_sigterm_ends_it_cleanly(image, new_container):
     assert output["models"][0]["name"] == "demo-shapes"
     assert checks.check_health(container, WEBUI_URL=api.engine).returncode == 0
 
-    assert container.stop() == 143  # the local API's server dies of the signal, after its jobs
+    assert container.stop() == 143  # the local API's server ends by the signal, after its jobs
     health = checks.check_health(container, WEBUI_URL=api.engine)
     assert health.returncode == 1, health.stdout
     print(container.text())
 
 
-def test_it_works_for_runpod_and_stops_when_it_is_told_to(image, new_container):
+def test_it_works_for_runpod_and_stops_on_sigterm(image, new_container):
     container = new_container(image)
     with RunPodPlane() as plane:
         address = {"WEBUI_URL": f"http://127.0.0.1:{free_port()}"}
@@ -61,7 +61,7 @@ def test_a_job_from_the_command_line_leaves_a_picture(image, new_container):
     assert str(picture.stat().st_uid) == checks.WORKER
 
 
-def test_a_volume_that_only_root_may_write_leaves_the_worker_root(image, new_container):
+def test_the_worker_stays_root_if_only_root_may_write_the_volume(image, new_container):
     container = new_container(image)
     store = container.file("/models")
     (store / "blobs").mkdir()
@@ -79,7 +79,7 @@ def test_a_wrong_setting_ends_it_with_78(image, new_container):
     assert "JOB_TIMEOUT='soon'" in container.text()
 
 
-def test_what_the_image_says_of_itself(image, new_container):
+def test_the_configuration_of_the_image(image, new_container):
     inspected = new_container(image).image
     checks.check_history(inspected)
     assert inspected["config"]["Labels"]["org.opencontainers.image.licenses"] == "MIT"

@@ -1,4 +1,4 @@
-"""The fakes behave as what they stand for: checked against answers recorded from A1111 v1.9.3."""
+"""The fakes behave as the originals: checked against answers recorded from A1111 v1.9.3."""
 
 import base64
 import json
@@ -126,7 +126,7 @@ def test_shape(payload, error):
     assert (found and (found[0], found[1]["error"])) == (error and (500, error))
 
 
-def test_floors_sizes_and_reports_what_was_asked(a1111):
+def test_sizes_are_rounded_down_and_reported_as_requested(a1111):
     answer = a1111.post("txt2img", SMALL | {"width": 100.7, "height": "71"}).json()
     width, height = struct.unpack(">II", base64.b64decode(answer["images"][0])[16:24])
     info = json.loads(answer["info"])
@@ -248,7 +248,7 @@ def test_crashes_once_even_over_a_restart(tmp_path):
         assert engine.info()["seed"] == 1
 
 
-def test_ui_mode_has_no_api_at_first_and_may_die_of_a_question(tmp_path):
+def test_ui_mode_has_no_api_at_first_and_may_end_at_a_request(tmp_path):
     ui_mode = {"fault": "ui_mode", "seconds": 60}
     with running_a1111(tmp_path, faults=(ui_mode,), wait=False) as engine:
         wait_until(engine.listens, "the port")

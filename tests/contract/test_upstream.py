@@ -1,7 +1,7 @@
-"""Our job against A1111's sources, where a checkout of them is at hand (A1111_CHECKOUT).
+"""The fields of our jobs compared with A1111's sources, if A1111_CHECKOUT names a checkout.
 
-The rest of the tests relies on answers that v1.9.3 gave. This shows whether they are still those of
-that version, and what another version knows that our jobs do not.
+The other tests rely on answers recorded from v1.9.3. This shows whether they agree with the
+sources, and which fields another version has that our jobs do not have.
 """
 
 import ast
@@ -23,7 +23,7 @@ def parsed(name):
 
 
 def dataclass_fields(name):
-    """What the constructor of a dataclass in processing.py takes."""
+    """The parameters of a dataclass's constructor in processing.py."""
     (found,) = [
         node
         for node in parsed("processing.py").body
@@ -50,7 +50,7 @@ def additions():
     return added, set(ast.literal_eval(assigned["API_NOT_ALLOWED"]))
 
 
-def test_it_knows_the_fields_that_we_know():
+def test_a1111_has_the_fields_of_our_jobs():
     added, hidden = additions()
     fields = (dataclass_fields("StableDiffusionProcessingTxt2Img") - hidden) | added
     ours = set(RECORDED["properties"])

@@ -1,7 +1,7 @@
 """start.sh under test, with small real programs in the places of the engine and the handler.
 
-`Worker` is the test's side. `Program` is the side of the programs: a test writes each as a few
-lines of Python in which `me` is a Program, such as `me.ready(); me.serve()`.
+A test uses `Worker`. Its programs are a few lines of Python in which `me` is a `Program`, such as
+`me.ready(); me.serve()`.
 """
 
 import json
@@ -39,7 +39,7 @@ me = Program({name!r})
 
 
 class Program:
-    """What a test's engine and handler can do; each noted event is a line in STUB_LOG."""
+    """The actions of a test's engine and handler; each noted event is a line in STUB_LOG."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -132,7 +132,7 @@ def link_project(folder: Path, *names: str) -> None:
 
 
 class Worker:
-    """A project folder of its own with the real start.sh, and the processes that it starts."""
+    """A project folder with the real start.sh, and the processes that it starts."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class Worker:
             time.sleep(TICK)
 
     def noted(self, event: str) -> list[dict[str, Any]]:
-        """What the programs noted under this name so far."""
+        """The events of this name so far."""
         return [line for line in self._lines() if line["event"] == event]
 
     def await_event(self, event: str, times: int = 1) -> dict[str, Any]:
@@ -256,11 +256,11 @@ class Worker:
         return [line["event"] for line in self._lines()]
 
     def log(self) -> str:
-        """What start.sh and its programs wrote."""
+        """The output of start.sh and its programs."""
         return self._log.read_text() if self._log.exists() else ""
 
     def processes(self) -> list[int]:
-        """Every living process that descends from this worker, by the environment it inherits."""
+        """All living processes of this worker, recognized by the environment that they inherit."""
         mark = f"STUB_LOG={self._events}".encode()
         return [pid for pid, _, _ in _all_processes() if mark in _read_environ(pid)]
 

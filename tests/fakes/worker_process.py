@@ -79,11 +79,11 @@ class WorkerProcess:
         }
 
     def log(self) -> str:
-        """Everything that it wrote."""
+        """Its whole log."""
         return self.log_file.read_text()
 
     def wait_until_taking_jobs(self) -> None:
-        """Wait for its first job-take; its log is in the message when it ends instead."""
+        """Wait for its first job-take; if it ends instead, its log is in the message."""
 
         def takes() -> bool:
             assert self.process.poll() is None, self.log()
@@ -105,7 +105,7 @@ class WorkerProcess:
         requests.delete(f"{self.engine_url}/_fake/faults", timeout=5).raise_for_status()
 
     def requests(self, path: str = "txt2img") -> list[dict[str, Any]]:
-        """What the engine received on a route, in order."""
+        """The requests that the engine received on a route, in order."""
         received = requests.get(f"{self.engine_url}/_fake/log", timeout=5).json()
         return [request for request in received if request["path"].endswith(path)]
 
@@ -119,13 +119,13 @@ class WorkerProcess:
         wait_until(lambda: not self.engine_is_idle(), "a job in the engine")
 
     def engine_pid(self) -> int:
-        """The engine's process, as start.sh tells it."""
+        """The engine's process number, as start.sh reports it."""
         state, pid = (self.run_dir / "engine").read_text().split()
         assert state == "running"
         return int(pid)
 
     def kill_engine_and_wait_for_the_next(self) -> None:
-        """SIGKILL the engine; wait until the one that replaces it has made its first picture."""
+        """SIGKILL the engine; wait until its successor has made its first picture."""
         killed = self.engine_pid()
         ready = self.run_dir / "engine.ready"
         os.kill(killed, signal.SIGKILL)
@@ -198,7 +198,7 @@ def failed(job: Job, code: str) -> str:
 
 
 def png_size(image: str) -> tuple[int, int]:
-    """Width and height of a base64 PNG; asserts that it is one."""
+    """Width and height of an image that must be a base64 PNG."""
     png = base64.b64decode(image, validate=True)
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", png[16:24])

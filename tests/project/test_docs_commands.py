@@ -95,7 +95,7 @@ def runsync(served, body):
 
 
 def job_of(line, environ):
-    """The job of a `make run` line: the recipe's own script without start.sh behind it."""
+    """The job of a `make run` line, from the recipe's own script."""
     makefile = 'include Makefile\nrun: .venv/.ready\n\t@.venv/bin/python -c "$$JOB"\n'
     line = line.replace("make", "make -s -f -", 1)
     return json.loads(run(line, environ, input=f"{makefile}.venv/.ready: ;\n").stdout)

@@ -1,4 +1,4 @@
-"""What RunPod's Hub is told: settings that exist, GPUs and CUDA that A1111's torch knows."""
+"""The Hub's files: settings that exist, GPUs and CUDA versions that A1111's torch supports."""
 
 import json
 

@@ -83,8 +83,8 @@ def test_files_that_an_earlier_start_made_as_root_become_the_workers(start, tmp_
     run, webui = tmp_path / "run", tmp_path / "webui"
     for folder in (run, webui / "cache"):
         folder.mkdir(parents=True)
-    (webui / "of somebody").touch()
-    os.chown(webui / "of somebody", 1000, 1000)
+    (webui / "of another user").touch()
+    os.chown(webui / "of another user", 1000, 1000)
     messages, seen = start(RUN_DIR=str(run), WEBUI_DIR=str(webui))
 
     assert messages == ""

@@ -32,7 +32,7 @@ def _fixed_seed(seed: int | None) -> int:
 
 
 class Engine:
-    """Everything behind the HTTP surface; `txt2img` runs in one thread only."""
+    """All but the HTTP routes; `txt2img` runs in one thread only."""
 
     def __init__(self, flags: Namespace, data_dir: Path, faults: Faults) -> None:
         models = data_dir / "models"
@@ -84,7 +84,7 @@ class Engine:
             raise engine_error("RuntimeError", f"model {name!r} not found")
 
     def set_options(self, changes: dict[str, Any]) -> None:
-        """POST /options: a checkpoint that does not load is taken back without a word."""
+        """POST /options: a checkpoint that does not load is reset without an error."""
         for name, value in changes.items():
             before = self.options.data.get(name)
             if self.options.set(name, value) and name == "sd_model_checkpoint":
@@ -109,7 +109,7 @@ class Engine:
             self.model.broken = True
         overrides = dict(params["override_settings"] or {})
         data = self.options.data
-        # Only keys that config.json or an earlier request brought in are put back: the others leak.
+        # Only keys that config.json or an earlier request set are put back: the others leak.
         kept = {name: data[name] for name in overrides if name in data}
         try:
             if self.checkpoints.find(overrides.get("sd_model_checkpoint")) is None:

@@ -35,11 +35,11 @@ ERROR_FAULTS = {
 }
 JOB_FAULTS = {
     "poisoned",  # every job fails until the process is started again
-    "wrong_checkpoint",  # another model than the one asked for
+    "wrong_checkpoint",  # another model than the job names
     "missing_lora",  # {name}: this LoRA, or without a name all, is not applied
     "crash",  # {after_steps, status}: the process is gone in the middle of the job
     "hang",  # {seconds}: no answer, and no interrupt helps
-    "drop",  # {running}: the connection closes without an answer; the job goes on or not
+    "drop",  # {running}: the connection closes without an answer; the job continues or not
     "slow_steps",  # {seconds}: per step
     "no_images",
     "internal_error",  # {error, errors}

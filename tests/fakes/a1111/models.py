@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 EXTENSIONS = {".safetensors", ".ckpt", ".pt"}
 LORA_TAG = re.compile(r"<(\w+):([^>]+)>")
-# What can go wrong in the Lora extension; A1111 catches everything there and drops the LoRAs.
+# Possible exceptions of the Lora extension; A1111 catches them all and drops the LoRAs.
 LORA_FAILURES = (OSError, ValueError, IndexError, SafetensorError, sqlite3.Error)
 
 
@@ -35,7 +35,7 @@ def model_files(folder: Path) -> Iterator[Path]:
 
 
 def check_readable(path: Path) -> None:
-    """Raise what loading the weights raises for a file that is not whole."""
+    """Raise the exception that loading the weights raises for an incomplete file."""
     if path.suffix.lower() == ".safetensors":
         with safe_open(path, framework="np"):
             pass
@@ -59,7 +59,7 @@ def _sha256(path: Path, *, skip_header: bool) -> str:
 
 
 class HashCache:
-    """One of A1111's caches, by its own library; opened for each look, so damage shows at once."""
+    """One of A1111's caches, by its own library; opened for each use, so damage is found."""
 
     def __init__(self, path: Path, *, enabled: bool, skip_header: bool = False) -> None:
         self.path = path
@@ -67,20 +67,20 @@ class HashCache:
         self.skip_header = skip_header
 
     def create(self) -> None:
-        """Make the file at start; sqlite3.DatabaseError when what is there is no database."""
+        """Make the file at start; sqlite3.DatabaseError if an existing file is not a database."""
         self.known("", self.path)
 
     def _open(self) -> diskcache.Cache:
         return diskcache.Cache(str(self.path.parent), size_limit=2**32, disk_min_file_size=2**18)
 
     def known(self, title: str, path: Path) -> str | None:
-        """The hash of an earlier look, unless the file is newer than that."""
+        """The hash from before, unless the file is newer."""
         with self._open() as cache:
             entry = cache.get(title)
         return entry["sha256"] if entry and path.stat().st_mtime <= entry["mtime"] else None
 
     def sha256(self, title: str, path: Path) -> str | None:
-        """The file's hash, computed on the first look; None with --no-hashing."""
+        """The file's hash, computed once; None with --no-hashing."""
         found = self.known(title, path)
         if found or not self.enabled:
             return found
@@ -144,7 +144,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The listed checkpoints: what a refresh saw, not what the folder holds now."""
+    """The checkpoints that the last refresh found."""
 
     def __init__(self, folders: list[Path], hashes: HashCache) -> None:
         self.folders = folders
@@ -168,11 +168,11 @@ class Checkpoints:
         self.aliases.update(dict.fromkeys(checkpoint.aliases(), checkpoint))
 
     def find(self, alias: Any) -> Checkpoint | None:
-        """The checkpoint that is called exactly this."""
+        """The checkpoint with exactly this alias."""
         return self.aliases.get(alias) if isinstance(alias, str) else None
 
     def read(self, checkpoint: Checkpoint) -> None:
-        """Hash and read a checkpoint's file; raises what A1111 raises for a bad one."""
+        """Hash and read a checkpoint's file; raises A1111's exceptions for a bad one."""
         checkpoint.sha256 = self.hashes.sha256(f"checkpoint/{checkpoint.name}", checkpoint.path)
         self._register(checkpoint)
         check_readable(checkpoint.path)
@@ -206,7 +206,7 @@ class Lora:
 
 @dataclass
 class AppliedLora:
-    """A LoRA that takes part in a picture, under the name the prompt used."""
+    """A LoRA that takes part in a picture, with its name in the prompt."""
 
     mention: str
     te: float
@@ -233,7 +233,7 @@ class LoraTag:
         return tag
 
     def weights(self) -> tuple[float, float]:
-        """Text encoder and UNet weight; ValueError for one that is no number."""
+        """Text encoder and UNet weight; ValueError for a value that is not a number."""
         te, unet, dyn = (self.positional + [None] * 4)[1:4] if self.positional else [None] * 3
         te_weight = float(self.named.get("te", 1.0 if te is None else te))
         unet_weight = float(self.named.get("unet", te_weight if unet is None else unet))
@@ -268,12 +268,12 @@ class Loras:
             self.by_alias |= {lora.name: lora, lora.alias: lora}
 
     def find(self, name: str) -> Lora | None:
-        """The LoRA that a tag means; an alias that two files share means nothing."""
+        """The LoRA of a tag; an alias of two files finds none."""
         known = self.by_stem if name.lower() in self.ambiguous else self.by_alias
         return known.get(name)
 
     def apply(self, tags: list[LoraTag]) -> list[AppliedLora]:
-        """The LoRAs that take part; one bad weight or vanished file and none does."""
+        """The LoRAs that take part; none after one bad weight or missing file."""
         try:
             wanted = [(tag.positional[0], *tag.weights()) for tag in tags]
             if any(self.find(name) is None for name, _, _ in wanted):

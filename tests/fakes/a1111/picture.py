@@ -1,4 +1,4 @@
-"""What the fake A1111 makes: a PNG that depends on all that counts, its infotext, and `info`."""
+"""The fake A1111's pictures: a PNG that depends on all parameters, its infotext, and `info`."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ def png(width: int, height: int, colour: bytes, text: str) -> bytes:
 
 
 def png_text(data: bytes) -> str:
-    """The `parameters` text of a picture that `png` made; ValueError when it is no PNG."""
+    """The `parameters` text of a picture that `png` made; ValueError if it is not a PNG."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("not a PNG")
     offset = 8
@@ -60,7 +60,7 @@ def _quote(value: Any) -> str:
 
 @dataclass
 class Job:
-    """A running txt2img: what was asked, resolved against the models that really take part."""
+    """A running txt2img: the request, and the models that really take part."""
 
     params: Params
     prompt: str
@@ -101,7 +101,7 @@ class Job:
         return label if label != "Automatic" else None
 
     def extra_params(self) -> dict[str, Any]:
-        """`extra_generation_params`: only what took part is named."""
+        """`extra_generation_params`: contains only what took part."""
         hires = self.params["enable_hr"]
         used = [f"{name}: {short}" for name, short in self.embeddings.items() if short]
         extra = {

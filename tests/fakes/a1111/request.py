@@ -61,7 +61,7 @@ def _array(value: Any) -> list[Any]:
 
 
 class Coercion(NamedTuple):
-    """How one JSON type is read, and what is said when it cannot be."""
+    """How one JSON type is read, and the message if it cannot be."""
 
     read: Callable[[Any], Any]
     msg: str

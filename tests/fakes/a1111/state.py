@@ -1,4 +1,4 @@
-"""What the fake A1111 remembers between requests: options, the loaded model, the running job."""
+"""The state of the fake A1111: its options, the loaded model, the running job."""
 
 import json
 import sqlite3
@@ -28,7 +28,7 @@ def say(text: str) -> None:
 
 
 class Options:
-    """The settings: only what config.json or a request named; defaults stand behind."""
+    """The settings: those of config.json and of requests, with defaults for the others."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class Options:
         return self.data.get(name, DEFAULT_OPTIONS.get(name))
 
     def set(self, name: str, value: Any) -> bool:
-        """Set one option and say whether that changed anything."""
+        """Set one option; returns whether that changed anything."""
         if self.data.get(name) == value:
             return False
         refuse_override(name, value)
@@ -61,14 +61,14 @@ class Options:
 
 
 class LoadedModel:
-    """The checkpoint in memory, and what a failed switch leaves behind."""
+    """The checkpoint in memory, and its state after a failed switch."""
 
     def __init__(self, checkpoints: Checkpoints, options: Options) -> None:
         self.checkpoints = checkpoints
         self.options = options
         self.current: Checkpoint | None = None
         self.broken = False  # the model object is gone for good
-        self._stranded = False  # the old model left the card for a new one that could not be read
+        self._stranded = False  # the old model was unloaded for a new one that could not be read
         self._lock = threading.Lock()
 
     def _selected(self) -> Checkpoint:
@@ -97,7 +97,7 @@ class LoadedModel:
         self.options.data |= {"sd_model_checkpoint": title, "sd_checkpoint_hash": sha256}
 
     def load_first(self, delay: float = 0) -> None:
-        """Load the selected model unless one was loaded before; a failure shows later."""
+        """Load the selected model unless one is loaded; a failure is reported later."""
         with self._lock:
             if self.current is None:
                 time.sleep(delay)
@@ -107,7 +107,7 @@ class LoadedModel:
                     say(f"{type(error).__name__}: {error}\nStable diffusion model failed to load")
 
     def reload(self) -> None:
-        """Switch to the selected checkpoint; raises what A1111 raises, and may leave a mess."""
+        """Switch to the selected checkpoint; raises A1111's exceptions, and may leave no model."""
         selected = self._selected()
         no_model = self.current is None and self.options.get("sd_checkpoints_keep_in_cpu")
         if self.broken or no_model:
@@ -118,14 +118,14 @@ class LoadedModel:
         self._load(selected)
 
     def in_use(self) -> Checkpoint:
-        """The model to generate with; raises when it does not lie on the card."""
+        """The model to generate with; raises if none is on the GPU."""
         if self.current is None or self._stranded:
             raise engine_error("RuntimeError", DEVICE_TEXT)
         return self.current
 
 
 class Progress:
-    """The running job as /progress shows it, and the wishes to stop it."""
+    """The running job as /progress shows it, and requests to stop it."""
 
     def __init__(self) -> None:
         self.job = ""
@@ -142,7 +142,7 @@ class Progress:
         self.timestamp = datetime.now(tz=timezone.utc).strftime("%Y%m%d%H%M%S")
 
     def begin(self, *, job_count: int, steps: int) -> None:
-        """A job starts; wishes to stop from before it are forgotten."""
+        """A job starts; earlier requests to stop are dropped."""
         self._stop.clear()
         self.skipped = self.interrupted = False
         self.job_no = self.step = 0
@@ -173,7 +173,7 @@ class Progress:
         self._stop.set()
 
     def wait_step(self, seconds: float) -> bool:
-        """Spend one step's time; True when the picture is to end now."""
+        """Wait for one step's time; True if the picture must end now."""
         return self._stop.wait(seconds)
 
     def shown(self, preview: str | None = None) -> dict[str, Any]:
