@@ -238,16 +238,6 @@ def test_a_damaged_lora_cache_takes_the_loras_away(tmp_path):
         assert engine.lora_hashes("<lora:loraA:1>") is None
 
 
-def test_crashes_once_even_over_a_restart(tmp_path):
-    faults = ({"fault": "crash", "after_steps": 2},)
-    with running_a1111(fill(tmp_path), faults=faults) as engine:
-        with pytest.raises(requests.ConnectionError):
-            engine.post("txt2img", SMALL)
-        assert engine.process.wait(DEADLINE) == 139
-    with running_a1111(tmp_path, faults=faults) as engine:
-        assert engine.info()["seed"] == 1
-
-
 def test_ui_mode_has_no_api_at_first_and_may_end_at_a_request(tmp_path):
     ui_mode = {"fault": "ui_mode", "seconds": 60}
     with running_a1111(tmp_path, faults=(ui_mode,), wait=False) as engine:
@@ -286,7 +276,6 @@ REQUEST_FAULTS = [
     ("cuda_fault", 500, "illegal memory access"),
     ("device_mismatch", 500, "cuda:0 and cpu"),
     ("sqlite", 500, "OperationalError"),
-    ("nan", 500, "NansException"),
     ("internal_error", 500, "RuntimeError"),
     ("bad_json", 200, '{"images": ['),
     ("html", 200, "<!doctype html>"),

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = read_flags(sys.argv[1:] if argv is None else argv)
     data_dir = Path(flags.data_dir or Path.cwd()).resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
-    faults = Faults(os.environ.get("FAKE_A1111_FAULTS", ""), data_dir / ".fake-a1111-faults.json")
+    faults = Faults(os.environ.get("FAKE_A1111_FAULTS", ""))
     if fault := faults.take("boot_crash"):
         sys.exit(fault.params.get("status", 1))
     if fault := faults.take("slow_boot"):

@@ -1,6 +1,5 @@
 """The fake A1111 at work: its models and options, and one txt2img after the other."""
 
-import os
 import random
 import re
 import sqlite3
@@ -191,22 +190,17 @@ class Engine:
             job.loras = self.loras.apply(tags)
 
     def _sample(self, job: Job) -> None:
-        slow, crash = self.faults.take("slow_steps"), self.faults.take("crash")
+        slow = self.faults.take("slow_steps")
         seconds = slow.seconds(0.1) if slow else 0.0
-        crash_at = crash.params.get("after_steps", 1) if crash else -1
-        done = 0
         for round_number in range(job.params["n_iter"]):
             if self.progress.interrupted:
                 break
             ended = False
             for step in range(job.params["steps"]):
                 self.progress.step = step
-                if crash and done >= crash_at:
-                    os._exit(crash.params.get("status", 139))
                 ended = self.progress.wait_step(seconds)
                 if ended:
                     break
-                done += 1
             first = round_number * job.params["batch_size"]
             for index in range(first, first + job.params["batch_size"]):
                 job.draw(index, partial=ended)

@@ -3,11 +3,10 @@
 import json
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fakes.a1111.request import ApiError, engine_error
-from fakes.a1111.shape import NAN_TEXT, OUT_OF_MEMORY_TEXT
+from fakes.a1111.shape import OUT_OF_MEMORY_TEXT
 
 LOWVRAM_TEXT = "'NoneType' object has no attribute 'lowvram'"
 DEVICE_TEXT = (
@@ -31,13 +30,11 @@ ERROR_FAULTS = {
     "cuda_fault": ("RuntimeError", CUDA_TEXT),
     "device_mismatch": ("RuntimeError", DEVICE_TEXT),
     "sqlite": ("OperationalError", "unable to open database file"),
-    "nan": ("NansException", NAN_TEXT),
 }
 JOB_FAULTS = {
     "poisoned",  # every job fails until the process is started again
     "wrong_checkpoint",  # another model than the job names
     "missing_lora",  # {name}: this LoRA, or without a name all, is not applied
-    "crash",  # {after_steps, status}: the process is gone in the middle of the job
     "hang",  # {seconds}: no answer, and no interrupt helps
     "drop",  # {running}: the connection closes without an answer; the job continues or not
     "slow_steps",  # {seconds}: per step
@@ -68,44 +65,28 @@ class Fault:
 
 
 class Faults:
-    """The switched-on faults.
+    """The switched-on faults."""
 
-    Those of the environment are counted in a file: the process that met one may be gone, and the
-    next one reads the same environment. So "crash once" stays once over a restart.
-    """
-
-    def __init__(self, from_environment: str, count_file: Path) -> None:
+    def __init__(self, from_environment: str) -> None:
         self._lock = threading.Lock()
-        self._environment = from_environment
-        self._count_file = count_file
-        self._lasting = [Fault.read(body) for body in json.loads(from_environment or "[]")]
-        self._added: list[Fault] = []
-        counted = json.loads(count_file.read_text()) if count_file.exists() else {}
-        for fault, left in zip(self._lasting, counted.get(from_environment, []), strict=False):
-            fault.times = left
-
-    def _count(self) -> None:
-        left = [fault.times for fault in self._lasting]
-        self._count_file.write_text(json.dumps({self._environment: left}))
+        self._on = [Fault.read(body) for body in json.loads(from_environment or "[]")]
 
     def add(self, body: dict[str, Any]) -> None:
         """Switch a fault on; ValueError for an unknown one."""
         with self._lock:
-            self._added.append(Fault.read(body))
+            self._on.append(Fault.read(body))
 
     def clear(self) -> None:
-        """Switch all off; those of the environment until the next start."""
+        """Switch all off."""
         with self._lock:
-            self._added, self._lasting = [], []
+            self._on = []
 
     def take(self, name: str) -> Fault | None:
         """Use up one occurrence of a fault, if it is on."""
         with self._lock:
-            for fault in (*self._added, *self._lasting):
+            for fault in self._on:
                 if fault.name == name and fault.times != 0:
                     fault.times -= fault.times > 0
-                    if fault in self._lasting:
-                        self._count()
                     return fault
         return None
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fakes.a1111.engine import Engine
 from fakes.a1111.faults import ANSWER_FAULTS, Fault, Faults
-from fakes.a1111.picture import png, png_text
+from fakes.a1111.picture import png
 from fakes.a1111.request import ApiError, engine_error, invalid, read_request, refusal
 from fakes.a1111.shape import refuse_before_queue
 from fakes.recorded import recorded
@@ -29,13 +29,8 @@ STATIC_ROUTES = (
     "schedulers",
     "upscalers",
     "latent-upscale-modes",
-    "face-restorers",
-    "realesrgan-models",
-    "hypernetworks",
     "prompt-styles",
     "scripts",
-    "script-info",
-    "extensions",
     "memory",
 )
 UI_PAGES = {"/", "/config", "/app_id", "/internal/ping"}
@@ -103,15 +98,8 @@ class Routes:
         }
         posts: dict[str, Callable[..., Any]] = {
             "txt2img": self.txt2img,
-            "img2img": self.img2img,
-            "png-info": self.png_info,
-            "extra-single-image": self.extra_single_image,
-            "interrogate": self.extra_single_image,
             "options": self.set_options,
             "interrupt": self.interrupt,
-            "skip": self.skip,
-            "unload-checkpoint": self.nothing,
-            "reload-checkpoint": self.nothing,
             "refresh-checkpoints": self._queued(engine.checkpoints.refresh),
             "refresh-vae": self._queued(engine.refresh_vaes),
             "refresh-embeddings": self._queued(engine.refresh_embeddings),
@@ -138,25 +126,6 @@ class Routes:
                 return Response()
         return JSONResponse(await self._in_turn(self.engine.txt2img, params))
 
-    async def img2img(self, request: Request) -> Response:
-        if (await _read_object(request)).get("init_images") is None:
-            raise refusal(404, "Init image not found")
-        raise engine_error("NotImplementedError", "the fake has no img2img")
-
-    async def png_info(self, request: Request) -> dict[str, Any]:
-        text = await self._image_text(request)
-        return {"info": text, "items": {"parameters": text}, "parameters": {}}
-
-    async def extra_single_image(self, request: Request) -> Response:
-        await self._image_text(request)
-        raise engine_error("NotImplementedError", "the fake only refuses bad images here")
-
-    async def _image_text(self, request: Request) -> str:
-        try:
-            return png_text(base64.b64decode((await _read_object(request)).get("image", "")))
-        except ValueError as error:
-            raise refusal(500, "Invalid encoded image") from error
-
     async def set_options(self, request: Request) -> None:
         changes = await _read_object(request)
         self.engine.refuse_unknown_checkpoint(changes)
@@ -167,12 +136,6 @@ class Routes:
 
     async def interrupt(self) -> dict[str, Any]:
         self.engine.progress.interrupt()
-        return {}
-
-    async def skip(self) -> None:
-        self.engine.progress.skip()
-
-    async def nothing(self) -> dict[str, Any]:
         return {}
 
     def _cmd_flags(self) -> dict[str, Any]:

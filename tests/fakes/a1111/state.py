@@ -130,7 +130,6 @@ class Progress:
     def __init__(self) -> None:
         self.job = ""
         self.job_count = self.job_no = self.step = self.steps = 0
-        self.skipped = False
         self.interrupted = False
         self.timestamp = ""
         self.started = 0.0
@@ -144,7 +143,7 @@ class Progress:
     def begin(self, *, job_count: int, steps: int) -> None:
         """A job starts; earlier requests to stop are dropped."""
         self._stop.clear()
-        self.skipped = self.interrupted = False
+        self.interrupted = False
         self.job_no = self.step = 0
         self.steps = steps
         self._stamp()
@@ -155,21 +154,13 @@ class Progress:
         self.job, self.job_count = "", 0
 
     def next_job(self) -> None:
-        """One of the pictures is finished; a skip was for that one."""
+        """One of the pictures is finished."""
         self.job_no += 1
         self.step = 0
-        self.skipped = False
-        if not self.interrupted:
-            self._stop.clear()
 
     def interrupt(self) -> None:
         """End the running job with what it has."""
         self.interrupted = True
-        self._stop.set()
-
-    def skip(self) -> None:
-        """End the running picture with what it has."""
-        self.skipped = True
         self._stop.set()
 
     def wait_step(self, seconds: float) -> bool:
@@ -184,7 +175,7 @@ class Progress:
             passed = time.time() - self.started
             eta = passed / fraction - passed
         state = {
-            "skipped": self.skipped,
+            "skipped": False,
             "interrupted": self.interrupted,
             "stopping_generation": False,
             "job": self.job,
