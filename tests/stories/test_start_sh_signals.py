@@ -111,6 +111,7 @@ def test_a_signal_before_anything_runs_starts_nothing(new_worker):
     worker.process.send_signal(signal.SIGTERM)
     worker.let_go_on()
     assert worker.end() == STOPPED_EARLY
+    assert "engine a1111 started" not in worker.log()
     assert worker.story() == ["model_manager at work", "model_manager done"]
 
 
