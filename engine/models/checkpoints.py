@@ -118,9 +118,7 @@ class Checkpoints:
 
     def describe(self) -> list[dict[str, Any]]:
         """The answer of GET /sd-models."""
-        return [
-            self._entry(checkpoint, self.known_sha256(checkpoint)) for checkpoint in self.all
-        ]
+        return [self._entry(checkpoint, self.known_sha256(checkpoint)) for checkpoint in self.all]
 
     def _entry(self, checkpoint: Checkpoint, sha256: str | None) -> dict[str, Any]:
         return {
