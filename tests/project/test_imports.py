@@ -38,8 +38,6 @@ ROOMS = {
     ],
     "engine": [
         "engine.__main__",
-        "engine.api.server",
-        "engine.generation",
         "engine.api",
         "engine.models",
         "engine.prompt",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-import urllib3
-
 FIRST = 0.2  # seconds
 MOST = 10.0  # seconds
 JITTER = 0.25
@@ -59,6 +57,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("Retry-After")
     if value is None:
         return None
+    import urllib3  # noqa: PLC0415 - what only counts pauses needs no HTTP library
+
     try:
         return urllib3.Retry().parse_retry_after(value)
     except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # a year 99999, ...
