@@ -204,6 +204,7 @@ def test_pictures_are_converted_only_with_permission_and_an_error_has_all_sizes(
 
     assert "3 png pictures" in str(raised.value)
     assert "3 webp pictures" in str(raised.value)
+    assert raised.value.details["picture_bytes"] == list(map(len, decoded(PICTURES)))  # the first
 
 
 # The bucket ---------------------------------------------------------------------------------------
