@@ -22,12 +22,17 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from handler import TASKS
+from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
 from worker.errors import WorkerError
 from worker.job import template
 from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
 from worker.job.request import JobFields, Txt2ImgRequest
+from worker.service import schema
+from worker.service.result import Progress
+from worker.webui import engine_state
 
 PART = re.compile(
     r"(<!-- begin generated: ([\w-]+) \(make docs\) -->\n).*?(<!-- end generated -->)", re.DOTALL
@@ -79,7 +84,7 @@ def errors() -> str:
 
 
 def job_fields() -> str:
-    """The fields of a job that are ours: the description tells them from A1111's."""
+    """The fields of a job that are not A1111's: only these have a description."""
     names = list(Txt2ImgRequest.model_fields)
     return _fields(Txt2ImgRequest, sorted(names, key=lambda name: name in JobFields.model_fields))
 
@@ -92,6 +97,43 @@ def output_fields() -> str:
 def model_fields() -> str:
     """The fields of a reference to a model."""
     return _fields(LoraReference, LoraReference.model_fields)
+
+
+def tasks() -> str:
+    """The tasks that a job can name."""
+    return table(("task", "what it does"), ((f"`{task.name}`", task.description) for task in TASKS))
+
+
+def answer(task: str) -> str:
+    """The keys of a task's answer, except those that every answer can have."""
+    rows = schema.output_fields(TASKS[task])
+    return _keys(row for row in rows if row.name not in Answer.model_fields)
+
+
+def health() -> str:
+    """The keys of the answer of `health`; a running job's progress report has its own table."""
+    return "".join(
+        line
+        for line in answer("health").splitlines(keepends=True)
+        if not line.startswith("| `worker.jobs.running[]")
+    )
+
+
+def progress() -> str:
+    """The keys of a progress report."""
+    return _keys(schema.rows(Progress))
+
+
+def _keys(shown: Iterable[schema.Row]) -> str:
+    return table(
+        ("key", "type", "content"),
+        ((f"`{row.name}`", row.type.replace(" | ", ", "), row.description) for row in shown),
+    )
+
+
+def engine_states() -> str:
+    """The states of the engine's client, drawn from their tables."""
+    return f"```mermaid\n{engine_state.diagram()}```\n"
 
 
 def exit_statuses() -> str:
@@ -107,41 +149,36 @@ def comparison(language: str) -> str:
 
 
 def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
-    schema = model.model_json_schema(by_alias=False)
-    while "properties" not in schema:  # a reference to a model may also be a plain text
-        schema = schema["anyOf"][-1] if "anyOf" in schema else schema["$defs"][model.__name__]
-    fields = {name: field for name in names if (field := schema["properties"][name])}
+    found = model.model_json_schema(by_alias=False)
+    while "properties" not in found:  # a reference to a model may also be a plain text
+        found = found["anyOf"][-1] if "anyOf" in found else found["$defs"][model.__name__]
+    fields = [(name, found["properties"][name]) for name in names]
     return table(
         ("field", "values", "default", "meaning"),
         (
-            (
-                f"`{name}`",
-                _values(field),
-                _default(model.model_fields[name]),
-                field["description"],
-            )
-            for name, field in fields.items()
+            (f"`{name}`", _values(field), _default(model.model_fields[name]), field["description"])
+            for name, field in fields
             if "description" in field
         ),
     )
 
 
-def _values(schema: dict[str, Any]) -> str:
+def _values(field: dict[str, Any]) -> str:
     """What a field may be: words, a range, or a type."""
-    if "anyOf" in schema:  # this, or null for "not given"
-        return _values(schema["anyOf"][0])
-    if "$ref" in schema:
-        return "object" if schema["$ref"].endswith("/Output") else "reference"
-    if "const" in schema or "enum" in schema:
-        return ", ".join(f"`{word}`" for word in schema.get("enum", [schema.get("const")]))
-    if schema["type"] == "array":
-        return f"list of {_values(schema['items'])}s"
+    if "anyOf" in field:  # this, or null for "not given"
+        return _values(field["anyOf"][0])
+    if "$ref" in field:
+        return "object" if field["$ref"].endswith("/Output") else "reference"
+    if "const" in field or "enum" in field:
+        return ", ".join(f"`{word}`" for word in field.get("enum", [field.get("const")]))
+    if field["type"] == "array":
+        return f"list of {_values(field['items'])}s"
     # pydantic writes the bounds of an optional field under its own names
-    low, high = schema.get("minimum", schema.get("ge")), schema.get("maximum", schema.get("le"))
+    low, high = field.get("minimum", field.get("ge")), field.get("maximum", field.get("le"))
     if low is not None and high is not None:
         return f"{low:g} to {high}"
     names = {"boolean": "`true`, `false`", "string": "text"}
-    return names.get(schema["type"], "number")
+    return names.get(field["type"], "number")
 
 
 def _default(field: FieldInfo) -> str:
@@ -179,7 +216,7 @@ def _purpose(module: Path) -> str:
 
 
 def room_arrows() -> str:
-    """Which rooms of the worker import which, without the arrows that a longer way replaces."""
+    """Which rooms of the worker import which, without the arrows that a longer path implies."""
     arrows = _reduced(_imports_between_rooms())
     lines = [f'    {_node(room)}["{room}"]\n' for room in sorted(arrows)]
     lines += [f"    {_node(a)} --> {_node(b)}\n" for a in sorted(arrows) for b in sorted(arrows[a])]
@@ -205,23 +242,23 @@ def _imports_between_rooms() -> dict[str, set[str]]:
 
 
 def _imported(file: Path) -> list[str]:
-    tree = ast.walk(ast.parse(file.read_text()))
-    found = [node for node in tree if isinstance(node, ast.ImportFrom)]
+    # Below an `if` at the top there are only imports for type checkers.
+    parts = [part for part in ast.parse(file.read_text()).body if not isinstance(part, ast.If)]
+    nodes = [node for part in parts for node in ast.walk(part)]
+    found = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     names = [f"{node.module}.{alias.name}" for node in found for alias in node.names]
     return [name for name in names if name.startswith("worker.")]
 
 
 def _room(name: str, folders: set[Path]) -> str:
     """The innermost package that has the module: `models/store` of `worker.models.store.blobs`."""
-    parents = [PROJECT / Path(*name.split("."))]
-    parents += parents[0].parents
-    return (
-        next(path for path in parents if path in folders).relative_to(PROJECT / "worker").as_posix()
-    )
+    path = PROJECT / Path(*name.split("."))
+    room = next(parent for parent in (path, *path.parents) if parent in folders)
+    return room.relative_to(PROJECT / "worker").as_posix()
 
 
 def _reduced(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Without the arrows that a longer way replaces."""
+    """Without the arrows that a longer path implies."""
 
     def reached(room: str) -> set[str]:
         return arrows[room] | {far for near in arrows[room] for far in reached(near)}
@@ -239,6 +276,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "errors": errors,
     "job-fields": job_fields,
     "output-fields": output_fields,
+    "tasks": tasks,
+    **{f"answer-{task.name}": functools.partial(answer, task.name) for task in TASKS},
+    "answer-health": health,
+    "progress": progress,
+    "engine-states": engine_states,
     "model-fields": model_fields,
     "exit-statuses": exit_statuses,
     "comparison": functools.partial(comparison, "en"),
@@ -249,15 +291,15 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def filled_in(text: str) -> str:
-    """The page with its generated parts as they must be."""
+    """The page with its generated parts up to date."""
     return PART.sub(lambda found: f"{found[1]}{PARTS[found[2]]()}{found[3]}", text)
 
 
 def files() -> dict[Path, str]:
-    """Each file that is generated or has generated parts, with its right content."""
+    """Each file that is generated or has generated parts, with its content up to date."""
     found = {page: filled_in(page.read_text()) for page in PAGES if PART.search(page.read_text())}
-    schema = json.dumps(template.json_schema(), indent=2) + "\n"
-    return {**found, PROJECT / "templates.schema.json": schema}
+    for_editors = json.dumps(template.json_schema(), indent=2) + "\n"
+    return {**found, PROJECT / "templates.schema.json": for_editors}
 
 
 def main() -> None:

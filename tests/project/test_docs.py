@@ -1,5 +1,6 @@
 """The documents agree with the code."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -20,6 +21,12 @@ def test_generated_parts_are_up_to_date():
     stale = [path.name for path, text in generate.files().items() if path.read_text() != text]
 
     assert stale == [], "run `make docs`"
+
+
+def test_every_generated_part_has_a_place():
+    used = {found[2] for page in PAGES for found in generate.PART.finditer(page.read_text())}
+
+    assert used == set(generate.PARTS)
 
 
 def test_the_words_of_secrets_are_those_of_the_code():
@@ -85,6 +92,17 @@ def test_every_file_that_is_named_exists(page):
     assert [name for name in named if not (PROJECT / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_in_a_file_exists(page):
+    named = re.findall(r"`(\w+)` in\s+`([\w/]+\.py)`", page.read_text())
+
+    assert [
+        (name, file)
+        for name, file in named
+        if not re.search(rf"\b{name}\b", (PROJECT / file).read_text())
+    ] == []
+
+
 def outline(page: Path) -> list[tuple[int, list[str]]]:
     """The depth of each heading, and the code blocks below it without their comments."""
     parts = re.split(r"^(?=#+ )", page.read_text(), flags=re.MULTILINE)
@@ -104,6 +122,28 @@ def test_the_turkish_readme_keeps_step():
         assert set(re.findall(pattern, TURKISH.read_text())) == set(
             re.findall(pattern, english.read_text())
         )
+
+
+def literals() -> str:
+    """The fixed parts of every text in our programs, a line each."""
+    files = [*PROJECT.glob("*.py"), *(PROJECT / "worker").rglob("*.py")]
+    files += (PROJECT / "engine").rglob("*.py")
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    scripts = [PROJECT / "start.sh", PROJECT / "Makefile", *(PROJECT / "image").glob("*.sh")]
+    texts += [script.read_text().replace("\\\n", "") for script in scripts]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def test_the_messages_that_the_page_about_troubleshooting_explains_exist():
+    """In a quoted message `...` stands for each part that varies."""
+    page = (PROJECT / "docs/troubleshooting.md").read_text().replace("\n  ", " ")
+    quoted = re.findall(r"^- (?:Status \d+ and )?(`+)(.+?)\1", page, re.MULTILINE)
+    parts = [part for _, quote in quoted for part in re.split(r"\.\.\.|^[A-Z_]+: ", quote)]
+    known = literals()
+
+    assert len(quoted) > 40
+    assert [part for part in parts if part.strip(" .:,()'") not in known] == []
 
 
 def test_the_commands_in_the_readme_exist():
