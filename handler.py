@@ -56,6 +56,7 @@ from worker.webui.payload import Payload
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import MemoryGrowth
 from worker.webui.supervisor import Supervisor
+from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 
@@ -292,18 +293,18 @@ def build_delivery(settings: Settings, limits: UploadLimits = UPLOAD_LIMITS) -> 
     return Delivery(limit, settings.output_dir, bucket, http, limits)
 
 
-def build(settings: Settings) -> tuple[Handler, Engine]:
+def build(settings: Settings, timing: EngineTiming = DEFAULT_TIMING) -> tuple[Handler, Engine]:
     """Put the worker together; nothing is started yet.
 
     Raises:
         ConfigError: templates.json cannot be used.
     """
-    webui = WebUI(settings.webui_url)
-    supervisor = Supervisor(settings.run_dir, settings.supervisor_pid)
-    readiness = Readiness(webui, supervisor, settings.engine_address)
+    webui = WebUI(settings.webui_url, timing=timing)
+    supervisor = Supervisor(settings.run_dir, settings.supervisor_pid, timing=timing)
+    readiness = Readiness(webui, supervisor, settings.engine_address, timing=timing)
     limit = settings.memory_growth_limit_gb
     growth = MemoryGrowth(round(limit * 1e9)) if limit else None
-    engine = Engine(webui, supervisor, readiness, growth)
+    engine = Engine(webui, supervisor, readiness, growth, timing=timing)
     templates = Templates(settings.templates_path, settings.default_template)
     return Handler(settings, engine, ModelManager(settings), templates), engine
 
@@ -313,11 +314,11 @@ def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
     importlib.import_module("runpod")
 
 
-def main() -> int:
+def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     """Boot, then give the process to the RunPod SDK; returns the exit status."""
     try:
         settings = Settings.from_environ(os.environ)
-        handler, engine = build(settings)
+        handler, engine = build(settings, timing)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION

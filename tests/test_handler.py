@@ -210,7 +210,7 @@ def test_the_hint_about_the_default_template_is_for_models_that_the_job_does_not
     facts = {"name": missing} if missing else {}
     answer = run(ModelNotFound("no.", **facts), templates_file, input=job_input)
 
-    hint = "so it got the default template 'fox'; DEFAULT_TEMPLATE=none"
+    hint = "so the default template 'fox' was used; DEFAULT_TEMPLATE=none"
     assert (hint in answer["error"]) == has_hint
     assert answer["error"].startswith("MODEL_NOT_FOUND: no. Put the file")
 

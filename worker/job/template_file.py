@@ -147,8 +147,8 @@ def hint_about_default(wanted: Txt2ImgRequest, job_input: object, error: WorkerE
     if name and str(name) in json.dumps(job_input, ensure_ascii=False):
         return ""
     return (
-        f" The job names neither a template nor a checkpoint, so it got the default"
-        f" template {wanted.template!r}; DEFAULT_TEMPLATE=none switches that off."
+        f" The job names neither a template nor a checkpoint, so the default template"
+        f" {wanted.template!r} was used; DEFAULT_TEMPLATE=none switches that off."
     )
 
 
