@@ -289,7 +289,7 @@ def test_an_engine_that_hangs_past_the_deadline_is_restarted(worker):
     worker.fault("hang", seconds=600)
 
     failed(worker.run(SMALL | {"timeout": 2}), "JOB_TIMEOUT")
-    assert "asks for a restart of the engine: hung" in worker.log()
+    wait_until(lambda: "asks for a restart of the engine: hung" in worker.log(), "the request")
     os.kill(pid, signal.SIGKILL)  # instead of the 5 s that start.sh gives it after SIGTERM
     completed(worker.run(SMALL))
     assert worker.engine_pid() != pid
