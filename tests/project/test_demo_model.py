@@ -82,11 +82,11 @@ def test_a_merged_lora_gives_the_same_picture_as_its_tag(model, lora, tmp_path):
     """docs/templates.md: the same except for rounding."""
     from engine.models.loras import LoraUse
     from training import adherence
-    from worker.models.merge.merge import Ingredient, merge
+    from worker.models.merge.merge import LoraToMerge, merge
 
     weights = {"te": 0.5, "unet": 1.0}
-    ingredient = Ingredient(LORA, "striped", "0" * 64, **weights)
-    assert not merge(CHECKPOINT, [ingredient], tmp_path / "merged.safetensors", {}).unmatched
+    lora_to_merge = LoraToMerge(LORA, "striped", "0" * 64, **weights)
+    assert not merge(CHECKPOINT, [lora_to_merge], tmp_path / "merged.safetensors", {}).unmatched
     prompt = "a green star on a yellow background"
 
     plain = draw(model, prompt)
