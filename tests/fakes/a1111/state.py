@@ -18,7 +18,6 @@ from fakes.a1111.shape import DEFAULT_OPTIONS, refuse_override
 
 # What loading a checkpoint can raise.
 LOAD_FAILURES = (ApiError, OSError, SafetensorError, sqlite3.Error)
-NOT_SAVED = {"sd_vae_explanation", "infotext_explanation", "settings_in_ui"}  # texts, not options
 
 
 def say(text: str) -> None:
@@ -32,12 +31,7 @@ class Options:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data: dict[str, Any] = {}
-        if path.exists():
-            try:
-                self.data = json.loads(path.read_text())
-            except ValueError:  # moved to tmp/; where that is missing, the start fails
-                path.replace(path.parent / "tmp" / "config.json")
+        self.data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def get(self, name: str) -> Any:
         return self.data.get(name, DEFAULT_OPTIONS.get(name))
@@ -47,8 +41,6 @@ class Options:
         if self.data.get(name) == value:
             return False
         refuse_override(name, value)
-        if name in NOT_SAVED:
-            return False
         self.data[name] = value
         return True
 
@@ -57,7 +49,7 @@ class Options:
         return {name: self.get(name) for name in DEFAULT_OPTIONS}
 
     def save(self) -> None:
-        self.path.write_text(json.dumps(self.data, indent=4))
+        self.path.write_text(json.dumps(self.data))
 
 
 class LoadedModel:
@@ -73,15 +65,11 @@ class LoadedModel:
 
     def _selected(self) -> Checkpoint:
         chosen = self.checkpoints.find(self.options.get("sd_model_checkpoint"))
-        if chosen:
-            return chosen
-        if self.checkpoints.listed:
-            return self.checkpoints.listed[0]
+        if chosen or self.checkpoints.listed:
+            return chosen or self.checkpoints.listed[0]
         folders = self.checkpoints.folders
-        looked = [
-            f"file {folders[0].parents[1] / 'model.ckpt'}",
-            *(f"directory {f}" for f in folders),
-        ]
+        looked = [f"file {folders[0].parents[1] / 'model.ckpt'}"]
+        looked += [f"directory {folder}" for folder in folders]
         raise FileNotFoundError(
             "No checkpoints found. When searching for checkpoints, looked at:"
             + "".join(f"\n - {place}" for place in looked)
@@ -91,8 +79,7 @@ class LoadedModel:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         self.checkpoints.read(checkpoint)
-        self.current = checkpoint
-        self._stranded = False
+        self.current, self._stranded = checkpoint, False
         title, sha256 = checkpoint.title, checkpoint.sha256
         self.options.data |= {"sd_model_checkpoint": title, "sd_checkpoint_hash": sha256}
 
@@ -109,13 +96,11 @@ class LoadedModel:
     def reload(self) -> None:
         """Switch to the selected checkpoint; raises A1111's exceptions, and may leave no model."""
         selected = self._selected()
-        no_model = self.current is None and self.options.get("sd_checkpoints_keep_in_cpu")
-        if self.broken or no_model:
+        if self.broken:
             raise engine_error("AttributeError", LOWVRAM_TEXT)
-        if self.current and self.current.path == selected.path:
-            return
-        self._stranded = self.current is not None
-        self._load(selected)
+        if self.current is None or self.current.path != selected.path:
+            self._stranded = self.current is not None
+            self._load(selected)
 
     def in_use(self) -> Checkpoint:
         """The model to generate with; raises if none is on the GPU."""
@@ -128,44 +113,21 @@ class Progress:
     """The running job as /progress shows it, and requests to stop it."""
 
     def __init__(self) -> None:
-        self.job = ""
-        self.job_count = self.job_no = self.step = self.steps = 0
-        self.interrupted = False
-        self.timestamp = ""
-        self.started = 0.0
-        self._stop = threading.Event()
-        self._stamp()
+        self.stop = threading.Event()
+        self.begin("", 0, 0)
 
-    def _stamp(self) -> None:
-        self.started = time.time()
-        self.timestamp = datetime.now(tz=timezone.utc).strftime("%Y%m%d%H%M%S")
-
-    def begin(self, *, job_count: int, steps: int) -> None:
+    def begin(self, job: str, count: int, steps: int) -> None:
         """A job starts; earlier requests to stop are dropped."""
-        self._stop.clear()
-        self.interrupted = False
+        self.stop.clear()
         self.job_no = self.step = 0
         self.steps = steps
-        self._stamp()
-        self.job, self.job_count = "scripts_txt2img", job_count
+        self.started = time.time()
+        self.timestamp = datetime.now(tz=timezone.utc).strftime("%Y%m%d%H%M%S")
+        self.job, self.job_count = job, count
 
     def end(self) -> None:
         """No job runs."""
         self.job, self.job_count = "", 0
-
-    def next_job(self) -> None:
-        """One of the pictures is finished."""
-        self.job_no += 1
-        self.step = 0
-
-    def interrupt(self) -> None:
-        """End the running job with what it has."""
-        self.interrupted = True
-        self._stop.set()
-
-    def wait_step(self, seconds: float) -> bool:
-        """Wait for one step's time; True if the picture must end now."""
-        return self._stop.wait(seconds)
 
     def shown(self, preview: str | None = None) -> dict[str, Any]:
         """The body of /progress."""
@@ -176,7 +138,7 @@ class Progress:
             eta = passed / fraction - passed
         state = {
             "skipped": False,
-            "interrupted": self.interrupted,
+            "interrupted": self.stop.is_set(),
             "stopping_generation": False,
             "job": self.job,
             "job_count": self.job_count,
