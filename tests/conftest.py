@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from fakes.a1111.process import free_port
 from fakes.recorded import recorded
-from fakes.supervised import LASTING_ENGINE, LASTING_HANDLER, Worker
+from fakes.supervised import Worker
 
 from worker.config.credentials import SECRET_NAME
 from worker.config.settings import Settings
@@ -86,10 +86,10 @@ def new_worker(tmp_path):
     """Make workers; all of their processes are killed after the test."""
     workers = []
 
-    def make(engine=LASTING_ENGINE, handler=LASTING_HANDLER, **environ):
+    def make(*programs, **environ):
         folder = tmp_path / str(len(workers))
         folder.mkdir()
-        workers.append(Worker(folder, free_port(), engine, handler, **environ))
+        workers.append(Worker(folder, free_port(), *programs, **environ))
         return workers[-1]
 
     yield make

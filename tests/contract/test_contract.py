@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from fakes.a1111.picture import png_text
+from fakes.a1111.picture import png_chunks, png_text
 from fakes.a1111.process import free_port, running_a1111, wait_until, write_safetensors
 from fakes.recorded import recorded
 
@@ -60,17 +60,14 @@ def fake(folder):
     for number, name in enumerate(("first", "second")):
         write_safetensors(folder / f"models/Stable-diffusion/{name}.safetensors", bytes([number]))
     write_safetensors(folder / "models/Lora/detail.safetensors")
-    with running_a1111(
-        folder, faults=({"fault": "slow_steps", "seconds": 0.02, "times": -1},)
-    ) as a:
+    slow = {"fault": "slow_steps", "seconds": 0.02, "times": -1}
+    with running_a1111(folder, faults=(slow,)) as a:
         yield Engine(a.url, ["first", "second"], "detail", folder / "models")
 
 
 @contextmanager
 def embedded(folder):
-    tiny_models = pytest.importorskip(
-        "fakes.tiny_models", reason="the engine's packages are not installed"
-    )
+    tiny_models = pytest.importorskip("fakes.tiny_models", reason="the engine is not installed")
     for seed, name in enumerate(("first", "second")):
         path = folder / f"models/Stable-diffusion/{name}.safetensors"
         tiny_models.write(tiny_models.make_checkpoint(seed), path)
@@ -111,39 +108,23 @@ def engine(request, tmp_path_factory):
 
 def pixels(image):
     """The PNG's pixel data without its text."""
-    png, data, at = base64.b64decode(image), b"", 8
-    while at < len(png):
-        length, kind = struct.unpack(">I4s", png[at : at + 8])
-        data += png[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
-        at += 12 + length
-    return zlib.decompress(data)
+    chunks = png_chunks(base64.b64decode(image))
+    return zlib.decompress(b"".join(content for kind, content in chunks if kind == b"IDAT"))
 
 
 # Lists ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", ["samplers", "schedulers"])
-def test_names_are_a1111s_own(engine, route):
-    known = {item["name"]: item for item in recorded(f"get_{route}")}
-    listed = engine.get(route).json()
-
-    assert listed
-    assert all(known[item["name"]].keys() == item.keys() for item in listed)
-
-
-@pytest.mark.parametrize(
-    ("route", "example"), [("sd-models", "get_sd-models_two"), ("loras", "get_loras_two")]
-)
-def test_listed_models_have_a1111s_fields(engine, route, example):
-    assert {*engine.get(route).json()[0]} == {*recorded(example)[0]}
-
-
-@pytest.mark.parametrize("route", ["upscalers", "latent-upscale-modes", "prompt-styles", "sd-vae"])
-def test_lists_may_be_empty(engine, route):
-    assert isinstance(engine.get(route).json(), list)
-
-
-def test_scripts_are_listed_by_tab(engine):
+def test_lists_have_a1111s_names_and_fields(engine):
+    for route in ("samplers", "schedulers"):
+        known = {item["name"]: item for item in recorded(f"get_{route}")}
+        listed = engine.get(route).json()
+        assert listed
+        assert all(known[item["name"]].keys() == item.keys() for item in listed)
+    for route in ("sd-models", "loras"):
+        assert {*engine.get(route).json()[0]} == {*recorded(f"get_{route}_two")[0]}
+    for route in ("upscalers", "latent-upscale-modes", "prompt-styles", "sd-vae"):
+        assert isinstance(engine.get(route).json(), list)
     assert {"txt2img", "img2img"} <= engine.get("scripts").json().keys()
 
 
@@ -204,13 +185,11 @@ def test_each_picture_of_a_batch_has_the_next_seed(engine):
     assert json.loads(answer["info"])["all_seeds"] == [7, 8, 9, 10]
 
 
-def test_unknown_fields_are_ignored(engine):
-    assert engine.txt2img(num_inference_steps=99)["parameters"]["steps"] == 2
+def test_unknown_fields_are_ignored_and_sizes_rounded_down_to_multiples_of_8(engine):
+    answer = engine.txt2img(num_inference_steps=99, width=71)
 
-
-def test_sizes_are_rounded_down_to_multiples_of_8(engine):
-    png = base64.b64decode(engine.txt2img(width=71)["images"][0])
-
+    assert answer["parameters"]["steps"] == 2
+    png = base64.b64decode(answer["images"][0])
     assert struct.unpack(">II", png[16:24]) == (64, 64)
 
 
@@ -229,12 +208,6 @@ def test_a_checkpoint_is_switched_by_its_stem_for_one_request(engine):
     assert hashes[other].startswith(switched["sd_model_hash"])
 
 
-def test_an_unknown_checkpoint_is_ignored_and_info_names_the_one_used(engine):
-    info = engine.info(override_settings={"sd_model_checkpoint": "nope"})
-
-    assert info["sd_model_name"] in engine.checkpoints
-
-
 def test_a_lora_is_applied_and_listed_by_its_hash(engine):
     plain = engine.txt2img()
     applied = engine.txt2img(prompt=f"a cat <lora:{engine.lora}:1>")
@@ -245,9 +218,11 @@ def test_a_lora_is_applied_and_listed_by_its_hash(engine):
     assert pixels(applied["images"][0]) != pixels(plain["images"][0])
 
 
-def test_a_missing_lora_is_ignored_and_not_listed(engine):
-    info = engine.info(prompt="a cat <lora:nope:1>")
+def test_unknown_models_are_ignored_and_info_names_those_used(engine):
+    unknown = {"override_settings": {"sd_model_checkpoint": "nope"}}
+    info = engine.info(prompt="a cat <lora:nope:1>", **unknown)
 
+    assert info["sd_model_name"] in engine.checkpoints
     assert "Lora hashes" not in info["extra_generation_params"]
 
 
@@ -274,10 +249,10 @@ def test_a_new_checkpoint_is_seen_after_a_refresh(engine):
 
 # Errors ----------------------------------------------------------------------------------------
 
-ERRORS = ["err_bad_sampler", "err_missing_route", "err_options_unknown_checkpoint"]
 
-
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(
+    "name", ["err_bad_sampler", "err_missing_route", "err_options_unknown_checkpoint"]
+)
 def test_errors_are_those_of_a1111(engine, name):
     asked, example = recorded(name)["request"], recorded(name)
     answer = engine.post(asked["body"], asked["path"].removeprefix("/sdapi/v1/"))
@@ -317,11 +292,12 @@ def running_job(engine, **changes):
     body = SMALL | {"steps": 150, "width": 256, "height": 256} | changes
     job = threading.Thread(target=lambda: answers.append(engine.post(body)))
     job.start()
+
+    def steps():
+        return engine.get("progress").json()["state"]["sampling_step"] > 0
+
     try:
-        wait_until(
-            lambda: engine.get("progress").json()["state"]["sampling_step"] > 0,
-            "the job's first step",
-        )
+        wait_until(steps, "the job's first step")
         yield answers
     finally:
         engine.post(None, "interrupt")

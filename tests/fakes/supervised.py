@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
+from fakes.gpu import RTX_4090, write_nvidia_smi, write_program, write_webui_python
 
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
@@ -62,8 +62,13 @@ class Program:
         while not Path(f"{os.environ['STUB_LOG']}.go").exists():
             time.sleep(TICK)
 
-    def serve(self, *, waits: bool = False, status: int = 0, deaf: bool = False) -> NoReturn:
-        """Live until TERM, and with `waits` until the test lets it go on; if deaf, until KILL."""
+    def serve(
+        self, *, waits: bool = False, status: int = 0, deaf: bool = False, checks: bool = False
+    ) -> NoReturn:
+        """Live until TERM, and with `waits` until the test lets it go on; if deaf, until KILL.
+
+        With `checks` it ends as the real handler does when start.sh writes that the engine is gone.
+        """
 
         def stop(_number: int, _frame: Any) -> None:
             self.note("TERM")
@@ -73,16 +78,17 @@ class Program:
                 self.note("stopped", has_cache=Path("cache").exists())
                 os._exit(status)
 
+        def check(_number: int, _frame: Any) -> None:
+            if Path(os.environ["RUN_DIR"], "engine").read_text().startswith("failed"):
+                os._exit(status)
+
         signal.signal(signal.SIGTERM, stop)
+        if checks:
+            signal.signal(signal.SIGALRM, check)
+            signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         self._note_start()
         while True:
             signal.pause()
-
-    def serve_while_there_is_an_engine(self, *, status: int) -> NoReturn:
-        """End as the real handler does when start.sh writes that the engine is gone."""
-        signal.signal(signal.SIGALRM, lambda *_: self._check_engine(status))
-        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
-        self.serve(status=status)
 
     def is_second(self) -> bool:
         """Whether this program was started before; call it once."""
@@ -96,17 +102,9 @@ class Program:
         self._note_start()
         sys.exit(status)
 
-    def have_child(self) -> None:
-        """Start a process of our group that does not stop for TERM."""
-        subprocess.Popen(["sh", "-c", "trap '' TERM INT; while :; do sleep 60; done"])
-
-    def leave_orphan(self) -> None:
-        """Start a process that loses its parent, and wait until it has ended."""
-        subprocess.run(["sh", "-c", "sleep 0.1 &"], capture_output=True, check=True)
-
-    def _check_engine(self, status: int) -> None:
-        if Path(os.environ["RUN_DIR"], "engine").read_text().startswith("failed"):
-            os._exit(status)
+    def have_child(self, script: str = "trap '' TERM INT; while :; do sleep 60; done") -> None:
+        """Start a process of our group, by default one that does not stop for TERM."""
+        subprocess.Popen(["sh", "-c", script])
 
     def _note_start(self) -> None:
         self.note(
@@ -117,7 +115,7 @@ class Program:
             group=os.getpgrp(),
             has_cache=Path("cache").exists(),
             has_tcmalloc="libtcmalloc" in Path("/proc/self/maps").read_text(),
-            options=Path("config.json").read_text() if Path("config.json").exists() else "{}",
+            options=Path("config.json").read_text() if Path("config.json").exists() else "",
         )
 
 
@@ -131,6 +129,23 @@ def link_project(folder: Path, *names: str) -> None:
         (folder / name).symlink_to(PROJECT / name)
 
 
+def environment(folder: Path, port: int) -> dict[str, str]:
+    """The settings of a worker whose folders are below `folder`, and a GPU for it."""
+    write_nvidia_smi(folder / "bin", RTX_4090)
+    return {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "ENGINE": "a1111",
+        "WEBUI_URL": f"http://127.0.0.1:{port}",
+        "WEBUI_DIR": str(folder / "webui"),
+        "WEBUI_PYTHON": str(write_webui_python(folder / "a1111")),
+        "MODELS_DIR": str(folder / "models"),
+        "BAKED_MODELS_DIR": str(folder / "baked"),
+        "DEFAULT_TEMPLATE": "none",
+        "RUN_DIR": str(folder / "run"),
+    }
+
+
 class Worker:
     """A project folder with the real start.sh, and the processes that it starts."""
 
@@ -142,33 +157,17 @@ class Worker:
         handler: str = LASTING_HANDLER,
         **environ: str,
     ) -> None:
-        self.folder = folder
-        self.webui = folder / "webui"
-        self.run_dir = folder / "run"
-        self.port = port
-        self._log = folder / "log"
-        self._events = folder / "events"
+        self.folder, self.port = folder, port
+        self.webui, self.run_dir = folder / "webui", folder / "run"
+        self._log, self._events = folder / "log", folder / "events"
         self.process: subprocess.Popen[bytes] | None = None
-        self.environ = {
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "PYTHON": sys.executable,
-            "ENGINE": "a1111",
-            "WEBUI_URL": f"http://127.0.0.1:{port}",
-            "WEBUI_DIR": str(self.webui),
-            "WEBUI_PYTHON": str(write_webui_python(folder / "a1111")),
-            "MODELS_DIR": str(folder / "models"),
-            "BAKED_MODELS_DIR": str(folder / "baked"),
-            "DEFAULT_TEMPLATE": "none",
-            "RUN_DIR": str(self.run_dir),
-            "STUB_LOG": str(self._events),
-        } | environ
+        self.environ = environment(folder, port) | {"STUB_LOG": str(self._events)} | environ
         link_project(folder)
         self._write_program(folder / "handler.py", "handler", handler)
         self._write_program(self.webui / "webui.py", "engine", engine)
         self._write_program(folder / "engine" / "__main__.py", "engine", engine)
         self.replace_model_manager("")  # the real one takes its time
         self.has_tcmalloc()
-        write_nvidia_smi(folder / "bin", RTX_4090)
 
     def _write_program(self, path: Path, name: str, body: str) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -192,18 +191,12 @@ class Worker:
 
     def has_tcmalloc(self, *libraries: str) -> None:
         """Let `ldconfig -p` list these libraries and no others."""
-        lines = ["#!/bin/sh", "echo '9 libs found in cache `/etc/ld.so.cache'"]
-        for library in libraries:
-            name = Path(library).name
-            lines.append(f"echo '\t{name} (libc6,x86-64) => {library}'")
-        self.write_ldconfig("\n".join(lines) + "\n")
+        lines = [f"echo '\t{Path(it).name} (libc6,x86-64) => {it}'" for it in libraries]
+        self.write_ldconfig("\n".join(["echo '9 libs found in `/etc/ld.so.cache'", *lines]))
 
     def write_ldconfig(self, script: str) -> None:
         """Replace the system's ldconfig."""
-        path = self.folder / "bin" / "ldconfig"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(script)
-        path.chmod(0o755)
+        write_program(self.folder / "bin" / "ldconfig", script)
 
     def start(self, *arguments: str, under: tuple[str, ...] = ()) -> None:
         """Run start.sh, with `under` in front of it."""
@@ -276,7 +269,8 @@ class Worker:
         """Kill all that the test has left."""
         while left := self.processes():
             for pid in left:
-                _kill(pid)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(TICK)
         if self.process:
             self.process.wait()
@@ -319,19 +313,12 @@ def _all_processes() -> Iterator[tuple[int, str, int]]:
 
 
 def _read_environ(pid: int) -> bytes:
-    try:
+    with suppress(OSError):
         return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""
+    return b""
 
 
 def _group(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
-        return None
-
-
-def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        return os.getpgid(pid)
+    return None

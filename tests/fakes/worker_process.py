@@ -6,7 +6,6 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any
 import requests
 
 from fakes.a1111.process import free_port, wait_until, write_safetensors
-from fakes.gpu import RTX_4090, write_nvidia_smi, write_webui_python
 from fakes.model_store import environment_for
 from fakes.runpod_plane import RunPodPlane
-from fakes.supervised import link_project
+from fakes.supervised import environment, link_project
 
 TESTS = Path(__file__).resolve().parents[1]
 HANDLER = TESTS.parent / "handler.py"
@@ -39,14 +37,15 @@ class WorkerProcess:
         self, folder: Path, plane: RunPodPlane, environ: Mapping[str, str], handler: Path
     ) -> None:
         self.plane = plane
-        self.webui = folder / "webui"
-        self.store = folder / "models"
+        self.webui, self.store = folder / "webui", folder / "models"
         self.run_dir = folder / "run"
         self.log_file = folder / "worker.log"
-        self.engine_url = f"http://127.0.0.1:{free_port()}"
-        self._bin = folder / "bin"
-        write_nvidia_smi(self._bin, RTX_4090)
-        self._webui_python = write_webui_python(folder / "a1111")
+        settings = environment(folder, free_port()) | {
+            "PYTHONPATH": str(TESTS),
+            "READY_TIMEOUT": "60",
+            "SHUTDOWN_GRACE": "20",
+        }
+        self.engine_url = settings["WEBUI_URL"]
         self.webui.mkdir(parents=True, exist_ok=True)
         (self.webui / "webui.py").write_text(WEBUI_PY)
         project = folder / "project"
@@ -55,28 +54,11 @@ class WorkerProcess:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [project / "start.sh"],
-                env={**self._environ(), **plane.worker_env(), **environ},
+                env={**settings, **plane.worker_env(), **environ},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-
-    def _environ(self) -> dict[str, str]:
-        return {
-            "PATH": f"{self._bin}:{os.environ['PATH']}",
-            "PYTHON": sys.executable,
-            "PYTHONPATH": str(TESTS),
-            "ENGINE": "a1111",
-            "WEBUI_DIR": str(self.webui),
-            "WEBUI_PYTHON": str(self._webui_python),
-            "WEBUI_URL": self.engine_url,
-            "MODELS_DIR": str(self.store),
-            "BAKED_MODELS_DIR": str(self.store.parent / "baked"),
-            "DEFAULT_TEMPLATE": "none",
-            "RUN_DIR": str(self.run_dir),
-            "READY_TIMEOUT": "60",
-            "SHUTDOWN_GRACE": "20",
-        }
 
     def log(self) -> str:
         """Its whole log."""
@@ -124,12 +106,13 @@ class WorkerProcess:
         assert state == "running"
         return int(pid)
 
-    def kill_engine_and_wait_for_the_next(self) -> None:
-        """SIGKILL the engine; wait until its successor has made its first picture."""
-        killed = self.engine_pid()
-        ready = self.run_dir / "engine.ready"
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: int(ready.read_text()) != killed, "the new engine's first picture")
+    def kill_engine_in_a_job(self) -> Job:
+        """SIGKILL the engine in the middle of a long job; returns the job's end."""
+        self.fault("slow_steps", seconds=1)
+        job = self.plane.submit(SMALL | {"steps": 100})
+        self.wait_until_generating()
+        os.kill(self.engine_pid(), signal.SIGKILL)
+        return self.plane.wait(job, JOB_TIMEOUT)
 
     def end(self) -> int:
         """Wait for its end; the exit status."""
@@ -176,7 +159,7 @@ def running_worker(
         if worker.process.poll() is None:
             worker.process.terminate()
             try:
-                worker.process.wait(60)
+                worker.end()
             finally:
                 worker.process.kill()
                 worker.process.wait()

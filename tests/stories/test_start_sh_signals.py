@@ -29,11 +29,7 @@ UNDER_TINI = (*AS_PID_1, "tini", "--")
 
 @pytest.mark.parametrize(
     ("end", "status"),
-    [
-        ("me.crash(0)", 0),
-        ("me.crash(3)", 3),
-        ("import os; os.kill(os.getpid(), 9)", KILLED),
-    ],
+    [("me.crash(0)", 0), ("me.crash(3)", 3), ("import os; os.kill(os.getpid(), 9)", KILLED)],
 )
 def test_the_worker_ends_with_the_handler_and_its_status(new_worker, end, status):
     worker = new_worker(LASTING_ENGINE, f"me.wait(); {end}")
@@ -62,15 +58,11 @@ def test_a_signal_stops_the_handler_first_and_then_the_engine(running, number):
     assert f"{number.name} received: stopping" in worker.log()
 
 
-def test_ctrl_c_in_a_terminal_is_the_same_as_a_signal_to_start_sh(running):
-    worker = running()
+def test_ctrl_c_in_a_terminal_is_the_same_and_the_status_the_handlers(running):
+    worker = running(LASTING_ENGINE, "me.serve(status=3)")
     os.killpg(worker.process.pid, signal.SIGINT)
-    assert worker.end() == 0
+    assert worker.end() == 3
     assert worker.story()[2:] == ORDERLY_END
-
-
-def test_the_status_after_a_signal_is_the_handlers(running):
-    assert running(LASTING_ENGINE, "me.serve(status=3)").stop() == 3
 
 
 def test_a_deaf_handler_is_killed_and_the_engine_still_stops_in_order(running):
@@ -148,16 +140,12 @@ def container(request, new_worker):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_process_of_a_container_stops_on_a_signal(container, number):
-    worker, first = container(PARENT_ENGINE, "me.serve(status=3)")
+def test_the_first_process_of_a_container_reaps_orphans_and_stops_on_a_signal(container, number):
+    worker, first = container(PARENT_ENGINE, "me.have_child('sleep 0.1 &'); me.serve(status=3)")
+    worker.until(lambda: not worker.children(first, "Z"), "the end of the zombies")
     os.kill(first, number)
     assert worker.end() == 3
     assert worker.story()[2:] == ORDERLY_END
-
-
-def test_the_first_process_of_a_container_reaps_orphans(container):
-    worker, first = container(LASTING_ENGINE, "me.leave_orphan(); me.serve()")
-    worker.until(lambda: not worker.children(first, "Z"), "the end of the zombies")
 
 
 def test_the_first_process_of_a_container_still_supervises(container):
