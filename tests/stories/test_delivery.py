@@ -4,6 +4,7 @@ import base64
 
 import pytest
 import requests
+from fakes import worker_process
 from fakes.hosts.bucket import KEY_ID, SECRET, s3_server
 from fakes.hosts.put_host import put_host
 from fakes.runpod_plane import RunPodPlane
@@ -12,8 +13,10 @@ from fakes.worker_process import completed, failed, png_size, running_worker
 from worker.config.settings import EXIT_BAD_CONFIGURATION
 from worker.delivery.delivery import json_size
 
-SMALL = {"prompt": "a fox, \u72d0", "steps": 2, "width": 64, "height": 64, "seed": 1}
+SMALL = worker_process.SMALL | {"prompt": "a fox, \u72d0"}
 FOUR = SMALL | {"width": 1024, "height": 1024, "batch_size": 2, "n_iter": 2}  # 20 kB each here
+TWO = ["https://a.example/1", "https://a.example/2"]
+SIGNED = "http://10.0.0.1/x?sig=5ecret"
 LIMIT = {"RESULT_LIMIT_MB": "0.05"}
 
 
@@ -82,26 +85,24 @@ def test_pictures_are_put_to_the_jobs_own_urls(with_bucket, host):
 
 
 @pytest.mark.parametrize(
-    ("output", "message"),
+    ("worker", "output", "message"),
     [
-        ({"delivery": "put", "urls": ["http://10.0.0.1/x?sig=5ecret"]}, "is not an https URL"),
-        ({"delivery": "put", "urls": ["https://a.example/1", "https://a.example/2"]}, "1 pictures"),
-        ({"delivery": "ftp"}, "must be 'base64', 's3' or 'put'"),
+        ("with_bucket", {"delivery": "put", "urls": [SIGNED]}, "is not an https URL"),
+        (
+            "with_bucket",
+            {"delivery": "put", "urls": TWO},
+            "1 pictures",
+        ),
+        ("with_bucket", {"delivery": "ftp"}, "must be 'base64', 's3' or 'put'"),
+        ("with_folder", {"delivery": "s3"}, "BUCKET_ENDPOINT_URL"),
     ],
 )
-def test_a_delivery_that_cannot_work_costs_no_engine_call(with_bucket, output, message):
-    before = len(with_bucket.requests())
+def test_a_delivery_that_cannot_work_costs_no_engine_call(request, worker, output, message):
+    worker = request.getfixturevalue(worker)
+    before = len(worker.requests())
 
-    assert message in failed(with_bucket.run(SMALL | {"output": output}), "INVALID_INPUT")
-    assert len(with_bucket.requests()) == before
-
-
-def test_s3_without_a_bucket_costs_no_engine_call(with_folder):
-    before = len(with_folder.requests())
-    job = with_folder.run(SMALL | {"output": {"delivery": "s3"}})
-
-    assert "BUCKET_ENDPOINT_URL" in failed(job, "INVALID_INPUT")
-    assert len(with_folder.requests()) == before
+    assert message in failed(worker.run(SMALL | {"output": output}), "INVALID_INPUT")
+    assert len(worker.requests()) == before
 
 
 def test_a_result_over_the_limit_is_an_error_and_its_pictures_are_kept(with_folder):
@@ -115,17 +116,13 @@ def test_a_result_over_the_limit_is_an_error_and_its_pictures_are_kept(with_fold
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in kept)
 
 
-def test_a_result_over_the_limit_is_converted_if_the_job_permits_it(with_folder):
-    output = completed(with_folder.run(FOUR | {"output": {"may_convert": True}}))
+def test_a_result_over_the_limit_is_converted_and_its_measured_size_is_the_posted_one(with_folder):
+    job = with_folder.run(FOUR | {"output": {"may_convert": True}})
+    output = completed(job)
+    done = next(one for one in with_folder.plane.events("done") if one["id"] == job["id"])
 
     assert (output["delivery"]["method"], output["delivery"]["format"]) == ("base64", "webp")
     assert len(output["images"]) == 4
-
-
-def test_the_measured_size_is_the_posted_size(with_folder):
-    job = with_folder.run(SMALL)
-    done = next(one for one in with_folder.plane.events("done") if one["id"] == job["id"])
-
     assert done["size"] == json_size(job["output"])
 
 

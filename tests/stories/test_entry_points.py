@@ -30,17 +30,13 @@ tiny_models = pytest.importorskip(
 @pytest.fixture
 def environ(tmp_path):
     """What `make run` sets, with folders and a port of the test's own."""
-    return {
+    names = ("webui", "models", "baked_models", "output", "run")
+    return {f"{name.upper()}_DIR": str(tmp_path / name) for name in names} | {
         "PATH": os.environ["PATH"],
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "ENGINE": "embedded",
-        "WEBUI_DIR": str(tmp_path / "webui"),
-        "MODELS_DIR": str(tmp_path / "models"),
-        "BAKED_MODELS_DIR": str(tmp_path / "baked"),
         "DEFAULT_TEMPLATE": "none",
-        "OUTPUT_DIR": str(tmp_path / "outputs"),
-        "RUN_DIR": str(tmp_path / "run"),
         "WEBUI_URL": f"http://127.0.0.1:{free_port()}",
         "RUNPOD_LOG_LEVEL": "WARN",
         "OMP_NUM_THREADS": "1",  # tests run side by side
@@ -48,15 +44,8 @@ def environ(tmp_path):
 
 
 def run(environ, *command):
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=BOOT,
-        check=False,
-    )
+    how = {"capture_output": True, "text": True, "timeout": BOOT}
+    return subprocess.run(command, cwd=ROOT, env=environ, check=False, **how)
 
 
 def test_the_status_is_1_when_the_test_job_fails(environ, tmp_path):
@@ -92,12 +81,8 @@ def real(tmp_path_factory):
         for number, (name, state) in enumerate(states.items(), start=1):
             data = folder / f"{name}.safetensors"
             tiny_models.write(state, data)
-            kind = "Checkpoint" if name == "base" else "LORA"
-            models.append(
-                hosts.add_model(
-                    version_id=number, model_id=number, data=data, name=data.name, kind=kind
-                )
-            )
+            file = {"data": data, "name": data.name, "kind": "LORA" if number > 1 else "Checkpoint"}
+            models.append(hosts.add_model(version_id=number, model_id=number, **file))
         more = {"ENGINE": "embedded", "OMP_NUM_THREADS": "1", "READY_TIMEOUT": str(BOOT)}
         own = {"checkpoints": (), "loras": (), "wait": False}
         with running_worker(folder, plane, hosts=hosts, **own, **more) as worker:
@@ -140,7 +125,7 @@ def test_a_real_engine_killed_in_the_middle_of_a_job_is_replaced(real):
 
 def test_a_baked_template_is_merged_and_drawn_with(environ, tmp_path):
     """`bake --merge` and then a prompt alone, as in `docker run` with an image of one's own."""
-    shutil.copytree(ROOT / "demo", tmp_path / "baked")
+    shutil.copytree(ROOT / "demo", tmp_path / "baked_models")
     environ |= {"DEFAULT_TEMPLATE": "demo_striped"}
     bake = ("model_manager.py", "bake", "--template", "demo_striped", "--merge")
     baking = run(environ, sys.executable, *bake)
@@ -154,7 +139,7 @@ def test_a_baked_template_is_merged_and_drawn_with(environ, tmp_path):
     assert re.search(r"models +demo-shapes\+striped-\w{10}$", done.stderr, re.MULTILINE)
     assert "256x256, 20 steps of Euler a, seed 1" in done.stderr
     assert len(re.findall("loaded .*safetensors", done.stdout + done.stderr)) == 1
-    (picture,) = (tmp_path / "outputs").glob("*.png")
+    (picture,) = (tmp_path / "output").glob("*.png")
     assert f"file     {picture}" in done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "models").rglob("*.safetensors")), "a model was copied"

@@ -40,17 +40,6 @@ def own(tmp_path):
         yield lambda **how: running_worker(tmp_path, plane, **how)
 
 
-@pytest.fixture(scope="module")
-def poor(tmp_path_factory):
-    """A worker that starts without any model, and whose engine has a damaged LoRA cache."""
-    folder = tmp_path_factory.mktemp("poor")
-    damaged = folder / "webui/cache/hashes-addnet/cache.db"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(b"garbage" * 100)
-    with RunPodPlane(hold=1.0) as plane, running_worker(folder, plane, checkpoints=()) as worker:
-        yield worker
-
-
 def assert_all_ends(worker):
     engine = worker.engine_pid()
     assert worker.stop() == 0, worker.log()
@@ -85,12 +74,6 @@ def test_the_models_that_a_job_names_are_used_and_proven(worker):
     assert lora["name"] == "detail"
 
 
-def test_a_model_that_is_added_while_the_worker_runs_is_found(worker):
-    write_safetensors(worker.store / "Stable-diffusion/late.safetensors", b"latelate")
-
-    assert completed(worker.run(SMALL | {"checkpoint": "late"}))["models"][0]["name"] == "late"
-
-
 def assert_clip_skip_is_for_one_job(worker):
     skipped, plain = (
         json.loads(completed(worker.run(SMALL | more))["info"])["infotexts"][0]
@@ -100,16 +83,15 @@ def assert_clip_skip_is_for_one_job(worker):
     assert "Clip skip" not in plain
 
 
-def test_clip_skip_of_one_job_does_not_affect_the_next(worker):
+def test_clip_skip_is_for_one_job_also_in_an_external_engine_without_config_json(
+    worker, own, tmp_path
+):
     assert_clip_skip_is_for_one_job(worker)
-
-
-def test_clip_skip_does_not_stay_in_an_external_engine_without_config_json(own, tmp_path):
     write_safetensors(tmp_path / "external/models/Stable-diffusion/first.safetensors")
     with running_a1111(tmp_path / "external") as engine:
         assert not (tmp_path / "external/config.json").exists()
-        with own(ENGINE="external", WEBUI_URL=engine.url, checkpoints=(), loras=()) as worker:
-            assert_clip_skip_is_for_one_job(worker)
+        with own(ENGINE="external", WEBUI_URL=engine.url, checkpoints=(), loras=()) as external:
+            assert_clip_skip_is_for_one_job(external)
 
 
 # The caller's mistakes ------------------------------------------------------------------------
@@ -133,10 +115,12 @@ def test_a_mistake_costs_no_engine_call(worker, job_input, code, message):
     assert len(worker.requests()) == before
 
 
-def test_a_damaged_model_file_never_reaches_the_engine(worker):
-    damaged = worker.store / "Stable-diffusion/damaged.safetensors"
-    damaged.write_bytes(b"<html>")
+def test_of_models_that_are_added_while_the_worker_runs_a_damaged_one_is_refused(worker):
+    folder = worker.store / "Stable-diffusion"
+    write_safetensors(folder / "late.safetensors", b"latelate")
+    (folder / "damaged.safetensors").write_bytes(b"<html>")
 
+    assert completed(worker.run(SMALL | {"checkpoint": "late"}))["models"][0]["name"] == "late"
     failed(worker.run(SMALL | {"checkpoint": "damaged"}), "MODEL_FILE_INVALID")
     assert not (worker.webui / "models/Stable-diffusion/damaged.safetensors").exists()
 
@@ -146,20 +130,14 @@ def test_a_damaged_model_file_never_reaches_the_engine(worker):
 WITH_MODELS = SMALL | {"checkpoint": "second", "loras": ["detail"]}
 
 
-@pytest.mark.parametrize("fault", ["wrong_checkpoint", "no_images"])
-def test_a_job_with_a_wrong_answer_is_repeated_once(worker, fault):
+@pytest.mark.parametrize("fault", ["wrong_checkpoint", "missing_lora", "no_images"])
+def test_another_prompt_is_sent_before_a_job_with_a_wrong_answer_is_repeated_once(worker, fault):
+    """A1111 keeps the last prompt's conditioning: repeated at once, half of a LoRA would miss."""
     worker.fault(fault)
+    before = len(worker.requests())
     output = completed(worker.run(WITH_MODELS))
 
     assert [model["name"] for model in output["models"]] == ["second", "detail"]
-
-
-def test_another_prompt_is_sent_before_a_job_with_a_missing_lora_is_repeated(worker):
-    """A1111 keeps the last prompt's conditioning: repeated at once, half of the LoRA would miss."""
-    worker.fault("missing_lora")
-    before = len(worker.requests())
-    completed(worker.run(SMALL | {"loras": ["detail"]}))
-
     prompts = [request["body"]["prompt"] for request in worker.requests()[before:]]
     assert prompts == ["a fox <lora:detail:1>", "", "a fox <lora:detail:1>"]
 
@@ -247,17 +225,15 @@ def test_a_damaged_cache_is_removed_while_the_engine_is_down(worker):
 
 
 def test_an_engine_killed_in_the_middle_of_a_job_is_replaced_and_the_job_repeated(worker):
-    worker.fault("slow_steps", seconds=1)
-    job = worker.plane.submit(SMALL | {"steps": 100})
-    worker.wait_until_generating()
-    os.kill(worker.engine_pid(), signal.SIGKILL)
-
-    completed(worker.plane.wait(job, 60))
+    completed(worker.kill_engine_in_a_job())
 
 
 def test_an_engine_that_dies_while_idle_is_ready_again_before_the_next_job(worker):
+    ready = worker.run_dir / "engine.ready"
     for _ in range(2):  # the second time shows that start.sh knew the first one as ready
-        worker.kill_engine_and_wait_for_the_next()
+        killed = worker.engine_pid()
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda pid=killed: int(ready.read_text()) != pid, "the new engine's picture")
 
     completed(worker.run(SMALL))
 
@@ -265,7 +241,7 @@ def test_an_engine_that_dies_while_idle_is_ready_again_before_the_next_job(worke
 def test_a_job_that_still_runs_after_a_lost_connection_is_stopped_before_it_is_repeated(worker):
     before = len(worker.requests(""))
     worker.fault("slow_steps", seconds=1)
-    worker.fault("drop", running=True)
+    worker.fault("drop")
     completed(worker.run(SMALL | {"steps": 100}))
 
     sent = [(r["method"], r["path"].rsplit("/", 1)[1]) for r in worker.requests("")[before:]]
@@ -309,18 +285,17 @@ def test_a_cancelled_job_stops_the_engine_and_posts_nothing(worker):
 # The start ---------------------------------------------------------------------------------------
 
 
-def test_a_worker_without_any_model_waits_for_a_job_that_names_one(poor):
-    failed(poor.run(SMALL), "NO_CHECKPOINT")
-    write_safetensors(poor.store / "Stable-diffusion/late.safetensors")
+def test_a_worker_without_models_and_with_a_damaged_cache_is_repaired_and_waits(own, tmp_path):
+    """Its engine's LoRA cache is damaged, which hides the LoRAs."""
+    damaged = tmp_path / "webui/cache/hashes-addnet/cache.db"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"garbage" * 100)
+    with own(checkpoints=()) as poor:
+        failed(poor.run(SMALL), "NO_CHECKPOINT")
+        write_safetensors(poor.store / "Stable-diffusion/late.safetensors")
 
-    completed(poor.run(SMALL | {"checkpoint": "late"}))
-
-
-def test_a_cache_that_hides_the_loras_is_repaired_at_boot(poor):
-    write_safetensors(poor.store / "Stable-diffusion/late.safetensors")
-
-    completed(poor.run(SMALL | {"checkpoint": "late", "loras": ["detail"]}))
-    assert "asks for a restart of the engine: damaged-cache" in poor.log()
+        completed(poor.run(SMALL | {"checkpoint": "late", "loras": ["detail"]}))
+        assert "asks for a restart of the engine: damaged-cache" in poor.log()
 
 
 def test_an_engine_that_cannot_boot_ends_the_worker_with_the_cause(own):
@@ -335,12 +310,7 @@ def test_an_engine_that_cannot_boot_ends_the_worker_with_the_cause(own):
 
 def test_when_no_restart_is_left_the_job_fails_with_the_cause_and_the_worker_ends(own):
     with own(MAX_ENGINE_RESTARTS="0") as worker:
-        worker.fault("slow_steps", seconds=1)
-        job = worker.plane.submit(SMALL | {"steps": 100})
-        worker.wait_until_generating()
-        os.kill(worker.engine_pid(), signal.SIGKILL)
-
-        assert "not enough memory" in failed(worker.plane.wait(job, 60), "ENGINE_NOT_READY")
+        assert "not enough memory" in failed(worker.kill_engine_in_a_job(), "ENGINE_NOT_READY")
         assert worker.plane.events("done")[-1]["body"]["stopPod"]
         assert worker.end() == 70
 

@@ -29,12 +29,9 @@ def hosts():
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, hosts):
     """A worker that takes two jobs at once."""
-    folder = tmp_path_factory.mktemp("concurrent")
-    with (
-        RunPodPlane(hold=1.0) as plane,
-        running_worker(folder, plane, hosts=hosts, JOB_CONCURRENCY="2") as worker,
-    ):
-        yield worker
+    folder, two = tmp_path_factory.mktemp("concurrent"), {"JOB_CONCURRENCY": "2"}
+    with RunPodPlane(hold=1.0) as plane, running_worker(folder, plane, hosts=hosts, **two) as it:
+        yield it
 
 
 @pytest.fixture
@@ -50,6 +47,12 @@ def events_of(worker, job, kind):
     return [event for event in worker.plane.events(kind) if event["id"] == job]
 
 
+def start_long(worker):
+    job = worker.plane.submit(LONG)
+    worker.wait_until_generating()
+    return job
+
+
 def cancel(worker, job):
     worker.plane.cancel(job)
     wait_until(worker.engine_is_idle, "the end of the cancelled job")
@@ -60,8 +63,7 @@ def cancel(worker, job):
 
 def test_the_next_jobs_model_is_fetched_while_this_job_generates(worker, hosts):
     model = hosts.add_model(version_id=71, data=safetensors(), name="next.safetensors", kind="LORA")
-    first = worker.plane.submit(LONG)
-    worker.wait_until_generating()
+    first = start_long(worker)
     second = worker.plane.submit(SMALL | {"loras": [model.download_url]})
 
     wait_until(lambda: "fetched 71" in worker.log(), "the second job's model")
@@ -74,8 +76,7 @@ def test_the_next_jobs_model_is_fetched_while_this_job_generates(worker, hosts):
 
 def test_a_waiting_job_that_is_cancelled_never_reaches_the_engine(worker):
     before = len(worker.requests())
-    first = worker.plane.submit(LONG)
-    worker.wait_until_generating()
+    first = start_long(worker)
     second = worker.plane.submit(SMALL)
     wait_until(lambda: second in worker.log(), "the second job")
     worker.plane.cancel(second)
@@ -88,8 +89,7 @@ def test_a_waiting_job_that_is_cancelled_never_reaches_the_engine(worker):
 
 
 def test_the_error_of_a_job_that_waited_past_its_deadline_says_so(worker):
-    first = worker.plane.submit(LONG)
-    worker.wait_until_generating()
+    first = start_long(worker)
     job = worker.run(SMALL | {"timeout": 1})
 
     message = failed(job, "JOB_TIMEOUT")
@@ -122,12 +122,9 @@ def test_progress_has_phase_step_and_time_left_in_order_and_never_after_the_resu
 
 
 def test_a_job_that_asks_for_previews_gets_small_ones_and_the_next_job_none(worker):
-    first, second = (
-        SMALL | {"steps": 25, "output": {"preview": wanted}} for wanted in (True, False)
-    )
     previews = []
-    for wanted in (first, second):
-        job = worker.plane.submit(wanted)
+    for wanted in (True, False):
+        job = worker.plane.submit(SMALL | {"steps": 25, "output": {"preview": wanted}})
         completed(worker.plane.wait(job, 60))
         reports = events_of(worker, job, "progress")
         previews.append([report["output"].get("preview") for report in reports])
@@ -140,17 +137,15 @@ def test_a_job_that_asks_for_previews_gets_small_ones_and_the_next_job_none(work
 
 def test_health_is_answered_while_a_job_runs(worker):
     failed(worker.run(SMALL | {"steps": 0}), "INVALID_INPUT")
-    job = worker.plane.submit(LONG)
-    worker.wait_until_generating()
+    job = start_long(worker)
     health = completed(worker.run({"task": "health"}))
 
     running = {one["id"]: one for one in health["worker"]["jobs"]["running"]}
     assert list(running) == [job]
     assert running[job]["phase"] in {"load", "generate"}
     assert health["worker"]["jobs"]["failures"]["INVALID_INPUT"] >= 1
-    assert health["engine"]["state"] == "running"
-    assert health["engine"]["ready"] is True
-    assert health["engine"]["restarts"] == 0
+    facts = {"state": "running", "ready": True, "restarts": 0}
+    assert health["engine"].items() >= facts.items()
     assert health["engine"]["memory"]["ram"]["used"] > 0
     assert health["models"]["stored"]["checkpoints"]["count"] == 2
     cancel(worker, job)
