@@ -130,7 +130,6 @@ def test_lists_have_a1111s_names_and_fields(engine):
 
 def test_the_worker_reads_its_catalog(engine):
     catalog = WebUI(engine.url).catalog()
-
     assert catalog.sampler("DPM++ 2M Karras", None) == ("DPM++ 2M", "Karras")
 
 
@@ -148,7 +147,6 @@ def test_memory_and_progress_have_a1111s_fields(engine):
 def test_an_answer_has_a1111s_keys(engine):
     answer = engine.txt2img()
     example = recorded("post_txt2img_lora_checkpoint")
-
     assert answer.keys() == example.keys()
     assert answer["parameters"].keys() == example["parameters"].keys()
     assert json.loads(answer["info"]).keys() == json.loads(example["info"]).keys()
@@ -157,7 +155,6 @@ def test_an_answer_has_a1111s_keys(engine):
 def test_a_picture_carries_its_infotext(engine):
     answer = engine.txt2img(sampler_name="DPM++ 2M", scheduler="Karras", negative_prompt="dog")
     (infotext,) = json.loads(answer["info"])["infotexts"]
-
     assert png_text(base64.b64decode(answer["images"][0])) == infotext
     first, second, last = infotext.split("\n")
     assert (first, second) == ("a cat", "Negative prompt: dog")
@@ -167,27 +164,23 @@ def test_a_picture_carries_its_infotext(engine):
 
 def test_one_seed_gives_one_picture(engine):
     first, again, other = (engine.txt2img(seed=seed)["images"][0] for seed in (7, 7, 8))
-
     assert pixels(first) == pixels(again) != pixels(other)
 
 
 def test_a_random_seed_is_in_info(engine):
     answer = engine.txt2img(seed=-1)
-
     assert answer["parameters"]["seed"] == -1
     assert json.loads(answer["info"])["seed"] >= 0
 
 
 def test_each_picture_of_a_batch_has_the_next_seed(engine):
     answer = engine.txt2img(batch_size=2, n_iter=2)
-
     assert len(answer["images"]) == 4
     assert json.loads(answer["info"])["all_seeds"] == [7, 8, 9, 10]
 
 
 def test_unknown_fields_are_ignored_and_sizes_rounded_down_to_multiples_of_8(engine):
     answer = engine.txt2img(num_inference_steps=99, width=71)
-
     assert answer["parameters"]["steps"] == 2
     png = base64.b64decode(answer["images"][0])
     assert struct.unpack(">II", png[16:24]) == (64, 64)
@@ -199,9 +192,7 @@ def test_unknown_fields_are_ignored_and_sizes_rounded_down_to_multiples_of_8(eng
 def test_a_checkpoint_is_switched_by_its_stem_for_one_request(engine):
     default = engine.info()["sd_model_name"]
     other = next(name for name in engine.checkpoints if name != default)
-
     switched = engine.info(override_settings={"sd_model_checkpoint": other})
-
     assert switched["sd_model_name"] == other
     assert engine.info()["sd_model_name"] == default
     hashes = {m["model_name"]: m["sha256"] for m in engine.get("sd-models").json()}
@@ -211,7 +202,6 @@ def test_a_checkpoint_is_switched_by_its_stem_for_one_request(engine):
 def test_a_lora_is_applied_and_listed_by_its_hash(engine):
     plain = engine.txt2img()
     applied = engine.txt2img(prompt=f"a cat <lora:{engine.lora}:1>")
-
     listed = json.loads(applied["info"])["extra_generation_params"]["Lora hashes"]
     name, digest = listed.split(": ")
     assert (name, len(digest)) == (engine.lora, 12)
@@ -221,16 +211,13 @@ def test_a_lora_is_applied_and_listed_by_its_hash(engine):
 def test_unknown_models_are_ignored_and_info_names_those_used(engine):
     unknown = {"override_settings": {"sd_model_checkpoint": "nope"}}
     info = engine.info(prompt="a cat <lora:nope:1>", **unknown)
-
     assert info["sd_model_name"] in engine.checkpoints
     assert "Lora hashes" not in info["extra_generation_params"]
 
 
 def test_clip_skip_is_for_one_request(engine):
     WebUI(engine.url).set_options({"CLIP_stop_at_last_layers": 1})
-
     skipped = engine.info(override_settings={"CLIP_stop_at_last_layers": 2})
-
     assert (skipped["clip_skip"], engine.info()["clip_skip"]) == (2, 1)
     assert "Clip skip: 2" in skipped["infotexts"][0]
 
@@ -241,7 +228,6 @@ def test_a_new_checkpoint_is_seen_after_a_refresh(engine):
     folder = engine.models / "Stable-diffusion"
     shutil.copy(folder / "second.safetensors", folder / "third.safetensors")
     wanted = {"override_settings": {"sd_model_checkpoint": "third"}}
-
     assert engine.info(**wanted)["sd_model_name"] != "third"
     WebUI(engine.url).refresh()
     assert engine.info(**wanted)["sd_model_name"] == "third"
@@ -256,28 +242,24 @@ def test_a_new_checkpoint_is_seen_after_a_refresh(engine):
 def test_errors_are_those_of_a1111(engine, name):
     asked, example = recorded(name)["request"], recorded(name)
     answer = engine.post(asked["body"], asked["path"].removeprefix("/sdapi/v1/"))
-
     assert (answer.status_code, answer.json()) == (example["status"], example["response"])
 
 
 @pytest.mark.parametrize("body", [{"steps": "abc"}, {"prompt": ["a"]}, {"override_settings": 1}])
 def test_a_wrong_type_is_a_422_that_names_the_field(engine, body):
     answer = engine.post(body)
-
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body", *body]
 
 
 def test_a_get_on_txt2img_proves_the_route(engine):
     answer = engine.get("txt2img")
-
     assert (answer.status_code, answer.json()) == (405, {"detail": "Method Not Allowed"})
 
 
 @pytest.mark.parametrize("body", [{"steps": 0}, {"batch_size": 0}, {"width": 0}])
 def test_an_impossible_number_is_an_error_with_a1111s_keys(engine, body):
     answer = engine.post(SMALL | body)
-
     assert answer.status_code == 500
     assert answer.json().keys() == {"error", "detail", "body", "errors"}
 
@@ -307,7 +289,6 @@ def running_job(engine, **changes):
 def test_progress_has_the_running_job_and_its_steps(engine):
     with running_job(engine):
         running = engine.get("progress?skip_current_image=true").json()
-
     assert running["state"]["job"] == "scripts_txt2img"
     assert running["state"]["sampling_steps"] == 150
     assert running["current_image"] is None
@@ -318,7 +299,6 @@ def test_an_interrupted_job_answers_with_the_picture_that_it_has(engine):
     with running_job(engine, n_iter=100) as answers:
         assert engine.post(None, "interrupt").json() == {}
         wait_until(lambda: answers, "the interrupted job's answer", TIMEOUT)
-
     assert (answers[0].status_code, len(answers[0].json()["images"])) == (200, 1)
     assert WebUI(engine.url).is_idle()
 
@@ -332,6 +312,5 @@ def test_a_second_job_waits_for_the_first(engine):
 
 def test_an_interrupt_while_idle_does_not_affect_the_next_job(engine):
     engine.post(None, "interrupt")
-
     first, second = engine.txt2img(), engine.txt2img()
     assert pixels(first["images"][0]) == pixels(second["images"][0])

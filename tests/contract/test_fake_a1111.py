@@ -164,7 +164,6 @@ def test_a_title_gains_its_hash_once_loaded_and_a_failed_switch_poisons_until_th
     assert (before["title"], before["sha256"]) == ("tinyB.safetensors", None)
     assert after["title"] == f"tinyB.safetensors [{after['sha256'][:10]}]"
     assert fresh.info()["sd_model_name"] == "tinyA"
-
     torn = fresh.post("txt2img", {"override_settings": {"sd_model_checkpoint": "torn"}})
     poisoned = fresh.post("txt2img", SMALL)
     assert (torn.status_code, torn.json()["error"]) == (500, "SafetensorError")

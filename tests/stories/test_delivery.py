@@ -56,7 +56,6 @@ def with_folder(tmp_path_factory):
 def test_pictures_are_uploaded_to_the_bucket(with_bucket):
     job = with_bucket.run(SMALL | {"batch_size": 2, "output": {"delivery": "s3"}})
     output = completed(job)
-
     assert output["delivery"]["keys"] == [f"{job['id']}/{number}.png" for number in range(2)]
     for url in output["images"]:
         fetched = requests.get(url, timeout=10)
@@ -68,7 +67,6 @@ def test_pictures_are_uploaded_to_the_bucket(with_bucket):
 
 def test_a_result_over_the_limit_goes_to_the_bucket(with_bucket):
     output = completed(with_bucket.run(FOUR))
-
     assert output["delivery"]["method"] == "s3"
     assert [requests.get(url, timeout=10).ok for url in output["images"]] == [True] * 4
     assert "RESULT_LIMIT_MB is 0.05" in output["warnings"][0]
@@ -78,7 +76,6 @@ def test_pictures_are_put_to_the_jobs_own_urls(with_bucket, host):
     urls = [host.url(f"{name}.webp") for name in "ab"]
     wanted = {"format": "webp", "delivery": "put", "urls": urls}
     output = completed(with_bucket.run(SMALL | {"batch_size": 2, "output": wanted}))
-
     assert output["images"] == [url.partition("?")[0] for url in urls]
     assert host.files()["/a.webp"][8:12] == b"WEBP"
     assert {one.headers["content-type"] for one in host.received} == {"image/webp"}
@@ -100,14 +97,12 @@ def test_pictures_are_put_to_the_jobs_own_urls(with_bucket, host):
 def test_a_delivery_that_cannot_work_costs_no_engine_call(request, worker, output, message):
     worker = request.getfixturevalue(worker)
     before = len(worker.requests())
-
     assert message in failed(worker.run(SMALL | {"output": output}), "INVALID_INPUT")
     assert len(worker.requests()) == before
 
 
 def test_a_result_over_the_limit_is_an_error_and_its_pictures_are_kept(with_folder):
     job = with_folder.run(FOUR)
-
     assert "RESULT_LIMIT_MB is 0.05" in failed(job, "RESULT_TOO_LARGE")
     assert job["output"]["limit_bytes"] == 50_000
     kept = [file for file in with_folder.out.iterdir() if job["id"] in file.name]
@@ -120,7 +115,6 @@ def test_a_result_over_the_limit_is_converted_and_its_measured_size_is_the_poste
     job = with_folder.run(FOUR | {"output": {"may_convert": True}})
     output = completed(job)
     done = next(one for one in with_folder.plane.events("done") if one["id"] == job["id"])
-
     assert (output["delivery"]["method"], output["delivery"]["format"]) == ("base64", "webp")
     assert len(output["images"]) == 4
     assert done["size"] == json_size(job["output"])

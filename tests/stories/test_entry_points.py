@@ -53,14 +53,12 @@ def test_the_status_is_1_when_the_test_job_fails(environ, tmp_path):
     with running_a1111(tmp_path / "external") as engine:
         external = environ | {"ENGINE": "external", "WEBUI_URL": engine.url}
         done = run(external, "./start.sh", "--test_input", '{"input": {"stepz": 1}}')
-
     assert done.returncode == 1
     assert "did you mean `steps`?" in done.stdout + done.stderr
 
 
 def test_without_an_engine_the_handler_says_what_to_do(environ):
     done = run(environ | {"READY_TIMEOUT": "1"}, sys.executable, "handler.py")
-
     assert done.returncode == 69
     assert "make serve" in done.stderr
 
@@ -96,11 +94,9 @@ def test_models_named_by_civitai_url_are_fetched_used_and_proven(real):
     job = {"prompt": "a cat", "steps": 4, "width": 64, "height": 64, "seed": 1}
     job |= {"checkpoint": {"url": f"{page}/1"}}
     named = job | {"loras": [{"url": f"{page}/2", "scale": 0.8}, {"url": f"{page}/3"}]}
-
     first = completed(real.worker.run(named, BOOT))
     requests = len(real.hosts.requests)
     again, plain = (completed(real.worker.run(one, BOOT)) for one in (named, job))
-
     assert len(real.hosts.requests) == requests
     assert [(m["name"], m["sha256"]) for m in first["models"]] == [
         (name, model.sha256)
@@ -118,7 +114,6 @@ def test_a_real_engine_killed_in_the_middle_of_a_job_is_replaced(real):
     job = real.worker.plane.submit({"prompt": "a cat", "steps": 20, "width": 256, "height": 256})
     real.worker.wait_until_generating()
     os.kill(real.worker.engine_pid(), signal.SIGKILL)
-
     output = completed(real.worker.plane.wait(job, BOOT))
     assert png_size(output["images"][0]) == (256, 256)
 
@@ -131,10 +126,8 @@ def test_a_baked_template_is_merged_and_drawn_with(environ, tmp_path):
     baking = run(environ, sys.executable, *bake)
     assert baking.returncode == 0, baking.stderr
     assert "demo-shapes+striped-" in baking.stdout
-
     job = '{"input": {"prompt": "a red circle", "seed": 1}}'
     done = run(environ, "./start.sh", "--test_input", job)
-
     assert done.returncode == 0, done.stderr
     assert re.search(r"models +demo-shapes\+striped-\w{10}$", done.stderr, re.MULTILINE)
     assert "256x256, 20 steps of Euler a, seed 1" in done.stderr

@@ -52,7 +52,6 @@ def start(tmp_path):
 
 def test_the_user_changes_before_tini_and_arguments_are_kept(start, tmp_path):
     messages, seen = start()
-
     assert messages == ""
     assert seen[-2:] == ["setpriv tini", TINI]
     assert (tmp_path / "models").is_dir()
@@ -68,7 +67,6 @@ def test_the_user_changes_before_tini_and_arguments_are_kept(start, tmp_path):
 )
 def test_it_stays_root_where_the_user_cannot_change_and_says_why(start, how, because):
     messages, seen = start(**how)
-
     assert messages.startswith(f"entrypoint.sh: stays root, because {because}")
     assert len(messages.splitlines()) == 1
     assert seen[-1] == TINI
@@ -80,13 +78,11 @@ def test_files_that_an_earlier_start_made_as_root_become_the_workers(start, tmp_
     run, webui = tmp_path / "run", tmp_path / "webui"
     _, seen = start(RUN_DIR=str(run), WEBUI_DIR=str(tmp_path))
     assert not [line for line in seen if line.startswith("chown")]
-
     for folder in (run, webui / "cache"):
         folder.mkdir(parents=True)
     (webui / "of another user").touch()
     os.chown(webui / "of another user", 1000, 1000)
     messages, seen = start(RUN_DIR=str(run), WEBUI_DIR=str(webui))
-
     assert messages == ""
     assert f"chown -h worker:worker -- {run} {webui} {webui}/cache" in seen
     assert seen[-1] == TINI

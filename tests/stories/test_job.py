@@ -52,7 +52,6 @@ def assert_all_ends(worker):
 
 def test_a_job_returns_a1111s_answer_and_our_details(worker):
     output = completed(worker.run(SMALL | {"batch_size": 2, "sampler_name": "DPM++ 2M Karras"}))
-
     assert [png_size(image) for image in output["images"]] == [(64, 64)] * 2
     assert output["parameters"]["sampler_name"] == "DPM++ 2M"
     assert json.loads(output["info"])["all_seeds"] == [1, 2]
@@ -65,7 +64,6 @@ def test_a_job_returns_a1111s_answer_and_our_details(worker):
 def test_the_models_that_a_job_names_are_used_and_proven(worker):
     job = SMALL | {"checkpoint": "second.safetensors", "loras": [{"name": "detail", "scale": 0.5}]}
     output = completed(worker.run(job))
-
     info = json.loads(output["info"])
     checkpoint, lora = output["models"]
     assert info["prompt"] == "a fox <lora:detail:0.5>"
@@ -110,7 +108,6 @@ def test_clip_skip_is_for_one_job_also_in_an_external_engine_without_config_json
 )
 def test_a_mistake_costs_no_engine_call(worker, job_input, code, message):
     before = len(worker.requests())
-
     assert message in failed(worker.run(job_input), code)
     assert len(worker.requests()) == before
 
@@ -119,7 +116,6 @@ def test_of_models_that_are_added_while_the_worker_runs_a_damaged_one_is_refused
     folder = worker.store / "Stable-diffusion"
     write_safetensors(folder / "late.safetensors", b"latelate")
     (folder / "damaged.safetensors").write_bytes(b"<html>")
-
     assert completed(worker.run(SMALL | {"checkpoint": "late"}))["models"][0]["name"] == "late"
     failed(worker.run(SMALL | {"checkpoint": "damaged"}), "MODEL_FILE_INVALID")
     assert not (worker.webui / "models/Stable-diffusion/damaged.safetensors").exists()
@@ -136,7 +132,6 @@ def test_another_prompt_is_sent_before_a_job_with_a_wrong_answer_is_repeated_onc
     worker.fault(fault)
     before = len(worker.requests())
     output = completed(worker.run(WITH_MODELS))
-
     assert [model["name"] for model in output["models"]] == ["second", "detail"]
     prompts = [request["body"]["prompt"] for request in worker.requests()[before:]]
     assert prompts == ["a fox <lora:detail:1>", "", "a fox <lora:detail:1>"]
@@ -149,7 +144,6 @@ def test_another_prompt_is_sent_before_a_job_with_a_wrong_answer_is_repeated_onc
 def test_a_wrong_picture_is_never_delivered(worker, fault, code):
     worker.fault(fault, times=FOREVER)
     job = worker.run(WITH_MODELS)
-
     failed(job, code)
     assert "images" not in job["output"]
     assert job["output"]["attempts"] == 2
@@ -158,7 +152,6 @@ def test_a_wrong_picture_is_never_delivered(worker, fault, code):
 def test_the_engines_own_error_is_reported_and_the_job_not_repeated(worker):
     worker.fault("internal_error", error="ValueError", errors="something odd")
     before = len(worker.requests())
-
     assert "ValueError something odd" in failed(worker.run(SMALL), "ENGINE_ERROR")
     assert len(worker.requests()) == before + 1
 
@@ -170,7 +163,6 @@ def test_a_job_is_repeated_after_its_route_has_come_back(worker):
     """Repeated after 5 s, and here after the shorter wait of the tests."""
     worker.fault("no_route")
     before = len(worker.requests())
-
     completed(worker.run(SMALL))
     assert len(worker.requests()) >= before + 2
     assert EngineTiming().route_wait == 5.0
@@ -180,7 +172,6 @@ def test_a_worker_whose_route_stays_missing_gives_up_after_three_attempts(own):
     with own() as worker:
         worker.fault("no_route", times=FOREVER)
         job = worker.run(SMALL)
-
         assert "lists 2 checkpoints, but not this route" in failed(job, "ENGINE_ROUTE_MISSING")
         assert job["output"]["attempts"] == 3
 
@@ -188,7 +179,6 @@ def test_a_worker_whose_route_stays_missing_gives_up_after_three_attempts(own):
 def test_out_of_memory_names_a_smaller_size_and_keeps_the_worker(worker):
     worker.fault("out_of_memory")
     job = worker.run(SMALL | {"width": 1024, "height": 1024})
-
     assert "Try 704x704" in failed(job, "OUT_OF_MEMORY")
     assert not job["output"].get("refresh_worker")
 
@@ -210,7 +200,6 @@ def test_an_engine_that_is_broken_is_restarted(worker, fault, failures):
     worker.fault(**fault)
     for code in failures:
         failed(worker.run(SMALL | {"checkpoint": "second"}), code)
-
     completed(worker.run(SMALL))
     assert worker.engine_pid() != pid
 
@@ -219,7 +208,6 @@ def test_a_damaged_cache_is_removed_while_the_engine_is_down(worker):
     stale = worker.webui / "cache" / "stale"
     stale.touch()
     worker.fault("sqlite")
-
     completed(worker.run(SMALL))
     assert not stale.exists()
 
@@ -234,7 +222,6 @@ def test_an_engine_that_dies_while_idle_is_ready_again_before_the_next_job(worke
         killed = worker.engine_pid()
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda pid=killed: int(ready.read_text()) != pid, "the new engine's picture")
-
     completed(worker.run(SMALL))
 
 
@@ -243,7 +230,6 @@ def test_a_job_that_still_runs_after_a_lost_connection_is_stopped_before_it_is_r
     worker.fault("slow_steps", seconds=1)
     worker.fault("drop")
     completed(worker.run(SMALL | {"steps": 100}))
-
     sent = [(r["method"], r["path"].rsplit("/", 1)[1]) for r in worker.requests("")[before:]]
     first = sent.index(("POST", "txt2img"))
     assert ("POST", "interrupt") in sent[first : sent.index(("POST", "txt2img"), first + 1)]
@@ -255,7 +241,6 @@ def test_a_job_that_still_runs_after_a_lost_connection_is_stopped_before_it_is_r
 def test_a_deadline_stops_the_engine_and_the_next_job_does_not_wait(worker):
     worker.fault("slow_steps", seconds=1)
     job = worker.run(SMALL | {"steps": 100, "timeout": 2})
-
     assert "no picture within 2 s" in failed(job, "JOB_TIMEOUT")
     assert worker.engine_is_idle()
 
@@ -263,7 +248,6 @@ def test_a_deadline_stops_the_engine_and_the_next_job_does_not_wait(worker):
 def test_an_engine_that_hangs_past_the_deadline_is_restarted(worker):
     pid = worker.engine_pid()
     worker.fault("hang", seconds=600)
-
     failed(worker.run(SMALL | {"timeout": 2}), "JOB_TIMEOUT")
     wait_until(lambda: "asks for a restart of the engine: hung" in worker.log(), "the request")
     os.kill(pid, signal.SIGKILL)  # instead of the 5 s that start.sh gives it after SIGTERM
@@ -276,7 +260,6 @@ def test_a_cancelled_job_stops_the_engine_and_posts_nothing(worker):
     job = worker.plane.submit(SMALL | {"steps": 100})
     worker.wait_until_generating()
     worker.plane.cancel(job)
-
     wait_until(worker.engine_is_idle, "the end of the cancelled job")
     completed(worker.run(SMALL))
     assert [event["id"] for event in worker.plane.events("done")].count(job) == 0
@@ -293,7 +276,6 @@ def test_a_worker_without_models_and_with_a_damaged_cache_is_repaired_and_waits(
     with own(checkpoints=()) as poor:
         failed(poor.run(SMALL), "NO_CHECKPOINT")
         write_safetensors(poor.store / "Stable-diffusion/late.safetensors")
-
         completed(poor.run(SMALL | {"checkpoint": "late", "loras": ["detail"]}))
         assert "asks for a restart of the engine: damaged-cache" in poor.log()
 
@@ -320,6 +302,5 @@ def test_a_job_may_finish_after_sigterm(own):
         worker.fault("slow_steps", seconds=0.3)
         job = worker.plane.submit(SMALL | {"steps": 10})
         worker.wait_until_generating()
-
         assert_all_ends(worker)
         completed(worker.plane.wait(job, 1))

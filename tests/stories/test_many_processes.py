@@ -51,7 +51,6 @@ def test_many_processes_make_one_download(hosts, processes, store, count, size):
     hosts.forget_requests()
     ready.go()
     results = ready.results()
-
     hosts.settle()
     assert hosts.bytes_sent("storage") == len(data)
     assert [result["stem"] for result in results] == ["fox"] * count
@@ -73,9 +72,7 @@ def test_the_download_of_a_killed_process_is_resumed_by_another(hosts, processes
     others.go()
     os.kill(first.pids[0], signal.SIGKILL)
     hosts.no_throttle()
-
     results = others.results()
-
     hosts.settle()
     assert len(results) == 3
     check(store, results, data)

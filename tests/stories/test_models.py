@@ -66,11 +66,9 @@ def test_a_job_names_its_models_by_url_and_the_next_one_needs_no_network(worker,
         ],
         "trigger_words": True,
     }
-
     first = completed(worker.run(job))
     requests = len(hosts.requests)
     completed(worker.run(job))
-
     sent = worker.requests()[-1]["body"]
     assert sent["prompt"] == "a fox, red fur <lora:one_ v1:0.5> <lora:two:1>"
     assert sent["override_settings"]["sd_model_checkpoint"] == "base"
@@ -88,9 +86,7 @@ def test_a_lora_of_another_family_is_refused_before_the_engine_is_called(worker,
     add(11, "xl", model_files.SDXL)
     add(12, "old", model_files.LORA, kind="LORA")
     before = len(worker.requests())
-
     message = failed(worker.run(SMALL | {"checkpoint": 11, "loras": ["12"]}), "MODEL_MISMATCH")
-
     assert all(word in message for word in ("'old'", "'xl'", "SD1", "SDXL"))
     assert len(worker.requests()) == before
 
@@ -114,7 +110,6 @@ def test_each_reason_why_a_model_cannot_be_fetched_has_its_code(worker, hosts, a
         add(number, "x", size=10_000)
         hosts.no_faults()
         hosts.fault(fault, **params)
-
         failed(worker.run(SMALL | {"checkpoint": f"civitai:{number}@{number}"}), code)
         assert not list(worker.store.glob("fetched/downloads/*")), fault
     assert len(worker.requests()) == before
@@ -128,9 +123,7 @@ def wait_for_the_end_of_downloads(hosts):
 def test_a_deadline_ends_a_download(worker, hosts, add):
     add(200, "slow", size=9_000_000)
     hosts.throttle(300_000, ttfb=0.0)
-
     failed(worker.run(SMALL | {"checkpoint": 200, "timeout": 2}), "JOB_TIMEOUT")
-
     wait_for_the_end_of_downloads(hosts)
     assert hosts.bytes_sent("storage") < 9_000_000
 
@@ -151,7 +144,6 @@ def test_a_cancelled_job_ends_its_download_and_the_next_job_resumes_it(worker, h
     completed(worker.run(SMALL))
     wait_for_the_end_of_downloads(hosts)
     assert hosts.bytes_sent("storage") < 9_000_000
-
     hosts.no_throttle()
     hosts.forget_requests()
     completed(worker.run(SMALL | {"checkpoint": 201}))
@@ -162,9 +154,7 @@ def test_a_cancelled_job_ends_its_download_and_the_next_job_resumes_it(worker, h
 
 def test_an_embedding_is_linked_and_listed_in_the_answer(worker, add):
     add(300, "easyneg", model_files.EMBEDDING, kind="TextualInversion")
-
     job = SMALL | {"embeddings": ["civitai:300@300"], "negative_prompt": "easyneg"}
     answer = completed(worker.run(job))
-
     assert (worker.webui / "embeddings/easyneg.safetensors").is_symlink()
     assert "easyneg" in [model["name"] for model in answer["models"]]

@@ -65,7 +65,6 @@ def test_the_next_jobs_model_is_fetched_while_this_job_generates(worker, hosts):
     model = hosts.add_model(version_id=71, data=safetensors(), name="next.safetensors", kind="LORA")
     first = start_long(worker)
     second = worker.plane.submit(SMALL | {"loras": [model.download_url]})
-
     wait_until(lambda: "fetched 71" in worker.log(), "the second job's model")
     assert worker.plane.status(first)["status"] == "IN_PROGRESS"
     cancel(worker, first)
@@ -81,7 +80,6 @@ def test_a_waiting_job_that_is_cancelled_never_reaches_the_engine(worker):
     wait_until(lambda: second in worker.log(), "the second job")
     worker.plane.cancel(second)
     wait_until(lambda: re.search(rf"\[{second}\b.*cancelled", worker.log()), "its end")
-
     cancel(worker, first)
     completed(worker.run(SMALL))
     assert len(worker.requests()) == before + 2
@@ -91,7 +89,6 @@ def test_a_waiting_job_that_is_cancelled_never_reaches_the_engine(worker):
 def test_the_error_of_a_job_that_waited_past_its_deadline_says_so(worker):
     first = start_long(worker)
     job = worker.run(SMALL | {"timeout": 1})
-
     message = failed(job, "JOB_TIMEOUT")
     assert "the engine was busy with other jobs; no picture within 1" in message
     assert job["output"]["timings"]["queue"] > 0
@@ -104,7 +101,6 @@ def test_the_error_of_a_job_that_waited_past_its_deadline_says_so(worker):
 def test_progress_has_phase_step_and_time_left_in_order_and_never_after_the_result(worker):
     job = worker.plane.submit(SMALL | {"steps": 40})
     completed(worker.plane.wait(job, 60))
-
     assert re.search(rf"\[{job} generate\] step \d+ of 40\n", worker.log())
     reports = [event["output"] for event in events_of(worker, job, "progress")]
     steps = [report["step"] for report in reports if report["phase"] == "generate"]
@@ -128,7 +124,6 @@ def test_a_job_that_asks_for_previews_gets_small_ones_and_the_next_job_none(work
         completed(worker.plane.wait(job, 60))
         reports = events_of(worker, job, "progress")
         previews.append([report["output"].get("preview") for report in reports])
-
     shown = base64.b64decode(previews[0][-1], validate=True)
     with Image.open(io.BytesIO(shown)) as image:
         assert (image.format, image.size) == ("JPEG", (256, 256))
@@ -139,7 +134,6 @@ def test_health_is_answered_while_a_job_runs(worker):
     failed(worker.run(SMALL | {"steps": 0}), "INVALID_INPUT")
     job = start_long(worker)
     health = completed(worker.run({"task": "health"}))
-
     running = {one["id"]: one for one in health["worker"]["jobs"]["running"]}
     assert list(running) == [job]
     assert running[job]["phase"] in {"load", "generate"}
@@ -161,7 +155,6 @@ def test_a_job_cancelled_at_any_moment_leaves_the_engine_idle_and_nothing_behind
         time.sleep(moments.uniform(0, 1.0))
         worker.plane.cancel(job)
         output = completed(worker.run(SMALL | {"seed": 7}))
-
         assert output["parameters"]["seed"] == 7
         assert events_of(worker, job, "done") == []
         assert worker.engine_is_idle()

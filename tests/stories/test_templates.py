@@ -77,7 +77,6 @@ def image(tmp_path_factory):
 
 def test_a_prompt_alone_uses_the_default_template_merged_and_without_a_network(image):
     result = completed(image.run({"prompt": "a fox"}))
-
     sent = image.worker.requests()[-1]["body"]
     assert sent["prompt"] == "a fox, fluffy"
     assert (sent["negative_prompt"], sent["steps"], sent["seed"]) == ("dark", 2, 7)
@@ -94,7 +93,6 @@ def test_a_prompt_alone_uses_the_default_template_merged_and_without_a_network(i
 def test_another_scale_uses_the_unmerged_checkpoint_and_a_tag(image):
     job = {"prompt": "a fox", "template": "fox", "loras": [{"name": "Detail", "scale": 0.8}]}
     result = completed(image.run(job))
-
     sent = image.worker.requests()[-1]["body"]
     assert sent["prompt"] == "a fox, fluffy <lora:fur:0.8>"
     assert sent["override_settings"]["sd_model_checkpoint"] == "base"
@@ -105,7 +103,6 @@ def test_another_scale_uses_the_unmerged_checkpoint_and_a_tag(image):
 def test_the_templates_are_listed_without_the_engine(image):
     before = len(image.worker.requests())
     result = completed(image.run({"task": "templates"}))
-
     listed = [(one["template"], one["baked"], one["merged"]) for one in result["templates"]]
     assert listed == [("fox", True, True), ("owl", False, False)]
     assert result["templates"][0]["description"] == "Red ones"
@@ -126,7 +123,6 @@ def test_an_unknown_template_or_task_costs_nothing_and_the_error_has_near_names(
 ):
     before = len(image.worker.requests())
     message = failed(image.run(job_input), code)
-
     assert all(word in message for word in words)
     assert len(image.worker.requests()) == before
 
@@ -136,11 +132,9 @@ def test_templates_that_are_not_baked_or_added_while_the_worker_runs_are_fetched
     owl = completed(image.run(SMALL | {"prompt": "x", "template": "owl"}))
     assert owl["models"][0]["name"] == "night"
     assert image.hosts.requests != []
-
     crow = completed(image.run({"prompt": "x", "template": "crow"}))
     assert [one["name"] for one in crow["models"]] == ["base"]
     assert json.loads(crow["info"])["all_negative_prompts"] == ["dark"]
-
     without = completed(image.run(SMALL | {"prompt": "x", "checkpoint": "first"}))
     assert "template" not in without
     assert image.worker.requests()[-1]["body"].get("negative_prompt") is None
@@ -152,7 +146,6 @@ def test_the_default_templates_models_are_fetched_during_the_start(tmp_path):
         started.hosts.forget_requests()
         first = completed(started.run({"prompt": "a fox"}))
         second = completed(started.run({"prompt": "a fox"}))
-
         assert not started.hosts.requests
         assert set(first["startup"]) == {"engine", "sdk", "models", "total"}
         assert first["startup"]["models"] > 0
