@@ -52,9 +52,7 @@ def wait_until(happened: Callable[[], Any], what: str, timeout: float = DEADLINE
 class A1111:
     """A started fake and shorthands for talking to it."""
 
-    def __init__(
-        self, data_dir: Path, flags: tuple[str, ...], faults: list[dict[str, Any]]
-    ) -> None:
+    def __init__(self, data_dir: Path, flags: tuple[str, ...], faults: Any) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         where = ["--port", str(self.port), "--data-dir", str(data_dir)]
@@ -66,7 +64,7 @@ class A1111:
         )
 
     def listens(self) -> bool:
-        """Whether the port is open; no HTTP, which UI mode may not survive."""
+        """Whether the port is open."""
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -100,8 +98,7 @@ class A1111:
 
     def lora_hashes(self, prompt: str) -> str | None:
         """Which LoRAs took part in a picture of this prompt."""
-        extra: dict[str, str] = self.info(prompt=prompt)["extra_generation_params"]
-        return extra.get("Lora hashes")
+        return self.info(prompt=prompt)["extra_generation_params"].get("Lora hashes")
 
 
 @contextmanager
@@ -109,7 +106,7 @@ def running_a1111(
     data_dir: Path, *flags: str, faults: tuple[dict[str, Any], ...] = (), wait: bool = True
 ) -> Iterator[A1111]:
     """A fake on a free port, by default once it is ready; killed at the end."""
-    engine = A1111(data_dir, flags, list(faults))
+    engine = A1111(data_dir, flags, faults)
     with engine.process:
         try:
             if wait:
