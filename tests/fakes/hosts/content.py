@@ -2,9 +2,7 @@
 
 import hashlib
 import secrets
-import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -13,32 +11,11 @@ from fakes.hosts.http import Answer, Blob
 ROLES = ("civitai", "civitai_red", "storage", "storage_b", "huggingface", "hf_cdn", "web")
 CIVITAI_ROLES = ("civitai", "civitai_red")
 DATA_ROLES = ("storage", "storage_b", "hf_cdn", "web")
-SIGNED_SECONDS = 86400
-PREFERRED = {"format": "SafeTensor", "size": "pruned", "fp": "fp16"}
 
-FILE_FIELDS = {
-    "pickleScanResult": "Success",
-    "pickleScanMessage": "No Pickle imports",
-    "virusScanResult": "Success",
-    "virusScanMessage": None,
-    "scannedAt": "2026-01-20T10:05:11.000Z",
-}
-VERSION_FIELDS = {
-    "nsfwLevel": 1,
-    "createdAt": "2026-01-20T09:00:00.000Z",
-    "updatedAt": "2026-01-20T10:00:00.000Z",
-    "status": "Published",
-    "publishedAt": "2026-01-20T10:00:00.000Z",
-    "baseModelType": "Standard",
-    "earlyAccessEndsAt": None,
-    "earlyAccessConfig": None,
-    "paidAccess": None,
-    "description": None,
-    "availability": "Public",
-    "usageControl": "Download",
-    "stats": {"downloadCount": 1, "thumbsUpCount": 0},
-    "images": [],
-}
+FILE_FIELDS = {"type": "Model", "pickleScanResult": "Success", "virusScanResult": "Success"}
+FILE_FIELDS |= {"metadata": {"format": "SafeTensor", "size": "pruned", "fp": "fp16"}}
+VERSION_FIELDS = {"status": "Published", "availability": "Public", "usageControl": "Download"}
+VERSION_FIELDS |= dict.fromkeys(["earlyAccessEndsAt", "earlyAccessConfig", "paidAccess"])
 
 
 @dataclass(eq=False)
@@ -52,31 +29,18 @@ class ModelFile:
     require_auth: bool = True
     overrides: dict[str, Any] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """The true digest, in lower case as our code has it."""
-        return self.blob.digest(hashlib.sha256())
+        return self.blob.sha256
 
     @property
     def size(self) -> int:
         return self.blob.size
 
     @property
-    def version_id(self) -> int:
-        return self.version.id
-
-    @property
-    def api_url(self) -> str:
-        return f"{self.version.origin}/api/v1/model-versions/{self.version_id}"
-
-    @property
-    def download_url(self) -> str:
-        """Without the id of a file."""
-        return f"{self.version.origin}/api/download/models/{self.version_id}"
-
-    @property
     def file_url(self) -> str:
-        return f"{self.download_url}?fileId={self.id}"
+        return f"{self.version.download_url(self.version.origin)}?fileId={self.id}"
 
     def public(self, origin: str) -> dict[str, Any]:
         """The file in the metadata API."""
@@ -84,10 +48,8 @@ class ModelFile:
             "id": self.id,
             "sizeKB": self.size / 1024,
             "name": self.name,
-            "type": "Model",
-            "metadata": PREFERRED,
             "primary": self is self.version.files[0],
-            "downloadUrl": f"{origin}/api/download/models/{self.version_id}",
+            "downloadUrl": self.version.download_url(origin),
         }
         if "hashes" not in self.overrides:  # a big file is hashed only when a test needs it
             shown["hashes"] = {"SHA256": self.sha256.upper(), "AutoV2": self.sha256[:10].upper()}
@@ -105,8 +67,11 @@ class ModelVersion:
     base_model: str = "SD 1.5"
     trained_words: tuple[str, ...] = ()
     red_only: bool = False
-    overrides: dict[str, Any] = field(default_factory=dict)
     files: list[ModelFile] = field(default_factory=list)
+
+    def download_url(self, origin: str) -> str:
+        """Without the id of a file."""
+        return f"{origin}/api/download/models/{self.id}"
 
     def public(self, origin: str) -> dict[str, Any]:
         """The version in the metadata API."""
@@ -118,9 +83,9 @@ class ModelVersion:
             "baseModel": self.base_model,
             "model": {"name": f"Model {self.model_id}", "type": self.kind, "nsfw": self.red_only},
             "files": [file.public(origin) for file in self.files],
-            "downloadUrl": f"{origin}/api/download/models/{self.id}",
+            "downloadUrl": self.download_url(origin),
         }
-        return VERSION_FIELDS | shown | self.overrides
+        return VERSION_FIELDS | shown
 
 
 @dataclass(eq=False)
@@ -135,21 +100,9 @@ class HfFile:
     commit: str
     lfs: bool
 
-    @cached_property
-    def sha256(self) -> str:
-        return self.blob.digest(hashlib.sha256())
-
-    @property
-    def size(self) -> int:
-        return self.blob.size
-
-    @cached_property
-    def git_sha1(self) -> str:
-        return self.blob.digest(hashlib.sha1(b"blob %d\0" % self.size))
-
     @property
     def etag(self) -> str:
-        return f'"{self.sha256 if self.lfs else self.git_sha1}"'
+        return f'"{self.blob.sha256 if self.lfs else self.blob.git_sha1}"'
 
     @property
     def url(self) -> str:
@@ -164,9 +117,6 @@ class HfRepo:
     private: bool = False
     files: dict[tuple[str, str], HfFile] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=dict)
-
-    def has_revision(self, revision: str) -> bool:
-        return revision in self.commits or revision in self.commits.values()
 
 
 @dataclass
@@ -189,22 +139,21 @@ class Grant:
     blob: Blob
     etag: str
     headers: dict[str, str]
-    expires_at: float
+    expired: bool = False
     uses: int | None = None
 
     def use(self) -> bool:
         """Whether it is still valid; counts the use."""
-        if time.monotonic() >= self.expires_at or self.uses == 0:
+        if self.expired or self.uses == 0:
             return False
         if self.uses:
             self.uses -= 1
         return True
 
 
-def r2_query(name: str, seconds: float, secret: str) -> str:
-    disposition = quote(f'attachment; filename="{name}"', safe="")
+def r2_query(disposition: str, secret: str) -> str:
     return (
-        f"X-Amz-Expires={int(seconds)}&response-content-disposition={disposition}"
+        f"X-Amz-Expires=86400&response-content-disposition={disposition}"
         "&X-Amz-Algorithm=AWS4-HMAC-SHA256"
         "&X-Amz-Credential=0123456789abcdef%2F20260120%2Fus-east-1%2Fs3%2Faws4_request"
         "&X-Amz-Date=20260120T100000Z&X-Amz-SignedHeaders=host"
@@ -212,8 +161,7 @@ def r2_query(name: str, seconds: float, secret: str) -> str:
     )
 
 
-def b2_query(name: str, _seconds: float, secret: str) -> str:
-    disposition = quote(f'attachment; filename="{name}"', safe="")
+def b2_query(disposition: str, secret: str) -> str:
     return f"Authorization={secret}&b2ContentDisposition={disposition}"
 
 
@@ -238,17 +186,14 @@ class World:
         self.hf_token = f"hf_{secrets.token_hex(17)}"
         self.hf_token_without_grant = f"hf_{secrets.token_hex(17)}"
 
-    def sign(
-        self, role: str, blob: Blob, name: str, *, etag: str, seconds: float, uses: int | None
-    ) -> str:
+    def sign(self, role: str, blob: Blob, name: str, etag: str, uses: int | None) -> str:
         """A fresh signed URL for a blob on one of the storage hosts."""
-        secret = secrets.token_hex(32)
+        secret, disposition = secrets.token_hex(32), f'attachment; filename="{name}"'
         folder, write_query = SIGNED[role]
-        suffix = secrets.token_hex(4)
-        target = f"{folder}.{suffix}.safetensors?{write_query(name, seconds, secret)}"
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        expires_at = time.monotonic() + seconds
-        self.grants[secret] = Grant(role, target, blob, etag, headers, expires_at, uses)
+        query = write_query(quote(disposition, safe=""), secret)
+        target = f"{folder}.{secrets.token_hex(4)}.safetensors?{query}"
+        headers = {"Content-Disposition": disposition}
+        self.grants[secret] = Grant(role, target, blob, etag, headers, uses=uses)
         return self.urls[role] + target
 
     def storage_etag(self, role: str, blob: Blob) -> str:

@@ -2,10 +2,11 @@
 
 import asyncio
 import fcntl
+import hashlib
 import json
+import re
 import socket
 import struct
-import sys
 import termios
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -43,8 +44,16 @@ class Blob:
             source.seek(start)
             return source.read(max(0, stop - start))
 
-    def digest(self, hasher: Any, start: int = 0) -> str:
-        for offset in range(start, self.size, BLOCK):
+    @cached_property
+    def sha256(self) -> str:
+        return self._digest(hashlib.sha256())
+
+    @cached_property
+    def git_sha1(self) -> str:
+        return self._digest(hashlib.sha1(b"blob %d\0" % self.size))
+
+    def _digest(self, hasher: Any) -> str:
+        for offset in range(0, self.size, BLOCK):
             hasher.update(self.read(offset, offset + BLOCK))
         return str(hasher.hexdigest())
 
@@ -58,7 +67,6 @@ class Request:
     target: str
     headers: dict[str, str]  # lower-case names
     connection: int = 0
-    time: float = field(default_factory=time.monotonic)
     status: int | None = None
     sent: int = 0  # bytes of the body given to the kernel
     ended: float | None = None
@@ -71,42 +79,23 @@ class Request:
     def raw_path(self) -> str:
         return self.target.partition("?")[0]
 
-    @property
-    def raw_query(self) -> str:
-        return self.target.partition("?")[2]
-
     @cached_property
     def query(self) -> dict[str, str]:
-        return dict(parse_qsl(self.raw_query, keep_blank_values=True))
+        return dict(parse_qsl(self.target.partition("?")[2]))
 
     @property
     def authorized(self) -> bool:
         return "authorization" in self.headers
 
     @property
-    def user_agent(self) -> str:
-        return self.headers.get("user-agent", "")
-
-    @property
     def if_range(self) -> str | None:
         return self.headers.get("if-range")
 
     @property
-    def range(self) -> tuple[int | None, int | None] | None:
-        """First and last byte of the request; `bytes=-5` is (None, 5)."""
-        unit, _, spec = self.headers.get("range", "").partition("=")
-        first, dash, last = spec.partition("-")
-        if unit != "bytes" or not dash or "," in spec or not (first or last).isdigit():
-            return None
-        return int(first) if first else None, int(last) if last else None
-
-    def span(self, size: int) -> tuple[int, int] | None:
-        """The requested range as [start, stop) of `size` bytes; None if there is no such range."""
-        first, last = self.range or (0, None)
-        if first is None:
-            return max(0, size - (last or 0)), size
-        stop = size if last is None else min(size, last + 1)
-        return (first, stop) if first < stop else None
+    def range(self) -> tuple[int, int | None] | None:
+        """First and last byte of the request."""
+        spec = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+        return spec and (int(spec[1]), int(spec[2]) if spec[2] else None)
 
 
 @dataclass
@@ -125,9 +114,8 @@ class Answer:
     cut_after: int | None = None
     reset: bool = False
     stall_after: int | None = None
-    stall_seconds: float | None = None
     rate: float | None = None
-    flips: dict[int, int] = field(default_factory=dict)  # offset in the blob -> bits to flip
+    flipped: int | None = None  # offset in the blob of a byte whose lowest bit is wrong
     raw: bytes | None = None  # instead of HTTP
 
     @property
@@ -142,7 +130,7 @@ class Answer:
     @property
     def is_untouched(self) -> bool:
         """Whether the body is the blob's own bytes."""
-        return not (self.flips or self.surplus or self.chunked)
+        return not (self.flipped is not None or self.surplus or self.chunked)
 
     def head(self) -> bytes:
         headers = dict(self.headers)
@@ -161,9 +149,8 @@ class Answer:
         if self.is_untouched:
             return piece
         body = bytearray(piece).ljust(size, b"\0")
-        for offset, bits in self.flips.items():
-            if first <= offset < first + len(piece):
-                body[offset - first] ^= bits
+        if self.flipped is not None and first <= self.flipped < first + len(piece):
+            body[self.flipped - first] ^= 1
         return b"%x\r\n%b\r\n" % (len(body), body) if self.chunked else bytes(body)
 
 
@@ -200,18 +187,19 @@ def data_answer(
     """The whole blob, or the requested range of it."""
     shown = {"Content-Type": "application/octet-stream", "ETag": etag}
     shown |= {"Last-Modified": LAST_MODIFIED, **headers}
-    if not ranges:
+    if ranges:
+        shown["Accept-Ranges"] = "bytes"
+    unchanged = request.if_range in (None, etag, LAST_MODIFIED)
+    if not (ranges and request.range and unchanged):
         return Answer(200, shown, blob, 0, blob.size, is_data=True)
-    shown["Accept-Ranges"] = "bytes"
-    if request.range is None or request.if_range not in (None, etag, LAST_MODIFIED):
-        return Answer(200, shown, blob, 0, blob.size, is_data=True)
-    span = request.span(blob.size)
-    if span is None:
+    first, last = request.range
+    stop = blob.size if last is None else min(blob.size, last + 1)
+    if first >= stop:
         refused = xml_error(416, "InvalidRange", "The requested range is not satisfiable")
         refused.headers["Content-Range"] = f"bytes */{blob.size}"
         return refused
-    shown["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{blob.size}"
-    return Answer(206, shown, blob, *span, is_data=True)
+    shown["Content-Range"] = f"bytes {first}-{stop - 1}/{blob.size}"
+    return Answer(206, shown, blob, first, stop, is_data=True)
 
 
 @dataclass(frozen=True)
@@ -251,9 +239,8 @@ class Connection:
         self._writer = writer
         self._pace = Pace()
         self._sendfile = writer.get_extra_info("ssl_object") is None
-        writer.transport.set_write_buffer_limits(
-            high=1
-        )  # drained means: in the kernel; TLS does not accept 0
+        # Drained means: in the kernel. TLS does not accept 0.
+        writer.transport.set_write_buffer_limits(high=1)
 
     async def serve(
         self, note: Callable[[Request], None], respond: Callable[[Request], Awaitable[Answer]]
@@ -311,7 +298,8 @@ class Connection:
                 rates = [rate for rate in (answer.rate, self.throttle.rate) if rate]
                 size = _block_size(answer, position, end, min(rates, default=None))
                 if position == answer.stall_after:
-                    await self._stall(answer.stall_seconds)
+                    await self._reader.read(1)  # until the client leaves
+                    raise ConnectionResetError("the client left")
                 if rates:
                     await self._pace.take(size, min(rates))
                 await self._send_piece(source, answer, position, size)
@@ -333,27 +321,15 @@ class Connection:
             self._writer.write(answer.piece(position, size))
             await self._writer.drain()
 
-    async def _stall(self, seconds: float | None) -> None:
-        """Send nothing, for a while or until the client leaves."""
-        if seconds is not None:
-            await asyncio.sleep(seconds)
-        elif not await self._reader.read(1):
-            raise ConnectionResetError("the client left")
-
     async def _reset(self) -> None:
         """End the connection with RST, once the client has what was sent so far."""
         sock = self._writer.get_extra_info("socket")
         for _ in range(100):
-            if not _unsent(sock):
+            if not any(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))):
                 break
             await asyncio.sleep(0.01)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
-
-
-def _unsent(sock: socket.socket) -> int:
-    unsent = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4)
-    return int.from_bytes(unsent, sys.byteorder)
 
 
 def _block_size(answer: Answer, position: int, end: int, rate: float | None) -> int:

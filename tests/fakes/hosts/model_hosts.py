@@ -6,8 +6,7 @@
         assert hosts.count("storage") == 2
 
 Each host has its own port, and answers as the real one does or as documented. Other processes can
-use them, too. `hosts.fault(...)` switches on a fault: the names and parameters are those of the
-functions in `fakes.hosts.faults`.
+use them, too. `hosts.fault(...)` switches on a fault of `fakes.hosts.faults`.
 """
 
 import asyncio
@@ -32,10 +31,12 @@ from fakes.hosts.content import (
     WebFile,
     World,
 )
-from fakes.hosts.faults import Fault, Faults, Scope
+from fakes.hosts.faults import Fault, Faults
 from fakes.hosts.http import Answer, Blob, Connection, Request, Throttle, redirect
 from fakes.hosts.sites import Sites
 from fakes.hosts.tls import make_certificates, server_context
+
+FAULT_FIELDS = {"times", "skip", "role", "path", "when"}
 
 
 def _bound(port: int = 0) -> socket.socket:
@@ -53,7 +54,10 @@ class ModelHosts:
     def __init__(self, *, tls: bool = False) -> None:
         self.tls = tls
         self.ca_file: Path | None = None
-        self._world = World()
+        self._world = world = World()
+        self.civitai_key = world.civitai_key
+        self.hf_token = world.hf_token  # of a user with access to every repository
+        self.hf_token_without_grant = world.hf_token_without_grant  # to none that is restricted
         self._faults = Faults()
         self._sites = Sites(self._world, self._faults)
         self._requests: list[Request] = []
@@ -114,25 +118,10 @@ class ModelHosts:
     # Their content.
 
     @property
-    def civitai_key(self) -> str:
-        return self._world.civitai_key
-
-    @property
-    def hf_token(self) -> str:
-        """Token of a user with access to every repository."""
-        return self._world.hf_token
-
-    @property
-    def hf_token_without_grant(self) -> str:
-        """Token of a user without access to private and gated ones."""
-        return self._world.hf_token_without_grant
-
-    @property
     def planted_secrets(self) -> set[str]:
         """Every key and every signature ever issued: no log may contain them."""
-        world = self._world
-        keys = {world.civitai_key, world.hf_token, world.hf_token_without_grant}
-        return keys | world.grants.keys()
+        keys = {self.civitai_key, self.hf_token, self.hf_token_without_grant}
+        return keys | self._world.grants.keys()
 
     def add_model(
         self,
@@ -147,11 +136,9 @@ class ModelHosts:
         file_id: int | None = None,
         require_auth: bool = True,
         red_only: bool = False,
-        version_fields: dict[str, Any] | None = None,
         **overrides: Any,
     ) -> ModelFile:
-        """Add a file to a version, which the first one makes; `overrides` are fields of its JSON
-        (sizeKB, hashes, metadata, primary, type, pickleScanResult, …)."""
+        """Add a file to a version, which the first one makes; `overrides`: fields of its JSON."""
         version = self._world.versions.get(version_id) or ModelVersion(
             version_id,
             model_id or version_id + 1_000_000,
@@ -160,7 +147,6 @@ class ModelHosts:
             base_model,
             tuple(trained_words),
             red_only,
-            version_fields or {},
         )
         id_ = file_id or next(self._file_ids)
         file = ModelFile(id_, name, Blob(data), version, require_auth, overrides)
@@ -199,14 +185,10 @@ class ModelHosts:
         modified: str | None = None,
         ranges: bool = True,
         content_disposition: str | None = None,
-        content_type: str = "application/octet-stream",
     ) -> str:
         """Put a file on the plain host; returns its URL."""
-        headers = {"Content-Type": content_type}
-        if modified is not None:
-            headers["Last-Modified"] = modified
-        if content_disposition:
-            headers["Content-Disposition"] = content_disposition
+        more = {"Last-Modified": modified, "Content-Disposition": content_disposition}
+        headers = {name: value for name, value in more.items() if value is not None}
         self._world.web[path] = WebFile(Blob(data), etag, ranges, headers)
         return self.web + path
 
@@ -217,19 +199,10 @@ class ModelHosts:
 
     # Faults.
 
-    def fault(
-        self,
-        name: str,
-        *,
-        times: int = -1,
-        skip: int = 0,
-        role: str | None = None,
-        path: str | None = None,
-        when: Scope | None = None,
-        **params: Any,
-    ) -> Fault:
+    def fault(self, name: str, **given: Any) -> Fault:
         """Switch a fault on, after `skip` and for `times` of the requests it concerns."""
-        fault = Fault(name, times, skip, role, path, when, params)
+        places = {key: given.pop(key) for key in FAULT_FIELDS & given.keys()}
+        fault = Fault(name, **places, params=given)
         self._faults.switched_on.append(fault)
         return fault
 
@@ -239,7 +212,7 @@ class ModelHosts:
     def expire_urls(self) -> None:
         """End every signed URL that was issued so far."""
         for grant in list(self._world.grants.values()):
-            grant.expires_at = 0
+            grant.expired = True
 
     def throttle(
         self, rate: float | None, ttfb: float = 0.08, roles: Iterable[str] = DATA_ROLES

@@ -4,15 +4,13 @@ from urllib.parse import unquote
 
 from fakes.hosts.content import (
     SECRET_NAMES,
-    SIGNED_SECONDS,
     Grant,
     HfFile,
     HfRepo,
-    ModelFile,
     ModelVersion,
     World,
 )
-from fakes.hosts.faults import Faults, login_required, not_found
+from fakes.hosts.faults import ANSWERS, Faults
 from fakes.hosts.http import (
     Answer,
     Blob,
@@ -42,8 +40,7 @@ class Sites:
 
     def _signed(self, request: Request, role: str, blob: Blob, name: str, etag: str) -> str:
         limits = self.faults.choice("url_limits", request) or {}
-        seconds, uses = limits.get("seconds", SIGNED_SECONDS), limits.get("uses")
-        return self.world.sign(role, blob, name, etag=etag, seconds=seconds, uses=uses)
+        return self.world.sign(role, blob, name, etag, limits.get("uses"))
 
     # CivitAI.
 
@@ -70,11 +67,9 @@ class Sites:
         return self.world.urls[request.role]
 
     def _version(self, request: Request, last: str) -> Answer:
-        if not last.isdigit():
-            return json_answer(400, {"error": "Invalid id"})
         if not (version := self._visible(request, last)):
             return json_answer(404, {"error": "Model not found"})
-        return json_answer(200, version.public(self._origin(request)), Cache_Control="s-maxage=300")
+        return json_answer(200, version.public(self._origin(request)))
 
     def _by_hash(self, request: Request, last: str) -> Answer:
         for version in sorted(self.world.versions.values(), key=lambda version: version.id):
@@ -82,7 +77,7 @@ class Sites:
             known = (file["hashes"] or {} for file in shown["files"])
             hashes = {value.upper() for hashes in known for value in hashes.values()}
             if last.upper() in hashes and self._visible(request, str(version.id)):
-                return json_answer(200, shown, Cache_Control="s-maxage=3600")
+                return json_answer(200, shown)
         return json_answer(404, {"error": "Model not found"})
 
     def _model(self, request: Request, last: str) -> Answer:
@@ -92,27 +87,20 @@ class Sites:
             return json_answer(404, {"error": f"No model with id {last}"})
         shown = [version.public(self._origin(request)) for version in found]
         model = {"id": found[0].model_id, **shown[0]["model"], "modelVersions": shown}
-        return json_answer(200, model, Cache_Control="s-maxage=300")
+        return json_answer(200, model)
 
     def _download(self, request: Request, last: str) -> Answer:
-        version = self._visible(request, last)
-        file = self._chosen(request, version) if version else None
+        version, wanted = self._visible(request, last), request.query.get("fileId")
+        files = version.files if version else []
+        file = next((one for one in files if wanted in (None, str(one.id))), None)
         if file is None:
-            return not_found(request)
-        if file.require_auth and not self._knows(request):
-            return login_required(request)
+            return ANSWERS["not_found"](request)
+        known = request.headers.get("authorization") == f"Bearer {self.world.civitai_key}"
+        if file.require_auth and not known:
+            return ANSWERS["login_required"](request)
         role = "storage" if self.faults.choice("tiering", request) is None else "storage_b"
         etag = self.world.storage_etag(role, file.blob)
-        url = self._signed(request, role, file.blob, file.name, etag)
-        return redirect(307, url, Cache_Control="no-store")
-
-    def _chosen(self, request: Request, version: ModelVersion) -> ModelFile | None:
-        wanted = request.query.get("fileId")
-        found = (file for file in version.files if wanted in (None, str(file.id)))
-        return next(found, None)
-
-    def _knows(self, request: Request) -> bool:
-        return request.headers.get("authorization") == f"Bearer {self.world.civitai_key}"
+        return redirect(307, self._signed(request, role, file.blob, file.name, etag))
 
     # The storage hosts of CivitAI and Hugging Face.
 
@@ -120,7 +108,7 @@ class Sites:
         if request.authorized:
             return xml_error(400, "InvalidRequest", "Missing x-amz-content-sha256")
         grant = self._grant(request)
-        if grant is None or (request.method == "HEAD" and request.role != "hf_cdn"):
+        if grant is None or request.method == "HEAD":
             text = "The request signature we calculated does not match"
             return xml_error(403, "SignatureDoesNotMatch", text)
         if not grant.use():
@@ -151,13 +139,11 @@ class Sites:
         repo = self.world.repos.get(repo_name)
         if refusal := self._hf_refusal(request, repo):
             return refusal
-        assert repo is not None
-        if not repo.has_revision(revision):
+        if revision not in {one for one, _ in repo.files}:
             return self._hf_error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        file = repo.files.get((revision, path))
-        if file is None:
-            return self._hf_error(404, "EntryNotFound", "Entry not found")
-        return self._hf_file(request, file)
+        if file := repo.files.get((revision, path)):
+            return self._hf_file(request, file)
+        return self._hf_error(404, "EntryNotFound", "Entry not found")
 
     def _hf_refusal(self, request: Request, repo: HfRepo | None) -> Answer | None:
         world = self.world
@@ -182,11 +168,8 @@ class Sites:
             return data_answer(request, file.blob, file.etag, headers)
         name = file.path.rpartition("/")[2]
         url = self._signed(request, "hf_cdn", file.blob, name, file.etag)
-        headers |= {"X-Linked-Etag": file.etag, "X-Linked-Size": str(file.size)}
-        headers["ETag"] = file.etag
-        answer = redirect(302, url)
-        answer.headers |= headers
-        return answer
+        headers |= {"X-Linked-Etag": file.etag, "X-Linked-Size": str(file.blob.size)}
+        return redirect(302, url, ETag=file.etag, **headers)
 
     # The plain host.
 
