@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import re
 import socket
 import threading
 import traceback
@@ -46,6 +47,10 @@ class Pauses(threading.Event):
         return self.is_set()
 
 
+def fault(name, **params):
+    return {"name": name, "role": "web", **params}
+
+
 # URLs and hosts.
 
 
@@ -80,16 +85,13 @@ def test_a_host_of_this_machine_is_refused(tls_hosts, host):
 
 
 def resolve_to(monkeypatch, *answers):
-    """Names have these addresses: one list for each look-up."""
+    """Names have these addresses: one list for each look-up, the last one for all others."""
     asked, real = [], socket.getaddrinfo
 
     def getaddrinfo(host, port, *rest, **named):
         asked.append(host)
         addresses = answers[min(len(asked), len(answers)) - 1]
-        found = []
-        for address in addresses:
-            found += real(address, port, *rest, **named)
-        return found
+        return [one for address in addresses for one in real(address, port, *rest, **named)]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
@@ -133,18 +135,12 @@ def test_a_trusted_host_may_be_private_and_plain(hosts):
         assert (reply.url, reply.hops) == (url, 0)
 
 
-def test_trust_is_for_one_port(hosts):
-    with pytest.raises(ModelUrlRefused):
-        client_for(hosts, "civitai").open(hosts.add_web("/x", DATA))
-    assert hosts.requests == []
-
-
-def test_a_trusted_host_behind_a_backslash_lends_no_trust(hosts):
+def test_trust_is_for_one_port_even_behind_a_backslash(hosts):
     """Some parsers see the host behind the backslash, some before it."""
     hosts.add_web("/x", DATA)
-    url = f"{hosts.web}\\@{hosts.civitai.partition('//')[2]}/x"
-    with pytest.raises(ModelUrlRefused):
-        client_for(hosts, "civitai").open(url)
+    for path in ("/x", f"\\@{hosts.civitai.partition('//')[2]}/x"):
+        with pytest.raises(ModelUrlRefused):
+            client_for(hosts, "civitai").open(hosts.web + path)
     assert hosts.requests == []
 
 
@@ -152,57 +148,39 @@ def test_a_trusted_host_behind_a_backslash_lends_no_trust(hosts):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_redirects_are_followed(hosts, status):
-    target = hosts.add_web("/target", DATA)
-    url = hosts.add_redirect("/go", target, status)
-    with client_for(hosts).open(url, headers={"Range": "bytes=1-2"}) as reply:
-        assert (reply.status, reply.url, reply.hops) == (206, target, 1)
-        assert reply.read(10) == DATA[1:3]
-
-
-def test_a_relative_redirect_stays_at_its_host(hosts):
+@pytest.mark.parametrize("target", ["{}/a/target?x=1", "target?x=1"])
+def test_redirects_are_followed(hosts, status, target):
     hosts.add_web("/a/target", DATA)
-    url = hosts.add_redirect("/a/go", "target?x=1")
-    with client_for(hosts).open(url) as reply:
+    url = hosts.add_redirect("/a/go", target.format(hosts.web), status)
+    with client_for(hosts).open(url, headers={"Range": "bytes=1-2"}) as reply:
+        assert (reply.status, reply.hops, reply.read(10)) == (206, 1, DATA[1:3])
         assert reply.url == f"{hosts.web}/a/target?x=1"
 
 
-def test_a_redirect_without_a_target_is_an_answer(hosts):
-    url = hosts.add_redirect("/go", "")
-    with client_for(hosts).open(url) as reply:
-        assert reply.status == 302
-
-
-@pytest.mark.parametrize("target", BAD_TARGETS)
+@pytest.mark.parametrize("target", [*BAD_TARGETS, "another port"])
 def test_each_hop_is_checked(hosts, target):
-    url = hosts.add_redirect("/go", target)
+    """A redirect from a trusted host is not trusted, not even to another port of the machine."""
+    target = f"{hosts.storage}/x" if target == "another port" else target
     with pytest.raises(ModelUrlRefused):
-        client_for(hosts, "web").open(url)
+        client_for(hosts, "web").open(hosts.add_redirect("/go", target))
+    assert hosts.count() == 1
 
 
-def test_a_redirect_from_a_trusted_host_is_not_trusted(hosts):
-    """Not even to another port of the same machine."""
-    url = hosts.add_redirect("/go", f"{hosts.storage}/x")
-    with pytest.raises(ModelUrlRefused):
-        client_for(hosts, "web").open(url)
-    assert hosts.count("storage") == 0
-
-
-@pytest.mark.parametrize("too_many", [False, True])
-def test_redirects_are_counted(hosts, too_many):
+def test_redirects_are_counted(hosts):
+    most = HttpLimits.max_redirects
     url = hosts.add_web("/end", DATA)
-    for number in range(HttpLimits.max_redirects + too_many):
+    for number in range(most):
         url = hosts.add_redirect(f"/go/{number}", url)
-    if too_many:
-        with pytest.raises(ModelUrlRefused, match="more than 5 times"):
-            client_for(hosts).open(url)
-        assert hosts.count("web", "/end") == 0
-    else:
-        with client_for(hosts).open(url) as reply:
-            assert (reply.status, reply.hops) == (200, HttpLimits.max_redirects)
+    with client_for(hosts).open(url) as reply:
+        assert (reply.status, reply.hops) == (200, most)
+    with pytest.raises(ModelUrlRefused, match="more than 5 times"):
+        client_for(hosts).open(hosts.add_redirect("/more", url))
+    assert hosts.count("web", "/end") == 1
 
 
-def test_with_same_host_a_redirect_to_another_host_is_the_answer(hosts):
+def test_a_redirect_without_a_target_and_with_same_host_to_another_host_is_the_answer(hosts):
+    with client_for(hosts).open(hosts.add_redirect("/nowhere", "")) as reply:
+        assert reply.status == 302
     there = hosts.add_redirect("/a", "/b")
     hosts.add_redirect("/b", f"{hosts.storage}/signed")
     with client_for(hosts).open(there, same_host=True) as reply:
@@ -215,31 +193,14 @@ def test_with_same_host_a_redirect_to_another_host_is_the_answer(hosts):
 
 
 def test_the_token_goes_to_its_own_origin_and_not_to_the_storage(hosts):
-    model = hosts.add_model(version_id=1, data=DATA)
-    client = client_for(hosts, tokens={hosts.civitai: hosts.civitai_key})
-    with client.open(model.file_url) as reply:
-        assert reply.read(1 << 20) == DATA
-        signed = reply.url
-    with client.open(signed) as reply:  # once more, straight to it
-        assert reply.status == 200
-    assert [(one.role, one.authorized) for one in hosts.requests] == [
-        ("civitai", True),
-        ("storage", False),
-        ("storage", False),
-    ]
-
-
-def test_the_token_is_sent_when_a_redirect_comes_back_to_its_origin(hosts):
     hosts.add_web("/end", DATA)
     hosts.fault("redirect_to", url=f"{hosts.web}/end", role="storage", path="/x")
-    url = hosts.add_redirect("/go", f"{hosts.storage}/x")
-    with client_for(hosts, tokens={hosts.web: KEY}).open(url) as reply:
-        assert reply.status == 200
-    assert [(one.role, one.headers.get("authorization")) for one in hosts.requests] == [
-        ("web", f"Bearer {KEY}"),
-        ("storage", None),
-        ("web", f"Bearer {KEY}"),
-    ]
+    client = client_for(hosts, tokens={hosts.web: KEY})
+    client.open(hosts.add_redirect("/go", f"{hosts.storage}/x")).close()
+    client.open(f"{hosts.storage}/x", same_host=True).close()  # straight to it
+    sent = [(one.role, one.headers.get("authorization")) for one in hosts.requests]
+    key = f"Bearer {KEY}"
+    assert sent == [("web", key), ("storage", None), ("web", key), ("storage", None)]
 
 
 @pytest.mark.parametrize("tail", ["\\@{}/x", "/\\@{}/x", "#@{}/", "?@{}/"])
@@ -258,15 +219,9 @@ def test_the_request_has_only_the_headers_that_are_meant(hosts):
     url = hosts.add_web("/x", DATA)
     client_for(hosts).open(url, headers={"Range": "bytes=0-1"}).close()
     headers = hosts.requests[-1].headers
-    assert headers["user-agent"] == USER_AGENT
-    assert headers["accept-encoding"] == "identity"
-    assert headers["range"] == "bytes=0-1"
-    assert set(headers) <= {"host", "user-agent", "accept-encoding", "range"}
-
-
-@pytest.mark.parametrize("browser", ["mozilla", "chrome", "safari", "firefox", "opera", "edge"])
-def test_the_user_agent_is_not_a_browsers(browser):
-    assert browser not in USER_AGENT.lower()
+    expected = {"user-agent": USER_AGENT, "accept-encoding": "identity", "range": "bytes=0-1"}
+    assert headers == {"host": hosts.web.partition("//")[2], **expected}
+    assert not re.search("mozilla|chrome|safari|firefox|opera|edge", USER_AGENT, re.IGNORECASE)
 
 
 def test_the_environment_neither_adds_credentials_nor_a_proxy(hosts, monkeypatch, tmp_path):
@@ -303,25 +258,20 @@ def loopback_is_public(monkeypatch):
 
 @pytest.mark.usefixtures("loopback_is_public")
 @pytest.mark.parametrize("trusted", [False, True])
-def test_the_operators_ca_is_accepted(tls_hosts, monkeypatch, trusted):
-    monkeypatch.setenv("SSL_CERT_FILE", str(tls_hosts.ca_file))
+def test_only_a_certificate_of_a_known_ca_is_accepted(tls_hosts, monkeypatch, trusted):
     url = tls_hosts.add_web("/x", DATA)
-    client = client_for(tls_hosts, "web") if trusted else SafeHttpClient()
+    roles = (tls_hosts, "web") if trusted else ()
+    with pytest.raises(ModelHostFailed, match="SSLError") as failed:
+        (client_for(*roles) if trusted else SafeHttpClient()).open(f"{url}?sig=secret")
+    assert "secret" not in str(failed.value)
+    assert tls_hosts.requests == []
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_hosts.ca_file))  # the operator's
+    client = client_for(*roles) if trusted else SafeHttpClient()
     for _ in range(2):
         with client.open(url) as reply:
             assert reply.read(len(DATA)) == DATA
     assert len({one.connection for one in tls_hosts.requests}) == 1  # it was kept
-
-
-@pytest.mark.usefixtures("loopback_is_public")
-@pytest.mark.parametrize("trusted", [False, True])
-def test_a_certificate_of_an_unknown_ca_is_refused(tls_hosts, trusted):
-    url = tls_hosts.add_web("/x?sig=secret", DATA)
-    client = client_for(tls_hosts, "web") if trusted else SafeHttpClient()
-    with pytest.raises(ModelHostFailed, match="SSLError") as failed:
-        client.open(url)
-    assert "secret" not in str(failed.value)
-    assert tls_hosts.requests == []
 
 
 @pytest.mark.usefixtures("loopback_is_public")
@@ -336,53 +286,49 @@ def test_a_certificate_of_another_name_is_refused(tls_hosts, monkeypatch):
 
 @pytest.mark.usefixtures("loopback_is_public")
 @pytest.mark.parametrize("tls", [False, True])
-def test_an_answer_is_cut_from_another_thread(tls, monkeypatch):
-    with ModelHosts(tls=tls) as hosts:
-        if tls:
-            monkeypatch.setenv("SSL_CERT_FILE", str(hosts.ca_file))
-        url = hosts.add_web("/x", DATA)
-        hosts.fault("stall", after=100)
-        with client_for(hosts).open(url) as reply:
-            threading.Timer(0.1, reply.shutdown).start()
-            with pytest.raises(ModelHostFailed):
-                reply.read(len(DATA))
-            reply.shutdown()  # once more does no harm
-        with pytest.raises(ModelHostFailed):
-            reply.read(1)
-
-
-def test_an_answer_that_was_cut_returns_no_bytes(hosts):
-    with client_for(hosts).open(hosts.add_web("/x", DATA)) as reply:
+def test_an_answer_is_cut_from_another_thread(tls, hosts, tls_hosts, monkeypatch):
+    if tls:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tls_hosts.ca_file))
+        hosts = tls_hosts
+    url = hosts.add_web("/x", DATA)
+    client = client_for(hosts)
+    with client.open(url) as reply:
         assert reply.read(10) == DATA[:10]
         reply.shutdown()
         with pytest.raises(ModelHostFailed):
             reply.read(10)
+    hosts.fault("stall", after=100)
+    with client.open(url) as reply:
+        threading.Timer(0.1, reply.shutdown).start()
+        with pytest.raises(ModelHostFailed):
+            reply.read(len(DATA))
+        reply.shutdown()  # once more does no harm
+    with pytest.raises(ModelHostFailed):
+        reply.read(1)
 
 
 # Failures.
 
 
-@pytest.mark.parametrize(
-    ("fault", "params"),
-    [
-        ("drop", {}),
-        ("drop", {"reset": True}),
-        ("garbage", {}),
-        ("garbage", {"data": b"HTTP/1.1 twohundred OK\r\n\r\n"}),
-        ("garbage", {"data": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"}),
-        ("garbage", {"data": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"}),
-    ],
-)
-def test_a_missing_answer_is_a_failure_of_the_host(hosts, fault, params):
-    hosts.fault(fault, role="web", **params)
+NO_ANSWERS = [
+    *(fault("drop"), fault("drop", reset=True), fault("garbage")),
+    fault("garbage", data=b"HTTP/1.1 twohundred OK\r\n\r\n"),
+    fault("garbage", data=b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n"),
+    fault("garbage", data=b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"),
+]
+
+
+@pytest.mark.parametrize("fault", NO_ANSWERS)
+def test_a_missing_answer_is_a_failure_of_the_host(hosts, fault):
+    hosts.fault(**fault)
     with pytest.raises(ModelHostFailed, match=r"127\.0\.0\.1: the connection failed") as failed:
         client_for(hosts).open(f"{hosts.web}/x?sig=secret")
     assert "secret" not in str(failed.value)
 
 
-@pytest.mark.parametrize("params", [{}, {"reset": True}])
-def test_a_broken_connection_is_a_failure_of_the_host(hosts, params):
-    hosts.fault("cut", after=1000, **params)
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_broken_connection_is_a_failure_of_the_host(hosts, reset):
+    hosts.fault("cut", after=1000, reset=reset)
     with client_for(hosts).open(hosts.add_web("/x", DATA)) as reply:
         with suppress(ModelHostFailed):
             assert reply.read(len(DATA)) == DATA[:1000]
@@ -400,31 +346,24 @@ def test_a_silent_host_is_given_up_after_the_timeout(hosts):
 # Small answers.
 
 
-@pytest.mark.parametrize(
-    ("fault", "params"),
-    [
-        ("rate_limited", {}),
-        ("rate_limited", {"html": True}),
-        ("cloudflare_challenge", {}),
-        *[("server_error", {"status": status}) for status in (500, 502, 503, 504)],
-        ("status", {"status": 408}),
-        ("status", {"status": 425}),
-        ("drop", {}),
-        ("drop", {"reset": True}),
-        ("garbage", {}),
-        ("cut", {}),
-    ],
-)
+NO_HTTP = [fault("drop"), fault("drop", reset=True), fault("garbage"), fault("cut")]
+BUSY = [
+    *(fault("rate_limited"), fault("rate_limited", html=True), fault("cloudflare_challenge")),
+    *(fault("status", status=status) for status in (408, 425, 500, 502, 503, 504)),
+]
+
+
+@pytest.mark.parametrize("fault", NO_HTTP + BUSY)
 @pytest.mark.parametrize("times", [1, 3, 4])
-def test_a_busy_host_is_asked_up_to_four_times(hosts, fault, params, times):
+def test_a_busy_host_is_asked_up_to_four_times(hosts, fault, times):
     url = hosts.add_web("/x", DATA)
-    hosts.fault(fault, role="web", times=times, **params)
-    try:
+    hosts.fault(**fault, times=times)
+    if times == 4 and fault in NO_HTTP:
+        with pytest.raises(ModelHostFailed):
+            client_for(hosts).ask(url)
+    else:
         document = client_for(hosts).ask(url)
         assert document.body == DATA if times < 4 else document.status >= 400
-    except ModelHostFailed:
-        assert fault in {"drop", "garbage", "cut"}
-        assert times == 4
     assert hosts.count("web") == min(4, times + 1)
 
 
@@ -437,17 +376,14 @@ def test_a_refused_connection_is_repeated_after_growing_pauses(hosts):
     assert all(0.75 * most <= pause <= most for pause, most in pauses)
 
 
-@pytest.mark.parametrize(
-    ("status", "body"), [(400, ""), (401, ""), (403, "no"), (404, ""), (410, ""), (451, "")]
-)
-def test_a_clear_refusal_is_not_repeated(hosts, status, body):
-    hosts.fault("status", status=status, body=body, role="web")
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
+def test_a_clear_refusal_is_not_repeated(hosts, status):
+    hosts.fault("status", status=status, body="no", role="web")
     document = client_for(hosts).ask(f"{hosts.web}/x")
-    assert (document.status, document.body.decode()) == (status, body)
+    assert (document.status, document.body) == (status, b"no")
     assert hosts.count("web") == 1
 
-
-def test_a_url_that_is_not_allowed_is_not_tried_again(hosts):
+    hosts.reset()
     with pytest.raises(ModelUrlRefused):
         client_for(hosts).ask(hosts.add_redirect("/go", "http://10.0.0.1/"))
     assert hosts.count("web") == 1
@@ -477,12 +413,9 @@ def test_a_document_is_read_up_to_its_limit(hosts):
     assert client_for(hosts, max_document=1000).ask(url).body == DATA[:1000]
 
 
-@pytest.mark.parametrize(
-    ("body", "parsed"),
-    [(b'{"a": 1}', {"a": 1}), (b"<html>", None), (b"", None), (b"\xff", None), (b"[" * 9999, None)],
-)
-def test_a_body_is_parsed_or_none(body, parsed):
-    assert Document(200, {}, body).json() == parsed
+def test_a_body_is_parsed_or_none():
+    bodies = (b'{"a": 1}', b"<html>", b"", b"\xff", b"[" * 9999)
+    assert [Document(200, {}, body).json() for body in bodies] == [{"a": 1}] + [None] * 4
 
 
 # Secrets.
@@ -491,28 +424,21 @@ def test_a_body_is_parsed_or_none(body, parsed):
 ODD_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nthis is no header\r\n\r\nok"
 
 
+BAD_HOSTS = ["http://10.0.0.1", "https://x:99999", "https://[::1", "https://x y"]
+BAD_HOSTS += ["https://127.0.0.1"]
+REDIRECTS = [fault("redirect_to", url=f"{host}/?sig=planted-signature") for host in BAD_HOSTS]
+
+
 @pytest.mark.parametrize(
     "fault",
-    [
-        None,
-        {"name": "drop"},
-        {"name": "garbage"},
-        {"name": "garbage", "data": ODD_HEAD},
-        {"name": "cut"},
-        {"name": "redirect_to", "url": "http://10.0.0.1/?sig=planted-signature"},
-        {"name": "redirect_to", "url": "https://x:99999/?sig=planted-signature"},
-        {"name": "redirect_to", "url": "https://[::1/?sig=planted-signature"},
-        {"name": "redirect_to", "url": "https://x y/?sig=planted-signature"},
-        {"name": "redirect_to", "url": "https://127.0.0.1/?sig=planted-signature"},
-        {"name": "redirect_loop"},
-    ],
+    [None, *NO_HTTP, fault("garbage", data=ODD_HEAD), *REDIRECTS, fault("redirect_loop")],
 )
 def test_no_log_and_no_error_holds_a_secret(hosts, caplog, fault):
     """Of any level and any logger, urllib3's too; and no cause of the error."""
     caplog.set_level(logging.DEBUG)
     url = hosts.add_web("/x", DATA) + "?sig=planted-signature"
     if fault:
-        hosts.fault(**fault, role="web")
+        hosts.fault(**fault)
     text = ""
     try:
         with client_for(hosts, tokens={hosts.web: KEY}).open(url) as reply:
