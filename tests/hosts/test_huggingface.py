@@ -18,7 +18,6 @@ from worker.errors import (
 from worker.hosts.host import RemoteFile
 from worker.hosts.huggingface import HuggingFace, HuggingFaceFile
 from worker.http.document import Document
-from worker.job.reference import StoreName
 
 DATA = b"weights"
 COMMIT = "c0ffee" + "0" * 34
@@ -50,7 +49,6 @@ def resolve(hosts):
 @pytest.mark.parametrize("revision", ["main", "refs/pr/1", COMMIT])
 def test_a_reference_becomes_a_file_pinned_to_its_commit(hosts, resolve, revision):
     remote = resolve(HuggingFaceFile("org/open", PATH, revision))
-
     quoted = "a%20folder/tiny%20%231.safetensors"
     assert remote == RemoteFile(
         url=f"{hosts.huggingface}/org/open/resolve/{COMMIT}/{quoted}",
@@ -64,29 +62,12 @@ def test_a_reference_becomes_a_file_pinned_to_its_commit(hosts, resolve, revisio
     assert [(one.role, one.method) for one in hosts.requests] == [("huggingface", "HEAD")]
 
 
-def test_a_file_outside_lfs_has_a_size_but_no_sha256(resolve):
-    remote = resolve(HuggingFaceFile("org/open", "small.safetensors"))
-
-    assert (remote.size, remote.sha256) == (len(DATA), None)
-
-
-def test_the_redirect_of_a_renamed_repository_is_followed(hosts, resolve):
+def test_a_file_outside_lfs_has_no_sha256_and_a_renamed_repository_is_followed(hosts, resolve):
     target = "/org/open/resolve/main/small.safetensors"
     hosts.fault("redirect_to", path="/old/", url=target)
-
-    assert COMMIT in resolve(HuggingFaceFile("old/name", "small.safetensors")).url
-
-
-def test_the_url_gives_the_file(hosts, resolve):
-    url = resolve(HuggingFaceFile("org/gated", "a.safetensors"), hosts.hf_token).url
-
-    with client_for(hosts, tokens={hosts.huggingface: hosts.hf_token}).open(url) as reply:
-        assert (reply.status, reply.read(100)) == (200, DATA)
-
-
-def test_a_reference_of_another_host_is_a_bug(resolve):
-    with pytest.raises(TypeError):
-        resolve(StoreName("a"))
+    remote = resolve(HuggingFaceFile("old/name", "small.safetensors"))
+    assert (remote.size, remote.sha256) == (len(DATA), None)
+    assert COMMIT in remote.url
 
 
 NO_TOKEN, GOOD, STRANGER, WRONG = None, "hf_token", "hf_token_without_grant", "wrong"
@@ -134,8 +115,7 @@ STATUSES = [
     (404, {"X-Error-Code": "EntryNotFound"}, b"", ModelNotFound, "no such file"),
     (429, {}, b"", ModelRateLimited, "(429)"),
     (451, {}, b"", ModelRegionBlocked, "(451)"),
-    (500, {}, b"", ModelHostFailed, "has failed (500)"),
-    (503, {}, b"", ModelHostFailed, "has failed (503)"),
+    *((code, {}, b"", ModelHostFailed, f"has failed ({code})") for code in (500, 503)),
     (403, {}, b"<?xml?><Error/>", ModelHostFailed, "storage"),
     (200, {}, b"<html>", ModelHostFailed, "does not come from Hugging Face"),
     (418, {}, b"", ModelHostFailed, "(418)"),
@@ -146,7 +126,6 @@ REMOTE = RemoteFile("https://huggingface.co/o/r/resolve/0/a", "a", "hf://o/r@0/a
 @pytest.mark.parametrize(("status", "headers", "body", "kind", "message"), STATUSES)
 def test_each_status_of_a_download_has_its_meaning(status, headers, body, kind, message):
     error = HuggingFace().refusal(Document(status, headers, body), REMOTE)
-
     assert type(error) is kind
     assert error.message.startswith("hf://o/r@0/a: ")
     assert message in error.message
@@ -158,15 +137,11 @@ VALUES = st.text() | st.sampled_from([COMMIT, "1", '"' + "AB" * 32 + '"', "²", 
 
 @given(st.sampled_from([200, 302]), st.dictionaries(st.sampled_from(NAMES), VALUES))
 def test_odd_headers_are_refused_or_ignored(status, headers):
-    def ask(*_, **__):
-        return Document(status, headers, b"")
-
-    ref = HuggingFaceFile("o/r", "a.pt")
+    ref, document = HuggingFaceFile("o/r", "a.pt"), Document(status, headers, b"")
     if headers.get("X-Repo-Commit") != COMMIT:
         with pytest.raises(WorkerError):
-            HuggingFace().resolve(ref, ask)
+            HuggingFace().resolve(ref, lambda *_, **__: document)
         return
-    remote = HuggingFace().resolve(ref, ask)
-
+    remote = HuggingFace().resolve(ref, lambda *_, **__: document)
     assert remote.url == f"https://huggingface.co/o/r/resolve/{COMMIT}/a.pt"
     assert remote.sha256 in {None, "ab" * 32}
