@@ -18,13 +18,11 @@ LIMITS = UploadLimits(longest_wait=0.0)
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_the_bytes_arrive_with_their_type_and_the_query_stays_secret(host, form):
     returned = put(SafeHttpClient([host.address]), host.url("1"), Picture(PNG.data, form))
-
     assert returned == f"http://{host.address}/1"
     (received,) = host.received
-    assert received.body == PNG.data
-    assert received.query == {"X-Amz-Signature": ["5ecret"]}
-    assert received.headers["content-type"] == f"image/{form}"
-    assert received.headers["content-length"] == str(len(PNG.data))
+    assert (received.body, received.query) == (PNG.data, {"X-Amz-Signature": ["5ecret"]})
+    expected = {"content-type": f"image/{form}", "content-length": str(len(PNG.data))}
+    assert expected.items() <= received.headers.items()
     assert "authorization" not in received.headers
 
 
@@ -34,9 +32,7 @@ BUSY, BROKEN, DONE = (503, {"Retry-After": "60"}, b""), (0, {}, b""), (200, {}, 
 @pytest.mark.parametrize(
     ("answers", "puts", "message"),
     [
-        ([DONE], 1, None),
-        ([(201, {}, b"")], 1, None),
-        ([(204, {}, b"")], 1, None),
+        *(([(status, {}, b"")], 1, None) for status in (200, 201, 204)),
         ([BUSY, DONE], 2, None),
         ([BUSY, BUSY, DONE], 3, None),
         ([BROKEN, BROKEN, DONE], 3, None),
