@@ -13,6 +13,10 @@ from fakes.hosts.http import Answer, Request, html_answer, json_answer, redirect
 
 # Answers instead of the host's own.
 
+LOGIN = "The creator of this asset requires you to be logged in to download it"
+DISABLED = "The creator of this asset has disabled downloads on this file"
+REGION = "Access to this service is not available in your region due to legal restrictions."
+
 
 def _refusal(status: int, error: str, **more: str) -> Callable[[Request], Answer]:
     return lambda _: json_answer(status, {"error": error, **more})
@@ -47,16 +51,8 @@ def _garbage(_: Request, data: bytes = b"\x16\x03\x01\x00 not HTTP at all\r\n\r\
 
 
 ANSWERS: dict[str, Callable[..., Answer]] = {
-    "login_required": _refusal(
-        401,
-        "Unauthorized",
-        message="The creator of this asset requires you to be logged in to download it",
-    ),
-    "downloads_disabled": _refusal(
-        401,
-        "Unauthorized",
-        message="The creator of this asset has disabled downloads on this file",
-    ),
+    "login_required": _refusal(401, "Unauthorized", message=LOGIN),
+    "downloads_disabled": _refusal(401, "Unauthorized", message=DISABLED),
     "early_access": _early_access,
     "no_access": _refusal(403, "You do not have access to download this file"),
     "forbidden": _refusal(403, "Forbidden"),
@@ -66,11 +62,7 @@ ANSWERS: dict[str, Callable[..., Answer]] = {
     "not_found": _refusal(404, "File not found"),
     "archived": _refusal(410, "Model archived, not available for download"),
     "rate_limited": _rate_limited,
-    "region_blocked": _refusal(
-        451,
-        "Access to this service is not available in your region due to legal restrictions.",
-        code="REGION_BLOCKED",
-    ),
+    "region_blocked": _refusal(451, REGION, code="REGION_BLOCKED"),
     "server_error": _server_error,
     "status": _status,
     "login_page": lambda _: html_answer(200, "Login | Civitai"),
@@ -215,14 +207,10 @@ class Faults:
         self.switched_on: list[Fault] = []
 
     def _first(self, names: Any, request: Request) -> Fault | None:
-        return next(
-            (
-                fault
-                for fault in list(self.switched_on)
-                if fault.name in names and fault.concerns(request) and fault.strike()
-            ),
-            None,
-        )
+        for fault in list(self.switched_on):
+            if fault.name in names and fault.concerns(request) and fault.strike():
+                return fault
+        return None
 
     def choice(self, name: str, request: Request) -> dict[str, Any] | None:
         """The parameters of a fault that the hosts act out themselves."""

@@ -37,5 +37,5 @@ def hosts(running_hosts):
 
 def client_for(hosts, *roles, tokens=None, **limits):
     """A client that trusts the roles; all of them if none is named."""
-    trusted = [hosts.url(role).partition("//")[2] for role in roles] or hosts.netlocs
+    trusted = [getattr(hosts, role).partition("//")[2] for role in roles] or hosts.netlocs
     return SafeHttpClient(trusted, tokens, HttpLimits(**AT_ONCE | limits))

@@ -210,22 +210,6 @@ class Throttle:
     ttfb: float = 0.0
 
 
-@dataclass
-class Pace:
-    """When the next bytes may be sent: debts survive keep-alive, idling earns nothing."""
-
-    free_at: float = 0.0
-
-    def begin(self) -> None:
-        self.free_at = max(self.free_at, time.monotonic())
-
-    async def take(self, size: int, rate: float) -> None:
-        now = time.monotonic()
-        self.free_at = max(self.free_at, now - CATCH_UP_SECONDS) + size / rate
-        if self.free_at > now:
-            await asyncio.sleep(self.free_at - now)
-
-
 class Connection:
     """One client's connection: requests in turn, until either side ends it."""
 
@@ -237,19 +221,16 @@ class Connection:
         self.throttle = Throttle()
         self._reader = reader
         self._writer = writer
-        self._pace = Pace()
+        self._free_at = 0.0  # when the next bytes may be sent: debts survive keep-alive
         self._sendfile = writer.get_extra_info("ssl_object") is None
         # Drained means: in the kernel. TLS does not accept 0.
         writer.transport.set_write_buffer_limits(high=1)
 
-    async def serve(
-        self, note: Callable[[Request], None], respond: Callable[[Request], Awaitable[Answer]]
-    ) -> None:
+    async def serve(self, respond: Callable[["Connection", Request], Awaitable[Answer]]) -> None:
         going = True
         while going and (request := await self._read()):
-            note(request)
             try:
-                going = await self._send(request, await respond(request))
+                going = await self._send(request, await respond(self, request))
             finally:
                 request.ended = time.monotonic()
 
@@ -278,9 +259,8 @@ class Connection:
         return Request(self.role, method, target, headers, self.number)
 
     async def _send(self, request: Request, answer: Answer) -> bool:
-        self._pace.begin()
         await asyncio.sleep(self.throttle.ttfb)
-        self._pace.begin()
+        self._free_at = max(self._free_at, time.monotonic())  # idling earns nothing
         request.status = answer.status if answer.raw is None else None
         self._writer.write(answer.head() if answer.raw is None else answer.raw)
         await self._writer.drain()
@@ -301,7 +281,9 @@ class Connection:
                     await self._reader.read(1)  # until the client leaves
                     raise ConnectionResetError("the client left")
                 if rates:
-                    await self._pace.take(size, min(rates))
+                    now = time.monotonic()
+                    self._free_at = max(self._free_at, now - CATCH_UP_SECONDS) + size / min(rates)
+                    await asyncio.sleep(self._free_at - now)
                 await self._send_piece(source, answer, position, size)
                 position += size
                 request.sent += size

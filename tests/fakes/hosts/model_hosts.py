@@ -16,7 +16,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,10 @@ from fakes.hosts.content import (
     HfRepo,
     ModelFile,
     ModelVersion,
-    WebFile,
     World,
 )
 from fakes.hosts.faults import Fault, Faults
-from fakes.hosts.http import Answer, Blob, Connection, Request, Throttle, redirect
+from fakes.hosts.http import Answer, Blob, Connection, Request, Throttle, data_answer, redirect
 from fakes.hosts.sites import Sites
 from fakes.hosts.tls import make_certificates, server_context
 
@@ -60,7 +58,7 @@ class ModelHosts:
         self.hf_token_without_grant = world.hf_token_without_grant  # to none that is restricted
         self._faults = Faults()
         self._sites = Sites(self._world, self._faults)
-        self._requests: list[Request] = []
+        self.requests: list[Request] = []  # all so far, in order
         self._throttles: dict[str, Throttle] = {}
         self._sockets: dict[str, socket.socket] = {}  # of the roles that refuse connections
         self._servers: dict[str, asyncio.Server] = {}
@@ -70,9 +68,7 @@ class ModelHosts:
         self._file_ids = itertools.count(900_001)
         self._accepted = dict.fromkeys(ROLES, 0)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="model-hosts", daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> "ModelHosts":
         self._folder = tempfile.TemporaryDirectory(prefix="model-hosts-")
@@ -83,7 +79,9 @@ class ModelHosts:
         for role in ROLES:
             self._sockets[role] = _bound()
             port = self._sockets[role].getsockname()[1]
-            self._world.urls[role] = f"{'https' if self.tls else 'http'}://127.0.0.1:{port}"
+            url = f"{'https' if self.tls else 'http'}://127.0.0.1:{port}"
+            self._world.urls[role] = url
+            setattr(self, role, url)  # `hosts.civitai`, `hosts.storage`, …
         self._thread.start()
         for role in ROLES:
             self.accept(role)
@@ -98,22 +96,10 @@ class ModelHosts:
         if self._failures and kind is None:
             raise self._failures[0]
 
-    # Where the hosts are.
-
-    def url(self, role: str) -> str:
-        """The base URL of a role."""
-        return self._world.urls[role]
-
     @property
     def netlocs(self) -> list[str]:
         """`host:port` of every role."""
         return [url.partition("//")[2] for url in self._world.urls.values()]
-
-    def __getattr__(self, role: str) -> str:
-        """`hosts.civitai`, `hosts.storage`, ... are the base URLs of the roles."""
-        if role not in ROLES:
-            raise AttributeError(role)
-        return self.url(role)
 
     # Their content.
 
@@ -121,7 +107,7 @@ class ModelHosts:
     def planted_secrets(self) -> set[str]:
         """Every key and every signature ever issued: no log may contain them."""
         keys = {self.civitai_key, self.hf_token, self.hf_token_without_grant}
-        return keys | self._world.grants.keys()
+        return keys | {grant.secret for grant in self._world.grants.values()}
 
     def add_model(
         self,
@@ -130,31 +116,21 @@ class ModelHosts:
         data: bytes | Path,
         model_id: int | None = None,
         name: str = "file.safetensors",
-        kind: str = "Checkpoint",
-        base_model: str = "SD 1.5",
-        trained_words: Iterable[str] = (),
         file_id: int | None = None,
         require_auth: bool = True,
-        red_only: bool = False,
-        **overrides: Any,
+        hashes: dict[str, str] | None = None,
+        **version: Any,
     ) -> ModelFile:
-        """Add a file to a version, which the first one makes; `overrides`: fields of its JSON."""
-        version = self._world.versions.get(version_id) or ModelVersion(
+        """Add a file to a version, which the first one makes of `version`."""
+        made = self._world.versions.setdefault(
             version_id,
-            model_id or version_id + 1_000_000,
-            self.civitai,
-            kind,
-            base_model,
-            tuple(trained_words),
-            red_only,
+            ModelVersion(version_id, model_id or version_id + 1_000_000, self.civitai, **version),
         )
-        id_ = file_id or next(self._file_ids)
-        file = ModelFile(id_, name, Blob(data), version, require_auth, overrides)
-        version.files.append(file)
-        if "hashes" not in overrides:
-            _ = file.sha256  # here, because in the loop a big file would block all others
-        self._world.versions[version_id] = version
-        return file
+        id_, blob = file_id or next(self._file_ids), Blob(data)
+        if hashes is None:  # not in the loop, where a big file would block all others
+            hashes = {"SHA256": blob.sha256.upper(), "AutoV2": blob.sha256[:10].upper()}
+        made.files.append(ModelFile(id_, name, blob, made, require_auth, hashes))
+        return made.files[-1]
 
     def add_hf(
         self,
@@ -189,12 +165,13 @@ class ModelHosts:
         """Put a file on the plain host; returns its URL."""
         more = {"Last-Modified": modified, "Content-Disposition": content_disposition}
         headers = {name: value for name, value in more.items() if value is not None}
-        self._world.web[path] = WebFile(Blob(data), etag, ranges, headers)
+        blob = Blob(data)
+        self._world.web[path] = lambda one: data_answer(one, blob, etag, headers, ranges=ranges)
         return self.web + path
 
     def add_redirect(self, path: str, target: str, status: int = 302) -> str:
         """Let the plain host redirect a path anywhere; returns its URL."""
-        self._world.web[path] = WebFile(Blob(b""), "", redirect=redirect(status, target))
+        self._world.web[path] = lambda _: redirect(status, target)
         return self.web + path
 
     # Faults.
@@ -212,11 +189,9 @@ class ModelHosts:
     def expire_urls(self) -> None:
         """End every signed URL that was issued so far."""
         for grant in list(self._world.grants.values()):
-            grant.expired = True
+            grant.uses = 0
 
-    def throttle(
-        self, rate: float | None, ttfb: float = 0.08, roles: Iterable[str] = DATA_ROLES
-    ) -> None:
+    def throttle(self, rate: float | None, ttfb: float = 0.08, roles: Any = DATA_ROLES) -> None:
         """Bytes per second of each connection, and the seconds before an answer begins."""
         self._throttles |= {role: Throttle(rate, ttfb) for role in roles}
 
@@ -233,16 +208,11 @@ class ModelHosts:
 
     # Requests.
 
-    @property
-    def requests(self) -> list[Request]:
-        """All requests so far, in order."""
-        return list(self._requests)
-
     def asked(self, role: str | None = None, path_prefix: str | None = None) -> list[Request]:
         """The requests to a role, or below a path."""
         return [
             request
-            for request in self.requests
+            for request in list(self.requests)
             if role in (None, request.role) and request.path.startswith(path_prefix or "")
         ]
 
@@ -260,13 +230,13 @@ class ModelHosts:
     def settle(self, timeout: float = 5.0) -> None:
         """Wait until no answer is under way."""
         deadline = time.monotonic() + timeout
-        while any(request.ended is None for request in self.requests):
+        while any(request.ended is None for request in list(self.requests)):
             if time.monotonic() > deadline:
                 raise TimeoutError("an answer is still under way")
             time.sleep(0.005)
 
     def forget_requests(self) -> None:
-        self._requests.clear()
+        self.requests = []
 
     def reset(self) -> None:
         """No faults, no throttle and no requests; what the hosts hold stays."""
@@ -293,9 +263,8 @@ class ModelHosts:
             task.add_done_callback(self._forget)
 
         sock = self._sockets.pop(role)
-        self._servers[role] = await asyncio.start_server(
-            accept, sock=sock, ssl=self._context, backlog=256
-        )
+        options = {"sock": sock, "ssl": self._context, "backlog": 256}
+        self._servers[role] = await asyncio.start_server(accept, **options)
 
     def _forget(self, task: "asyncio.Task[None]") -> None:
         self._open.pop(task)
@@ -339,16 +308,14 @@ class ModelHosts:
     async def _serve(self, connection: Connection) -> None:
         try:
             with suppress(OSError, EOFError, asyncio.LimitOverrunError):
-                await connection.serve(self._requests.append, self._respond(connection))
+                await connection.serve(self._respond)
         finally:
             await connection.close()
 
-    def _respond(self, connection: Connection) -> Any:
-        async def respond(request: Request) -> Answer:
-            connection.throttle = self._throttles.get(request.role, Throttle())
-            if late := self._faults.choice("slow", request):
-                await asyncio.sleep(late["seconds"])
-            answer = self._faults.answer(request) or self._sites.answer(request)
-            return self._faults.spoil(request, answer)
-
-        return respond
+    async def _respond(self, connection: Connection, request: Request) -> Answer:
+        self.requests.append(request)
+        connection.throttle = self._throttles.get(request.role, Throttle())
+        if late := self._faults.choice("slow", request):
+            await asyncio.sleep(late["seconds"])
+        answer = self._faults.answer(request) or self._sites.answer(request)
+        return self._faults.spoil(request, answer)

@@ -1,15 +1,9 @@
 """How each fake model host answers when nothing is wrong."""
 
+from math import inf
 from urllib.parse import unquote
 
-from fakes.hosts.content import (
-    SECRET_NAMES,
-    Grant,
-    HfFile,
-    HfRepo,
-    ModelVersion,
-    World,
-)
+from fakes.hosts.content import HfFile, HfRepo, ModelVersion, World
 from fakes.hosts.faults import ANSWERS, Faults
 from fakes.hosts.http import (
     Answer,
@@ -39,8 +33,8 @@ class Sites:
         return self._web(request) if request.role == "web" else self._storage(request)
 
     def _signed(self, request: Request, role: str, blob: Blob, name: str, etag: str) -> str:
-        limits = self.faults.choice("url_limits", request) or {}
-        return self.world.sign(role, blob, name, etag, limits.get("uses"))
+        limits = self.faults.choice("url_limits", request) or {"uses": inf}
+        return self.world.sign(role, blob, name, etag, **limits)
 
     # CivitAI.
 
@@ -73,11 +67,9 @@ class Sites:
 
     def _by_hash(self, request: Request, last: str) -> Answer:
         for version in sorted(self.world.versions.values(), key=lambda version: version.id):
-            shown = version.public(self._origin(request))
-            known = (file["hashes"] or {} for file in shown["files"])
-            hashes = {value.upper() for hashes in known for value in hashes.values()}
-            if last.upper() in hashes and self._visible(request, str(version.id)):
-                return json_answer(200, shown)
+            hashes = {value for file in version.files for value in file.hashes.values()}
+            if last.upper() in hashes:
+                return self._version(request, str(version.id))
         return json_answer(404, {"error": "Model not found"})
 
     def _model(self, request: Request, last: str) -> Answer:
@@ -86,7 +78,7 @@ class Sites:
         if not found:
             return json_answer(404, {"error": f"No model with id {last}"})
         shown = [version.public(self._origin(request)) for version in found]
-        model = {"id": found[0].model_id, **shown[0]["model"], "modelVersions": shown}
+        model = shown[0]["model"] | {"id": int(last), "modelVersions": shown}
         return json_answer(200, model)
 
     def _download(self, request: Request, last: str) -> Answer:
@@ -107,27 +99,17 @@ class Sites:
     def _storage(self, request: Request) -> Answer:
         if request.authorized:
             return xml_error(400, "InvalidRequest", "Missing x-amz-content-sha256")
-        grant = self._grant(request)
+        grant = self.world.grants.get(self._origin(request) + request.target)
         if grant is None or request.method == "HEAD":
             text = "The request signature we calculated does not match"
             return xml_error(403, "SignatureDoesNotMatch", text)
-        if not grant.use():
-            return self._expired(request.role)
-        return data_answer(request, grant.blob, grant.etag, grant.headers)
-
-    def _grant(self, request: Request) -> Grant | None:
-        given = (request.query.get(name, "") for name in SECRET_NAMES)
-        grant = next((self.world.grants[one] for one in given if one in self.world.grants), None)
-        signed = grant and (grant.role, grant.target) == (request.role, request.target)
-        return grant if signed else None
-
-    def _expired(self, role: str) -> Answer:
-        if role == "storage":
-            return xml_error(400, "ExpiredRequest", "Request has expired")
-        if role == "hf_cdn":
-            return xml_error(403, "AccessDenied", "Request has expired")
-        code = {"status": 401, "code": "expired_auth_token"}
-        return json_answer(401, code | {"message": "Authorization token has expired"})
+        if grant.use():
+            return data_answer(request, grant.blob, grant.etag, grant.headers)
+        if request.role == "storage_b":
+            body = {"message": "Authorization token has expired", "status": 401}
+            return json_answer(401, body | {"code": "expired_auth_token"})
+        code = {"storage": (400, "ExpiredRequest"), "hf_cdn": (403, "AccessDenied")}
+        return xml_error(*code[request.role], "Request has expired")
 
     # Hugging Face.
 
@@ -174,9 +156,5 @@ class Sites:
     # The plain host.
 
     def _web(self, request: Request) -> Answer:
-        file = self.world.web.get(request.path)
-        if file is None:
-            return text_answer(404, "Not Found", "text/plain")
-        if file.redirect:
-            return file.redirect
-        return data_answer(request, file.blob, file.etag, file.headers, ranges=file.ranges)
+        answer = self.world.web.get(request.path)
+        return answer(request) if answer else text_answer(404, "Not Found", "text/plain")
