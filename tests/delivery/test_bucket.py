@@ -25,7 +25,6 @@ def test_an_uploaded_file_can_be_downloaded_for_seven_days_by_a_url_without_secr
     url = bucket(server).upload("job-1/0.png", b"picture", "image/png")
     downloaded = requests.get(url, timeout=30)
     query = parse_qs(urlsplit(url).query)
-
     assert (downloaded.content, downloaded.headers["Content-Type"]) == (b"picture", "image/png")
     assert server.files()["job-1/0.png"] == ("image/png", b"picture")
     assert urlsplit(url).path == f"/{NAME}/job-1/0.png"
@@ -60,7 +59,6 @@ def test_a_failed_upload_is_reported_without_secrets(server, caplog, environ, me
     caplog.set_level(logging.DEBUG, "worker")
     with pytest.raises(DeliveryFailed) as raised:
         bucket(server, **environ).upload("x", b"", "image/png")
-
     assert message.format(urlsplit(server.endpoint).netloc) in str(raised.value)
     for text in (str(raised.value), str(raised.value.details), caplog.text):
         assert SECRET not in text

@@ -117,7 +117,6 @@ def test_the_default_limit_is_below_that_of_both_routes_of_runpod():
 def test_the_reserve_is_enough_for_what_is_added_after_the_measurement():
     timings = dict.fromkeys(("validate", "prepare", "generate", "deliver", "total"), 86399.999)
     longest = "not saved to OUTPUT_DIR: " + "x" * 255
-
     assert len(json.dumps({"timings": timings, "warnings": [longest]})) < RESERVE
 
 
@@ -126,7 +125,6 @@ def test_a_result_that_is_too_large_without_its_pictures_names_the_uploaded_file
     delivery, output = worker(**server.environ(), **limit(20_000)), Output(delivery="s3")
     with pytest.raises(ResultTooLarge) as raised:
         delivery.deliver(made(PICTURES), answer, output, "job-9")
-
     assert len(raised.value.details["uploaded"]) == 3
     assert requests.get(raised.value.details["uploaded"][0], timeout=30).ok
 
@@ -136,7 +134,6 @@ def test_a_result_that_is_too_large_without_its_pictures_names_the_uploaded_file
 
 def test_base64_png_is_what_the_engine_made():
     sizes = list(map(len, decoded(PICTURES)))
-
     assert delivered() == answer_with(PICTURES) | {
         "delivery": {"method": "base64", "format": "png", "bytes": sizes}
     }
@@ -152,7 +149,6 @@ def test_other_formats_have_a_quality_and_the_infotext_in_the_same_order(form):
     assert len(data) == answer["delivery"]["bytes"][0]
     picture = Image.open(io.BytesIO(data))
     assert (picture.format, infotext(picture)) == (form.upper(), INFOTEXT)
-
     long = encoded(png(8, 8, b"\x01\x02\x03", "x" * 40_000))
     warning = delivered([long], {"format": form})["warnings"][-1]
     assert ("too long for a JPEG" in warning) is (form == "jpeg")
@@ -193,7 +189,6 @@ def test_pictures_are_converted_only_with_permission_and_an_error_has_all_sizes(
 def test_the_bucket_gets_files_by_the_jobs_id(server):
     output, environ = {"format": "jpeg", "delivery": "s3"}, server.environ()
     answer = delivered(PICTURES, output, "job/7\u72d0", **environ)
-
     keys = [f"job_7_/{number}.jpg" for number in range(3)]
     facts, files = answer["delivery"], server.files()
     assert (facts["keys"], facts["expires_in"]) == (keys, 604_800)
@@ -232,7 +227,6 @@ def test_if_a_method_fails_the_next_one_is_tried(server, host, output, environ, 
     output = output | ({"urls": urls} if output is PUT else {})
     environ = server.environ() | {"TRUSTED_HOSTS": host.address} | environ
     answer = delivered(PICTURES, output, **environ)
-
     assert how(answer) == method
     assert all(message in answer["warnings"][-1] for message in messages)
     assert len(host.received) == (3 if "AccessDenied" in messages[0] else 0)
@@ -243,7 +237,6 @@ def test_if_no_method_works_the_error_is_the_first_one_and_names_all(server, tmp
     environ = server.environ() | BROKEN | limit(5000) | {"OUTPUT_DIR": str(tmp_path)}
     with pytest.raises(kind) as raised:
         delivered(output={"delivery": asked}, **environ)
-
     assert "NoSuchBucket" in str(raised.value)
     assert "RESULT_LIMIT_MB" in str(raised.value)
     assert len(raised.value.details["files"]) == len(list(tmp_path.iterdir())) == 3
@@ -278,7 +271,6 @@ def to(host, count, **output):
 def test_each_url_gets_its_picture_and_a_grid_in_front_none(host, grids):
     facts, environ = {"index_of_first_image": grids}, {"TRUSTED_HOSTS": host.address}
     answer = delivered(PICTURES, to(host, 3 - grids), facts=facts, **environ)
-
     paths = [f"/{number}.png" for number in range(3 - grids)]
     pictures = decoded(PICTURES[grids:])
     assert [host.files()[path] for path in paths] == pictures
@@ -294,7 +286,6 @@ def test_a_url_that_is_not_https_is_refused_before_the_engine_is_used(host):
     output = Output.model_validate(to(host, 1))
     with pytest.raises(InvalidInput, match=r"output\.urls\.0: .* is not an https URL") as raised:
         worker().check(output)
-
     assert "5ecret" not in str(raised.value)
     worker(TRUSTED_HOSTS=host.address).check(output)
 
@@ -325,7 +316,6 @@ def test_output_dir_has_the_files_as_they_were_delivered(tmp_path, caplog, outpu
 def test_an_output_dir_that_cannot_be_written_is_a_warning_or_part_of_the_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     environ = {"OUTPUT_DIR": str(tmp_path / "file")}
-
     assert delivered(**environ)["warnings"][-1] == "not saved to OUTPUT_DIR: File exists"
     with pytest.raises(ResultTooLarge, match="could not be kept in OUTPUT_DIR: File exists"):
         delivered(**environ, **limit(2000))
@@ -335,7 +325,6 @@ def test_an_error_names_four_files_and_keeps_all_as_the_engine_made_them(tmp_pat
     with pytest.raises(ResultTooLarge, match=r"-3\.png and 2 more\.") as raised:
         delivered(PICTURES * 2, OUTPUT_DIR=str(tmp_path), **limit(2000))
     assert len(raised.value.details["files"]) == 6
-
     wide = encoded(png(16_400, 8, b"\x01\x02\x03", INFOTEXT))
     with pytest.raises(DeliveryFailed, match="16383 pixels"):
         delivered([wide], {"format": "webp"}, OUTPUT_DIR=str(tmp_path / "wide"))

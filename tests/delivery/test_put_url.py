@@ -56,7 +56,6 @@ def test_only_temporary_failures_are_followed_by_another_attempt(host, answers, 
             put(http, host.url("1.png"), PNG, LIMITS)
         assert message in str(raised.value)
         assert "5ecret" not in f"{raised.value}{raised.value.details}"
-
     assert [one.body for one in host.received] == [PNG.data] * puts
 
 
@@ -65,7 +64,6 @@ def test_a_host_that_is_gone_is_reported_without_the_query(caplog):
     gone = f"127.0.0.1:{free_port()}"
     with pytest.raises(DeliveryFailed, match="the connection failed") as raised:
         put(SafeHttpClient([gone]), f"http://{gone}/1.png?sig=5ecret", PNG, LIMITS)
-
     assert "5ecret" not in f"{raised.value}{caplog.text}"
 
 
@@ -81,5 +79,4 @@ def test_a_host_that_is_gone_is_reported_without_the_query(caplog):
 def test_only_https_and_public_addresses_are_allowed(url):
     with pytest.raises(DeliveryFailed, match="refused") as raised:
         put(SafeHttpClient(), url, PNG, LIMITS)
-
     assert "5ecret" not in str(raised.value)

@@ -388,7 +388,6 @@ def test_odd_metadata_raises_only_our_errors(ref, metadata):
 @given(st.integers(100, 599), ODD.map(json.dumps).map(str.encode) | st.binary(max_size=20))
 def test_odd_refusals_become_our_errors(status, body):
     remote = RemoteFile(f"{FRONT}/api/download/models/1", "a", "civitai:1@1+1")
-
     error = CivitAI().refusal(Document(status, {}, body), remote)
     assert error.message.startswith("civitai:1@1+1: ")
     assert error.details["status"] == status

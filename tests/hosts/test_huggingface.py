@@ -89,7 +89,6 @@ def test_each_refusal_has_its_meaning(hosts, resolve, case):
     token = getattr(hosts, token, token) if token else None
     with pytest.raises(WorkerError) as caught:
         resolve(HuggingFaceFile(repo, "a.safetensors", revision), token)
-
     error = caught.value
     assert type(error) is kind
     assert error.message.startswith(f"{repo}/a.safetensors (revision {revision}): ")
@@ -100,10 +99,8 @@ def test_each_refusal_has_its_meaning(hosts, resolve, case):
 
 def test_a_redirect_to_another_site_is_refused(hosts, resolve):
     hosts.fault("redirect_to", path="/org/", url=f"{hosts.web}/elsewhere?token=secret")
-
     with pytest.raises(ModelHostFailed, match="does not come from Hugging Face") as caught:
         resolve(HuggingFaceFile("org/open", PATH))
-
     assert "secret" not in str(caught.value)
     assert hosts.count("web") == 0
 

@@ -12,9 +12,7 @@ def test_pauses_double_up_to_the_longest_and_begin_again_after_a_success():
     backoff = Backoff(first=1.0, most=5.0, jitter=0)
     assert [backoff.pause() for _ in range(5)] == [1, 2, 4, 5, 5]
     assert backoff.failures == 5
-
     backoff.reset()
-
     assert (backoff.failures, backoff.pause()) == (0, 1)
 
 

@@ -265,7 +265,6 @@ def test_only_a_certificate_of_a_known_ca_is_accepted(tls_hosts, monkeypatch, tr
         (client_for(*roles) if trusted else SafeHttpClient()).open(f"{url}?sig=secret")
     assert "secret" not in str(failed.value)
     assert tls_hosts.requests == []
-
     monkeypatch.setenv("SSL_CERT_FILE", str(tls_hosts.ca_file))  # the operator's
     client = client_for(*roles) if trusted else SafeHttpClient()
     for _ in range(2):
@@ -382,7 +381,6 @@ def test_a_clear_refusal_is_not_repeated(hosts, status):
     document = client_for(hosts).ask(f"{hosts.web}/x")
     assert (document.status, document.body) == (status, b"no")
     assert hosts.count("web") == 1
-
     hosts.reset()
     with pytest.raises(ModelUrlRefused):
         client_for(hosts).ask(hosts.add_redirect("/go", "http://10.0.0.1/"))

@@ -40,8 +40,17 @@ class ModelFile:
         return self.blob.size
 
     @property
+    def version_id(self) -> int:
+        return self.version.id
+
+    @property
+    def download_url(self) -> str:
+        """Without the id of a file."""
+        return self.version.download_url(self.version.origin)
+
+    @property
     def file_url(self) -> str:
-        return f"{self.version.download_url(self.version.origin)}?fileId={self.id}"
+        return f"{self.download_url}?fileId={self.id}"
 
     def public(self, origin: str) -> dict[str, Any]:
         """The file in the metadata API."""
@@ -70,7 +79,6 @@ class ModelVersion:
     files: list[ModelFile] = field(default_factory=list)
 
     def download_url(self, origin: str) -> str:
-        """Without the id of a file."""
         return f"{origin}/api/download/models/{self.id}"
 
     def public(self, origin: str) -> dict[str, Any]:

@@ -271,22 +271,22 @@ class Connection:
         return answer.lasts and request.headers.get("connection", "").lower() != "close"
 
     async def _send_body(self, request: Request, answer: Answer) -> None:
-        end = answer.size if answer.cut_after is None else min(answer.cut_after, answer.size)
-        position = 0
+        ends = [one for one in (answer.cut_after, answer.stall_after) if one is not None]
+        rate = min((one for one in (answer.rate, self.throttle.rate) if one), default=None)
+        block = min(THROTTLED_BLOCK, int(rate / BLOCKS_PER_SECOND) or 1) if rate else BLOCK
+        end = min([answer.size, *ends])
         with answer.blob.open() as source:
-            while position < end:
-                rates = [rate for rate in (answer.rate, self.throttle.rate) if rate]
-                size = _block_size(answer, position, end, min(rates, default=None))
-                if position == answer.stall_after:
-                    await self._reader.read(1)  # until the client leaves
-                    raise ConnectionResetError("the client left")
-                if rates:
+            for position in range(0, end, block):
+                size = min(block, end - position)
+                if rate:
                     now = time.monotonic()
-                    self._free_at = max(self._free_at, now - CATCH_UP_SECONDS) + size / min(rates)
+                    self._free_at = max(self._free_at, now - CATCH_UP_SECONDS) + size / rate
                     await asyncio.sleep(self._free_at - now)
                 await self._send_piece(source, answer, position, size)
-                position += size
                 request.sent += size
+        if end == answer.stall_after:
+            await self._reader.read(1)  # until the client leaves
+            raise ConnectionResetError("the client left")
         if answer.chunked and answer.cut_after is None:
             self._writer.write(b"0\r\n\r\n")
             await self._writer.drain()
@@ -312,11 +312,3 @@ class Connection:
             await asyncio.sleep(0.01)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
-
-
-def _block_size(answer: Answer, position: int, end: int, rate: float | None) -> int:
-    size = end - position
-    if answer.stall_after is not None and position < answer.stall_after:
-        size = min(size, answer.stall_after - position)
-    throttled = min(THROTTLED_BLOCK, int(rate / BLOCKS_PER_SECOND) or 1) if rate else BLOCK
-    return min(size, throttled)

@@ -20,15 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fakes.hosts.content import (
-    DATA_ROLES,
-    ROLES,
-    HfFile,
-    HfRepo,
-    ModelFile,
-    ModelVersion,
-    World,
-)
+from fakes.hosts.content import DATA_ROLES, ROLES, HfFile, HfRepo, ModelFile, ModelVersion, World
 from fakes.hosts.faults import Fault, Faults
 from fakes.hosts.http import Answer, Blob, Connection, Request, Throttle, data_answer, redirect
 from fakes.hosts.sites import Sites
@@ -122,30 +114,20 @@ class ModelHosts:
         **version: Any,
     ) -> ModelFile:
         """Add a file to a version, which the first one makes of `version`."""
-        made = self._world.versions.setdefault(
-            version_id,
-            ModelVersion(version_id, model_id or version_id + 1_000_000, self.civitai, **version),
-        )
-        id_, blob = file_id or next(self._file_ids), Blob(data)
+        model_id = model_id or version_id + 1_000_000
+        new = ModelVersion(version_id, model_id, self.civitai, **version)
+        made, blob = self._world.versions.setdefault(version_id, new), Blob(data)
         if hashes is None:  # not in the loop, where a big file would block all others
             hashes = {"SHA256": blob.sha256.upper(), "AutoV2": blob.sha256[:10].upper()}
+        id_ = file_id or next(self._file_ids)
         made.files.append(ModelFile(id_, name, blob, made, require_auth, hashes))
         return made.files[-1]
 
     def add_hf(
-        self,
-        repo: str,
-        path: str,
-        data: bytes | Path,
-        *,
-        revision: str = "main",
-        commit: str = "",
-        gated: bool = False,
-        private: bool = False,
-        lfs: bool = True,
+        self, repo: str, path: str, data: bytes, *, revision="main", commit="", lfs=True, **access
     ) -> HfFile:
-        """Add a file to a repository, which the first one makes."""
-        known = self._world.repos.setdefault(repo, HfRepo(gated, private))
+        """Add a file to a repository, which the first one makes; `gated`, `private`."""
+        known = self._world.repos.setdefault(repo, HfRepo(**access))
         commit = known.commits.setdefault(revision, commit or secrets.token_hex(20))
         file = HfFile(repo, path, Blob(data), self.huggingface, revision, commit, lfs)
         _ = file.etag  # here, because in the loop a big file would block all others
