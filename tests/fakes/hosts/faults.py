@@ -77,78 +77,38 @@ ANSWERS: dict[str, Callable[..., Answer]] = {
 # default `after` of 1 spares a request for one byte.
 
 
-def _cut(_: Request, answer: Answer, after: int = 1, reset: bool = False) -> bool:
-    answer.cut_after, answer.reset = after, reset
-    return answer.size > after
-
-
-def _stall(_: Request, answer: Answer, after: int = 1) -> bool:
-    answer.stall_after = after
-    return answer.size > after
-
-
-def _trickle(_: Request, answer: Answer, rate: float, min_size: int = 2) -> bool:
-    answer.rate = rate
-    return answer.size >= min_size
-
-
-def _wrong_range(answer: Answer, start: int = 0, total: int = 0) -> bool:
+def _wrong_range(answer: Answer, start: int = 0, total: int = 0) -> Any:
     shown = f"{answer.start + start}-{answer.stop - 1 + start}/{answer.blob.size + total}"
-    answer.headers["Content-Range"] = f"bytes {shown}"
-    return answer.status == 206
+    headers = answer.headers | {"Content-Range": f"bytes {shown}"}
+    return answer.status == 206 and {"headers": headers}
 
 
-def _whole(_: Request, answer: Answer) -> bool:
-    was_part = answer.status == 206
-    answer.status, answer.start, answer.stop = 200, 0, answer.blob.size
-    answer.headers.pop("Content-Range", None)
-    return was_part
+def _whole(answer: Answer) -> dict[str, Any]:
+    headers = {key: value for key, value in answer.headers.items() if key != "Content-Range"}
+    return {"status": 200, "start": 0, "stop": answer.blob.size, "headers": headers}
 
 
-def _short_range(_: Request, answer: Answer, by: int = 1) -> bool:
-    answer.stop -= by
-    return answer.status == 206 and answer.size > 0
+def _etag_changes(request: Request, answer: Answer) -> dict[str, Any]:
+    changes = _whole(answer) if request.if_range else {"headers": answer.headers}
+    return changes | {"headers": changes["headers"] | {"ETag": f'"{secrets.token_hex(16)}"'}}
 
 
-def _long_range(_: Request, answer: Answer, by: int = 1) -> bool:
-    answer.surplus = by
-    return answer.status == 206
-
-
-def _wrong_length(_: Request, answer: Answer, by: int = 1) -> bool:
-    answer.length_error = by
-    return answer.size + by >= 0
-
-
-def _corrupt(_: Request, answer: Answer, offset: int = 0) -> bool:
-    answer.flipped = offset
-    return answer.start <= offset < answer.stop
-
-
-def _chunked(_: Request, answer: Answer) -> bool:
-    answer.chunked = True
-    return True
-
-
-def _etag_changes(request: Request, answer: Answer) -> bool:
-    answer.headers["ETag"] = f'"{secrets.token_hex(16)}"'
-    if request.if_range:
-        _whole(request, answer)
-    return True
-
-
-SPOILS: dict[str, Callable[..., bool]] = {
-    "cut": _cut,
-    "stall": _stall,
-    "trickle": _trickle,
-    "wrong_range_start": lambda _, answer, by=1: _wrong_range(answer, start=by),
-    "wrong_range_total": lambda _, answer, by=1: _wrong_range(answer, total=by),
-    "whole": _whole,
-    "short_range": _short_range,
-    "long_range": _long_range,
-    "wrong_length": _wrong_length,
-    "corrupt": _corrupt,
-    "chunked": _chunked,
+SPOILS: dict[str, Callable[..., Any]] = {
+    "cut": lambda _, one, after=1, reset=False: (
+        one.size > after and {"cut_after": after, "reset": reset}
+    ),
+    "stall": lambda _, one, after=1: one.size > after and {"stall_after": after},
+    "trickle": lambda _, one, rate, min_size=2: one.size >= min_size and {"rate": rate},
+    "wrong_range_start": lambda _, one, by=1: _wrong_range(one, start=by),
+    "wrong_range_total": lambda _, one, by=1: _wrong_range(one, total=by),
+    "whole": lambda _, one: one.status == 206 and _whole(one),
+    "short_range": lambda _, one, by=1: (
+        one.status == 206 and one.size > by and {"stop": one.stop - by}
+    ),
+    "long_range": lambda _, one, by=1: one.status == 206 and {"surplus": by},
+    "wrong_length": lambda _, one, by=1: one.size + by >= 0 and {"length_error": by},
+    "corrupt": lambda _, one, offset=0: one.start <= offset < one.stop and {"flipped": offset},
+    "chunked": lambda *_: {"chunked": True},
     "etag_changes": _etag_changes,
 }
 # Faults that the hosts act out themselves: an answer that begins after `seconds`, a redirect to
@@ -226,7 +186,7 @@ class Faults:
         """The answer after all faults."""
         for fault in list(self.switched_on):
             if answer.is_data and fault.name in SPOILS and fault.concerns(request):
-                spoilt = replace(answer, headers=dict(answer.headers))
-                if SPOILS[fault.name](request, spoilt, **fault.params) and fault.strike():
-                    answer = spoilt
+                changes = SPOILS[fault.name](request, answer, **fault.params)
+                if changes and fault.strike():
+                    answer = replace(answer, **changes)
         return answer
