@@ -1,8 +1,25 @@
-"""The command line, run in the test's own process."""
+"""The command line, run in the test's own process, and a clock."""
+
+import time
 
 import pytest
 
 from model_manager import main
+
+
+class Clock:
+    """The time of day; `clock.now += 60` lets a minute pass."""
+
+    def __init__(self):
+        self.now = time.time()
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
 
 
 @pytest.fixture

@@ -48,11 +48,10 @@ def hosts(running_hosts):
 def templates(tmp_path):
     """The path of a file with three templates that share models."""
     one, two = named(2, scale=0.5), named(3, te=1.0, unet=0.25)
-    base = named(1)
     content = {
         "plain": {"name": "Plain", "checkpoint": named(4)},
-        "fox": {"name": "Fox", "checkpoint": base, "loras": [one, two]},
-        "owl": {"name": "Owl", "checkpoint": base, "loras": [one]},
+        "fox": {"name": "Fox", "checkpoint": named(1), "loras": [one, two]},
+        "owl": {"name": "Owl", "checkpoint": named(1), "loras": [one]},
     }
     return write(tmp_path / "templates.json", content)
 
@@ -78,6 +77,18 @@ def bake(environ, run_command):
 
 
 @pytest.fixture
+def merge(bake):
+    """Bake with merged checkpoints, which must succeed; returns the log."""
+
+    def merge(*arguments):
+        status, _, err = bake("--merge", *arguments)
+        assert status == 0, err
+        return err
+
+    return merge
+
+
+@pytest.fixture
 def baked(tmp_path):
     return tmp_path / "baked"
 
@@ -99,9 +110,8 @@ def job(templates, name, **fields):
     return parse(Templates(templates).fill_in({"template": name, **fields}))
 
 
-def test_each_model_is_fetched_once_verified_and_listed(bake, baked, hosts, tmp_path):
+def test_each_model_is_fetched_once_verified_and_listed(bake, merge, baked, hosts, tmp_path):
     status, out, err = bake("--merge", LOG_LEVEL="DEBUG")
-
     assert (status, err.count("ERROR")) == (0, 0), err
     files = manifest(baked)["files"]
     names = sorted(file["name"] for file in files if file["source"].startswith("civitai:"))
@@ -118,36 +128,28 @@ def test_each_model_is_fetched_once_verified_and_listed(bake, baked, hosts, tmp_
     assert key not in out + err
     for path in baked.rglob("*"):
         assert not path.is_file() or key.encode() not in path.read_bytes(), path
-
     # A lock that is removed would not lock.
     left = set(files_below(baked)) - {".bake.lock"}
     assert not [path for path in left if path.endswith((".part", ".lock", ".new"))]
     folders = {"Lora", "Stable-diffusion", "blobs", "merged", "references"}
     assert {path.name for path in (baked / "fetched").iterdir()} == folders
 
-
-def test_a_second_run_needs_no_network_and_changes_nothing(bake, baked, hosts):
-    bake("--merge")
+    # A second run needs no network and changes nothing.
     before = {path: (baked / path).stat().st_mtime_ns for path in blobs(baked)}
     first = (baked / MANIFEST).read_bytes()
     hosts.forget_requests()
-
-    status, _, err = bake("--merge")
-
-    assert status == 0, err
-    assert "merged " not in err
+    assert "merged " not in merge()
     assert hosts.requests == []
     assert (baked / MANIFEST).read_bytes() == first
     assert {path: (baked / path).stat().st_mtime_ns for path in blobs(baked)} == before
 
 
-def test_a_merged_checkpoint_is_the_sum_of_its_parts(bake, baked):
-    bake("--merge")
+def test_a_merged_checkpoint_is_the_sum_of_its_parts(merge, baked):
+    merge()
     content = manifest(baked)
     entry = content["templates"]["fox"]
     by_sha = {file["sha256"]: baked / file["path"] for file in content["files"]}
     merged = load_file(by_sha[entry["merged"]])[KEY].astype(float)
-
     expected = load_file(by_sha[entry["checkpoint"]])[KEY].astype(float)
     for one in entry["loras"]:
         parts = load_file(by_sha[one["sha256"]])
@@ -159,40 +161,42 @@ def test_a_merged_checkpoint_is_the_sum_of_its_parts(bake, baked):
     assert abs(merged - expected).max() < abs(expected).max() * 2**-11
 
 
-def test_a_merged_checkpoint_of_a_long_name_is_listed(bake, baked, templates):
+def test_a_merged_checkpoint_of_a_long_name_is_listed(merge, baked, templates):
     base = named(1, filename="я" * 101 + ".safetensors")
     write(templates, {"long": {"name": "L", "checkpoint": base, "loras": [named(2), named(3)]}})
-
-    assert bake("--merge")[0] == 0
+    merge()
     content = manifest(baked)
     assert content["templates"]["long"]["merged"] in {row["sha256"] for row in content["files"]}
     assert [row["path"] for row in content["files"] if not (baked / row["path"]).is_file()] == []
 
 
-def test_an_interrupted_merge_starts_again(bake, baked):
-    bake("--merge")
+def test_an_interrupted_merge_starts_again_and_a_damaged_file_is_fetched_again(merge, baked):
+    merge()
     first = (baked / MANIFEST).read_bytes()
     downloads = baked / "fetched/downloads"
     downloads.mkdir()
     for note in list((baked / "fetched/merged").iterdir()):
         note.unlink()
         (downloads / f"merge-{note.stem[:32]}.0123456789ab.part").write_bytes(b"half")
-
-    status, _, err = bake("--merge")
-
-    assert (status, err.count("INFO    [- -] merged ")) == (0, 2), err
+    assert merge().count("INFO    [- -] merged ") == 2
     assert (baked / MANIFEST).read_bytes() == first
     assert not downloads.exists()
 
+    row = next(file for file in manifest(baked)["files"] if file["name"] == "one")
+    path = baked / row["path"]
+    data = path.read_bytes()
+    path.write_bytes(bytes([*data[:-1], data[-1] ^ 1]))
+    merge()
+    assert file_sha256(path) == row["sha256"]
 
-def test_templates_can_be_baked_one_after_the_other(bake, baked, templates):
+
+def test_templates_can_be_baked_one_after_the_other(bake, merge, baked, templates):
     bake("--template", "plain")
     assert list(manifest(baked)["templates"]) == ["plain"]
-    bake("--template", "owl", "--merge")
+    merge("--template", "owl")
     assert sorted(manifest(baked)["templates"]) == ["owl", "plain"]
-
     edit(templates, plain=None)
-    bake("--template", "owl", "--merge")
+    merge("--template", "owl")
     assert list(manifest(baked)["templates"]) == ["owl"]
 
 
@@ -201,9 +205,7 @@ def test_every_model_that_cannot_be_fetched_is_an_error_and_there_is_no_manifest
 ):
     lost = {"name": "L", "checkpoint": named(777)}
     edit(templates, lost=lost, gone={"name": "G", "checkpoint": "gone.safetensors"})
-
     status, _, err = bake()
-
     assert (status, err.count("MODEL_NOT_FOUND")) == (1, 2)
     assert "gone.safetensors" in err
     assert "777" in err
@@ -211,28 +213,20 @@ def test_every_model_that_cannot_be_fetched_is_an_error_and_there_is_no_manifest
 
 
 def test_a_lora_of_another_checkpoint_fails_its_template_only_in_a_merge(
-    bake, baked, templates, hosts
+    bake, merge, baked, templates, hosts
 ):
     hosts.add_model(version_id=9, data=lora(9, "nowhere"), name="odd.safetensors", kind="LORA")
     edit(templates, odd={"name": "Odd", "checkpoint": named(1), "loras": [named(9)]})
-
     status, _, err = bake("--merge")
-
     assert status == 1
     assert "template 'odd': MODEL_MISMATCH" in err
     assert not (baked / MANIFEST).exists()
     assert bake()[0] == 0, "as a tag it does no harm"
 
-
-def test_layers_that_the_checkpoint_lacks_are_logged(bake, templates, hosts):
     layer = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     hosts.add_model(version_id=8, data=lora(8, layer, "lost"), name="x.safetensors", kind="LORA")
-    write(templates, {"x": {"name": "X", "checkpoint": named(1), "loras": [named(8)]}})
-
-    status, _, err = bake("--merge")
-
-    assert status == 0, err
-    assert "the checkpoint does not have 1 of its layers (lora_unet_lost)" in err
+    edit(templates, odd={"name": "Odd", "checkpoint": named(1), "loras": [named(8)]})
+    assert "the checkpoint does not have 1 of its layers (lora_unet_lost)" in merge()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +244,6 @@ def test_wrong_arguments_and_settings_are_errors(
 ):
     changes = {name: value.format(tmp_path) for name, value in changes.items()}
     result, _, err = bake(*arguments, **changes)
-
     assert (result, message in err) == (status, True), err
     assert not (tmp_path / "models").exists()
 
@@ -259,32 +252,18 @@ def test_nothing_is_evicted_while_an_image_is_baked(hosts, tmp_path):
     """The models that were baked first look like the least recently used ones."""
     manager = manager_for(hosts, tmp_path)
     Baking(manager, tmp_path / "baked").run({})
-
     assert not manager.space.evicts
-
-
-def test_a_damaged_file_is_found_and_fetched_again(bake, baked):
-    bake()
-    row = next(file for file in manifest(baked)["files"] if file["name"] == "one")
-    path = baked / row["path"]
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-    assert bake()[0] == 0
-    assert file_sha256(path) == row["sha256"]
 
 
 # A worker of that image.
 
 
-def test_baked_models_need_no_network_a_year_later(bake, hosts, templates, tmp_path):
+def test_baked_models_need_no_network_a_year_later(merge, hosts, templates, tmp_path):
     """Also one of a web file, which may have changed since."""
     edit(templates, web={"name": "W", "checkpoint": hosts.add_web("/x.safetensors", checkpoint(5))})
-    bake("--merge")
+    merge()
     hosts.forget_requests()
     manager = manager_for(hosts, tmp_path, lambda: time.time() + YEAR)
-
     for name in ("plain", "fox", "owl", "web"):
         models, new = manager.prepare_models_for_request(job(templates, name))
         assert new
@@ -296,40 +275,37 @@ def test_baked_models_need_no_network_a_year_later(bake, hosts, templates, tmp_p
 
 
 @pytest.mark.parametrize("query", ["", "?download=true"])
-def test_the_next_build_fetches_a_new_version_of_a_web_file(bake, baked, hosts, templates, query):
+def test_the_next_build_fetches_a_new_version_of_a_web_file(merge, baked, hosts, templates, query):
     """The folder of the build before is still there, as in the cache of an image's build."""
     url = hosts.add_web("/moving.safetensors", checkpoint(5), etag='"1"') + query
     write(templates, {"web": {"name": "W", "checkpoint": url, "loras": [named(2)]}})
-    assert bake("--merge")[0] == 0
+    merge()
     first = manifest(baked)["files"]
     hosts.forget_requests()
-    assert bake("--merge")[0] == 0
+    merge()
     assert manifest(baked)["files"] == first
     assert hosts.bytes_sent("web") <= 1, "the same ETag is not downloaded again"
 
     hosts.add_web("/moving.safetensors", checkpoint(6), etag='"2"')
-    assert bake("--merge")[0] == 0
-
+    merge()
     files = {row["name"]: row for row in manifest(baked)["files"]}
     assert files["moving"]["sha256"] == sha256(checkpoint(6))
     assert published(baked) == {row["path"] for row in files.values()}
     cached = (baked / MANIFEST).read_bytes()
     shutil.rmtree(baked)
-    assert bake("--merge")[0] == 0
+    merge()
     assert (baked / MANIFEST).read_bytes() == cached, "the same as a build without a cache"
 
 
-def test_models_that_no_template_names_any_more_are_removed(bake, baked, templates):
-    assert bake("--merge")[0] == 0
+def test_models_that_no_template_names_any_more_are_removed(merge, baked, templates):
+    merge()
     operators_own = baked / "Lora" / "own.safetensors"
     operators_own.parent.mkdir()
     operators_own.write_bytes(lora(8))
     for name in ("0" * 64, f".{'1' * 64}.new"):
         (baked / "fetched/diffusers" / name).mkdir(parents=True)
     edit(templates, plain=None, fox=None)
-
-    assert bake("--merge")[0] == 0
-
+    merge()
     listed = {row["path"] for row in manifest(baked)["files"]}
     assert published(baked) == listed
     links = [path for path in (baked / "fetched").rglob("*") if path.is_symlink()]
@@ -343,11 +319,12 @@ def test_models_that_no_template_names_any_more_are_removed(bake, baked, templat
 def image(tmp_path_factory, running_hosts):
     """A baked and merged folder, made by a process as in a Dockerfile; no test changes it."""
     folder = tmp_path_factory.mktemp("image")
-    fox = {"name": "Owl", "checkpoint": named(1)}
-    fox["loras"] = [named(2, scale=0.5)]
-    other = {"name": "Other", "checkpoint": named(4)}
-    two = {"name": "Two", "checkpoint": named(1), "loras": [named(3)]}
-    file = write(folder / "templates.json", {"owl": fox, "other": other, "two": two})
+    content = {
+        "owl": {"name": "Owl", "checkpoint": named(1), "loras": [named(2, scale=0.5)]},
+        "other": {"name": "Other", "checkpoint": named(4)},
+        "two": {"name": "Two", "checkpoint": named(1), "loras": [named(3)]},
+    }
+    file = write(folder / "templates.json", content)
     environ = full_environment(running_hosts, folder, TEMPLATES_FILE=str(file))
     command = [sys.executable, "model_manager.py", "bake", "--merge"]
     subprocess.run(command, cwd=PROJECT, env=environ, check=True, capture_output=True)
@@ -377,7 +354,6 @@ def test_a_job_that_changes_a_lora_gets_the_checkpoint_and_tags(
 ):
     manager = manager_for(running_hosts, image)
     models = manager.find_models(job(image / "templates.json", "owl", **fields))
-
     assert bool(models.merged) == is_merged
     kinds = {file.kind for file in models.engine_files() if file.stem != "two"}
     assert kinds == ({"checkpoint"} if is_merged or not models.loras else {"checkpoint", "lora"})
@@ -388,7 +364,6 @@ def test_an_edited_template_does_not_use_the_old_merged_checkpoint(image, runnin
     content["owl"]["loras"][0]["scale"] = 0.7
     edited = write(tmp_path / "templates.json", content)
     manager = manager_for(running_hosts, image)
-
     assert manager.find_models(job(edited, "owl")).merged is None
     assert manager.template_state(job(edited, "owl")) == {"baked": True, "merged": False}
 
@@ -402,7 +377,6 @@ def test_the_engine_starts_with_the_default_templates_checkpoint(image, running_
     command = [sys.executable, "model_manager.py", "prepare-engine"]
     environ = full_environment(running_hosts, image, **environ)
     subprocess.run(command, cwd=PROJECT, env=environ, check=True, capture_output=True)
-
     first = json.loads((tmp_path / "webui/config.json").read_text())["sd_model_checkpoint"]
     assert first.startswith("base+one-")
     assert (tmp_path / f"webui/models/Stable-diffusion/{first}.safetensors").exists()
@@ -425,8 +399,8 @@ def moments(kind, hosts, baked):
 
 
 @pytest.mark.parametrize("kind", ["at three steps", pytest.param("random", marks=pytest.mark.long)])
-def test_killed_builds_are_resumed_to_the_same_manifest(bake, baked, hosts, environ, kind):
-    assert bake("--merge")[0] == 0
+def test_killed_builds_are_resumed_to_the_same_manifest(merge, baked, hosts, environ, kind):
+    merge()
     expected = (baked / MANIFEST).read_bytes()
     whole = {path: file_sha256(baked / path) for path in blobs(baked)}
     baked.rename(baked.with_name("reference"))
@@ -448,10 +422,7 @@ def test_killed_builds_are_resumed_to_the_same_manifest(bake, baked, hosts, envi
             assert file_sha256(path) == path.stem
     assert killed >= 2
     hosts.no_throttle()
-
-    status, _, err = bake("--merge")
-
-    assert status == 0, err
+    merge()
     assert (baked / MANIFEST).read_bytes() == expected
     assert {path: file_sha256(baked / path) for path in blobs(baked)} == whole
     assert not [path for path in files_below(baked) if path.endswith((".part", ".new"))]

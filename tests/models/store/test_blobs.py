@@ -21,9 +21,9 @@ from worker.http.client import NO_CANCEL
 from worker.models.store import blobs as blobs_module
 from worker.models.store.blobs import Blobs, StoreTiming
 
-DATA = safetensors(number=1)
-OTHER = safetensors(number=2)
+DATA, OTHER = safetensors(number=1), safetensors(number=2)
 DIGEST = sha256(DATA)
+SHORT = sha256(OTHER)[:10]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def again(blobs):
     return Blobs(blobs.root)
 
 
-def link_of(blobs, stem, kind="Lora"):
+def link_of(blobs, stem="detail", kind="Lora"):
     return blobs.root / kind / f"{stem}.safetensors"
 
 
@@ -49,40 +49,29 @@ def later(path, seconds=10):
 # Add and find.
 
 
-def test_a_blob_is_found_by_its_hash_in_every_process(blobs):
+def test_a_blob_is_found_by_its_hash_in_every_process(blobs, tmp_path):
+    assert (blobs.find(DIGEST), list(blobs.all())) == (None, [])
     added = add(blobs, DATA, trained_words=("fox",), title="Detail")
-
-    for store in (blobs, again(blobs)):
+    (tmp_path / "elsewhere").symlink_to(blobs.root)
+    for store in (blobs, again(blobs), Blobs(tmp_path / "elsewhere")):
         found = store.find(DIGEST)
         assert found == added
         assert found.path.read_bytes() == DATA
         assert found.as_file().trained_words == ("fox",)
         assert [blob.sha256 for blob in store.all()] == [DIGEST]
-    assert link_of(blobs, "detail").read_bytes() == DATA
+    assert link_of(blobs).read_bytes() == DATA
     assert blobs.partials() == []
-
-
-def test_only_files_of_the_store_are_blobs(blobs, tmp_path):
-    assert (blobs.find(DIGEST), list(blobs.all())) == (None, [])
-    added = add(blobs, DATA)
-
     assert blobs.blob_of(added.path) == DIGEST
     assert blobs.blob_of(tmp_path / "x.safetensors") is None
-    (tmp_path / "elsewhere").symlink_to(blobs.root)
-    assert Blobs(tmp_path / "elsewhere").find(DIGEST) == added
 
 
 def test_content_that_is_in_the_store_is_not_published_twice(blobs):
     first = add(blobs, DATA, "first")
     inode = first.path.stat().st_ino
-
     assert add(again(blobs), DATA, "second") == first
     assert first.path.stat().st_ino == inode
-    assert files_below(blobs.root) == [
-        "Lora/first.safetensors",
-        f"blobs/{DIGEST}.json",
-        f"blobs/{DIGEST}.safetensors",
-    ]
+    names = ["Lora/first.safetensors", f"blobs/{DIGEST}.json", f"blobs/{DIGEST}.safetensors"]
+    assert files_below(blobs.root) == names
 
 
 # Stems.
@@ -90,11 +79,9 @@ def test_content_that_is_in_the_store_is_not_published_twice(blobs):
 
 def test_two_blobs_of_one_stem_get_two_names_unless_the_first_is_evicted(blobs):
     first = add(blobs, DATA, "fox")
-    assert add(blobs, OTHER, "fox").about.stem == f"fox-{sha256(OTHER)[:10]}"
-    assert [link_of(blobs, stem).read_bytes() for stem in ("fox", f"fox-{sha256(OTHER)[:10]}")] == [
-        DATA,
-        OTHER,
-    ]
+    assert add(blobs, OTHER, "fox").about.stem == f"fox-{SHORT}"
+    contents = [link_of(blobs, stem).read_bytes() for stem in ("fox", f"fox-{SHORT}")]
+    assert contents == [DATA, OTHER]
     blobs.remove(first)
     assert add(blobs, safetensors(number=3), "fox").about.stem == "fox"
     assert add(blobs, safetensors(number=4), "fox", "vae").about.stem == "fox", "another kind"
@@ -110,9 +97,8 @@ def test_a_stem_of_the_operators_files_is_not_used(blobs, taken, stem):
 @pytest.mark.parametrize("stem", ["x" * 170, "x" * 180, "я" * 90], ids=len)
 def test_a_long_stem_with_a_piece_of_the_hash_is_found_in_every_process(blobs, stem):
     added = [add(blobs, data, stem) for data in (DATA, OTHER)]
-
     assert added[0].about.stem != added[1].about.stem
-    assert added[1].about.stem.endswith(f"-{sha256(OTHER)[:10]}")
+    assert added[1].about.stem.endswith(f"-{SHORT}")
     assert [again(blobs).find(blob.sha256) for blob in added] == added
     assert again(blobs).leftovers() == []
 
@@ -121,7 +107,6 @@ def test_sixteen_threads_claim_sixteen_names(blobs):
     contents = [safetensors(number=number) for number in range(16)]
     with ThreadPoolExecutor(16) as pool:
         stems = list(pool.map(lambda data: add(again(blobs), data, "fox").about.stem, contents))
-
     assert len(set(stems)) == 16
     assert [link_of(blobs, stem).read_bytes() for stem in stems] == contents
 
@@ -171,7 +156,6 @@ def test_a_crash_at_any_step_of_publishing_leaves_no_wrong_blob(
         (blobs.root / "blobs" / f"{DIGEST}.safetensors").write_bytes(b"foreign")
     with dying_at(monkeypatch, step) as done:
         blobs.add(partial, DIGEST, about(size=len(DATA)), lambda _: False)
-
     assert len(done) == min(step, 8), "8 steps are all there are"
     survivor = again(blobs)
     listed = [blob.path.read_bytes() for blob in survivor.all()]
@@ -180,10 +164,8 @@ def test_a_crash_at_any_step_of_publishing_leaves_no_wrong_blob(
     assert found is None or found.path.read_bytes() == DATA
     # A whole blob always has its metadata: without it, it would use space for ever.
     assert DATA not in [path.read_bytes() for path in survivor.leftovers()]
-
-    added = add(survivor, DATA)
-    assert added.about.stem == "detail"
-    assert link_of(blobs, "detail").read_bytes() == DATA
+    assert add(survivor, DATA).about.stem == "detail"
+    assert link_of(blobs).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -191,19 +173,15 @@ def test_a_crash_at_any_step_of_removing_leaves_no_partial_file(blobs, monkeypat
     added = add(blobs, DATA)
     with dying_at(monkeypatch, step):
         blobs.remove(added)
-
     survivor = again(blobs)
-    found = survivor.find(DIGEST)
-    assert (found is not None) == (step == 0)
-    link = link_of(blobs, "detail")
-    assert not link.exists() or link.read_bytes() == DATA
+    assert (survivor.find(DIGEST) is not None) == (step == 0)
+    assert not link_of(blobs).exists() or link_of(blobs).read_bytes() == DATA
     assert add(survivor, DATA).about.stem == "detail"
     if step == 1:
         assert [path.name[:7] for path in survivor.leftovers()] == [".trash-"]
 
 
 # Damage.
-
 
 FLIPPED = bytes([*DATA[:-1], DATA[-1] ^ 1])
 DAMAGES = {
@@ -231,12 +209,11 @@ def test_a_damaged_blob_is_never_found_and_can_be_replaced(blobs, content, known
     path = add(blobs, DATA).path
     damage(path, content)
     store = blobs if known else again(blobs)
-
     assert store.find(DIGEST) is None
     assert not path.exists()
-    assert not link_of(blobs, "detail").exists()
+    assert not link_of(blobs).exists()
     assert add(store, DATA) == again(blobs).find(DIGEST)
-    assert link_of(blobs, "detail").read_bytes() == DATA
+    assert link_of(blobs).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("content", [FLIPPED, DATA[:-1]])
@@ -248,35 +225,32 @@ def test_a_blob_that_another_worker_has_replaced_is_found(blobs, content):
     blobs.find(DIGEST)
     add(blobs, DATA)
     later(path, -30)
-
     assert other.find(DIGEST).path.read_bytes() == DATA
 
 
-def test_a_touched_blob_is_hashed_once_and_stays(blobs, monkeypatch):
-    hashed = []
-    real = blobs_module.file_sha256
+@pytest.fixture
+def hashed(monkeypatch):
+    """The files that were hashed."""
+    paths, real = [], blobs_module.file_sha256
+    monkeypatch.setattr(blobs_module, "file_sha256", lambda path: paths.append(path) or real(path))
+    return paths
 
-    def count(path):
-        hashed.append(path)
-        return real(path)
 
-    monkeypatch.setattr(blobs_module, "file_sha256", count)
+def test_a_touched_blob_is_hashed_once_and_stays(blobs, hashed):
     path = add(blobs, DATA).path
     later(path)
-
     for store in (blobs, again(blobs), blobs):
         assert store.find(DIGEST).path == path
     assert hashed == [path]
 
 
-def test_a_modification_time_without_fractions_counts_as_unchanged(blobs, monkeypatch):
+def test_a_modification_time_without_fractions_counts_as_unchanged(blobs, hashed):
     """Image layers keep whole seconds: a baked blob need not be hashed at every start."""
-    monkeypatch.setattr(blobs_module, "file_sha256", None)
     path = add(blobs, DATA).path
     seconds = path.stat().st_mtime_ns // 10**9
     os.utime(path, (seconds, seconds))
-
     assert again(blobs).find(DIGEST)
+    assert hashed == []
 
 
 METADATA = [
@@ -295,25 +269,26 @@ def test_damaged_metadata_hides_the_blob_until_it_is_fetched_again(blobs, conten
     blob = add(blobs, DATA)
     blob.path.with_suffix(".json").write_bytes(content)
     store = again(blobs)
-
-    assert store.find(DIGEST) is None
-    assert list(store.all()) == []
+    assert (store.find(DIGEST), list(store.all())) == (None, [])
     assert store.leftovers() == [blob.path]
     assert add(store, DATA).path == blob.path  # its time may be that of the next second
     assert store.leftovers() == []
 
 
+# Bad, read-only and full disks.
+
+
+def fail(number):
+    def fail(*_args, **_kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
 def test_a_blob_on_a_bad_disk_is_not_found(blobs, monkeypatch):
     later(add(blobs, DATA).path)
-
-    def fail(_path):
-        raise OSError(errno.EIO, "bad sector")
-
-    monkeypatch.setattr(blobs_module, "file_sha256", fail)
+    monkeypatch.setattr(blobs_module, "file_sha256", fail(errno.EIO))
     assert blobs.find(DIGEST) is None
-
-
-# Read-only and full disks.
 
 
 @pytest.fixture
@@ -321,31 +296,24 @@ def frozen(monkeypatch):
     """Make every change fail; for root a folder's mode is no hindrance."""
 
     def freeze(number=errno.EROFS):
-        def fail(*_args, **_kwargs):
-            raise OSError(number, os.strerror(number))
-
         for name in STEPS:
-            monkeypatch.setattr(Path, name, fail)
-        monkeypatch.setattr(os, "utime", fail)
+            monkeypatch.setattr(Path, name, fail(number))
+        monkeypatch.setattr(os, "utime", fail(number))
 
     return freeze
 
 
-def test_a_read_only_store_can_be_read(blobs, frozen):
+@pytest.mark.parametrize("touched", [None, DATA, FLIPPED])
+def test_a_read_only_store_can_be_read_and_a_touched_blob_is_hashed(blobs, frozen, touched):
     added = add(blobs, DATA)
+    if touched:
+        damage(added.path, touched)
     frozen()
     store = again(blobs)
-
-    assert store.find(DIGEST) == added
+    found = store.find(DIGEST)
+    assert (found and found.sha256) == (None if touched == FLIPPED else DIGEST)
+    assert touched or found == added
     store.mark_used(DIGEST)
-
-
-@pytest.mark.parametrize("content", [DATA, FLIPPED])
-def test_a_touched_blob_of_a_read_only_store_is_hashed_again(blobs, frozen, content):
-    damage(add(blobs, DATA).path, content)
-    frozen()
-
-    assert (again(blobs).find(DIGEST) is None) == (content != DATA)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +330,6 @@ def test_a_store_that_cannot_be_written_names_the_reason(blobs, tmp_path, frozen
     partial = tmp_path / "x.part"
     partial.write_bytes(DATA)
     frozen(number)
-
     with pytest.raises(kind):
         blobs.add(partial, DIGEST, about(), lambda _: False)
     with pytest.raises(kind):
@@ -384,7 +351,6 @@ def test_a_use_is_written_once_a_minute_for_every_worker(blobs):
     for _ in range(3):
         other.mark_used(DIGEST)
         used.append(blobs.last_used(blob) - now)
-
     assert used == [0, 0, 61]
 
 
@@ -392,7 +358,6 @@ def test_a_removed_blob_leaves_nothing(blobs):
     blob = add(blobs, DATA)
     other = again(blobs)
     other.find(DIGEST)
-
     assert blobs.remove(blob) == len(DATA)
     assert other.remove(blob) == 0, "two workers remove the same blob"
     assert other.find(DIGEST) is None
@@ -401,14 +366,11 @@ def test_a_removed_blob_leaves_nothing(blobs):
 
 
 def test_removing_keeps_a_link_to_another_blob(blobs):
-    blob = add(blobs, DATA, "fox")
-    link = link_of(blobs, "fox")
-    link.unlink()
-    link.symlink_to(add(blobs, OTHER, "other").path)
-
+    blob = add(blobs, DATA)
+    link_of(blobs).unlink()
+    link_of(blobs).symlink_to(add(blobs, OTHER, "other").path)
     blobs.remove(blob)
-
-    assert link.read_bytes() == OTHER
+    assert link_of(blobs).read_bytes() == OTHER
 
 
 # Partial files.
@@ -420,9 +382,7 @@ def test_a_partial_file_of_an_earlier_run_is_taken_over_with_its_note(blobs):
     for path, count in ((small, 1), (large, 100), (other, 1)):
         path.write_bytes(bytes(4096 * count))
         note_file(path).write_text(str(count))
-
     taken = again(blobs).partial("key")
-
     assert taken not in {small, large}
     assert (taken.stat().st_size, note_file(taken).read_text()) == (409600, "100")
     assert blobs.partials() == sorted([taken, other])
@@ -432,53 +392,45 @@ def test_a_partial_file_of_an_earlier_run_is_taken_over_with_its_note(blobs):
 # The lease.
 
 
-QUICK = StoreTiming(poll=0.01)
+def lease(blobs, key="key", is_there=lambda: False, stop=NO_CANCEL, **timing):
+    """Ask for a lease as another process does; the context is whether it may download."""
+    return Blobs(blobs.root, StoreTiming(poll=0.01, **timing)).lease(key, is_there, stop)
 
 
-@pytest.fixture
-def second(blobs):
-    """Ask for the same lease from another process; returns whether it may download."""
-
-    def second(is_there=lambda: False, stop=NO_CANCEL):
-        with Blobs(blobs.root, QUICK).lease("key", is_there, stop) as is_mine:
-            return is_mine
-
-    return second
+def ask(blobs, **options):
+    with lease(blobs, **options) as is_mine:
+        return is_mine
 
 
 def test_only_a_process_that_does_not_find_the_file_downloads_it(blobs):
-    with (
-        blobs.lease("key", lambda: False, NO_CANCEL) as first,
-        blobs.lease("other", lambda: False, NO_CANCEL) as other,
-    ):
+    with lease(blobs) as first, lease(blobs, "other") as other:
         assert (first, other) == (True, True)
-    with blobs.lease("key", lambda: True, NO_CANCEL) as third:
-        assert not third
+    assert not ask(blobs, is_there=lambda: True)
     assert files_below(blobs.root / "leases") == []
 
 
-def test_the_second_waits_until_the_file_is_there(blobs, second):
+def test_the_second_waits_until_the_file_is_there(blobs):
     there = threading.Event()
-    with ThreadPoolExecutor(1) as pool, blobs.lease("key", lambda: False, NO_CANCEL):
-        answer = pool.submit(second, there.is_set)
+    with ThreadPoolExecutor(1) as pool, lease(blobs):
+        answer = pool.submit(ask, blobs, is_there=there.is_set)
         with pytest.raises(TimeoutError):
             answer.result(timeout=0.1)
         there.set()
         assert answer.result(timeout=60) is False
 
 
-def test_the_second_downloads_if_the_first_has_failed(blobs, second):
+def test_the_second_downloads_if_the_first_has_failed(blobs):
     with ThreadPoolExecutor(1) as pool:
-        with contextlib.suppress(ValueError), blobs.lease("key", lambda: False, NO_CANCEL):
-            answer = pool.submit(second)
+        with contextlib.suppress(ValueError), lease(blobs):
+            answer = pool.submit(ask, blobs)
             raise ValueError
         assert answer.result(timeout=60) is True
 
 
-def test_waiting_ends_when_the_job_is_cancelled(blobs, second):
+def test_waiting_ends_when_the_job_is_cancelled(blobs):
     stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool, blobs.lease("key", lambda: False, NO_CANCEL):
-        answer = pool.submit(second, stop=stop)
+    with ThreadPoolExecutor(1) as pool, lease(blobs):
+        answer = pool.submit(ask, blobs, stop=stop)
         stop.set()
         with pytest.raises(FetchStopped):
             answer.result(timeout=60)
@@ -503,19 +455,13 @@ def test_the_lease_of_a_killed_process_on_this_host_ends_at_once(blobs):
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
     assert files_below(blobs.root / "leases") == ["key.lock"]
-
-    waiting = Blobs(blobs.root, StoreTiming(lease=86400))
-    with waiting.lease("key", lambda: False, NO_CANCEL) as is_mine:
-        assert is_mine
+    assert ask(blobs, lease=86400)
 
 
 def test_a_lease_of_another_host_ends_without_a_sign_of_life(blobs):
-    short = Blobs(blobs.root, StoreTiming(lease=0.5, poll=0.01))
     lock = blobs.root / "leases" / "key.lock"
-    with short.lease("key", lambda: False, NO_CANCEL):
+    with lease(blobs, lease=0.5):
         record = lock.read_text()
     assert socket.gethostname() in record
     lock.write_text(record.replace(socket.gethostname(), "another-worker"))
-
-    with short.lease("key", lambda: False, NO_CANCEL) as is_mine:
-        assert is_mine
+    assert ask(blobs, lease=0.5)

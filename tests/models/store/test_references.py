@@ -31,18 +31,6 @@ MODEL = CivitAIModel(7)
 MOVING = [MODEL, HuggingFaceFile("org/name", "x.safetensors"), WEB]
 
 
-class Clock:
-    now = 1_800_000_000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "references"
@@ -60,28 +48,21 @@ def seen_by(request, folder, clock, known):
     return lambda: known if same else References(folder, clock=clock)
 
 
-def test_a_new_reference_is_unknown(known):
-    assert (known.sha256(FOX), known.remote(FOX), known.etag(FOX)) == (None, None, None)
-
-
 @pytest.mark.parametrize("ref", FIXED + MOVING)
 def test_content_is_trusted_for_a_day_if_the_reference_can_move_and_else_for_ever(
     known, seen_by, clock, ref
 ):
+    assert (known.sha256(ref), known.remote(ref), known.etag(ref)) == (None, None, None)
     known.note(ref, REMOTE, DIGEST)
     assert (seen_by().sha256(ref), seen_by().remote(ref)) == (DIGEST, REMOTE)
     clock.now += FRESH.content - 1
     assert seen_by().sha256(ref) == DIGEST
     clock.now += 2
-    assert seen_by().sha256(ref) == (None if ref in MOVING else DIGEST)
+    expected = None if ref in MOVING else DIGEST
+    assert seen_by().sha256(ref) == expected
     assert seen_by().sha256(ref, stale=True) == DIGEST
-
-
-def test_nothing_is_trusted_after_the_clock_was_set_back(known, clock):
-    known.note(MODEL, REMOTE, DIGEST)
-    clock.now -= 2 * FRESH.content
-
-    assert known.sha256(MODEL) is None
+    clock.now -= 3 * FRESH.content  # nothing is trusted after the clock was set back
+    assert seen_by().sha256(ref) == expected
 
 
 def test_a_hosts_answer_is_trusted_for_an_hour(known, seen_by, clock):
@@ -97,7 +78,6 @@ def test_a_new_answer_keeps_the_old_content_until_the_new_one_is_fetched(known, 
     clock.now += FRESH.content + 1
     known.note(MODEL, REMOTE)
     assert (seen_by().sha256(MODEL), seen_by().sha256(MODEL, stale=True)) == (None, DIGEST)
-
     known.note(MODEL, REMOTE, OTHER)
     assert seen_by().sha256(MODEL) == OTHER
 
@@ -120,10 +100,8 @@ def test_an_entry_of_an_older_worker_has_its_etag_in_the_hosts_answer(known, fol
     entry = json.loads(path.read_text())
     del entry["etag"]
     path.write_text(json.dumps(entry))
-
     other = References(folder)
-    assert other.etag(WEB) == '"v1"'
-    assert other.sha256(WEB, stale=True) == DIGEST
+    assert (other.etag(WEB), other.sha256(WEB, stale=True)) == ('"v1"', DIGEST)
 
 
 # Refusals.
@@ -133,12 +111,14 @@ def test_an_entry_of_an_older_worker_has_its_etag_in_the_hosts_answer(known, fol
 def test_a_refusal_for_every_worker_is_trusted_for_a_minute(known, seen_by, clock, kind):
     known.note(FOX, REMOTE, DIGEST)
     known.note_refusal(FOX, kind("it is gone.", hint="Use another."))
-
     assert seen_by().sha256(FOX) == DIGEST
     with pytest.raises(kind, match=r"it is gone\. Use another\."):
         seen_by().remote(FOX)
     clock.now += FRESH.refusal + 1
     assert seen_by().remote(FOX) is None
+    known.note_refusal(FOX, kind("gone."))
+    known.note(FOX, REMOTE, DIGEST)
+    assert seen_by().remote(FOX) == REMOTE, "a fetched file ends the refusal"
 
 
 @pytest.mark.parametrize(
@@ -146,15 +126,7 @@ def test_a_refusal_for_every_worker_is_trusted_for_a_minute(known, seen_by, cloc
 )
 def test_a_refusal_for_this_worker_or_moment_is_not_stored(known, kind):
     known.note_refusal(FOX, kind("no."))
-
     assert known.remote(FOX) is None
-
-
-def test_a_fetched_file_ends_the_refusal(known, seen_by):
-    known.note_refusal(FOX, ModelNotFound("gone."))
-    known.note(FOX, REMOTE, DIGEST)
-
-    assert seen_by().remote(FOX) == REMOTE
 
 
 # Secrets and the disk.
@@ -164,23 +136,16 @@ def test_a_secret_url_is_never_written(known, seen_by, folder):
     known.note(SECRET, RemoteFile(SECRET.url, "x.safetensors", SECRET.shown), DIGEST)
     other = WebFile(SECRET.url + "2")
     known.note_refusal(other, ModelNotFound(f"{SECRET.shown}: gone."))
-
-    written = [path.read_text() for path in folder.iterdir()]
-    assert len(written) == 2
-    assert not any("swordfish" in text for text in written)
-    assert (seen_by().sha256(SECRET), seen_by().remote(SECRET)) == (DIGEST, None)
-    assert known.sha256(other) is None
-
-
-def test_a_signed_url_is_never_written(known, seen_by, folder):
-    """The reference may be stored, but not the URL that its host has answered with."""
+    # This reference may be stored, but not the URL that its host has answered with.
     signed = replace(REMOTE, url="https://cdn.example/x?sig=swordfish", is_signed=True)
     known.note(FOX, signed)
     known.note(FOX, signed, DIGEST)
-
-    [path] = folder.iterdir()
-    assert "swordfish" not in path.read_text()
-    assert (seen_by().remote(FOX), seen_by().sha256(FOX)) == (None, DIGEST)
+    written = [path.read_text() for path in folder.iterdir()]
+    assert len(written) == 3
+    assert not any("swordfish" in text for text in written)
+    for ref in (SECRET, FOX):
+        assert (seen_by().sha256(ref), seen_by().remote(ref)) == (DIGEST, None)
+    assert known.sha256(other) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"at": "x"}', b"\xff", b'{"shown": 1}'])
@@ -190,7 +155,6 @@ def test_a_garbled_entry_is_ignored_and_replaced(known, folder, content, ref):
     for path in folder.iterdir():
         path.write_bytes(content)
     other = References(folder)
-
     assert (other.sha256(ref), other.remote(ref)) == (None, None)
     other.note(ref, REMOTE, DIGEST)
     assert References(folder).sha256(ref) == DIGEST
@@ -202,7 +166,6 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     known = References(tmp_path / "file" / "references")
     known.note(FOX, REMOTE, DIGEST)
     known.note_refusal(FOX, ModelNotFound("gone."))
-
     assert (known.sha256(FOX), known.remote(FOX)) == (None, None)
 
 
@@ -217,19 +180,15 @@ def baked(tmp_path, folder, clock):
     return lambda: References(folder, tmp_path / "baked", clock=clock)
 
 
-def test_baked_answers_are_known_and_newer_ones_come_first(baked, folder):
+def test_baked_answers_are_always_trusted_but_newer_ones_come_first(baked, folder, clock):
     worker = baked()
     assert (worker.sha256(FOX), worker.remote(FOX)) == (DIGEST, REMOTE)
     assert not folder.exists()
-
     worker.note(FOX, REMOTE, OTHER)
     assert (worker.sha256(FOX), baked().sha256(FOX)) == (OTHER, OTHER)
 
-
-def test_a_baked_answer_is_always_trusted_but_not_one_that_was_fetched_later(baked, clock):
     clock.now += 1000 * FRESH.content
     assert baked().sha256(MODEL) == DIGEST
-
     baked().note(MODEL, REMOTE, OTHER)
     clock.now += 2 * FRESH.content
     assert (baked().sha256(MODEL), baked().sha256(MODEL, stale=True)) == (None, OTHER)
@@ -240,11 +199,9 @@ def test_a_build_trusts_an_earlier_one_only_about_fixed_references(folder, clock
     """While an image is baked, both folders are the same."""
     References(folder, folder, clock=clock).note(ref, MARKED, DIGEST)
     clock.now += 1
-
     build = References(folder, folder, clock=clock)
     expected = None if ref in MOVING else DIGEST
-    assert build.sha256(ref) == expected
-    assert build.remote(ref) is None
+    assert (build.sha256(ref), build.remote(ref)) == (expected, None)
     assert (build.sha256(ref, stale=True), build.etag(ref)) == (DIGEST, '"v1"')
     build.note(ref, MARKED, OTHER)
     clock.now += 60

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from fakes.model_files import safetensors, sha256
-from fakes.model_store import add, files_below
+from fakes.model_store import add
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,22 +107,16 @@ def blobs(tmp_path):
 
 @pytest.fixture
 def disk():
-    """The free bytes of the disk, and the seconds that have passed."""
-    return {"free": 1 << 40, "later": 0.0}
+    return {"free": 1 << 40}
 
 
 @pytest.fixture
-def space(blobs, disk):
+def space(blobs, disk, clock):
     """Make a budget for a number of models of `SIZE` bytes."""
 
     def make(models=None, blobs=blobs):
-        return SpaceBudget(
-            blobs,
-            None if models is None else round(models * SIZE),
-            LIMITS,
-            clock=lambda: time.time() + disk["later"],
-            disk_free=lambda _: disk["free"],
-        )
+        budget = None if models is None else round(models * SIZE)
+        return SpaceBudget(blobs, budget, LIMITS, clock=clock, disk_free=lambda _: disk["free"])
 
     return make
 
@@ -151,13 +145,14 @@ def stems(blobs):
         (2, {1: 9 * DAY}, ["m1"]),  # it fits
         (3, {1: DAY, 2: 9 * DAY, 3: 5 * DAY}, ["m1", "m3"]),  # the oldest is evicted
         (2, {1: DAY, 2: LIMITS.in_use - 60}, ["m2"]),  # used a moment ago
+        (2, {0: 99 * DAY, 1: DAY}, ["m0"]),  # pinned, however old
     ],
 )
 def test_the_budget_decides_what_stays(blobs, put, space, budget, ages, left):
-    for number, ago in ages.items():
-        put(number, ago)
-    space(budget).make("key", SIZE)
-
+    added = {number: put(number, ago).sha256 for number, ago in ages.items()}
+    budget = space(budget)
+    budget.pinned = {added[0]} if 0 in added else set()
+    budget.make("key", SIZE)
     assert stems(blobs) == left
 
 
@@ -168,38 +163,21 @@ def test_without_a_budget_the_disk_is_the_limit(blobs, put, space, disk):
     budget.make("one", SIZE)
     budget.done("one")
     assert stems(blobs) == ["m1", "m2"]
-
     disk["free"] -= 1
     budget.make("two", SIZE)
     assert stems(blobs) == ["m1"]
 
-
-def test_nothing_is_evicted_while_an_image_is_baked(blobs, put, space, disk):
-    put(1)
     disk["free"] = 0
-    budget = space()
-    budget.evicts = False
-
+    budget.evicts = False  # while an image is baked
     with pytest.raises(StoreFull):
         budget.make("key", SIZE)
-    assert stems(blobs) == ["m1"]
-
-
-def test_a_pinned_model_stays_however_old_it_is(blobs, put, space):
-    loaded, _ = put(1, 99 * DAY), put(2, DAY)
-    budget = space(2)
-    budget.pinned = {loaded.sha256}
-    budget.make("key", SIZE)
-
     assert stems(blobs) == ["m1"]
 
 
 def test_a_model_that_does_not_fit_is_rejected_with_numbers_and_nothing_is_evicted(
     blobs, put, space
 ):
-    put(1)
-    put(2, ago=0)
-
+    put(1), put(2, ago=0)
     with pytest.raises(StoreFull) as raised:
         space(2).make("key", 2 * 10**9)
     assert str(raised.value) == (
@@ -232,7 +210,6 @@ def test_bytes_that_have_arrived_count_once(blobs, space, disk, models, free):
     blobs.partial("one").write_bytes(bytes(SIZE))
     disk["free"] -= SIZE
     budget.left("one", 0)
-
     budget.make("two", SIZE // 2)
     with pytest.raises(StoreFull):
         budget.make("three", SIZE)
@@ -243,45 +220,37 @@ def test_partial_files_count_also_those_of_other_workers(blobs, put, space):
     Blobs(blobs.root).partial("key").write_bytes(bytes(SIZE * 9 // 10))
     space(1.5).make("key", SIZE // 10)
     assert stems(blobs) == []
-
     with pytest.raises(StoreFull):
         space(1).make("other", SIZE)
 
 
 def test_a_plan_changes_nothing_until_it_is_carried_out(blobs, put, space):
-    put(1, DAY), put(2)
+    left, _ = put(1, DAY), put(2)
     budget = space()
     plan = budget.plan(budget=SIZE)
-
     assert [(one.name, one.size) for one in plan.evict] == [("lora m2", SIZE)]
     assert stems(blobs) == ["m1", "m2"]
     assert budget.carry_out(plan) == SIZE
     assert stems(blobs) == ["m1"]
-    assert space(0).plan().freed == SIZE
 
-
-def test_a_model_that_another_worker_evicted_meanwhile_frees_nothing(blobs, put, space):
-    blob = put(1)
     plan = space(0).plan()
-    Blobs(blobs.root).remove(blob)
-
-    assert space(0).carry_out(plan) == 0
+    assert plan.freed == SIZE
+    Blobs(blobs.root).remove(left)
+    assert space(0).carry_out(plan) == 0, "another worker has evicted it"
 
 
 def test_an_eviction_does_not_read_the_models(blobs, put, space, monkeypatch):
     os.utime(put(1).path, (1, 1))
     monkeypatch.setattr("worker.models.store.blobs.file_sha256", None)
     budget = space(0, Blobs(blobs.root))
-
     assert budget.carry_out(budget.plan()) == SIZE
 
 
 def test_a_model_that_cannot_be_evicted_is_an_error(blobs, put, space, monkeypatch):
-    put(1)
-
     def fail(_blob):
         raise OSError(30, "Read-only file system")
 
+    put(1)
     monkeypatch.setattr(blobs, "_remove", fail)
     with pytest.raises(StoreNotWritable):
         space(1).make("key", SIZE)
@@ -290,38 +259,31 @@ def test_a_model_that_cannot_be_evicted_is_an_error(blobs, put, space, monkeypat
 # Abandoned files.
 
 
-def test_a_download_is_abandoned_after_a_day(blobs, space, disk):
+def test_old_downloads_and_files_that_no_lookup_finds_are_deleted(blobs, space, clock):
     partial = blobs.partial("key")
     partial.write_bytes(b"half")
     note_file(partial).write_text("{}")
-    disk["later"] = LIMITS.abandoned - 60
-    assert (space().abandoned(), space().discard_abandoned()) == ([], 0)
-    disk["later"] = LIMITS.abandoned + 60
-    assert space().abandoned() == [partial]
-    assert space().discard_abandoned() == 1
-    assert files_below(blobs.root) == []
-
-
-def test_old_files_that_no_lookup_finds_are_deleted(blobs, space, disk):
     blob = add(blobs, safetensors())
     blob.path.with_suffix(".json").write_bytes(b"garbled")
     (blobs.root / "blobs" / ".trash-1").write_bytes(b"x")
     good = add(blobs, safetensors(number=2))
-    assert space().abandoned() == []
-    disk["later"] = LIMITS.abandoned + 60
-
-    assert space().discard_abandoned() == 2
+    clock.now += LIMITS.abandoned - 60
+    assert (space().abandoned(), space().discard_abandoned()) == ([], 0)
+    clock.now += 120
+    assert space().abandoned()[0] == partial
+    assert space().discard_abandoned() == 3
+    assert blobs.partials() == []
+    assert not note_file(partial).exists()
     assert [one.sha256 for one in blobs.all()] == [good.sha256]
     assert sha256(good.path.read_bytes()) == good.sha256
 
 
-def test_abandoned_downloads_are_deleted_before_any_model(blobs, put, space, disk):
+def test_abandoned_downloads_are_deleted_before_any_model(blobs, put, space, disk, clock):
     put(1)
     blobs.partial("key").write_bytes(bytes(SIZE))
-    disk["later"] = LIMITS.abandoned + 60
+    clock.now += LIMITS.abandoned + 60
     space(2).make("other", SIZE)
     assert stems(blobs) == ["m1"]
-
     disk["free"] = 0
     with pytest.raises(StoreFull):
         space(2).make("large", SIZE)
