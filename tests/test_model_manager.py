@@ -50,59 +50,53 @@ def only_lora(manager, lora, **job_input):
 
 
 def test_models_are_found_by_file_name_or_stem_and_linked_once(manager, folders):
+    """A file in the engine's own folder needs no link."""
     engine, store, baked = folders
     base = put(store, "base.safetensors", CHECKPOINTS)
     detail = put(baked, "detail.safetensors")
-
     models, new = prepare(manager, checkpoint="base.safetensors", loras=["detail"])
-
     assert new
     assert models.checkpoint.path == base
     assert (engine / CHECKPOINTS / "base.safetensors").resolve() == base
     assert (engine / "Lora" / "detail.safetensors").resolve() == detail
     assert not prepare(manager, checkpoint="base.safetensors", loras=["detail"])[1]
 
+    own = put(engine, "own.safetensors")
+    models, new = prepare(manager, loras=["own"])
+    assert (models.loras[0][0].path, new, own.is_symlink()) == (own, False, False)
 
-def test_a_checkpoints_yaml_is_linked_with_it(manager, folders):
+
+def test_a_file_with_an_unclean_name_is_linked_and_tagged_under_a_clean_one(manager, folders):
     base = put(folders[1], "v: pred.safetensors", CHECKPOINTS)
     config = base.with_suffix(".yaml")
     config.write_text("model: {}")
-
-    prepare(manager, checkpoint="v: pred")
-
-    linked = folders[0] / CHECKPOINTS
-    assert (linked / "v_ pred.safetensors").resolve() == base
-    assert (linked / "v_ pred.yaml").resolve() == config
-
-
-def test_a_file_in_the_engines_own_folder_needs_no_link(manager, folders):
-    put(folders[0], "own.safetensors")
-
-    models, new = prepare(manager, loras=["own"])
-
-    assert not new
-    assert not models.loras[0][0].path.is_symlink()
+    file = put(folders[1], "style: bold, v2.safetensors")
+    loras = [{"name": "style: bold, v2.safetensors", "scale": 0.5}]
+    models, _ = prepare(manager, checkpoint="v: pred", loras=loras)
+    assert models.loras[0][0].stem == "style_ bold_ v2"
+    links = {"Lora/style_ bold_ v2.safetensors": file}
+    links |= {f"{CHECKPOINTS}/v_ pred{path.suffix}": path for path in (base, config)}
+    for link, path in links.items():
+        assert (folders[0] / link).resolve() == path
+    prompt = manager.build_lora_prompt("a cat", models.loras)
+    assert prompt == "a cat <lora:style_ bold_ v2:0.5>"
 
 
 def test_a_link_that_points_elsewhere_is_replaced_when_the_engine_starts(
     manager, folders, tmp_path
 ):
-    engine, store, _ = folders
-    stale = engine / "Lora" / "detail.safetensors"
+    stale = folders[0] / "Lora" / "detail.safetensors"
     stale.parent.mkdir(parents=True)
     stale.symlink_to(tmp_path / "gone.safetensors")
-    good = put(store, "detail.safetensors")
-
+    good = put(folders[1], "detail.safetensors")
     assert manager.link_everything() == 1
     assert stale.resolve() == good
     assert not prepare(manager, loras=["detail"])[1]
 
 
 def test_the_writable_store_comes_before_the_baked_one_and_counts_once(manager, folders):
-    _, store, baked = folders
-    mine = put(store, "same.safetensors", content=b"aaaaaaaa")
-    put(baked, "same.safetensors", content=b"bbbbbbbb")
-
+    mine = put(folders[1], "same.safetensors", content=b"aaaaaaaa")
+    put(folders[2], "same.safetensors", content=b"bbbbbbbb")
     assert only_lora(manager, "same").path == mine
     stats = manager.get_cache_stats()
     assert stats["loras"] == {"count": 1, "total_size": mine.stat().st_size}
@@ -112,18 +106,12 @@ def test_the_writable_store_comes_before_the_baked_one_and_counts_once(manager, 
 def test_an_operators_file_is_found_by_its_name_and_hash_without_a_network(manager, folders):
     file = put(folders[1], "mine.safetensors", CHECKPOINTS)
     named = {"filename": "mine.safetensors", "sha256": file_sha256(file)}
-
     assert manager.first_checkpoint(parse({"checkpoint": named})) == "mine"
     assert prepare(manager, checkpoint=named)[0].checkpoint.path == file
-    other = {**named, "sha256": "0" * 64}
-    assert manager.first_checkpoint(parse({"checkpoint": other})) is None
-
-
-@pytest.mark.parametrize("job", [{}, {"checkpoint": "gone"}, {"checkpoint": "bad"}])
-def test_the_engine_starts_without_a_checkpoint_that_cannot_be_used(manager, folders, job):
     put(folders[1], "bad.safetensors", CHECKPOINTS).write_bytes(b"<html>")
-
-    assert manager.first_checkpoint(parse(job)) is None
+    for unusable in ({**named, "sha256": "0" * 64}, "gone", "bad"):
+        assert manager.first_checkpoint(parse({"checkpoint": unusable})) is None
+    assert manager.first_checkpoint(parse({})) is None
 
 
 @pytest.mark.parametrize(
@@ -132,14 +120,12 @@ def test_the_engine_starts_without_a_checkpoint_that_cannot_be_used(manager, fol
 )
 def test_a_lora_is_found_by_its_file_name_in_any_case_if_that_is_unique(manager, folders, lora):
     file = put(folders[1], "Detail_XL.safetensors")
-
     assert only_lora(manager, lora).path == file
 
 
 def test_a_tag_in_the_prompt_is_resolved_by_stem_case_and_trained_name(manager, folders):
     put(folders[1], "Detail.safetensors", ss_output_name="tweaker_v2")
     put(folders[1], "Zbad.safetensors").write_bytes(b"<html>")
-
     for written in ("Detail", "detail", "tweaker_v2"):
         models, _ = prepare(manager, prompt=f"a <lora:{written}:1>")
         assert models.written_loras[written].stem == "Detail"
@@ -148,7 +134,6 @@ def test_a_tag_in_the_prompt_is_resolved_by_stem_case_and_trained_name(manager, 
 
 def test_an_unknown_model_is_rejected_with_similar_names(manager, folders):
     put(folders[1], "detail_tweaker.safetensors")
-
     with pytest.raises(ModelNotFound) as raised:
         prepare(manager, loras=["detial_tweaker"])
     assert str(raised.value) == (
@@ -159,17 +144,15 @@ def test_an_unknown_model_is_rejected_with_similar_names(manager, folders):
         prepare(manager, prompt="a <lora:nope:1>")
 
 
-@pytest.mark.parametrize("name", ["../../secret.safetensors", "..", "/secret.safetensors"])
-def test_a_name_cannot_leave_the_store(manager, tmp_path, name):
+@pytest.mark.parametrize(
+    "job",
+    [{"checkpoint": name} for name in ("../../secret.safetensors", "..", "/secret.safetensors")]
+    + [{"prompt": "<lora:x:bad>"}],
+)
+def test_a_name_cannot_leave_the_store_and_a_tag_must_be_right(manager, tmp_path, job):
     write_safetensors(tmp_path / "secret.safetensors")
-
     with pytest.raises(InvalidInput):
-        prepare(manager, checkpoint=name)
-
-
-def test_a_wrong_tag_is_rejected_before_anything_is_linked(manager):
-    with pytest.raises(InvalidInput):
-        prepare(manager, prompt="<lora:x:bad>")
+        prepare(manager, **job)
 
 
 DAMAGED = [
@@ -189,7 +172,6 @@ def test_a_damaged_file_is_rejected_and_never_linked_until_it_is_repaired(
     path = put(folders[1], f"bad{suffix}", CHECKPOINTS)
     whole = path.read_bytes() if suffix == ".safetensors" else b"\x80\x02}q\x00."
     path.write_bytes(content)
-
     for _ in range(2):
         with pytest.raises(ModelFileInvalid, match=r"'bad\.\w+' cannot be used"):
             prepare(manager, checkpoint="bad")
@@ -198,38 +180,18 @@ def test_a_damaged_file_is_rejected_and_never_linked_until_it_is_repaired(
     assert prepare(manager, checkpoint="bad")[1]
 
 
-def test_models_in_a1111s_own_fields_are_found_too(manager, folders):
-    put(folders[1], "base.safetensors", CHECKPOINTS)
-    put(folders[1], "v.safetensors", "VAE")
+def test_the_models_of_every_field_are_found_and_must_exist(manager, folders):
+    for name, kind in (("base", CHECKPOINTS), ("fine", CHECKPOINTS), ("v", "VAE")):
+        put(folders[1], f"{name}.safetensors", kind)
     override = {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"}
-
-    models, _ = prepare(manager, override_settings=override)
-
-    assert (models.checkpoint.stem, models.vae.stem) == ("base", "v")
-    assert prepare(manager, override_settings={"sd_vae": "Automatic"})[0].vae is None
-
-
-def test_refiner_and_second_pass_checkpoints_must_exist(manager, folders):
-    put(folders[1], "fine.safetensors", CHECKPOINTS)
     job = {"refiner_checkpoint": "fine", "refiner_switch_at": 0.8, "hr_checkpoint_name": "fine"}
-
-    models, _ = prepare(manager, **job)
-
+    models, _ = prepare(manager, override_settings=override, **job)
+    assert (models.checkpoint.stem, models.vae.stem) == ("base", "v")
     assert (models.refiner.stem, models.hr_checkpoint.stem) == ("fine", "fine")
     with pytest.raises(ModelNotFound):
         prepare(manager, **job | {"hr_checkpoint_name": "nope"})
     assert prepare(manager, hr_checkpoint_name="Use same checkpoint")[0].hr_checkpoint is None
-
-
-def test_a_file_with_an_unclean_name_is_linked_and_tagged_under_a_clean_one(manager, folders):
-    file = put(folders[1], "style: bold, v2.safetensors")
-
-    models, _ = prepare(manager, loras=[{"name": "style: bold, v2.safetensors", "scale": 0.5}])
-
-    assert models.loras[0][0].stem == "style_ bold_ v2"
-    assert (folders[0] / "Lora" / "style_ bold_ v2.safetensors").resolve() == file
-    prompt = manager.build_lora_prompt("a cat", models.loras)
-    assert prompt == "a cat <lora:style_ bold_ v2:0.5>"
+    assert prepare(manager, override_settings={"sd_vae": "Automatic"})[0].vae is None
 
 
 def test_the_engine_starts_with_every_good_file_and_the_others_are_logged(manager, folders, caplog):
@@ -239,7 +201,6 @@ def test_the_engine_starts_with_every_good_file_and_the_others_are_logged(manage
     loop = folders[1] / "Lora" / "loop.safetensors"
     loop.symlink_to(loop)
     caplog.set_level(logging.WARNING, logger="worker")
-
     assert manager.link_everything() == 1
     assert [p.name for p in (folders[0] / "Lora").iterdir()] == ["good.safetensors"]
     assert "'bad.safetensors' cannot be used" in caplog.text
@@ -251,7 +212,6 @@ def test_the_command_line_prepares_the_engines_folder(folders, monkeypatch):
     monkeypatch.setenv("WEBUI_DIR", str(folders[0].parent))
     monkeypatch.setenv("MODELS_DIR", str(folders[1]))
     put(folders[1], "good.safetensors", CHECKPOINTS)
-
     assert model_manager.main(["prepare-engine"]) == 0
     assert (folders[0] / CHECKPOINTS / "good.safetensors").is_symlink()
     config = json.loads((folders[0].parent / "config.json").read_text())
@@ -262,7 +222,6 @@ def test_a_file_that_is_gone_has_no_hash(manager, folders):
     path = put(folders[1], "x.safetensors")
     file = only_lora(manager, "x")
     path.unlink()
-
     assert file.sha256() is None
     with pytest.raises(ModelNotFound):
         file.check()

@@ -47,18 +47,30 @@ def run(hosts, tmp_path, run_command):
 
 
 @pytest.fixture
+def rows(run):
+    """The rows of a command that succeeds."""
+
+    def rows(*arguments):
+        status, out, _ = run(*arguments, "--json")
+        assert status == 0
+        return json.loads(out)
+
+    return rows
+
+
+@pytest.fixture
 def start(hosts, tmp_path):
     """Start a command as a process."""
 
     def start(*arguments):
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(
             [sys.executable, "model_manager.py", *arguments],
             cwd=PROJECT,
             env=full_environment(hosts, tmp_path),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
+            **pipes,
         )
 
     return start
@@ -69,12 +81,8 @@ def blobs(tmp_path):
     return Blobs(tmp_path / "models" / "fetched")
 
 
-@pytest.fixture
-def old_and_new(blobs):
-    """Two models that were last used nine days and one day ago."""
-    for data, stem, days in ((LORA, "old", 9), (OTHER, "new", 1)):
-        then = time.time() - days * DAY
-        os.utime(add(blobs, data, stem).path.with_suffix(".json"), (then, then))
+def stems(blobs):
+    return [blob.about.stem for blob in blobs.all()]
 
 
 # fetch and resolve.
@@ -82,15 +90,13 @@ def old_and_new(blobs):
 
 def test_a_model_is_fetched_and_shown(run, blobs):
     status, out, err = run("fetch", "civitai:2@22")
-
-    path = blobs.find(sha256(LORA)).path
     row = {
         "kind": "lora",
         "name": "fox",
         "size": len(LORA),
         "sha256": sha256(LORA),
         "source": "civitai:2@22+222",
-        "path": str(path),
+        "path": str(blobs.find(sha256(LORA)).path),
     }
     table = [line.split() for line in out.splitlines()]
     assert (status, table) == (0, [list(row), list(map(str, row.values()))])
@@ -103,12 +109,10 @@ def test_a_model_is_fetched_and_shown(run, blobs):
 def test_each_failure_of_several_models_is_printed(run, hosts, blobs):
     url = hosts.add_web("/page.safetensors", model_files.HTML)
     status, out, err = run("fetch", url + "?token=swordfish", "22", "99", "--json")
-
-    assert status == 1
     first, second, third = json.loads(out)
-    assert (first["code"], third["code"]) == ("MODEL_FILE_INVALID", "MODEL_NOT_FOUND")
+    assert (status, first["code"], third["code"]) == (1, "MODEL_FILE_INVALID", "MODEL_NOT_FOUND")
     assert second["name"] == "fox"
-    assert [blob.about.stem for blob in blobs.all()] == ["fox"]
+    assert stems(blobs) == ["fox"]
     assert "MODEL_FILE_INVALID: " in err
     assert "CivitAI does not have it (404)" in err
     assert "swordfish" not in out.replace(first["ref"], "") + err
@@ -118,53 +122,46 @@ def test_the_hash_and_the_name_can_be_given(run, hosts, blobs):
     url = hosts.add_web("/x.safetensors", OTHER)
     status, _, err = run("fetch", url, "--sha256", sha256(LORA))
     assert (status, "MODEL_HASH_MISMATCH" in err) == (1, True)
-
     digest = f"sha256:{sha256(OTHER).upper()}"
     status, out, _ = run("fetch", url, "--sha256", digest, "--filename", "My: fox.safetensors")
     assert (status, "My_ fox" in out) == (0, True)
-    assert blobs.find(sha256(OTHER)).about.stem == "My_ fox"
+    assert stems(blobs) == ["My_ fox"]
 
 
 def test_a_missing_key_is_an_error_that_names_the_setting(run, blobs):
     status, out, err = run("fetch", "22", CIVITAI_API_KEY="")
-
     assert (status, out) == (1, "")
     assert "MODEL_LOGIN_REQUIRED" in err
     assert "CIVITAI_API_KEY" in err
-    assert list(blobs.all()) == []
+    assert stems(blobs) == []
 
 
-def test_a_reference_is_resolved_without_a_download(run, hosts, blobs):
-    status, out, _ = run("resolve", "22", "--json")
-
-    assert status == 0
-    (row,) = json.loads(out)
+def test_a_reference_is_resolved_without_a_download(run, rows, hosts, blobs):
+    (row,) = rows("resolve", "22")
     expected = {"filename": "fox.safetensors", "sha256": sha256(LORA), "role": "lora"}
     assert expected.items() <= row.items()
     assert "url" not in row
     status, out, _ = run("resolve", "22")
     assert (status, "fox.safetensors" in out) == (0, True)
     assert hosts.count("storage") == 0
-    assert list(blobs.all()) == []
+    assert stems(blobs) == []
     assert run("resolve", "fox", "https://")[0] == 1
 
 
 # ls, stats, verify.
 
 
-def test_models_are_listed_and_counted(run, blobs, tmp_path):
+def test_models_are_listed_and_counted(run, rows, blobs, tmp_path):
     add(blobs, LORA, "fox")
     own = tmp_path / "models" / "VAE" / "own.safetensors"
     own.parent.mkdir()
     own.write_bytes(safetensors(model_files.VAE))
-
     status, out, _ = run("ls")
     assert status == 0
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [["lora", "fox"], ["vae", "own"]]
-    rows = json.loads(run("ls", "--json")[1])
-    assert [(row["name"], row["sha256"]) for row in rows] == [("fox", sha256(LORA)), ("own", None)]
-    rows = json.loads(run("stats", "--json")[1])
-    counts = {row["kind"]: (row["count"], row["total_size"]) for row in rows}
+    listed = [(row["name"], row["sha256"]) for row in rows("ls")]
+    assert listed == [("fox", sha256(LORA)), ("own", None)]
+    counts = {row["kind"]: (row["count"], row["total_size"]) for row in rows("stats")}
     assert (counts["loras"], counts["vaes"]) == ((1, len(LORA)), (1, own.stat().st_size))
 
 
@@ -180,7 +177,8 @@ def test_damage_that_keeps_size_and_time_is_found_by_verifying(run, start, blobs
     before = bad.path.stat()
     bad.path.write_bytes(LORA[:-1] + b"x")
     os.utime(bad.path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
+    status, out, err = run("verify", "good", "nope")
+    assert (status, "whole" in out, "'nope'" in err) == (1, True, True)
     assert run("verify", "good")[0] == 0
     with start("verify", "--json") as process:  # this process has the hash cached
         out, err = process.communicate(timeout=60)
@@ -193,46 +191,34 @@ def test_damage_that_keeps_size_and_time_is_found_by_verifying(run, start, blobs
     assert run("verify")[0] == 0
 
 
-def test_verifying_an_unknown_name_fails(run, blobs):
-    add(blobs, LORA, "fox")
-    status, out, err = run("verify", "fox", "nope")
-
-    assert (status, "whole" in out, "'nope'" in err) == (1, True, True)
-
-
 # prune.
 
 
-@pytest.mark.usefixtures("old_and_new")
-def test_a_dry_run_deletes_nothing(run, blobs):
+def test_pruning_evicts_down_to_the_budget(run, rows, blobs):
+    for data, stem, days in ((LORA, "old", 9), (OTHER, "new", 1)):
+        then = time.time() - days * DAY
+        os.utime(add(blobs, data, stem).path.with_suffix(".json"), (then, then))
     partial = blobs.partial("key")
     partial.write_bytes(b"half")
     before = files_below(blobs.root)
-
     budget = f"{(len(LORA) + size_on_disk(partial)) / 1e9:.9f}"
-    status, out, _ = run("prune", "--dry-run", "--json", "--budget", budget)
-    assert status == 0
-    (row,) = json.loads(out)
+    (row,) = rows("prune", "--dry-run", "--budget", budget)
     assert (row["do"], row["name"], row["size"]) == ("evict", "lora old", len(LORA))
     assert files_below(blobs.root) == before
 
-
-@pytest.mark.usefixtures("old_and_new")
-def test_pruning_evicts_down_to_the_budget(run, blobs):
-    status, out, err = run("prune", MODELS_BUDGET_GB=f"{len(LORA) / 1e9:.9f}")
+    status, out, err = run("prune", MODELS_BUDGET_GB=budget)
     assert status == 0
     header, row = (line.split() for line in out.splitlines())
     assert (header, row[:3]) == (["do", "name", "size", "last_used"], ["evict", "lora", "old"])
     assert "evicted lora old" in err
-    assert [blob.about.stem for blob in blobs.all()] == ["new"]
+    assert stems(blobs) == ["new"]
 
 
 def test_models_in_use_stay_and_that_is_a_failure(run, blobs):
     add(blobs, LORA, "fox")
     status, out, err = run("prune", "--budget", "0")
-
     assert (status, out, "Models in use exceed the budget" in err) == (1, "", True)
-    assert len(list(blobs.all())) == 1
+    assert stems(blobs) == ["fox"]
 
 
 # Exit codes.
@@ -260,7 +246,6 @@ def test_wrong_arguments_are_status_2(run, arguments, capsys):
 @pytest.mark.parametrize(("name", "value"), [("MODELS_BUDGET_GB", "lots"), ("ENGINE", "comfy")])
 def test_a_wrong_setting_is_status_78(run, name, value):
     status, out, err = run("ls", **{name: value})
-
     assert (status, out) == (78, "")
     assert f"{name}='{value}'" in err
 
@@ -269,7 +254,6 @@ def test_the_process_has_these_exit_codes_and_its_help_names_every_command(start
     with start("fetch", "22", "--sha256", "abc") as wrong, start("--help") as shown:
         out, _ = shown.communicate(timeout=60)
         wrong.communicate(timeout=60)
-
     assert (wrong.returncode, shown.returncode) == (2, 0)
     for command in ("fetch", "resolve", "ls", "verify", "prune", "bake", "stats", "prepare-engine"):
         assert command in out
@@ -277,16 +261,15 @@ def test_the_process_has_these_exit_codes_and_its_help_names_every_command(start
 
 def test_ctrl_c_ends_a_download_and_keeps_what_has_arrived(start, hosts, blobs):
     data = safetensors(model_files.LORA, size=24 << 20)
-    hosts.add_web("/slow.safetensors", data)
+    url = hosts.add_web("/slow.safetensors", data)
     hosts.throttle(1 << 20, roles=["web"])
-    with start("fetch", hosts.web + "/slow.safetensors") as process:
+    with start("fetch", url) as process:
         while not hosts.bytes_sent("web") > 1 << 20:
             time.sleep(0.01)
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     hosts.no_throttle()
-
     assert process.returncode == 130
     assert hosts.bytes_sent("web") < len(data)
     assert "Traceback" not in err

@@ -25,6 +25,7 @@ def checkpoint(tmp_path, webui):
         path.write_bytes(b"x")
         link = webui / "models" / "Stable-diffusion" / f"{stem}.safetensors"
         link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
         link.symlink_to(path)
         return ModelFile("checkpoint", path, stem, 1, sha256)
 
@@ -38,47 +39,39 @@ def as_a1111_reads(webui, stem="fox"):
     folder = os.path.join(webui, "cache", "hashes")  # noqa: PTH118 - modules/cache.py
     with diskcache.Cache(folder, size_limit=2**32, disk_min_file_size=2**18) as hashes:
         ondisk_mtime = os.path.getmtime(filename)  # noqa: PTH204 - modules/hashes.py
-        if title not in hashes:
-            return None
-        cached_sha256 = hashes[title].get("sha256", None)
-        cached_mtime = hashes[title].get("mtime", 0)
-        if ondisk_mtime > cached_mtime or cached_sha256 is None:
-            return None
-        return cached_sha256
+        entry = hashes[title] if title in hashes else {}  # noqa: SIM401
+        cached_sha256 = entry.get("sha256", None)
+        cached_mtime = entry.get("mtime", 0)
+        return None if ondisk_mtime > cached_mtime else cached_sha256
 
 
-def test_a1111_finds_the_hashes_beside_its_own(webui, checkpoint):
+def cache_of(webui):
+    return diskcache.Cache(str(webui / "cache" / "hashes"))
+
+
+def test_a1111_finds_the_hashes_beside_its_own_and_hashes_a_newer_file(webui, checkpoint):
     own = {"mtime": 1.0, "sha256": OTHER}
-    with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
+    with cache_of(webui) as cache:
         cache["checkpoint/own.safetensors"] = own
     files = [checkpoint("Fox v1.5"), checkpoint("猫", OTHER)]
-
     for _ in range(2):
         assert hash_cache.seed(webui, files) == 2
         assert [as_a1111_reads(webui, stem) for stem in ("Fox v1.5", "猫")] == [DIGEST, OTHER]
-    with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
+    with cache_of(webui) as cache:
         assert cache["checkpoint/own.safetensors"] == own
-
-
-def test_a1111_hashes_a_newer_file_of_that_name(webui, checkpoint):
-    file = checkpoint()
-    hash_cache.seed(webui, [file])
-    os.utime(file.path, (2**31, 2**31))
-
-    assert as_a1111_reads(webui) is None
+    os.utime(files[0].path, (2**31, 2**31))
+    assert as_a1111_reads(webui, "Fox v1.5") is None
 
 
 @pytest.mark.parametrize("damaged", [False, True])
 def test_another_file_of_that_name_replaces_the_entry_even_a_damaged_one(
     webui, checkpoint, damaged
 ):
-    file = checkpoint()
-    hash_cache.seed(webui, [file])
+    hash_cache.seed(webui, [checkpoint()])
     if damaged:
-        with diskcache.Cache(str(webui / "cache" / "hashes")) as cache:
+        with cache_of(webui) as cache:
             cache._sql("UPDATE Cache SET value = X'80', mode = 4")
-
-    assert hash_cache.seed(webui, [ModelFile("checkpoint", file.path, "fox", 1, OTHER)]) == 1
+    assert hash_cache.seed(webui, [checkpoint(sha256=OTHER)]) == 1
     assert as_a1111_reads(webui) == OTHER
 
 
@@ -87,23 +80,15 @@ def test_a_file_with_an_unknown_hash_is_left_to_a1111(webui, checkpoint):
     assert not (webui / "cache").exists()
 
 
-def damage_database(folder, _file):
-    folder.mkdir(parents=True)
-    (folder / "cache.db").write_bytes(b"not a database" * 100)
-
-
-def block_folder(folder, _file):
-    folder.parent.write_bytes(b"")
-
-
-def remove_file(_folder, file):
-    file.path.unlink()
-
-
-@pytest.mark.parametrize("spoil", [damage_database, block_folder, remove_file])
-def test_a_cache_that_cannot_be_written_is_a_warning(webui, checkpoint, spoil, caplog):
-    file = checkpoint()
-    spoil(webui / "cache" / "hashes", file)
-
+@pytest.mark.parametrize("spoiled", ["database", "folder", "file"])
+def test_a_cache_that_cannot_be_written_is_a_warning(webui, checkpoint, spoiled, caplog):
+    file, folder = checkpoint(), webui / "cache" / "hashes"
+    if spoiled == "database":
+        folder.mkdir(parents=True)
+        (folder / "cache.db").write_bytes(b"not a database" * 100)
+    elif spoiled == "folder":
+        folder.parent.write_bytes(b"")
+    else:
+        file.path.unlink()
     assert hash_cache.seed(webui, [file]) == 0
     assert "hash cache cannot be written" in caplog.text
