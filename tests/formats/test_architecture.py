@@ -222,52 +222,42 @@ def test_a_lora_is_recognised_with_its_naming(family, text, details):
     assert found(text) == Architecture("lora", family, details)
 
 
-def test_one_tensor_of_bytes_is_not_an_embedding():
+@pytest.mark.parametrize("family", ["SD1", "SDXL"])
+def test_more_input_channels_are_a_detail(family):
+    for channels, detail in ((9, "inpainting"), (8, "instruct-pix2pix"), (5, "depth")):
+        architecture = found(f"{family} $UI.0.0.weight:320x{channels}x3x3")
+        assert architecture == Architecture("checkpoint", family, (detail,))
+
+
+def test_v_prediction_is_a_detail_and_one_tensor_of_bytes_is_not_an_embedding():
+    marked = found("SDXL v_pred:")
+    declared = found("SDXL", {"modelspec.prediction_type": "v"})
+    assert marked == declared == Architecture("checkpoint", "SDXL", ("v-prediction",))
     assert found("w:768", dtype="U8") == Architecture()
 
 
-@pytest.mark.parametrize(
-    ("channels", "detail"), [(9, "inpainting"), (8, "instruct-pix2pix"), (5, "depth")]
-)
-@pytest.mark.parametrize("family", ["SD1", "SDXL"])
-def test_more_input_channels_are_a_detail(family, channels, detail):
-    text = f"{family} $UI.0.0.weight:320x{channels}x3x3"
+METADATA = [
+    *(("$D_attn1_to_q.$L:8x640", metadata, "lora", family) for metadata, family in [
+        ({"ss_base_model_version": "sd_v1"}, "SD1"),
+        ({"ss_base_model_version": "sd_v2_768_v"}, "SD2"),
+        ({"ss_v2": "True", "ss_base_model_version": "sd_v1"}, "SD2"),
+        ({"ss_v2": "False"}, None),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, "SDXL"),
+        ({"ss_base_model_version": "flux1"}, "Flux"),
+        ({"modelspec.architecture": "stable-diffusion-v1/lora"}, "SD1"),
+        ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, "SD2"),
+        ({"modelspec.architecture": "Flux-1-dev/lora"}, "Flux"),
+        ({"modelspec.architecture": "something new"}, None),
+    ]),
+    ("$D_attn2_to_k.$L:8x768", {"ss_base_model_version": "sdxl_"}, "lora", "SD1"),
+    ("SD1", {"modelspec.architecture": "flux-1-dev"}, "checkpoint", "SD1"),
+    ("w:1", {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "lora", "SDXL"),
+    ("w:1", {"ss_network_module": "networks.lora"}, "lora", None),
+    ("w:1", {"modelspec.title": "x"}, None, None),
+]  # fmt: skip
 
-    assert found(text) == Architecture("checkpoint", family, (detail,))
 
-
-def test_v_prediction_is_a_detail():
-    marked = found("SDXL v_pred:")
-    declared = found("SDXL", {"modelspec.prediction_type": "v"})
-
-    assert marked == declared == Architecture("checkpoint", "SDXL", ("v-prediction",))
-
-
-@pytest.mark.parametrize(
-    ("text", "metadata", "role", "family"),
-    [
-        ("$D_attn1_to_q.$L:8x640", metadata, "lora", family)
-        for metadata, family in [
-            ({"ss_base_model_version": "sd_v1"}, "SD1"),
-            ({"ss_base_model_version": "sd_v2_768_v"}, "SD2"),
-            ({"ss_v2": "True", "ss_base_model_version": "sd_v1"}, "SD2"),
-            ({"ss_v2": "False"}, None),
-            ({"ss_base_model_version": "sdxl_base_v1-0"}, "SDXL"),
-            ({"ss_base_model_version": "flux1"}, "Flux"),
-            ({"modelspec.architecture": "stable-diffusion-v1/lora"}, "SD1"),
-            ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, "SD2"),
-            ({"modelspec.architecture": "Flux-1-dev/lora"}, "Flux"),
-            ({"modelspec.architecture": "something new"}, None),
-        ]
-    ]
-    + [
-        ("$D_attn2_to_k.$L:8x768", {"ss_base_model_version": "sdxl_"}, "lora", "SD1"),
-        ("SD1", {"modelspec.architecture": "flux-1-dev"}, "checkpoint", "SD1"),
-        ("w:1", {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "lora", "SDXL"),
-        ("w:1", {"ss_network_module": "networks.lora"}, "lora", None),
-        ("w:1", {"modelspec.title": "x"}, None, None),
-    ],
-)
+@pytest.mark.parametrize(("text", "metadata", "role", "family"), METADATA)
 def test_metadata_decides_only_what_the_tensors_do_not(text, metadata, role, family):
     assert found(text, metadata) == Architecture(role, family)
 
@@ -292,11 +282,11 @@ def test_the_embedded_engines_own_models_are_sd1_by_their_structure():
 # Whether it can be used.
 
 
-@pytest.mark.parametrize("family", [None, "SD1", "SD2", "SDXL", "SDXL refiner"])
 @pytest.mark.parametrize("role", ["checkpoint", "lora", "vae", "embedding"])
-def test_the_wanted_role_and_an_unknown_one_are_accepted(role, family):
-    check_usable("x", role, Architecture(role, family))
-    check_usable("x", role, Architecture(None, family))
+def test_the_wanted_role_and_an_unknown_one_are_accepted(role):
+    for family in (None, "SD1", "SD2", "SDXL", "SDXL refiner"):
+        check_usable("x", role, Architecture(role, family))
+        check_usable("x", role, Architecture(None, family))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +309,6 @@ def test_the_wanted_role_and_an_unknown_one_are_accepted(role, family):
 def test_an_unusable_file_is_rejected_with_a_hint(wanted, role, family, message, hint):
     with pytest.raises(ModelNotSupported, match=message) as raised:
         check_usable("x", wanted, Architecture(role, family))
-
     assert hint in raised.value.hint
     details = {"model": "x", "wanted": wanted, "role": role, "family": family}
     assert raised.value.details == details
@@ -332,28 +321,21 @@ def test_only_a_lora_in_diffusers_naming_is_rejected_for_its_naming():
         check_naming("x", found("$P.lora_A.weight:8x768"))
 
 
-@pytest.mark.parametrize("families", [("SD1", "SD1"), ("SDXL", None), (None, "SDXL"), (None, None)])
-def test_the_same_family_or_an_unknown_one_matches(families):
-    check_match(
-        "c", Architecture("checkpoint", families[0]), "l", Architecture("lora", families[1])
-    )
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "lora"),
-    [("SD1", "SDXL"), ("SDXL", "SD1"), ("SD1", "SD2"), ("SDXL refiner", "SDXL")],
-)
-@pytest.mark.parametrize(("role", "word"), [("lora", "a LoRA"), ("embedding", "an embedding")])
-def test_two_families_do_not_match(role, word, checkpoint, lora):
-    with pytest.raises(ModelMismatch) as raised:
-        check_match("c", Architecture("checkpoint", checkpoint), "l", Architecture(role, lora))
-
-    message = f"'l' is {word} for {lora}, but the checkpoint 'c' is {checkpoint}."
-    assert raised.value.message == message
-    assert word in raised.value.hint
-    assert raised.value.details == {
-        "checkpoint": "c",
-        "checkpoint_family": checkpoint,
-        "model": "l",
-        "model_family": lora,
-    }
+def test_only_two_different_families_do_not_match():
+    for ours, theirs in (("SD1", "SD1"), ("SDXL", None), (None, "SDXL"), (None, None)):
+        check_match("c", Architecture("checkpoint", ours), "l", Architecture("lora", theirs))
+    words = {"lora": "a LoRA", "embedding": "an embedding"}
+    for ours, theirs in (
+        ("SD1", "SDXL"),
+        ("SDXL", "SD1"),
+        ("SD1", "SD2"),
+        ("SDXL refiner", "SDXL"),
+    ):
+        for role, word in words.items():
+            with pytest.raises(ModelMismatch) as raised:
+                check_match("c", Architecture("checkpoint", ours), "l", Architecture(role, theirs))
+            message = f"'l' is {word} for {theirs}, but the checkpoint 'c' is {ours}."
+            assert raised.value.message == message
+            assert word in raised.value.hint
+            expected = {"checkpoint": "c", "checkpoint_family": ours}
+            assert raised.value.details == expected | {"model": "l", "model_family": theirs}

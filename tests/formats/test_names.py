@@ -55,11 +55,9 @@ def test_a_file_name_becomes_a_stem(name, stem):
     assert stem_of(name) == stem
 
 
-@pytest.mark.parametrize(
-    ("name", "stem"), [("a.safetensors.safetensors", "a.safetensors"), ("a.b.c", "a.b.c")]
-)
-def test_only_one_suffix_of_a_model_is_removed(name, stem):
-    assert without_suffix(name) == stem
+def test_only_one_suffix_of_a_model_is_removed():
+    names = ("a.safetensors.safetensors", "a.b.c")
+    assert [without_suffix(name) for name in names] == ["a.safetensors", "a.b.c"]
 
 
 any_text = st.text(max_size=300) | st.text("ab .:#<>[]=,/\\\n\u2028\ud800é猫", max_size=200)
@@ -71,7 +69,6 @@ any_text = st.text(max_size=300) | st.text("ab .:#<>[]=,/\\\n\u2028\ud800é猫",
 @example("a" * 179 + "é", "")
 def test_any_text_becomes_a_stem_that_is_valid_everywhere(text, other):
     stem, marked = clean_stem(text), marked_stem(text, "0123456789")
-
     assert (clean_stem(stem), clean_stem(marked)) == (stem, marked)
     assert stem == stem.strip(" .")
     assert 0 < len(stem.encode()) <= 180
@@ -80,7 +77,6 @@ def test_any_text_becomes_a_stem_that_is_valid_everywhere(text, other):
     assert stem.startswith(marked[:-11])
     assert len(f"{stem_of(text)}-0123456789.safetensors".encode()) <= 255
     assert "/" not in stem_of(text)
-
     prompt = f"a fox <lora:{stem}:0.5>, red"
     assert [tag.name for tag in lora_tags(prompt)] == [stem]
     renamed = rename_lora_tags(prompt, {stem: clean_stem(other)})
