@@ -60,7 +60,6 @@ def test_models_are_found_by_file_name_or_stem_and_linked_once(manager, folders)
     assert (engine / CHECKPOINTS / "base.safetensors").resolve() == base
     assert (engine / "Lora" / "detail.safetensors").resolve() == detail
     assert not prepare(manager, checkpoint="base.safetensors", loras=["detail"])[1]
-
     own = put(engine, "own.safetensors")
     models, new = prepare(manager, loras=["own"])
     assert (models.loras[0][0].path, new, own.is_symlink()) == (own, False, False)

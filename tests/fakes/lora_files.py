@@ -8,19 +8,21 @@ import numpy as np
 from safetensors.numpy import save_file
 
 UNET = "model.diffusion_model."
-BLOCK = "input_blocks.4.1.transformer_blocks.0."
-CONV = "input_blocks.4.0.in_layers.2"
+ATTENTION = f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+ATTENTION_NAMES = [
+    "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+]
+CONV = f"{UNET}input_blocks.4.0.in_layers.2.weight"
+EMBEDDERS = "conditioner.embedders."
 WIDTHS = {"SD1": 768, "SDXL": 2048}
 OUT, RANK = 24, 4
 
 # Layer -> (tensor, its rows or None for all of them, names in LoRA files).
 LAYERS = {
     "SD1": {
-        "attention": (f"{UNET}{BLOCK}attn2.to_k.weight", None, [
-            "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
-            "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"]),
-        "conv": (f"{UNET}{CONV}.weight", None, [
-            "lora_unet_down_blocks_1_resnets_0_conv1"]),
+        "attention": (ATTENTION, None, ATTENTION_NAMES),
+        "conv": (CONV, None, ["lora_unet_down_blocks_1_resnets_0_conv1"]),
         "conv 1x1": (f"{UNET}input_blocks.4.1.proj_in.weight", None, [
             "lora_unet_down_blocks_1_attentions_0_proj_in"]),
         "text": ("cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight", None, [
@@ -28,16 +30,13 @@ LAYERS = {
             "lora_te1_text_model_encoder_layers_0_mlp_fc1"]),
     },
     "SDXL": {
-        "attention": (f"{UNET}{BLOCK}attn2.to_k.weight", None, [
-            "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",
-            "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"]),
-        "conv": (f"{UNET}{CONV}.weight", None, ["lora_unet_input_blocks_4_0_in_layers_2"]),
-        "text": ("conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+        "attention": (ATTENTION, None, ATTENTION_NAMES),
+        "conv": (CONV, None, ["lora_unet_input_blocks_4_0_in_layers_2"]),
+        "text": (f"{EMBEDDERS}0.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
                  None, ["lora_te1_text_model_encoder_layers_0_mlp_fc1"]),
-        "text 2": ("conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.weight", None,
+        "text 2": (f"{EMBEDDERS}1.model.transformer.resblocks.0.mlp.c_fc.weight", None,
                    ["lora_te2_text_model_encoder_layers_0_mlp_fc1"]),
-        "text 2 keys": (
-            "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight",
+        "text 2 keys": (f"{EMBEDDERS}1.model.transformer.resblocks.0.attn.in_proj_weight",
             slice(OUT, 2 * OUT), ["lora_te2_text_model_encoder_layers_0_self_attn_k_proj"]),
     },
 }  # fmt: skip
@@ -60,63 +59,59 @@ def base(family, dtype):
         "first_stage_model.decoder.conv_in.weight": (8, 4, 3, 3),
     }
     if family == "SDXL":
-        tensors["conditioner.embedders.1.model.ln_final.weight"] = (8,)
+        tensors[f"{EMBEDDERS}1.model.ln_final.weight"] = (8,)
     for layer, (key, rows, _) in LAYERS[family].items():
         tensors[key] = (OUT if rows is None else 3 * OUT, *inner(family, layer))
     return {k: (numbers.normal(size=shape) * 0.05).astype(dtype) for k, shape in tensors.items()}
 
 
-def random(seed, **shapes):
-    numbers = np.random.default_rng(seed)
+def random(shapes):
+    numbers = np.random.default_rng(len(shapes))
     return {k: (numbers.normal(size=s) * 0.3).astype(np.float16) for k, s in shapes.items()}
 
 
-def lora(shape, seed=1):
-    parts = random(seed, down=(RANK, *shape), up=(OUT, RANK, *[1] * (len(shape) - 1)))
-    return {"lora_down.weight": parts["down"], "lora_up.weight": parts["up"]}
+def lora(shape):
+    ones = [1] * (len(shape) - 1)
+    return random({"lora_down.weight": (RANK, *shape), "lora_up.weight": (OUT, RANK, *ones)})
 
 
-def lora_value(p):
-    down = p["lora_down.weight"].astype(float).reshape(RANK, -1)
-    return p["lora_up.weight"].astype(float).reshape(OUT, RANK) @ down
+def lora_value(p, _=None):
+    down, up = (p[f"lora_{name}.weight"].astype(float) for name in ("down", "up"))
+    return up.reshape(OUT, -1) @ down.reshape(RANK, -1)
 
 
-def locon(shape, seed=2):
+def locon(shape):
     """Three factors: 1x1 down, the core, 1x1 up."""
-    size = shape[1:] or (1, 1)
-    parts = random(seed, down=(RANK, shape[0], 1, 1), mid=(RANK, RANK, *size), up=(OUT, RANK, 1, 1))
-    return {f"lora_{name}.weight": value for name, value in parts.items()}
+    shapes = {"down": (RANK, shape[0], 1, 1), "mid": (RANK, RANK, *(shape[1:] or (1, 1)))}
+    shapes["up"] = (OUT, RANK, 1, 1)
+    return random({f"lora_{name}.weight": value for name, value in shapes.items()})
 
 
-def locon_value(p):
-    mid, down = p["lora_mid.weight"].astype(float), p["lora_down.weight"][:, :, 0, 0].astype(float)
-    up = p["lora_up.weight"][:, :, 0, 0].astype(float)
-    return np.einsum("mnkl,im,nj->ijkl", mid, up, down).reshape(OUT, -1)
+def locon_value(p, _):
+    mid, down, up = (p[f"lora_{name}.weight"].astype(float) for name in ("mid", "down", "up"))
+    return np.einsum("mnkl,im,nj->ijkl", mid, up[:, :, 0, 0], down[:, :, 0, 0]).reshape(OUT, -1)
 
 
-def loha(shape, seed=3):
+def loha(shape):
     columns = int(np.prod(shape))
-    rows = {f"hada_w{n}_a": (OUT, RANK) for n in (1, 2)}
-    return random(seed, **rows, **{f"hada_w{n}_b": (RANK, columns) for n in (1, 2)})
+    pairs = {"1_a": (OUT, RANK), "2_a": (OUT, RANK), "1_b": (RANK, columns), "2_b": (RANK, columns)}
+    return random({f"hada_w{name}": shape for name, shape in pairs.items()})
 
 
-def loha_value(p):
-    first, second = (
-        p[f"hada_w{n}_a"].astype(float) @ p[f"hada_w{n}_b"].astype(float) for n in (1, 2)
-    )
-    return first * second
+def loha_value(p, _):
+    a1, b1, a2, b2 = (p[f"hada_w{name}"].astype(float) for name in ("1_a", "1_b", "2_a", "2_b"))
+    return (a1 @ b1) * (a2 @ b2)
 
 
-def loha_tucker(shape, seed=4):
-    size = shape[1:] or (1, 1)
-    parts = {}
+def loha_tucker(shape):
+    size, shapes = shape[1:] or (1, 1), {}
     for n in (1, 2):
-        parts |= {f"hada_t{n}": (RANK, RANK, *size), f"hada_w{n}_a": (RANK, OUT)}
-        parts |= {f"hada_w{n}_b": (RANK, shape[0])}
-    return random(seed, **parts)
+        shapes |= {f"hada_t{n}": (RANK, RANK, *size), f"hada_w{n}_a": (RANK, OUT)}
+        shapes |= {f"hada_w{n}_b": (RANK, shape[0])}
+    return random(shapes)
 
 
-def loha_tucker_value(p):
+def loha_tucker_value(p, _):
     def one(n):
         t, a, b = (p[f"hada_{w}"].astype(float) for w in (f"t{n}", f"w{n}_a", f"w{n}_b"))
         return np.einsum("rskl,ro,si->oikl", t, a, b)
@@ -124,20 +119,19 @@ def loha_tucker_value(p):
     return (one(1) * one(2)).reshape(OUT, -1)
 
 
-def lokr(shape, seed=5, *, left="whole", right="pair"):
+def lokr(shape, *, left="whole", right="pair"):
     (rows, columns), second = (4, 2), (OUT // 4, shape[0] // 2, *shape[1:])
-    parts = {"lokr_w1": (rows, columns)}
-    if left == "pair":
-        parts = {"lokr_w1_a": (rows, RANK), "lokr_w1_b": (RANK, columns)}
-    if right == "whole":
-        parts["lokr_w2"] = second
-    elif right == "pair":
-        parts |= {"lokr_w2_a": (second[0], RANK)}
-        parts |= {"lokr_w2_b": (RANK, int(np.prod(second[1:])))}
-    else:
-        parts |= {"lokr_t2": (RANK, RANK, *(shape[1:] or (1, 1)))}
-        parts |= {"lokr_w2_a": (RANK, second[0]), "lokr_w2_b": (RANK, second[1])}
-    return random(seed, **parts)
+    pair = {"lokr_w1_a": (rows, RANK), "lokr_w1_b": (RANK, columns)}
+    rights = {
+        "whole": {"lokr_w2": second},
+        "pair": {"lokr_w2_a": (second[0], RANK), "lokr_w2_b": (RANK, int(np.prod(second[1:])))},
+        "tucker": {
+            "lokr_t2": (RANK, RANK, *(shape[1:] or (1, 1))),
+            "lokr_w2_a": (RANK, second[0]),
+            "lokr_w2_b": (RANK, second[1]),
+        },
+    }
+    return random((pair if left == "pair" else {"lokr_w1": (rows, columns)}) | rights[right])
 
 
 def lokr_value(p, shape):
@@ -156,10 +150,10 @@ def lokr_value(p, shape):
 
 # Kind -> (parts for a shape, value of the delta, whether alpha has an effect).
 KINDS = {
-    "LoRA": (lora, lambda p, _: lora_value(p), True),
-    "LoCon in three factors": (locon, lambda p, _: locon_value(p), True),
-    "LoHa": (loha, lambda p, _: loha_value(p), True),
-    "LoHa, Tucker": (loha_tucker, lambda p, _: loha_tucker_value(p), True),
+    "LoRA": (lora, lora_value, True),
+    "LoCon in three factors": (locon, locon_value, True),
+    "LoHa": (loha, loha_value, True),
+    "LoHa, Tucker": (loha_tucker, loha_tucker_value, True),
     "LoKr": (lokr, lokr_value, True),
     "LoKr, both whole": (lambda shape: lokr(shape, right="whole"), lokr_value, False),
     "LoKr, both pairs": (lambda shape: lokr(shape, left="pair"), lokr_value, True),

@@ -26,10 +26,7 @@ LORA = {
 }
 VAE = {"encoder.conv_in.weight": (1, 3, 3, 3), "decoder.conv_in.weight": (1, 4, 3, 3)}
 EMBEDDING = {"emb_params": (1, 768)}
-FLUX = {
-    "double_blocks.0.img_attn.norm.key_norm.scale": (1,),
-    "img_in.weight": (1, 64),
-}
+FLUX = {"double_blocks.0.img_attn.norm.key_norm.scale": (1,), "img_in.weight": (1, 64)}
 UNKNOWN = {"weights": (1, 1)}
 PICKLE = b"\x80\x02}q\x00."
 GGUF = b"GGUF\x03\x00\x00\x00" + bytes(64)

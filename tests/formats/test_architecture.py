@@ -279,9 +279,6 @@ def test_the_embedded_engines_own_models_are_sd1_by_their_structure():
     check_match("tiny", checkpoint, "lora", lora)
 
 
-# Whether it can be used.
-
-
 @pytest.mark.parametrize("role", ["checkpoint", "lora", "vae", "embedding"])
 def test_the_wanted_role_and_an_unknown_one_are_accepted(role):
     for family in (None, "SD1", "SD2", "SDXL", "SDXL refiner"):

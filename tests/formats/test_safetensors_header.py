@@ -183,9 +183,6 @@ def test_any_object_is_a_header_or_one_of_our_errors(document):
     assert detect(header).role in {None, "embedding"}
 
 
-# As the library reads it.
-
-
 def files(smallest):
     """Files that safetensors writes, whose axes have at least `smallest` elements."""
     axes = st.lists(st.integers(smallest, 3), max_size=3)

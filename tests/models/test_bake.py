@@ -123,7 +123,6 @@ def test_each_model_is_fetched_once_verified_and_listed(bake, merge, baked, host
     downloads = [one for one in hosts.asked("civitai") if "/download/" in one.target]
     assert len(downloads) == 4
     assert files_below(tmp_path / "models") == []
-
     key = hosts.civitai_key
     assert key not in out + err
     for path in baked.rglob("*"):
@@ -133,7 +132,6 @@ def test_each_model_is_fetched_once_verified_and_listed(bake, merge, baked, host
     assert not [path for path in left if path.endswith((".part", ".lock", ".new"))]
     folders = {"Lora", "Stable-diffusion", "blobs", "merged", "references"}
     assert {path.name for path in (baked / "fetched").iterdir()} == folders
-
     # A second run needs no network and changes nothing.
     before = {path: (baked / path).stat().st_mtime_ns for path in blobs(baked)}
     first = (baked / MANIFEST).read_bytes()
@@ -181,7 +179,6 @@ def test_an_interrupted_merge_starts_again_and_a_damaged_file_is_fetched_again(m
     assert merge().count("INFO    [- -] merged ") == 2
     assert (baked / MANIFEST).read_bytes() == first
     assert not downloads.exists()
-
     row = next(file for file in manifest(baked)["files"] if file["name"] == "one")
     path = baked / row["path"]
     data = path.read_bytes()
@@ -222,7 +219,6 @@ def test_a_lora_of_another_checkpoint_fails_its_template_only_in_a_merge(
     assert "template 'odd': MODEL_MISMATCH" in err
     assert not (baked / MANIFEST).exists()
     assert bake()[0] == 0, "as a tag it does no harm"
-
     layer = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     hosts.add_model(version_id=8, data=lora(8, layer, "lost"), name="x.safetensors", kind="LORA")
     edit(templates, odd={"name": "Odd", "checkpoint": named(1), "loras": [named(8)]})
@@ -255,9 +251,6 @@ def test_nothing_is_evicted_while_an_image_is_baked(hosts, tmp_path):
     assert not manager.space.evicts
 
 
-# A worker of that image.
-
-
 def test_baked_models_need_no_network_a_year_later(merge, hosts, templates, tmp_path):
     """Also one of a web file, which may have changed since."""
     edit(templates, web={"name": "W", "checkpoint": hosts.add_web("/x.safetensors", checkpoint(5))})
@@ -285,7 +278,6 @@ def test_the_next_build_fetches_a_new_version_of_a_web_file(merge, baked, hosts,
     merge()
     assert manifest(baked)["files"] == first
     assert hosts.bytes_sent("web") <= 1, "the same ETag is not downloaded again"
-
     hosts.add_web("/moving.safetensors", checkpoint(6), etag='"2"')
     merge()
     files = {row["name"]: row for row in manifest(baked)["files"]}
@@ -380,9 +372,6 @@ def test_the_engine_starts_with_the_default_templates_checkpoint(image, running_
     first = json.loads((tmp_path / "webui/config.json").read_text())["sd_model_checkpoint"]
     assert first.startswith("base+one-")
     assert (tmp_path / f"webui/models/Stable-diffusion/{first}.safetensors").exists()
-
-
-# Killed builds.
 
 
 def moments(kind, hosts, baked):

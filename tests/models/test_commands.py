@@ -101,7 +101,6 @@ def test_a_model_is_fetched_and_shown(run, blobs):
     table = [line.split() for line in out.splitlines()]
     assert (status, table) == (0, [list(row), list(map(str, row.values()))])
     assert "fetching Model 2" in err
-
     status, out, err = run("fetch", "22", "--json", "--kind", "lora", CIVITAI_API_KEY="")
     assert (status, json.loads(out), err) == (0, [row], "")
 
@@ -205,7 +204,6 @@ def test_pruning_evicts_down_to_the_budget(run, rows, blobs):
     (row,) = rows("prune", "--dry-run", "--budget", budget)
     assert (row["do"], row["name"], row["size"]) == ("evict", "lora old", len(LORA))
     assert files_below(blobs.root) == before
-
     status, out, err = run("prune", MODELS_BUDGET_GB=budget)
     assert status == 0
     header, row = (line.split() for line in out.splitlines())
@@ -220,8 +218,6 @@ def test_models_in_use_stay_and_that_is_a_failure(run, blobs):
     assert (status, out, "Models in use exceed the budget" in err) == (1, "", True)
     assert stems(blobs) == ["fox"]
 
-
-# Exit codes.
 
 WRONG = [
     [],

@@ -54,7 +54,6 @@ def test_every_layer_of_a_unet_has_its_name_in_diffusers_and_its_own(name):
     found = find_layers(tensors(ldm.export_unet(unet.state_dict(), per_block)))
     original = ldm.export_unet({key: key for key in unet.state_dict()}, per_block)
     keys = {path: key for key, path in original.items()}
-
     for path in layers(unet):
         key = keys[f"{path}.weight"]
         rows = unet.get_submodule(path).weight.shape[0]
@@ -83,7 +82,6 @@ def clip(kind, **sizes):
 def test_the_layers_of_clip_have_kohyas_names(export, prefixes):
     model = clip(CLIPTextModel, hidden_size=32, intermediate_size=64)
     found = find_layers(tensors(ldm.export_clip(model.state_dict(), export)))
-
     paths = [path.removeprefix("text_model.") for path in layers(model)]
     expected = {
         f"lora_{prefix}_text_model_{path.replace('.', '_')}"
@@ -101,7 +99,6 @@ def test_queries_keys_and_values_of_openclip_are_rows_of_one_tensor():
     )
     exported = ldm.export_openclip(model.state_dict())
     found = find_layers(tensors(exported))
-
     paths = [path for path in layers(model) if ".encoder.layers." in f".{path}"]
     names = {path.removeprefix("text_model.").replace(".", "_") for path in paths}
     assert set(found) == {f"lora_te2_text_model_{name}" for name in names}

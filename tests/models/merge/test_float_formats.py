@@ -38,7 +38,6 @@ def assert_same(result, expected):
 def test_every_half_is_converted_exactly_and_a_sum_with_0_changes_none():
     assert_same(widened(ALL_HALVES, "F16"), ALL_HALVES.astype(np.float32))
     result, is_right = added(FINITE, np.zeros(len(FINITE)))
-
     assert is_right
     assert_same(result, FINITE)
 
@@ -51,9 +50,7 @@ def test_sums_of_every_size_are_rounded_as_numpy_rounds(exponent):
     addition = (numbers.normal(size=len(halves)) * 2.0**exponent).astype(np.float32)
     with np.errstate(over="ignore"):
         expected = (halves.astype(np.float32) + addition).astype(np.float16)
-
     result, is_right = added(halves, addition)
-
     assert is_right == np.isfinite(expected).all()
     assert_same(result, expected)
 
@@ -80,10 +77,8 @@ def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even():
     addition = numbers.normal(size=50_000).astype(np.float32)
     assert (widened(before, "BF16").view(np.uint32) >> 16 == before).all()
     sums = widened(before, "BF16") + addition
-
     after = before.copy()
     assert add(after, addition, "BF16")
-
     bits = sums.view(np.uint32)
     assert (after == (bits + 0x7FFF + (bits >> 16 & 1)) >> 16).all()
     tie = np.array([0x3F80, 0x3F81], np.uint16)

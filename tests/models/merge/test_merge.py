@@ -78,9 +78,10 @@ def half(*shape, value=0.5):
 
 
 def test_the_result_is_a_checkpoint_like_the_base(try_to, checkpoint):
-    done, target = try_to(parts())
-
+    """Layers that the base lacks are reported, and the others merged."""
+    done, target = try_to(parts() | parts("lora_unet_nowhere") | parts("lora_te2_nowhere"))
     assert done.layers == 1
+    assert sorted(done.unmatched["a LoRA"]) == ["lora_te2_nowhere", "lora_unet_nowhere"]
     file = ModelFile("checkpoint", target, "merged", target.stat().st_size)
     file.check()
     assert file.architecture().family == "SD1"
@@ -88,25 +89,18 @@ def test_the_result_is_a_checkpoint_like_the_base(try_to, checkpoint):
         assert after.metadata() == before.metadata() | {"b": "2"}
         assert list(after.keys()) == list(before.keys())
         assert after.offset_keys() == before.offset_keys()
-    header = struct.unpack("<Q", target.read_bytes()[:8])[0]
-    assert header % 8 == 0
+    assert struct.unpack("<Q", target.read_bytes()[:8])[0] % 8 == 0
+    integer, number = (parts(alpha=np.array(2, dtype)) for dtype in (np.int64, np.float32))
+    assert try_to(integer)[1].read_bytes() == try_to(number)[1].read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("weights", "changed"),
-    [
-        ({"te": 0.0}, [KEY]),
-        ({"unet": 0.0}, [TEXT]),
-        ({"te": 0.0, "unet": 0.0}, []),
-        ({}, [KEY, TEXT]),
-    ],
-    ids=str,
-)
+WEIGHTS = [({"te": 0.0}, [KEY]), ({"unet": 0.0}, [TEXT]), ({"te": 0.0, "unet": 0.0}, [])]
+
+
+@pytest.mark.parametrize(("weights", "changed"), [*WEIGHTS, ({}, [KEY, TEXT])], ids=str)
 def test_a_weight_of_0_leaves_every_byte(try_to, checkpoint, weights, changed):
     both = parts() | parts(TEXT_NAME, inner("SD1", "text"))
-    _, target = try_to(both, **weights)
-
-    before, after = load_file(checkpoint), load_file(target)
+    before, after = load_file(checkpoint), load_file(try_to(both, **weights)[1])
     assert {key for key in before if before[key].tobytes() != after[key].tobytes()} == set(changed)
 
 
@@ -118,14 +112,6 @@ def test_the_weights_of_a_lora_that_is_given_twice_add_up(tmp_path, checkpoint):
         return (tmp_path / name).read_bytes()
 
     assert merged("twice", 0.25, 0.5) == merged("once", 0.75)
-
-
-def test_layers_that_the_checkpoint_lacks_are_reported_and_the_others_merged(try_to):
-    done, target = try_to(parts() | parts("lora_unet_nowhere") | parts("lora_te2_nowhere"))
-
-    assert sorted(done.unmatched["a LoRA"]) == ["lora_te2_nowhere", "lora_unet_nowhere"]
-    assert done.layers == 1
-    assert target.exists()
 
 
 REFUSED = [
@@ -154,6 +140,7 @@ def test_a_file_of_the_wrong_size_is_rejected(refused, tmp_path, checkpoint):
     short = path.read_bytes()[:-3]
     for damaged in (short, short + bytes(4)):
         refused(ModelFileInvalid, r"'a LoRA' .* its header requires", damaged)
+    refused(ModelUnsafe, "pickle", b"PK\x03\x04" + bytes(100))
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     refused(ModelFileInvalid, r"'base.safetensors' .* its header requires", parts())
     refused(ModelFileInvalid, "cannot be read: No such file", parts(), base=tmp_path / "none")
@@ -174,19 +161,13 @@ def test_a_damaged_lora_is_rejected(refused, tensors, message):
     refused(ModelFileInvalid, message, tensors)
 
 
-def test_a_pickle_is_rejected(refused):
-    refused(ModelUnsafe, "pickle", b"PK\x03\x04" + bytes(100))
-
-
-def test_a_lora_for_other_checkpoints_is_rejected(refused):
+def test_a_lora_that_does_not_fit_the_checkpoint_is_rejected(refused):
     sdxl = parts(LAYERS["SDXL"]["attention"][2][0], (2048,))
     refused(ModelMismatch, "is a LoRA for SDXL", sdxl)
     refused(ModelMismatch, "have no layer in common", parts("lora_unet_nowhere"))
     shapes = rf"has the shape \[{OUT}, 20\].*needs \[{OUT}, 16\]"
     refused(ModelMismatch, shapes, parts(TEXT_NAME, (20,)))
-
-
-def test_a_sum_that_half_precision_cannot_hold_is_rejected(refused):
+    # A sum that half precision cannot hold:
     refused(ModelNotSupported, "attn2.* has values too large for F16", parts(), unet=1e6)
 
 
@@ -239,9 +220,7 @@ def test_the_size_of_the_blocks_does_not_matter(try_to, kind, block):
     name = LAYERS["SD1"][layer][2][0]
     tensors = {f"{name}.{part}": v for part, v in make(inner("SD1", layer)).items()}
     expected = load_file(try_to(tensors)[1])
-
     result = load_file(try_to(tensors, sizes=BlockSizes(span=100, block=block))[1])
-
     for key, value in expected.items():
         # BLAS may add up in another order
         assert (np.abs(result[key].astype(float) - value) <= np.spacing(np.abs(value))).all()
@@ -260,9 +239,7 @@ def test_loras_of_several_kinds_are_the_sum_of_their_formulas(tmp_path, checkpoi
             write(path, NAME, lora)
         loras.append(LoraToMerge(path, kind, f"{number}" * 64, 1.0, weight))
         expected += weight * value(lora, SHAPE)
-
     merge(checkpoint, loras, tmp_path / "merged.safetensors", {})
-
     after, nearest = load_file(tmp_path / "merged.safetensors")[KEY], expected.astype(np.float16)
     assert (np.abs(after.astype(float) - nearest) <= np.spacing(np.abs(nearest))).all()
     assert (after != nearest).sum() <= max(3, 0.005 * after.size)
@@ -277,30 +254,25 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(refused, monkeypatch, call):
     refused(StoreFull, "disk", parts())
 
 
-def test_an_integer_is_an_alpha_too(try_to):
-    expected = try_to(parts(alpha=np.array(2, np.int64)))[1].read_bytes()
-
-    assert try_to(parts(alpha=np.array(2, np.float32)))[1].read_bytes() == expected
-
-
 def key(*loras, checkpoint=B, **options):
     to_merge = [LoraToMerge(None, name, sha256, *weights) for name, sha256, *weights in loras]
     return merge_key(checkpoint, to_merge, **options)
 
 
 def test_the_key_depends_on_the_inputs_and_on_nothing_else():
-    same = key(("x", A, 1.0, 0.5), ("y", B, 1, 1))
+    x, y = ("x", A, 1.0, 0.5), ("y", B, 1, 1)
+    same = key(x, y)
     assert len(same) == 64
     assert key(("other name", A, 1, 0.5), ("y", B, 1.0, 1.0)) == same
-    assert key(("y", B, 1, 1), ("x", A.upper(), 1, 0.5)) == same
-    assert key(("y", B, 1, 1), ("x", A, 0.25, 0.25), ("x", A, 0.75, 0.25)) == same
+    assert key(y, ("x", A.upper(), 1, 0.5)) == same
+    assert key(y, ("x", A, 0.25, 0.25), ("x", A, 0.75, 0.25)) == same
     assert key(("z", A, -0.0, 1)) == key(("z", A, 0, 1))
     others = [
-        key(("x", A, 1.0, 0.6), ("y", B, 1, 1)),
-        key(("x", A, 0.5, 1.0), ("y", B, 1, 1)),
-        key(("x", A, 1.0, 0.5)),
-        key(("x", A, 1.0, 0.5), ("y", B, 1, 1), checkpoint=A),
+        key(("x", A, 1.0, 0.6), y),
+        key(("x", A, 0.5, 1.0), y),
+        key(x),
+        key(x, y, checkpoint=A),
         key(("x", B, 1.0, 0.5), ("y", A, 1, 1)),
-        key(("x", A, 1.0, 0.5), ("y", B, 1, 1), algorithm=ALGORITHM + 1),
+        key(x, y, algorithm=ALGORITHM + 1),
     ]
     assert len({same, *others}) == len(others) + 1

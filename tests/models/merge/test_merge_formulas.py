@@ -6,19 +6,8 @@ distinguish.
 
 import numpy as np
 import pytest
-from fakes.lora_files import (
-    INNER,
-    KINDS,
-    LAYERS,
-    OUT,
-    RANK,
-    TEXT,
-    base,
-    inner,
-    lora,
-    lora_value,
-    write,
-)
+from fakes import lora_files
+from fakes.lora_files import INNER, KINDS, LAYERS, OUT, RANK, base, inner, lora, write
 from safetensors.numpy import load_file, save_file
 
 from worker.models.merge.merge import LoraToMerge, merge
@@ -56,11 +45,9 @@ def test_each_kind_is_its_formula(tmp_path, family, layer, kind, name, alpha):
     path = write(tmp_path / "lora.safetensors", name, parts, alpha)
     before = base(family, np.float16)
     weights = {"te": 0.75, "unet": -0.5}
-
     after = merged(tmp_path, before, LoraToMerge(path, "lora", "ab", **weights))
-
     scale = alpha / RANK if alpha and has_rank else 1.0
-    weight = weights["te" if layer in TEXT else "unet"]
+    weight = weights["te" if layer in lora_files.TEXT else "unet"]
     expected = before[key].astype(float).reshape(len(before[key]), -1)
     part = slice(None) if rows is None else rows
     expected[part] += weight * scale * value(parts, shape)
@@ -84,10 +71,8 @@ def test_several_are_summed_in_any_order_before_they_are_rounded(tmp_path, dtype
     for number, weight in enumerate((0.0002, 0.0004, 0.0003)):
         path = write(tmp_path / f"{number}.safetensors", name, small)
         loras.append(LoraToMerge(path, f"{number}", f"{number}" * 2, 1, weight))
-
     after = merged(tmp_path, before, *loras)[key]
     turned = merged(tmp_path, before, *loras[::-1])[key]
-
     nearest = max(float(np.spacing(dtype(1))) / 2, 1e-6)
     assert np.abs(after.astype(float) - 1.0009).max() <= nearest
     assert after.tobytes() == turned.tobytes()
@@ -104,10 +89,8 @@ def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
     save_torch(before, tmp_path / "base.safetensors")
     parts = lora(inner("SD1", "attention"))
     path = write(tmp_path / "lora.safetensors", name, parts)
-
     merge(tmp_path / "base.safetensors", [LoraToMerge(path, "x", "ab")], tmp_path / "out", {})
-
-    expected = before[key].double() + torch.from_numpy(lora_value(parts))
+    expected = before[key].double() + torch.from_numpy(lora_files.lora_value(parts))
     after = load_torch(tmp_path / "out")[key]
     assert after.dtype == torch.bfloat16
     assert (after != expected.float().bfloat16()).double().mean() < 0.005

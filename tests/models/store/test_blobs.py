@@ -46,9 +46,6 @@ def later(path, seconds=10):
     os.utime(path, (then, then))
 
 
-# Add and find.
-
-
 def test_a_blob_is_found_by_its_hash_in_every_process(blobs, tmp_path):
     assert (blobs.find(DIGEST), list(blobs.all())) == (None, [])
     added = add(blobs, DATA, trained_words=("fox",), title="Detail")
@@ -72,9 +69,6 @@ def test_content_that_is_in_the_store_is_not_published_twice(blobs):
     assert first.path.stat().st_ino == inode
     names = ["Lora/first.safetensors", f"blobs/{DIGEST}.json", f"blobs/{DIGEST}.safetensors"]
     assert files_below(blobs.root) == names
-
-
-# Stems.
 
 
 def test_two_blobs_of_one_stem_get_two_names_unless_the_first_is_evicted(blobs):
@@ -110,8 +104,6 @@ def test_sixteen_threads_claim_sixteen_names(blobs):
     assert len(set(stems)) == 16
     assert [link_of(blobs, stem).read_bytes() for stem in stems] == contents
 
-
-# Crashes.
 
 STEPS = ("mkdir", "symlink_to", "unlink", "write_bytes", "replace", "rename")
 
@@ -180,8 +172,6 @@ def test_a_crash_at_any_step_of_removing_leaves_no_partial_file(blobs, monkeypat
     if step == 1:
         assert [path.name[:7] for path in survivor.leftovers()] == [".trash-"]
 
-
-# Damage.
 
 FLIPPED = bytes([*DATA[:-1], DATA[-1] ^ 1])
 DAMAGES = {
@@ -275,9 +265,6 @@ def test_damaged_metadata_hides_the_blob_until_it_is_fetched_again(blobs, conten
     assert store.leftovers() == []
 
 
-# Bad, read-only and full disks.
-
-
 def fail(number):
     def fail(*_args, **_kwargs):
         raise OSError(number, os.strerror(number))
@@ -340,9 +327,6 @@ def test_a_store_that_cannot_be_written_names_the_reason(blobs, tmp_path, frozen
         blobs.remove(added)
 
 
-# Use marks and removing.
-
-
 def test_a_use_is_written_once_a_minute_for_every_worker(blobs):
     blob, now = add(blobs, DATA), 1_800_000_000.0
     times = iter([now, now + 59, now + 61])
@@ -373,9 +357,6 @@ def test_removing_keeps_a_link_to_another_blob(blobs):
     assert link_of(blobs).read_bytes() == OTHER
 
 
-# Partial files.
-
-
 def test_a_partial_file_of_an_earlier_run_is_taken_over_with_its_note(blobs):
     """Of two, the one with more data; files of other keys stay."""
     small, large, other = blobs.partial("key"), blobs.partial("key"), blobs.partial("other")
@@ -387,9 +368,6 @@ def test_a_partial_file_of_an_earlier_run_is_taken_over_with_its_note(blobs):
     assert (taken.stat().st_size, note_file(taken).read_text()) == (409600, "100")
     assert blobs.partials() == sorted([taken, other])
     assert not blobs.partial("new").exists()
-
-
-# The lease.
 
 
 def lease(blobs, key="key", is_there=lambda: False, stop=NO_CANCEL, **timing):

@@ -99,9 +99,6 @@ def prepared_lora(manager, text):
     return manager.prepare_models_for_request(lora_job(text))[0].loras[0][0]
 
 
-# References and names.
-
-
 @pytest.mark.usefixtures("lora")
 @pytest.mark.parametrize(
     "text",
@@ -189,9 +186,6 @@ def test_the_jobs_name_comes_before_the_hosts(manager):
     assert fetch(manager, "22", filename="My: LoRA.safetensors").about.stem == "My_ LoRA"
 
 
-# The hash.
-
-
 def test_the_jobs_hash_must_be_right(hosts, manager):
     url = hosts.add_web("/x.safetensors", LORA)
     error = refused(manager, ModelHashMismatch, url, sha256=sha256(OTHER))
@@ -213,9 +207,6 @@ def test_a_known_hash_needs_no_host(hosts, manager):
     url = hosts.add_web("/never.safetensors", b"never")
     assert fetch(manager, url, sha256=blob.sha256).path.read_bytes() == LORA
     assert hosts.requests == []
-
-
-# What is rejected.
 
 
 @pytest.mark.usefixtures("lora")
@@ -335,7 +326,6 @@ def test_each_refusal_of_civitai_leaves_nothing_behind(
     assert [one for one in left(manager) if not one.endswith(".part")] == []
     shown = f"{raised.value} {raised.value.details} {caplog.text}"
     assert not [secret for secret in hosts.planted_secrets if secret in shown]
-
     hosts.no_faults()
     shutil.rmtree(manager.store.fetched.root / "references", ignore_errors=True)
     assert fetch(manager, "22").path.read_bytes() == LORA
@@ -348,9 +338,6 @@ def test_the_error_of_a_busy_host_names_the_model(hosts, manager, status):
     hosts.fault("server_error", status=status, path="/api/download/models/22")
     with pytest.raises(WorkerError, match=rf"civitai:2@22.*CivitAI .*\({status}\)"):
         fetch(manager, "22")
-
-
-# Later fetches.
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -432,9 +419,6 @@ def test_a_moving_reference_with_the_same_meaning_is_not_fetched_again(hosts, ma
     assert hosts.requests == []
 
 
-# Cancellation and concurrency.
-
-
 def test_a_cancelled_download_is_resumed(hosts, manager):
     data = safetensors(model_files.LORA, size=8 << 20)
     url = hosts.add_web("/x.safetensors", data)
@@ -485,9 +469,6 @@ def test_the_meaning_of_a_reference_is_stored_before_the_lease_ends(hosts, manag
     assert known == [sha256(LORA)]
 
 
-# Baked models.
-
-
 @pytest.fixture
 def baked(hosts, tmp_path, new_worker, lora):
     """A worker whose image was built with the LoRA."""
@@ -524,9 +505,6 @@ def test_a_damaged_baked_model_is_fetched(hosts, baked, tmp_path):
     path.write_bytes(b"damaged")
     assert ensure(baked, "22")[0].path.read_bytes() == LORA
     assert hosts.count("storage") > 0
-
-
-# Whole jobs.
 
 
 @pytest.mark.usefixtures("lora")

@@ -85,7 +85,6 @@ def test_a_folder_is_trusted_only_once_it_is_settled(folder, reads):
     (folder / "new.safetensors").touch()
     os.utime(folder, (now, now))
     assert len(listing.find("new")) == 1
-
     os.utime(folder, (now - 1, now - 1))
     del reads[:]
     listing = Listing(folder, settled=0.0)

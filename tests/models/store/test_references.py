@@ -104,9 +104,6 @@ def test_an_entry_of_an_older_worker_has_its_etag_in_the_hosts_answer(known, fol
     assert (other.etag(WEB), other.sha256(WEB, stale=True)) == ('"v1"', DIGEST)
 
 
-# Refusals.
-
-
 @pytest.mark.parametrize("kind", [ModelNotFound, ModelArchived])
 def test_a_refusal_for_every_worker_is_trusted_for_a_minute(known, seen_by, clock, kind):
     known.note(FOX, REMOTE, DIGEST)
@@ -127,9 +124,6 @@ def test_a_refusal_for_every_worker_is_trusted_for_a_minute(known, seen_by, cloc
 def test_a_refusal_for_this_worker_or_moment_is_not_stored(known, kind):
     known.note_refusal(FOX, kind("no."))
     assert known.remote(FOX) is None
-
-
-# Secrets and the disk.
 
 
 def test_a_secret_url_is_never_written(known, seen_by, folder):
@@ -169,9 +163,6 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     assert (known.sha256(FOX), known.remote(FOX)) == (None, None)
 
 
-# Baked references.
-
-
 @pytest.fixture
 def baked(tmp_path, folder, clock):
     """Make the references of a worker whose image was baked with FOX and MODEL."""
@@ -186,7 +177,6 @@ def test_baked_answers_are_always_trusted_but_newer_ones_come_first(baked, folde
     assert not folder.exists()
     worker.note(FOX, REMOTE, OTHER)
     assert (worker.sha256(FOX), baked().sha256(FOX)) == (OTHER, OTHER)
-
     clock.now += 1000 * FRESH.content
     assert baked().sha256(MODEL) == DIGEST
     baked().note(MODEL, REMOTE, OTHER)

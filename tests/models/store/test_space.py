@@ -68,7 +68,6 @@ def test_any_plan_evicts_the_least_recently_used_and_no_more_than_needed(rows, t
     candidates = [model(*row) for row in rows]
     made = plan_eviction(candidates, to_free)
     can_go = [one for one in candidates if one.pinned is None]
-
     assert set(made.evict) <= set(can_go)
     assert made.freed == sum(one.size for one in made.evict)
     if made.lacking:
@@ -95,9 +94,6 @@ NEEDS = [
 @pytest.mark.parametrize(("needed", "used", "budget", "disk_free", "reserve", "expected"), NEEDS)
 def test_how_much_must_be_freed(needed, used, budget, disk_free, reserve, expected):
     assert bytes_to_free(needed, used, budget, disk_free, reserve) == expected
-
-
-# The space of a store.
 
 
 @pytest.fixture
@@ -166,7 +162,6 @@ def test_without_a_budget_the_disk_is_the_limit(blobs, put, space, disk):
     disk["free"] -= 1
     budget.make("two", SIZE)
     assert stems(blobs) == ["m1"]
-
     disk["free"] = 0
     budget.evicts = False  # while an image is baked
     with pytest.raises(StoreFull):
@@ -232,7 +227,6 @@ def test_a_plan_changes_nothing_until_it_is_carried_out(blobs, put, space):
     assert stems(blobs) == ["m1", "m2"]
     assert budget.carry_out(plan) == SIZE
     assert stems(blobs) == ["m1"]
-
     plan = space(0).plan()
     assert plan.freed == SIZE
     Blobs(blobs.root).remove(left)
@@ -254,9 +248,6 @@ def test_a_model_that_cannot_be_evicted_is_an_error(blobs, put, space, monkeypat
     monkeypatch.setattr(blobs, "_remove", fail)
     with pytest.raises(StoreNotWritable):
         space(1).make("key", SIZE)
-
-
-# Abandoned files.
 
 
 def test_old_downloads_and_files_that_no_lookup_finds_are_deleted(blobs, space, clock):

@@ -208,9 +208,6 @@ def test_a_damaged_blob_is_not_found_by_its_name(store, kind):
     assert list(store.files(kind)) == []
 
 
-# Names that several files have.
-
-
 @pytest.mark.parametrize("own_folder", [False, True])
 def test_a_full_file_name_means_one_of_two_files_with_one_stem(folders, loras, own_folder):
     """A1111 distinguishes LoRAs only by their stems."""
@@ -272,7 +269,6 @@ def test_an_engine_that_loads_folders_gets_the_folder_that_was_converted_at_baki
     converted = store.baked.diffusers(file_sha256(path))
     converted.mkdir(parents=True)
     (converted / "model_index.json").write_text("{}")
-
     store = Store(*folders, diffusers=True)
     assert store.link(checkpoint) == (checkpoint, True)
     assert store.link(checkpoint) == (checkpoint, False)
