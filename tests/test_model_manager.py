@@ -81,18 +81,6 @@ def test_a_file_with_an_unclean_name_is_linked_and_tagged_under_a_clean_one(mana
     assert prompt == "a cat <lora:style_ bold_ v2:0.5>"
 
 
-def test_a_link_that_points_elsewhere_is_replaced_when_the_engine_starts(
-    manager, folders, tmp_path
-):
-    stale = folders[0] / "Lora" / "detail.safetensors"
-    stale.parent.mkdir(parents=True)
-    stale.symlink_to(tmp_path / "gone.safetensors")
-    good = put(folders[1], "detail.safetensors")
-    assert manager.link_everything() == 1
-    assert stale.resolve() == good
-    assert not prepare(manager, loras=["detail"])[1]
-
-
 def test_the_writable_store_comes_before_the_baked_one_and_counts_once(manager, folders):
     mine = put(folders[1], "same.safetensors", content=b"aaaaaaaa")
     put(folders[2], "same.safetensors", content=b"bbbbbbbb")
@@ -118,8 +106,13 @@ def test_an_operators_file_is_found_by_its_name_and_hash_without_a_network(manag
     ["Detail_XL.safetensors", "detail_xl", {"name": "Shown", "filename": "Detail_XL.safetensors"}],
 )
 def test_a_lora_is_found_by_its_file_name_in_any_case_if_that_is_unique(manager, folders, lora):
-    file = put(folders[1], "Detail_XL.safetensors")
-    assert only_lora(manager, lora).path == file
+    path = put(folders[1], "Detail_XL.safetensors")
+    file = only_lora(manager, lora)
+    assert file.path == path
+    path.unlink()
+    assert file.sha256() is None
+    with pytest.raises(ModelNotFound):
+        file.check()
 
 
 def test_a_tag_in_the_prompt_is_resolved_by_stem_case_and_trained_name(manager, folders):
@@ -194,13 +187,18 @@ def test_the_models_of_every_field_are_found_and_must_exist(manager, folders):
 
 
 def test_the_engine_starts_with_every_good_file_and_the_others_are_logged(manager, folders, caplog):
-    put(folders[1], "good.safetensors")
+    good = put(folders[1], "good.safetensors")
     put(folders[1], "bad.safetensors").write_bytes(b"<html>")
     put(folders[1], "pickle.safetensors").write_bytes(b"PK\x03\x04" + bytes(100))
     loop = folders[1] / "Lora" / "loop.safetensors"
     loop.symlink_to(loop)
+    stale = folders[0] / "Lora" / "good.safetensors"
+    stale.parent.mkdir(parents=True)
+    stale.symlink_to(folders[2] / "gone.safetensors")
     caplog.set_level(logging.WARNING, logger="worker")
     assert manager.link_everything() == 1
+    assert stale.resolve() == good
+    assert not prepare(manager, loras=["good"])[1]
     assert [p.name for p in (folders[0] / "Lora").iterdir()] == ["good.safetensors"]
     assert "'bad.safetensors' cannot be used" in caplog.text
     assert "pickle.safetensors: " in caplog.text
@@ -215,12 +213,3 @@ def test_the_command_line_prepares_the_engines_folder(folders, monkeypatch):
     assert (folders[0] / CHECKPOINTS / "good.safetensors").is_symlink()
     config = json.loads((folders[0].parent / "config.json").read_text())
     assert config["samples_format"] == "png"
-
-
-def test_a_file_that_is_gone_has_no_hash(manager, folders):
-    path = put(folders[1], "x.safetensors")
-    file = only_lora(manager, "x")
-    path.unlink()
-    assert file.sha256() is None
-    with pytest.raises(ModelNotFound):
-        file.check()

@@ -23,17 +23,13 @@ from worker.job.reference import Wanted, parse_reference
 class Fetching:
     """Some processes that are ready to fetch; `pids` are theirs."""
 
-    def __init__(self, hosts: Any, folder: Path, ref: str, count: int = 1) -> None:
+    def __init__(self, hosts: Any, folder: Path, ref: str, count: int) -> None:
         environ = full_environment(hosts, folder)
         environ["PYTHONPATH"] = f"{PROJECT}:{PROJECT / 'tests'}"
+        command = [sys.executable, "-m", "fakes.fetching", str(count), ref]
+        pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
         self._parent = subprocess.Popen(
-            [sys.executable, "-m", "fakes.fetching", str(count), ref],
-            cwd=PROJECT,
-            env=environ,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+            command, cwd=PROJECT, env=environ, text=True, start_new_session=True, **pipes
         )
         self.pids = [int(self._parent.stdout.readline()) for _ in range(count)]
 
@@ -61,12 +57,10 @@ def fetch(ref: str) -> None:
     sys.stdin.buffer.read()
     (file,) = manager.ensure([Wanted(parse_reference(ref))])
     file.check()
-    result = {"path": str(file.path), "stem": file.stem}
-    os.write(1, json.dumps(result).encode() + b"\n")
+    os.write(1, json.dumps({"path": str(file.path), "stem": file.stem}).encode() + b"\n")
 
 
-def main() -> int:
-    """Fork, and wait for the children: a killed one must not stay a zombie, which looks alive."""
+if __name__ == "__main__":
     for _ in range(int(sys.argv[1])):
         if os.fork() == 0:
             try:
@@ -74,9 +68,4 @@ def main() -> int:
             finally:
                 os._exit(0)
     for _ in range(int(sys.argv[1])):
-        os.wait()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        os.wait()  # a killed child must not stay a zombie, which looks alive

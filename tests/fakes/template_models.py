@@ -29,13 +29,8 @@ def lora(seed=0, *layers):
     layers = layers or ("down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",)
     numbers = np.random.default_rng(seed)
     parts = {"lora_down": (4, WIDTH), "lora_up": (16, 4)}
-    return save(
-        {
-            f"lora_unet_{layer}.{part}.weight": numbers.normal(size=shape).astype(np.float16)
-            for layer in layers
-            for part, shape in parts.items()
-        }
-    )
+    keys = [(f"lora_unet_{layer}.{p}.weight", parts[p]) for layer in layers for p in parts]
+    return save({key: numbers.normal(size=size).astype(np.float16) for key, size in keys})
 
 
 def named(number, **more):

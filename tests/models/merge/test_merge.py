@@ -227,24 +227,6 @@ def test_the_size_of_the_blocks_does_not_matter(try_to, kind, block):
         assert (result[key] != value).sum() <= max(3, 0.005 * value.size)
 
 
-def test_loras_of_several_kinds_are_the_sum_of_their_formulas(tmp_path, checkpoint):
-    before = load_file(checkpoint)[KEY].astype(float)
-    expected, loras = before.copy(), []
-    for number, kind in enumerate(["LoRA", "LoHa", "LoRA", "LoKr", "LoKr, both whole"]):
-        make, value, _ = KINDS[kind]
-        lora, weight = make(SHAPE), 0.5 - number / 3
-        path = write(tmp_path / f"{number}.safetensors", NAME, lora)
-        if number == 2:
-            lora = {part: np.ascontiguousarray(v[::-1]) for part, v in lora.items()}
-            write(path, NAME, lora)
-        loras.append(LoraToMerge(path, kind, f"{number}" * 64, 1.0, weight))
-        expected += weight * value(lora, SHAPE)
-    merge(checkpoint, loras, tmp_path / "merged.safetensors", {})
-    after, nearest = load_file(tmp_path / "merged.safetensors")[KEY], expected.astype(np.float16)
-    assert (np.abs(after.astype(float) - nearest) <= np.spacing(np.abs(nearest))).all()
-    assert (after != nearest).sum() <= max(3, 0.005 * after.size)
-
-
 @pytest.mark.parametrize("call", ["pwrite", "copy_file_range", "fsync"])
 def test_a_full_disk_is_an_error_and_leaves_nothing(refused, monkeypatch, call):
     def full(*_):

@@ -60,10 +60,10 @@ names = st.integers(0, 10**6).map(str)
 sizes, times, pins = st.integers(0, 100), st.floats(0, 9), st.sampled_from([None, None, "in use"])
 
 
-@given(
-    st.lists(st.tuples(names, sizes, times, pins), max_size=12, unique_by=lambda one: one[0]),
-    st.integers(-5, 700),
-)
+rows = st.lists(st.tuples(names, sizes, times, pins), max_size=12, unique_by=lambda one: one[0])
+
+
+@given(rows, st.integers(-5, 700))
 def test_any_plan_evicts_the_least_recently_used_and_no_more_than_needed(rows, to_free):
     candidates = [model(*row) for row in rows]
     made = plan_eviction(candidates, to_free)
@@ -233,21 +233,21 @@ def test_a_plan_changes_nothing_until_it_is_carried_out(blobs, put, space):
     assert space(0).carry_out(plan) == 0, "another worker has evicted it"
 
 
-def test_an_eviction_does_not_read_the_models(blobs, put, space, monkeypatch):
-    os.utime(put(1).path, (1, 1))
-    monkeypatch.setattr("worker.models.store.blobs.file_sha256", None)
-    budget = space(0, Blobs(blobs.root))
-    assert budget.carry_out(budget.plan()) == SIZE
-
-
-def test_a_model_that_cannot_be_evicted_is_an_error(blobs, put, space, monkeypatch):
+def test_an_eviction_does_not_read_the_models_and_fails_if_it_cannot_remove_them(
+    blobs, put, space, monkeypatch
+):
     def fail(_blob):
         raise OSError(30, "Read-only file system")
 
-    put(1)
-    monkeypatch.setattr(blobs, "_remove", fail)
-    with pytest.raises(StoreNotWritable):
-        space(1).make("key", SIZE)
+    os.utime(put(1).path, (1, 1))
+    monkeypatch.setattr("worker.models.store.blobs.file_sha256", None)
+    other = Blobs(blobs.root)
+    budget = space(0, other)
+    with monkeypatch.context() as patch:
+        patch.setattr(other, "_remove", fail)
+        with pytest.raises(StoreNotWritable):
+            budget.make("key", 0)
+    assert budget.carry_out(budget.plan()) == SIZE
 
 
 def test_old_downloads_and_files_that_no_lookup_finds_are_deleted(blobs, space, clock):

@@ -166,20 +166,16 @@ def test_names_of_files_that_were_not_fetched_are_taken(store, folders, arrange,
 
 
 def test_a_volume_over_the_models_folder_hides_nothing(store, folders):
-    add(store.baked, ONE, "baked")
+    blob = add(store.baked, ONE, "baked")
+    about = blob.path.with_suffix(".json")
+    os.utime(about, (1, 1))
+    assert store.by_sha256(blob.sha256).stem == "baked"
+    assert about.stat().st_mtime == 1, "a use of a baked model writes nothing"
     put(folders[2], "own.safetensors", TWO)
     assert store.find("lora", "baked")
     put(folders[1], "mounted.safetensors", THREE)
     assert [file.stem for file in store.files("lora")] == ["mounted", "own", "baked"]
     assert store.stats()["loras"]["count"] == 3
-
-
-def test_a_use_of_a_baked_model_writes_nothing(store):
-    blob = add(store.baked, ONE, "fox")
-    about = blob.path.with_suffix(".json")
-    os.utime(about, (1, 1))
-    assert store.by_sha256(blob.sha256).stem == "fox"
-    assert about.stat().st_mtime == 1
 
 
 def test_counting_does_not_read_an_unchanged_folder(store, monkeypatch, folders):
