@@ -382,21 +382,18 @@ def test_only_a_process_that_does_not_find_the_file_downloads_it(blobs):
         assert answer.result(timeout=60) is False
 
 
-def test_the_second_downloads_if_the_first_has_failed(blobs):
+def test_the_second_downloads_if_the_first_has_failed_and_ends_when_its_job_is_cancelled(blobs):
     with ThreadPoolExecutor(1) as pool:
         with contextlib.suppress(ValueError), lease(blobs):
             answer = pool.submit(ask, blobs)
             raise ValueError
         assert answer.result(timeout=60) is True
-
-
-def test_waiting_ends_when_the_job_is_cancelled(blobs):
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool, lease(blobs):
-        answer = pool.submit(ask, blobs, stop=stop)
-        stop.set()
-        with pytest.raises(FetchStopped):
-            answer.result(timeout=60)
+        stop = threading.Event()
+        with lease(blobs):
+            answer = pool.submit(ask, blobs, stop=stop)
+            stop.set()
+            with pytest.raises(FetchStopped):
+                answer.result(timeout=60)
 
 
 HOLDER = """

@@ -227,7 +227,7 @@ def test_a_full_file_name_means_one_of_two_files_with_one_stem(folders, loras, o
         (["EYES.safetensors", "Eyes.safetensors"], "'EYES.safetensors' or 'Eyes.safetensors'."),
     ],
 )
-def test_an_ambiguous_name_is_rejected_with_the_paths(folders, files, hint):
+def test_an_ambiguous_name_is_rejected_with_the_paths(folders, tmp_path, files, hint):
     store = Store(*folders, pickles=True)
     for file in files:
         put(folders[1], file)
@@ -236,19 +236,16 @@ def test_an_ambiguous_name_is_rejected_with_the_paths(folders, files, hint):
     assert error.message.endswith(f"is ambiguous in the model store: Lora/{', Lora/'.join(files)}.")
     assert hint in error.hint
     assert all(store.find("lora", name) for name in error.details["near"] if "whole" in error.hint)
-
-
-def test_two_links_to_one_file_are_one_file(store, folders, tmp_path):
-    target = put(tmp_path / "nas")
+    target = put(tmp_path / "nas")  # two links to one file are one file
     for name in ("a", "b"):
         put(folders[1], f"{name}/{FOX}", link=target)
     assert store.find("lora", "fox").path == target
 
 
-@pytest.mark.parametrize("pickles", [False, True])
-def test_the_error_for_a_pickle_names_the_setting_that_allows_it(folders, pickles):
-    error = Store(*folders, pickles=pickles).not_found("checkpoint", "old.ckpt")
-    assert ("ALLOW_PICKLES=true" in error.hint) is not pickles
+def test_the_error_for_a_pickle_names_the_setting_that_allows_it(folders):
+    for pickles in (False, True):
+        error = Store(*folders, pickles=pickles).not_found("checkpoint", "old.ckpt")
+        assert ("ALLOW_PICKLES=true" in error.hint) is not pickles
 
 
 def test_an_engine_that_loads_folders_gets_the_folder_that_was_converted_at_baking(
