@@ -3,10 +3,9 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -52,24 +51,19 @@ def leave(path, done, *, length=SIZE, size=SIZE, etag='"e"', **more):
     note_file(path).write_text(json.dumps(note))
 
 
-def test_a_closed_file_has_a_note_of_its_bytes(path):
+def test_a_closed_file_has_a_note_of_its_bytes_and_a_later_run_resumes_it(path):
+    before = threading.active_count()
     with PartialFile(path) as file:
         file.version = FileVersion('"e"', "Mon")
         write(file, 0, 1000)
-    assert json.loads(note_file(path).read_text()) == {
-        "size": SIZE,
-        "etag": '"e"',
-        "modified": "Mon",
-        "done": [[0, 1000]],
-    }
+        assert threading.active_count() == before + 2
+    assert threading.active_count() == before
+    note = {"size": SIZE, "etag": '"e"', "modified": "Mon", "done": [[0, 1000]]}
+    assert json.loads(note_file(path).read_text()) == note
     assert files(path) == ["key.run.json", "key.run.part"]
-
-
-def test_a_later_run_resumes_the_file(path):
-    with PartialFile(path) as file:
-        write(file, 0, 1000)
     with PartialFile(path) as file:
         assert (file.resumed, file.parts.size, file.parts.contiguous) == (1000, SIZE, 1000)
+        assert file.version == FileVersion('"e"', "Mon")
         write(file, 1000, SIZE)
         assert file.finish() == WHOLE
     assert path.read_bytes() == DATA
@@ -104,19 +98,13 @@ def test_the_note_is_replaced_in_one_step(path, monkeypatch):
         assert note_file(path).read_text() == before
 
 
-def test_no_note_is_written_after_the_end(path):
+def test_discard_leaves_nothing_and_no_note_is_written_after_the_end(path):
     """A connection that was cut may end late, when the file is already discarded."""
     with PartialFile(path) as file:
         write(file, 0, 1000)
-    discard(path)
+    for _ in range(2):
+        discard(path)
     file.note()
-    assert files(path) == []
-
-
-def test_discard_leaves_nothing(path):
-    leave(path, [])
-    discard(path)
-    discard(path)
     assert files(path) == []
 
 
@@ -144,27 +132,22 @@ def test_an_odd_note_is_ignored(path, note):
     assert path.read_bytes() == DATA
 
 
-@pytest.mark.parametrize("length", [0, 999, None])
-def test_a_note_whose_file_is_shorter_or_gone_is_ignored(path, length):
-    leave(path, [[0, 1000]], length=length or 0)
-    if length is None:
-        path.unlink()
+@pytest.mark.parametrize(
+    ("left", "resumed", "version"),
+    [
+        ({"length": 0}, 0, FileVersion()),
+        ({"length": 999}, 0, FileVersion()),  # shorter than noted
+        ({"etag": 5, "modified": ["Mon"]}, 1000, FileVersion()),
+        ({}, 1000, FileVersion('"e"')),  # the note of an older worker has no modification time
+        ({"done": [[500, 1500], [0, 1000], [1400, 1450]]}, 1500, FileVersion('"e"')),
+    ],
+)
+def test_what_a_sound_note_says_is_resumed(path, left, resumed, version):
+    leave(path, **{"done": [[0, 1000]]} | left)
+    file = PartialFile(path)
+    assert (file.resumed, file.version) == (resumed, version)
+    path.unlink()
     assert PartialFile(path).resumed == 0
-
-
-def test_odd_marks_of_the_version_are_ignored(path):
-    leave(path, [[0, 1000]], etag=5, modified=["Mon"])
-    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, FileVersion())
-
-
-def test_a_note_of_an_older_worker_has_no_modification_time(path):
-    leave(path, [[0, 1000]])
-    assert (PartialFile(path).resumed, PartialFile(path).version) == (1000, FileVersion('"e"'))
-
-
-def test_a_note_whose_intervals_overlap_counts_each_byte_once(path):
-    leave(path, [[500, 1500], [0, 1000], [1400, 1450]])
-    assert PartialFile(path).resumed == 1500
 
 
 def test_a_longer_file_is_truncated(path):
@@ -189,19 +172,13 @@ def test_the_start_is_returned_when_it_has_arrived(path):
 # A store that cannot be written.
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"),
-    [
-        (errno.ENOSPC, StoreFull),
-        (errno.EDQUOT, StoreFull),
-        (errno.EROFS, StoreNotWritable),
-        (errno.EACCES, StoreNotWritable),
-        (errno.EIO, StoreNotWritable),
-        (errno.EFBIG, StoreNotWritable),
-    ],
-)
+FULL = [errno.ENOSPC, errno.EDQUOT]
+BROKEN = [errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG]
+
+
+@pytest.mark.parametrize("number", FULL + BROKEN)
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "ftruncate"])
-def test_a_full_or_broken_disk_has_its_own_error(path, monkeypatch, call, number, kind):
+def test_a_full_or_broken_disk_has_its_own_error(path, monkeypatch, call, number):
     def broken(*_):
         raise OSError(number, os.strerror(number))
 
@@ -210,6 +187,7 @@ def test_a_full_or_broken_disk_has_its_own_error(path, monkeypatch, call, number
         file.finish()
 
     monkeypatch.setattr(os, call, broken)
+    kind = StoreFull if number in FULL else StoreNotWritable
     with PartialFile(path) as file, pytest.raises(kind, match=os.strerror(number)):
         write_all(file)
 
@@ -245,31 +223,19 @@ def test_a_disk_that_writes_a_few_bytes_at_a_time_is_good(path, monkeypatch):
     assert path.read_bytes() == DATA
 
 
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from worker.models.download.partial_file import PartialFile
-from worker.models.download.source import FileVersion
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-with PartialFile(Path(sys.argv[1])) as file:
-    file.parts.learn_size(10240)
-    part = file.parts.take(1)
-    try:
-        file.write(part, bytes(10240))
-    except Exception as error:
-        print(error.code, part.position)
-    file.parts.give_back(part)
-"""
+def test_no_byte_of_a_write_that_fails_in_its_middle_counts(path, monkeypatch):
+    """As with a limit on the size of files: the kernel takes 5000 bytes and no more."""
+    real = os.pwrite
 
+    def pwrite(descriptor, data, at):
+        if at >= 5000:
+            raise OSError(errno.EFBIG, "File too large")
+        return real(descriptor, bytes(data[: 5000 - at]), at)
 
-def test_a_file_size_limit_is_an_error_and_no_byte_counts(path):
-    """A real failure of a write in its middle: the kernel takes 5000 bytes and no more."""
-    ran = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True
-    )
-    assert ran.stdout.split() == ["STORE_NOT_WRITABLE", "0"]
-    assert files(path) == []
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with PartialFile(path) as file, pytest.raises(StoreNotWritable):
+        write(file, 0, SIZE)
+    assert (file.parts.fetched(), files(path)) == (0, [])
 
 
 def test_dev_full_is_a_full_store(tmp_path):
@@ -297,14 +263,6 @@ def test_a_file_that_shrinks_during_the_download_is_an_error(path):
             file.finish()
 
 
-def test_no_thread_is_left(path):
-    before = threading.active_count()
-    with PartialFile(path) as file:
-        write(file, 0, 1000)
-        assert threading.active_count() == before + 2
-    assert threading.active_count() == before
-
-
 # The hash.
 
 
@@ -330,26 +288,17 @@ def test_blocks_in_order_are_never_read_back(descriptor, monkeypatch):
     assert (following.position, following.hexdigest()) == (6, digest(b"abcdef"))
 
 
-def test_a_block_out_of_order_is_read_back_later(descriptor):
+def test_a_block_out_of_order_is_read_back_later_and_only_up_to_the_end(descriptor):
     following = FollowingHash(descriptor)
-    os.pwrite(descriptor, b"def", 3)
-    following.offer(3, b"def")
+    os.pwrite(descriptor, b"defg", 3)
+    following.offer(3, b"defg")
     assert following.position == 0
     os.pwrite(descriptor, b"abc", 0)
     following.offer(0, b"abc")
     assert following.position == 3
-    following.follow(6)
-
-    assert following.hexdigest() == digest(b"abcdef")
-
-
-def test_only_bytes_up_to_the_end_are_followed(descriptor):
-    following = FollowingHash(descriptor)
-    os.pwrite(descriptor, b"abcdef", 0)
-    following.follow(4)
-    assert (following.position, following.hexdigest()) == (4, digest(b"abcd"))
-    following.follow(2)
-    assert following.position == 4
+    for end in (6, 4):
+        following.follow(end)
+        assert (following.position, following.hexdigest()) == (6, digest(b"abcdef"))
 
 
 def test_a_block_that_was_followed_while_waiting_is_not_hashed_twice(descriptor):
@@ -370,12 +319,6 @@ def test_a_block_that_was_followed_while_waiting_is_not_hashed_twice(descriptor)
     following._lock = Busy()
     following.offer(0, b"abc")
     assert (following.position, following.hexdigest()) == (3, digest(b"abc"))
-
-
-def test_a_file_that_has_shrunk_is_an_error(descriptor):
-    os.pwrite(descriptor, b"abc", 0)
-    with pytest.raises(OSError, match="ends at byte 3, before 4"):
-        FollowingHash(descriptor).follow(4)
 
 
 @given(data=st.binary(max_size=400), cuts=st.sets(st.integers(1, 399)), order=st.randoms())
@@ -409,19 +352,14 @@ def test_it_follows_while_others_offer(descriptor):
             with lock:
                 written.add(start)
 
-    def follow():
+    with ThreadPoolExecutor() as threads:
+        writing = threads.map(write, (0, step))
         end = 0
         while end < len(data):
             with lock:
                 while end in written:
                     end += step
             following.follow(end)
-
-    threads = [threading.Thread(target=write, args=[first]) for first in (0, step)]
-    threads.append(threading.Thread(target=follow))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert list(writing) == [None, None]
     assert following.position == len(data)
     assert following.hexdigest() == digest(data)
