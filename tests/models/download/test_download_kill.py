@@ -69,10 +69,8 @@ class Runs:
         self._process = subprocess.Popen(
             [sys.executable, "-c", RUNS, *arguments],
             cwd=PROJECT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
         )
 
     def run(self, seconds=None):
@@ -86,16 +84,11 @@ class Runs:
                 os.kill(child, signal.SIGKILL)
         return int(self._process.stdout.readline())
 
-    def close(self):
-        """End; returns the standard error."""
-        return self._process.communicate(timeout=30)[1]
+    def __enter__(self):
+        return self
 
-
-@pytest.fixture
-def runs(hosts, tmp_path):
-    running = Runs(hosts, tmp_path)
-    yield running
-    running.close()
+    def __exit__(self, *_):
+        assert self._process.communicate(timeout=30)[1] == ""  # no run logs anything
 
 
 def noted(partial):
@@ -126,53 +119,46 @@ def sent(hosts):
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.long)])
-def test_kills_lose_only_unfinished_parts(hosts, runs, tmp_path, count):
+def test_kills_lose_only_unfinished_parts(hosts, tmp_path, count):
     hosts.throttle(RATE, ttfb=0.01)
     moments = random.Random(int.from_bytes(os.urandom(4), "big"))
     partial, final = tmp_path / "key.part", tmp_path / "final"
     kills = finished = before = kept = 0
     longest = LONGEST
-    while kills < count or before or not finished:
-        status = runs.run(moments.uniform(0, longest) if kills < count else None)
-        now = sent(hosts)
-        assert now <= SIZE - before + BLOCK * CONNECTIONS
-        if status == 0:
-            assert final.read_bytes() == DATA
-            assert names(tmp_path) <= {"final", "key.json"}
-            final.unlink()
-            discard(partial)
-            assert list(tmp_path.iterdir()) == []
-            finished, before = finished + 1, 0
-            continue
-        assert status == -signal.SIGKILL
-        kills += 1
-        assert not final.exists()
-        assert names(tmp_path) <= {"key.part", "key.json"}
-        here = noted(partial)
-        assert here >= before  # what was here stays
-        kept += here - before
-        if not kept:
-            longest *= 2
-        # In flight: a part for each connection, and what lay in the kernel's buffers.
-        assert now - (here - before) <= CONNECTIONS * (LARGEST_PART + 512 * KIB)
-        before = here
+    with Runs(hosts, tmp_path) as runs:
+        while kills < count or before or not finished:
+            status = runs.run(moments.uniform(0, longest) if kills < count else None)
+            now = sent(hosts)
+            assert now <= SIZE - before + BLOCK * CONNECTIONS
+            if status == 0:
+                assert final.read_bytes() == DATA
+                assert names(tmp_path) <= {"final", "key.json"}
+                final.unlink()
+                discard(partial)
+                assert list(tmp_path.iterdir()) == []
+                finished, before = finished + 1, 0
+                continue
+            assert status == -signal.SIGKILL
+            kills += 1
+            assert not final.exists()
+            assert names(tmp_path) <= {"key.part", "key.json"}
+            here = noted(partial)
+            assert here >= before  # what was here stays
+            kept += here - before
+            if not kept:
+                longest *= 2
+            # In flight: a part for each connection, and what lay in the kernel's buffers.
+            assert now - (here - before) <= CONNECTIONS * (LARGEST_PART + 512 * KIB)
+            before = here
     assert kept
 
 
-def test_a_run_that_is_not_killed_logs_nothing(hosts, tmp_path):
-    runs = Runs(hosts, tmp_path)
-    assert runs.run() == 0
-    assert runs.close() == ""
-    assert (tmp_path / "final").read_bytes() == DATA
-    assert sent(hosts) == SIZE
-
-
-def test_a_kill_after_the_last_byte_costs_no_request(hosts, runs, tmp_path):
+def test_a_kill_after_the_last_byte_costs_no_request(hosts, tmp_path):
     """Everything has arrived, only the new name is missing."""
     partial = tmp_path / "key.part"
     partial.write_bytes(DATA)
-    note = {"size": SIZE, "etag": None, "done": [[0, SIZE]]}
-    note_file(partial).write_text(json.dumps(note))
-    assert runs.run() == 0
+    note_file(partial).write_text(json.dumps({"size": SIZE, "etag": None, "done": [[0, SIZE]]}))
+    with Runs(hosts, tmp_path) as runs:
+        assert runs.run() == 0
     assert (tmp_path / "final").read_bytes() == DATA
     assert hosts.requests == []
