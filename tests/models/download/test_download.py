@@ -437,13 +437,6 @@ def test_a_host_that_is_away_for_a_moment(hosts, source, partial):
     assert away
 
 
-def test_a_host_that_is_gone(hosts, source, partial):
-    hosts.refuse("civitai")
-    with pytest.raises(ModelHostFailed, match="NewConnectionError"):
-        fetch(source, partial, SHA256)
-    assert not files(partial)
-
-
 def test_the_attempts_of_a_replaced_connection_are_counted_further(hosts, source, partial):
     """Two connections that take turns at one part that never comes must give up, too."""
     leave(partial, [[0, SIZE - 1000]])
@@ -572,35 +565,32 @@ def large(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "ranges"), [(ModelFileInvalid, False), (errors.ModelNotSupported, True)]
+    ("kind", "known_by"),
+    [
+        *((ModelFileInvalid, "length"), (errors.ModelNotSupported, "range")),
+        *((errors.ModelUrlRefused, known_by) for known_by in ("range", "length", "nothing")),
+    ],
 )
-def test_a_useless_file_is_refused_after_a_megabyte(hosts, large, partial, kind, ranges):
+def test_a_useless_or_too_large_file_is_refused_after_a_megabyte(
+    hosts, large, partial, kind, known_by
+):
     hosts.throttle(4 * MIB, ttfb=0)  # all of it would take 16 s
-    seen = []
+    is_too_large, seen = kind is errors.ModelUrlRefused, []
 
     def inspect(start, size):
         seen.append((len(start), size))
         raise kind("it is a web page, or Flux.")
 
-    url = hosts.add_web("/x", large, ranges=ranges)
-    limits = replace(LIMITS, inspect_from=MIB, first_part=LARGE, largest_part=LARGE)
-    with pytest.raises(kind):
-        fetch(web_source(hosts, url), partial, limits=limits, inspect=inspect)
-    assert seen == [(MIB, LARGE)]
-    assert sent(hosts, "web") < LARGE / 2
-    assert hosts.count("web") == 1
-    assert not files(partial)
-
-
-@pytest.mark.parametrize("known_by", ["range", "length", "nothing"])
-def test_a_file_over_the_limit_is_refused(hosts, large, partial, known_by):
-    hosts.throttle(4 * MIB, ttfb=0)
     url = hosts.add_web("/x", large, ranges=known_by == "range")
     if known_by == "nothing":
         hosts.fault("chunked")
-    with pytest.raises(errors.ModelUrlRefused, match="GB allowed"):
-        fetch(web_source(hosts, url), partial, limits=replace(LIMITS, largest_file=500_000))
+    limits = replace(LIMITS, inspect_from=MIB, first_part=LARGE, largest_part=LARGE)
+    limits = replace(limits, largest_file=500_000 if is_too_large else LARGE)
+    with pytest.raises(kind, match="GB allowed" if is_too_large else "Flux"):
+        fetch(web_source(hosts, url), partial, limits=limits, inspect=inspect)
+    assert seen == ([] if is_too_large else [(MIB, LARGE)])
     assert sent(hosts, "web") < LARGE / 2
+    assert hosts.count("web") == 1
     assert not files(partial)
 
 

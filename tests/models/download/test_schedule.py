@@ -41,30 +41,6 @@ def test_parts_grow_at_the_beginning_and_shrink_towards_the_end(size, begun, con
     assert spans(parts.take(connections)) == (begun, begun + length)
 
 
-def test_parts_are_taken_before_the_size_is_known_which_shortens_them():
-    parts = small_parts()
-    part, beyond = parts.take(1), parts.take(1)
-    assert (parts.size, spans(part), spans(beyond)) == (None, (0, 16), (16, 32))
-    parts.learn_size(10)
-    assert (part.end, beyond.end, parts.has_free, parts.is_complete) == (10, 10, False, False)
-    fetch(part, 10)
-    assert (parts.is_complete, parts.done()) == (True, [(0, 10)])
-
-
-@pytest.mark.parametrize("size", [None, 100])
-def test_a_whole_answer_is_one_part(size):
-    parts = small_parts(size)
-    part = parts.take(1)
-    parts.extend_to_end(part)
-    fetch(part, 90)
-
-    assert not parts.has_free
-    assert (parts.contiguous, parts.fetched()) == (90, 90)
-    assert not parts.is_complete
-    parts.learn_size(90 if size is None else size)
-    assert parts.is_complete is (size is None)
-
-
 class Model:
     """The same as `Parts`, byte by byte."""
 
@@ -79,6 +55,7 @@ class Model:
     def take(self, number):
         held = {at for part in self.held for at in range(part.position, part.end)}
         free = [at for at in self.missing() if at not in held]
+        assert self.parts.has_free is bool(free)
         part = self.parts.take(1 + number % 24)
         assert (part and part.position) == (free[0] if free else None)
         if part:
@@ -130,20 +107,22 @@ def test_every_byte_is_fetched_once_whatever_happens(size, done, steps):
     assert model.parts.done() == [(0, size)]
 
 
-@given(size=st.integers(0, 300), taken=st.integers(1, 3), fetched=st.integers(0, 16))
+@given(size=st.integers(0, 100), taken=st.integers(1, 3), fetched=st.integers(0, 16))
 def test_a_size_that_is_known_late_loses_nothing(size, taken, fetched):
-    parts = Parts()
+    parts = small_parts()
     held = [parts.take(1) for _ in range(taken)]
+    assert (parts.size, *map(spans, held)) == (None, (0, 16), (16, 32), (32, 48))[: taken + 1]
     fetch(held[0], min(fetched, size))
     parts.learn_size(size)
+    assert [part.end for part in held] == [min(end, size) for end in (16, 32, 48)[:taken]]
+    assert parts.has_free is (size > 16 * taken)
     for part in held:
         parts.give_back(part)
     assert parts.contiguous == min(fetched, size)
     while part := parts.take(2):
         fetch(part, part.end - part.position)
         parts.give_back(part)
-    assert parts.is_complete
-    assert parts.fetched() == size
+    assert (parts.is_complete, parts.fetched()) == (True, size)
 
 
 @given(size=st.integers(0, 20_000 * MIB), connections=st.integers(1, 24))
