@@ -14,7 +14,6 @@ from worker.config.settings import PROJECT
 def test_the_installed_and_pinned_sdk_is_the_supported_one():
     """If this fails: read what has changed in the SDK, then write down the new fingerprints."""
     found = {name: runpod_sdk.fingerprint(name) for name in SUPPORTED.sources}
-
     assert found == SUPPORTED.sources
     assert differences() == []
     assert f"\nrunpod=={SUPPORTED.version} " in (PROJECT / "requirements.txt").read_text()
@@ -33,7 +32,6 @@ OTHER = "0123456789abcdef"
 )
 def test_every_difference_is_named(change, difference):
     (found,) = differences(replace(SUPPORTED, **change))
-
     assert found.endswith(difference)
 
 

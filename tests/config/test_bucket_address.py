@@ -34,7 +34,6 @@ R2, RUNPOD = "0abc.r2.cloudflarestorage.com", "s3api-eu-ro-1.runpod.io"
 )
 def test_every_usual_form_is_understood(url, name, endpoint, region):
     endpoint = f"{url.split(':')[0]}://{endpoint}"
-
     assert read(url, name) == BucketAddress(endpoint, "pics", region, "runpod" not in url)
     assert read(url, name, "mars-1").region == "mars-1"
 
@@ -60,5 +59,4 @@ def test_every_usual_form_is_understood(url, name, endpoint, region):
 def test_anything_else_is_refused_without_secrets(url, name, message):
     with pytest.raises(ValueError, match=message) as raised:
         read(url, name)
-
     assert "secret" not in str(raised.value)

@@ -29,28 +29,30 @@ def about(*lines, torch=CUDA_121, flags=()):
     return [(one.fatal, one.sentence) for one in found]
 
 
+def assert_one(found, *parts, fatal=True):
+    ((is_fatal, sentence),) = found
+    assert is_fatal is fatal
+    assert [part for part in parts if part not in sentence] == []
+
+
+OLDER_THAN_PTX = about(OLD_DRIVER.replace("470", "570"), torch=PTX)
+TOO_SMALL = "has 2048 MiB of memory, and A1111 needs 3500 MiB: use a larger GPU"
+
+
 @pytest.mark.parametrize(
     ("found", "is_fatal", "part"),
     [
-        (
-            about(OLD_DRIVER),
-            True,
-            "470.182.03 is too old for CUDA 12.1: install 525.60.13 or",
-        ),
+        (about(OLD_DRIVER), True, "470.182.03 is too old for CUDA 12.1: install 525.60.13 or"),
         (about(RTX_5090), True, "RTX 5090 (compute capability 12.0) is not among"),
         (about(RTX_5090), True, "`embedded` image"),
         (about(KEPLER), True, "Tesla K80 (compute capability 3.7) is not among"),
         (about(KEPLER, TINY), True, "Tesla K80"),  # none is good
-        (about(TINY), True, "has 2048 MiB of memory, and A1111 needs 3500 MiB: use a larger GPU"),
-        (about(OLD_DRIVER.replace("470", "570"), torch=PTX), True, "7.5"),  # older than the PTX
+        *((about(TINY), True, TOO_SMALL), (OLDER_THAN_PTX, True, "7.5")),
         (about(BUSY), False, "Only 900 of 81920 MiB of NVIDIA A100-SXM4-80GB are free"),
     ],
 )
 def test_a_gpu_that_cannot_work_is_fatal_and_a_busy_one_is_not(found, is_fatal, part):
-    ((fatal, sentence),) = found
-
-    assert fatal == is_fatal
-    assert part in sentence
+    assert_one(found, part, fatal=is_fatal)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +63,12 @@ def test_a_gpu_that_cannot_work_is_fatal_and_a_busy_one_is_not(found, is_fatal, 
         about("Tesla T4, 7.5, 525.60.13, 15360, 15000"),  # the oldest driver
         about("NVIDIA L4, 8.9, 580.65.06, 23034, 22500"),  # CUDA 13's driver runs CUDA 12
         about("GRID A100X, 8.0, 550.54.15, [N/A], [Insufficient Permissions]"),
-        about("Some GPU, [N/A], 550.54.15, 24564, 24217"),
-        about("Some GPU, 8.9, [N/A], 24564, 24217"),
+        *(
+            about(f"Some GPU, {figures}, 24564, 24217")
+            for figures in ("[N/A], 550.5", "8.9, [N/A]")
+        ),
         about("NVIDIA A100, SXM4, 8.0, 550.54.15, 81920, 81000"),  # a comma in the name
-        about(TINY, flags=["--lowvram"]),
-        about(TINY, flags=["--medvram"]),
+        *(about(TINY, flags=[flag]) for flag in ("--lowvram", "--medvram")),
         about(KEPLER, RTX_4090),  # one good GPU is enough
         about(RTX_5090, torch=PTX),  # PTX runs on newer GPUs
     ],
@@ -101,45 +104,28 @@ def findings(environ, **limits):
 def test_without_the_driver_there_is_no_gpu_which_only_a1111_needs(machine, tmp_path, monkeypatch):
     assert findings(machine) == []
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-
-    ((fatal, sentence),) = findings(machine)
-    assert fatal
-    assert sentence.startswith("There is no NVIDIA GPU here")
-    assert "--gpus all" in sentence
+    assert_one(findings(machine), "There is no NVIDIA GPU here", "--gpus all")
     assert findings(machine | {"ENGINE": "embedded"}) == []
     assert findings(machine | {"ENGINE": "external"}) == []
 
 
-def test_a_driver_that_hangs_is_fatal(machine, tmp_path):
+def test_a_driver_that_hangs_or_is_too_old_for_the_query_is_fatal(machine, tmp_path):
     write_program(tmp_path / "bin" / "nvidia-smi", "exec sleep 60")
-    ((fatal, sentence),) = findings(machine, answer=0.2)
-
-    assert fatal
-    assert "timed out" in sentence
-
-
-def test_a_driver_too_old_for_the_query_is_quoted(machine, tmp_path):
+    assert_one(findings(machine, answer=0.2), "timed out")
     message = 'Field "compute_cap" is not a valid field to query.'
     write_nvidia_smi(tmp_path / "bin", message, status=2)
-    ((fatal, sentence),) = findings(machine)
-
-    assert fatal
-    assert message in sentence
+    assert_one(findings(machine), message)
 
 
 @pytest.mark.parametrize("gpus", [[], [RTX_4090]])
 def test_warnings_of_nvidia_smi_are_ignored(machine, tmp_path, gpus):
     write_nvidia_smi(tmp_path / "bin", "WARNING: infoROM is corrupted at gpu 0", *gpus)
-
     assert findings(machine) == []  # without a GPU nothing is certain
 
 
 def test_a_torch_for_the_cpu_is_fatal(machine, tmp_path):
     write_webui_python(tmp_path / "a1111", {"cuda": None, "architectures": []})
-    ((fatal, sentence),) = findings(machine)
-
-    assert fatal
-    assert "was built for the CPU" in sentence
+    assert_one(findings(machine), "was built for the CPU")
 
 
 def test_without_the_images_file_torch_itself_is_asked(machine, tmp_path):
@@ -151,7 +137,6 @@ def test_without_the_images_file_torch_itself_is_asked(machine, tmp_path):
     python = tmp_path / "a1111" / "bin" / "python"
     write_program(python, f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
     assert preflight.torch_build(python) == {"cuda": "12.1", "architectures": ["sm_80", "sm_90"]}
-
     write_program(python, "exit 1")  # without a torch: A1111's own error is better
     assert findings(machine) == []
 
@@ -160,40 +145,26 @@ def test_a_used_port_is_fatal_also_for_ipv6(machine):
     with closing(socket.create_server(("::1", 0), family=socket.AF_INET6)) as server:
         port = server.getsockname()[1]
         found = findings(machine | {"ENGINE": "embedded", "WEBUI_URL": f"http://[::1]:{port}"})
-
-    assert [fatal for fatal, _ in found] == [True]
-    assert f"port {port} of ::1" in found[0][1]
+    assert_one(found, f"port {port} of ::1")
 
 
-def test_a_volume_that_is_gone_is_fatal(machine, monkeypatch):
+def test_a_volume_that_is_gone_is_fatal_and_a_full_one_a_warning(machine, monkeypatch):
     def fail(_path):
         raise OSError(errno.ESTALE, "Stale file handle")
 
+    assert_one(findings(machine, nearly_full=1 << 60), "GB of disk left", fatal=False)
     monkeypatch.setattr(preflight.shutil, "disk_usage", fail)
-    ((fatal, sentence),) = findings(machine)
-
-    assert fatal
-    assert "cannot be read (Stale file handle): mount its volume again" in sentence
+    assert_one(findings(machine), "cannot be read (Stale file handle): mount its volume again")
 
 
 @pytest.mark.parametrize("has_models", [True, False])
 def test_a_read_only_store_is_fatal_without_models(machine, tmp_path, monkeypatch, has_models):
-    # root may write everywhere
-    monkeypatch.setattr(preflight.os, "access", lambda *_: False)
+    monkeypatch.setattr(preflight.os, "access", lambda *_: False)  # root may write everywhere
     if has_models:
         (tmp_path / "baked" / "Stable-diffusion").mkdir(parents=True)
         (tmp_path / "baked" / "Stable-diffusion" / "fox.safetensors").touch()
-    ((fatal, sentence),) = findings(machine | {"ENGINE": "embedded"})
-
-    assert fatal is not has_models
-    assert f"MODELS_DIR={tmp_path / 'models'} cannot be written by user" in sentence
-
-
-def test_a_full_disk_is_a_warning(machine):
-    ((fatal, sentence),) = findings(machine, nearly_full=1 << 60)
-
-    assert not fatal
-    assert "GB of disk left" in sentence
+    message = f"MODELS_DIR={tmp_path / 'models'} cannot be written by user"
+    assert_one(findings(machine | {"ENGINE": "embedded"}), message, fatal=not has_models)
 
 
 # As start.sh runs it ------------------------------------------------------------------------------
@@ -217,7 +188,6 @@ def test_the_program(machine, tmp_path, environ, gpu, status, output, error):
         text=True,
         check=False,
     )
-
     assert (done.returncode, bool(done.stdout)) == (status, not status)
     assert output in done.stdout
     assert error in done.stderr

@@ -28,9 +28,8 @@ def project(tmp_path):
 
 def change(project, file, old, new):
     path = project / "worker" / "config" / file
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 def bash(script, **environ):
@@ -48,52 +47,36 @@ def start_sh(project, functions, **environ):
 
 
 def test_bash_reads_back_the_values_that_python_wrote():
-    environ = {
-        "WEBUI_ARGS": "--medvram 'a b' \"$(exit 1)\"",
-        "WEBUI_DIR": "/x y/$HOME;z",
-        "ENGINE_RESTART_WINDOW": "0.5",
-    }
+    environ = {"WEBUI_DIR": "/x y/$HOME;z", "ENGINE_RESTART_WINDOW": "0.5"}
+    environ["WEBUI_ARGS"] = "--medvram 'a b' \"$(exit 1)\""
     shell = for_start_sh(Settings.from_environ(environ), environ) + assignments({"none": None})
     names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "${WEBUI_ARGS[@]}"'
     read = bash(f'{shell}printf "%s\\n" {names}')
 
-    assert read.stdout.splitlines() == [
-        "/x y/$HOME;z",
-        "/x y/$HOME;z/venv/bin/python",
-        "500",
-        "",
-        "--medvram",
-        "a b",
-        "$(exit 1)",
-    ]
+    texts = ["/x y/$HOME;z", "/x y/$HOME;z/venv/bin/python", "500", ""]
+    assert read.stdout.splitlines() == [*texts, "--medvram", "a b", "$(exit 1)"]
 
 
 def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
     change(project, "credentials.py", "TOKEN|", "TOKEN|WHISPER|")
     environ = {"MY_WHISPER": "1", "HF_TOKEN": "2", "RUNPOD_POD_ID": "3", "HARMLESS": "4"}
     names = start_sh(project, 'printf "%s\\n" "${HIDDEN_FROM_ENGINE[@]}"', **environ).split()
-
     assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
-def test_a_changed_default_reaches_the_entry_point(project):
+def test_a_changed_default_reaches_the_entry_point_which_ends_with_a_wrong_setting(project):
     change(project, "settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
     (project / "volume").mkdir()
     write_program(project / "bin/setpriv", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"')
     for name in ("chown", "find", "tini"):
         write_program(project / "bin" / name, "exit 0")
-    path = f"{project / 'bin'}:{os.environ['PATH']}"
-    done = bash(f"{project}/image/entrypoint.sh", PATH=path, RUN_DIR=str(project / "run"))
-
+    environ = {"PATH": f"{project / 'bin'}:{os.environ['PATH']}", "RUN_DIR": str(project / "run")}
+    done = bash(f"{project}/image/entrypoint.sh", **environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert (project / "volume/models").is_dir()
 
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
-def test_the_entry_point_ends_with_a_wrong_setting():
-    done = bash(f"{PROJECT}/image/entrypoint.sh", MODELS_DIR="/nowhere", READY_TIMEOUT="soon")
-
+    done = bash(f"{project}/image/entrypoint.sh", READY_TIMEOUT="soon", **environ)
     assert done.returncode == 78
     assert done.stderr.startswith("BAD_CONFIGURATION: READY_TIMEOUT='soon'")
 
@@ -138,16 +121,17 @@ def test_a_changed_default_reaches_the_health_check(project, engine_url):
 def test_the_health_check_asks_the_url_that_the_worker_uses(project, engine_url, path, health):
     start_sh(project, "prepare_run_dir", WEBUI_URL=engine_url + path)
     status, reason = check_health(project / "run")
-
     assert (status, reason[: len(health[1])]) == health
+
+
+NOT_READY = (1, "the engine is not ready yet")
+FAILED = (1, "the engine is not running: failed")
 
 
 @pytest.mark.parametrize(
     ("engine", "ready", "health"),
     [
-        ("running 7", "7", (0, "")),
-        ("running 7", "6", (1, "the engine is not ready yet")),
-        ("failed 1", "7", (1, "the engine is not running: failed")),
+        *(("running 7", "7", (0, "")), ("running 7", "6", NOT_READY), ("failed 1", "7", FAILED)),
         (None, None, (1, "start.sh has not started an engine yet")),
     ],
 )
@@ -156,5 +140,4 @@ def test_only_an_engine_that_made_a_picture_is_healthy(tmp_path, engine_url, eng
     for name, content in (("engine", engine), ("engine.ready", ready)):
         if content:
             (tmp_path / name).write_text(f"{content}\n")
-
     assert check_health(tmp_path) == health

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -39,11 +40,6 @@ class Job:
     output: Any = None
     error: Any = None
 
-    @property
-    def seconds_allowed(self) -> float:
-        policy = self.request.get("policy") or {}
-        return float(policy.get("executionTimeout", EXECUTION_TIMEOUT_MS)) / 1000
-
     def public(self) -> dict[str, Any]:
         """The job as the client API shows it."""
         shown = {"id": self.id, "status": self.status, "workerId": self.worker}
@@ -52,19 +48,18 @@ class Job:
 
     def for_worker(self) -> dict[str, Any]:
         """The job as job-take sends it."""
-        webhook = self.request.get("webhook")
-        return {"id": self.id, "input": self.request["input"], "webhook": webhook}
+        return {"id": self.id, "input": self.request["input"], "webhook": None}
 
 
 @dataclass
 class Fault:
-    """One way in which a route fails for some calls; `times` below zero means for ever."""
+    """One way in which a route fails for some calls."""
 
     route: str
-    status: int | None
-    times: int
-    drop: bool
-    job: str | None
+    status: int = 500
+    times: int = 1
+    drop: bool = False
+    job: str | None = None
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -86,9 +81,7 @@ class RunPodPlane:
         self._events: list[Event] = []
         self._changed = threading.Condition()  # wakes the waiting test
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="runpod-plane", daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> "RunPodPlane":
         self._thread.start()
@@ -147,7 +140,7 @@ class RunPodPlane:
         }
 
     def submit(self, job_input: Any, **request: Any) -> str:
-        """Queue a job, with `policy=…` or `webhook=…` beside its input; returns its id.
+        """Queue a job, with `policy=…` beside its input; returns its id.
 
         `id=…` sets the id, so that a fault can be prepared for it.
         """
@@ -182,21 +175,9 @@ class RunPodPlane:
         self._await(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}")
         return self.events(kind)[count - 1]
 
-    def fault(
-        self,
-        route: str,
-        *,
-        status: int | None = None,
-        times: int = 1,
-        drop: bool = False,
-        job: str | None = None,
-    ) -> None:
+    def fault(self, route: str, **how: Any) -> None:
         """Let a route (job-take, job-done, job-stop, ping) fail, or only for the job named."""
-        self._faults.append(Fault(route, status, times, drop, job))
-
-    def no_faults(self) -> None:
-        """End all faults."""
-        self._faults.clear()
+        self._faults.append(Fault(route, **how))
 
     def _await(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         with self._changed:
@@ -236,7 +217,9 @@ class RunPodPlane:
 
     def _give(self, job: Job, worker: str) -> dict[str, Any]:
         job.status, job.worker = "IN_PROGRESS", worker
-        self._loop.call_later(job.seconds_allowed, self._expire, job)
+        policy = job.request.get("policy", {})
+        allowed = policy.get("executionTimeout", EXECUTION_TIMEOUT_MS) / 1000
+        self._loop.call_later(allowed, self._expire, job)
         return job.for_worker()
 
     def _expire(self, job: Job) -> None:
@@ -246,10 +229,8 @@ class RunPodPlane:
     async def _hold_until(self, reached: Callable[[], bool]) -> None:
         """Hold a poll until there is something to answer, at most for `hold` seconds."""
         async with self._news:
-            try:
+            with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._news.wait_for(reached), self.hold)
-            except asyncio.TimeoutError:
-                return
 
     # The worker's half of the API.
 
@@ -259,11 +240,11 @@ class RunPodPlane:
         fault = next((one for one in fitting if one.times), None)
         if fault is None:
             return None
-        fault.times -= fault.times > 0
+        fault.times -= 1
         self._note("fault", route=route)
         if fault.drop and request.transport:
             request.transport.abort()
-        return web.Response(status=fault.status or 500, text="fault")
+        return web.Response(status=fault.status, text="fault")
 
     def _queued(self) -> list[Job]:
         return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]

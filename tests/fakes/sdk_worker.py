@@ -2,10 +2,8 @@
 
 As a program it is the worker; `running_sdk_worker` starts it for a test or a benchmark.
 
-What a job's input may hold: `seconds` to work, `until` a file exists, `size` of the result in
-bytes, `fail` for an exception, `cancel` for a CancelledError of its own, `hang` to block the event
-loop, `not_json` for bytes in the result, `retire` for refresh_worker in it, `progress` for that
-many reports before it.
+What a job's input may hold: `seconds` to work, `until` a file exists, `hang` to block the event
+loop, `progress` for that many reports before the result, `echo` for what it holds.
 """
 
 import asyncio
@@ -53,18 +51,9 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     finally:
         with Path(os.environ["TIMES"]).open("a") as times:  # noqa: ASYNC230
             times.write(f"{job['id']} {began} {time.monotonic()}\n")
-    if wanted.get("fail"):
-        raise RuntimeError("broken")
-    if wanted.get("cancel"):
-        raise asyncio.CancelledError
     for number in range(wanted.get("progress", 0)):
         await runpod_sdk.post_progress(job, number)
-    return {
-        "echo": wanted.get("echo"),
-        "filling": "x" * wanted.get("size", 0),
-        "not_json": b"" if wanted.get("not_json") else "",
-        "refresh_worker": wanted.get("retire", False),
-    }
+    return {"echo": wanted.get("echo")}
 
 
 class SdkWorker:

@@ -2,6 +2,7 @@
 
 import errno
 import tempfile
+from contextlib import nullcontext
 
 import pytest
 
@@ -42,48 +43,35 @@ def test_a_good_worker_passes_and_each_check_has_a_name(fitness, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_engine_that_is_gone_fails(fitness):
+def test_an_engine_that_is_gone_or_without_the_promised_gpu_fails(fitness):
     with pytest.raises(ConnectionLost):
         fitness(cuda=None).engine_answers()
-
-
-def test_a1111_without_the_promised_gpu_fails(fitness):
     with pytest.raises(EngineFault, match="cannot use CUDA"):
         fitness(cuda=NO_CUDA).engine_has_the_gpu()
+
+
+NO_FIGURE = {"cuda": {"error": "some figure is not available"}}
 
 
 @pytest.mark.parametrize(
     "how",
     [
-        {"has_gpu": False},
-        {"engine": "embedded"},
-        {"engine": "external"},
-        {"webui_args": "--use-cpu all"},
-        {"cuda": {"error": "some figure is not available"}},
+        *({"has_gpu": False}, {"engine": "embedded"}, {"engine": "external"}),
+        *({"webui_args": "--use-cpu all"}, NO_FIGURE),
     ],
 )
 def test_a_gpu_that_is_not_needed_may_be_missing(fitness, how):
     fitness(**{"cuda": NO_CUDA} | how).engine_has_the_gpu()
 
 
-@pytest.mark.parametrize(
-    ("code", "is_fatal"),
-    [
-        (errno.EIO, True),
-        (errno.ESTALE, True),
-        (errno.ENOSPC, False),
-        (errno.EROFS, False),
-        (errno.EACCES, False),
-        (errno.ENOENT, False),
-    ],
-)
-def test_only_broken_storage_fails(fitness, monkeypatch, code, is_fatal):
+FATAL = {errno.EIO, errno.ESTALE}
+
+
+@pytest.mark.parametrize("code", [*FATAL, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT])
+def test_only_broken_storage_fails(fitness, monkeypatch, code):
     def fail(**_):
         raise OSError(code, "broken")
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", fail)
-    if is_fatal:
-        with pytest.raises(OSError, match="broken"):
-            fitness().store_works()
-    else:
+    with pytest.raises(OSError, match="broken") if code in FATAL else nullcontext():
         fitness().store_works()

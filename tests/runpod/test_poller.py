@@ -45,18 +45,15 @@ def taken(answer, count=1, status=200, **timing):
 JOB = {"id": "job-7", "input": {"prompt": "fox", "seed": 2**32 - 1}, "delayTime": 3}
 
 
+NOT_UTF8 = b'{"id": "job-7", "input": {"prompt": "fox \xff"}}'
+REPAIRED = {"id": "job-7", "input": {"prompt": "fox \N{REPLACEMENT CHARACTER}"}}
+
+
 @pytest.mark.parametrize(
     ("answer", "jobs"),
     [
-        ("", []),
-        ("null", []),
-        ("[]", []),
-        (json.dumps(JOB), [JOB]),
+        *(("", []), ("null", []), ("[]", []), (json.dumps(JOB), [JOB]), (NOT_UTF8, [REPAIRED])),
         (json.dumps([JOB, {"input": {}}, {"id": 7}, "no object"]), [JOB]),
-        (
-            b'{"id": "job-7", "input": {"prompt": "fox \xff"}}',
-            [{"id": "job-7", "input": {"prompt": "fox \N{REPLACEMENT CHARACTER}"}}],
-        ),
     ],
 )
 def test_the_jobs_in_an_answer(answer, jobs):
@@ -66,39 +63,29 @@ def test_the_jobs_in_an_answer(answer, jobs):
 @pytest.mark.parametrize(
     ("answer", "status", "message", "pause"),
     [
-        ("not JSON", 200, "not JSON", None),
-        ('{"id": ', 200, "not JSON", None),
-        ('{"seed": 9', 200, "not JSON", None),
-        ("", 500, "HTTP 500", 0.0),
-        ("", 429, "HTTP 429", 3.0),
+        *((text, 200, "not JSON", None) for text in ("not JSON", '{"id": ', '{"seed": 9')),
+        *(("", 500, "HTTP 500", 0.0), ("", 429, "HTTP 429", 3.0)),
     ],
 )
 def test_other_answers_fail(answer, status, message, pause):
     with pytest.raises(PollFailed, match=message) as raised:
         taken(answer, status=status, too_many_requests=3.0)
-
     assert raised.value.retry_after == pause
 
 
-def test_a_job_that_is_nested_too_deeply_is_known_by_its_id():
+def test_what_python_cannot_parse_is_an_error_of_its_job():
     """A few KB: they must neither end the worker nor get lost."""
     inner = r'"id": "not this", "prompt": "{\"id\": \"nor this\""'
-    job_input = f'{{{inner}, "loras": {"[" * 100_000}{"]" * 100_000}}}'
-    answer = f'{{"delayTime": 3, "input": {job_input}, "id": "job-7"}}'
-    batch = taken(f'[{answer}, {{"id": "job-8", "input": {{"prompt": "fox"}}}}]', count=2)
-
-    assert [job["id"] for job in batch] == ["job-7", "job-8"]
-    with pytest.raises(InvalidInput, match="nested too deeply"):
-        parse(batch[0]["input"])
-
-
-def test_a_number_that_python_cannot_read_is_an_error_of_its_job():
-    answer = f'{{"id": "job-7", "input": {{"prompt": "fox", "seed": {"9" * 5000}}}}}'
-    (job,) = taken(answer)
-
-    assert job["id"] == "job-7"
-    with pytest.raises(InvalidInput, match="seed"):
-        parse(job["input"])
+    nested = f'{{{inner}, "loras": {"[" * 100_000}{"]" * 100_000}}}'
+    for job_input, message in (
+        (nested, "nested too deeply"),
+        (f'{{"seed": {"9" * 5000}}}', "seed"),
+    ):
+        answer = f'{{"delayTime": 3, "input": {job_input}, "id": "job-7"}}'
+        batch = taken(f'[{answer}, {{"id": "job-8", "input": {{"prompt": "fox"}}}}]', count=2)
+        assert [job["id"] for job in batch] == ["job-7", "job-8"]
+        with pytest.raises(InvalidInput, match=message):
+            parse(batch[0]["input"])
 
 
 # The end of a poll -------------------------------------------------------------------------------

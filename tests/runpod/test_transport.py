@@ -60,12 +60,9 @@ def jobs(*numbers):
 
 
 def served(handler, polls, **how):
-    async def serve():
-        control = Control(handler, polls, **how)
-        await control.serve()
-        return control
-
-    return asyncio.run(serve())
+    control = Control(handler, polls, **how)
+    asyncio.run(control.serve())
+    return control
 
 
 FAILED = PollFailed("HTTP 500", 0.0)
@@ -82,7 +79,6 @@ FAILED = PollFailed("HTTP 500", 0.0)
 )
 def test_pauses_between_polls(polls, longest):
     pauses = served(echo, polls).pauses
-
     assert len(pauses) == len(longest)
     assert all(0.74 * most <= pause <= most for pause, most in zip(pauses, longest, strict=True))
 
@@ -115,39 +111,39 @@ def test_jobs_run_side_by_side_up_to_the_concurrency():
 
 def test_a_job_that_is_sent_twice_runs_once(caplog):
     control = served(echo, [jobs(1, 1, 2)], concurrency=3)
-
     assert sorted(job for job, _ in control.results) == ["job-1", "job-2"]
     assert "RunPod sent job job-1 twice" in caplog.text
+
+
+def played(play, handler=echo, **how):
+    """The results of a transport to which the steps of `play` happen."""
+
+    async def story():
+        control = Control(handler, **how)
+        for step in play:
+            if step == "begin":
+                control._begin(jobs(1)[0])
+            elif step == "stop":
+                control._stop("job-1")
+            else:
+                await (control.finish() if step == "finish" else asyncio.sleep(0))
+        return control.results
+
+    return asyncio.run(story())
 
 
 @pytest.mark.parametrize(("early_stop", "is_stopped"), [(60.0, True), (-1.0, False)])
 def test_a_stop_signal_waits_for_its_job(caplog, early_stop, is_stopped):
     """It can overtake the answer with the job: the plain SDK drops it and runs the job."""
     caplog.set_level("INFO")
-
-    async def story():
-        control = Control(echo, timing=TransportTiming(early_stop=early_stop))
-        control._stop("job-1")
-        control._begin(jobs(1)[0])
-        await control.finish()
-        return control.results
-
-    assert asyncio.run(story()) == ([] if is_stopped else [("job-1", {"output": 1})])
+    results = played(["stop", "begin", "finish"], timing=TransportTiming(early_stop=early_stop))
+    assert results == ([] if is_stopped else [("job-1", {"output": 1})])
     assert ("job job-1 was stopped before it began" in caplog.text) == is_stopped
 
 
 def test_a_stop_signal_for_a_finished_job_does_not_stop_its_repetition():
     """RunPod repeats a job under its old id."""
-
-    async def story():
-        control = Control(echo)
-        for _ in range(2):
-            control._begin(jobs(1)[0])
-            await control.finish()
-            control._stop("job-1")
-        return control.results
-
-    assert len(asyncio.run(story())) == 2
+    assert len(played(["begin", "finish", "stop"] * 2)) == 2
 
 
 def test_a_stopped_job_can_clean_up_and_posts_nothing():
@@ -160,17 +156,8 @@ def test_a_stopped_job_can_clean_up_and_posts_nothing():
             await asyncio.sleep(0.01)
             cleaned.append(job["id"])
 
-    async def story():
-        control = Control(handler)
-        control._begin(jobs(1)[0])
-        await asyncio.sleep(0)
-        control._stop("job-1")
-        await asyncio.sleep(0)
-        control._stop("job-1")
-        await control.finish()
-        return control.results
-
-    assert (asyncio.run(story()), cleaned) == ([], ["job-1"])
+    results = played(["begin", "moment", "stop", "moment", "stop", "finish"], handler)
+    assert (results, cleaned) == ([], ["job-1"])
 
 
 @pytest.mark.parametrize(
@@ -227,8 +214,7 @@ def post(statuses, output, *, progress=False, **timing):
 @pytest.mark.parametrize(
     ("statuses", "timing", "accepted", "posts", "error"),
     [
-        ([], {}, True, 1, ""),
-        ([408, 425, 429, 500, 503], {}, True, 6, ""),
+        *(([], {}, True, 1, ""), ([408, 425, 429, 500, 503], {}, True, 6, "")),
         # then the short error
         ([503] * 2, {"result": 0.0}, True, 3, "RESULT_REFUSED: RunPod did not accept the result"),
         ([413, 503], {}, True, 3, "RESULT_REFUSED: RunPod refused the result (HTTP 413, 2.0 MB)."),
@@ -237,22 +223,19 @@ def post(statuses, output, *, progress=False, **timing):
 )
 def test_a_result_is_posted_until_it_is_accepted(statuses, timing, accepted, posts, error):
     found, bodies = post(statuses, {"output": "x" * 2_000_000, "stopPod": True}, **timing)
-
     assert (found, len(bodies)) == (accepted, posts)
     assert bodies[-1]["stopPod"] is True
     assert bodies[-1].get("error", "")[: len(error) or None] == error
 
 
-def test_what_is_not_json_becomes_an_error_and_is_lost_as_progress():
-    found, bodies = post([], {"output": float("nan")})
-
-    assert found
-    assert "the result is not JSON" in bodies[0]["error"]
-    assert post([], float("nan"), progress=True) == (False, [])
-
-
 @pytest.mark.parametrize(("statuses", "accepted"), [([], True), ([503], False), ([400], False)])
 def test_a_progress_report_has_one_attempt(statuses, accepted):
-    found, bodies = post(statuses, "half", progress=True)
+    report = {"status": "IN_PROGRESS", "output": "half"}
+    assert post(statuses, "half", progress=True) == (accepted, [report])
 
-    assert (found, bodies) == (accepted, [{"status": "IN_PROGRESS", "output": "half"}])
+
+def test_what_is_not_json_becomes_an_error_and_is_lost_as_progress():
+    found, (body,) = post([], {"output": float("nan")})
+    assert found
+    assert "the result is not JSON" in body["error"]
+    assert post([], float("nan"), progress=True) == (False, [])

@@ -16,10 +16,11 @@ class Loop:
     It is the watchdog's `threading.Event` as well, so that its waits take no time.
     """
 
+    set = staticmethod(lambda: None)
+
     def __init__(self, *waits, is_closed=False):
-        self._waits = list(waits)
-        self._is_closed = is_closed
-        self._left = 0
+        self._waits, self._left = list(waits), 0
+        self.is_closed = lambda: is_closed
 
     def call_soon_threadsafe(self, _answer):
         if not self._waits:
@@ -30,20 +31,12 @@ class Loop:
         self._left -= 1
         return self._left < 0
 
-    def set(self):
-        pass
-
-    def is_closed(self):
-        return self._is_closed
-
 
 @pytest.mark.parametrize(
     ("loop", "ends"),
     [
-        (Loop(0, 0), False),
         (Loop(11, 11, 11), False),  # slow; and a container that was frozen: one wait took an hour
-        (Loop(0, 12), True),
-        (Loop(0, 12, is_closed=True), False),
+        *((Loop(0, 0), False), (Loop(0, 12), True), (Loop(0, 12, is_closed=True), False)),
     ],
 )
 def test_only_silence_in_every_part_of_the_time_is_a_hang(monkeypatch, loop, ends):
@@ -51,7 +44,6 @@ def test_only_silence_in_every_part_of_the_time_is_a_hang(monkeypatch, loop, end
     monkeypatch.setattr(watchdog.threading, "Event", lambda: loop)
     monkeypatch.setattr(watchdog, "_end", ended.append)
     watchdog._watch(loop, 60.0)
-
     assert ended == [60.0] * ends
 
 
@@ -64,6 +56,5 @@ def test_in_another_processs_group_only_the_process_and_its_children_end(monkeyp
     monkeypatch.setattr(watchdog.os, "killpg", lambda *_: ended.append("group"))
     monkeypatch.setattr(watchdog.os, "_exit", ended.append)
     watchdog._end(60.0)
-
     assert ended == ["child", 1]
     assert "in test_in_another_process" in capfd.readouterr().err  # where each thread is

@@ -155,7 +155,6 @@ def once_beyond(count, act):
 def test_a_model_of_civitai_comes_over_several_connections(hosts, source, partial):
     hosts.throttle(2 * MIB, ttfb=0.01)
     fetched = fetch(source, partial, SHA256)
-
     assert fetched.filename == "dream.safetensors"
     assert fetched.etag
     assert sent(hosts) == SIZE  # each byte once
