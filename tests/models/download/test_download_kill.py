@@ -151,14 +151,3 @@ def test_kills_lose_only_unfinished_parts(hosts, tmp_path, count):
             assert now - (here - before) <= CONNECTIONS * (LARGEST_PART + 512 * KIB)
             before = here
     assert kept
-
-
-def test_a_kill_after_the_last_byte_costs_no_request(hosts, tmp_path):
-    """Everything has arrived, only the new name is missing."""
-    partial = tmp_path / "key.part"
-    partial.write_bytes(DATA)
-    note_file(partial).write_text(json.dumps({"size": SIZE, "etag": None, "done": [[0, SIZE]]}))
-    with Runs(hosts, tmp_path) as runs:
-        assert runs.run() == 0
-    assert (tmp_path / "final").read_bytes() == DATA
-    assert hosts.requests == []
