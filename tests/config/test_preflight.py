@@ -109,27 +109,23 @@ def test_without_the_driver_there_is_no_gpu_which_only_a1111_needs(machine, tmp_
     assert findings(machine | {"ENGINE": "external"}) == []
 
 
-def test_a_driver_that_hangs_or_is_too_old_for_the_query_is_fatal(machine, tmp_path):
+def test_a_driver_that_hangs_or_is_too_old_is_fatal_and_its_warnings_are_ignored(machine, tmp_path):
     write_program(tmp_path / "bin" / "nvidia-smi", "exec sleep 60")
     assert_one(findings(machine, answer=0.2), "timed out")
     message = 'Field "compute_cap" is not a valid field to query.'
     write_nvidia_smi(tmp_path / "bin", message, status=2)
     assert_one(findings(machine), message)
+    for gpus in ([], [RTX_4090]):  # without a GPU nothing is certain
+        write_nvidia_smi(tmp_path / "bin", "WARNING: infoROM is corrupted at gpu 0", *gpus)
+        assert findings(machine) == []
 
 
-@pytest.mark.parametrize("gpus", [[], [RTX_4090]])
-def test_warnings_of_nvidia_smi_are_ignored(machine, tmp_path, gpus):
-    write_nvidia_smi(tmp_path / "bin", "WARNING: infoROM is corrupted at gpu 0", *gpus)
-    assert findings(machine) == []  # without a GPU nothing is certain
-
-
-def test_a_torch_for_the_cpu_is_fatal(machine, tmp_path):
+def test_a_torch_for_the_cpu_is_fatal_and_without_the_images_file_torch_itself_is_asked(
+    machine, tmp_path
+):
+    """A small module in the place of torch, whose import takes seconds."""
     write_webui_python(tmp_path / "a1111", {"cuda": None, "architectures": []})
     assert_one(findings(machine), "was built for the CPU")
-
-
-def test_without_the_images_file_torch_itself_is_asked(machine, tmp_path):
-    """A small module in the place of torch, whose import takes seconds."""
     (tmp_path / "a1111" / "torch_build.json").unlink()
     (tmp_path / "torch.py").write_text(
         "class version: cuda = '12.1'\nclass _C: _cuda_getArchFlags = lambda: 'sm_80 sm_90'\n"
@@ -180,13 +176,10 @@ def test_a_read_only_store_is_fatal_without_models(machine, tmp_path, monkeypatc
 )
 def test_the_program(machine, tmp_path, environ, gpu, status, output, error):
     write_nvidia_smi(tmp_path / "bin", gpu)
+    program = [sys.executable, "-m", "worker.config.preflight"]
+    environ = {"PATH": os.environ["PATH"], **machine, **environ}
     done = subprocess.run(
-        [sys.executable, "-m", "worker.config.preflight"],
-        cwd=PROJECT,
-        env={"PATH": os.environ["PATH"], **machine, **environ},
-        capture_output=True,
-        text=True,
-        check=False,
+        program, cwd=PROJECT, env=environ, capture_output=True, text=True, check=False
     )
     assert (done.returncode, bool(done.stdout)) == (status, not status)
     assert output in done.stdout

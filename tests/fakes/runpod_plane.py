@@ -101,15 +101,10 @@ class RunPodPlane:
         self._news = asyncio.Condition()  # wakes the long polls
         app = web.Application(client_max_size=2**30)
         base = "/v2/ep0"
-        app.add_routes(
-            [
-                web.get(base + "/job-take/{worker}", self._take),
-                web.get(base + "/job-take-batch/{worker}", self._take),
-                web.post(base + "/job-done/{worker}/{job}", self._done),
-                web.get(base + "/job-stop/{worker}", self._stop),
-                web.get(base + "/ping/{worker}", self._ping),
-            ]
-        )
+        polls = {"job-stop": self._stop, "ping": self._ping}
+        polls |= {"job-take": self._take, "job-take-batch": self._take}
+        app.add_routes([web.get(f"{base}/{name}/{{worker}}", polls[name]) for name in polls])
+        app.add_routes([web.post(base + "/job-done/{worker}/{job}", self._done)])
         # A worker that closes its poll must not be sent a job, so its handler is cancelled.
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
@@ -196,8 +191,7 @@ class RunPodPlane:
             self._news.notify_all()
 
     async def _add(self, request: dict[str, Any]) -> Job:
-        given = {"id": str(request.pop("id"))} if "id" in request else {}
-        job = Job(request, **given)
+        job = Job(request, **({"id": request.pop("id")} if "id" in request else {}))
         self._jobs[job.id] = job
         self._note("submit", id=job.id)
         await self._announce()
@@ -207,11 +201,9 @@ class RunPodPlane:
         """Give a job its final state, once; a running job that ends otherwise is stopped."""
         if job.status in FINAL:
             return
-        was_running = job.status == "IN_PROGRESS"
-        job.output, job.error = result.get("output"), result.get("error")
-        job.status = status
-        if was_running and status in {"CANCELLED", "TIMED_OUT"}:
+        if job.status == "IN_PROGRESS" and status in {"CANCELLED", "TIMED_OUT"}:
             self._stops[str(job.worker)].append(job.id)
+        job.status, job.output, job.error = status, result.get("output"), result.get("error")
         self._note(status.lower(), id=job.id)
         await self._announce()
 
@@ -246,17 +238,18 @@ class RunPodPlane:
             request.transport.abort()
         return web.Response(status=fault.status, text="fault")
 
-    def _queued(self) -> list[Job]:
-        return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
-
     async def _take(self, request: web.Request) -> web.Response:
         worker = request.match_info["worker"]
         batch_size = int(request.query.get("batch_size", 0))
         self._note("take", worker=worker, query=dict(request.query))
         if failure := await self._failure("job-take", request):
             return failure
-        await self._hold_until(lambda: bool(self._queued()))
-        given = [self._give(job, worker) for job in self._queued()[: batch_size or 1]]
+
+        def queued() -> list[Job]:
+            return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
+
+        await self._hold_until(lambda: bool(queued()))
+        given = [self._give(job, worker) for job in queued()[: batch_size or 1]]
         if not given:
             return web.Response(status=204)
         self._note("given", worker=worker, ids=[job["id"] for job in given])

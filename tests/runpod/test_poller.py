@@ -23,17 +23,14 @@ def taken(answer, count=1, status=200, **timing):
 
     async def give(request):
         paths.append(request.path_qs)
-        body = answer if isinstance(answer, bytes) else answer.encode()
-        return web.Response(body=body, status=status)
+        return web.Response(body=answer, status=status)
 
     async def story():
         app = web.Application()
         app.router.add_get("/{path:.*}", give)
         ending = asyncio.get_running_loop().create_future()
-        async with (
-            TestServer(app) as plane,
-            poller_for(plane.port, TransportTiming(**timing)) as poller,
-        ):
+        limits = TransportTiming(**timing)
+        async with TestServer(app) as plane, poller_for(plane.port, limits) as poller:
             return await poller.take(count, busy=False, ending=ending)
 
     found = asyncio.run(story())

@@ -88,25 +88,18 @@ def test_runpod_may_ask_for_a_longer_pause():
 
 
 def test_jobs_run_side_by_side_up_to_the_concurrency():
-    running, most = set(), []
+    running, most, all_four = set(), [], asyncio.Event()
 
-    async def story():
-        all_four = asyncio.Event()
+    async def handler(job):
+        running.add(job["id"])
+        most.append(len(running))
+        if len(running) == 4:
+            all_four.set()
+        await asyncio.wait_for(all_four.wait(), 30)
+        running.discard(job["id"])
 
-        async def handler(job):
-            running.add(job["id"])
-            most.append(len(running))
-            if len(running) == 4:
-                all_four.set()
-            await all_four.wait()
-            running.discard(job["id"])
-
-        control = Control(handler, [jobs(1, 2), jobs(3), jobs(4), jobs(5)], concurrency=4)
-        await asyncio.wait_for(control.serve(), 30)
-        return control.counts
-
-    assert asyncio.run(story())[:3] == [4, 2, 1]
-    assert max(most) == 4
+    control = served(handler, [jobs(1, 2), jobs(3), jobs(4), jobs(5)], concurrency=4)
+    assert (control.counts[:3], max(most)) == ([4, 2, 1], 4)
 
 
 def test_a_job_that_is_sent_twice_runs_once(caplog):

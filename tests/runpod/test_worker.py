@@ -55,9 +55,6 @@ def end(worker):
     wait_until(lambda: "SIGTERM: this worker takes no more" in worker.log(), "SIGTERM's arrival")
 
 
-# Results ------------------------------------------------------------------------------------------
-
-
 def test_no_result_is_lost_whatever_happens_to_its_post(plane):
     faulty = {f"faulty-{number}": fault for number, fault in enumerate(FAULTS * 12)}
     for job, fault in faulty.items():
@@ -74,23 +71,20 @@ def test_no_result_is_lost_whatever_happens_to_its_post(plane):
             assert (done["status"], done["error"][: len(refused)]) == ("FAILED", refused)
 
 
-# Taking ------------------------------------------------------------------------------------------
-
-
 def test_after_dropped_polls_jobs_are_taken_again(plane, shared):
     plane.fault("job-take", times=4, drop=True)  # the HTTP client sends each poll twice
     wait_until(lambda: shared.log().count("taking a job failed (no answer") >= 2, "failed polls")
 
 
 def test_pings_name_the_running_jobs(plane, tmp_path):
-    job = plane.submit({"until": str(tmp_path / "ping")})
+    gate = tmp_path / "gate"
+    job = plane.submit({"until": str(gate)})
 
-    def is_named():
-        named = [event["query"].get("job_id", "") for event in plane.events("ping")]
-        return any(job in ids for ids in named)
+    def named():
+        return "".join(event["query"].get("job_id", "") for event in plane.events("ping"))
 
-    wait_until(is_named, "its ping")
-    (tmp_path / "ping").touch()
+    wait_until(lambda: job in named(), "its ping")
+    gate.touch()
     plane.wait(job, SOON)
 
 
@@ -151,7 +145,6 @@ def test_a_hanging_event_loop_ends_the_worker_and_its_pings(tmp_path):
     ):
         plane.wait_for("ping", SOON)
         plane.submit({"hang": 600})
-
         assert worker.process.wait(SOON) == -signal.SIGKILL
         assert "in handler" in worker.log()
 
