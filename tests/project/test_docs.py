@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -14,42 +13,36 @@ from worker.config.settings import PROJECT
 from worker.job import template
 from worker.job.request import parse
 
-TURKISH = PROJECT / "README.tr.md"
+TEXTS = {page: page.read_text() for page in PAGES}
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def test_generated_parts_are_up_to_date():
+def read(name):
+    return (PROJECT / name).read_text()
+
+
+def found_in(name, pattern):
+    return re.findall(pattern, read(name), re.MULTILINE)
+
+
+def test_generated_parts_are_up_to_date_and_each_has_a_place():
     stale = [path.name for path, text in generate.files().items() if path.read_text() != text]
-
     assert stale == [], "run `make docs`"
-
-
-def test_every_generated_part_has_a_place():
-    used = {found[2] for page in PAGES for found in generate.PART.finditer(page.read_text())}
-
+    used = {found[2] for text in TEXTS.values() for found in generate.PART.finditer(text)}
     assert used == set(generate.PARTS)
 
 
-def test_the_words_of_secrets_are_those_of_the_code():
-    text = (PROJECT / "docs/configuration.md").read_text()
-
-    assert all(f"`{word}`" in text for word in SECRET_NAME.pattern.split("|"))
-
-
-def test_the_life_of_a_container_names_every_exit_status():
-    script = (PROJECT / "start.sh").read_text()
-    page = (PROJECT / "docs/workflows/container-lifecycle.md").read_text()
-    named = {
-        number
-        for row in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE)
-        for number in row.split(", ")
-    }
-
-    assert named >= set(re.findall(r"^#   (\d+)  ", script, re.MULTILINE))
+def test_words_of_secrets_and_exit_statuses_are_those_of_the_code():
+    configuration = read("docs/configuration.md")
+    assert all(f"`{word}`" in configuration for word in SECRET_NAME.pattern.split("|"))
+    rows = found_in("docs/workflows/container-lifecycle.md", r"^\| ([\d, ]+) \|")
+    named = {number for row in rows for number in row.split(", ")}
+    assert named >= set(found_in("start.sh", r"^#   (\d+)  "))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_every_example_is_valid(page):
-    for block in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL):
+    for block in re.findall(r"```json\n(.*?)```", TEXTS[page], re.DOTALL):
         example = json.loads(block)
         if "templates" in example:
             template.parse(block)
@@ -61,100 +54,75 @@ def test_every_example_is_valid(page):
 
 def answer_keys() -> set[str]:
     """Of a result, as the contract lists them; test_docs_commands.py looks at a real one."""
-    section = (PROJECT / "docs/api.md").read_text().partition("## Output")[2].partition("\n## ")[0]
+    section = read("docs/api.md").partition("## Output")[2].partition("\n## ")[0]
     first_cells = re.findall(r"^\| (.*?) \|", section, re.MULTILINE)
     return {key for cell in first_cells for key in re.findall(r"`(\w+)`", cell)}
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """Of its headings, as GitHub makes them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_somewhere(page):
-    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
-
-    for link in (link for link in links if "://" not in link):
-        path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_file_that_is_named_exists(page):
+@every_page
+def test_every_link_file_and_name_exists(page):
+    for link in re.findall(r"\]\(([^)]+)\)", TEXTS[page]):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
     folders = "worker|tests|engine|docs|image|demo|training|benchmarks"
-    named = re.findall(rf"`((?:{folders})/[\w/.-]+\.\w+)`", page.read_text())
-
-    assert [name for name in named if not (PROJECT / name).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_name_in_a_file_exists(page):
-    named = re.findall(r"`(\w+)` in\s+`([\w/]+\.py)`", page.read_text())
-
-    assert [
-        (name, file)
-        for name, file in named
-        if not re.search(rf"\b{name}\b", (PROJECT / file).read_text())
-    ] == []
+    files = re.findall(rf"`((?:{folders})/[\w/.-]+\.\w+)`", TEXTS[page])
+    assert [name for name in files if not (PROJECT / name).exists()] == []
+    for name, file in re.findall(r"`(\w+)` in\s+`([\w/]+\.py)`", TEXTS[page]):
+        assert re.search(rf"\b{name}\b", read(file)), (name, file)
 
 
-def outline(page: Path) -> list[tuple[int, list[str]]]:
+def outline(text):
     """The depth of each heading, and the code blocks below it without their comments."""
-    parts = re.split(r"^(?=#+ )", page.read_text(), flags=re.MULTILINE)
-    return [(len(part) - len(part.lstrip("#")), blocks(part)) for part in parts]
-
-
-def blocks(text: str) -> list[str]:
-    found = re.findall(r"^```.*?^```", text, re.DOTALL | re.MULTILINE)
-    return [re.sub(r"\s+# .*", "", block) for block in found]
+    parts = re.split(r"^(?=#+ )", text, flags=re.MULTILINE)
+    blocks = [re.findall(r"^```.*?^```", part, re.DOTALL | re.MULTILINE) for part in parts]
+    return [
+        (len(part) - len(part.lstrip("#")), [re.sub(r"\s+# .*", "", block) for block in inner])
+        for part, inner in zip(parts, blocks, strict=True)
+    ]
 
 
 def test_the_turkish_readme_keeps_step():
-    english = PROJECT / "README.md"
-
-    assert outline(TURKISH) == outline(english)
+    turkish, english = read("README.tr.md"), read("README.md")
+    assert outline(turkish) == outline(english)
     for pattern in (r"\]\(([^)]+)\)", r"`([^`\n]+)`"):  # links; names and commands
-        assert set(re.findall(pattern, TURKISH.read_text())) == set(
-            re.findall(pattern, english.read_text())
-        )
+        assert {*re.findall(pattern, turkish)} == {*re.findall(pattern, english)}
 
 
 def literals() -> str:
     """The fixed parts of every text in our programs, a line each."""
-    files = [*PROJECT.glob("*.py"), *(PROJECT / "worker").rglob("*.py")]
-    files += (PROJECT / "engine").rglob("*.py")
+    patterns = ("*.py", "worker/**/*.py", "engine/**/*.py")
+    files = [file for pattern in patterns for file in PROJECT.glob(pattern)]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
-    scripts = [PROJECT / "start.sh", PROJECT / "Makefile", *(PROJECT / "image").glob("*.sh")]
+    scripts = [PROJECT / "start.sh", PROJECT / "Makefile", *PROJECT.glob("image/*.sh")]
     texts += [script.read_text().replace("\\\n", "") for script in scripts]
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def test_the_messages_that_the_page_about_troubleshooting_explains_exist():
     """In a quoted message `...` stands for each part that varies."""
-    page = (PROJECT / "docs/troubleshooting.md").read_text().replace("\n  ", " ")
+    page, known = read("docs/troubleshooting.md").replace("\n  ", " "), literals()
     quoted = re.findall(r"^- (?:Status \d+ and )?(`+)(.+?)\1", page, re.MULTILINE)
     parts = [part for _, quote in quoted for part in re.split(r"\.\.\.|^[A-Z_]+: ", quote)]
-    known = literals()
-
     assert len(quoted) > 40
     assert [part for part in parts if part.strip(" .:,()'") not in known] == []
 
 
 def test_the_commands_in_the_readme_exist():
-    makefile = (PROJECT / "Makefile").read_text()
-    commands = set(re.findall(r"make (\w+)", (PROJECT / "README.md").read_text()))
-
-    assert commands >= {"run", "test", "serve"}
-    assert all(re.search(rf"^{command}:", makefile, re.MULTILINE) for command in commands)
+    commands = set(found_in("README.md", r"make (\w+)"))
+    assert {*found_in("Makefile", r"^(\w+):")} >= commands >= {"run", "test", "serve"}
 
 
 def test_pages_are_short():
-    written = {page.name: generate.PART.sub("", page.read_text()) for page in PAGES}
-
+    written = {page.name: generate.PART.sub("", text) for page, text in TEXTS.items()}
     assert [name for name, text in written.items() if len(text.splitlines()) >= 150] == []

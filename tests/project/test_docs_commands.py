@@ -5,6 +5,7 @@ the embedded engine, so each runs once: of the other `make run` lines, the job i
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -27,16 +28,15 @@ if not (PROJECT / ".venv" / ".ready").exists() or not shutil.which("curl"):
     pytest.skip("needs the environment that `make` sets up, and curl", allow_module_level=True)
 
 
-def commands(page):
-    """The lines of its ```sh blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-
-
-# The Turkish README has the same ones (test_docs.py).
-README = commands(PROJECT / "README.md")
-PAGES = sorted((PROJECT / "docs").rglob("*.md"))
-COMMANDS = list(dict.fromkeys([*README, *(line for page in PAGES for line in commands(page))]))
+# The lines of the ```sh blocks. The Turkish README has the same ones (test_docs.py).
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
+README, *OF_DOCS = (
+    "".join(re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
+    .replace("\\\n", " ")
+    .splitlines()
+    for page in PAGES
+)
+COMMANDS = list(dict.fromkeys(itertools.chain(README, *OF_DOCS)))
 RUNS = [line for line in COMMANDS if line.startswith("make run")]
 CALLS = [line for line in COMMANDS if line.startswith("curl")]
 OTHERS = [line for line in COMMANDS if line not in {*RUNS, *CALLS, SERVE}]
@@ -75,23 +75,11 @@ def served(tmp_path_factory):
 
 
 def run(line, environ, **more):
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", line],
-        cwd=PROJECT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-        **more,
-    )
+    command = ["bash", "-euo", "pipefail", "-c", line]
+    options = {"cwd": PROJECT, "capture_output": True, "text": True, "timeout": TIMEOUT}
+    done = subprocess.run(command, env=environ, check=False, **options, **more)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done
-
-
-def runsync(served, body):
-    url = f"http://localhost:{served['PORT']}/runsync"
-    return requests.post(url, json=body, timeout=TIMEOUT).json()
 
 
 def job_of(line, environ):
@@ -107,7 +95,6 @@ def test_make_run_draws_what_the_prompt_says(tmp_path):
     from training.adherence import Seen, look
 
     done = run(DRAWN, environment(tmp_path))
-
     output = done.stdout + done.stderr
     picture = re.search(r"^file +(\S+\.png)$", output, re.MULTILINE)[1]
     assert look(Image.open(PROJECT / picture)) == Seen("yellow", "green", "star")
@@ -120,10 +107,8 @@ def test_make_run_draws_what_the_prompt_says(tmp_path):
 def test_make_run_passes_its_variables_on_unchanged(tmp_path):
     given = {"prompt": 'a "green" star\'s', "checkpoint": "mine"}
     variables = {name.upper(): value for name, value in given.items()}
-    example = json.loads((PROJECT / "test_input.json").read_text())["input"]
-
     job = job_of("make run", environment(tmp_path) | variables)
-
+    example = json.loads((PROJECT / "test_input.json").read_text())["input"]
     assert job == {"input": example | given}
 
 
@@ -132,24 +117,18 @@ def test_calls_of_the_local_api_are_answered_as_documented(served, line):
     engine = served["WEBUI_URL"].rpartition(":")[2]
     line = line.replace(":8000", f":{served['PORT']}").replace(":3000", f":{engine}")
     answer = json.loads(run(line, served).stdout)
-
     assert "error" not in answer
     if "@test_input.json" in line:  # the first picture: only its answer has `startup`
         assert set(answer["output"]) == answer_keys()
 
 
-@pytest.mark.parametrize("line", [line for line in RUNS if line != DRAWN])
-def test_other_make_run_lines_are_jobs_that_complete(served, line):
-    answer = runsync(served, job_of(line, served))
-
-    assert answer["status"] == "COMPLETED", answer
-
-
-def test_the_local_api_reports_a_wrong_job_as_failed(served):
-    answer = runsync(served, {"input": {"prompt": 5}})
-
-    assert answer["status"] == "FAILED"
-    assert answer["error"].startswith("INVALID_INPUT: prompt = 5")
+@pytest.mark.parametrize("line", [line for line in RUNS if line != DRAWN] + [None])
+def test_other_make_run_lines_are_jobs_that_complete_and_a_wrong_job_fails(served, line):
+    body = job_of(line, served) if line else {"input": {"prompt": 5}}
+    url = f"http://localhost:{served['PORT']}/runsync"
+    answer = requests.post(url, json=body, timeout=TIMEOUT).json()
+    assert answer["status"] == ("COMPLETED" if line else "FAILED"), answer
+    assert line or answer["error"].startswith("INVALID_INPUT: prompt = 5")
 
 
 @pytest.mark.parametrize("line", OTHERS)

@@ -10,8 +10,7 @@ from worker.config.preflight import Gpu, gpu_findings
 from worker.config.settings import PROJECT, Settings
 from worker.job.request import parse
 
-HUB = json.loads((PROJECT / ".runpod" / "hub.json").read_text())
-TESTS = json.loads((PROJECT / ".runpod" / "tests.json").read_text())
+HUB, TESTS = (json.loads((PROJECT / f".runpod/{n}.json").read_text()) for n in ("hub", "tests"))
 INPUTS = [one for one in HUB["config"]["env"] if "input" in one]
 
 # RunPod's pools of GPUs (docs.runpod.io/references/gpu-types): the oldest and the newest in each.
@@ -35,52 +34,38 @@ def works(capability):
     return gpu_findings([gpu], CUDA_121, ()) == []
 
 
-def test_exactly_the_pools_that_work_are_offered():
-    assert set(HUB["config"]["gpuIds"].split(",")) == {
-        pool for pool, capabilities in POOLS.items() if all(map(works, capabilities))
-    }
-
-
-@pytest.mark.parametrize("config", [HUB["config"], TESTS["config"]])
-def test_cuda_is_not_older_than_torchs(config):
-    # RunPod filters by the newest CUDA that a host's driver supports.
-    versions = [tuple(map(int, one.split("."))) for one in config["allowedCudaVersions"]]
-
-    assert versions == sorted(versions, reverse=True)
-    assert versions[-1] == tuple(map(int, CUDA_121["cuda"].split(".")))
+def test_exactly_the_gpus_that_work_are_offered_with_cuda_not_older_than_torchs():
+    usable = {pool for pool, capabilities in POOLS.items() if all(map(works, capabilities))}
+    assert set(HUB["config"]["gpuIds"].split(",")) == usable
+    for file in (HUB, TESTS):  # RunPod filters by the newest CUDA that a host's driver supports
+        names = file["config"]["allowedCudaVersions"]
+        versions = [tuple(map(int, name.split("."))) for name in names]
+        assert versions == sorted(versions, reverse=True)
+        assert names[-1] == CUDA_121["cuda"]
 
 
 @pytest.mark.parametrize("entry", INPUTS, ids=lambda entry: entry["key"])
 def test_every_input_is_a_setting_with_a_help_text(entry):
-    given = entry["input"]
+    key, given = entry["key"], entry["input"]
     values = [option["value"] for option in given.get("options", [])]
-    values += [given[name] for name in ("default", "min", "max") if name in given]
-
-    assert entry["key"].lower() in Settings.model_fields
+    assert key.lower() in Settings.model_fields
     assert given["description"].endswith((".", ")"))
-    for value in values:
-        Settings.from_environ({entry["key"]: str(value)})
-    if "default" in given and entry["key"] != "DEFAULT_TEMPLATE":
-        default = Settings.from_environ({entry["key"]: str(given["default"])})
-        assert default == Settings.from_environ({})
+    for value in values + [given[name] for name in ("default", "min", "max") if name in given]:
+        Settings.from_environ({key: str(value)})
+    if "default" in given and key != "DEFAULT_TEMPLATE":
+        assert Settings.from_environ({key: str(given["default"])}) == Settings.from_environ({})
 
 
 def test_no_credential_has_a_value():
     entries = [*INPUTS, *TESTS["config"]["env"]]
     secret = [one for one in entries if one["key"].lower() in CREDENTIALS]
-
     assert [one["key"] for one in secret if one["input"].get("default")] == []
 
 
-@pytest.mark.parametrize("test", TESTS["tests"], ids=lambda test: test["name"])
-def test_the_hubs_tests_are_jobs_that_are_accepted(test):
-    job = test["input"]
-    if job != {"task": "health"}:
-        assert parse(job).checkpoint is not None
-    assert test["timeout"] <= 600_000  # milliseconds
-
-
-def test_the_environment_of_the_hubs_tests_is_valid():
+def test_the_hubs_tests_are_jobs_and_settings_that_are_accepted():
+    for test in TESTS["tests"]:
+        job = test["input"]
+        assert job == {"task": "health"} or parse(job).checkpoint is not None
+        assert test["timeout"] <= 600_000  # milliseconds
     environ = {one["key"]: one["value"] for one in TESTS["config"]["env"]}
-
     assert Settings.from_environ(environ).default_template == "none"

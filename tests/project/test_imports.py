@@ -21,27 +21,13 @@ FRONT_DOORS = ("handler", "model_manager", "runpod_sdk")
 # definitions that every room uses.
 ROOMS = {
     "worker": [
-        "worker.runpod",
-        "worker.service",
-        "worker.delivery",
-        "worker.models",
-        "worker.models.merge",
-        "worker.models.store",
-        "worker.models.download",
-        "worker.webui",
-        "worker.job",
-        "worker.hosts",
-        "worker.formats",
-        "worker.http",
-        "worker.config",
-        "worker",
+        *("worker.runpod", "worker.service", "worker.delivery"),
+        *("worker.models", "worker.models.merge", "worker.models.store", "worker.models.download"),
+        *("worker.webui", "worker.job", "worker.hosts", "worker.formats", "worker.http"),
+        *("worker.config", "worker"),
     ],
     "engine": [
-        "engine.__main__",
-        "engine.api",
-        "engine.models",
-        "engine.prompt",
-        "engine.sampling",
+        *("engine.__main__", "engine.api", "engine.models", "engine.prompt", "engine.sampling"),
         "engine",
     ],
 }
@@ -57,24 +43,12 @@ FORBIDDEN = {
 
 # Rooms and modules that do no IO and load no library that does, directly or through others.
 PURE = [
-    "worker.answer",
-    "worker.config.bucket_address",
-    "worker.config.credentials",
-    "worker.errors",
-    "worker.formats",
-    "worker.hosts",
-    "worker.http.document",
-    "worker.job",
-    "worker.service.result",
-    "worker.webui.engine_state",
-    "worker.models.download.schedule",
-    "worker.models.merge.checkpoint_layers",
-    "worker.spelling",
-    "worker.stopwatch",
-    "worker.webui.catalog",
-    "worker.webui.payload",
-    "worker.webui.proof",
-    "worker.webui.recovery",
+    *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
+    *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
+    *("worker.formats", "worker.hosts", "worker.job", "worker.service.result"),
+    *("worker.models.download.schedule", "worker.models.merge.checkpoint_layers"),
+    *("worker.webui.catalog", "worker.webui.engine_state", "worker.webui.payload"),
+    *("worker.webui.proof", "worker.webui.recovery"),
 ]
 # These read files, but load no IO library either.
 READS_FILES = {"worker.job.template_file"}
@@ -143,7 +117,6 @@ def room_number(module: str, part: str) -> int:
 @pytest.mark.parametrize("part", ROOMS)
 def test_every_room_of_the_table_exists_and_every_package_is_in_it(part):
     packages = {module_name(file) for file in files(part) if file.name == "__init__.py"}
-
     assert packages <= set(ROOMS[part])
     assert all(is_module(ROOT.joinpath(*room.split("."))) for room in ROOMS[part])
 
@@ -156,14 +129,12 @@ def test_imports_between_rooms_point_down(part):
         for name in imports(file)
         if is_within(name, part) and room_number(name, part) < room_number(module_name(file), part)
     ]
-
     assert upwards == []
 
 
 @pytest.mark.parametrize("part", ROOMS)
 def test_no_modules_import_each_other_in_a_circle(part):
     graph = {module_name(file): imports(file) - {module_name(file)} for file in files(part)}
-
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
@@ -173,42 +144,29 @@ def test_what_a_part_must_not_know_is_not_imported(part):
         assert not {name.split(".")[0] for name in imports(file)} & FORBIDDEN[part], file
 
 
-def pure_modules() -> dict[str, Path]:
-    every = {module_name(file): file for file in files("worker")}
-    return {
-        name: file for name, file in every.items() if any(is_within(name, room) for room in PURE)
-    }
-
-
-def test_pure_modules_import_no_io_library_by_name():
-    found = {name: imports(file) & IO for name, file in pure_modules().items()}
-
-    assert {name for name, io in found.items() if io} == READS_FILES
-
-
-def test_pure_modules_load_no_io_library_through_others():
-    """In a fresh interpreter, beyond what pydantic loads; an entry names the first loader only."""
+def python(code: str, given: str = "") -> str:
+    """What this code prints in a fresh interpreter; a warning or other output is an error."""
+    command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(
-        [sys.executable, "-c", LOADED],
-        input=json.dumps(sorted(pure_modules())),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+        command, input=given, cwd=ROOT, capture_output=True, text=True, check=False
     )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
-    loads = {name: IO.intersection(loaded) for name, loaded in json.loads(done.stdout).items()}
-    assert {name: io for name, io in loads.items() if io} == {}
+
+def test_pure_modules_import_no_io_library_by_name_or_through_others():
+    """Beyond what pydantic loads; an entry names the first loader only."""
+    every = {module_name(file): file for file in files("worker")}
+    pure = {name for name in every if any(is_within(name, room) for room in PURE)}
+    assert {name for name in pure if imports(every[name]) & IO} == READS_FILES
+    loads = json.loads(python(LOADED, json.dumps(sorted(pure))))
+    assert {name: io for name, loaded in loads.items() if (io := IO.intersection(loaded))} == {}
 
 
 def test_importing_the_front_doors_does_nothing():
     """No SDK, no file, no output: whatever imports them wants to read or to test them."""
     code = "import sys, handler, model_manager, runpod_sdk; assert 'runpod' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, check=False
-    )
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert python(code) == ""
 
 
 # Size ---------------------------------------------------------------------------------------------
@@ -234,7 +192,6 @@ def test_functions_are_short():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 inside = code.intersection(range(node.lineno, node.end_lineno + 1))
                 lengths[f"{module_name(file)}.{node.name}:{node.lineno}"] = len(inside)
-
     assert statistics.median(lengths.values()) <= 9
     assert statistics.quantiles(lengths.values(), n=20)[-1] <= 40
     assert [name for name, length in lengths.items() if length > 60] == []

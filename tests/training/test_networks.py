@@ -19,31 +19,18 @@ LARGEST = 10.5e6  # bytes that the repository accepts for a file
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def vae():
+def test_untrained_autoencoder_gives_mean_colours_also_when_its_latents_are_standardized():
     torch.manual_seed(0)
-    return autoencoder.start_as_patch_means(networks.vae()).eval().requires_grad_(False)
-
-
-def drawn(count=4):
+    vae = autoencoder.start_as_patch_means(networks.vae()).eval().requires_grad_(False)
     rng = random.Random(0)
-    return [scenes.draw(scenes.random_scene(rng), 128, rng) for _ in range(count)]
-
-
-def test_untrained_autoencoder_gives_mean_colours(vae):
-    pictures = drawn()
-    shown = torch.stack(list(map(autoencoder.to_tensor, pictures)))
-    means = torch.nn.functional.avg_pool2d(shown, networks.LATENT_FACTOR)
-    decoded = vae.decode(diffusion.encode(vae, pictures)).sample
-    again = torch.nn.functional.avg_pool2d(decoded, networks.LATENT_FACTOR)
-    assert (again - means).abs().mean() < 0.2  # of 2
-    assert np.corrcoef(again.flatten(), means.flatten())[0, 1] > 0.95
-
-
-def test_standardizing_changes_latents_but_not_pictures(vae):
-    pictures = drawn(10)
+    pictures = [scenes.draw(scenes.random_scene(rng), 128, rng) for _ in range(10)]
     raw = diffusion.encode(vae, pictures)
     before = vae.decode(raw).sample
+    shown = torch.stack(list(map(autoencoder.to_tensor, pictures)))
+    pool = torch.nn.AvgPool2d(networks.LATENT_FACTOR)
+    means, again = pool(shown), pool(before)
+    assert (again - means).abs().mean() < 0.2  # of 2
+    assert np.corrcoef(again.flatten(), means.flatten())[0, 1] > 0.95
     autoencoder.standardize(vae, raw)
     latents = diffusion.encode(vae, pictures)
     assert torch.allclose(vae.decode(latents).sample, before, atol=1e-4)
@@ -76,18 +63,13 @@ def test_processes_share_gradients():
     assert parallel.run(gradients, 2) == {"means": [[15, 15], [25, 25]]}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The models folder that the recipe fills, with a few steps of each part."""
-    folder = tmp_path_factory.mktemp("recipe")
-    with pytest.MonkeyPatch.context() as patch:
-        where = ["--work", str(folder / "work"), "--models", str(folder / "models")]
-        patch.setattr(sys, "argv", ["training", "--scale", "0.0005", "--processes", "1", *where])
-        recipe.main()
-    return folder / "models"
-
-
-def test_the_engine_can_use_the_files_of_the_recipe(made):
+def test_the_engine_can_use_the_files_of_the_recipe(tmp_path, monkeypatch):
+    """Made with a few steps of each part."""
+    made = tmp_path / "models"
+    where = ["--work", str(tmp_path / "work"), "--models", str(made)]
+    given = ["training", "--scale", "0.0005", "--processes", "1", *where]
+    monkeypatch.setattr(sys, "argv", given)
+    recipe.main()
     file = made / "Stable-diffusion" / "demo-shapes.safetensors"
     assert file.stat().st_size < LARGEST
     model = tiny_models.load(file)
@@ -96,10 +78,7 @@ def test_the_engine_can_use_the_files_of_the_recipe(made):
     plain, styled = tiny_models.draw(model), tiny_models.draw(model, LoraUse(lora, 1, 50))
     assert not np.array_equal(plain, styled)
     assert np.array_equal(tiny_models.draw(model), plain)
-
-
-def test_lora_has_convolutions(made):
     tensors = load_file(made / "Lora" / "striped.safetensors")
+    assert all(key.startswith("lora_unet_") for key in tensors)
     convolutions = [key for key, value in tensors.items() if value.ndim == 4]
     assert any("up_blocks_3_resnets" in key for key in convolutions)
-    assert all(key.startswith("lora_unet_") for key in tensors)
