@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import requests
 import torch
 import uvicorn
 from fakes import tiny_models
+from fakes.a1111.process import wait_until
 from PIL import Image
 
 from engine.__main__ import bind
@@ -43,17 +43,15 @@ def data_dir(tmp_path_factory):
     checkpoints, loras = folder / "models/Stable-diffusion", folder / "models/Lora"
     tiny_models.write(tiny_models.make_checkpoint(0), checkpoints / "alpha.safetensors")
     tiny_models.write(tiny_models.make_checkpoint(1), checkpoints / "sub/beta.safetensors")
-    tiny_models.write(tiny_models.make_xl_checkpoint(), checkpoints / "xl.safetensors")
+    tiny_models.write(tiny_models.make_checkpoint(xl=True), checkpoints / "xl.safetensors")
     (checkpoints / "zz-damaged.safetensors").write_bytes(b"not a model" * 100)
-    for name, state in {
-        "style.v1": tiny_models.make_lora(),
-        "xl": tiny_models.make_xl_lora(),
-    }.items():
+    for name, is_xl in (("style.v1", False), ("xl", True)):
+        state = tiny_models.make_lora(xl=is_xl)
         tiny_models.write(state, loras / f"{name}.safetensors")
         for part in ("unet", "te", "te1", "te2"):
             half = {key: value for key, value in state.items() if key.startswith(f"lora_{part}_")}
             tiny_models.write(half, loras / f"{name}-{part}.safetensors")
-    tiny_models.write(tiny_models.make_xl_lora(sgm=True), loras / "xl-sgm.safetensors")
+    tiny_models.write(tiny_models.make_lora(xl=True, sgm=True), loras / "xl-sgm.safetensors")
     (loras / "damaged.safetensors").write_bytes(b"<html>404</html>")
     return folder
 
@@ -63,17 +61,14 @@ class Client:
 
     def __init__(self, port):
         self.port = port
+        self.url = f"http://127.0.0.1:{port}/sdapi/v1/"
         self.threads = ThreadPoolExecutor(4)
 
-    def request(self, method, path, **kwargs):
-        url = f"http://127.0.0.1:{self.port}/sdapi/v1/{path}"
-        return requests.request(method, url, timeout=60, **kwargs)
-
     def get(self, path):
-        return self.request("GET", path)
+        return requests.get(self.url + path, timeout=60)
 
     def post(self, path, **body):
-        return self.request("POST", path, json=body)
+        return requests.post(self.url + path, json=body, timeout=60)
 
     def txt2img(self, **fields):
         return self.post("txt2img", **(SMALL | fields))
@@ -89,20 +84,23 @@ class Client:
     def info(self, **fields):
         return json.loads(self.txt2img(**fields).json()["info"])
 
+    def state(self):
+        return self.get("progress").json()["state"]
+
     def start(self, **fields):
         """Begin a job beside the test: a future of the answer, once the first step is done."""
         job = self.threads.submit(self.txt2img, **fields)
-        self.wait_until(lambda: self.get("progress").json()["state"]["sampling_step"] > 0)
+        wait_until(lambda: self.state()["sampling_step"] > 0, "the first step", 120)
         return job
 
-    def wait_until(self, condition, seconds=120):
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def wait(self):
+        """Wait for the start of the engine."""
+
+        def answers():
             with contextlib.suppress(requests.ConnectionError):
-                if condition():
-                    return
-            time.sleep(0.02)
-        pytest.fail(f"not within {seconds} s")
+                return self.get("loras").ok
+
+        wait_until(answers, "the engine", 120)
 
 
 def decode_png(image):
@@ -124,7 +122,7 @@ def client(data_dir):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     client = Client(bound.getsockname()[1])
-    client.wait_until(lambda: client.get("loras").ok)
+    client.wait()
     yield client
     engine.close()
     server.should_exit = True

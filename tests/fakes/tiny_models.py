@@ -5,6 +5,8 @@ takes a tenth of a second. The pictures are noise that depends on prompt, seed a
 seed gives the same file.
 """
 
+import re
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -20,11 +22,10 @@ WIDTH = 64  # of SD1's text encoder, and of what the UNet attends to
 UNET_CHANNELS = (32, 64, 64, 64)
 VAE_CHANNELS = (32, 32, 32, 32)
 XL_WIDTHS = (32, 64)  # of SDXL's text encoders (diffusers needs two); its UNet has the sum
-XL_UNET_CHANNELS = (32, 64, 64)
-XL_DEPTHS = (1, 2, 3)  # transformers in a block; SDXL's first level has none, its last has 10
 LORA_RANK = 4
 # LoRAs train the attention's and the feed-forward's projections
-_UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+_UNET_TARGETS = r"to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2"
+_TARGET = re.compile(rf"encoder\.layers|transformer_blocks.*({_UNET_TARGETS})$")
 
 
 def unet(**options):
@@ -36,10 +37,11 @@ def unet(**options):
 def xl_unet(**options):
     """A UNet with SDXL's blocks: no attention in level 1, linear projections, two embeddings."""
     defaults = {
-        "block_out_channels": XL_UNET_CHANNELS,
+        "block_out_channels": (32, 64, 64),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": XL_DEPTHS,
+        # transformers in a block; SDXL's first level has none, its last has 10
+        "transformer_layers_per_block": (1, 2, 3),
         "attention_head_dim": (1, 1, 1),
         "use_linear_projection": True,
         "cross_attention_dim": sum(XL_WIDTHS),
@@ -52,13 +54,12 @@ def xl_unet(**options):
 
 def vae(channels=VAE_CHANNELS):
     """An autoencoder with SD1's and SDXL's blocks; factor 8 between picture and latent."""
-    levels = len(channels)
     return AutoencoderKL(
         block_out_channels=channels,
         layers_per_block=2,
         latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
     )
 
 
@@ -86,42 +87,36 @@ def second_text_encoder():
     return CLIPTextModelWithProjection(_text_config(XL_WIDTHS[1], 3, "gelu"))
 
 
-def make_checkpoint(seed=0):
-    """An SD1 checkpoint in original key naming, half precision; 14 MB."""
+def make_checkpoint(seed=0, xl=False):
+    """An SD1 or SDXL checkpoint in original key naming, half precision; 14 or 19 MB."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state = ldm.export_unet(unet().state_dict(), layers_per_block=2)
+        state = ldm.export_unet((xl_unet if xl else unet)().state_dict(), layers_per_block=2)
         state |= ldm.export_vae(vae().state_dict(), len(VAE_CHANNELS))
-        state |= ldm.export_clip(text_encoder().state_dict())
+        if xl:
+            state |= ldm.export_clip(text_encoder(XL_WIDTHS[0]).state_dict(), ldm.CLIP_XL)
+            state |= ldm.export_openclip(second_text_encoder().state_dict())
+        else:
+            state |= ldm.export_clip(text_encoder().state_dict())
     return {key: value.half().contiguous() for key, value in state.items()}
 
 
-def make_xl_checkpoint(seed=0):
-    """An SDXL checkpoint in original key naming, half precision; 19 MB."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        state = ldm.export_unet(xl_unet().state_dict(), layers_per_block=2)
-        state |= ldm.export_vae(vae().state_dict(), len(VAE_CHANNELS))
-        state |= ldm.export_clip(text_encoder(XL_WIDTHS[0]).state_dict(), ldm.CLIP_XL)
-        state |= ldm.export_openclip(second_text_encoder().state_dict())
-    return {key: value.half().contiguous() for key, value in state.items()}
+def make_lora(seed=0, xl=False, sgm=False):
+    """A LoRA in kohya's naming for every SD1 or SDXL checkpoint, with random weights.
 
-
-def make_lora(seed=0, strength=1.0):
-    """A LoRA in kohya's naming for every checkpoint of `make_checkpoint`, with random weights."""
+    `sgm`: the UNet's layers have Stability AI's names instead of diffusers'.
+    """
     with torch.device("meta"):  # allocates no weights
-        layers = _kohya("lora_unet_", unet()) | _kohya("lora_te_text_model_", text_encoder())
-    return random_lora(layers, seed, strength)
-
-
-def make_xl_lora(seed=0, sgm=False):
-    """A LoRA for `make_xl_checkpoint`; the UNet in diffusers' or Stability AI's naming."""
-    with torch.device("meta"):
-        network = xl_unet()
-        layers = _kohya("lora_te1_text_model_", text_encoder(XL_WIDTHS[0]))
-        layers |= _kohya("lora_te2_text_model_", second_text_encoder())
-    names = sgm_names(network) if sgm else {}
-    return random_lora(layers | _kohya("lora_unet_", network, names), seed)
+        network, text = xl_unet() if xl else unet(), text_encoder(XL_WIDTHS[0] if xl else WIDTH)
+        layers = _kohya("lora_te1_text_model_" if xl else "lora_te_text_model_", text)
+        layers |= _kohya("lora_te2_text_model_", second_text_encoder()) if xl else {}
+        layers |= _kohya("lora_unet_", network, sgm_names(network) if sgm else {})
+    generator, state = torch.Generator().manual_seed(seed), {}
+    for name, module in layers.items():
+        down, up = random_factors(module, generator)
+        state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"] = down, up
+        state[f"{name}.alpha"] = torch.tensor(float(LORA_RANK))
+    return state
 
 
 def sgm_names(network):
@@ -140,27 +135,16 @@ def _kohya(prefix, network, names=()):
     return {
         prefix + names.get(name, name).removeprefix("text_model.").replace(".", "_"): module
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and _is_lora_target(name)
+        if isinstance(module, torch.nn.Linear) and _TARGET.search(name)
     }
 
 
-def _is_lora_target(name):
-    in_unet = "transformer_blocks" in name and name.endswith(_UNET_TARGETS)
-    return in_unet or "encoder.layers" in name
-
-
-def random_lora(layers, seed=0, strength=1.0):
-    """Random factors for {name: linear layer or convolution}, under kohya's suffixes."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, module in layers.items():
-        out, *inner = module.weight.shape
-        down = torch.randn(LORA_RANK, *inner, generator=generator)
-        up = torch.randn(out, LORA_RANK, *(1 for _ in inner[1:]), generator=generator)
-        state[f"{name}.lora_down.weight"] = down / down[0].numel() ** 0.5
-        state[f"{name}.lora_up.weight"] = up * strength
-        state[f"{name}.alpha"] = torch.tensor(float(LORA_RANK))
-    return state
+def random_factors(module, generator, rank=LORA_RANK):
+    """A LoRA's two matrices for a linear layer or a convolution."""
+    out, *inner = module.weight.shape
+    down = torch.randn(rank, *inner, generator=generator)
+    up = torch.randn(out, rank, *(1 for _ in inner[1:]), generator=generator)
+    return down / down[0].numel() ** 0.5, up
 
 
 def write(state, path):
@@ -176,10 +160,9 @@ def load(path):
     return LoadedModel.load(Checkpoint(path, path.name, ""), "")
 
 
-def draw(model, *uses, prompt="a (red:1.2) cat", sampler="Euler", steps=2):
+def draw(model, *uses):
     """A picture of the loaded model with these LoRAs: (64, 64, 3) integers."""
-    chosen = samplers.find_sampler(sampler)
-    settings = PictureSettings(1, 64, 64, steps, 7, chosen, None)
+    settings = PictureSettings(1, 64, 64, 2, 7, samplers.find_sampler("Euler"), None)
     with model.with_loras(uses):
-        conditioning = model.encode(prompt, "a dog", 1, chosen.calls(steps))
+        conditioning = model.encode("a (red:1.2) cat", "a dog", 1, 2)
         return np.asarray(model.picture(conditioning, settings, lambda *_: False), dtype=int)

@@ -18,9 +18,11 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def start(tmp_path):
-    """An engine in a folder whose config.json names this checkpoint."""
+    """An engine with these checkpoints, whose config.json names one."""
 
-    def start(configured=None):
+    def start(configured=None, checkpoints=""):
+        for name in checkpoints:
+            tiny_models.write({}, tmp_path / f"models/Stable-diffusion/{name}.safetensors")
         file = tmp_path / "config.json"
         file.write_text(json.dumps({"sd_model_checkpoint": configured}))
         return Engine(tmp_path, Options(file), threads=1)
@@ -32,8 +34,10 @@ def default_of(engine):
     return engine.get_options()["sd_model_checkpoint"]
 
 
-def test_without_a_checkpoint_jobs_fail_until_one_is_found(start, tmp_path):
+def test_without_a_checkpoint_jobs_fail_until_one_is_found_and_after_close(start, tmp_path):
     engine = start()
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
+    assert made >= {"models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings"}
     with pytest.raises(FileNotFoundError, match="No checkpoints found"):
         engine.txt2img(Txt2Img())
     assert default_of(engine) is None
@@ -41,6 +45,12 @@ def test_without_a_checkpoint_jobs_fail_until_one_is_found(start, tmp_path):
     assert default_of(engine) is None
     engine.refresh_checkpoints()
     assert default_of(engine) == "new.safetensors"
+    for name in ("x.safetensors", "readme.txt"):
+        (tmp_path / "models/VAE" / name).touch()
+    assert [vae["model_name"] for vae in engine.list_vaes()] == ["x.safetensors"]
+    engine.close()
+    with pytest.raises(RuntimeError, match="shutting down"):
+        engine.txt2img(Txt2Img())
 
 
 @pytest.mark.parametrize(
@@ -53,26 +63,8 @@ def test_without_a_checkpoint_jobs_fail_until_one_is_found(start, tmp_path):
         ("nope", "A.safetensors"),
     ],
 )
-def test_default_checkpoint(start, tmp_path, configured, expected):
-    for name in ("b", "A", "c"):
-        tiny_models.write({}, tmp_path / f"models/Stable-diffusion/{name}.safetensors")
-    assert default_of(start(configured)) == expected
-
-
-def test_folders_are_created_and_vaes_listed(start, tmp_path):
-    engine = start()
-    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
-    assert made >= {"models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings"}
-    (tmp_path / "models/VAE/x.safetensors").touch()
-    (tmp_path / "models/VAE/readme.txt").touch()
-    assert [vae["model_name"] for vae in engine.list_vaes()] == ["x.safetensors"]
-
-
-def test_waiting_jobs_fail_after_close(start):
-    engine = start()
-    engine.close()
-    with pytest.raises(RuntimeError, match="shutting down"):
-        engine.txt2img(Txt2Img())
+def test_default_checkpoint(start, configured, expected):
+    assert default_of(start(configured, "bAc")) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,8 +73,5 @@ def test_waiting_jobs_fail_after_close(start):
 def test_wait_policy_is_passive_unless_set_and_set_before_torch_is_loaded(given, policy):
     code = "import engine, sys, os; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     environ = {"PATH": os.environ["PATH"]} | given
-    command = [sys.executable, "-c", code]
-    assert subprocess.check_output(command, cwd=ROOT, env=environ).split() == [
-        b"False",
-        policy.encode(),
-    ]
+    done = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environ, text=True)
+    assert done.split() == ["False", policy]

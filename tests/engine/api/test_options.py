@@ -7,21 +7,31 @@ from engine.api.options import Options
 from engine.errors import Unsupported
 
 
-def configured(folder, content):
-    file = folder / "config.json"
-    file.write_text(content if isinstance(content, str) else json.dumps(content))
-    return file
+@pytest.fixture
+def configured(tmp_path):
+    """Options of a file with this content; of none without it."""
+
+    def configured(content=None):
+        file = tmp_path / "config.json"
+        if content is not None:
+            file.write_text(content if isinstance(content, str) else json.dumps(content))
+        return Options(file)
+
+    return configured
 
 
-def test_options_are_read_from_the_file(tmp_path):
-    assert Options(tmp_path / "config.json").values == options.DEFAULTS
-    content = {"sd_model_checkpoint": "a", "CLIP_stop_at_last_layers": 2, "jpeg_quality": 80}
-    values = Options(configured(tmp_path, content)).values
-    assert values == options.DEFAULTS | {"sd_model_checkpoint": "a", "CLIP_stop_at_last_layers": 2}
+def test_options_are_read_from_the_file_and_changes_written_to_it(configured):
+    assert configured().values == options.DEFAULTS
+    known = {"sd_model_checkpoint": "a", "CLIP_stop_at_last_layers": 2}
+    found = configured(known | {"jpeg_quality": 80})
+    assert found.values == options.DEFAULTS | known
+    found.change({"CLIP_stop_at_last_layers": 3})
+    assert configured().values["CLIP_stop_at_last_layers"] == 3
+    assert json.loads(found.file.read_text())["jpeg_quality"] == 80
 
 
-def test_vae_in_the_file_is_ignored_with_a_warning(tmp_path, caplog):
-    assert Options(configured(tmp_path, {"sd_vae": "x.safetensors"})).values == options.DEFAULTS
+def test_vae_in_the_file_is_ignored_with_a_warning(configured, caplog):
+    assert configured({"sd_vae": "x.safetensors"}).values == options.DEFAULTS
     assert "sd_vae" in caplog.text
 
 
@@ -29,16 +39,9 @@ def test_vae_in_the_file_is_ignored_with_a_warning(tmp_path, caplog):
     ("content", "error"),
     [("{", ValueError), ([], TypeError), ({"CLIP_stop_at_last_layers": "2"}, TypeError)],
 )
-def test_invalid_file_is_an_error(tmp_path, content, error):
+def test_invalid_file_is_an_error(configured, content, error):
     with pytest.raises(error):
-        Options(configured(tmp_path, content))
-
-
-def test_changes_are_written_and_other_entries_kept(tmp_path):
-    file = configured(tmp_path, {"jpeg_quality": 80})
-    Options(file).change({"CLIP_stop_at_last_layers": 2})
-    assert Options(file).values["CLIP_stop_at_last_layers"] == 2
-    assert json.loads(file.read_text())["jpeg_quality"] == 80
+        configured(content)
 
 
 def test_unsupported_values_are_refused_by_name():

@@ -12,7 +12,10 @@ from engine.models import architecture, ldm
 from engine.models.loading import read_pipeline
 
 
-def shapes(state):
+def exported(unet, vae, text):
+    """The original names and shapes of a UNet, a VAE, and the state of the text encoders."""
+    state = ldm.export_unet(unet.state_dict(), layers_per_block=2)
+    state |= ldm.export_vae(vae.state_dict(), 4) | text
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
@@ -21,42 +24,18 @@ def sd1():
     """The shapes of Stable Diffusion 1.5, with a small text encoder; no weights."""
     with torch.device("meta"):
         unet = tiny_models.unet(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768)
-        state = ldm.export_unet(unet.state_dict(), layers_per_block=2)
-        state |= ldm.export_vae(tiny_models.vae((128, 256, 512, 512)).state_dict(), 4)
-        state |= ldm.export_clip(tiny_models.text_encoder().state_dict())
-    return shapes(state)
+        text = ldm.export_clip(tiny_models.text_encoder().state_dict())
+        return exported(unet, tiny_models.vae((128, 256, 512, 512)), text)
 
 
-@pytest.fixture(scope="module")
-def sdxl(sd1):
-    """SDXL's UNet and second text encoder in their real layout, but narrower."""
-    with torch.device("meta"):
-        unet = tiny_models.xl_unet(
-            block_out_channels=(64, 128, 256),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(1, 2, 4),
-        )
-        config = CLIPTextConfig(
-            vocab_size=49408, hidden_size=128, num_hidden_layers=3, projection_dim=96
-        )
-        tower = CLIPTextModelWithProjection(config)
-        state = ldm.export_unet(unet.state_dict(), layers_per_block=2)
-        state |= ldm.export_clip(tiny_models.text_encoder().state_dict(), ldm.CLIP_XL)
-        state |= ldm.export_openclip(tower.state_dict())
-    return shapes(state) | {k: v for k, v in sd1.items() if k.startswith(ldm.VAE)}
-
-
-def test_sd1_unet(sd1):
+def test_sd1_and_its_original_keys(sd1):
     unet = architecture.infer(sd1, {}).components["unet"]
     assert unet["block_out_channels"] == [320, 640, 1280, 1280]
     assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     assert unet["up_block_types"] == ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
     assert (unet["layers_per_block"], unet["cross_attention_dim"]) == (2, 768)
     assert (unet["attention_head_dim"], unet["use_linear_projection"]) == (8, False)
-
-
-def test_sd1_original_keys(sd1):
-    """Names from the published v1-5-pruned-emaonly.safetensors."""
+    # the names in the published v1-5-pruned-emaonly.safetensors
     assert len([key for key in sd1 if key.startswith(ldm.UNET)]) == 686
     assert len([key for key in sd1 if key.startswith(ldm.VAE)]) == 248
     assert {
@@ -71,38 +50,44 @@ def test_sd1_original_keys(sd1):
     } <= sd1.keys()
 
 
-def test_sdxl(sdxl):
-    found = architecture.infer(sdxl, {})
+def test_sdxl():
+    """SDXL's UNet and second text encoder in their real layout, but narrower."""
+    with torch.device("meta"):
+        depths, heads = (1, 2, 10), (1, 2, 4)
+        unet = tiny_models.xl_unet(
+            block_out_channels=(64, 128, 256),
+            transformer_layers_per_block=depths,
+            attention_head_dim=heads,
+        )
+        config = CLIPTextConfig(
+            vocab_size=49408, hidden_size=128, num_hidden_layers=3, projection_dim=96
+        )
+        text = ldm.export_clip(tiny_models.text_encoder().state_dict(), ldm.CLIP_XL)
+        text |= ldm.export_openclip(CLIPTextModelWithProjection(config).state_dict())
+        found = architecture.infer(exported(unet, tiny_models.vae(), text), {})
     unet, tower = found.components["unet"], found.components["text_encoder_2"]
     assert found.is_xl
-    assert unet["transformer_layers_per_block"] == [1, 2, 10]
+    assert unet["transformer_layers_per_block"] == [*depths]
     assert unet["down_block_types"] == ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2
-    assert (unet["attention_head_dim"], unet["use_linear_projection"]) == ([1, 2, 4], True)
+    assert (unet["attention_head_dim"], unet["use_linear_projection"]) == ([*heads], True)
     assert unet["projection_class_embeddings_input_dim"] == 1600
     assert (tower["hidden_size"], tower["projection_dim"]) == (128, 96)
     assert tower["num_hidden_layers"] == 3
     assert found.components["vae"]["scaling_factor"] == 0.13025
 
 
-@pytest.mark.parametrize(
-    ("marker", "metadata", "expected"),
-    [
+def test_what_the_metadata_says_and_inpainting(sd1):
+    for marker, metadata, expected in (
         ({}, {}, "epsilon"),
         ({"v_pred": (0,)}, {}, "v_prediction"),
         ({}, {"prediction_type": "v_prediction"}, "v_prediction"),
-    ],
-)
-def test_prediction_type(sd1, marker, metadata, expected):
-    scheduler = architecture.infer(sd1 | marker, metadata).components["scheduler"]
-    assert scheduler["prediction_type"] == expected
-
-
-def test_options_in_the_metadata_and_inpainting(sd1):
+    ):
+        scheduler = architecture.infer(sd1 | marker, metadata).components["scheduler"]
+        assert scheduler["prediction_type"] == expected
     metadata = {"engine.config": json.dumps({"vae": {"norm_num_groups": 4}})}
     assert architecture.infer(sd1, metadata).components["vae"]["norm_num_groups"] == 4
-    first = ldm.UNET + "input_blocks.0.0.weight"
     with pytest.raises(Unsupported, match="inpainting"):
-        architecture.infer(sd1 | {first: (320, 9, 3, 3)}, {})
+        architecture.infer(sd1 | {ldm.UNET + "input_blocks.0.0.weight": (320, 9, 3, 3)}, {})
 
 
 def test_exported_file_is_read_by_diffusers_with_the_same_keys_and_numbers(data_dir):

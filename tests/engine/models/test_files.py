@@ -18,35 +18,40 @@ WEIGHTS = {
     UNET: b"0" * 0x100000 + b"unet",
     "vae/diffusion_pytorch_model": b"vae",
 }
+MODEL = "My Model v1.5"
+
+
+def write(path, content=b"{}"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "sub/My Model v1.5"
-    files = {f"{name}.safetensors": content for name, content in WEIGHTS.items()}
-    for name, content in ({"model_index.json": b"{}"} | files).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
+    files = {f"sub/{MODEL}/{name}.safetensors": content for name, content in WEIGHTS.items()}
+    files |= {f"sub/{MODEL}/model_index.json": b"{}"}
+    files |= {"top.safetensors": b"top", "sub/x.safetensors": b"x", "old.ckpt": b"a pickle"}
+    files["model_index.json"] = b"{}"  # does not make all of this one checkpoint
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    return tmp_path / "sub" / MODEL
 
 
 @pytest.fixture
-def checkpoints(folder, tmp_path):
-    (tmp_path / "top.safetensors").write_bytes(b"top")
-    (folder.parent / "x.safetensors").write_bytes(b"x")
-    (tmp_path / "old.ckpt").write_bytes(b"a pickle is not loaded")
-    (tmp_path / "model_index.json").write_text("{}")  # does not make all of this one checkpoint
-    return Checkpoints(tmp_path)
+def checkpoints(folder):
+    return Checkpoints(folder.parents[1])
 
 
 def test_list_is_sorted_and_has_no_hashes_at_first(checkpoints, folder):
     entries = checkpoints.describe()
-    names = ["sub/My Model v1.5", "sub/x.safetensors", "top.safetensors"]
-    assert [entry["title"] for entry in entries] == names
-    assert [entry["model_name"] for entry in entries] == ["sub_My Model v1.5", "sub_x", "top"]
+    assert [(entry["title"], entry["model_name"]) for entry in entries] == [
+        (f"sub/{MODEL}", f"sub_{MODEL}"),
+        ("sub/x.safetensors", "sub_x"),
+        ("top.safetensors", "top"),
+    ]
     assert [(entry["hash"], entry["sha256"]) for entry in entries] == [(None, None)] * 3
     assert entries[0]["filename"] == str(folder)
-    assert [c.stem for c in checkpoints.all] == ["My Model v1.5", "x", "top"]
+    assert [c.stem for c in checkpoints.all] == [MODEL, "x", "top"]
 
 
 def test_names_are_known_at_once_and_hashes_once_computed(checkpoints):
@@ -60,79 +65,81 @@ def test_names_are_known_at_once_and_hashes_once_computed(checkpoints):
         assert checkpoints.find(alias) is None
 
 
-def test_hash_of_a_folder_is_that_of_the_list_of_its_weights(checkpoints):
+def test_hash_of_a_folder_is_that_of_the_list_of_its_weights(checkpoints, folder, tmp_path):
     lines = [f"{n}.safetensors {hashlib.sha256(c).hexdigest()}\n" for n, c in WEIGHTS.items()]
     expected = hashlib.sha256("".join(lines).encode()).hexdigest()
-    checkpoint = checkpoints.find("My Model v1.5")
+    checkpoint = checkpoints.find(MODEL)
     assert checkpoint.old_hash == hashlib.sha256(b"unet").hexdigest()[:8]
     assert checkpoints.sha256(checkpoint) == checkpoints.known_sha256(checkpoint) == expected
-    title = f"sub/My Model v1.5 [{expected[:10]}]"
-    aliases = [title, "sub_My Model v1.5", expected[:10], expected, checkpoint.old_hash]
+    title = f"sub/{MODEL} [{expected[:10]}]"
+    aliases = [title, f"sub_{MODEL}", expected[:10], expected, checkpoint.old_hash]
     assert all(checkpoints.find(alias) == checkpoint for alias in aliases)
     assert checkpoints.describe()[0]["title"] == title
-
-
-@pytest.mark.parametrize(
-    ("alias", "changed"),
-    [
-        ("x", "sub/x.safetensors"),
-        ("My Model v1.5", f"sub/My Model v1.5/{UNET}.safetensors"),
-        ("My Model v1.5", "sub/My Model v1.5/vae/other.safetensors"),
-    ],
-)
-def test_changed_files_are_hashed_again(checkpoints, tmp_path, alias, changed):
-    checkpoint = checkpoints.find(alias)
-    before = checkpoints.sha256(checkpoint)
-    (tmp_path / changed).write_bytes(b"longer than before")
-    assert checkpoints.known_sha256(checkpoint) is None
-    assert checkpoints.sha256(checkpoint) != before
-
-
-def test_old_hash_is_of_the_half_precision_unet_if_there_are_two(folder, tmp_path):
-    (folder / f"{UNET}.fp16.safetensors").write_bytes(b"0" * 0x100000 + b"half")
-    assert Checkpoints(tmp_path).all[0].old_hash == hashlib.sha256(b"half").hexdigest()[:8]
-
-
-def test_folder_without_a_unet_is_listed(folder, tmp_path):
-    next((folder / "unet").iterdir()).unlink()
-    assert Checkpoints(tmp_path).all[0].old_hash == "NOFILE"
-
-
-def test_deleted_folder_is_an_error(checkpoints, folder, tmp_path):
-    checkpoint = checkpoints.find("My Model v1.5")
     folder.rename(tmp_path / "elsewhere")
     assert checkpoints.known_sha256(checkpoint) is None
     with pytest.raises(FileNotFoundError):
         checkpoints.sha256(checkpoint)
 
 
-def lora(path, alias=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"a": torch.ones(2)}, path, metadata={"ss_output_name": alias} if alias else None)
+def test_changed_files_are_hashed_again(checkpoints, folder, tmp_path):
+    for changed in ("x.safetensors", f"{MODEL}/{UNET}.safetensors", f"{MODEL}/vae/new.safetensors"):
+        checkpoint = checkpoints.find("x" if changed[0] == "x" else MODEL)
+        before = checkpoints.sha256(checkpoint)
+        write(folder.parent / changed, b"longer than before")
+        assert checkpoints.known_sha256(checkpoint) is None
+        assert checkpoints.sha256(checkpoint) != before
+    # the old hash is of the half-precision UNet if there are two
+    write(folder / f"{UNET}.fp16.safetensors", b"0" * 0x100000 + b"half")
+    assert Checkpoints(tmp_path).all[0].old_hash == hashlib.sha256(b"half").hexdigest()[:8]
+    for file in (folder / "unet").iterdir():
+        file.unlink()
+    assert Checkpoints(tmp_path).all[0].old_hash == "NOFILE"
 
 
-def test_lora_is_found_by_stem_or_alias_in_any_folder(tmp_path):
-    lora(tmp_path / "sub/a.b.safetensors", alias="style")
+def test_a_link_to_a_converted_folder_has_the_name_of_the_link_and_the_hash_of_its_file(tmp_path):
+    """`bake --diffusers` uses the hash as the folder's name; the worker compares file hashes."""
+    sha256, models = "0123456789abcdef" * 4, tmp_path / "models"
+    (models / "sub").mkdir(parents=True)
+    (models / "sub/circle").symlink_to(models)
+    (models / "sub/gone").symlink_to("nowhere")
+    for name in (sha256, "by hand"):
+        write(tmp_path / name / "model_index.json")
+        (models / f"sub/fox of {name[:2]}").symlink_to(tmp_path / name)
+    checkpoints = Checkpoints(models)
+    converted, by_hand = checkpoints.all
+    assert (converted.name, converted.stem) == ("sub/fox of 01", "fox of 01")
+    assert converted.is_folder
+    assert checkpoints.sha256(converted) == sha256
+    assert checkpoints.sha256(by_hand) not in {sha256, "by hand"}
+    for alias in ("sub_fox of 01", "fox of 01", sha256):
+        assert checkpoints.find(alias) == converted
+
+
+@pytest.fixture
+def lora(tmp_path):
+    def lora(name, alias=None):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file({"a": torch.ones(2)}, path, {"ss_output_name": alias} if alias else None)
+
+    return lora
+
+
+def test_lora_is_found_by_stem_or_by_an_alias_that_only_it_has(lora, tmp_path):
+    lora("sub/a.b", alias="style")
     loras = Loras(tmp_path)
     assert loras.find("a.b") == loras.find("style")
     assert [loras.find(name) for name in ("A.B", "sub/a.b", "a.b.safetensors")] == [None] * 3
-
-
-def test_an_alias_of_two_loras_finds_none(tmp_path):
-    for stem in "ab":
-        lora(tmp_path / f"{stem}.safetensors", alias="style")
+    lora("b", alias="style")
     assert Loras(tmp_path).find("style") is None
-
-
-def test_lora_hash_is_of_the_bytes_after_the_header(tmp_path):
+    # the hash is of the bytes after the header
     expected = hashlib.sha256(torch.ones(2).numpy().tobytes()).hexdigest()[:12]
-    lora(tmp_path / "a.safetensors")
-    lora(tmp_path / "b.safetensors", alias="another header")
+    lora("c")
     assert {found.hash() for found in Loras(tmp_path).all} == {expected}
 
 
-def test_unknown_tag_refreshes_the_list(tmp_path):
+def test_unknown_tag_refreshes_the_list(lora, tmp_path):
     loras = Loras(tmp_path)
-    lora(tmp_path / "late.safetensors")
+    lora("late")
     uses = loras.resolve([LoraTag("late", 1, 0.5), LoraTag("nope", 1, 1), LoraTag("late", 1, 1)])
     assert [(use.lora.name, use.te, use.unet) for use in uses] == [("late", 2, 1.5)]

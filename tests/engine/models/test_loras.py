@@ -67,10 +67,8 @@ def factors(kind, pattern, rank=RANK, seed=0):
     found = {}
     for path, module in NETWORKS[kind].named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and re.fullmatch(pattern, path):
-            out, *inner = module.weight.shape
-            down = torch.randn(rank, *inner, generator=generator)
-            up = torch.randn(out, rank, *(1 for _ in inner[1:]), generator=generator)
-            found[kind, path] = (down / down[0].numel() ** 0.5, up / 2)
+            down, up = tiny_models.random_factors(module, generator, rank)
+            found[kind, path] = (down, up / 2)
     assert found
     return found
 
@@ -79,10 +77,8 @@ def state_of(found, naming, alpha=None):
     state = {}
     for (kind, path), (down, up) in found.items():
         name, down_name, up_name = naming(kind, path)
-        state[f"{name}.{down_name}.weight"] = down
-        state[f"{name}.{up_name}.weight"] = up
-        if alpha is not None:
-            state[f"{name}.alpha"] = torch.tensor(float(alpha))
+        state |= {f"{name}.{down_name}.weight": down, f"{name}.{up_name}.weight": up}
+        state |= {} if alpha is None else {f"{name}.alpha": torch.tensor(float(alpha))}
     return state
 
 
@@ -95,11 +91,13 @@ def merge(pipe, found, scale):
         weight.copy_(weight.double() + scale * product.reshape(weight.shape))
 
 
+FOUND = factors("unet", ATTENTION)
+GOOD = state_of(FOUND, kohya, RANK)
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint") / "alpha.safetensors"
-    tiny_models.write(tiny_models.make_checkpoint(0), path)
-    return tiny_models.load(path)
+def model(data_dir):
+    return tiny_models.load(data_dir / "models/Stable-diffusion/alpha.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +149,8 @@ def test_every_kind_of_layer_in_the_unet(lora, check, pattern, alpha):
 @pytest.mark.parametrize(
     ("kind", "naming"),
     [
-        *[("te", naming) for naming in (kohya, peft, diffusers, diffusers_old)],
-        *[("unet", naming) for naming in (kohya_original, peft, peft_bare, diffusers)],
-        ("unet", diffusers_old),
+        *(("te", naming) for naming in (kohya, peft, diffusers, diffusers_old)),
+        *(("unet", n) for n in (kohya_original, peft, peft_bare, diffusers, diffusers_old)),
     ],
 )
 def test_every_naming(lora, check, kind, naming):
@@ -170,33 +167,17 @@ def test_original_names_of_convolutions_and_matrices_for_single_pixels(lora, che
     check([LoraUse(lora(flat), te=1, unet=1)], (found, 1))
 
 
-def test_layers_of_different_rank_and_alpha(lora, check):
-    first = factors("unet", r".*attn1\.to_.*", rank=2)
-    second = factors("unet", r".*attn2\.to_.*", rank=8)
-    third = factors("te", CLIP_TARGETS, rank=3)
-    state = state_of(first, kohya, 1) | state_of(second, kohya, 16) | state_of(third, kohya)
-    uses = [LoraUse(lora(state), te=2, unet=0.5)]
-    check(uses, (first, 0.25), (second, 1), (third, 2))
-
-
-def test_several_loras(lora, check):
-    first, second = factors("unet", ATTENTION), factors("unet", r".*attn2.*|.*conv1", seed=1)
-    third = {k: (d.half(), u.half()) for k, (d, u) in factors("te", CLIP_TARGETS).items()}
+def test_several_loras_with_layers_of_different_rank_alpha_and_weight(lora, check):
+    first, second = (factors("unet", rf".*attn{n}\.to_.*", rank=r) for n, r in ((1, 2), (2, 8)))
+    third = factors("unet", r".*attn2.*|.*conv1", seed=1)
+    text = factors("te", CLIP_TARGETS, rank=3)
+    text = {k: (down.half(), up.half()) for k, (down, up) in text.items()}
     uses = [
-        LoraUse(lora(state_of(first, kohya, 2), "one"), te=1, unet=0.7),
-        LoraUse(lora(state_of(second | third, peft), "two"), te=-1.5, unet=-0.4),
-        LoraUse(lora(state_of(second, kohya), "without weight"), te=0, unet=0),
+        LoraUse(lora(state_of(first, kohya, 1) | state_of(second, kohya, 16), "one"), 1, 0.5),
+        LoraUse(lora(state_of(third | text, peft), "two"), te=-1.5, unet=-0.4),
+        LoraUse(lora(state_of(third, kohya), "without weight"), te=0, unet=0),
     ]
-    check(uses, (first, 0.35), (second, -0.4), (third, -1.5))
-
-
-def test_each_network_has_its_own_weight(lora, check, model, plain):
-    unet, text = factors("unet", ATTENTION), factors("te", CLIP_TARGETS)
-    both = lora(state_of(unet | text, kohya), "both")
-    check([LoraUse(both, te=0, unet=1)], (unet, 1))
-    check([LoraUse(both, te=3, unet=0)], (text, 3))
-    only_text = lora(state_of(text, kohya), "text")
-    assert np.array_equal(draw(model, LoraUse(only_text, te=0, unet=1)), plain)
+    check(uses, (first, 0.25), (second, 1), (third, -0.4), (text, -1.5))
 
 
 @pytest.mark.parametrize(
@@ -210,16 +191,14 @@ def test_each_network_has_its_own_weight(lora, check, model, plain):
     ids=str,
 )
 def test_alpha_in_the_metadata_of_diffusers(lora, check, options, scale):
-    found = factors("unet", ATTENTION)
     metadata = {"lora_adapter_metadata": json.dumps(options)}
-    file = lora(state_of(found, peft), metadata=metadata)
-    check([LoraUse(file, te=1, unet=0.5)], (found, 0.5 * scale))
+    file = lora(state_of(FOUND, peft), metadata=metadata)
+    check([LoraUse(file, te=1, unet=0.5)], (FOUND, 0.5 * scale))
 
 
 def test_any_file_name_is_possible(lora, model, plain):
-    state = state_of(factors("unet", ATTENTION), kohya)
     for name in ("style.v1.0", "a b", "[x] (y)", "日本 é", "unet.text_encoder"):
-        assert not np.array_equal(draw(model, LoraUse(lora(state, name), te=1, unet=1)), plain)
+        assert not np.array_equal(draw(model, LoraUse(lora(GOOD, name), te=1, unet=1)), plain)
 
 
 # ------------------------------------------------------------------------------- refusals
@@ -258,18 +237,19 @@ def refusal(model, lora):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds_of_networks_are_refused_by_name(lora, model, kind):
-    for state in ({}, state_of(factors("unet", ATTENTION), kohya)):
+    for state in ({}, GOOD):
         other = {key: torch.ones(shape) for key, shape in KINDS[kind].items()}
         assert f"it is a {kind}; the embedded engine" in refusal(model, lora(state | other))
 
 
-def without(state, part):
-    name = next(key for key in state if part in key)
-    return {key: value for key, value in state.items() if key != name}
+def without(part):
+    name = next(key for key in GOOD if part in key)
+    return {key: value for key, value in GOOD.items() if key != name}
 
 
-FOUND = factors("unet", ATTENTION)
-GOOD = state_of(FOUND, kohya, RANK)
+X = {f"lora_unet_x.lora_{part}.weight": torch.ones(4, 4) for part in ("down", "up")}
+HALF = "does not have both of its matrices"
+UNKNOWN = "are not in the model"
 
 
 @pytest.mark.parametrize(
@@ -278,26 +258,18 @@ GOOD = state_of(FOUND, kohya, RANK)
         ({}, "it contains no LoRA layers"),
         ({"a": torch.ones(1)}, "1 of its 1 keys are not LoRA keys (first: 'a')"),
         (GOOD | {"b": torch.ones(1)}, f"1 of its {len(GOOD) + 1} keys are not LoRA keys"),
-        (without(GOOD, "lora_up"), "does not have both of its matrices"),
-        (without(GOOD, "lora_down"), "does not have both of its matrices"),
-        ({"lora_unet_x.alpha": torch.ones(1)}, "does not have both of its matrices"),
-        (
-            GOOD | {"lora_unet_x.lora_down.weight": torch.ones(4, 4)}
-            | {"lora_unet_x.lora_up.weight": torch.ones(4, 4)},
-            f"1 of its {len(FOUND) + 1} layers are not in the model (first: 'lora_unet_x')",
-        ),
+        *((without("lora_up"), HALF), (without("lora_down"), HALF)),
+        ({"lora_unet_x.alpha": torch.ones(1)}, HALF),
+        (GOOD | X, f"1 of its {len(FOUND) + 1} layers {UNKNOWN} (first: 'lora_unet_x')"),
         (GOOD | {f"{TO_Q}.lora_down.weight": torch.ones(4, 33)}, "[4, 33]"),
         (GOOD | {f"{TO_Q}.lora_up.weight": torch.ones(32, 5)}, "[32, 5]"),
         (GOOD | {f"{TO_Q}.lora_up.weight": torch.ones(1)}, "[1]"),
         (GOOD | {f"{TO_Q}.lora_down.weight": torch.ones(4, 32, 3, 3)}, "[4, 32, 3, 3]"),
         (GOOD | {f"{TO_Q}.alpha": torch.ones(3)}, "is not a single number"),
-        (
-            {key.replace(TO_Q, "unet.x"): value for key, value in GOOD.items()},
-            "are not in the model",
-        ),
+        ({key.replace(TO_Q, "unet.x"): value for key, value in GOOD.items()}, UNKNOWN),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_a_file_that_fits_only_in_part_is_refused(lora, model, state, cause):
     assert cause in refusal(model, lora(state))
 

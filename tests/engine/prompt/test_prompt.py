@@ -5,34 +5,30 @@ from engine.errors import Refused, Unsupported
 from engine.prompt import encoding, syntax, tokenizer
 from engine.prompt.syntax import LoraTag
 
+BREAK = ("BREAK", None)
 SPANS = [
-    ("", [("", 1.0)]),
-    ("a cat", [("a cat", 1.0)]),
-    ("a (red) cat", [("a ", 1.0), ("red", 1.1), (" cat", 1.0)]),
-    ("((red))", [("red", 1.1 * 1.1)]),
-    ("(red:1.5)", [("red", 1.5)]),
-    ("(red: 1.5 )", [("red", 1.5)]),
-    ("(a (b:2):0.5)", [("a ", 0.5), ("b", 1.0)]),
-    ("[red]", [("red", 1 / 1.1)]),
-    ("(red", [("red", 1.1)]),  # unclosed: up to the end
-    ("red)", [("red)", 1.0)]),  # not opened: text
-    ("red:1.5)", [("red:1.5)", 1.0)]),
+    *(("", [("", 1.0)]), ("a cat", [("a cat", 1.0)]), ("BREAKFAST", [("BREAKFAST", 1.0)])),
+    *(("((red))", [("red", 1.1 * 1.1)]), ("[red]", [("red", 1 / 1.1)]), (r"a\b", [("ab", 1.0)])),
+    *((text, [("red", 1.5)]) for text in ("(red:1.5)", "(red: 1.5 )")),
     (r"\(red\)", [("(red)", 1.0)]),
-    (r"a\b", [("ab", 1.0)]),
+    ("a (red) cat", [("a ", 1.0), ("red", 1.1), (" cat", 1.0)]),
+    ("(a (b:2):0.5)", [("a ", 0.5), ("b", 1.0)]),
+    ("(red", [("red", 1.1)]),  # unclosed: up to the end
+    *(("red)", [("red)", 1.0)]), ("red:1.5)", [("red:1.5)", 1.0)])),  # not opened: text
     ("(cat:1.) (dog:.5)", [("cat ", 1.0), ("dog", 0.5)]),
-    ("a BREAK b", [("a", 1.0), ("BREAK", None), ("b", 1.0)]),
-    ("a\nBREAK\nb", [("a", 1.0), ("BREAK", None), ("b", 1.0)]),
-    ("BREAKFAST", [("BREAKFAST", 1.0)]),
-    ("(a BREAK b:1.2)", [("a", 1.2), ("BREAK", None), ("b", 1.2)]),
+    *((text, [("a", 1.0), BREAK, ("b", 1.0)]) for text in ("a BREAK b", "a\nBREAK\nb")),
+    ("(a BREAK b:1.2)", [("a", 1.2), BREAK, ("b", 1.2)]),
     # A1111's own examples
     (r"\(literal\]", [("(literal]", 1.0)]),
     ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
     (
         "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
-        [("a ", 1.0), ("house", 1.3 * 1.1 * 1.1), (" ", 1.1), ("on", 1.0), (" a ", 1.1),
-         ("hill", 0.5 * 1.1), (", sun, ", 1.1), ("sky", 1.1**4), (".", 1.1)],
+        [
+            *(("a ", 1.0), ("house", 1.3 * 1.1 * 1.1), (" ", 1.1), ("on", 1.0), (" a ", 1.1)),
+            *(("hill", 0.5 * 1.1), (", sun, ", 1.1), ("sky", 1.1**4), (".", 1.1)),
+        ],
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "expected"), SPANS)
@@ -44,30 +40,21 @@ def test_parse(text, expected):
 
 
 TAGS = [
-    ("<lora:style>", LoraTag("style", 1, 1)),
-    ("<lora:style:0.8>", LoraTag("style", 0.8, 0.8)),
-    ("<lora:style:0.8:0.5>", LoraTag("style", 0.8, 0.5)),
-    ("<lora:style:te=0.2:unet=0.4>", LoraTag("style", 0.2, 0.4)),
-    ("<lora:style:unet=0.4>", LoraTag("style", 1, 0.4)),
-    ("<lora:style:-1>", LoraTag("style", -1, -1)),
-    ("<lora:my style (v1.2):.5>", LoraTag("my style (v1.2)", 0.5, 0.5)),
+    *(("style", "style", 1, 1), ("style:0.8", "style", 0.8, 0.8), ("style:-1", "style", -1, -1)),
+    *(("style:0.8:0.5", "style", 0.8, 0.5), ("style:unet=0.4", "style", 1, 0.4)),
+    ("style:te=0.2:unet=0.4", "style", 0.2, 0.4),
+    ("my style (v1.2):.5", "my style (v1.2)", 0.5, 0.5),
 ]
 
 
-@pytest.mark.parametrize(("tag", "expected"), TAGS)
-def test_lora_tag(tag, expected):
-    assert syntax.extract_loras(f"a {tag} cat") == ("a  cat", [expected])
-
-
-@pytest.mark.parametrize("tag", ["<LORA:style:1>", "<hypernet:x:1>"])
-def test_other_tags_are_removed(tag):
-    assert syntax.extract_loras(f"a {tag}cat") == ("a cat", [])
-
-
-@pytest.mark.parametrize("tag", ["<lora:a:abc>", "<lora:a:1:x>", "<lora:a:te=>", "<lora:a:1:1:4>"])
-def test_invalid_lora_weight_is_refused(tag):
-    with pytest.raises(Refused, match=tag):
-        syntax.extract_loras(tag)
+def test_lora_tags_are_read_and_other_ones_removed():
+    for tag, *expected in TAGS:
+        assert syntax.extract_loras(f"a <lora:{tag}> cat") == ("a  cat", [LoraTag(*expected)])
+    for tag in ("<LORA:style:1>", "<hypernet:x:1>"):
+        assert syntax.extract_loras(f"a {tag}cat") == ("a cat", [])
+    for tag in ("<lora:a:abc>", "<lora:a:1:x>", "<lora:a:te=>", "<lora:a:1:1:4>"):
+        with pytest.raises(Refused, match=tag):
+            syntax.extract_loras(tag)
 
 
 def test_only_and_is_refused():
@@ -93,14 +80,11 @@ def test_tokens_are_those_of_clip(clip):
     assert clip("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
-@pytest.mark.parametrize(("words", "chunks"), [(0, 1), (75, 1), (76, 2), (150, 2), (151, 3)])
-def test_chunks_have_75_tokens(clip, words, chunks):
-    found = encoding.chunk(clip, "cat " * words)
-    assert len(found) == chunks
-    assert {len(c.ids) for c in found} == {len(c.weights) for c in found} == {75}
-
-
-def test_chunk_ends_at_a_near_comma_and_at_break(clip):
+def test_chunks_have_75_tokens_and_end_at_a_near_comma_and_at_break(clip):
+    for words, chunks in {0: 1, 75: 1, 76: 2, 150: 2, 151: 3}.items():
+        found = encoding.chunk(clip, "cat " * words)
+        assert len(found) == chunks
+        assert {len(c.ids) for c in found} == {len(c.weights) for c in found} == {75}
     first, second = encoding.chunk(clip, "cat " * 70 + ", " + "dog " * 10)
     assert (first.ids.count(2368), second.ids.count(1929)) == (70, 10)
     first, _ = encoding.chunk(clip, "cat " * 10 + ", " + "dog " * 80)

@@ -15,31 +15,22 @@ def test_samplers_and_schedulers_equal_the_recorded_ones():
     assert found == recorded("get_schedulers")
 
 
-@pytest.mark.parametrize("name", ["", "euler", "k_euler", "DPM++ 2M Karras", *sorted(ABSENT)])
-def test_only_exact_names_are_accepted(name):
-    with pytest.raises(SamplerNotFound):
-        samplers.find_sampler(name)
+def test_only_exact_names_of_samplers_are_accepted():
+    for name in ("", "euler", "k_euler", "DPM++ 2M Karras", *ABSENT):
+        with pytest.raises(SamplerNotFound):
+            samplers.find_sampler(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        (None, "karras"),
-        ("", "karras"),
-        ("Automatic", "karras"),
-        ("Karras", "karras"),
-        ("uniform", "uniform"),
-        ("SGM Uniform", "sgm_uniform"),
-        ("sgm_uniform", "sgm_uniform"),
-        ("automatic", "automatic"),  # the same as in A1111: uniform sigmas
-        ("unknown", "automatic"),
-    ],
-)
-def test_find_scheduler(name, expected):
-    assert samplers.find_scheduler(samplers.find_sampler("DPM++ 2M"), name).name == expected
-
-
-def test_default_schedule_and_unsupported_pair():
+def test_find_scheduler():
+    for expected, names in {
+        "karras": (None, "", "Automatic", "Karras"),
+        "uniform": ("uniform",),
+        "sgm_uniform": ("SGM Uniform", "sgm_uniform"),
+        "automatic": ("automatic", "unknown"),  # the same as in A1111: uniform sigmas
+    }.items():
+        for name in names:
+            found = samplers.find_scheduler(samplers.find_sampler("DPM++ 2M"), name)
+            assert found.name == expected, name
     found = samplers.find_scheduler(samplers.find_sampler("Euler"), None)
     assert found.sigmas is noise_schedules.uniform
     with pytest.raises(Unsupported, match="Karras"):
@@ -62,11 +53,11 @@ def level(time):
 def formula(schedule, steps):
     """A1111's sigmas, from the formulas in the papers."""
     first, last, part = LEVELS[-1], LEVELS[0], np.linspace(0, 1, steps)
+    exponential = first * (last / first) ** part
     return {
         "uniform": level(999 * (1 - part)),
         "karras": (first ** (1 / 7) + part * (last ** (1 / 7) - first ** (1 / 7))) ** 7,
-        "exponential": first * (last / first) ** part,
-        "polyexponential": first * (last / first) ** part,
+        **dict.fromkeys(("exponential", "polyexponential"), exponential),
         "sgm_uniform": level(999 - 999 / steps * np.arange(steps)),
     }[schedule]
 
@@ -97,10 +88,12 @@ def test_every_sampler_uses_the_sigmas_of_every_schedule(name, schedule):
         assert np.allclose(level(built.timesteps.numpy()), found[:-1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["DPM++ 2M", "Euler a", "Heun", "DPM2", "DDIM", "UniPC", "LCM"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 60])
-def test_any_number_of_steps(name, steps):
-    assert len(built_for(name, None, steps).timesteps) >= 1
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
+def test_every_sampler_takes_any_number_of_steps_and_the_prediction_type(sampler):
+    for steps in (1, 2, 3, 60):
+        built = built_for(sampler.name, None, steps, "v_prediction")
+        assert len(built.timesteps) >= 1
+        assert built.config.prediction_type == "v_prediction"
 
 
 @pytest.mark.parametrize(
@@ -130,9 +123,3 @@ def test_eta_is_accepted_without_effect_or_used_by_ddim_or_refused():
     for name in ("Euler a", "DPM2 a", "DPM++ SDE", "DPM++ 3M SDE"):
         with pytest.raises(Unsupported, match=r"eta with the value 0\.5"):
             samplers.find_sampler(name).with_eta(0.5)
-
-
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
-def test_prediction_type_reaches_every_sampler(sampler):
-    built = samplers.build(sampler, samplers.SCHEDULERS[0], "v_prediction", 1)
-    assert built.config.prediction_type == "v_prediction"
