@@ -7,24 +7,22 @@ from worker import log
 
 SECRET = "abcdef123456"
 
-
-@pytest.fixture
-def logger():
-    return logging.getLogger("worker.test")
+logger = logging.getLogger("worker.test")
 
 
-def test_a_line_has_time_level_job_and_phase(logger, capsys):
+def test_a_line_has_time_level_job_and_phase_and_the_last_configuration_counts(capsys):
+    log.configure("DEBUG", "json", [])
     log.configure("INFO", "text", [])
-    log.job_id.set("job-7")
-    log.phase.set("prepare")
+    before = log.job_id.set("job-7"), log.phase.set("prepare")
+    logger.debug("not seen")
     logger.info("hello %s", "you")
-    log.job_id.set("-")
-    log.phase.set("-")
+    log.job_id.reset(before[0])
+    log.phase.reset(before[1])
 
     assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    [job-7 prepare] hello you\n"
 
 
-def test_a_json_line_has_the_keys_that_runpod_reads(logger, capsys):
+def test_a_json_line_has_the_keys_that_runpod_reads(capsys):
     log.configure("INFO", "json", [])
     logger.warning("hello")
 
@@ -33,7 +31,7 @@ def test_a_json_line_has_the_keys_that_runpod_reads(logger, capsys):
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(logger, capsys, form):
+def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(capsys, form):
     log.configure("INFO", form, [SECRET, SECRET[:8], "1"])
     try:
         raise ValueError(SECRET)  # noqa: TRY301
@@ -44,12 +42,3 @@ def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(logger, capsys,
     assert SECRET[:8] not in text
     assert "ValueError: ***" in text
     assert "and 1" in text  # too short to be hidden
-
-
-def test_a_second_call_replaces_the_first(logger, capsys):
-    log.configure("INFO", "text", [])
-    log.configure("ERROR", "text", [])
-    logger.warning("not seen")
-    logger.error("seen once")
-
-    assert capsys.readouterr().err.count("seen") == 1

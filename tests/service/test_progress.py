@@ -1,19 +1,12 @@
 """Progress reports: in order, not too often, and none after the end."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
 from worker.service.progress import JobProgress, ProgressTiming
 from worker.webui.client import of_generation
-
-AT_ONCE = ProgressTiming(every=0.0)
-
-
-def state(step=0, number=0, count=1, progress=0.0, eta=0.0):
-    """An answer of A1111's route `progress`."""
-    job = {"sampling_step": step, "sampling_steps": 20, "job_no": number, "job_count": count}
-    return {"progress": progress, "eta_relative": eta, "state": job}
 
 
 def generating(step, percent, eta, message):
@@ -22,16 +15,17 @@ def generating(step, percent, eta, message):
 
 
 @pytest.mark.parametrize(
-    ("answer", "report"),
+    ("step", "number", "count", "progress", "eta", "report"),
     [
-        (state(), {"phase": "load"}),
-        (state(5, progress=0.26, eta=3.216), generating(5, 26.0, 3.2, "step 5 of 20")),
-        (state(0, 1, 4, 0.25, -1), generating(0, 25.0, 0.0, "step 0 of 20, batch 2 of 4")),
+        (0, 0, 1, 0.0, 0.0, {"phase": "load"}),
+        (5, 0, 1, 0.26, 3.216, generating(5, 26.0, 3.2, "step 5 of 20")),
+        (0, 1, 4, 0.25, -1, generating(0, 25.0, 0.0, "step 0 of 20, batch 2 of 4")),
     ],
-    ids=["before the first step", "one picture", "the second of four"],
 )
-def test_the_progress_of_the_engine_becomes_a_report(answer, report):
-    assert of_generation(answer) == report
+def test_the_progress_of_the_engine_becomes_a_report(step, number, count, progress, eta, report):
+    job = {"sampling_step": step, "sampling_steps": 20, "job_no": number, "job_count": count}
+
+    assert of_generation({"progress": progress, "eta_relative": eta, "state": job}) == report
 
 
 class Platform:
@@ -58,35 +52,48 @@ class Platform:
             self.changed.clear()
             await asyncio.wait_for(self.changed.wait(), 30)
 
+    @asynccontextmanager
+    async def first_report(self, **timing):
+        """The progress of a job whose first report is being posted."""
+        async with JobProgress(self.post, ProgressTiming(**({"every": 0.0} | timing))) as progress:
+            await asyncio.to_thread(progress.report, {"n": 1})  # any thread may report
+            await self.wait_until(lambda: self.posting or self.reports)
+            yield progress
+
 
 def test_one_report_is_posted_at_a_time_and_then_only_the_newest():
     async def story():
         platform = Platform(accept=False)
-        async with JobProgress(platform.post, AT_ONCE) as progress:
-            for number in range(50):
+        async with platform.first_report() as progress:
+            for number in range(2, 50):
                 progress.report({"n": number})
-                if number == 0:
-                    await platform.wait_until(lambda: platform.posting)
             platform.accept.set()
             await platform.wait_until(lambda: len(platform.reports) == 2)
         return platform
 
     platform = asyncio.run(story())
-    assert platform.reports == [{"n": 0}, {"n": 49}]
+    assert platform.reports == [{"n": 1}, {"n": 49}]
     assert platform.most_at_once == 1
 
 
-def test_the_next_report_waits_for_the_interval():
+@pytest.mark.parametrize(
+    ("accept", "timing", "posted"),
+    [
+        (True, {"every": 60}, [{"n": 1}]),  # the next report waits for the interval
+        (False, {"patience": 0.01}, []),  # a report that is not accepted is given up
+    ],
+)
+def test_no_report_is_posted_too_early_or_for_too_long(accept, timing, posted):
     async def story():
-        platform = Platform()
-        async with JobProgress(platform.post, ProgressTiming(every=60)) as progress:
-            progress.report({"n": 1})
-            await platform.wait_until(lambda: platform.reports)
-            progress.report({"n": 2})
-            await asyncio.sleep(0.01)
+        platform = Platform(accept)
+        async with platform.first_report(**timing) as progress:
+            if accept:
+                await platform.wait_until(lambda: platform.reports)
+                progress.report({"n": 2})
+                await asyncio.sleep(0.01)
         return platform.reports
 
-    assert asyncio.run(story()) == [{"n": 1}]
+    assert asyncio.run(story()) == posted
 
 
 @pytest.mark.parametrize("end", ["returns", "cancelled"])
@@ -95,9 +102,7 @@ def test_the_end_of_a_job_waits_for_the_report_that_is_being_posted(end):
         platform = Platform(accept=False)
 
         async def job():
-            async with JobProgress(platform.post, AT_ONCE) as progress:
-                progress.report({"n": 1})
-                await platform.wait_until(lambda: platform.posting)
+            async with platform.first_report() as progress:
                 if end == "cancelled":
                     running.cancel()
                     await asyncio.sleep(60)
@@ -115,28 +120,12 @@ def test_the_end_of_a_job_waits_for_the_report_that_is_being_posted(end):
     assert asyncio.run(story()) == (end == "cancelled", [{"n": 1}])
 
 
-def test_a_report_that_is_not_accepted_is_given_up():
+def test_a_report_need_not_be_posted_and_may_come_after_the_event_loop():
     async def story():
-        platform = Platform(accept=False)
-        async with JobProgress(platform.post, ProgressTiming(every=0.0, patience=0.01)) as progress:
-            progress.report({"n": 1})
-            await platform.wait_until(lambda: platform.posting)
-        return platform.reports
-
-    assert asyncio.run(story()) == []
-
-
-def test_other_threads_may_report_and_nothing_need_be_posted():
-    async def story():
-        platform = Platform()
-        async with JobProgress(platform.post, AT_ONCE) as progress:
-            await asyncio.to_thread(progress.report, {"n": 1})
-            await platform.wait_until(lambda: platform.reports)
         async with JobProgress() as unposted:
             unposted.enter("prepare")
-        return platform.reports, unposted
+        return unposted
 
-    reports, unposted = asyncio.run(story())
-    assert reports == [{"n": 1}]
+    unposted = asyncio.run(story())
     assert unposted.latest == {"phase": "prepare"}
     unposted.report({"phase": "late"})  # its loop is closed

@@ -38,10 +38,11 @@ def test_the_models_are_those_that_the_engine_names(file):
 def test_a_merged_checkpoint_lists_what_it_consists_of(file):
     base, lora = file("checkpoint", "base"), file("lora", "x")
     merged = file("checkpoint", "both", verified_sha256="c" * 64, source="merged")
-    reference = LoraReference(name="x", scale=0.5, te=0.25)
-    models = Models(checkpoint=base, loras=((lora, reference),), merged=merged)
+    loras = ((lora, LoraReference(name="x", scale=0.5, te=0.25)),)
 
-    (used,) = models_used({"sd_model_name": "both"}, models)
+    (used,) = models_used(
+        {"sd_model_name": "both"}, Models(checkpoint=base, loras=loras, merged=merged)
+    )
 
     assert (used.sha256, used.source) == ("c" * 64, "merged")
     assert used.merged_from == [
@@ -51,12 +52,8 @@ def test_a_merged_checkpoint_lists_what_it_consists_of(file):
 
 
 def test_the_cache_info_counts_checkpoints_and_loras():
-    stats = {
-        "checkpoints": {"count": 2, "total_size": 3 << 20},
-        "loras": {"count": 1, "total_size": 1 << 20},
-        "vaes": {"count": 7, "total_size": 1 << 30},
-    }
+    sizes = {"checkpoints": (2, 3 << 20), "loras": (1, 1 << 20), "vaes": (7, 1 << 30)}
+    stats = {kind: {"count": n, "total_size": size} for kind, (n, size) in sizes.items()}
 
-    assert cache_info(stats) == CacheInfo(
-        checkpoints_cached=2, loras_cached=1, total_cache_size_mb=4.0
-    )
+    expected = CacheInfo(checkpoints_cached=2, loras_cached=1, total_cache_size_mb=4.0)
+    assert cache_info(stats) == expected
