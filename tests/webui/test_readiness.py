@@ -34,25 +34,20 @@ class World:
         for due in [due for due in self.later if self.now >= due]:
             self.report(self.later.pop(due))
 
-    def readiness(self, port=None, **errors):
-        """Wait for an engine that answers with these errors; with a port, it is an external one."""
-        supervisor = Supervisor(self.folder, pid=None if port else 1)
-        time = {"clock": lambda: self.now, "sleep": self.sleep}
-        return Readiness(Answers(self, errors), supervisor, ("127.0.0.1", port), **time)
-
-
-class Answers:
-    def __init__(self, world, errors):
-        self._world, self._errors = world, errors
-
-    def __getattr__(self, name):
+    def __getattr__(self, route):
         def call(*_, **__):
-            self._world.calls.append((name, self._world.now))
-            if name in self._errors:
-                raise self._errors[name]
-            return Catalog({}, {}) if name == "catalog" else ["one", "two"]
+            self.calls.append((route, self.now))
+            if route in self.errors:
+                raise self.errors[route]
+            return Catalog({}, {}) if route == "catalog" else ["one", "two"]
 
         return call
+
+    def readiness(self, port=None, **errors):
+        """Wait for an engine that answers with these errors; with a port, it is an external one."""
+        supervisor, self.errors = Supervisor(self.folder, pid=None if port else 1), errors
+        time = {"clock": lambda: self.now, "sleep": self.sleep}
+        return Readiness(self, supervisor, ("127.0.0.1", port), **time)
 
 
 @pytest.fixture
@@ -60,9 +55,9 @@ def world(tmp_path):
     return World(tmp_path)
 
 
-@pytest.mark.usefixtures("world")
 def test_ready_means_that_a_picture_was_made(tmp_path):
     """Also while the model loads, when the port is open and other routes answer."""
+    (tmp_path / "engine").write_text("running 123")
     write_safetensors(tmp_path / "webui/models/Stable-diffusion/tiny.safetensors")
     slow = ({"fault": "slow_boot", "seconds": 0.3}, {"fault": "model_slow", "seconds": 1})
     with running_a1111(tmp_path / "webui", faults=slow, wait=False) as engine:
@@ -117,22 +112,17 @@ def test_an_engine_without_a_checkpoint_is_ready_with_a_warning(world, caplog):
     assert "only jobs that name one can run" in caplog.text
 
 
-def test_missing_lora_routes_mean_a_damaged_cache_after_a_while(world):
+def test_missing_lora_routes_mean_a_damaged_cache_after_a_while_or_another_program(world):
     with pytest.raises(CacheDamaged):
         world.readiness(loras=MISSING).wait(60)
     assert 10 <= world.now < 11
-
-
-def test_another_program_at_the_port_is_reported(world):
     with pytest.raises(EngineNotReady, match="Another program listens"):
         world.readiness(loras=MISSING, sd_models=MISSING).wait(60)
 
 
 def test_a_first_picture_that_keeps_failing_is_reported_with_its_text(world):
-    broken = EnginePoisoned("illegal memory")
-
     with pytest.raises(EngineNotReady, match="failed 3 times: ENGINE_POISONED: illegal memory"):
-        world.readiness(txt2img=broken).wait(20)
+        world.readiness(txt2img=EnginePoisoned("illegal memory")).wait(20)
 
 
 def test_a_missing_route_gets_a_hint_whether_the_webui_answers(world):
@@ -140,17 +130,17 @@ def test_a_missing_route_gets_a_hint_whether_the_webui_answers(world):
     assert "is not the WebUI's API" in world.readiness(sd_models=MISSING).what_answers()
 
 
-@pytest.mark.parametrize(
-    ("process", "cause"),
-    [
-        (EngineProcess("failed", status=137), "not enough memory"),
-        (EngineProcess("failed", status=139), "Segmentation fault"),
-        (EngineProcess("failed", status=1), "port is in use"),
-        (EngineProcess("failed", status=2), "WEBUI_ARGS"),
-        (EngineProcess("failed", status=42), "Exit status 42"),
-        (EngineProcess("running", pid=1), "raise READY_TIMEOUT"),
-        (EngineProcess("unknown"), "make serve"),
-    ],
-)
-def test_the_state_of_the_process_gives_the_likely_causes(process, cause):
-    assert cause in likely_causes(process)
+CAUSES = {
+    EngineProcess("failed", status=137): "not enough memory",
+    EngineProcess("failed", status=139): "Segmentation fault",
+    EngineProcess("failed", status=1): "port is in use",
+    EngineProcess("failed", status=2): "WEBUI_ARGS",
+    EngineProcess("failed", status=42): "Exit status 42",
+    EngineProcess("running", pid=1): "raise READY_TIMEOUT",
+    EngineProcess("unknown"): "make serve",
+}
+
+
+@pytest.mark.parametrize("process", CAUSES)
+def test_the_state_of_the_process_gives_the_likely_causes(process):
+    assert CAUSES[process] in likely_causes(process)

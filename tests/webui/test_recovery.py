@@ -5,9 +5,8 @@ from worker.webui.engine_state import Memory
 from worker.webui.recovery import MAX_ATTEMPTS, PLANS, Action, Consequence, MemoryGrowth, decide
 
 FAIL = Action.FAIL
-KEEP = Consequence.KEEP_WORKER
-RESTART = Consequence.RESTART_ENGINE
-RETIRE = Consequence.RETIRE_WORKER
+KEEP, RESTART, RETIRE = Consequence
+GB = 10**9
 
 PLANNED = [
     # the failure, what precedes a replay, how many replays, what follows the last one
@@ -45,13 +44,10 @@ def test_failures_of_different_kinds_share_the_attempts_of_a_job():
     assert decided(errors.LoraNotApplied, errors.WrongCheckpoint) == (FAIL, KEEP)  # both: the proof
 
 
-def test_out_of_memory_has_consequences_only_when_repeated():
+def test_repeated_out_of_memory_and_a_failed_switch_have_consequences():
     after = [decided(errors.OutOfMemory, memory=memory) for memory in Memory]
 
     assert after == [(FAIL, KEEP), (FAIL, KEEP), (FAIL, RESTART), (FAIL, RETIRE)]
-
-
-def test_an_engine_whose_switch_failed_gets_no_other_job():
     assert decided(errors.EngineFault, switching=True) == (FAIL, RESTART)
 
 
@@ -64,9 +60,6 @@ def test_every_error_of_a_generation_has_a_plan_within_the_attempts_of_a_job():
     for kind in leaves(errors.EngineError) + leaves(errors.ProofError) + leaves(errors.JobError):
         assert any(issubclass(kind, planned) for planned in PLANS), kind
     assert all(plan.replays < MAX_ATTEMPTS for plan in PLANS.values())
-
-
-GB = 10**9
 
 
 def test_memory_growth_counts_from_the_least_after_a_switch_of_the_same_process():

@@ -13,10 +13,8 @@ RUNNING = EngineProcess("running", pid=123)
 def start_sh(tmp_path):
     """The files that this process, in the role of start.sh, found at each signal."""
     (tmp_path / "engine").write_text("running 123\n")
-    found = []
-    before = signal.signal(
-        signal.SIGUSR1, lambda *_: found.append((tmp_path / "engine.restart").read_text())
-    )
+    found, request = [], tmp_path / "engine.restart"
+    before = signal.signal(signal.SIGUSR1, lambda *_: found.append(request.read_text()))
     yield found
     signal.signal(signal.SIGUSR1, before)
 
@@ -42,33 +40,25 @@ def test_the_line_of_start_sh_is_read(tmp_path, line, process):
 def test_without_start_sh_the_process_is_unknown_and_no_file_is_written(tmp_path):
     (tmp_path / "engine").write_text("running 123\n")
     alone = Supervisor(tmp_path, pid=None)
+    alone.request_restart("hung")
 
     assert (alone.engine(), alone.can_restart) == (UNKNOWN, False)
-    alone.request_restart("hung")
     assert [file.name for file in tmp_path.iterdir()] == ["engine"]
-
-
-def test_readiness_is_written_for_start_sh_and_a_request_before_its_signal(tmp_path, start_sh):
-    supervisor = Supervisor(tmp_path, pid=os.getpid())
-    supervisor.mark_ready(RUNNING)
-    supervisor.request_restart("damaged-cache")
-
-    assert (tmp_path / "engine.ready").read_text() == "123\n"
-    assert start_sh == ["damaged-cache\n"]
 
 
 @pytest.mark.parametrize(
     ("restart_limit", "process"), [(60.0, EngineProcess("restarting")), (0.0, RUNNING)]
 )
-@pytest.mark.usefixtures("start_sh")
-def test_a_process_whose_restart_was_requested_counts_as_gone_for_a_while(
-    tmp_path, restart_limit, process
+def test_start_sh_gets_files_and_a_signal_and_the_process_counts_as_gone_for_a_while(
+    tmp_path, start_sh, restart_limit, process
 ):
     timing = EngineTiming(restart_limit=restart_limit)
     supervisor = Supervisor(tmp_path, pid=os.getpid(), timing=timing)
-    supervisor.request_restart("poisoned")
+    supervisor.mark_ready(RUNNING)
+    supervisor.request_restart("damaged-cache")
 
-    assert supervisor.engine() == process
-    assert supervisor.can_restart
+    assert (tmp_path / "engine.ready").read_text() == "123\n"
+    assert start_sh == ["damaged-cache\n"]
+    assert (supervisor.engine(), supervisor.can_restart) == (process, True)
     (tmp_path / "engine").write_text("running 124\n")
     assert supervisor.engine() == EngineProcess("running", pid=124)
