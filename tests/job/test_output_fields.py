@@ -1,5 +1,8 @@
 """The field `output` of a job."""
 
+import json
+import re
+
 import pytest
 
 from worker.errors import InvalidInput
@@ -33,19 +36,16 @@ REFUSED = [
     (PUT, {"batch_size": 2}, "makes 2 pictures"),
     ({"may_convert": "yes"}, {}, "output.may_convert = 'yes'"),
     ({"formt": "png"}, {}, "output.formt is not a known field, did you mean `format`?"),
-    ({"url": [URL]}, {}, "output.url is not a known field, did you mean `urls`?"),
     ({"steps": 5}, {}, "output.steps is not a known field"),
 ]
 
 
 @pytest.mark.parametrize(("output", "job", "message"), REFUSED, ids=str)
 def test_a_wrong_output_is_refused(output, job, message):
-    with pytest.raises(InvalidInput) as raised:
+    with pytest.raises(InvalidInput, match=re.escape(message)) as raised:
         parse(job | {"output": output})
 
-    assert message in str(raised.value)
-    assert SECRET not in str(raised.value)
-    assert SECRET not in str(raised.value.details)
+    assert SECRET not in f"{raised.value} {raised.value.details}"
 
 
 @pytest.mark.parametrize(
@@ -54,24 +54,21 @@ def test_a_wrong_output_is_refused(output, job, message):
         ({}, {}),
         ({"format": "jpeg", "quality": 1}, {}),
         ({"format": "webp", "delivery": "s3", "may_convert": True}, {}),
-        (PUT, {}),
         (PUT | {"urls": [f"{URL}{n}" for n in range(6)]}, {"n_iter": 2, "batch_size": 3}),
     ],
     ids=str,
 )
-def test_a_good_output_is_read(output, job):
-    assert parse(job | {"output": output}).output.model_dump(exclude_unset=True) == output
+def test_a_good_output_is_read_and_the_default_is_png_as_base64(output, job):
+    read = parse(job | {"output": output}).output
 
-
-def test_the_default_is_png_as_base64():
-    output = parse({}).output
-
-    assert (output.format, output.delivery, output.may_convert) == ("png", "base64", False)
+    assert read.model_dump(exclude_unset=True) == output
+    default = {"format": "png", "delivery": "base64", "may_convert": False}
+    assert (default | output).items() <= read.model_dump().items()
 
 
 def test_a_template_may_have_an_output():
     fox = {"name": "Fox", "checkpoint": "x", "defaults": {"output": {"format": "webp"}}}
-    file = parse_templates(f'{{"templates": {{"fox": {fox!r}}}}}'.replace("'", '"'))
+    one = parse_templates(json.dumps({"templates": {"fox": fox}})).templates["fox"]
 
-    assert file.templates["fox"].request().output.format == "webp"
-    assert file.templates["fox"].job_input()["output"] == {"format": "webp"}
+    assert one.request().output.format == "webp"
+    assert one.job_input()["output"] == {"format": "webp"}

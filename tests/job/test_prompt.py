@@ -42,7 +42,6 @@ ADDED = [
     ("", [LoraTag("x"), LoraTag("y", 0.25)], "<lora:x:1> <lora:y:0.25>"),
     ("a <lora:x:0.3>", [LoraTag("x", 1)], "a <lora:x:0.3>"),  # the caller's own tag wins
     ("a # <lora:x:1>", [LoraTag("x", 1)], "a # <lora:x:1>\n<lora:x:1>"),  # that one was a comment
-    ("a", [], "a"),
 ]
 
 
@@ -76,7 +75,6 @@ def test_any_text_is_read_or_refused(prompt):
 
 WORDS = [
     ("a fox", [], "a fox"),
-    ("a fox", ["red fur"], "a fox, red fur"),
     ("", ["red fur", "tail"], "red fur, tail"),
     ("a Fox, Red Fur", ["fox, red fur, tail"], "a Fox, Red Fur, tail"),
     ("foxes", ["fox"], "foxes, fox"),
@@ -92,5 +90,4 @@ WORDS = [
 
 @pytest.mark.parametrize(("prompt", "words", "result"), WORDS)
 def test_words_are_added_once(prompt, words, result):
-    assert add_words(prompt, words) == result
-    assert add_words(result, words) == result
+    assert add_words(prompt, words) == add_words(result, words) == result

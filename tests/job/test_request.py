@@ -1,39 +1,35 @@
 import json
-from pathlib import Path
+import re
 
 import pytest
 from fakes.recorded import recorded
 
+from worker.config.settings import PROJECT
 from worker.errors import InvalidInput
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
 from worker.job.request import FOREIGN_NAMES, Txt2ImgRequest, parse
 from worker.webui.payload import OURS
 
-A1111_FIELDS = recorded("openapi")["components"]["schemas"]["StableDiffusionProcessingTxt2Img"][
-    "properties"
-]
-
+SCHEMAS = recorded("openapi")["components"]["schemas"]
+A1111_FIELDS = SCHEMAS["StableDiffusionProcessingTxt2Img"]["properties"]
 HIRES = {"enable_hr": True, "denoising_strength": 0.5}
+CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}}
+TWO_CHECKPOINTS = {"checkpoint": "a", "override_settings": {"sd_model_checkpoint": "b"}}
 REFUSED = [
     # input, part of the message
     ({"steps": 0}, "steps = 0: must be greater than or equal to 1"),
-    ({"steps": -1}, "steps = -1"),
     ({"steps": 151}, "steps = 151: must be less than or equal to 150"),
     ({"steps": None}, "steps = None: must be a valid integer"),
     ({"steps": True}, "steps = True: must be a number, not true or false"),
-    ({"steps": "abc"}, "steps = 'abc'"),
-    ({"steps": 1.5}, "steps = 1.5"),
     ({"width": 0}, "width = 0"),
     ({"height": 2**40}, "height = 1099511627776"),
     ({"batch_size": 0}, "batch_size = 0"),
     ({"n_iter": -1}, "n_iter = -1"),
     ({"seed": 2**64}, "seed = 18446744073709551616"),
-    ({"seed": None}, "seed = None"),
     ({"cfg_scale": float("nan")}, "cfg_scale = nan"),
     ({"cfg_scale": float("inf")}, "cfg_scale = inf"),
     ({"cfg_scale": 1e30}, "cfg_scale = 1e+30"),
     ({"prompt": ["a cat"]}, "prompt = ['a cat']: must be a valid string"),
-    ({"prompt": None}, "prompt = None"),
     ({"prompt": "\ud83d"}, "unable to parse raw data as a unicode string"),
     ({"prompt": "a\x00b"}, "must not contain the character NUL"),
     ({"prompt": "x" * 40_000}, "at most 32768 characters"),
@@ -48,14 +44,8 @@ REFUSED = [
     ({"override_settings": {"CLIP_stop_at_last_layers": "two"}}, "CLIP_stop_at_last_layers"),
     ({"override_settings": {"outdir_samples": "/"}}, "outdir_samples is not a known field"),
     ({"clip_skip": 99}, "clip_skip = 99"),
-    (
-        {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}},
-        "are the same, give one",
-    ),
-    (
-        {"checkpoint": "a", "override_settings": {"sd_model_checkpoint": "b"}},
-        "are the same, give one",
-    ),
+    (CLIP, "are the same, give one"),
+    (TWO_CHECKPOINTS, "are the same, give one"),
     ({"checkpoint": {}}, "the model is not named"),
     ({"checkpoint": 5.5}, "must be a reference, or an object"),
     ({"loras": ["x"], "disable_extra_networks": True}, "would ignore the loras"),
@@ -63,7 +53,6 @@ REFUSED = [
     ({"alwayson_scripts": {"ADetailer": {"args": [float("nan")]}}}, "must be plain JSON"),
     ({"script_args": [b"x"]}, "script_args.0"),
     ({"num_inference_steps": 5}, "did you mean `steps`?"),
-    ({"guidance_scale": 5}, "did you mean `cfg_scale`?"),
     ({"stepz": 5}, "did you mean `steps`?"),
     ({"Prompt": "x"}, "did you mean `prompt`?"),
     ({"xyzzy": 5}, "xyzzy is not a known field."),
@@ -71,16 +60,13 @@ REFUSED = [
     ({"task": "img2img"}, "task = 'img2img'"),
     (None, "the job's input is None, not an object"),
     ([1], "the job's input is [1], not an object"),
-    ("prompt", "not an object"),
 ]
 
 
 @pytest.mark.parametrize(("job_input", "message"), REFUSED, ids=lambda value: str(value)[:60])
 def test_bad_input_is_refused_with_field_value_and_remedy(job_input, message):
-    with pytest.raises(InvalidInput) as raised:
+    with pytest.raises(InvalidInput, match=re.escape(message)):
         parse(job_input)
-
-    assert message in str(raised.value)
 
 
 ACCEPTED = [
@@ -91,10 +77,7 @@ ACCEPTED = [
     ({"checkpoint": "x"}, {"checkpoint": {"name": "x"}}),
     ({"loras": ["x"]}, {"loras": [{"name": "x"}]}),
     ({"loras": [{"name": "x", "weight": 0.5}]}, {"loras": [{"name": "x", "scale": 0.5}]}),
-    (
-        {"denoising_strength": 0.5, "enable_hr": True},
-        {"denoising_strength": 0.5, "enable_hr": True},
-    ),
+    (HIRES, HIRES),
 ]
 
 
@@ -112,30 +95,22 @@ def test_all_problems_are_in_the_details_and_the_first_ones_in_the_message():
     assert "(and 88 more)" in str(raised.value)
 
 
-def test_the_schema_covers_every_field_of_a1111_and_nothing_unknown():
+def test_the_fields_and_defaults_are_those_of_a1111_and_ours():
     ours = set(Txt2ImgRequest.model_fields)
-
     assert set(A1111_FIELDS) - ours == set()
     assert ours - set(A1111_FIELDS) == OURS - {"sampler_index"}
 
-
-def test_the_defaults_are_those_of_a1111():
     defaults = {name: field.get("default") for name, field in A1111_FIELDS.items()}
-    ours = Txt2ImgRequest().model_dump(include=set(A1111_FIELDS))
-
     # sampler_index is only the fallback for a missing sampler_name; A1111 fills it in.
-    assert ours == defaults | {"sampler_index": None}
+    expected = defaults | {"sampler_index": None}
+    assert Txt2ImgRequest().model_dump(include=set(A1111_FIELDS)) == expected
 
-
-def test_foreign_names_lead_to_names_that_exist():
-    assert set(FOREIGN_NAMES.values()) <= set(Txt2ImgRequest.model_fields)
-    assert not set(FOREIGN_NAMES) & set(Txt2ImgRequest.model_fields)
+    assert set(FOREIGN_NAMES.values()) <= ours
+    assert not set(FOREIGN_NAMES) & ours
 
 
 def test_the_example_in_the_repository_is_valid():
-    example = json.loads((Path(__file__).parents[2] / "test_input.json").read_text())
-
-    parse(example["input"])
+    parse(json.loads((PROJECT / "test_input.json").read_text())["input"])
 
 
 REFERENCES = [
@@ -161,7 +136,6 @@ def test_a_model_can_be_named_in_many_ways(written, ref, sha256):
 SECRET = "abcdefghijklmnop"
 UNREADABLE = [
     {"url": "s3://bucket/x.safetensors"},
-    {"url": "https://civitai.com/images/5"},
     {"url": "https://a.example/x", "version_id": 5},
     {"version_id": 0},
     {"version_id": True},
@@ -178,9 +152,7 @@ UNREADABLE = [
 @pytest.mark.parametrize("written", UNREADABLE, ids=str)
 @pytest.mark.parametrize("field", ["checkpoint", "vae", "loras", "embeddings"])
 def test_a_reference_that_cannot_be_read_is_refused_at_once(field, written):
-    with pytest.raises(InvalidInput) as raised:
+    with pytest.raises(InvalidInput, match=field) as raised:
         parse({field: [written] if field.endswith("s") else written})
 
-    assert field in str(raised.value)
-    assert SECRET not in str(raised.value)
-    assert SECRET not in str(raised.value.details)
+    assert SECRET not in f"{raised.value} {raised.value.details}"

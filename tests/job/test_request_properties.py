@@ -18,7 +18,7 @@ from worker.job.request import OverrideSettings, Txt2ImgRequest, parse
 from worker.webui.payload import build, engine_names
 
 NAMES = ["DPM++ 2M Karras", "Euler a", "euler", "k_dpmpp_sde", "Karras", "SGM Uniform", "nope", ""]
-UPSCALERS = ["Latent", "Lanczos", "nope", "None"]
+NAMES += ["Latent", "Lanczos", "nope", "None"]
 NAMED = {"hr_upscaler", "sampler_name", "scheduler", "hr_sampler_name", "hr_scheduler"}
 ODD_NUMBERS = [0, -1, -2, 2**31, 2**63 - 1, 2**63, 2**70, -(2**70), 0.5, -0.0, 5e-324, 1e-9, 1e30]
 ODD_NUMBERS += [1.8e308, float("nan"), float("inf"), float("-inf"), "20", "abc", "1e3", " 7 "]
@@ -34,7 +34,7 @@ class Draw(random.Random):
 
     def text(self):
         letters = "".join(map(chr, self.choices(range(0x300), k=self.randint(0, 20))))
-        return self.choice([letters, self.choice(ODD_TEXTS), self.choice(NAMES + UPSCALERS)])
+        return self.choice([letters, self.choice(ODD_TEXTS), self.choice(NAMES)])
 
     def scalar(self):
         return self.choice([None, True, False, self.number(), self.number(), self.text()])
@@ -46,11 +46,9 @@ class Draw(random.Random):
         return inner if self.random() < 0.5 else {self.text(): item for item in inner}
 
     def model(self):
-        fields = {"scale": self.number(), "te": self.number(), "x": self.scalar()}
-        kept = self.sample(sorted(fields), self.choice([0, 0, 1, 1, 2]))
-        return self.choice(
-            [self.text(), {"name": self.text()} | {key: fields[key] for key in kept}]
-        )
+        weights = {"scale": self.number(), "te": self.number(), "x": self.scalar()}
+        kept = self.sample(sorted(weights.items(), key=repr), self.choice([0, 0, 1, 1, 2]))
+        return self.choice([self.text(), {"name": self.text(), **dict(kept)}])
 
     def good(self, field, model=Txt2ImgRequest):
         """What the schema's own bounds allow, their edges included."""
@@ -62,57 +60,48 @@ class Draw(random.Random):
         between = self.randint if info.annotation in {int, int | None} else self.uniform
         return self.choice([*bounds, between(*bounds), between(*bounds)])
 
+    def options(self):
+        names = self.choices(list(OverrideSettings.model_fields), k=self.randint(0, 3))
+        drawn = [self.choice([self.scalar(), self.good(one, OverrideSettings)]) for one in names]
+        return dict(zip(names, drawn, strict=True)) | self.choice([{}, {}, {"nope": 1}])
+
     def value(self, field):
         """Mostly something of the right type, so that inputs get past the first check."""
-        if field in {"checkpoint", "vae"}:
-            return self.model()
-        if field == "loras":
-            return [self.model() for _ in range(self.randint(0, 3))]
-        if field == "override_settings":
-            names = self.choices(list(OverrideSettings.model_fields), k=self.randint(0, 3))
-            return {
-                name: self.choice([self.scalar(), self.good(name, OverrideSettings)])
-                for name in names
-            } | self.choice([{}, {}, {"nope": 1}])
-        if field == "alwayson_scripts":
-            script = self.choice([{"args": []}, self.anything()])
-            return {self.choice(["hypertile", "nope"]): script}
         if field in NAMED:
-            return self.choice(NAMES + UPSCALERS)
-        return self.choice([self.scalar(), self.good(field)])
-
-    def pair(self):
-        """Sometimes fields that A1111 reads only together."""
-        upscale = {"enable_hr": True, "denoising_strength": self.random()}
-        refine = {"refiner_checkpoint": "x", "refiner_switch_at": self.random()}
-        options = {"override_settings": self.value("override_settings")}
-        return self.choice([{}, {}, {}, upscale, refine, options])
+            return self.choice(NAMES)
+        script = self.choice([{"args": []}, self.anything()])
+        return {
+            "checkpoint": self.model,
+            "vae": self.model,
+            "loras": lambda: [self.model() for _ in range(self.randint(0, 3))],
+            "override_settings": self.options,
+            "alwayson_scripts": lambda: {self.choice(["hypertile", "nope"]): script},
+        }.get(field, lambda: self.choice([self.scalar(), self.good(field)]))()
 
     def job_input(self):
         fields = self.choices(list(Txt2ImgRequest.model_fields), k=self.randint(0, 8))
-        few = fields[: self.randint(0, 3)]
-        draw = self.choice(["good", "one odd", "few", "few", "anything"])
-        if draw == "anything":
-            return self.anything()
-        if draw == "few":
-            return {field: self.value(field) for field in few}
-        odd = {field: self.value(field) for field in few[:1]} if draw == "one odd" else {}
-        return {field: self.good(field) for field in fields} | self.pair() | odd
-
-
-def found(kind, wanted):
-    return ModelFile(kind, Path("/store/x.safetensors"), "x", 1) if wanted else None
+        few = {field: self.value(field) for field in fields[: self.randint(0, 3)]}
+        # Some fields A1111 reads only together.
+        upscale = {"enable_hr": True, "denoising_strength": self.random()}
+        refine = {"refiner_checkpoint": "x", "refiner_switch_at": self.random()}
+        pair = self.choice([{}, {}, {}, upscale, refine, {"override_settings": self.options()}])
+        good = {field: self.good(field) for field in fields} | pair
+        odd = dict(list(few.items())[:1])
+        return self.choice([good, good | odd, few, few, self.anything()])
 
 
 def check(catalog, job_input):
+    def found(wanted, kind="checkpoint"):
+        return ModelFile(kind, Path("/store/x.safetensors"), "x", 1) if wanted else None
+
     try:
         request = parse(job_input)
         models = Models(
-            checkpoint=found("checkpoint", request.checkpoint),
-            loras=tuple((found("lora", True), reference) for reference in request.loras),
-            vae=found("vae", request.vae),
-            refiner=found("checkpoint", request.refiner_checkpoint),
-            hr_checkpoint=found("checkpoint", request.hr_checkpoint_name),
+            checkpoint=found(request.checkpoint),
+            loras=tuple((found(lora, "lora"), lora) for lora in request.loras),
+            vae=found(request.vae, "vae"),
+            refiner=found(request.refiner_checkpoint),
+            hr_checkpoint=found(request.hr_checkpoint_name),
         )
         composed = build(request, engine_names(request, catalog), models)
     except InvalidInput as refused:

@@ -13,8 +13,8 @@ from worker.job.template_file import Templates
 BASE = {"name": "Base", "url": "https://civitai.com/api/download/models/1"}
 DETAIL = {"name": "Detail Tweaker", "url": "https://civitai.com/api/download/models/2"}
 FOX = {"name": "Foxes", "checkpoint": BASE, "loras": [DETAIL], "defaults": {"steps": 30}}
-OWL = {"name": "Owls", "description": "Night", "checkpoint": BASE}
-OWL |= {"loras": [DETAIL | {"scale": 0.5}]}
+ABOUT_OWL = {"name": "Owls", "description": "Night"}
+OWL = ABOUT_OWL | {"checkpoint": BASE, "loras": [DETAIL | {"scale": 0.5}]}
 
 
 @pytest.fixture
@@ -28,19 +28,16 @@ def write(path, templates, **more):
     path.write_text(json.dumps({"templates": templates, **more}))
 
 
-def touch_later(path):
-    """Without this, a change within one tick of the file system's clock is not noticed."""
-    status = path.stat()
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
-
-
-def test_a_template_is_found_by_name_or_is_the_default_one(file):
+def test_a_template_is_found_by_name_or_is_the_default_one_and_models_are_listed_once(file):
     templates = Templates(file)
 
     assert list(templates.get_templates()) == ["fox", "owl"]
     assert templates.get_default_template() == "fox"
     assert templates.get_template("owl").name == "Owls"
     assert templates.get_template() == templates.get_template("fox")
+    checkpoints, loras = templates.get_all_unique_checkpoints(), templates.get_all_unique_loras()
+    assert [one.name for one in checkpoints.values()] == ["Base"]
+    assert [one.name for one in loras.values()] == ["Detail Tweaker"]
 
 
 def test_the_error_for_an_unknown_template_has_the_known_names(file):
@@ -51,13 +48,6 @@ def test_the_error_for_an_unknown_template_has_the_known_names(file):
         "TEMPLATE_NOT_FOUND: template 'fux' is not known. Did you mean 'fox'? Known: 'fox', 'owl'."
     )
     assert raised.value.details == {"near": ["fox"], "templates": ["fox", "owl"]}
-
-
-def test_a_model_of_several_templates_is_listed_once(file):
-    templates = Templates(file)
-
-    assert [one.name for one in templates.get_all_unique_checkpoints().values()] == ["Base"]
-    assert [one.name for one in templates.get_all_unique_loras().values()] == ["Detail Tweaker"]
 
 
 def test_the_list_is_plain_json_without_secrets(file):
@@ -73,8 +63,7 @@ def test_the_list_is_plain_json_without_secrets(file):
     assert cat["defaults"] == {"override_settings": {"sd_vae": url}}
     assert owl.pop("defaults")["refiner_checkpoint"] == url
     assert owl.pop("loras") == [{"name": "Detail Tweaker", "scale": 0.5, "te": None, "unet": None}]
-    about = {"name": "Owls", "description": "Night", "checkpoint": "Base"}
-    assert owl == {"template": "owl", "default": False, **about}
+    assert owl == {"template": "owl", "default": False, "checkpoint": "Base", **ABOUT_OWL}
 
 
 JOBS = [
@@ -111,21 +100,13 @@ def test_the_setting_names_another_default_or_none(file):
         Templates(file, "fix")
 
 
-def test_a_changed_file_is_read_while_the_worker_runs(file, caplog):
-    caplog.set_level("INFO")
-    templates = Templates(file)
-    write(file, {"owl": OWL})
-
-    assert list(templates.get_templates()) == ["owl"]
-    assert "was read again: 1 templates" in caplog.text
-
-
 @pytest.mark.parametrize(
     "change",
     [lambda file: file.write_text("{"), Path.unlink, lambda file: write(file, {"fox": FOX})],
     ids=["damaged", "missing", "without its default"],
 )
-def test_a_damaged_file_is_reported_once_and_changes_nothing(file, change, caplog):
+def test_a_changed_file_is_read_and_a_damaged_one_reported_once(file, change, caplog):
+    caplog.set_level("INFO")
     templates = Templates(file, "owl")
     change(file)
 
@@ -136,8 +117,10 @@ def test_a_damaged_file_is_reported_once_and_changes_nothing(file, change, caplo
         templates.reload_templates()
 
     write(file, {"owl": OWL, "fox": FOX, "crow": FOX})
-    touch_later(file)
+    status = file.stat()  # a change within one tick of the file system's clock is not noticed
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
     assert list(templates.get_templates()) == ["owl", "fox", "crow"]
+    assert "was read again: 3 templates" in caplog.text
 
 
 def test_the_file_is_in_the_working_folder_or_beside_the_code(tmp_path, monkeypatch, file):
