@@ -1,5 +1,3 @@
-"""Answers as JSON that the SDK can send."""
-
 import json
 from pathlib import Path
 
@@ -21,19 +19,16 @@ def nested(inner):
 @given(st.recursive(st.one_of(*SIMPLE, st.just(Path("/x"))), nested))
 def test_anything_becomes_strict_json(value):
     text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False)
-
     assert json.loads(text.encode()) == plain(value)
 
 
 def test_good_json_is_unchanged_and_lone_surrogates_are_replaced():
     good = {"a": [1, 2.5, None, True, "täxt 😀"], "b": {"c": ""}}
-
     assert plain(good | {"d": "a\ud83db"}) == good | {"d": "a?b"}
 
 
 def test_a_failure_has_a_text_and_facts():
     error = InvalidInput("steps = 0.", hint="Use 1.", field="steps", near=None)
-
     assert failure(error, retire=True) == {
         "error": "INVALID_INPUT: steps = 0. Use 1.",
         "message": "Failed to process inference request",

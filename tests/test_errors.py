@@ -11,7 +11,6 @@ def all_kinds(base=WorkerError):
 
 def test_codes_are_unique_words_and_the_text_has_code_message_and_hint():
     coded = [kind for kind in all_kinds() if "code" in vars(kind)]
-
     assert len({kind.code for kind in coded}) == len(coded)
     for kind in coded:
         assert kind.code.isupper()
@@ -20,7 +19,6 @@ def test_codes_are_unique_words_and_the_text_has_code_message_and_hint():
 
 def test_the_tree_in_the_docstring_is_the_tree_of_classes():
     classes = [kind.__name__ for kind in (WorkerError, *all_kinds())]
-
     assert [word for word in errors.__doc__.split() if word in classes] == classes
 
 
@@ -37,5 +35,4 @@ def test_only_two_places_catch_every_exception():
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or getattr(node.type, "id", "") in {"Exception", "BaseException"})
     ]
-
     assert broad == ["handler.py", "download.py"]

@@ -1,5 +1,3 @@
-"""The handler: its tasks, and what it reports to the caller when something fails."""
-
 import asyncio
 import base64
 import json
@@ -122,14 +120,12 @@ def test_the_schema_is_printed_without_runpod_and_without_an_engine():
     )
     command, wrong = [sys.executable, "-c", code], {"ENGINE": "a wrong setting"}
     done = subprocess.run(command, cwd=PROJECT, env=wrong, capture_output=True, check=False)
-
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout) == json.loads(json.dumps(document(handler.TASKS)))
 
 
 def test_an_unexpected_exception_is_an_id_in_the_answer_and_a_traceback_in_the_log(run, caplog):
     answer = run(RuntimeError(SECRET))
-
     incident = re.search(r"id (\w{12})\.", answer["error"])[1]
     assert (answer["code"], answer["id"]) == ("INTERNAL_ERROR", incident)
     assert not re.search(f"{SECRET}|Traceback", json.dumps(answer))
@@ -139,7 +135,6 @@ def test_an_unexpected_exception_is_an_id_in_the_answer_and_a_traceback_in_the_l
 
 def test_a_wrong_setting_ends_the_handler_with_its_own_status(monkeypatch, capsys):
     monkeypatch.setenv("ENGINE", "comfy")
-
     assert handler.main() == 78
     assert "ENGINE='comfy'" in capsys.readouterr().err
 
@@ -160,7 +155,6 @@ def test_the_hint_about_the_default_template_is_for_models_that_the_job_does_not
 ):
     facts = {"kind": "lora", "name": missing} if missing else {}
     answer = run(ModelNotFound("no.", **facts), templates_file, input=job_input)
-
     hint = "so the default template 'fox' was used; DEFAULT_TEMPLATE=none"
     assert (hint in answer["error"]) == has_hint
     assert answer["error"].startswith("MODEL_NOT_FOUND: no. Put the file")

@@ -18,14 +18,12 @@ def test_a_line_has_time_level_job_and_phase_and_the_last_configuration_counts(c
     logger.info("hello %s", "you")
     log.job_id.reset(before[0])
     log.phase.reset(before[1])
-
     assert capsys.readouterr().err.split(" ", 1)[1] == "INFO    [job-7 prepare] hello you\n"
 
 
 def test_a_json_line_has_the_keys_that_runpod_reads(capsys):
     log.configure("INFO", "json", [])
     logger.warning("hello")
-
     line = json.loads(capsys.readouterr().err)
     assert line == {"requestId": "-", "phase": "-", "level": "WARNING", "message": "hello"}
 
@@ -37,7 +35,6 @@ def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(capsys, form):
         raise ValueError(SECRET)  # noqa: TRY301
     except ValueError:
         logger.exception("with %s and %s", SECRET, 1)
-
     text = capsys.readouterr().err
     assert SECRET[:8] not in text
     assert "ValueError: ***" in text

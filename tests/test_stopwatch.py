@@ -24,7 +24,6 @@ def test_phases_are_named_when_they_begin_and_timed_even_if_they_fail_or_last(cl
         clock.now += 3
         error = stopwatch.expired("no picture", hint="Ask for less.")
     clock.now += 1
-
     message = "JOB_TIMEOUT: no picture within 10 s (prepare 7.2 s, generate 3.0 s). Ask for less."
     assert str(error) == message
     assert error.details["timings"] == {"prepare": 7.25, "generate": 3, "total": 10.25}
@@ -38,5 +37,4 @@ def test_the_deadline_can_only_become_earlier(clock):
         stopwatch.limit(limit)
         clock.now += passed
         left.append(stopwatch.left())
-
     assert left == [60, 10, 0]

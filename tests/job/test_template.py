@@ -1,5 +1,3 @@
-"""Templates: their schema, and how a job is completed from one."""
-
 import json
 import re
 
@@ -85,7 +83,6 @@ def test_the_options_of_the_template_and_the_job_are_merged(job, has_clip_skip, 
     file = read(FOX | {"defaults": {"clip_skip": 2, "override_settings": OPTIONS}})
     before = file.model_copy(deep=True)
     filled = template.fill_in("fox", file.templates["fox"], job)
-
     clip_skip = {"clip_skip": 2} if has_clip_skip else {}
     assert filled == MODELS | job | clip_skip | {"override_settings": options}
     parse(filled)  # nothing is given twice
@@ -135,14 +132,12 @@ def test_all_problems_are_reported_at_once_and_without_secrets():
     wrong = {"checkpoint": "https://user:hunter2@example.com/x?token=hunter2 y", "name": ""}
     with pytest.raises(ConfigError) as raised:
         template.parse(text(wrong | {"defaults": {"steps": 0}}))
-
     assert raised.value.message.count("$.templates.fox.") == 3
     assert "hunter2" not in raised.value.message
 
 
 def test_the_templates_that_ship_can_be_used():
     file = template.parse((PROJECT / "templates.json").read_text())
-
     assert file.default_template == "jib_mix_realistic"
     assert {"demo", "demo_striped"} < set(file.templates)
     for name, one in file.templates.items():
@@ -157,6 +152,5 @@ def test_a_file_of_the_diffusers_worker_can_be_used():
     """The shape of the first version's templates.json, field by field."""
     one = FOX | {"checkpoint": BASE | {"diffusers_dir": "jib-df"}, "description": "High quality"}
     del one["defaults"]
-
     file = read(one, default_template="fox")
     assert template.fill_in("fox", file.templates["fox"], {}) == MODELS

@@ -1,5 +1,3 @@
-"""The templates of a worker: found, listed, and read again when their file has changed."""
-
 import json
 import os
 from pathlib import Path
@@ -30,7 +28,6 @@ def write(path, templates, **more):
 
 def test_a_template_is_found_by_name_or_is_the_default_one_and_models_are_listed_once(file):
     templates = Templates(file)
-
     assert list(templates.get_templates()) == ["fox", "owl"]
     assert templates.get_default_template() == "fox"
     assert templates.get_template("owl").name == "Owls"
@@ -43,7 +40,6 @@ def test_a_template_is_found_by_name_or_is_the_default_one_and_models_are_listed
 def test_the_error_for_an_unknown_template_has_the_known_names(file):
     with pytest.raises(TemplateNotFound) as raised:
         Templates(file).get_template("fux")
-
     assert str(raised.value) == (
         "TEMPLATE_NOT_FOUND: template 'fux' is not known. Did you mean 'fox'? Known: 'fox', 'owl'."
     )
@@ -56,9 +52,7 @@ def test_the_list_is_plain_json_without_secrets(file):
     models = {"vae": {"url": url + secret}, "embeddings": [url + secret], "refiner_switch_at": 0.8}
     by_option = {"override_settings": {"sd_vae": url + secret}}
     write(file, {"owl": OWL | {"defaults": models | names}, "cat": OWL | {"defaults": by_option}})
-
     owl, cat = json.loads(json.dumps(Templates(file).list_templates()))
-
     assert "hunter2" not in str([cat, owl])
     assert cat["defaults"] == {"override_settings": {"sd_vae": url}}
     assert owl.pop("defaults")["refiner_checkpoint"] == url
@@ -83,7 +77,6 @@ JOBS = [
 @pytest.mark.parametrize(("job", "name"), JOBS, ids=str)
 def test_the_default_is_for_jobs_that_name_neither_template_nor_checkpoint(file, job, name):
     filled = Templates(file).fill_in(job)
-
     assert filled.get("template") == name
     assert ("steps" in filled) == (name == "fox")
 
@@ -109,13 +102,11 @@ def test_a_changed_file_is_read_and_a_damaged_one_reported_once(file, change, ca
     caplog.set_level("INFO")
     templates = Templates(file, "owl")
     change(file)
-
     for _ in range(3):
         assert list(templates.get_templates()) == ["fox", "owl"]
     assert caplog.text.count("The templates from before are kept.") == 1
     with pytest.raises(ConfigError):
         templates.reload_templates()
-
     write(file, {"owl": OWL, "fox": FOX, "crow": FOX})
     status = file.stat()  # a change within one tick of the file system's clock is not noticed
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
@@ -134,7 +125,6 @@ def test_the_file_is_in_the_working_folder_or_beside_the_code(tmp_path, monkeypa
 
 def test_without_a_file_there_are_no_templates():
     templates = Templates(None)
-
     assert templates.list_templates() == []
     assert templates.fill_in({"prompt": "x"}) == {"prompt": "x"}
     with pytest.raises(TemplateNotFound, match="Known: none"):

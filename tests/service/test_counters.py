@@ -1,5 +1,3 @@
-"""What became of the jobs, by their end."""
-
 import asyncio
 
 import pytest

@@ -1,5 +1,3 @@
-"""Progress reports: in order, not too often, and none after the end."""
-
 import asyncio
 from contextlib import asynccontextmanager
 
@@ -9,23 +7,18 @@ from worker.service.progress import JobProgress, ProgressTiming
 from worker.webui.client import of_generation
 
 
-def generating(step, percent, eta, message):
-    numbers = {"step": step, "steps": 20, "percent": percent, "eta_seconds": eta}
-    return {"phase": "generate", **numbers, "message": message}
+def test_the_progress_of_the_engine_becomes_a_report():
+    def report(step, number, count, progress, eta):
+        job = {"sampling_step": step, "sampling_steps": 20, "job_no": number, "job_count": count}
+        return of_generation({"progress": progress, "eta_relative": eta, "state": job})
 
-
-@pytest.mark.parametrize(
-    ("step", "number", "count", "progress", "eta", "report"),
-    [
-        (0, 0, 1, 0.0, 0.0, {"phase": "load"}),
-        (5, 0, 1, 0.26, 3.216, generating(5, 26.0, 3.2, "step 5 of 20")),
-        (0, 1, 4, 0.25, -1, generating(0, 25.0, 0.0, "step 0 of 20, batch 2 of 4")),
-    ],
-)
-def test_the_progress_of_the_engine_becomes_a_report(step, number, count, progress, eta, report):
-    job = {"sampling_step": step, "sampling_steps": 20, "job_no": number, "job_count": count}
-
-    assert of_generation({"progress": progress, "eta_relative": eta, "state": job}) == report
+    common = {"phase": "generate", "steps": 20}
+    one = {"step": 5, "percent": 26.0, "eta_seconds": 3.2, "message": "step 5 of 20"}
+    batch = {"step": 0, "percent": 25.0, "eta_seconds": 0.0}
+    batch |= {"message": "step 0 of 20, batch 2 of 4"}
+    assert report(0, 0, 1, 0.0, 0.0) == {"phase": "load"}
+    assert report(5, 0, 1, 0.26, 3.216) == common | one
+    assert report(0, 1, 4, 0.25, -1) == common | batch
 
 
 class Platform:

@@ -1,5 +1,3 @@
-"""What a result reports: the models that the engine used, and the size of the store."""
-
 import pytest
 from fakes.a1111.process import write_safetensors
 
@@ -24,9 +22,7 @@ def file(tmp_path):
 def test_the_models_are_those_that_the_engine_names(file):
     lora, vae, style = file("lora", "x"), file("vae", "v"), file("embedding", "style", source="url")
     facts = {"sd_model_name": "base", "extra_generation_params": {"Lora hashes": "x: 01, y: 02"}}
-
     used = models_used(facts, Models(written_loras={"x": lora}, vae=vae, embeddings=(style,)))
-
     assert used == [
         UsedModel(kind="checkpoint", name="base", sha256=None, source="default"),
         UsedModel(kind="vae", name="v", sha256=vae.sha256(), source="job"),
@@ -39,11 +35,9 @@ def test_a_merged_checkpoint_lists_what_it_consists_of(file):
     base, lora = file("checkpoint", "base"), file("lora", "x")
     merged = file("checkpoint", "both", verified_sha256="c" * 64, source="merged")
     loras = ((lora, LoraReference(name="x", scale=0.5, te=0.25)),)
-
     (used,) = models_used(
         {"sd_model_name": "both"}, Models(checkpoint=base, loras=loras, merged=merged)
     )
-
     assert (used.sha256, used.source) == ("c" * 64, "merged")
     assert used.merged_from == [
         MergedModel(kind="checkpoint", name="base", sha256=base.sha256(), source="job"),
@@ -54,6 +48,5 @@ def test_a_merged_checkpoint_lists_what_it_consists_of(file):
 def test_the_cache_info_counts_checkpoints_and_loras():
     sizes = {"checkpoints": (2, 3 << 20), "loras": (1, 1 << 20), "vaes": (7, 1 << 30)}
     stats = {kind: {"count": n, "total_size": size} for kind, (n, size) in sizes.items()}
-
     expected = CacheInfo(checkpoints_cached=2, loras_cached=1, total_cache_size_mb=4.0)
     assert cache_info(stats) == expected

@@ -1,5 +1,3 @@
-"""What is done while the engine boots."""
-
 import threading
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""The table of tasks: which task a job gets, and what is derived from the table."""
-
 import asyncio
 import json
 
@@ -44,7 +42,6 @@ def answer(job_input):
 
 def test_a_job_gets_the_task_that_it_names_or_the_first_one():
     jobs = [{"number": 2}, {"task": "count", "number": 1}, {"task": "rest"}]
-
     assert [answer(job).numbers for job in jobs] == [[0, 1], [0], [4]]
 
 
@@ -53,12 +50,10 @@ def test_a_job_gets_the_task_that_it_names_or_the_first_one():
     [
         ({"task": "coumt"}, "INVALID_INPUT: task = 'coumt' is not known. Did you mean 'count'?"),
         ({"task": "xyz"}, "task = 'xyz' is not known. Known: 'count', 'rest'."),
-        ({"task": 5}, "task = 5 is not known. Known: 'count', 'rest'."),
         ({"task": ["rest"]}, "task = ['rest'] is not known."),
         ({"number": 0}, "number = 0: must be greater than or equal to 1."),
         ({"numbre": 1}, "numbre is not a known field, did you mean `number`?"),
         ({"task": "rest", "number": 1}, "the task takes no further fields, but got 'number'."),
-        ("rest", "the job's input is 'rest', not an object."),
         (None, "the job's input is None, not an object."),
     ],
     ids=str,
@@ -66,7 +61,6 @@ def test_a_job_gets_the_task_that_it_names_or_the_first_one():
 def test_an_unknown_task_or_field_is_refused(job_input, message):
     with pytest.raises(InvalidInput) as raised:
         answer(job_input)
-
     assert message in str(raised.value)
 
 

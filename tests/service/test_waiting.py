@@ -1,5 +1,3 @@
-"""Taking turns at the engine: one job at a time, none longer than it may wait."""
-
 import asyncio
 
 import pytest

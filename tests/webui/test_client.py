@@ -13,7 +13,6 @@ ANSWERS = [
     (recorded("err_missing_route"), errors.RouteMissing, ""),
     (recorded("err_bad_sampler"), errors.EngineRefused, "Sampler not found"),
     (recorded("err_bad_type"), errors.EngineRefused, "value is not a valid integer"),
-    (recorded("err_missing_script"), errors.EngineRefused, "Script 'nope' not found"),
     (recorded("err_no_checkpoint_loaded"), errors.NoCheckpoint, "No checkpoints found"),
     (recorded("err_options_unknown_checkpoint"), errors.EngineFault, "'nope.safetensors' not f"),
 ]
@@ -42,7 +41,6 @@ def exception(text):
 )
 def test_each_error_of_a1111_has_its_kind(answer, kind, message):
     error = error_from_answer("txt2img", answer["status"], answer["response"], "")
-
     assert type(error) is kind
     assert message in error.message
     assert "/x/webui" not in error.message  # the engine's folders are not for callers
@@ -64,7 +62,6 @@ def test_the_engine_is_used_through_its_api(tmp_path):
     with running_a1111(tmp_path) as engine:
         webui = WebUI(engine.url)
         answer = webui.txt2img(SMALL, timeout=60)
-
         assert (len(answer.images), answer.facts["sd_model_name"]) == (1, "tiny")
         assert answer.parameters["prompt"] == SMALL["prompt"]
         assert webui.is_idle()
@@ -124,7 +121,6 @@ OK, BUSY, SILENT = (200, b"[]", False), (503, b"", False), (0, b"", True)
 def test_a_get_is_repeated_and_not_compressed(trouble):
     with scripted(trouble, trouble, OK) as (server, webui):
         assert webui.sd_models() == []
-
     assert server.requests == [("GET", "identity")] * 3
 
 
@@ -142,7 +138,6 @@ def test_a_get_is_repeated_and_not_compressed(trouble):
 def test_a_post_is_never_repeated_and_has_its_error(answer, kind):
     with scripted(answer, OK) as (server, webui), pytest.raises(kind):
         webui.txt2img({}, timeout=60)
-
     assert len(server.requests) == 1
 
 
@@ -152,13 +147,11 @@ def test_a_connection_that_the_engine_closed_while_idle_is_not_used_again():
         webui.sd_models()
         server.closed.wait(60)
         webui.interrupt()
-
     assert [method for method, _ in server.requests] == ["GET", "POST"]
 
 
 def test_without_an_engine_the_connection_is_lost_and_the_password_not_shown():
     with pytest.raises(errors.ConnectionLost) as raised:
         WebUI(f"http://user:hunter2@127.0.0.1:{free_port()}").sd_models()
-
     assert "127.0.0.1" in raised.value.message
     assert "hunter2" not in raised.value.message

@@ -24,7 +24,6 @@ def test_every_setting_that_a_job_can_override_has_a1111s_default(tmp_path):
 def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp_path):
     own = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": "x", "samples_format": "jpg"}
     (tmp_path / "config.json").write_text(json.dumps(own))
-
     expected = OVERRIDABLE | own | RELIED_ON
     assert written(tmp_path, checkpoint="y") == expected
     assert expected["samples_format"] == "png"
@@ -33,6 +32,5 @@ def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp
 @pytest.mark.parametrize("damaged", ['{"a": 1', "[]", ""])
 def test_a_damaged_config_is_renamed_because_a1111_would_exit(tmp_path, damaged):
     (tmp_path / "config.json").write_text(damaged)
-
     assert "samples_format" in written(tmp_path)
     assert (tmp_path / "config.json.damaged").read_text() == damaged

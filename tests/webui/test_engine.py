@@ -70,7 +70,6 @@ def test_an_engine_makes_its_first_picture_once(fake):
 def test_files_that_come_while_the_engine_reads_its_folders_are_not_lost(fake):
     fake.engine_client.models_changed()
     fake.on["refresh"] = fake.engine_client.models_changed
-
     assert fake.run(jobs=3) == ["wait", "refresh", "txt2img", "refresh", "txt2img", "txt2img"]
 
 
@@ -92,7 +91,6 @@ def test_the_refresh_of_a_cancelled_job_is_repeated(fake):
     fake.engine_client.models_changed()
     fake.on["refresh"] = refresh
     asyncio.run(cancelled())
-
     assert fake.run(jobs=2) == ["refresh", "txt2img", "txt2img"]
 
 
@@ -108,6 +106,5 @@ def test_the_refresh_of_a_cancelled_job_is_repeated(fake):
 def test_the_engine_is_made_ready_before_a_failed_job_is_sent_again(fake, error, calls):
     fake.run()
     fake.on["txt2img"] = Mock(side_effect=error)
-
     assert fake.run() == ["txt2img", *calls, "txt2img"]
     assert fake.run() == ["txt2img"]

@@ -1,22 +1,10 @@
-"""Every state of the engine's client with every event, and the diagram drawn from the tables."""
-
 import re
 from dataclasses import replace
 
 import pytest
 
-from worker.webui.engine_state import (
-    CANNOT_HAPPEN,
-    TABLES,
-    Conditioning,
-    EngineState,
-    Event,
-    Folders,
-    Memory,
-    Process,
-    diagram,
-    events_of,
-)
+from worker.webui import engine_state
+from worker.webui.engine_state import CANNOT_HAPPEN, TABLES, EngineState, Event
 
 FIRST = {field: getattr(EngineState(), field) for field in TABLES}
 
@@ -32,7 +20,7 @@ def test_every_event_has_a_next_state_or_cannot_happen(field, event):
     for state in type(FIRST[field]):
         client, row = replace(background, **{field: state}), TABLES[field][state]
         impossible = (state, event) in CANNOT_HAPPEN
-        assert (event in row) + impossible == (event in events_of(TABLES[field]))
+        assert (event in row) + impossible == (event in engine_state.events_of(TABLES[field]))
         if impossible:
             with pytest.raises(ValueError, match=CANNOT_HAPPEN[state, event]):
                 client.after(event)
@@ -41,7 +29,7 @@ def test_every_event_has_a_next_state_or_cannot_happen(field, event):
 
 
 def test_every_event_is_in_a_table_and_every_state_can_be_reached():
-    assert set(Event) == set().union(*map(events_of, TABLES.values()))
+    assert set(Event) == set().union(*map(engine_state.events_of, TABLES.values()))
     for field, table in TABLES.items():
         reached, before = {FIRST[field]}, set()
         while reached != before:
@@ -53,28 +41,33 @@ def test_every_event_is_in_a_table_and_every_state_can_be_reached():
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ("MODELS_CHANGED REFRESH_STARTED REFRESH_DONE", Folders.CURRENT),
-        ("MODELS_CHANGED REFRESH_STARTED REFRESH_FAILED", Folders.STALE),
+        ("MODELS_CHANGED REFRESH_STARTED REFRESH_DONE", engine_state.Folders.CURRENT),
+        ("MODELS_CHANGED REFRESH_STARTED REFRESH_FAILED", engine_state.Folders.STALE),
         # A change while the engine reads its folders is not lost.
-        ("MODELS_CHANGED REFRESH_STARTED MODELS_CHANGED REFRESH_DONE", Folders.STALE),
+        ("MODELS_CHANGED REFRESH_STARTED MODELS_CHANGED REFRESH_DONE", engine_state.Folders.STALE),
         # The change may have come after the new process listed its folders.
-        ("MODELS_CHANGED FIRST_PICTURE", Folders.STALE),
-        ("PROOF_FAILED FIRST_PICTURE", Folders.STALE),
-        ("PROOF_FAILED FIRST_PICTURE", Conditioning.STALE),
-        ("PROOF_FAILED OTHER_PROMPT_USED", Conditioning.GOOD),
-        ("FIRST_PICTURE OTHER_PROCESS", Process.GONE),
-        ("FIRST_PICTURE RESTART_REQUESTED FIRST_PICTURE", Process.PROVEN),
+        ("MODELS_CHANGED FIRST_PICTURE", engine_state.Folders.STALE),
+        ("PROOF_FAILED FIRST_PICTURE", engine_state.Folders.STALE),
+        ("PROOF_FAILED FIRST_PICTURE", engine_state.Conditioning.STALE),
+        ("PROOF_FAILED OTHER_PROMPT_USED", engine_state.Conditioning.GOOD),
+        ("FIRST_PICTURE OTHER_PROCESS", engine_state.Process.GONE),
+        ("FIRST_PICTURE RESTART_REQUESTED FIRST_PICTURE", engine_state.Process.PROVEN),
         # start.sh could not end the process: it must prove itself again.
-        ("FIRST_PICTURE RESTART_REQUESTED OTHER_PROCESS SAME_PROCESS", Process.DISTRUSTED),
-        ("OUT_OF_MEMORY RESTART_REQUESTED FIRST_PICTURE OUT_OF_MEMORY", Memory.SHORT_TWICE),
-        ("OUT_OF_MEMORY PICTURE_MADE", Memory.ENOUGH),
+        (
+            "FIRST_PICTURE RESTART_REQUESTED OTHER_PROCESS SAME_PROCESS",
+            engine_state.Process.DISTRUSTED,
+        ),
+        (
+            "OUT_OF_MEMORY RESTART_REQUESTED FIRST_PICTURE OUT_OF_MEMORY",
+            engine_state.Memory.SHORT_TWICE,
+        ),
+        ("OUT_OF_MEMORY PICTURE_MADE", engine_state.Memory.ENOUGH),
     ],
 )
 def test_a_sequence_of_events_leads_to_a_state(events, expected):
     state = EngineState()
     for event in events.split():
         state = state.after(Event[event])
-
     assert expected in (state.process, state.folders, state.conditioning, state.memory)
 
 
@@ -84,10 +77,9 @@ def test_the_diagram_has_each_change_of_the_tables_and_no_other():
 
     drawn = {
         (start, cause, target)
-        for start, target, causes in re.findall(r"(\w+) --> (\w+): (.+)", diagram())
+        for start, target, causes in re.findall(r"(\w+) --> (\w+): (.+)", engine_state.diagram())
         for cause in causes.split(", ")
     }
-
     assert drawn == {
         (name(state), event.value, name(target))
         for table in TABLES.values()
@@ -95,4 +87,6 @@ def test_the_diagram_has_each_change_of_the_tables_and_no_other():
         for event, target in row.items()
         if state != target
     }
-    assert re.findall(r"\[\*\] --> (\w+)", diagram()) == [name(state) for state in FIRST.values()]
+    assert re.findall(r"\[\*\] --> (\w+)", engine_state.diagram()) == [
+        name(state) for state in FIRST.values()
+    ]

@@ -54,7 +54,6 @@ BODIES = [
 @pytest.mark.parametrize(("job", "body"), BODIES)
 def test_a_job_becomes_the_body_for_a1111(compose, job, body):
     composed = compose(job).body
-
     assert composed == EMPTY | body
     assert has_previews(composed) == ("output" in job)
 
@@ -92,7 +91,6 @@ def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
         hr_checkpoint=file("checkpoint", "second"),
         refiner=file("checkpoint", "third"),
     )
-
     assert payload.body == EMPTY | {
         "prompt": "a <lora:x:0.5>",
         "batch_size": 2,
@@ -108,7 +106,6 @@ def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
 
 def test_a_script_decides_how_many_pictures_there_are(compose):
     job = {"prompt": "fox|red|blue", "script_name": "prompt matrix", "script_args": [0]}
-
     assert compose(job).expected.images is None
 
 
@@ -131,7 +128,6 @@ X, FOX, WORDS = {"name": "x"}, {"name": "fox"}, "a, fox, red fur <lora:fox:1>"
 )
 def test_loras_become_tags_and_trained_words_in_the_prompt(compose, job, prompt):
     payload = compose(HIRES | {"prompt": "a"} | job)
-
     assert (payload.body["prompt"], payload.warnings) == (prompt, ())
     assert payload.body.get("hr_prompt", prompt) == prompt  # the second pass has the same
 
@@ -139,7 +135,6 @@ def test_loras_become_tags_and_trained_words_in_the_prompt(compose, job, prompt)
 def test_a_tag_that_the_caller_wrote_is_used_once_and_proven(compose):
     job = {"prompt": "a <lora:Alias:0.3>", "loras": ["x"]}
     payload = compose(job, written_loras={"Alias": LORAS["x"]})
-
     assert (payload.body["prompt"], payload.expected.loras) == ("a <lora:x:0.3>", {"x"})
 
 
@@ -157,7 +152,6 @@ def test_of_two_passes_a1111_reports_the_loras_of_the_second(compose, job, prove
     """Activating the second pass's LoRAs overwrites `Lora hashes`."""
     prompts = {"prompt": "a <lora:A:1>", "hr_prompt": "c <lora:C:1>", "loras": ["B"]}
     payload = compose(prompts | job)
-
     warnings = [f"LoRA {one}: not proven, A1111 reports only the second pass." for one in unproven]
     assert payload.expected.loras == proven
     assert [warning for warning in payload.warnings if "not proven" in warning] == warnings
@@ -177,7 +171,6 @@ def test_of_two_passes_a1111_reports_the_loras_of_the_second(compose, job, prove
 )
 def test_a_field_without_its_usual_effect_gets_a_warning(compose, job, warning):
     warnings = compose(job).warnings
-
     assert len(warnings) == bool(warning)
     assert (warning or "") in "".join(warnings)
 
@@ -192,22 +185,15 @@ def test_an_embedding_is_proven_if_a_prompt_uses_it(compose, field):
         assert "embeddings" not in payload.body
 
 
-@pytest.mark.parametrize(
-    ("body", "hint"),
-    [
-        ({"batch_size": 4}, "batch_size to 1"),
-        ({"enable_hr": True, "hr_scale": 3}, "Lower hr_scale (now 3)"),
-        ({"width": 1024, "height": 1024}, "Try 704x704"),
-        ({"width": 64, "height": 64}, "is small already"),
-    ],
-)
-def test_out_of_memory_gets_a_hint_with_a_smaller_picture(body, hint):
-    assert hint in smaller(EMPTY | body)
+def test_out_of_memory_gets_a_hint_with_a_smaller_picture():
+    assert "batch_size to 1" in smaller(EMPTY | {"batch_size": 4})
+    assert "Lower hr_scale (now 3)" in smaller(EMPTY | {"enable_hr": True, "hr_scale": 3})
+    assert "Try 704x704" in smaller(EMPTY | {"width": 1024, "height": 1024})
+    assert "is small already" in smaller(EMPTY | {"width": 64, "height": 64})
 
 
 def test_a_throwaway_picture_keeps_the_models_and_changes_the_prompt():
     models = {"override_settings": {"sd_model_checkpoint": "m"}}
     tiny = throwaway({"prompt": "a", "steps": 50} | models)
-
     expected = {"prompt": "", "steps": 1, "width": 64} | models
     assert {key: tiny[key] for key in expected} == expected

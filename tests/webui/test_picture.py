@@ -1,5 +1,3 @@
-"""The three formats of a picture, and A1111's infotext in each of them."""
-
 import base64
 import io
 
@@ -61,7 +59,6 @@ def test_the_infotext_is_kept_in_every_format_and_from_every_format(form, text):
     picture = from_engine(from_a1111(text), form)
     assert as_a1111_reads(picture.data) == infotext(opened(picture)) == text
     assert picture.complete
-
     for theirs in ("jpeg", "webp"):  # an engine that does not make PNG
         picture = from_engine(as_a1111_writes(text, theirs), form)
         assert as_a1111_reads(picture.data) == text
@@ -74,7 +71,6 @@ def test_the_infotext_is_kept_in_every_format_and_from_every_format(form, text):
 def test_a_converted_picture_has_the_same_size_and_colours(form, suffix, quality):
     original = from_a1111(width=72, height=40)
     picture = from_engine(original, form)
-
     assert (opened(picture).format, opened(picture).size) == (form.upper(), (72, 40))
     red, green, blue = opened(picture).convert("RGB").getpixel((30, 20))
     assert abs(red - 192) + abs(green - 64) + abs(blue - 32) < 20
@@ -89,7 +85,6 @@ def test_a_lower_quality_makes_a_smaller_file_and_each_mode_becomes_rgb(form):
     sizes = [len(from_engine(image, form, quality).data) for quality in (100, 60, 20)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > 2 * sizes[-1]
-
     for mode in ("RGBA", "L", "P"):
         image = without_infotext(Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode))
         picture = opened(from_engine(image, form))
@@ -102,7 +97,6 @@ def test_an_infotext_that_is_too_long_for_a_jpeg_is_left_out():
         picture = from_engine(from_a1111(text), "jpeg")
         assert picture.complete == complete
         assert infotext(opened(picture)) == (text if complete else None)
-
     assert infotext(opened(from_engine(from_a1111("x" * 100_000), "webp"))) == "x" * 100_000
 
 
@@ -119,7 +113,6 @@ def test_an_infotext_that_is_too_long_for_a_jpeg_is_left_out():
 def test_a_picture_that_cannot_be_converted_is_an_error(image, form, message):
     with pytest.raises(DeliveryFailed, match=message) as raised:
         from_engine(image, form)
-
     assert "BytesIO" not in str(raised.value)
 
 
@@ -127,6 +120,5 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape():
     small = thumbnail(without_infotext(Image.new("RGBA", (1024, 512), "red")))
     with Image.open(io.BytesIO(base64.b64decode(small))) as image:
         assert (image.format, image.size) == ("JPEG", (256, 128))
-
     for unreadable in ("", "not base64!", in_base64(b"not a picture")):
         assert thumbnail(unreadable) is None

@@ -70,20 +70,16 @@ def test_the_engine_must_list_the_models_of_the_job(expected, missing):
     listed = [{"filename": "/models/sub/base.safetensors"}], [{"name": "one"}, {"name": "two"}]
     with pytest.raises(errors.ModelNotListed) if missing else nullcontext() as raised:
         check_listed(*listed, expected)
-
     assert (raised.value.details["missing"] if raised else None) == missing
 
 
-@pytest.mark.parametrize(
-    ("used", "error"),
-    [
+def test_the_engine_must_have_loaded_the_embeddings_of_the_prompts():
+    for used, error in (
         ({"good"}, None),
         (set(), None),
         ({"xl", "good"}, errors.ModelMismatch),
         ({"nope"}, errors.ModelNotListed),
-    ],
-)
-def test_the_engine_must_have_loaded_the_embeddings_of_the_prompts(used, error):
-    embeddings = {"loaded": {"good": {}}, "skipped": {"xl": {}}}
-    with pytest.raises(error) if error else nullcontext():
-        check_embeddings(embeddings, Expected(1, embeddings=frozenset(used)))
+    ):
+        with pytest.raises(error) if error else nullcontext():
+            listed = {"loaded": {"good": {}}, "skipped": {"xl": {}}}
+            check_embeddings(listed, Expected(1, embeddings=frozenset(used)))

@@ -64,7 +64,6 @@ def test_ready_means_that_a_picture_was_made(tmp_path):
         webui, supervisor = WebUI(engine.url), Supervisor(tmp_path, pid=1)
         ready = Readiness(webui, supervisor, ("127.0.0.1", engine.port)).wait(60)
         posts = [request for request in engine.log() if request["path"].endswith("txt2img")]
-
     assert len(posts) == 1
     assert ready.seconds >= 1
     assert ready.process.pid == 123
@@ -74,7 +73,6 @@ def test_ready_means_that_a_picture_was_made(tmp_path):
 
 def test_a_dead_engine_is_reported_at_the_next_poll(world):
     world.later[0.5] = "failed 137"
-
     with pytest.raises(EngineNotReady, match="not enough memory"):
         world.readiness(loras=MISSING).wait(30)
     assert world.now < 0.8
@@ -84,14 +82,12 @@ def test_an_engine_that_is_being_restarted_makes_no_first_picture(world):
     """It still answers, but not for long."""
     world.report("restarting 0")
     world.later[1.0] = "running 124"
-
     assert world.readiness().wait(15).process.pid == 124
     assert min(time for _, time in world.calls) >= 1.0
 
 
 def test_an_external_engine_that_does_not_run_is_reported_at_the_deadline(world, caplog):
     caplog.set_level(logging.INFO)
-
     with pytest.raises(EngineNotReady, match=r"no program listens there\. Check that it was start"):
         world.readiness(free_port()).wait(40)
     assert 40 <= world.now < 41
@@ -102,13 +98,11 @@ def test_an_external_engine_gets_no_request_before_its_port_was_open_for_a_while
     """In UI mode A1111 dies of an earlier one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         world.readiness(server.getsockname()[1]).wait(15)
-
     assert world.calls[0] == ("loras", 5.0)
 
 
 def test_an_engine_without_a_checkpoint_is_ready_with_a_warning(world, caplog):
     world.readiness(txt2img=NoCheckpoint("x")).wait(10)
-
     assert "only jobs that name one can run" in caplog.text
 
 

@@ -34,7 +34,6 @@ def decided(error, *earlier, **state):
 def test_each_failure_is_replayed_as_planned(kind, action, replays, consequence):
     for tried in range(replays):
         assert decided(kind, *[kind] * tried) == (action, KEEP)
-
     assert decided(kind, *[kind] * replays) == (FAIL, consequence)
 
 
@@ -46,7 +45,6 @@ def test_failures_of_different_kinds_share_the_attempts_of_a_job():
 
 def test_repeated_out_of_memory_and_a_failed_switch_have_consequences():
     after = [decided(errors.OutOfMemory, memory=memory) for memory in Memory]
-
     assert after == [(FAIL, KEEP), (FAIL, KEEP), (FAIL, RESTART), (FAIL, RETIRE)]
     assert decided(errors.EngineFault, switching=True) == (FAIL, RESTART)
 
@@ -64,7 +62,6 @@ def test_every_error_of_a_generation_has_a_plan_within_the_attempts_of_a_job():
 
 def test_memory_growth_counts_from_the_least_after_a_switch_of_the_same_process():
     growth = MemoryGrowth(limit=4 * GB)
-
     assert [growth.after_switch(7, used * GB) for used in (9, 8, 12)] == [None] * 3
     assert growth.after_switch(7, 12 * GB + GB // 2) == (
         "the engine's memory grew by 4.5 GB to 12.5 GB over 4 checkpoint switches"

@@ -19,29 +19,23 @@ def start_sh(tmp_path):
     signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize(
-    ("line", "process"),
-    [
-        ("running 123\n", RUNNING),
-        ("restarting 139\n", EngineProcess("restarting", status=139)),
-        ("failed 1\n", EngineProcess("failed", status=1)),
-        ("", UNKNOWN),
-        ("garbage\n", UNKNOWN),
-    ],
-)
-def test_the_line_of_start_sh_is_read(tmp_path, line, process):
-    (tmp_path / "engine").write_text(line)
-
-    supervisor = Supervisor(tmp_path, pid=1)
-    assert supervisor.engine() == process
-    assert supervisor.can_restart == (process != UNKNOWN)
+def test_the_line_of_start_sh_is_read(tmp_path):
+    for line, process in {
+        "running 123\n": RUNNING,
+        "restarting 139\n": EngineProcess("restarting", status=139),
+        "failed 1\n": EngineProcess("failed", status=1),
+        "": UNKNOWN,
+        "garbage\n": UNKNOWN,
+    }.items():
+        (tmp_path / "engine").write_text(line)
+        supervisor = Supervisor(tmp_path, pid=1)
+        assert (supervisor.engine(), supervisor.can_restart) == (process, process != UNKNOWN)
 
 
 def test_without_start_sh_the_process_is_unknown_and_no_file_is_written(tmp_path):
     (tmp_path / "engine").write_text("running 123\n")
     alone = Supervisor(tmp_path, pid=None)
     alone.request_restart("hung")
-
     assert (alone.engine(), alone.can_restart) == (UNKNOWN, False)
     assert [file.name for file in tmp_path.iterdir()] == ["engine"]
 
@@ -56,7 +50,6 @@ def test_start_sh_gets_files_and_a_signal_and_the_process_counts_as_gone_for_a_w
     supervisor = Supervisor(tmp_path, pid=os.getpid(), timing=timing)
     supervisor.mark_ready(RUNNING)
     supervisor.request_restart("damaged-cache")
-
     assert (tmp_path / "engine.ready").read_text() == "123\n"
     assert start_sh == ["damaged-cache\n"]
     assert (supervisor.engine(), supervisor.can_restart) == (process, True)
