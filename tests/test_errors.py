@@ -1,7 +1,4 @@
-import ast
-
 from worker import errors
-from worker.config.settings import PROJECT
 from worker.errors import WorkerError
 
 
@@ -20,19 +17,3 @@ def test_codes_are_unique_words_and_the_text_has_code_message_and_hint():
 def test_the_tree_in_the_docstring_is_the_tree_of_classes():
     classes = [kind.__name__ for kind in (WorkerError, *all_kinds())]
     assert [word for word in errors.__doc__.split() if word in classes] == classes
-
-
-def test_only_two_places_catch_every_exception():
-    """One is the job boundary in handler.py.
-
-    The other passes an error of a download's thread, also of a caller's hook, to the thread that
-    waits for the download, which raises it.
-    """
-    broad = [
-        file.name
-        for file in (*PROJECT.glob("*.py"), *PROJECT.glob("worker/**/*.py"))
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ExceptHandler)
-        and (node.type is None or getattr(node.type, "id", "") in {"Exception", "BaseException"})
-    ]
-    assert broad == ["handler.py", "download.py"]

@@ -88,14 +88,9 @@ def test_the_schema_has_the_input_and_the_answer_of_every_task():
 def test_rows_name_each_field_with_its_type_and_description():
     assert input_fields(TABLE["count"])[1] == Row("number", "integer, 1 to 9", "How far to count.")
     all_rows = [*rows(Failure), *(row for task in handler.TASKS for row in output_fields(task))]
-    every = {row.name: row for row in all_rows}
-    types = {
-        "models[].merged_from[].te": "number",
-        "models[].sha256": "string or null",
-        "delivery.method": "base64 | s3 | put",
-    }
-    assert {name: every[name].type for name in types} == types
-    assert every["delivery"].description == "How the pictures were delivered."
-    assert "models.stored.*.count" in every
+    types = {row.name: row.type for row in all_rows}
+    assert types["models[].sha256"] == "string or null"
+    assert types["delivery.method"] == "base64 | s3 | put"
+    assert {"models[].merged_from[].te", "models.stored.*.count"} < types.keys()
     described = [*handler.TASKS, *all_rows]
     assert [one for one in described if not one.description.endswith(".")] == []

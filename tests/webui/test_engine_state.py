@@ -6,6 +6,8 @@ import pytest
 from worker.webui import engine_state
 from worker.webui.engine_state import CANNOT_HAPPEN, TABLES, EngineState, Event
 
+Memory, Process = engine_state.Memory, engine_state.Process
+Folders, Conditioning = engine_state.Folders, engine_state.Conditioning
 FIRST = {field: getattr(EngineState(), field) for field in TABLES}
 
 
@@ -41,27 +43,27 @@ def test_every_event_is_in_a_table_and_every_state_can_be_reached():
 @pytest.mark.parametrize(
     ("events", "expected"),
     [
-        ("MODELS_CHANGED REFRESH_STARTED REFRESH_DONE", engine_state.Folders.CURRENT),
-        ("MODELS_CHANGED REFRESH_STARTED REFRESH_FAILED", engine_state.Folders.STALE),
+        ("MODELS_CHANGED REFRESH_STARTED REFRESH_DONE", Folders.CURRENT),
+        ("MODELS_CHANGED REFRESH_STARTED REFRESH_FAILED", Folders.STALE),
         # A change while the engine reads its folders is not lost.
-        ("MODELS_CHANGED REFRESH_STARTED MODELS_CHANGED REFRESH_DONE", engine_state.Folders.STALE),
+        ("MODELS_CHANGED REFRESH_STARTED MODELS_CHANGED REFRESH_DONE", Folders.STALE),
         # The change may have come after the new process listed its folders.
-        ("MODELS_CHANGED FIRST_PICTURE", engine_state.Folders.STALE),
-        ("PROOF_FAILED FIRST_PICTURE", engine_state.Folders.STALE),
-        ("PROOF_FAILED FIRST_PICTURE", engine_state.Conditioning.STALE),
-        ("PROOF_FAILED OTHER_PROMPT_USED", engine_state.Conditioning.GOOD),
-        ("FIRST_PICTURE OTHER_PROCESS", engine_state.Process.GONE),
-        ("FIRST_PICTURE RESTART_REQUESTED FIRST_PICTURE", engine_state.Process.PROVEN),
+        ("MODELS_CHANGED FIRST_PICTURE", Folders.STALE),
+        ("PROOF_FAILED FIRST_PICTURE", Folders.STALE),
+        ("PROOF_FAILED FIRST_PICTURE", Conditioning.STALE),
+        ("PROOF_FAILED OTHER_PROMPT_USED", Conditioning.GOOD),
+        ("FIRST_PICTURE OTHER_PROCESS", Process.GONE),
+        ("FIRST_PICTURE RESTART_REQUESTED FIRST_PICTURE", Process.PROVEN),
         # start.sh could not end the process: it must prove itself again.
         (
             "FIRST_PICTURE RESTART_REQUESTED OTHER_PROCESS SAME_PROCESS",
-            engine_state.Process.DISTRUSTED,
+            Process.DISTRUSTED,
         ),
         (
             "OUT_OF_MEMORY RESTART_REQUESTED FIRST_PICTURE OUT_OF_MEMORY",
-            engine_state.Memory.SHORT_TWICE,
+            Memory.SHORT_TWICE,
         ),
-        ("OUT_OF_MEMORY PICTURE_MADE", engine_state.Memory.ENOUGH),
+        ("OUT_OF_MEMORY PICTURE_MADE", Memory.ENOUGH),
     ],
 )
 def test_a_sequence_of_events_leads_to_a_state(events, expected):
