@@ -114,7 +114,9 @@ def check(catalog, job_input):
     assert error is None or error[0] < 500 or is_too_large, (body, error)
 
 
-def check_many(catalog, seed, inputs):
+@pytest.mark.parametrize("inputs", [8_000, pytest.param(200_000, marks=pytest.mark.long)])
+def test_any_input_is_refused_or_has_a_shape_that_a1111_takes(catalog, inputs):
+    seed = 1 if inputs == 8_000 else random.SystemRandom().getrandbits(32)
     draw = Draw(seed)
     for _ in range(inputs):
         job_input = draw.job_input()
@@ -122,12 +124,3 @@ def check_many(catalog, seed, inputs):
             check(catalog, job_input)
         except Exception as problem:
             raise AssertionError(f"seed {seed}: {job_input!r}") from problem
-
-
-def test_any_input_is_refused_or_has_a_shape_that_a1111_takes(catalog):
-    check_many(catalog, seed=1, inputs=8_000)
-
-
-@pytest.mark.long
-def test_the_same_for_many_new_inputs(catalog):
-    check_many(catalog, random.SystemRandom().getrandbits(32), 200_000)
