@@ -132,6 +132,7 @@ UNREADABLE = [
     {"url": "s3://bucket/x.safetensors"},
     {"url": "https://a.example/x", "version_id": 5},
     {"version_id": True},
+    {"air": "https://example.com/x"},
     {"sha256": "abc"},
     {"filename": "../x.safetensors"},
     {"url": f"https://civitai.com/images/5?token={SECRET}"},
