@@ -68,8 +68,9 @@ prepare_run_dir() {
   (umask 077 && mkdir -p "$RUN_DIR") && [[ -O $RUN_DIR && -w $RUN_DIR ]] ||
     fail "$EXIT_BAD_CONFIGURATION" "RUN_DIR=$RUN_DIR must be a folder that user $EUID\
  owns and can write: set it to another path"
-  rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.ready "$RUN_DIR"/engine.restart
-  printf '%s %s\n' "$ENGINE" "$WEBUI_URL" >"$RUN_DIR/engine.address"  # for image/healthcheck.sh
+  rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.{address,ready,restart}
+  # For image/healthcheck.sh. WEBUI_URL may have a user and a password in it.
+  (umask 077 && printf '%s %s\n' "$ENGINE" "$WEBUI_URL" >"$RUN_DIR/engine.address")
 }
 
 prepare_engine() {

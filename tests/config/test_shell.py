@@ -3,6 +3,7 @@
 import http.server
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -122,6 +123,17 @@ def test_the_health_check_asks_the_url_that_the_worker_uses(project, engine_url,
     start_sh(project, "prepare_run_dir", WEBUI_URL=engine_url + path)
     status, reason = check_health(project / "run")
     assert (status, reason[: len(health[1])]) == health
+
+
+def test_other_users_cannot_read_the_engines_url(project):
+    address = project / "run" / "engine.address"
+    address.parent.mkdir(mode=0o755)
+    address.write_text("left by an earlier start\n")
+
+    start_sh(project, "prepare_run_dir", WEBUI_URL="http://me:swordfish@gpu.example")
+
+    assert address.read_text() == "external http://me:swordfish@gpu.example\n"
+    assert stat.filemode(address.stat().st_mode) == "-rw-------"
 
 
 NOT_READY = (1, "the engine is not ready yet")
