@@ -135,7 +135,8 @@ def test_a_reference_is_resolved_without_a_download(run, rows, hosts, blobs):
     (row,) = rows("resolve", "22")
     expected = {"filename": "fox.safetensors", "sha256": sha256(LORA), "role": "lora"}
     assert expected.items() <= row.items()
-    assert "url" not in row
+    columns = "ref filename source size sha256 role title family trained_words etag"
+    assert list(row) == columns.split()
     status, out, _ = run("resolve", "22")
     assert (status, "fox.safetensors" in out) == (0, True)
     assert hosts.count("storage") == 0

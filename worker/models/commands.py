@@ -163,7 +163,8 @@ def _resolve(manager: Manager, options: argparse.Namespace, _settings: Settings)
                 f"{text!r} is a file name, not a reference; there is nothing to resolve.", hint=_REF
             )
         remote = asdict(manager.fetcher.resolve(ref, NO_CANCEL))
-        del remote["url"]  # the URL of a web file can contain a signature
+        # The URL can contain a signature, and whether it does is the store's business.
+        del remote["url"], remote["is_signed"]
         return {"ref": ref.shown, **remote}
 
     return _each(options.refs, one)
