@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fakes.hosts.model_hosts import ModelHosts
@@ -17,6 +18,7 @@ from fakes.template_models import KEY, checkpoint, lora, named, write
 from safetensors.numpy import load_file
 
 from worker.config.settings import VOLUME
+from worker.files import write_atomically
 from worker.formats.model_file import file_sha256
 from worker.job.request import parse
 from worker.job.template_file import Templates
@@ -298,6 +300,24 @@ def test_models_that_no_template_names_any_more_are_removed(merge, baked, templa
     assert all(link.exists() for link in links)
     assert operators_own.exists()
     assert list((baked / "fetched/diffusers").iterdir()) == []
+
+
+def test_what_a_killed_build_was_about_to_write_does_not_stay(bake, baked, monkeypatch):
+    def no_replace(_path, target):
+        raise KeyboardInterrupt(f"killed before {target}")
+
+    folders = [baked, *(baked / "fetched" / name for name in ("blobs", "merged", "references"))]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", no_replace)
+            with pytest.raises(KeyboardInterrupt):
+                write_atomically(folder / MANIFEST, "{}")
+        assert any(folder.glob(".*.new"))
+
+    assert bake("--merge")[0] == 0
+
+    assert not [path for path in files_below(baked) if path.endswith(".new")]
 
 
 @pytest.fixture(scope="module")

@@ -261,7 +261,9 @@ class Baking:
         for folder in fetched.diffusers("").glob("*"):
             if folder.name not in names:
                 shutil.rmtree(folder)
-        for path in [*fetched.partials(), *fetched.leftovers()]:
+        notes = [fetched.root / name for name in ("merged", "references")]
+        unfinished = [path for folder in notes for path in folder.glob(".*.new")]
+        for path in [*fetched.partials(), *fetched.leftovers(), *unfinished]:
             discard(path)
         for name in ("downloads", "leases"):
             shutil.rmtree(fetched.root / name, ignore_errors=True)
