@@ -62,7 +62,7 @@ EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
 
 logger = logging.getLogger("worker.handler")
 
-# What a progress report calls the work that each of these phases of `timings` begins with.
+# Phase in `timings` -> `phase` of the progress report that is sent when it begins.
 _REPORTED = {"prepare": "resolve", "generate": "load", "deliver": "upload"}
 
 PostProgress = Callable[[dict[str, Any], ProgressReport], Awaitable[object]]
@@ -74,7 +74,7 @@ class Handler:
     Attributes:
         post_progress: sends a report of a job's progress to RunPod; None: nothing is sent.
         counters: jobs by how they ended.
-        startup: seconds of each part of the start; the first result has them.
+        startup: seconds of each part of the start; the first result contains them.
     """
 
     def __init__(
@@ -167,8 +167,8 @@ class Handler:
             error.hint = f"{error.hint}{hint_about_default(wanted, job.input, error)}".lstrip()
             raise
         if models is None:
-            hint = "What has arrived is kept: send the job again, or raise `timeout`."
-            raise job.stopwatch.expired("the models were not there", hint=hint)
+            hint = "The downloaded part is kept: send the job again, or raise `timeout`."
+            raise job.stopwatch.expired("the models were not ready", hint=hint)
         return models
 
     def _find_or_fetch(self, wanted: Txt2ImgRequest, stop: threading.Event) -> Models:
@@ -187,7 +187,7 @@ class Handler:
     ) -> result.Undelivered:
         """The result before its delivery."""
         used = await asyncio.to_thread(result.models_used, generated.facts, models)
-        if not used[0].sha256:  # the engine knows it
+        if not used[0].sha256:  # not hashed here; the engine may have its hash
             sha256 = await self._engine.checkpoint_sha256(used[0].name or "")
             used[0] = used[0].model_copy(update={"sha256": sha256})
         return result.Undelivered.model_construct(
@@ -203,13 +203,13 @@ class Handler:
         )
 
     def _startup_once(self) -> dict[str, float] | None:
-        """For the first result: why the caller waited so long."""
+        """The seconds of the start, only for the first result: its caller waited for the start."""
         if self._startup_is_reported:
             return None
         self._startup_is_reported = True
         return self.startup
 
-    # The other tasks wait for no other job and need no engine ------------------------------------
+    # The other tasks: they do not wait for other jobs or for the engine -------------------------
 
     async def list_templates(self, job: Job, _checked: object) -> result.TemplateList:
         """The templates, and which of them are in the image."""
@@ -221,7 +221,7 @@ class Handler:
             templates=[
                 result.ListedTemplate.model_construct(**(one | states[one["template"]]))
                 for one in self._templates.list_templates()
-                if one["template"] in states  # the file may have changed meanwhile
+                if one["template"] in states  # the file may have changed in between
             ],
             default_template=self._templates.get_default_template(),
             timings=job.stopwatch.timings(),
@@ -250,7 +250,7 @@ class Handler:
         try:
             models = self._find_or_fetch(self._templates.get_template().request(), stop)
         except WorkerError as error:
-            logger.warning("the default template's models are not there: %s", error)
+            logger.warning("the default template's models are not available: %s", error)
             return
         self._models.release(models)
         if models.loaded:
@@ -282,7 +282,7 @@ TASKS: Tasks[Handler] = Tasks(
 
 
 def build_delivery(settings: Settings, limits: UploadLimits = UPLOAD_LIMITS) -> Delivery:
-    """Put the delivery together: into the result, the operator's folder, or the bucket."""
+    """Build the delivery from the settings: result, operator's folder, bucket, jobs' URLs."""
     address, key_id = settings.bucket, settings.bucket_access_key_id
     secret = settings.bucket_secret_access_key
     bucket = None
@@ -294,7 +294,7 @@ def build_delivery(settings: Settings, limits: UploadLimits = UPLOAD_LIMITS) -> 
 
 
 def build(settings: Settings, timing: EngineTiming = DEFAULT_TIMING) -> tuple[Handler, Engine]:
-    """Put the worker together; nothing is started yet.
+    """Build the worker's parts from the settings; nothing is started yet.
 
     Raises:
         ConfigError: templates.json cannot be used.
@@ -315,7 +315,7 @@ def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
 
 
 def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
-    """Boot, then give the process to the RunPod SDK; returns the exit status."""
+    """Boot the worker, then run the RunPod SDK until it ends; returns the exit status."""
     try:
         settings = Settings.from_environ(os.environ)
         handler, engine = build(settings, timing)

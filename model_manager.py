@@ -2,7 +2,7 @@
 
 The life of a model file:
 
-    find     a file name is searched in the model store (`worker.models.store`); a reference
+    find     a file name is looked up in the model store (`worker.models.store`); a reference
              (CivitAI, Hugging Face, https, sha256) that was used before is found without a network
     fetch    a new reference is downloaded, once for all workers
     check    the file is whole, of the right kind, and of the checkpoint's family
@@ -172,7 +172,7 @@ class ModelManager:
     def build_lora_prompt(
         self, base_prompt: str, loras: Iterable[tuple[ModelFile, LoraReference]]
     ) -> str:
-        """The prompt with a tag for each LoRA that has none in it yet."""
+        """The prompt, with a tag added for each LoRA that has no tag in it yet."""
         return add_lora_tags(base_prompt, [lora_tag(file, ref) for file, ref in loras])
 
     def get_cache_stats(self) -> dict[str, dict[str, int]]:
@@ -242,7 +242,7 @@ class ModelManager:
         return file if file and file.sha256() == wanted.ref.digest else None
 
     def _expected_sha256(self, wanted: Wanted) -> str | None:
-        """The hash from the job, or the one that the reference meant before."""
+        """The hash in the job, or that of the file that the reference resolved to last time."""
         ref = wanted.ref
         of_ref = ref.digest if isinstance(ref, Sha256) else None
         return wanted.sha256 or of_ref or self.fetcher.references.sha256(ref)

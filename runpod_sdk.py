@@ -105,7 +105,7 @@ async def post_progress(job: Job, output: object) -> bool:
 
 
 def differences(release: SdkRelease = SUPPORTED) -> list[str]:
-    """How the installed SDK differs from that release; nothing if it is the same."""
+    """How the installed SDK differs from that release; an empty list if it does not."""
     try:
         version = metadata.version("runpod")
     except metadata.PackageNotFoundError:
@@ -136,7 +136,7 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
 
         def __init__(self, _config: dict[str, Any]) -> None:
             routes = Routes(rp_job.JOB_GET_URL, rp_http.JOB_DONE_URL, http_client.get_auth_header())
-            running_jobs = worker_state.JobsProgress()  # the pings report what is in it
+            running_jobs = worker_state.JobsProgress()  # the SDK's pings report these jobs
             self._transport = Transport(
                 routes, handler, running_jobs, concurrency=concurrency, timing=timing
             )

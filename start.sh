@@ -17,14 +17,14 @@ set -Eeuo pipefail
 
 readonly EXIT_ENGINE_NOT_READY=69 EXIT_RESTARTS_USED_UP=70 EXIT_BAD_CONFIGURATION=78
 readonly EXIT_STOPPED_EARLY=143
-# In milliseconds: bash's SECONDS counts ticks of the clock, so a difference of 1 can be almost 0 s.
+# In milliseconds: bash's SECONDS has whole seconds, so a difference of 1 can be almost 0 s.
 readonly ENGINE_STOP_MS=5000     # from TERM to KILL; A1111 reacts to TERM only when it is idle
 readonly HANDLER_REPORT_MS=5000  # for the handler to report that the engine is gone
 readonly KILL_MS=5000            # from KILL until a process is gone; the GPU driver can be slow
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
-# A failed write (to a terminal that was closed) must not end the script while it stops the rest.
+# A failed write (to a closed terminal) must not end the script while it stops the processes.
 log() { TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$*" >&2 || true; }
 
 # usage: fail STATUS MESSAGE
@@ -108,8 +108,8 @@ find_tcmalloc() {
   fi
 }
 
-# Sets `attention`: no xformers on a CPU, which it does not support, and none beside a flag with
-# which the operator chose another implementation.
+# Sets `attention`: `--xformers`, except on a CPU, which xformers does not support, and except if
+# the operator chose another implementation by a flag.
 choose_attention() {
   attention=(--xformers)
   if [[ " ${WEBUI_ARGS[*]} " =~ \ --(use-cpu|opt-[a-z0-9-]*attention[a-z0-9-]*)\  ]]; then
@@ -205,7 +205,7 @@ restart_on_request() {
   engine_pid=''
   [[ -z $stop_requested ]] || return 0
   if [[ $reason == damaged-cache && $ENGINE == a1111 ]]; then
-    # Only while the WebUI is down: a running one loses its models with its cache.
+    # Only while the WebUI is stopped: if it ran, it would no longer find its models.
     rm -rf -- "${WEBUI_DIR:?}/cache"
     log "removed the WebUI's cache folder"
   fi
@@ -263,7 +263,8 @@ stop_all() {
   return "$handler_status"
 }
 
-# For an engine that is gone for good: the handler reports it as its job's error, then all ends.
+# If the engine has ended and is not restarted: waits until the handler has reported this as its
+# job's error, then stops everything.
 # usage: give_up EXIT_STATUS ENGINE_STATUS MESSAGE
 give_up() {
   write_state failed "$2"
@@ -305,7 +306,7 @@ supervise() {
   done
 }
 
-# A signal before anything runs only has to prevent the start.
+# Before anything was started, a signal only prevents the start.
 stop_if_requested() {
   [[ -z $stop_requested ]] || fail "$EXIT_STOPPED_EARLY" "$stop_requested received: nothing was started"
 }

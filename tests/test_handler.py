@@ -194,7 +194,7 @@ def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end
 
     answer = asyncio.run(story())
     assert (stops, listed.is_set()) == ([True], True)
-    late = "JOB_TIMEOUT: the models were not there within 1 s (vali"
+    late = "JOB_TIMEOUT: the models were not ready within 1 s (vali"
     assert (
         answer["error"].startswith(late)
         if end == "late"

@@ -1,5 +1,5 @@
 """The parts of the worker, in packages named after what happens to a job.
 
-Adapters do the IO, take plain values and raise `worker.errors`; the rest is pure. Nothing here
-imports `handler`, `model_manager` or the RunPod SDK.
+Modules that do IO take plain values and raise the errors of `worker.errors`; the other modules are
+pure. Nothing here imports `handler`, `model_manager` or the RunPod SDK.
 """

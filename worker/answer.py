@@ -1,4 +1,4 @@
-"""What a job's answer is: the base of its types, and the conversion to JSON that the SDK can send.
+"""The base types of a job's answer, and its conversion to JSON that the SDK can send.
 
 The SDK loses an answer without any log line if it holds bytes, NaN or a lone surrogate, and it
 reports a failed job as COMPLETED without output if `error` is not a non-empty string.
@@ -34,15 +34,15 @@ class Part(BaseModel):
     """An object in an answer.
 
     Made with `model_construct`, which checks nothing: the values are the worker's own, pictures are
-    megabytes, and an unexpected value of the engine must not cost the caller the pictures. mypy
-    checks the types, and the tests validate whole answers.
+    megabytes, and the caller must get the pictures even if the engine reports an unexpected value.
+    mypy checks the types, and the tests validate whole answers.
     """
 
     model_config = ConfigDict(frozen=True)
 
 
 class Answer(Part):
-    """What every task's answer may have."""
+    """The keys that the answer of any task may have."""
 
     refresh_worker: Literal[True] | Absent = left_out(
         "This worker will be replaced after the job. The RunPod SDK removes the key and acts on it."
@@ -72,12 +72,12 @@ def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:
 
 def to_json(answer: Answer, *, retire: bool = False) -> dict[str, Any]:
     """The answer as strict JSON; `retire` asks RunPod to replace this worker."""
-    asked: dict[str, Any] = {"refresh_worker": True} if retire else {}
-    return {**plain(answer), **asked}
+    request: dict[str, Any] = {"refresh_worker": True} if retire else {}
+    return {**plain(answer), **request}
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any JSON-like value
-    """The value as strict JSON takes it: no NaN, no tuple, no lone surrogate, keys are text."""
+    """Convert a value to strict JSON: no NaN, no tuple, no lone surrogate, keys are text."""
     # Ordered by frequency: most values are text and numbers.
     if isinstance(value, str):
         # isascii is a flag lookup; a picture's megabytes are not copied.

@@ -26,7 +26,7 @@
     │   ├── StoreFull
     │   ├── StoreNotWritable
     │   └── FetchStopped
-    ├── EngineError             the engine failed: `worker.webui.recovery` decides what is tried
+    ├── EngineError             the engine failed: `worker.webui.recovery` decides how to recover
     │   ├── RouteMissing
     │   ├── ConnectionLost
     │   ├── EnginePoisoned
@@ -60,7 +60,7 @@ class WorkerError(Exception):
 
     Attributes:
         code: stable word for programs.
-        hint: what to do; the class's own, unless the place that raised the error gave another.
+        hint: what to do; the class's default, unless the code that raises the error passes another.
         details: further facts for programs as JSON values; keys of the job's answer.
     """
 
@@ -122,10 +122,10 @@ class ModelNotSupported(JobError):
 
 
 class ModelMismatch(JobError):
-    """The LoRA and the checkpoint belong to different model families."""
+    """A LoRA or an embedding belongs to another model family than the checkpoint."""
 
     code = "MODEL_MISMATCH"
-    default_hint = "Use a LoRA and a checkpoint of the same family: SD1, SD2 or SDXL."
+    default_hint = "Use files of the checkpoint's family: SD1, SD2 or SDXL."
 
 
 class ModelUnsafe(JobError):
@@ -215,7 +215,7 @@ class ModelHashMismatch(FetchError):
 
 
 class ModelHostFailed(FetchError):
-    """The host failed or broke the download off repeatedly; the downloaded part is kept."""
+    """The host failed or repeatedly broke off the download; the downloaded part is kept."""
 
     code = "MODEL_HOST_FAILED"
     default_hint = "Send the job again: the download continues where it stopped."
@@ -243,7 +243,7 @@ class FetchStopped(FetchError):
 
 
 class EngineError(WorkerError):
-    """The engine failed; `worker.webui.recovery` decides what is tried before the job fails."""
+    """The engine failed; `worker.webui.recovery` decides how to recover before the job fails."""
 
 
 class RouteMissing(EngineError):
@@ -364,6 +364,6 @@ class InternalError(WorkerError):
 
     @classmethod
     def with_id(cls) -> InternalError:
-        """Make one with a new id, which is in `details`, too."""
+        """Make an error with a new id, which is also in `details`."""
         incident = uuid.uuid4().hex[:12]
         return cls(f"the worker failed, id {incident}.", id=incident)

@@ -18,7 +18,7 @@ def storage_error(error: OSError) -> WorkerError:
 
 
 def note_file(path: Path) -> Path:
-    """The file beside a partial download that records its progress."""
+    """The path of the file that records a partial download's progress, beside it."""
     return path.with_suffix(".json")
 
 

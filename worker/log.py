@@ -20,7 +20,7 @@ class _Redacting(logging.Filter):
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
-        # Longest first: one secret may contain another. A very short one stands in every line.
+        # Longest first: one secret may contain another. A very short one would match in every line.
         long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
         self._secrets = sorted(long_enough, key=len, reverse=True)
 
@@ -50,7 +50,7 @@ class _Json(logging.Formatter):
 
 
 def configure(level: str, form: str, secrets: Iterable[str]) -> None:
-    """Write the log of `worker` and its children to standard error, instead of an earlier call's.
+    """Write the log of `worker` and its children to standard error; replaces an earlier setup.
 
     Args:
         level: name of the lowest level that is written.

@@ -10,7 +10,7 @@ from worker.errors import JobTimeout
 
 
 class Stopwatch:
-    """Starts when it is made.
+    """Starts when it is created.
 
     Args:
         timeout: seconds until the deadline.

@@ -61,7 +61,7 @@ def check_whole(variables: Collection[str]) -> None:
     """Check that the variables for a bucket are all set, or none of them.
 
     Raises:
-        ValueError: names the missing ones.
+        ValueError: names the missing variables.
     """
     given = sorted(name for name in variables if name.startswith("BUCKET_"))
     missing = [name for name in _NEEDED if name not in given]

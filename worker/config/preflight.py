@@ -1,9 +1,9 @@
 """Checks, before anything is started, whether this machine can run the engine.
 
 start.sh runs it (`python -m worker.config.preflight`): it reads the settings, checks the machine,
-and prints the settings as shell assignments. Each problem is a sentence with its remedy, logged
-before anyone pays for a boot that must fail. A problem is fatal only if certainly no picture can be
-made; else it is a warning.
+and prints the settings as shell assignments. For each problem it logs
+one sentence with the remedy, before time is spent on a boot that would fail. A problem is fatal
+only if it is certain that no picture can be made; otherwise it is a warning.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from worker.errors import ConfigError
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
 EMBEDDED = "use the `embedded` image (outside the images: set ENGINE=embedded)"
-QUERY = ("name", "compute_cap", "driver_version", "memory.total", "memory.free")  # nvidia-smi's
-# For each major version of CUDA; its minor versions need no newer one (NVIDIA's compatibility
-# guide).
+# Names of nvidia-smi's values.
+QUERY = ("name", "compute_cap", "driver_version", "memory.total", "memory.free")
+# CUDA's major version -> oldest driver that runs it, whatever its minor version (NVIDIA's
+# compatibility guide).
 OLDEST_DRIVER = {"11": (450, 80, 2), "12": (525, 60, 13), "13": (580, 65, 6)}
 SMALLEST_GPU = 3500  # MiB: SD1 at 512x512 in half precision
 SMALL_MEMORY_FLAGS = {"--lowvram", "--medvram", "--medvram-sdxl"}
@@ -43,12 +44,12 @@ log = logging.getLogger("worker.preflight")
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """What is waited for and warned about.
+    """How long to wait, and when to warn.
 
     Attributes:
         answer: seconds for nvidia-smi's answer; its first call may load the driver.
-        nearly_full: bytes of free disk below which a warning is logged: the reserve and hardly a
-            checkpoint.
+        nearly_full: a warning is logged if fewer bytes of the disk are free. This is the reserve
+            plus about one checkpoint.
     """
 
     answer: float = 30.0
@@ -78,7 +79,7 @@ class Gpu:
 
     @classmethod
     def read(cls, line: str) -> Gpu:
-        """From a line of `nvidia-smi --query-gpu --format=csv,noheader,nounits`.
+        """Parse a line of `nvidia-smi --query-gpu --format=csv,noheader,nounits`.
 
         Raises:
             ValueError: the line is something else, such as a warning.
@@ -121,10 +122,10 @@ def _gpu_findings(gpu: Gpu, torch: Mapping[str, Any], flags: set[str]) -> Iterat
             f" {'.'.join(map(str, oldest))} or newer on the host."
         )
     if gpu.capability and not _runs_on(gpu.capability, torch["architectures"]):
-        known = ", ".join(torch["architectures"])
+        built_for = ", ".join(torch["architectures"])
         yield Finding(
             f"{gpu.name} (compute capability {gpu.capability[0]}.{gpu.capability[1]}) is not among"
-            f" the GPUs for which A1111's torch was built ({known}): {EMBEDDED}, whose torch"
+            f" the GPUs for which A1111's torch was built ({built_for}): {EMBEDDED}, whose torch"
             f" supports newer GPUs, or another GPU (RTX 20, 30 or 40, A100, L4, L40, H100)."
         )
     if flags & SMALL_MEMORY_FLAGS:
@@ -191,7 +192,7 @@ def _gpus_findings(settings: Settings, limits: MachineLimits) -> Iterator[Findin
                 "There is no NVIDIA GPU here, and A1111 needs one: start the container with `--gpus"
                 f" all`, and install the NVIDIA Container Toolkit on the host; or {EMBEDDED}."
             )
-        return  # without the driver's tools nothing more is known
+        return  # without the driver's tools nothing else can be checked
     query = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
     done = _run(query, limits.answer)
     if done.returncode or not done.stdout.strip():

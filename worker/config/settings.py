@@ -92,7 +92,7 @@ class Settings(BaseModel):
         None,
         ge=0,
         description="GB (10^9 bytes) that downloaded models may occupy; not set: all of the disk"
-        " but 2 GB. The least recently used ones are removed first.",
+        " but 2 GiB. The least recently used ones are removed first.",
     )
     allow_pickles: bool = Field(
         False,
@@ -115,7 +115,7 @@ class Settings(BaseModel):
     trusted_hosts: tuple[str, ...] = Field(
         (),
         description="Hosts that may use http and private addresses, as `host[:port]` separated by"
-        " commas. Those of `CIVITAI_URL` and `HF_ENDPOINT` may anyway.",
+        " commas. The hosts of `CIVITAI_URL` and `HF_ENDPOINT`, if set, are trusted as well.",
     )
     templates_file: Path | None = Field(
         None,
@@ -131,7 +131,7 @@ class Settings(BaseModel):
         390,
         gt=0,
         le=_DAY,
-        description="Seconds that the engine has for its first picture.",
+        description="Seconds within which the engine must make its first picture.",
     )
     job_timeout: float = Field(
         540,
@@ -144,7 +144,7 @@ class Settings(BaseModel):
         ge=1,
         le=8,
         description="Jobs that are taken at once. With 2, the next job's models are downloaded and"
-        " the last one's pictures delivered while one generates. Only one generates at a time.",
+        " the previous job's pictures delivered while one generates. Only one generates at a time.",
     )
     shutdown_grace: float = Field(
         60, ge=1, le=_DAY, description="Seconds from SIGTERM until every process has ended."
@@ -156,16 +156,19 @@ class Settings(BaseModel):
         " next failure.",
     )
     engine_restart_window: float = Field(
-        900, gt=0, le=_DAY, description="Seconds for which a restart counts."
+        900,
+        gt=0,
+        le=_DAY,
+        description="Seconds for which a restart counts towards `MAX_ENGINE_RESTARTS`.",
     )
     memory_growth_limit_gb: float | None = Field(
         None,
         gt=0,
         description="GB (10^9 bytes) by which the engine's memory may grow over checkpoint"
-        " switches; then the worker has itself replaced. Not set: no limit.",
+        " switches; above it, the worker asks RunPod to replace it. Not set: no limit.",
     )
     output_dir: Path | None = Field(
-        None, description="Folder in which pictures are written as well."
+        None, description="Folder to which pictures are written, in addition to their delivery."
     )
     result_limit_mb: float = Field(
         9.0,
@@ -183,7 +186,9 @@ class Settings(BaseModel):
     bucket_access_key_id: SecretStr | None = Field(
         None, description="Id of an access key that may write to the bucket."
     )
-    bucket_secret_access_key: SecretStr | None = Field(None, description="Secret of that key.")
+    bucket_secret_access_key: SecretStr | None = Field(
+        None, description="Secret of that access key."
+    )
     bucket_region: str | None = Field(
         None, description="Region of the bucket, if the URL does not contain it."
     )
@@ -193,7 +198,7 @@ class Settings(BaseModel):
         " object's key, instead of a URL that is signed for 7 days.",
     )
     run_dir: Path = Field(
-        default_factory=lambda known: _default_run_dir(known.get("webui_url", "")),
+        default_factory=lambda checked: _default_run_dir(checked.get("webui_url", "")),
         description="Folder for the state of start.sh and the handler; one per worker. Default:"
         " `a1111-worker-<port of the engine>` in the system's temporary folder.",
     )
@@ -223,7 +228,7 @@ class Settings(BaseModel):
     @field_validator(*CREDENTIALS)
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
-        # Anything else in a header would cause an error whose text has the secret.
+        # Another character in a header would cause an error whose text contains the secret.
         if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
             raise ValueError("must be one word of printable ASCII characters")
         return secret
@@ -242,7 +247,7 @@ class Settings(BaseModel):
         words = shlex.split(text) if isinstance(text, str) else text
         if "--no-hashing" in words:
             raise ValueError(
-                "--no-hashing is not allowed, because LoRAs are proved by their hashes: remove it"
+                "--no-hashing is not allowed, because hashes prove which LoRAs were used: remove it"
             )
         return words
 
@@ -274,7 +279,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})
         except ValidationError as error:
-            # Leave out a default that only failed because it depends on a wrong value.
+            # Leave out defaults that failed only because they depend on a wrong value.
             wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
             raise ConfigError("; ".join(map(_problem, wrong)) + ".") from None
 

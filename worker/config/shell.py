@@ -40,7 +40,7 @@ def _quoted(value: object) -> str:
 
 
 def for_start_sh(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Everything that start.sh needs to know."""
+    """All values that start.sh needs."""
     host, port = settings.engine_address
     values = {name: getattr(settings, name) for name in _FOR_START_SH} | {
         "webui_args": settings.webui_args,
