@@ -123,7 +123,7 @@ FAULTS = [
     ("server_error", {"status": 500}, KEYED, ModelHostFailed, "fake error 500", "again"),
     ("server_error", {"status": 503}, KEYED, ModelHostFailed, "has failed (503)", "again"),
     ("login_page", {}, KEYED, ModelHostFailed, "a web page", "check CIVITAI_API_KEY"),
-    ("status", {"status": 418}, KEYED, ModelHostFailed, "418, which has no known meaning", "again"),
+    ("status", {"status": 418}, KEYED, ModelHostFailed, "unexpected status 418", "again"),
     ("status", R2_EXPIRED, KEYED, ModelHostFailed, "storage", "again"),
     ("status", B2_EXPIRED, KEYED, ModelHostFailed, "storage", "again"),
 ]

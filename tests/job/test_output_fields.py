@@ -25,7 +25,7 @@ REFUSED = [
     ({"urls": [URL]}, {}, 'output: urls need delivery "put"'),
     (PUT | {"urls": URL}, {}, "output.urls"),
     (PUT | {"urls": [URL, 5]}, {}, "output.urls.1 = 5"),
-    (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "urls has one twice"),
+    (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "urls contains a URL twice"),
     (PUT, {"script_name": "x/y/z plot"}, "'put' needs a URL for each picture, but script_name"),
     (PUT, {"n_iter": 2}, f"output.urls has 1, {MAKES} 2 pictures"),
     (PUT | {"urls": [URL, URL + "2"]}, {}, f"output.urls has 2, {MAKES} 1 pictures"),

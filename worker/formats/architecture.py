@@ -32,7 +32,7 @@ _INPUTS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
 _WITHOUT_ALL = "diffusion model without text encoder and VAE"
 _WITHOUT_TEXT = "diffusion model without text encoder"
 
-# Marks are parts of names in `_Names.text`, which has underscores instead of dots, as in kohya's
+# A mark is a part of a tensor's name. `_Names.text` has underscores instead of dots, as in kohya's
 # LoRAs, so that one mark matches models and LoRAs. The first mark that is found decides.
 _Marks = Mapping[str, tuple[str, ...]]
 
@@ -275,7 +275,7 @@ def _vae(names: _Names) -> Architecture | None:
 
 
 def _declared(metadata: Mapping[str, str]) -> Architecture:
-    """What the metadata names; it is often copied from other files, so it is used last."""
+    """Recognise a file by its metadata; used last, because it is often copied from other files."""
     architecture = metadata.get("modelspec.architecture", "").lower()
     is_lora = architecture.endswith("/lora") or "ss_network_module" in metadata
     words = (metadata.get("ss_base_model_version", "").lower(), architecture)

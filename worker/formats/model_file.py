@@ -2,8 +2,9 @@
 
 A damaged checkpoint poisons A1111 until it is restarted, and A1111 silently skips a damaged LoRA.
 So every file is opened and checked here before the engine sees it. Two readers must accept it:
-`safetensors_header`, which limits what a hostile header can cost, and then the safetensors
-library, which reads files the way the engine does. Both read the header only, not the tensors.
+`safetensors_header`, which limits the memory and time that a hostile header can take, and then
+the safetensors library, which reads files as the engine does. Both read only the header, not the
+tensors.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ModelFile:
 
     Attributes:
         path: where the file is.
-        stem: its name in the engine's folder without suffix; a LoRA's tag.
+        stem: its name in the engine's folder without suffix; for a LoRA, the name in its tag.
         size: bytes.
         verified_sha256: lower-case hex, verified when the file was fetched; None for other files.
         source: where it was fetched from; None for a file that the operator added.

@@ -2,8 +2,8 @@
 
 The header contains the names and shapes of all tensors and determines the size of the whole file.
 So a web page, a pickle or a truncated file is recognised before the rest is downloaded or opened.
-Every check here limits what a hostile header can cost; the safetensors library parses the file
-afterwards (`formats.model_file.check_with_safetensors`).
+The checks here limit the memory and time that a hostile header can take; the safetensors library
+parses the file afterwards (`formats.model_file.check_with_safetensors`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Header:
 
 
 def refuse_foreign(start: bytes) -> None:
-    """Reject other formats by the first bytes: five show the format, a hundred a page's text.
+    """Reject other formats by the first bytes: 5 for most, 100 for the text of a web page.
 
     Raises:
         ModelFileInvalid: the file is empty, a web page, JSON, or another text.

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from worker.config.settings import Settings
 
 CIVITAI = "https://civitai.com"
-CIVITAI_RED = "https://civitai.red"  # the same site; it also shows what the first one hides
+CIVITAI_RED = "https://civitai.red"  # the same site, with the models that the first one hides
 
 _PATH = re.compile(
     r"(?:/models/(?P<page>[0-9]+)(?:/[^/]*)?|/api/v1/models/(?P<model>[0-9]+)"
@@ -67,7 +67,7 @@ _REFUSALS = (
         status(400, 599),
         r"<\?xml|(expired|bad)_auth_token",  # Cloudflare R2; Backblaze
         ModelHostFailed,
-        "CivitAI's storage does not release the file ({status}).",
+        "CivitAI's storage refuses the file ({status}).",
     ),
     Refusal(
         status(400, 599),
@@ -126,7 +126,7 @@ _REFUSALS = (
         "Send the job again later; if the error stays, check CIVITAI_API_KEY and CIVITAI_URL.",
     ),
     Refusal(
-        ANY_STATUS, "", ModelHostFailed, "CivitAI answered {status}, which has no known meaning."
+        ANY_STATUS, "", ModelHostFailed, "CivitAI answered with the unexpected status {status}."
     ),
 )
 
@@ -135,9 +135,9 @@ class CivitAI(Host):
     """The site, or the operator's mirror of it.
 
     Args:
-        fronts: asked in turn until one answers anything but 404: one knows models that the other
-            hides.
-        key: the API key, good for all fronts.
+        fronts: the site's base URLs (civitai.com, civitai.red). They are asked in turn until one
+            does not answer 404, because civitai.red has models that civitai.com hides.
+        key: the API key, valid for all fronts.
     """
 
     forms = (
@@ -158,7 +158,7 @@ class CivitAI(Host):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CivitAI:
-        """CivitAI's two fronts are one site with one set of keys; a mirror has no second front."""
+        """Both base URLs of CivitAI accept the same key; a mirror has only one base URL."""
         key, url = settings.civitai_api_key, settings.civitai_url
         fronts = [url, CIVITAI_RED] if url == CIVITAI else [url]
         return cls(*fronts, key=key.get_secret_value() if key else None)

@@ -57,7 +57,7 @@ class RemoteFile:
 
 
 class Ask(Protocol):
-    """The way to a host; `SafeHttpClient.ask` is one."""
+    """Sends a request to a host; `SafeHttpClient.ask` is one implementation."""
 
     def __call__(self, url: str, *, method: str = "GET", same_host: bool = False) -> Document:
         """Send a request and return the small answer.
@@ -90,17 +90,17 @@ class Host(ABC):
 
     @classmethod
     def read_url(cls, _url: SiteUrl) -> ModelRef | None:
-        """The reference that a URL on one of the domains is; None if it names no model."""
+        """Read a URL on one of the domains; None if it names no model."""
         return None
 
     @classmethod
     def read_air(cls, _rest: str) -> ModelRef | None:
-        """The reference in an AIR, from the text after its source; None if it names no model."""
+        """Read the part of an AIR after its source; None if it names no model."""
         return None
 
     @classmethod
     def read_text(cls, _text: str) -> ModelRef | None:
-        """Any other form of its references; None if the text has none of them."""
+        """Read any other form of a reference; None if the text has no such form."""
         return None
 
     @abstractmethod
@@ -113,15 +113,15 @@ class Host(ABC):
 
     @abstractmethod
     def refusal(self, document: Document, remote: RemoteFile) -> WorkerError:
-        """The error that the host's answer means, when a download's answer is not the file."""
+        """The error for a download that the host answered with something else than the file."""
 
 
 class Refusal(NamedTuple):
-    """A row of a host's table: which error an answer means.
+    """A row of a host's table: the error for an answer.
 
     Attributes:
         status: the statuses that the row is for.
-        sign: a pattern to find in the answer's text, in lower case; "" matches any.
+        sign: a pattern to find in the answer's text, in lower case; "" matches any text.
         message: with `{status}` and other fields that the host fills in.
         has_key: whether the request carried a token; None: either.
     """
@@ -150,7 +150,7 @@ ANY_STATUS = status(0, 999)
 def fitting(
     table: Iterable[Refusal], answered: int, text: str, *, has_key: bool = False
 ) -> Refusal:
-    """The first row that fits; a table's last row fits everything."""
+    """The first row that matches; a table's last row matches everything."""
     return next(
         row
         for row in table

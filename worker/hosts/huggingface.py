@@ -83,7 +83,7 @@ _REFUSALS = (
         status(400, 599),
         r"\n<\?xml",
         ModelHostFailed,
-        "Hugging Face's storage does not release the file ({status}).",
+        "Hugging Face's storage refuses the file ({status}).",
     ),
     Refusal(
         ANY_STATUS,

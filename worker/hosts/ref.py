@@ -36,7 +36,7 @@ class ModelRef:
 
     @property
     def is_moving(self) -> bool:
-        """Whether the same reference can mean another file tomorrow."""
+        """Whether the same reference can mean another file at a later time."""
         return False
 
     @property
@@ -155,7 +155,7 @@ def refused(text: str, problem: str) -> InvalidInput:
 
 
 def _given(text: str) -> str:
-    """As a message may show it: short, without a URL's query and userinfo, which are secrets."""
+    """The text as a message shows it: short, without the secret query and userinfo of a URL."""
     head, *tail = re.split("[?#]", text, maxsplit=1)
     if "@" in text and "/" in text and not _REPO_AT.match(text):
         # An @ behind the ? can be the end of a password that has a ?, or part of a signature.

@@ -79,7 +79,7 @@ class AnyHost(Host):
 
     @classmethod
     def from_settings(cls, _settings: Settings) -> AnyHost:
-        """No setting is about it."""
+        """No setting applies to it."""
         return cls()
 
     @classmethod

@@ -60,7 +60,8 @@ class ModelReference(Strict):
     """A checkpoint, VAE or embedding: its source, or its name in the store."""
 
     name: Name | None = Field(
-        None, description="A name for people; alone: file name in the store, or any reference."
+        None,
+        description="Display name; as the only field: file name in the store, or any reference.",
     )
     url: Link | None = Field(
         None, description="CivitAI page or download URL, Hugging Face file, any https URL."
@@ -68,10 +69,11 @@ class ModelReference(Strict):
     version_id: Id | None = Field(None, description="CivitAI model version.")
     air: Link | None = Field(None, description="AIR, such as `civitai:4384@128713`.")
     sha256: Link | None = Field(
-        None, description="SHA-256 of the file, 64 hex digits; wins over the host's own."
+        None,
+        description="SHA-256 that the file must have, 64 hex digits; used instead of the host's.",
     )
     filename: Name | None = Field(
-        None, description="File name: in the store, or for the fetched file."
+        None, description="File name in the store, or the name to store the downloaded file under."
     )
 
     @model_validator(mode="before")
@@ -105,7 +107,7 @@ class ModelReference(Strict):
         return self
 
     def wanted(self, kind: Kind) -> Wanted:
-        """The same for the model store; raises InvalidInput if it cannot be read."""
+        """The same as the model store's type; raises InvalidInput if it cannot be read."""
         ref = reference_from_fields(
             url=self.url,
             version_id=self.version_id,
@@ -139,5 +141,5 @@ class LoraReference(ModelReference):
     te: Weight | None = Field(None, description="Weight in the text encoder.")
     unet: Weight | None = Field(None, description="Weight in the UNet.")
     trigger_words: StrictBool | None = Field(
-        None, description="Add its trained words to the prompt where they are missing."
+        None, description="Add its trained words to the prompt, if they are not in it."
     )

@@ -1,4 +1,4 @@
-"""The models of one job: what it names, and the files found for that."""
+"""The models that one job names, and the files found for them."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ class Models:
     def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
         """The same models with the files of the engine's folder."""
 
-        def seen(file: ModelFile | None) -> ModelFile | None:
+        def renamed(file: ModelFile | None) -> ModelFile | None:
             return file and names.get(file, file)
 
         return Models(
-            checkpoint=seen(self.checkpoint),
+            checkpoint=renamed(self.checkpoint),
             loras=tuple((names.get(file, file), reference) for file, reference in self.loras),
             written_loras={name: names[file] for name, file in self.written_loras.items()},
-            vae=seen(self.vae),
+            vae=renamed(self.vae),
             embeddings=tuple(names[file] for file in self.embeddings),
-            refiner=seen(self.refiner),
-            hr_checkpoint=seen(self.hr_checkpoint),
-            merged=seen(self.merged),
+            refiner=renamed(self.refiner),
+            hr_checkpoint=renamed(self.hr_checkpoint),
+            merged=renamed(self.merged),
         )
 
 

@@ -58,7 +58,10 @@ class Output(Strict):
             (self.format == "png" and self.quality is not None, "png has no quality"),
             (self.delivery == "put" and not self.urls, 'delivery "put" needs urls'),
             (self.delivery != "put" and bool(self.urls), 'urls need delivery "put"'),
-            (len(set(self.urls)) < len(self.urls), "urls has one twice: a picture would be lost"),
+            (
+                len(set(self.urls)) < len(self.urls),
+                "urls contains a URL twice: a picture would be lost",
+            ),
         ]
         problems = [text for wrong, text in conflicts if wrong]
         if problems:

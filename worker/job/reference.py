@@ -1,4 +1,4 @@
-"""Which model a job means: text in many forms, read into one reference.
+"""Reads the text with which a job names a model, in any of its forms, into one reference.
 
     64 hex digits, sha256:<64 hex digits>        Sha256
     the forms of each host in `worker.hosts`     CivitAIVersion, HuggingFaceFile, WebFile, ...
@@ -76,8 +76,8 @@ class Wanted:
 
     Attributes:
         kind: the kind that it must be; None for any.
-        sha256: the hash that its content must have by the caller; wins over the host's.
-        filename: the name to store it under; None for the host's.
+        sha256: the hash that the caller requires; used instead of the host's.
+        filename: the name to store it under; None for the host's name.
     """
 
     ref: ModelRef

@@ -2,7 +2,7 @@
 
 The models below are the schema (`python handler.py --schema` prints it as JSON Schema). They are
 stricter than A1111, which ignores unknown fields without a message, rounds sizes down, and answers
-500 to many numbers: A1111 accepts the shape of every input that passes here.
+500 to many numbers. A1111 accepts the types and ranges of every input that passes here.
 """
 
 from __future__ import annotations
@@ -221,9 +221,7 @@ class JobFields(Strict):
 class Txt2ImgRequest(JobFields):
     """The input of a txt2img job."""
 
-    task: Literal["txt2img"] = Field(
-        "txt2img", description="What to do: this, or one of the other tasks."
-    )
+    task: Literal["txt2img"] = Field("txt2img", description="The task: this one, or another task.")
     template: Name | None = Field(
         None, description="Template for the fields that the job leaves out; null: no template."
     )
@@ -375,7 +373,7 @@ def _unknown_key(where: str, loc: tuple[int | str, ...], model: type[Strict]) ->
 
 
 def shown(value: object) -> str:
-    """A value of the caller in a message: short, and without the secrets of a URL."""
+    """A caller's value as a message shows it: short, and without the secrets of a URL."""
     # The parts of a URL before the host and after the path may be secret.
     text = _URL_SECRETS.sub("...", repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth

@@ -54,7 +54,7 @@ class Checkpoint(ModelReference):
 class Template(Strict):
     """A preset of a checkpoint, LoRAs and defaults."""
 
-    name: Name = Field(description="Its name for people.")
+    name: Name = Field(description="Its display name.")
     description: str = Field("", description="What it is good for.")
     checkpoint: Checkpoint
     loras: list[LoraReference] = Field(
@@ -84,7 +84,7 @@ class Template(Strict):
         return self
 
     def job_input(self) -> dict[str, Any]:
-        """The input of a job that gets the same without the template."""
+        """The job input with the same effect, without a template."""
         given = self.model_dump(
             mode="json", include={"checkpoint", "loras"}, exclude_unset=True, exclude_none=True
         )
@@ -183,7 +183,7 @@ def fill_in(name: str, template: Template, job_input: Mapping[str, Any]) -> dict
 
 
 def _override_settings(preset: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the template and the job; removes from both what the job sets otherwise."""
+    """The options of template and job; removes from both what the job sets by another field."""
     own = job.get("override_settings") or {}
     if not isinstance(own, Mapping):
         return {}
@@ -204,7 +204,7 @@ def _completed(given: object, known: Iterable[Mapping[str, Any]]) -> object:
     called = {_folded(named.get(key)) for key in ("name", "filename")} - {""}
     for one in known:
         if called & {_folded(one.get(key)) for key in ("name", "filename")}:
-            # The template's `te` and `unet` must not stay beside another `scale`.
+            # The template's `te` and `unet` must not be combined with the job's `scale`.
             kept = {k: v for k, v in one.items() if k not in {"scale", "te", "unet"}}
             weights = {"scale", "weight", "te", "unet"} & named.keys()
             return {**(kept if weights else one), **named}
@@ -216,7 +216,7 @@ def _folded(name: object) -> str:
 
 
 def main() -> None:
-    """Print the JSON Schema, which templates.schema.json is a copy of."""
+    """Print the JSON Schema; templates.schema.json contains it."""
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
 
 

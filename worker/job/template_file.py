@@ -31,7 +31,7 @@ class Templates:
         default: name of the default template, instead of the file's own; "none" for none.
 
     Raises:
-        ConfigError: the file cannot be used; the message has the place in it and the reason.
+        ConfigError: the file cannot be used; the message names the position and the reason.
     """
 
     def __init__(self, file: Path | None, default: str | None = None) -> None:
@@ -60,7 +60,7 @@ class Templates:
         """The template of that name, or the default one.
 
         Raises:
-            TemplateNotFound: has the known names, similar ones first.
+            TemplateNotFound: the message lists the known names, similar ones first.
         """
         known = self.get_templates()
         name = name or self.get_default_template() or ""
@@ -134,7 +134,7 @@ class Templates:
         if "template" not in job_input and not template.names_checkpoint(job_input):
             name = self.get_default_template()
         if not isinstance(name, str) or not name.strip():
-            return job_input  # no template, or a value that the schema refuses
+            return job_input  # no template, or a value that the schema rejects
         return template.fill_in(name.strip(), self.get_template(name.strip()), job_input)
 
 

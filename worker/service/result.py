@@ -1,4 +1,4 @@
-"""What each task answers: the types, and what the engine really used for a picture. Pure.
+"""The types of the tasks' answers, and the models that the engine used for a picture. Pure.
 
 `python handler.py --schema` prints them as JSON Schema.
 """
@@ -112,8 +112,8 @@ def cache_info(stats: Mapping[str, Mapping[str, int]]) -> CacheInfo:
 def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
     """The models that the engine's `info` names, the checkpoint first.
 
-    The sha256 of an operator's checkpoint is left None: the engine knows it, and reading 7 GB again
-    would take long.
+    The sha256 of an operator's checkpoint stays None: reading its 7 GB takes long, and the caller
+    can ask the engine for it.
     """
     loaded = models.loaded
     checkpoint: dict[str, Any] = {
@@ -159,7 +159,7 @@ class ListedTemplate(Part):
     """One template; of its models only the names, because a URL may be signed."""
 
     template: str = Field(description="Its name in jobs.")
-    name: str = Field(description="Its name for people.")
+    name: str = Field(description="Its display name.")
     description: str = Field(description="What it is good for.")
     default: bool = Field(description="Whether it is the default template.")
     checkpoint: str = Field(description="Name of its checkpoint.")
@@ -195,7 +195,7 @@ class Progress(Part):
     )
     step: int | Absent = left_out("Steps done of the picture.")
     steps: int | Absent = left_out("Steps that the picture needs.")
-    message: str | Absent = left_out("The same for people, such as `step 12 of 25`.")
+    message: str | Absent = left_out("The same as text, such as `step 12 of 25`.")
     preview: str | Absent = left_out(
         "With `output.preview`, while A1111 generates: a JPEG of at most 256 pixels as base64."
     )
@@ -236,7 +236,7 @@ class EngineHealth(Part):
     )
     ready: bool = Field(description="Whether it has made a picture since its start and answers.")
     checkpoint: str | None = Field(description="The checkpoint of its last picture.")
-    restarts: int = Field(description="How often it was restarted.")
+    restarts: int = Field(description="Number of its restarts.")
     retiring: str | None = Field(description="Why this worker asks to be replaced, if it does.")
     memory: dict[str, Any] | None = Field(description="RAM and GPU memory as A1111 reports them.")
 
@@ -245,7 +245,7 @@ class StoredModels(Part):
     """Model files of one kind."""
 
     count: int = Field(description="Number of files.")
-    total_size: int = Field(description="Their bytes.")
+    total_size: int = Field(description="Their size in bytes.")
 
 
 class ModelsHealth(Part):

@@ -1,7 +1,7 @@
-"""The tasks that a job can name: what each takes, what runs it and what it answers.
+"""The tasks that a job can name: input, method and answer of each.
 
-handler.py has the table, because it has what runs them. From that table come the choice of the
-task, the error for an unknown one, and the JSON Schema of `python handler.py --schema`.
+The table itself is in handler.py, which has the methods. It decides which task a job runs, which
+error an unknown task gets, and what `python handler.py --schema` prints.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Task(Generic[Worker]):
         if self.fields:
             return self.fields
         name = cast("type[str]", Literal[self.name])
-        task = (name, Field(description="What to do."))
+        task = (name, Field(description="The task: this one, or another task."))
         return create_model(f"{self.name.title()}Request", __base__=Strict, task=task)
 
     async def __call__(self, worker: Worker, job: Job) -> Answer:
@@ -98,7 +98,7 @@ class Tasks(Generic[Worker]):
         default = next(iter(self))
         name = job_input.get("task", default.name) if isinstance(job_input, Mapping) else None
         if not isinstance(job_input, Mapping):
-            return default  # which refuses it
+            return default  # its check rejects this input
         if isinstance(name, str) and name in self._tasks:
             return self._tasks[name]
         near = near_matches(name, self._tasks, count=1) if isinstance(name, str) else []
