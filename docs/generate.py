@@ -53,7 +53,7 @@ def _cell(text: str) -> str:
 
 
 def _summary(docstring: str | None) -> str:
-    """The first paragraph."""
+    """The first paragraph of a docstring, on one line."""
     return " ".join((docstring or "").partition("\n\n")[0].split())
 
 
@@ -143,7 +143,7 @@ def exit_statuses() -> str:
 
 
 def comparison(language: str) -> str:
-    """Other workers beside this one; docs/comparison.json has each row in both languages."""
+    """Compares this worker with others; docs/comparison.json has each row in both languages."""
     data = json.loads((PROJECT / "docs" / "comparison.json").read_text())
     return table(tuple(data[language]), [tuple(row[language]) for row in data["rows"]])
 
@@ -164,7 +164,7 @@ def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
 
 
 def _values(field: dict[str, Any]) -> str:
-    """What a field may be: words, a range, or a type."""
+    """The values that a field may have: words, a range, or a type."""
     if "anyOf" in field:  # this, or null for "not given"
         return _values(field["anyOf"][0])
     if "$ref" in field:

@@ -5,7 +5,7 @@
 SOURCES is a folder of git repositories, OWNER/NAME, that stands in for GitHub; without it A1111's
 image is built as far as its Python environments. BASES=registry takes the base images that the
 Dockerfile names; otherwise they are made here, by debootstrap and of this machine's own Pythons.
-It needs root, buildah, debootstrap and 45 GB of disk.
+It needs root, buildah, debootstrap and 50 GB of disk.
 """
 
 import os
