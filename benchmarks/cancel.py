@@ -1,4 +1,4 @@
-"""How long the engine works on after a job is cancelled, at random moments of the job.
+"""How long the engine stays busy after a job is cancelled at a random moment.
 
     python benchmarks/cancel.py [--times 30] [--seed 1]
 

@@ -73,7 +73,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class _NoHash:
-    """In place of `hashlib.sha256()`."""
+    """Replaces `hashlib.sha256()` and computes nothing."""
 
     def __init__(self, _data: bytes = b"") -> None:
         pass
@@ -82,12 +82,12 @@ class _NoHash:
         """Do nothing."""
 
     def hexdigest(self) -> str:
-        """Look like one."""
+        """A text that looks like a digest."""
         return "0" * 64
 
 
 def ours_without_hash(task: Task) -> Work:
-    """The same without the hash: the time of the transfer alone."""
+    """The worker's download without the hash: the time of the transfer alone."""
     hashlib.sha256 = _NoHash  # type: ignore[assignment, misc]  # before the worker is imported
     return ours(task, hashed=False)
 
@@ -114,7 +114,7 @@ def with_requests(task: Task, *, block: int, hashed: bool) -> Work:
 
 
 def hash_alone(task: Task) -> Work:
-    """SHA-256 of as many bytes, which are already in the core's cache."""
+    """SHA-256 of the same number of bytes, which are already in the core's cache."""
     block = bytes(MIB // 4)
 
     def work() -> None:

@@ -56,7 +56,7 @@ class Run:
     Attributes:
         cpu: seconds, without the server's.
         peak: bytes of memory, of its largest process.
-        others: cores that other processes used meanwhile, of those available to us.
+        others: cores that other processes used during the run, of those available to us.
     """
 
     seconds: float

@@ -51,7 +51,7 @@ class Case:
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure, print the figures, and compare them with the goals."""
     options = _options()
     sys.stdout.reconfigure(line_buffering=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes the files in memory

@@ -29,7 +29,7 @@ TENSORS = 64
 ROOT = Path(__file__).resolve().parent.parent
 
 NGINX = """
-user root;  # the file is in a private folder; only counts where root starts it
+user root;  # the file is in a private folder; has an effect only if root starts nginx
 daemon off;
 worker_processes 2;
 pid nginx.pid;

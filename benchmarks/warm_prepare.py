@@ -2,7 +2,7 @@
 
     python benchmarks/warm_prepare.py [--models 10000] [--rounds 2000]
 
-Both stores are looked at in turn, so that a busy machine slows both. Goal: at most 1.2 times as
+The two stores are measured in turn, so that a busy machine slows both. Goal: at most 1.2 times as
 long with 10,000 models, and under 2 ms.
 """
 
@@ -70,11 +70,11 @@ def _filled(folder: Path, count: int) -> ModelManager:
         remote = RemoteFile(URL.format(number), "x.safetensors", "civitai", sha256=blob.sha256)
         manager.fetcher.references.note(CivitAIVersion(number), remote, blob.sha256)
     _settle(folder)
-    return ModelManager(settings)  # which has seen nothing of this
+    return ModelManager(settings)  # a new one, without anything cached in memory
 
 
 def _settle(folder: Path) -> None:
-    """As if the models had come an hour ago."""
+    """Set the folders' times back, as if the models had been added an hour ago."""
     then = time.time() - 3600
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():

@@ -4,7 +4,7 @@
 #
 # usage: BAKE="--template NAME --merge" bake.sh CACHE
 #
-# Models are baked in CACHE, which outlives a build: after a change of the code nothing is
+# Models are baked in CACHE, which is kept between builds: after a change of the code nothing is
 # downloaded again.
 set -euo pipefail
 
@@ -19,8 +19,8 @@ for file in /run/secrets/*; do
 done
 cd /app
 # Models that were baked for other templates must not get into this image.
-wanted=$( (cat templates.json && echo "$BAKE") | sha256sum)
-export BAKED_MODELS_DIR=$1/${wanted%% *}
+key=$( (cat templates.json && echo "$BAKE") | sha256sum)
+export BAKED_MODELS_DIR=$1/${key%% *}
 # shellcheck disable=SC2086  # BAKE holds several arguments
 "$PYTHON" model_manager.py bake $BAKE
 cp -a --reflink=auto "$BAKED_MODELS_DIR/." models/

@@ -54,7 +54,7 @@ def write(hf_home: Path) -> None:
     root = hf_home / "hub" / REPOSITORY
     snapshot = root / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
-    (hf_home / "hub/version.txt").write_text("1")  # or transformers would migrate the cache
+    (hf_home / "hub/version.txt").write_text("1")  # otherwise transformers would migrate the cache
     (root / "refs").mkdir()
     (root / "refs/main").write_text(REVISION)
     files = {"config": CONFIG, "tokenizer_config": TOKENIZER, "vocab": tokens}

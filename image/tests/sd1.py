@@ -14,7 +14,7 @@ LAYERS = 2
 
 
 def write_checkpoint(path: Path) -> Path:
-    """Write it: 1,066 million numbers in half precision."""
+    """Write the file: 1,066 million numbers in half precision."""
     torch.manual_seed(1)
     unet = UNet2DConditionModel(
         cross_attention_dim=768,
