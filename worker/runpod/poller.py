@@ -1,4 +1,4 @@
-"""Takes jobs from RunPod: one long poll at a time, and no job is lost when a poll is ended."""
+"""Takes jobs from RunPod: one long poll at a time; ending a poll loses no job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OK, _NO_CONTENT, _TOO_MANY_REQUESTS = 200, 204, 429
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 # Valid JSON that Python does not parse must not be dropped: the job's caller gets an error for it.
-_TOO_DEEP = "(JSON that is nested too deeply, in this job or one beside it)"
+_TOO_DEEP = "(JSON that is nested too deeply, in this job or in another one of the same answer)"
 _LONGEST_INTEGER = 4000  # digits; Python refuses more than 4300
 _TOKEN = re.compile(r'"id"\s*:\s*"([^"\\]+)"|"[^"\\]*(?:\\.[^"\\]*)*"|[{}]')
 
@@ -34,7 +34,7 @@ _AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, s
 
 
 class PollFailed(Exception):
-    """RunPod did not answer a poll, or with something that cannot be used.
+    """RunPod did not answer a poll, or its answer cannot be used.
 
     Attributes:
         retry_after: seconds that RunPod asked to wait, if it did.
@@ -57,7 +57,7 @@ class JobPoller:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=1, socket_factory=self._open_socket),
             headers=headers,
-            # No limit for the whole: the rest of an answer may hold a job.
+            # No total limit: the rest of an answer may contain a job.
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=timing.connect, sock_read=2 * timing.hold
             ),

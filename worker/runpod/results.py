@@ -1,7 +1,7 @@
 """Posts a job's result to RunPod until it is accepted, and reports of its progress.
 
 The SDK tries a result three times after a 5xx and drops it after any other failure: a broken
-connection, 429, 400, 413. Here a temporary failure is followed by another attempt. A result that
+connection, 429, 400, 413. Here the worker tries again after a temporary failure. A result that
 RunPod refuses for good is replaced by a short error, so that the caller reads the reason instead
 of nothing.
 """
@@ -61,7 +61,7 @@ class ResultPoster:
     async def post_result(self, job_id: str, body: Mapping[str, Any]) -> bool:
         """Post a result, or a short error in its place; returns whether RunPod accepted one."""
         try:
-            # 5 ms for 1 MB; in a thread it would hold the interpreter's lock just as long.
+            # 5 ms for 1 MB; a thread would hold the interpreter's lock just as long.
             encoded = _encode(body)
         except _NOT_JSON as error:
             problem: WorkerError = InternalError(f"the result is not JSON: {error}.")
@@ -74,7 +74,7 @@ class ResultPoster:
         return await self._post_short_error(job_id, _encode(short_error(problem, body)))
 
     async def _post_short_error(self, job_id: str, encoded: bytes) -> bool:
-        """Post what is neither too large nor wrong: a refusal has another cause, and may pass."""
+        """Post the short error; it is small and valid, so a refusal is probably temporary."""
         back_off = self._back_off()
         for _ in range(SHORT_ERROR_ATTEMPTS):
             answer = await self._post_again(job_id, encoded)

@@ -63,7 +63,7 @@ class Routes:
 
 @dataclass
 class _Running:
-    """A job; `step` is what happens now: first the handler's work, then the post."""
+    """A job; `step` is its current part: first the handler's work, then the post."""
 
     step: asyncio.Future[Any]
     is_stopped: bool = False
@@ -230,7 +230,7 @@ class Transport:
     def _stop(self, job_id: str) -> None:
         running = self._jobs.get(job_id)
         if running is None:
-            # The signal is late, or it came before its job and must wait for it.
+            # The signal is late, or it came before its job and is kept until the job comes.
             if job_id not in self._finished:
                 self._early_stops[job_id] = time.monotonic()
         elif not running.is_stopped:  # a second cancellation would interrupt the cleanup
@@ -272,7 +272,7 @@ async def _poll_stop_signals(session: aiohttp.ClientSession, url: str) -> list[s
 
 
 def _result_body(finished: asyncio.Future[Any]) -> dict[str, Any]:
-    """What is posted: a handler's answer by the SDK's rules, and its exception by our own."""
+    """The body to post: a handler's answer by the SDK's rules, its exception by our own."""
     error = None if finished.cancelled() else finished.exception()
     if finished.cancelled() or error:
         problem = InternalError.with_id()
@@ -284,7 +284,8 @@ def _result_body(finished: asyncio.Future[Any]) -> dict[str, Any]:
     output = {key: answer[key] for key in answer if key not in {"error", "refresh_worker"}}
     body: dict[str, Any] = {"output": output} if output else {}
     if answer.get("error"):
-        body["error"] = str(answer["error"])  # RunPod takes anything but a string for a success
+        # RunPod treats a job as successful if `error` is not a string.
+        body["error"] = str(answer["error"])
     if answer.get("refresh_worker"):
         body["stopPod"] = True
     return body

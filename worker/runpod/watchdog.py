@@ -1,8 +1,8 @@
 """Ends a handler whose event loop hangs.
 
-RunPod cannot notice it: the SDK's pings come from a process of their own, which goes on reporting
-a healthy worker. So a thread asks the event loop for a sign of life. If none comes, it kills the
-process group, pings included; start.sh or RunPod then starts a new worker.
+RunPod cannot notice it: the SDK sends its pings from another process, which would keep reporting a
+healthy worker. So a thread checks that the event loop still runs. If it does not, the thread kills
+the process group, pings included; start.sh or RunPod then starts a new worker.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ logger = logging.getLogger("worker.watchdog")
 
 EXIT_HUNG = 1  # if the process does not lead its group; else it ends by SIGKILL
 
-# A container that was frozen sees a jump of the clock, which must not look like a long silence:
-# the time is waited for in so many parts, and a jump can end only one of them.
+# In a container that was frozen, the clock jumps forward; that must not count as a long silence.
+# So the time is divided into this many waits, and a jump can end only one of them.
 _PARTS = 12
 
 
@@ -64,5 +64,5 @@ def _end(silence: float) -> None:
         child.kill()
     if os.getpgrp() == os.getpid():  # start.sh gives the handler a group of its own
         os.killpg(os.getpgrp(), signal.SIGKILL)
-    # As a member of another group; and as PID 1, which its own SIGKILL does not reach.
+    # Reached if this process is in another group, or is PID 1: its own SIGKILL does not end PID 1.
     os._exit(EXIT_HUNG)

@@ -1,4 +1,4 @@
-"""How many jobs ended how since the worker's start; the task `health` reports it."""
+"""Counts jobs since the worker's start, by how they ended; the task `health` reports it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Counters:
             self.failures[str(code)] += 1
 
     def health(self, startup: Mapping[str, float], asked_by: str | None = None) -> WorkerHealth:
-        """For the task `health`; of the running jobs all but the one that asks."""
+        """The counts for the task `health`; its own job is not among the running ones."""
         others = [(job_id, one) for job_id, one in self._running.items() if job_id != asked_by]
         running = [RunningJob.model_construct(id=job_id, **one.latest) for job_id, one in others]
         return WorkerHealth.model_construct(

@@ -1,8 +1,8 @@
 """A job's progress reports: posted in order, at most one a second.
 
 The SDK's own reports overtake each other, and one that arrives after the result leaves the job
-IN_PROGRESS for ever. So each report here waits for the answer to the one before, only the newest
-is posted, and leaving the context waits for the report that is being posted.
+IN_PROGRESS for ever. So each report here is posted after the previous one was answered, only
+the newest is posted, and leaving the context waits for the report that is being posted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ProgressTiming:
 
     Attributes:
         every: between two reports.
-        patience: for a report to arrive.
+        patience: how long to wait until a report was posted.
     """
 
     every: float = 1.0

@@ -17,7 +17,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class Row(NamedTuple):
-    """One field; of an object in it, too: `cache_info.loras_cached`, `models[].name`."""
+    """One field, or a field of a nested object: `cache_info.loras_cached`, `models[].name`."""
 
     name: str
     type: str
@@ -56,7 +56,7 @@ def input_fields(task: Task[Any]) -> list[Row]:
 
 
 def output_fields(task: Task[Any]) -> list[Row]:
-    """The fields of the task's answer, those of its objects behind each."""
+    """The fields of the task's answer; after an object come the fields in it."""
     return rows(task.output)
 
 
@@ -76,11 +76,13 @@ def _rows(
         if about is None and "$ref" in field:  # the same text as the type's, which pydantic omits
             about = _target(field, shared).get("description")
         yield Row(f"{prefix}{name}", _type(field, shared), about or "")
-        mark, inner = ("[]", field["items"]) if "items" in field else ("", field)
+        suffix, inner = ("[]", field["items"]) if "items" in field else ("", field)
         if isinstance(inner.get("additionalProperties"), dict):
-            mark, inner = ".*", inner["additionalProperties"]
+            suffix, inner = ".*", inner["additionalProperties"]
         if nested and "$ref" in inner:
-            yield from _rows(_target(inner, shared), shared, f"{prefix}{name}{mark}.", nested=True)
+            yield from _rows(
+                _target(inner, shared), shared, f"{prefix}{name}{suffix}.", nested=True
+            )
 
 
 def _target(schema: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

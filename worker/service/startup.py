@@ -1,4 +1,4 @@
-"""The start of a worker: other work is done while the engine boots."""
+"""The start of a worker: background work runs while the engine boots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Background = Callable[[threading.Event, threading.Event], object]
 def boot(
     boot_engine: Callable[[float], None], timeout: float, background: Mapping[str, Background]
 ) -> dict[str, float]:
-    """Boot the engine, and do the background work meanwhile; return the seconds of each part.
+    """Boot the engine and run the background work in parallel; return the seconds of each part.
 
     Raises:
         WorkerError: the engine cannot make pictures.

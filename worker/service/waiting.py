@@ -1,4 +1,4 @@
-"""Waiting no longer than a job may take: for work in a thread, and for the engine."""
+"""Waits that end at a job's deadline: for work in a thread, and for the engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 async def in_thread(
     work: Callable[[threading.Event], T], stopwatch: Stopwatch, undo: Callable[[T], None]
 ) -> T | None:
-    """What the work in a thread returns, or None at the job's deadline.
+    """Run the work in a thread; returns its result, or None at the job's deadline.
 
     At the deadline, and when the job is cancelled, the event that `work` got is set; what it
     returns after that goes to `undo`.
@@ -52,7 +52,7 @@ class Turns:
             turn = asyncio.ensure_future(self._engine.acquire())
 
             def give_up() -> None:
-                if not turn.cancel():  # it was this job's turn in the same moment
+                if not turn.cancel():  # this job got its turn at the same moment
                     self._engine.release()
 
             if not await _is_done_in_time(turn, stopwatch, give_up):

@@ -19,7 +19,7 @@ Json = Any  # an answer of the engine; only `Catalog.from_answers` reads its fie
 
 
 def canonical(name: str) -> str:
-    """The form that all spellings of one sampler share.
+    """The same text for all spellings of one sampler.
 
     >>> canonical("DPM++ 2M SDE"), canonical("k_dpmpp_2m_sde"), canonical("Euler a")
     ('dpmpp2msde', 'dpmpp2msde', 'eulera')

@@ -29,7 +29,7 @@ from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
 
-# Texts in an answer 500 that name the fault, checked in this order (measured on A1111 v1.9.3).
+# Texts in an answer with status 500 -> the fault; checked in this order (measured on v1.9.3).
 _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
     (OutOfMemory, ("outofmemoryerror", "out of memory")),
     (
@@ -206,7 +206,7 @@ class WebUI:
 
 
 def error_from_answer(route: str, status: int, answer: Any, text: str) -> WorkerError:  # noqa: ANN401
-    """The error for an answer that is not a 200 with JSON.
+    """The error for an answer other than a 200 with JSON.
 
     A missing route answers exactly `{"detail": "Not Found"}`. A1111's own errors have the key
     `error`, and the text in `detail` or `errors`. A failed validation has only `detail`.

@@ -45,7 +45,7 @@ OVERRIDABLE: dict[str, Any] = {
     "sdxl_crop_left": 0,
 }
 
-# The worker depends on these values.
+# The worker needs exactly these values.
 RELIED_ON: dict[str, Any] = {
     "samples_format": "png",  # an override would not reach the returned picture
     "enable_pnginfo": True,

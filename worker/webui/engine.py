@@ -1,8 +1,8 @@
 """The engine as the handler uses it: a payload goes in, a proven picture comes out.
 
-`worker.webui.recovery` decides what follows a failure, and this module does it. The other parts:
+`worker.webui.recovery` decides what to do after a failure, and this module does it. Other modules:
 `lifecycle` has the engine's process and the state of this client, `runner` makes one picture, and
-`engine_state` has the states and what leads from one to another.
+`engine_state` has the states and the events that change them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("worker.engine")
 
 
 class Engine:
-    """One engine. Not for concurrent use: the caller lets one job in at a time.
+    """One engine. Not for concurrent use: the caller passes one job at a time.
 
     `models_changed`, `health` and `keep_ready` may run beside a job, in any thread.
     """
@@ -68,7 +68,7 @@ class Engine:
         self._lifecycle.boot(timeout)
 
     def keep_ready(self) -> None:
-        """Have a restarted engine make its first picture while no job comes; runs in a thread."""
+        """Have a restarted engine make its first picture before the next job; runs in a thread."""
         self._lifecycle.keep_ready()
 
     def health(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Engine:
     async def checkpoint_sha256(self, name: str) -> str | None:
         """SHA-256 of a checkpoint that the engine has loaded; None if the engine has no hash."""
         if name not in self._sha256:
-            # The picture is made already: it must not be lost over its models' hashes.
+            # The picture exists already: a missing hash must not lose it.
             with suppress(WorkerError):
                 listed = await asyncio.to_thread(self._webui.sd_models)
                 self._sha256 |= {m["model_name"]: m["sha256"] for m in listed if m.get("sha256")}
@@ -162,7 +162,7 @@ class Engine:
         self._checkpoint = checkpoint
         if not switched or not self._memory_growth:
             return
-        with suppress(WorkerError):  # the picture is made; it must not be lost over this check
+        with suppress(WorkerError):  # the picture exists already: this check must not lose it
             memory = await asyncio.to_thread(self._webui.memory)
             process = self._lifecycle.process().pid
             if grown := self._memory_growth.after_switch(process, memory["ram"]["used"]):
@@ -194,16 +194,16 @@ class Engine:
     ) -> recovery.Decision:
         if isinstance(error, OutOfMemory):
             self._lifecycle.report(Event.OUT_OF_MEMORY)
-        wanted = payload.expected.checkpoint
+        checkpoint = payload.expected.checkpoint
         return recovery.decide(
             error,
             earlier,
-            switching=wanted is not None and wanted != self._checkpoint,
+            switching=checkpoint is not None and checkpoint != self._checkpoint,
             memory=self._lifecycle.state.memory,
         )
 
     async def _act(self, action: Action, error: WorkerError) -> None:
-        """Do what leads to the next attempt."""
+        """Do what the decision requires before the next attempt."""
         if action is Action.AWAIT_ROUTE:
             await asyncio.sleep(self._timing.route_wait)
             with suppress(EngineNotReady, CacheDamaged):

@@ -1,6 +1,6 @@
-"""The state of the engine's client, as tables: which event leads from which state to which.
+"""The state of the engine's client, as tables: from state and event to the next state.
 
-The client tracks four things side by side, and each has its own table below:
+The client tracks four facts independently, and each has its own table below:
 
 - `Process`: may the engine's process be given a job?
 - `Folders`: does the engine know the newest model files?
@@ -8,8 +8,8 @@ The client tracks four things side by side, and each has its own table below:
 - `Memory`: how often in a row did a picture not fit into the GPU's memory?
 
 `EngineState` holds one state of each, and its method `after` is the only way to the next one. An
-event moves the things that have it in their table and leaves the others as they are. For each of
-its events a table has, for each state, either the next state or an entry in `CANNOT_HAPPEN`.
+event changes only the facts whose tables contain it. For each of its events, a table has for each
+state either the next state or an entry in `CANNOT_HAPPEN`.
 
 Pure: no IO, no clock, no thread. `worker.webui.lifecycle` reports the events, under a lock.
 """
@@ -93,7 +93,7 @@ PROCESS: Table[Process] = {
         Event.OTHER_PROCESS: Process.GONE,
         Event.RESTART_REQUESTED: Process.DISTRUSTED,
     },
-    # Also the same process is no longer trusted, if start.sh could not end it.
+    # Even if start.sh could not end the process, it must make another first picture.
     Process.DISTRUSTED: {
         Event.FIRST_PICTURE: Process.PROVEN,
         Event.SAME_PROCESS: Process.DISTRUSTED,
@@ -102,13 +102,13 @@ PROCESS: Table[Process] = {
     },
 }
 
-# A first picture is no event here: files may have come after the new process listed its folders.
+# A first picture changes nothing here: files may have been added since the process listed them.
 FOLDERS: Table[Folders] = {
     Folders.CURRENT: {
         Event.MODELS_CHANGED: Folders.STALE,
         Event.PROOF_FAILED: Folders.STALE,
     },
-    # A refresh can end here: it may have missed the files that came while it ran.
+    # A refresh that ends here may have missed files that were added while it ran.
     Folders.STALE: {
         Event.MODELS_CHANGED: Folders.STALE,
         Event.PROOF_FAILED: Folders.STALE,
@@ -155,7 +155,7 @@ TABLES: dict[str, Table[Any]] = {
     "memory": MEMORY,
 }
 
-# The client has one job at a time, and looks at the state before it causes these events.
+# The client runs one job at a time, and checks the state before it causes these events.
 CANNOT_HAPPEN: dict[tuple[Enum, Event], str] = {
     (Process.UNPROVEN, Event.SAME_PROCESS): "there is no process to compare with",
     (Folders.CURRENT, Event.REFRESH_STARTED): "only stale folders are read again",
@@ -191,7 +191,7 @@ class EngineState:
 
 
 def events_of(table: Table[Any]) -> set[Event]:
-    """The events that a table is about."""
+    """The events that a table contains."""
     return {event for row in table.values() for event in row}
 
 

@@ -1,6 +1,6 @@
 """The engine's process over a worker's life: booted, proven by a first picture, restarted.
 
-`worker.webui.engine_state` has the states and their tables; here the events are reported.
+`worker.webui.engine_state` has the states and their tables; this module reports the events.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Lifecycle:
         self._timing = timing
         self._boot_timeout = 0.0
         self._proving = threading.Lock()  # held while a first picture is made
-        self._lock = threading.Lock()  # held for a moment, to change the two below
+        self._lock = threading.Lock()  # held briefly, to change the two below
         self._state = EngineState()
         self._proven: EngineProcess | None = None  # the process that made the last first picture
 
@@ -92,10 +92,10 @@ class Lifecycle:
         self._webui.set_options({key: options[key] for key in keys})
 
     def keep_ready(self) -> None:
-        """Have a restarted engine make its first picture while no job comes; runs in a thread.
+        """Have a restarted engine make its first picture before the next job; runs in a thread.
 
-        Otherwise the next job would wait for it, and start.sh would take the engine's next crash
-        for a failure to become ready. Returns only if the engine cannot be restarted.
+        Otherwise the next job would wait for it, and start.sh would treat the engine's next crash
+        as a failed boot. Returns only if the engine cannot be restarted.
         """
         while self._supervisor.can_restart:
             time.sleep(self._timing.watch_every)

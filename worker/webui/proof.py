@@ -1,4 +1,4 @@
-"""Proof that an answer is the picture that was asked for.
+"""Proof that an answer is the requested picture.
 
 A1111 v1.9.3 ignores an unknown checkpoint, an unknown VAE or a missing LoRA, and answers 200. Its
 `info` names the models that it really used, so the worker reads that before it delivers.
@@ -83,10 +83,10 @@ def check_listed(
     Raises:
         ModelNotListed: names what is missing.
     """
-    seen = {PurePath(str(entry.get("filename"))).stem for entry in checkpoints}
+    stems = {PurePath(str(entry.get("filename"))).stem for entry in checkpoints}
     names = {str(entry.get("name")) for entry in loras}
-    wanted = {expected.checkpoint} - {None}
-    missing = sorted([*map(str, wanted - seen), *(expected.loras - names)])
+    required = {expected.checkpoint} - {None}
+    missing = sorted([*map(str, required - stems), *(expected.loras - names)])
     if missing:
         raise ModelNotListed(
             f"the engine does not list {', '.join(map(repr, missing))}.", missing=missing

@@ -1,7 +1,7 @@
 """Readiness: the engine has made a picture.
 
 An open port or a 200 from a route is not enough: A1111 gives both while its model is still
-loading, and another program may hold the port. So the last check is a real txt2img, which also
+loading, and another program may use the port. So the last check is a real txt2img, which also
 warms the engine up.
 """
 
@@ -148,7 +148,10 @@ class Readiness:
         return catalog
 
     def _check_routes(self, error: WorkerError, waited: float) -> None:
-        """Raise for a route that will not come: start.sh's engine mounts all before it listens."""
+        """Raise an error for a route that will not appear.
+
+        An engine of start.sh mounts all routes before it listens.
+        """
         mounting = not self._supervisor.can_restart or waited < self._timing.route_patience
         if mounting or error.details.get("route") != "loras":
             return
@@ -189,8 +192,8 @@ _BY_STATUS = {
 def likely_causes(process: EngineProcess) -> str:
     """Why an engine may not be ready, in words, from the state of its process."""
     if process.status is not None:
-        known = _BY_STATUS.get(process.status, f"Exit status {process.status}.")
-        return f"{known} See the engine's last log lines above."
+        cause = _BY_STATUS.get(process.status, f"Exit status {process.status}.")
+        return f"{cause} See the engine's last log lines above."
     if process.state == "running":
         return (
             "Its process is running: the checkpoint is large or the disk is slow (raise"

@@ -1,4 +1,4 @@
-"""What to do when a generation failed: a pure decision, read from one table.
+"""What to do when a generation failed: a pure function that reads one table.
 
 `worker.webui.engine` carries it out. A POST whose job may still be running is never sent again:
 each action below first makes sure that nothing runs in the engine.

@@ -1,7 +1,7 @@
 """One txt2img at a time: posted, followed, and stopped when its job ends before it does.
 
 A caller that stops waiting for a POST first makes sure that nothing runs in the engine any more.
-So no job is sent again while it may still run, and no job waits behind an abandoned one.
+So no job is sent again while it may still run, and no job waits for an abandoned one.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class EngineProcess:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is certain that no engine will answer any more."""
+        """Whether it is certain that this engine will never answer again."""
         return self.state == "failed"
 
 
@@ -86,7 +86,7 @@ class Supervisor:
         return EngineProcess("failed" if state == "failed" else "restarting", status=int(number))
 
     def mark_ready(self, engine: EngineProcess) -> None:
-        """Report to start.sh that this process has made a picture: its end is a crash from now."""
+        """Report to start.sh that this process made a picture: from now on its end is a crash."""
         if engine.pid is not None:
             self._write("engine.ready", str(engine.pid))
 

@@ -13,20 +13,20 @@ class EngineTiming:
         connect_timeout: for a connection; the engine is on this machine or near.
         quick_timeout: for the answer to a call that only reads or sets state.
         refresh_timeout: for one model folder to be read again; a large one takes minutes.
-        port_timeout: for one look whether the engine's port is open.
+        port_timeout: for one check whether the engine's port is open.
         quiet: between the port opening and the first HTTP request, for an engine that start.sh did
             not start. In UI mode A1111 v1.9.3 dies of any request that arrives after its port
             opened and before its API is mounted (0.2 to 0.5 s were measured). start.sh uses
             --nowebui, which has no such window.
-        ready_poll: between two attempts at a first picture; a dead engine is noticed within one.
+        ready_poll: between two attempts at a first picture; an engine's end is noticed within it.
         ready_log_every: between two log lines of the wait for a first picture.
         route_patience: for a missing route to appear, on an engine that mounts all at once.
         first_picture_attempts: a count; the engine counts as broken after so many error answers.
         watch_every: between two checks, while no job runs, for a restarted engine.
-        progress_every: between two questions how far a picture is.
+        progress_every: between two requests for the progress of a picture.
         progress_per_log_line: a count; one in so many of these answers is logged.
         stop_patience: for an interrupted job to end, before the engine counts as hung.
-        stop_poll: between two interrupts, or two looks whether the engine has stopped.
+        stop_poll: between two interrupts, or two checks whether the engine has stopped.
         restart_patience: for start.sh to report that the old process is gone.
         restart_limit: how long a process counts as gone after its restart was requested, although
             start.sh still reports it. start.sh takes about 10 s to end one that ignores SIGTERM.
