@@ -35,7 +35,7 @@
     │   ├── ModelNotListed
     │   ├── EngineFault
     │   └── EngineNotReady
-    ├── ProofError              the engine answered 200, but not with what the job asked for
+    ├── ProofError              the engine answered 200, but with another picture than requested
     │   ├── WrongCheckpoint
     │   ├── LoraNotApplied
     │   ├── WrongVae

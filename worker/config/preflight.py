@@ -226,7 +226,7 @@ def _listed(text: str) -> list[Gpu]:
 def torch_build(python: Path, timeout: float = LIMITS.answer) -> Any:  # noqa: ANN401
     """The CUDA version and architectures of this Python's torch; None if they are unknown.
 
-    The image has them in a file beside that Python; elsewhere it takes as long as importing torch.
+    The image has them in a file; elsewhere that Python imports torch, which takes seconds.
     """
     file = python.parents[1] / "torch_build.json"
     if file.exists():

@@ -22,7 +22,7 @@ class Bucket:
 
     Attributes:
         label: `<host>/<bucket>`, for messages.
-        lifetime: seconds for which its URLs are valid; None if for ever.
+        lifetime: seconds for which its URLs are valid; None if they do not expire.
 
     Raises:
         ConfigError: boto3 refuses the endpoint or the region.
@@ -94,7 +94,7 @@ class Bucket:
                 f"the bucket {self.label} answered {status} ({code}).", status=status
             ) from None
         except (BotoCoreError, HTTPError, OSError) as error:
-            # Their texts may contain the URL, so the message has only the type.
+            # Their texts may contain the URL, so the message contains only the type.
             raise DeliveryFailed(
                 f"the bucket {self.label} cannot be reached ({type(error).__name__})."
             ) from None

@@ -1,6 +1,6 @@
 """Delivers a job's pictures: in the result, to the bucket, or to the job's own URLs.
 
-    asked for     tried in this order, until one works
+    requested     tried in this order, until one works
     base64        base64, the bucket, smaller pictures in base64
     s3            the bucket, base64, smaller pictures in base64
     put           the job's URLs, base64, the bucket, smaller pictures in base64
@@ -58,12 +58,12 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class _Finished:
-    """A job whose pictures are made.
+    """A job whose pictures were made, before their delivery.
 
     Attributes:
         originals: the pictures as the engine made them, base64.
         pictures: the same in the job's format.
-        grids: how many grids stand in front of the pictures.
+        grids: number of grids, which come before the pictures.
         answer: the rest of the job's result.
     """
 
@@ -109,8 +109,8 @@ class Delivery:
 
     Args:
         limit: bytes that a result may have as JSON; None: no limit.
-        folder: a folder in which pictures are also written; None: in none.
-        bucket: the operator's; None: there is none.
+        folder: a folder to which pictures are also written, or None.
+        bucket: the operator's bucket, or None.
         http: the client for the URLs of jobs.
         limits: of uploads.
     """
@@ -148,12 +148,12 @@ class Delivery:
                 ) from None
 
     def deliver(
-        self, picture: Txt2ImgAnswer, answer: Answer, output: Output, job_id: str
+        self, generated: Txt2ImgAnswer, answer: Answer, output: Output, job_id: str
     ) -> Answer:
-        """Deliver the pictures; returns when they have arrived.
+        """Deliver the pictures; returns when they are delivered.
 
         Args:
-            picture: the engine's answer.
+            generated: the engine's answer.
             answer: the rest of the job's result; its `images` are replaced.
             output: what the job asks for.
             job_id: becomes part of the names of files and of objects in the bucket.
@@ -168,17 +168,17 @@ class Delivery:
         pictures: Sequence[Picture] = ()
         try:
             convert = partial(from_engine, format_=output.format, quality=output.quality)
-            pictures = self._for_all(convert, picture.images)
-            grids = int(picture.facts.get("index_of_first_image") or 0)
-            finished = _Finished(job_id, output, picture.images, pictures, grids, answer)
+            pictures = self._for_all(convert, generated.images)
+            grids = int(generated.facts.get("index_of_first_image") or 0)
+            finished = _Finished(job_id, output, generated.images, pictures, grids, answer)
             delivered, pictures = self._try_methods(finished)
         except (DeliveryFailed, ResultTooLarge) as error:
-            originals = pictures or self._for_all(from_engine, picture.images)
+            originals = pictures or self._for_all(from_engine, generated.images)
             self._output_dir.keep(error, originals, job_id)
             raise
         for warning in delivered["warnings"][len(answer["warnings"]) :]:
             logger.warning("%s", warning)
-        self._output_dir.save(picture, delivered, pictures, job_id)
+        self._output_dir.save(generated, delivered, pictures, job_id)
         return delivered
 
     def _try_methods(self, finished: _Finished) -> _Delivered:
@@ -193,7 +193,7 @@ class Delivery:
         raise type(first)(_messages(failures), hint=first.hint, **details)
 
     def _methods(self, output: Output) -> list[_Method]:
-        """What is tried, in this order; see above."""
+        """The methods to try, in this order; see the module's docstring."""
         bucket: list[_Method] = [partial(self._to_bucket, self._bucket)] if self._bucket else []
         methods: dict[str, list[_Method]] = {
             "base64": [self._inline, *bucket],
@@ -228,9 +228,9 @@ class Delivery:
     def _smaller(self, finished: _Finished, failures: _Failures) -> _Delivered:
         output = finished.output
         format_: ImageFormat = "webp" if output.format == "png" else output.format
-        present = 101 if output.format == "png" else output.quality or DEFAULT_QUALITY
+        current = 101 if output.format == "png" else output.quality or DEFAULT_QUALITY
         last = failures[-1]
-        for quality in (one for one in QUALITIES if one < present):
+        for quality in (one for one in QUALITIES if one < current):
             convert = partial(from_engine, format_=format_, quality=quality)
             pictures = self._for_all(convert, finished.originals)
             images = [picture.base64() for picture in pictures]
@@ -259,7 +259,7 @@ class Delivery:
         )
 
     def _for_all(self, work: Callable[..., _R], *items: Iterable[_T]) -> list[_R]:
-        """Do something for each picture, several at once; raises the first error."""
+        """Call the function for each picture, several at once; raises the first error."""
         with ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="delivery") as pool:
             return list(pool.map(work, *items))
 
@@ -270,5 +270,5 @@ def _messages(failures: Sequence[Undeliverable]) -> str:
 
 
 def json_size(answer: Mapping[str, Any]) -> int:
-    """Bytes of what the SDK posts for this answer."""
+    """Bytes of the JSON that is posted for this answer."""
     return len(json.dumps({"output": answer}, ensure_ascii=False).encode())

@@ -44,7 +44,7 @@ class OutputDir:
     def keep(
         self, error: DeliveryFailed | ResultTooLarge, pictures: Sequence[Picture], job_id: str
     ) -> None:
-        """Write pictures that cannot be delivered, and add to the error where they are."""
+        """Write pictures that cannot be delivered, and add their file names to the error."""
         if self._folder is None:
             error.hint += " With OUTPUT_DIR set, the pictures would have been kept there."
             return
@@ -60,7 +60,7 @@ class OutputDir:
 
 
 def cleaned(job_id: str) -> str:
-    """A job's id as part of a file's name or a key, without characters that have a meaning."""
+    """A job's id as part of a file name or a key, without special characters."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", job_id)[:128] or "job"
 
 

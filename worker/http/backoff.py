@@ -18,7 +18,7 @@ class Backoff:
         first: seconds of the first pause.
         most: seconds of the longest pause, unless the host asks for a longer one.
         jitter: the part of a pause that is random, so that the workers of an endpoint do not all
-            come back at once.
+            try again at once.
         longest_wait: seconds that a host can ask for at most.
 
     Attributes:
@@ -47,7 +47,7 @@ class Backoff:
         return max(own, min(asked_for or 0.0, self._longest_wait))
 
     def reset(self) -> None:
-        """An attempt has succeeded."""
+        """Start again with the first pause, because an attempt has succeeded."""
         self.failures = 0
         self._next = self._first
 

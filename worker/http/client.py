@@ -27,21 +27,21 @@ from worker.http.backoff import LONGEST_WAIT, Backoff, retry_after
 from worker.http.document import Document, strong
 from worker.http.urls import is_public, joined, origin, parsed, shown
 
-USER_AGENT = "a1111-worker/0.1"  # to a browser's, CivitAI answers errors with HTML and 200
+USER_AGENT = "a1111-worker/0.1"  # CivitAI answers a browser's with HTML and 200 instead of an error
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-NO_CANCEL = threading.Event()  # for callers that nothing stops
+NO_CANCEL = threading.Event()  # for requests that are never cancelled
 
 _HAS_FILE = {200, 206}
 _REDIRECTS = {301, 302, 303, 307, 308}
 
-# Below these levels they log whole URLs, and signed ones are secrets.
+# Below these levels urllib3 logs whole URLs, and signed URLs are secrets.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.WARNING)
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """How much a host may ask of us, and how often it is asked again.
+    """Limits on the requests to a host.
 
     Attributes:
         max_document: bytes of metadata; CivitAI's longest answers have some 100 KB.
@@ -163,11 +163,11 @@ class Reply:
     def shutdown(self) -> None:
         """Cut the connection, from any thread: the thread that reads gets an error."""
         self._is_shut_down = True
-        with suppress(OSError, ValueError, RuntimeError):  # it has ended in the meantime
+        with suppress(OSError, ValueError, RuntimeError):  # it has ended already
             self._response.shutdown()
 
     def close(self) -> None:
-        """End it; a connection whose answer was read to its end is kept for the next request."""
+        """Close it; keep the connection for the next request if the answer was read to its end."""
         self._response.close()
 
 
@@ -229,7 +229,7 @@ class SafeHttpClient:
         same_host: bool = False,
         stop: threading.Event = NO_CANCEL,
     ) -> Document:
-        """A small answer; a busy host is asked again after a pause.
+        """Request a small document; if the host is busy, try again after a pause.
 
         Raises:
             ModelUrlRefused, ModelHostFailed: as `open`.
@@ -272,7 +272,7 @@ class SafeHttpClient:
             return reply.document()
 
     def etag(self, url: str) -> str | None:
-        """The strong ETag of the file at the host now; None without one, or without an answer."""
+        """The file's current strong ETag at the host; None if it has none or does not answer."""
         try:
             with self.open(url, headers={"Range": "bytes=0-0"}) as reply:
                 return strong(reply.headers.get("ETag")) if reply.status in _HAS_FILE else None

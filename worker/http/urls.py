@@ -1,4 +1,4 @@
-"""Which URLs and addresses are allowed, and what of a URL may be shown."""
+"""Which URLs and addresses are allowed, and which parts of a URL may be shown."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_public(address: str) -> bool:
 
 
 def parsed(url: str) -> Url:
-    r"""The URL as urllib3 reads it, because urllib3 connects.
+    r"""Parse the URL with urllib3, because urllib3 opens the connection.
 
     Other parsers take b for the host of `https://a\@b/`.
 
@@ -48,13 +48,13 @@ def shown(url: str) -> str:
 
 
 def origin(url: str) -> str:
-    """`https://host[:port]` in lower case: what a token belongs to."""
+    """`https://host[:port]` in lower case; a token is sent to one origin only."""
     parts = parsed(url)
     return f"{parts.scheme or ''}://{parts.netloc or ''}".lower()
 
 
 def joined(url: str, target: str) -> str:
-    """The URL that a redirect leads to."""
+    """The target of a redirect as an absolute URL."""
     try:
         return urljoin(url, target)
     except ValueError:
