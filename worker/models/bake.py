@@ -111,7 +111,7 @@ class Baking:
                 log.info(message, len(entries), len(files), size, self.root)
                 return files
             self._remove(damaged)
-        message = "{} does not contain what was written to it twice. Check the disk."
+        message = "{} was written twice and is still damaged. Check the disk."
         return [{"name": row["name"], "error": message.format(row["path"])} for row in damaged]
 
     # Steps -----------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class Baking:
     def _replace_old_versions(self, needed: Collection[str | None]) -> None:
         """Remove models of an earlier build; a new version then gets the old one's name.
 
-        A build without a cache would give it that name, and prompts name LoRAs by it.
+        It would have that name in a build without a cache, and prompts name LoRAs by it.
         """
         fetched = self.manager.store.fetched
         old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source != SOURCE]

@@ -1,10 +1,10 @@
 """Downloads one file into one partial file: in parallel, resumable, hashed on the way.
 
 Life of a download: one connection fetches the first bytes; `inspect` gets them, so a web page
-or a model that the engine cannot use is refused after a megabyte. Then as many connections as
-pay off fetch parts in file order. Each part that has arrived is noted beside the partial file, so
-a run after `kill -9` fetches only what is missing. At the end the SHA-256 must be right;
-otherwise an error is raised.
+or a model that the engine cannot use is refused after a megabyte. Then several
+connections fetch parts in file order, as many as make the download faster. Each part that has
+arrived is noted beside the partial file, so a run after `kill -9` fetches only what is missing. At
+the end the SHA-256 must be right; otherwise an error is raised.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the owner of a download observes and decides.
+    """The callbacks of a download's owner.
 
     Attributes:
         inspect: gets the first bytes, and the size if it is known; returns how many bytes it
@@ -93,7 +93,7 @@ def download(
         source: where it comes from.
         partial: the file to fill; its progress is noted in a JSON file beside it.
         sha256: the hash that the file must have, lower-case hex.
-        hooks: what its owner observes and decides.
+        hooks: the callbacks of its owner.
         limits: sizes and waits.
 
     Raises:
@@ -160,7 +160,7 @@ class _Transfer:
         self._backoffs = defaultdict[int, Backoff](  # by the connection's number
             lambda: Backoff(limits.first_pause, longest_wait=limits.longest_wait)
         )
-        self._quiet_until = 0.0  # because the host has asked for it
+        self._quiet_until = 0.0  # because the host has asked for a pause
         self._filename: str | None = None
         self._failure: Exception | None = None
         self._over = threading.Event()
@@ -209,7 +209,7 @@ class _Transfer:
                     return
             thread = self._threads.get(number)
             if thread is None or not thread.is_alive():
-                # A daemon: a connection that cannot be broken off must not keep the process.
+                # A daemon: a connection that cannot be closed must not keep the process alive.
                 thread = threading.Thread(target=self._connection, args=[number], daemon=True)
                 self._threads[number] = thread
                 thread.start()
@@ -258,7 +258,7 @@ class _Transfer:
             self._over.set()
 
     def _attempt(self, part: Part, backoff: Backoff) -> None:
-        """Fetch the part; pause if next to nothing has come."""
+        """Fetch the part; pause if almost nothing has arrived."""
         started_at, received_before = part.position, self._received
         try:
             self._fetch(part)
@@ -282,7 +282,7 @@ class _Transfer:
             self._pause(again, backoff)
 
     def _pause(self, again: TryAgain, backoff: Backoff) -> None:
-        """Wait before the next attempt: not at all where the first failure asks for that."""
+        """Wait before the next attempt; not if the first failure asks for a wait of 0 s."""
         pause = backoff.pause(again.after)
         if again.after == 0 and backoff.failures == 1:
             return
@@ -291,7 +291,7 @@ class _Transfer:
         self._over.wait(pause)
 
     def _weigh(self, again: TryAgain, failures: int, *, others_progress: bool) -> None:
-        """Use fewer connections where the host serves only some; otherwise give up at the end."""
+        """Use fewer connections if the host refuses some; else give up after all attempts."""
         refuses_more = others_progress and failures > 0
         if self._connections and (again.host_complains or refuses_more):
             self._connections.host_complained(time.monotonic())
@@ -357,7 +357,7 @@ class _Transfer:
     def _take_everything(self, part: Part) -> None:
         if part.position:
             changed = StartOver("the host sends the whole file instead of a range.")
-            # Where ranges have worked a moment ago, this is one faulty server.
+            # If ranges have worked before, this is one faulty server.
             raise TryAgain(changed) if self._gave_range else changed
         self._file.parts.extend_to_end(part)
 
@@ -373,7 +373,7 @@ class _Transfer:
             raise StartOver("the file has changed at the host.")
         # The file may have been replaced since: a model that is trained again has the same size.
         if same is None and self._file.resumed:
-            raise StartOver("the host gives no sign whether the file has changed.")
+            raise StartOver("the host's headers do not show whether the file has changed.")
 
     def _make_room(self, part: Part | None = None) -> None:
         """Ask for room: once for all of the file, or step by step if its size is unknown."""
@@ -392,7 +392,7 @@ class _Transfer:
             self._hooks.make_room(size - fetched)
 
     def _inspect(self) -> None:
-        """Show the owner the first bytes; more connections start only when it accepts the file."""
+        """Pass the first bytes to `inspect`; more connections start when it accepts the file."""
         while self._to_inspect is not None:
             start = self._file.start(self._to_inspect)
             if start is None:

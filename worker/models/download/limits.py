@@ -16,9 +16,9 @@ class DownloadLimits:
     Attributes:
         largest_file: a larger file is refused; no model that A1111 v1.9.3 loads comes near.
         block: read at once; block and hash stay in a core's cache.
-        inspect_from: bytes that have arrived at the first inspection.
-        room_step: room that is made at once while the file's size is unknown.
-        tick: between two looks at the transfer.
+        inspect_from: bytes that must have arrived before the first inspection.
+        room_step: room to make in one step while the file's size is unknown.
+        tick: between two checks of the transfer.
 
         attempts: of a connection in a row, while no other connection makes progress either.
         least: an attempt that breaks off with fewer bytes counts as failed.
@@ -31,17 +31,17 @@ class DownloadLimits:
         fewest_connections, most_connections: to one host.
         growth: more connections are tried in steps of this factor.
         worth_it: more connections must raise the rate by this factor.
-        settling: until new connections deliver.
+        settling: that new connections need until they deliver.
         measuring: over which a rate is measured.
         try_again: until more connections are tried again.
 
-        stalled: without a block, then the connection is replaced.
+        stalled: a connection that delivers no block for this long is replaced.
         window: over which a connection is compared with the others.
-        slow: of the median rate; a slower connection is replaced.
-        samples: connections that ended last also count in that median.
+        slow: a connection with less than this fraction of the median rate is replaced.
+        samples: number of ended connections that also count in that median.
 
-        sync_every: data that reaches the disk early need not be waited for at the end.
-        follow_every: between two looks for bytes to hash.
+        sync_every: between two syncs to the disk; they make the sync at the end short.
+        follow_every: between two checks for bytes to hash.
     """
 
     largest_file: int = 32 << 30

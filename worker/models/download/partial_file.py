@@ -144,7 +144,7 @@ class PartialFile:
 
 
 def _read_note(path: Path) -> _Note:
-    """What an earlier run noted; nothing if the note is malformed or does not fit the file."""
+    """The note of an earlier run; empty if the note is malformed or does not fit the file."""
     try:
         length = path.stat().st_size
         content = json.loads(note_file(path).read_text())
@@ -152,9 +152,9 @@ def _read_note(path: Path) -> _Note:
         done = [(int(start), int(end)) for start, end in content["done"]]
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return _Note()
-    sound = size > 0 and all(0 <= start < end <= min(size, length) for start, end in done)
+    is_valid = size > 0 and all(0 <= start < end <= min(size, length) for start, end in done)
     etag, modified = (mark if isinstance(mark, str) else None for mark in marks)
-    return _Note(size, etag, modified, done) if sound else _Note()
+    return _Note(size, etag, modified, done) if is_valid else _Note()
 
 
 _READ_BACK = 1 << 20  # bytes
@@ -188,7 +188,7 @@ class FollowingHash:
         while self.position < end:
             with self._lock:
                 wanted = min(len(view), end - self.position)
-                if wanted <= 0:  # `offer` was faster
+                if wanted <= 0:  # `offer` has hashed it already
                     return
                 count = os.preadv(self._descriptor, [view[:wanted]], self.position)
                 if not count:

@@ -20,8 +20,8 @@ from worker.models.download.limits import DEFAULT, DownloadLimits
 
 _NO_END = 1 << 62
 _MOMENT = 0.005  # seconds; the shortest time over which a rate is computed
-_COMPLAINT = 1.0  # seconds in which all connections report the same complaint of a host
-_ENOUGH = 3  # rates; of two, neither is surely the slow one
+_COMPLAINT = 1.0  # seconds within which complaints on several connections count as one
+_ENOUGH = 3  # rates to compare: with two, either could be the exception
 
 
 @dataclass(eq=False)
@@ -106,7 +106,7 @@ class Parts:
         return self.size is not None and not self._missing()
 
     def done(self) -> list[tuple[int, int]]:
-        """What has arrived, as intervals in file order."""
+        """The intervals that have arrived, in file order."""
         return _gaps(self.size or 0, self._missing())
 
     def fetched(self) -> int:
@@ -121,7 +121,7 @@ class Parts:
 
 
 def _gaps(size: int, intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What the intervals leave free between 0 and `size`."""
+    """The gaps between the intervals, from 0 to `size`."""
     gaps, position = [], 0
     for start, end in sorted(intervals):
         if position < start:
@@ -178,7 +178,7 @@ class Running:
     """The pace of one connection; `now` is always in seconds of one clock.
 
     Attributes:
-        touched: when the last block came.
+        touched: when the last block arrived.
         rate: bytes per second in the last window; None before the first one is over.
     """
 

@@ -28,7 +28,7 @@ _OK, _PARTIAL, _NOT_FOUND, _NO_SUCH_RANGE, _TOO_MANY, _UNAVAILABLE = 200, 206, 4
 
 
 class TryAgain(Exception):
-    """The attempt failed; another may succeed. A signal between two modules, not for people.
+    """The attempt failed; another may succeed. Handled by `download`, never shown to a caller.
 
     Attributes:
         final: the error to raise when no attempt is left.
@@ -46,12 +46,12 @@ class TryAgain(Exception):
 
 
 class StartOver(Exception):
-    """What has arrived does not belong to what the host sends now; a signal like `TryAgain`."""
+    """The bytes on the disk are not of the file that the host sends now; see `TryAgain`."""
 
 
 @dataclass(frozen=True)
 class FileVersion:
-    """The marks with which a host distinguishes versions of a file; it may send none.
+    """The headers by which a host distinguishes versions of a file; it may send none.
 
     Attributes:
         etag: weak ones too.
@@ -62,7 +62,7 @@ class FileVersion:
     modified: str | None = None
 
     def is_same(self, other: FileVersion) -> bool | None:
-        """Whether both are one version of the file; None if their marks do not decide it.
+        """Whether both are one version of the file; None if the headers do not show it.
 
         Equal weak ETags prove nothing: they promise the same meaning, not the same bytes.
         Different ones prove a change.
@@ -77,7 +77,7 @@ class FileVersion:
         return None
 
     def filled_from(self, other: FileVersion) -> FileVersion:
-        """With the other one's marks where this one has none."""
+        """This version, with missing headers taken from the other one."""
         return FileVersion(self.etag or other.etag, self.modified or other.modified)
 
 
@@ -157,7 +157,7 @@ class Source:
         )
 
     def _may_renew(self, direct: str | None) -> bool:
-        """Forget the signed URL; false when that has failed several times."""
+        """Forget the signed URL; false if renewing it has not helped several times."""
         if direct is None or direct == self._direct:  # otherwise another connection has done it
             self._direct = None
             self._renewals += 1

@@ -8,8 +8,8 @@
     <root>/leases/<key>.lock                the lease of the worker that downloads
 
 Correctness does not depend on a lock: each run writes its own partial file, which is verified and
-then published with one rename. A lease only prevents that sixteen workers fetch the same 7 GB
-sixteen times.
+then published with one rename. A lease only saves work: without it, sixteen workers could
+fetch the same 7 GB sixteen times.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class StoreTiming:
 
     Attributes:
         lease: a download that shows no sign of life for this long is taken over.
-        poll: how often a waiting worker looks again.
-        use_resolution: a second use within this time is not written.
+        poll: between two checks of a waiting worker.
+        use_resolution: a second use within this time is not recorded.
     """
 
     lease: float = 30.0
@@ -59,7 +59,7 @@ class About:
     Attributes:
         stem: the clean name under which it is linked.
         mtime: the blob's modification time when it was verified; another time means that the
-            blob was touched. In whole seconds: image layers and some network volumes keep no
+            blob may have changed. In whole seconds: image layers and some network volumes keep no
             fractions.
         source: where it was fetched from, as text for messages.
         ref: the reference that can fetch it again; None if that contains a secret.
@@ -90,7 +90,7 @@ class Blob:
     about: About
 
     def as_file(self) -> ModelFile:
-        """The same as a model file, which does not know how it was fetched."""
+        """The blob as a model file; leaves out how it was fetched."""
         about = self.about
         return ModelFile(
             about.kind,
@@ -131,7 +131,7 @@ class Blobs:
     def find(self, sha256: str) -> Blob | None:
         """The blob, if it is present and unchanged since it was verified.
 
-        A touched file is hashed again, and removed if its content is not that of its name.
+        A file whose size or time differs is hashed again, and removed if its hash is wrong.
         """
         blob = self._known.get(sha256) or self._read(sha256)
         if blob is None:
@@ -269,7 +269,7 @@ class Blobs:
         freed = 0
         with suppress(FileNotFoundError):  # another worker has removed it
             size = blob.path.stat().st_size
-            blob.path.rename(trash)  # from here on no lookup finds it
+            blob.path.rename(trash)  # from now on no lookup finds it
             trash.unlink(missing_ok=True)
             freed = size
         self._about_file(blob.sha256).unlink(missing_ok=True)

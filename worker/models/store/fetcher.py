@@ -120,12 +120,12 @@ class Fetcher:
         return {one: future.result() for one, future in futures.items()}
 
     def _fetch_or_keep(self, wanted: Wanted, halt: threading.Event) -> Blob:
-        """The blob; if its host fails, the one that the reference meant before."""
+        """The blob; if its host fails, the blob that the reference resolved to last time."""
         try:
             return self.fetch(wanted, halt)
         except FetchError as error:
-            stale = self.references.sha256(wanted.ref, stale=True)
-            blob = self._find(stale) if stale and not halt.is_set() else None
+            earlier = self.references.sha256(wanted.ref, stale=True)
+            blob = self._find(earlier) if earlier and not halt.is_set() else None
             if blob is None:
                 raise
             self._blobs.mark_used(blob.sha256)
@@ -225,7 +225,7 @@ class Fetcher:
         if not fetched.path.exists():  # this process was paused for longer than its lease
             return None
         blob = self._publish(wanted, remote, fetched, inspection)
-        # Before the lease ends: it is how waiting workers find a file whose hash no host names.
+        # Stored before the lease ends: waiting workers find a file by it if the host names no hash.
         self._note(wanted, replace(remote, etag=strong(fetched.etag)), blob)
         self._count(remote.name, fetched.size, time.monotonic() - begun)
         return blob

@@ -76,7 +76,7 @@ class Listing:
         for path in files:
             by_stem.setdefault(path.stem, []).append(path)
             by_folded.setdefault(path.stem.casefold(), []).append(path)
-        # Replaced as a whole, because other threads read them meanwhile.
+        # Replaced as a whole, because other threads may be reading them.
         self._files, self._by_stem, self._by_folded = files, by_stem, by_folded
         self._sizes = {path: self._sizes[path] for path in files if path in self._sizes}
 

@@ -90,7 +90,7 @@ class Lines:
         self._resumed: int | None = None
 
     def __call__(self, fetched: int, size: int | None) -> None:
-        """Log and update, if it is time."""
+        """Log and update, if enough time has passed since the last report."""
         now = self._clock()
         if self._resumed is None:
             self._resumed = fetched
@@ -102,7 +102,7 @@ class Lines:
             self._update(self._report(fetched, size, now))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no resource is open."""
 
     def _report(self, fetched: int, size: int | None, now: float) -> dict[str, Any]:
         report = {"phase": "download", "message": self._line(fetched, size, now)}

@@ -1,4 +1,4 @@
-"""Which file each reference meant, so that a job with known references needs no network."""
+"""Which file each reference means, so that a job with known references needs no network."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class References:
         self._known: dict[str, _Entry] = {}
 
     def sha256(self, ref: ModelRef, *, stale: bool = False) -> str | None:
-        """The content that the reference meant; with `stale` also if it may have changed since."""
+        """The sha256 that the reference resolved to; with `stale` also if that may be outdated."""
         entry = self._entry(ref)
         if entry is None or entry.sha256 is None:
             return None

@@ -93,7 +93,7 @@ def bytes_to_free(needed: int, used: int, budget: int | None, disk_free: int, re
 
 @dataclass(frozen=True)
 class SpaceLimits:
-    """What eviction leaves alone.
+    """What eviction must keep.
 
     Attributes:
         reserve: bytes of the disk that stay free.
@@ -119,7 +119,7 @@ class SpaceBudget:
     Args:
         blobs: the fetched models; nothing else is ever deleted.
         budget: bytes that they may use in total; None means that only the disk is a limit.
-        limits: what eviction leaves alone.
+        limits: what eviction must keep.
         clock: seconds since the epoch.
         disk_free: folder -> free bytes of its disk.
 

@@ -127,7 +127,7 @@ class Store:
         return self.fetched.find(sha256) or self.baked.find(sha256)
 
     def by_sha256(self, sha256: str) -> ModelFile | None:
-        """The same as a model file; records the use."""
+        """The blob as a model file; records the use."""
         blob = self.blob(sha256)
         if blob is None:
             return None
@@ -176,7 +176,7 @@ class Store:
     # Links -----------------------------------------------------------------------------------
 
     def link(self, file: ModelFile) -> tuple[ModelFile, bool]:
-        """Show the file to the engine; returns it as named there, and whether that is new.
+        """Link the file into the engine's folder; returns it as named there, and whether it is new.
 
         A `.yaml` beside a checkpoint is linked too: A1111 reads from it what the weights do not
         contain, such as v-prediction.
@@ -199,13 +199,13 @@ class Store:
         """The checkpoint's diffusers folder, if it was converted and the engine can load it."""
         if not self._diffusers or file.kind != "checkpoint" or not self.baked.has_diffusers:
             return None
-        # An operator's file was not converted: do not read its 7 GB for a hash.
+        # An operator's file has no converted folder: do not read its 7 GB for a hash.
         sha256 = file.sha256() if self.is_baked(file) else file.verified_sha256
         folder = self.baked.diffusers(sha256 or "none")
         return folder if folder.is_dir() else None
 
     def _link_folder(self, link: Path, target: Path) -> bool:
-        """Show the folder under the checkpoint's name, and remove the link to the file."""
+        """Link the diffusers folder under the checkpoint's name; remove the link to the file."""
         beside = link.with_name(f"{link.name}{SAFETENSORS}")
         if beside.is_symlink():
             beside.unlink(missing_ok=True)
