@@ -29,6 +29,12 @@ def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp
     assert expected["samples_format"] == "png"
 
 
+def test_what_a_killed_start_was_writing_is_removed(tmp_path):
+    (tmp_path / ".config.json.0a1b.new").write_text('{"a":')
+    written(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
 @pytest.mark.parametrize("damaged", ['{"a": 1', "[]", ""])
 def test_a_damaged_config_is_renamed_because_a1111_would_exit(tmp_path, damaged):
     (tmp_path / "config.json").write_text(damaged)

@@ -131,7 +131,10 @@ def _read_header(path: Path) -> Header:
             f"{path.name!r} cannot be used: it has {path.stat().st_size} bytes, but its header"
             f" requires {header.size}."
         )
-    check_with_safetensors(path)
+    try:
+        check_with_safetensors(path)
+    except OSError as error:
+        raise ModelFileInvalid(f"{path.name!r} cannot be read: {error}.") from error
     return header
 
 
@@ -142,11 +145,12 @@ def check_with_safetensors(path: Path) -> None:
 
     Raises:
         ModelFileInvalid: the library rejects the file.
+        OSError: the file cannot be opened; the file itself may be good.
     """
     try:
         with safe_open(path, framework="numpy"):
             pass
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise ModelFileInvalid(
             f"{path.name!r} cannot be used: the safetensors library rejects it ({error})."
         ) from error

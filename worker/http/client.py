@@ -236,7 +236,7 @@ class SafeHttpClient:
             FetchStopped: `stop` was set.
         """
         limits = self._limits
-        backoff = Backoff(limits.first_pause, longest_wait=limits.longest_wait)
+        backoff = Backoff(limits.first_pause, limits.longest_wait, longest_wait=limits.longest_wait)
         for attempt in range(1, limits.attempts + 1):
             last = attempt == limits.attempts
             try:

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from worker.files import write_atomically
+from worker.files import unfinished_writes, write_atomically
 
 log = logging.getLogger("worker.webui_config")
 
@@ -72,6 +72,8 @@ def write(webui_dir: Path, checkpoint: str | None = None) -> None:
     first = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
     options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON}
     write_atomically(path, json.dumps(options, indent=4))
+    for left in unfinished_writes(path):
+        left.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From a reference to a verified blob: what is fetched, what is rejected, what is remembered."""
 
 import contextlib
+import errno
 import functools
 import re
 import shutil
@@ -24,13 +25,14 @@ from worker.errors import (
     ModelRateLimited,
     ModelUnsafe,
     StoreFull,
+    StoreNotWritable,
     WorkerError,
 )
 from worker.formats import model_file
 from worker.http import client as http
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import parse as parse_job
-from worker.models.store import progress
+from worker.models.store import fetcher, progress
 from worker.models.store.blobs import Blobs
 from worker.models.store.references import Freshness
 
@@ -531,3 +533,20 @@ def test_the_first_failure_stops_the_other_downloads(hosts, manager):
     with pytest.raises(ModelNotSupported):
         ensure(manager, slow, f"{hosts.web}/x.gguf")
     assert hosts.bytes_sent("web") < LARGE
+
+
+@pytest.mark.usefixtures("lora")
+def test_a_download_that_cannot_be_opened_for_its_check_is_kept(hosts, manager, monkeypatch):
+    """The cause is not the file, such as too many open files; the next job fetches nothing."""
+
+    def no_descriptor_left(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetcher, "check_with_safetensors", no_descriptor_left)
+        with pytest.raises(StoreNotWritable, match="Too many open files"):
+            fetch(manager, "22")
+    sent = hosts.bytes_sent("storage")
+
+    assert fetch(manager, "22").path.read_bytes() == LORA
+    assert hosts.bytes_sent("storage") == sent

@@ -63,7 +63,10 @@ class MergedCheckpoints:
         partial = store.partial(f"merge-{key[:32]}")
         partial.unlink(missing_ok=True)  # left by a killed run
         done = merge(base.path, loras, partial, {METADATA: json.dumps(inputs)})
-        check_with_safetensors(partial)
+        try:
+            check_with_safetensors(partial)
+        except OSError as error:
+            raise storage_error(error) from error
         names = "".join(f"+{lora.name}" for lora in loras)
         about = About(
             kind="checkpoint",

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from worker.errors import FetchError, ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
-from worker.files import discard
+from worker.files import discard, storage_error
 from worker.formats import architecture, safetensors_header
 from worker.formats.architecture import Architecture
 from worker.formats.model_file import FOLDERS, check_with_safetensors
@@ -251,7 +251,7 @@ class Fetcher:
     ) -> Blob:
         try:
             inspection.check_whole(fetched)
-        except WorkerError:
+        except ModelFileInvalid:
             discard(fetched.path)
             raise
         found = inspection.found
@@ -317,8 +317,12 @@ class _Inspection:
     def check_whole(self, fetched: Fetched) -> None:
         """Check the downloaded file before it is published."""
         self.check_size(fetched.size)
-        if self.suffix == SAFETENSORS:
+        if self.suffix != SAFETENSORS:
+            return
+        try:
             check_with_safetensors(fetched.path)
+        except OSError as error:  # such as too many open files: the download is kept
+            raise storage_error(error) from error
 
 
 def _kind(found: Architecture) -> Kind:
