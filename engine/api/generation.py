@@ -1,4 +1,4 @@
-"""The engine: its files, its options, the checkpoint in memory, and one job at a time."""
+"""The engine: its files, its options, the checkpoint in memory, and its one running job."""
 
 import gc
 import json
@@ -67,7 +67,7 @@ class Engine:
 
     def _default(self) -> Checkpoint:
         """The configured checkpoint, otherwise the first. Raises FileNotFoundError."""
-        wanted = self.options.values[option.CHECKPOINT]
+        name = self.options.values[option.CHECKPOINT]
         if not self.checkpoints.all:
             raise FileNotFoundError(
                 "No checkpoints found. When searching for checkpoints, looked at:\n"
@@ -75,15 +75,15 @@ class Engine:
                 "Find and place a .safetensors file there."
             )
         # config.json may contain a title with a hash that is not computed yet
-        names = (wanted, wanted.partition(" [")[0]) if wanted else ()
+        names = (name, name.partition(" [")[0]) if name else ()
         found = next(filter(None, map(self.checkpoints.find, names)), None)
         return found or self.checkpoints.all[0]
 
     def _load_default(self) -> None:
         checkpoint = self._default()
-        wanted = self.options.values[option.CHECKPOINT]
-        if wanted and checkpoint.name not in wanted and checkpoint.stem not in wanted:
-            log.warning("checkpoint %r not found; loading %s", wanted, checkpoint.name)
+        name = self.options.values[option.CHECKPOINT]
+        if name and checkpoint.name not in name and checkpoint.stem not in name:
+            log.warning("checkpoint %r not found; loading %s", name, checkpoint.name)
         self._use(checkpoint)
 
     def _use(self, checkpoint: Checkpoint) -> LoadedModel:
@@ -102,11 +102,11 @@ class Engine:
         """The answer of GET /options; it names the default checkpoint by its title."""
         checkpoint = self._default() if self.checkpoints.all else None
         sha256 = self.checkpoints.known_sha256(checkpoint) if checkpoint else None
-        shown = {
+        current = {
             option.CHECKPOINT: checkpoint and checkpoint.title(sha256),
             option.CHECKPOINT_HASH: sha256 or "",
         }
-        return option.ALL | self.options.values | shown
+        return option.ALL | self.options.values | current
 
     def get_flags(self) -> dict[str, Any]:
         """The answer of GET /cmd-flags: A1111's flags for the folders and the enabled parts."""
@@ -153,7 +153,7 @@ class Engine:
     # ------------------------------------------------------------------------------- generation
 
     def txt2img(self, request: Txt2Img) -> dict[str, Any]:
-        """POST /txt2img: refuse at once what cannot succeed; else wait for the jobs before it."""
+        """POST /txt2img: refuse an impossible request at once; else wait for the jobs before it."""
         request.check()
         option.check(request.override_settings or {})
         job = _Job(request)
@@ -183,7 +183,7 @@ class Engine:
         return pictures, facts
 
     def _pictures(self, job: "_Job", model: LoadedModel, facts: Facts) -> list[Image.Image]:
-        """Made one by one: in a batch, the same seed gives pixels one or two levels different."""
+        """Make pictures one by one: in a batch, the same seed gives slightly different pixels."""
         pictures: list[Image.Image] = []
         request, calls = job.request, job.sampler.calls(job.request.steps)
         conditioning = model.encode(job.text, request.negative_prompt, facts.clip_skip, calls)

@@ -28,7 +28,7 @@ class Progress:
 
     @property
     def stopping(self) -> bool:
-        """No further picture shall be started."""
+        """Whether no further picture may be started."""
         return self.interrupted or self.closing
 
     def begin_picture(self, number: int) -> None:

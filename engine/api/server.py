@@ -87,7 +87,7 @@ def _refused(_request: Request, error: Exception) -> JSONResponse:
 
 def _failed(request: Request, error: Exception) -> JSONResponse:
     """A1111's answer to any other exception: its class and message."""
-    is_known = isinstance(error, FileNotFoundError)  # its message is enough
+    is_known = isinstance(error, FileNotFoundError)  # the message is enough
     trace = None if is_known else error
     log.error("%s %s failed: %s", request.method, request.url.path, error, exc_info=trace)
     return _answer(500, type(error).__name__, errors=str(error))

@@ -18,7 +18,7 @@ BLOCK_BYTES = 2**20
 FOLDER_MARK = "model_index.json"
 WEIGHTS = "*.safetensors"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-NO_FILE = "NOFILE"  # A1111's old hash of a missing file
+NO_FILE = "NOFILE"  # what A1111 gives as the old hash of a missing file
 
 # (path, size, modification time) of every file of the checkpoint
 Identity = tuple[tuple[Path, int, int], ...]

@@ -18,7 +18,7 @@ from engine.prompt import tokenizer
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
-# the engine has its own log; their warnings are about weights that the engine checks itself
+# their warnings are about weights, which the engine checks itself
 diffusers.utils.logging.set_verbosity(logging.CRITICAL)
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

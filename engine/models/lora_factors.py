@@ -4,8 +4,8 @@
     peft       unet....to_q.lora_A.weight, .lora_B.weight
     diffusers  unet....to_q.lora.down.weight, and older ...processor.to_q_lora.down.weight
 
-A file is read completely or refused: a LoRA applied only in part gives a different picture than its
-author intended, and nothing in the answer would show it.
+A file is applied completely or refused: a LoRA that is applied only in part gives another picture
+than its author intended, and nothing in the answer would show this.
 """
 
 import re

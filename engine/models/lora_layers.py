@@ -155,15 +155,15 @@ def _addition(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> Add
     """The factors, in the shapes that the layer needs."""
     out, *inner = layer.module.weight.shape
     rank, ones = factors.rank if factors.down.ndim else 0, [1] * len(inner[1:])
-    wanted = {"down": [rank, *inner], "up": [out, rank, *ones]}
-    given = {"down": factors.down, "up": factors.up}
-    for part, shape in wanted.items():
-        if _trim(given[part].shape) != _trim(shape):
+    expected = {"down": [rank, *inner], "up": [out, rank, *ones]}
+    actual = {"down": factors.down, "up": factors.up}
+    for part, shape in expected.items():
+        if _trim(actual[part].shape) != _trim(shape):
             raise Misfit(
                 f"its {part} matrix for {layer.component}.{layer.path} has the shape "
-                f"{list(given[part].shape)}; the layer has {list(layer.module.weight.shape)}"
+                f"{list(actual[part].shape)}; the layer has {list(layer.module.weight.shape)}"
             )
-    down, up = (given[part].reshape(shape) for part, shape in wanted.items())
+    down, up = (actual[part].reshape(shape) for part, shape in expected.items())
     return Addition(layer, down, up, _scale(layer, factors, options))
 
 

@@ -27,10 +27,10 @@ def sigmas_at(times: torch.Tensor) -> torch.Tensor:
 
 def times_of(sigmas: torch.Tensor) -> torch.Tensor:
     """The times of these sigmas, which are the model's input."""
-    logs, wanted = LEVELS.log(), sigmas.log()
-    below = (torch.searchsorted(logs, wanted, right=True) - 1).clamp(0, LAST - 1)
-    rest = (wanted - logs[below]) / (logs[below + 1] - logs[below])
-    return below + rest.clamp(0, 1)
+    logs, log_sigmas = LEVELS.log(), sigmas.log()
+    below = (torch.searchsorted(logs, log_sigmas, right=True) - 1).clamp(0, LAST - 1)
+    fraction = (log_sigmas - logs[below]) / (logs[below + 1] - logs[below])
+    return below + fraction.clamp(0, 1)
 
 
 def uniform(steps: int) -> torch.Tensor:
