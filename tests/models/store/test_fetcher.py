@@ -550,3 +550,12 @@ def test_a_download_that_cannot_be_opened_for_its_check_is_kept(hosts, manager, 
 
     assert fetch(manager, "22").path.read_bytes() == LORA
     assert hosts.bytes_sent("storage") == sent
+
+
+@pytest.mark.usefixtures("lora")
+def test_an_operators_file_keeps_its_name(manager, tmp_path):
+    own = tmp_path / "models" / "Lora" / "fox.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(OTHER)
+    assert fetch(manager, "22").about.stem == f"fox-{sha256(LORA)[:10]}"
+    assert manager.store.find("lora", "fox").path == own
