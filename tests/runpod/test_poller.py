@@ -76,7 +76,7 @@ def test_what_python_cannot_parse_is_an_error_of_its_job():
     nested = f'{{{inner}, "loras": {"[" * 100_000}{"]" * 100_000}}}'
     for job_input, message in (
         (nested, "nested too deeply"),
-        (f'{{"seed": {"9" * 5000}}}', "seed"),
+        (f'{{"prompt": "fox", "seed": {"9" * 5000}}}', "seed"),
     ):
         answer = f'{{"delayTime": 3, "input": {job_input}, "id": "job-7"}}'
         batch = taken(f'[{answer}, {{"id": "job-8", "input": {{"prompt": "fox"}}}}]', count=2)

@@ -143,6 +143,11 @@ def test_a_second_404_is_final(hosts, source):
         source.open(0, 10)
 
 
+def test_a_malformed_url_is_refused():
+    with pytest.raises(errors.ModelUrlRefused):
+        Source(None, "https://[::1", refusal)
+
+
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize(("role", "after"), [("civitai", None), ("storage", 7)])
 def test_a_busy_host_is_asked_again(hosts, source, role, after, status):
