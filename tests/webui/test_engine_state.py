@@ -47,6 +47,7 @@ def test_every_event_is_in_a_table_and_every_state_can_be_reached():
         ("MODELS_CHANGED REFRESH_STARTED REFRESH_FAILED", Folders.STALE),
         # A change while the engine reads its folders is not lost.
         ("MODELS_CHANGED REFRESH_STARTED MODELS_CHANGED REFRESH_DONE", Folders.STALE),
+        ("MODELS_CHANGED REFRESH_STARTED MODELS_CHANGED REFRESH_FAILED", Folders.STALE),
         # The change may have come after the new process listed its folders.
         ("MODELS_CHANGED FIRST_PICTURE", Folders.STALE),
         ("PROOF_FAILED FIRST_PICTURE", Folders.STALE),
