@@ -35,7 +35,7 @@ def detail(**lora):
 
 def replaces(value, *keys):
     """A job with this value, which replaces those of the template under `keys` as well."""
-    return value, {key: FILLED[key] for key in FILLED.keys() - keys} | value
+    return value, {key: FILLED[key] for key in FILLED if key not in keys} | value
 
 
 CASES = [
@@ -63,7 +63,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("job", "filled"), CASES, ids=str)
+@pytest.mark.parametrize(("job", "filled"), CASES)
 def test_the_values_of_the_job_replace_those_of_the_template(job, filled):
     assert fill_in(**job) == filled
 
