@@ -158,9 +158,7 @@ class _Transfer:
         self._pace = Pace(limits)
         self._received = 0  # bytes, by all connections
         self._backoffs = defaultdict[int, Backoff](  # by the connection's number
-            lambda: Backoff(
-                limits.first_pause, limits.longest_wait, longest_wait=limits.longest_wait
-            )
+            limits.backoff
         )
         self._quiet_until = 0.0  # because the host has asked for a pause
         self._filename: str | None = None

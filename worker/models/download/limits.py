@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker.http.backoff import LONGEST_WAIT
+from worker.http.backoff import LONGEST_WAIT, Backoff
 
 MIB = 1 << 20
 
@@ -74,6 +74,10 @@ class DownloadLimits:
 
     sync_every: float = 0.5
     follow_every: float = 0.02
+
+    def backoff(self) -> Backoff:
+        """The pauses of one connection."""
+        return Backoff(self.first_pause, self.longest_wait, longest_wait=self.longest_wait)
 
 
 DEFAULT = DownloadLimits()
