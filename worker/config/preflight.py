@@ -39,7 +39,7 @@ OLDEST_DRIVER = {"11": (450, 80, 2), "12": (525, 60, 13), "13": (580, 65, 6)}
 SMALLEST_GPU = 3500  # MiB: SD1 at 512x512 in half precision
 SMALL_MEMORY_FLAGS = {"--lowvram", "--medvram", "--medvram-sdxl"}
 
-log = logging.getLogger("worker.preflight")
+log = logging.getLogger("worker.config.preflight")  # it runs as __main__
 
 
 @dataclass(frozen=True)

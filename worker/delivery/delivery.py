@@ -47,7 +47,7 @@ _NO_BUCKET = (
     ' endpoint, or ask for "base64" or "put".'
 )
 
-logger = logging.getLogger("worker.delivery")
+logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 Undeliverable = DeliveryFailed | ResultTooLarge

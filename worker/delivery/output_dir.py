@@ -15,7 +15,7 @@ from worker.webui.picture import Picture
 
 _NAMED = 4  # files in one message; `files` in the job's answer has all
 
-logger = logging.getLogger("worker.delivery")
+logger = logging.getLogger(__name__)
 
 
 class OutputDir:

@@ -20,7 +20,7 @@ from worker.spelling import near_matches
 
 NONE = "none"  # DEFAULT_TEMPLATE: no template, unless the job names one
 
-log = logging.getLogger("worker.templates")
+log = logging.getLogger(__name__)
 
 
 class Templates:

@@ -44,7 +44,7 @@ AT_ONCE = 4  # models that are fetched in parallel
 
 Row = dict[str, Any]
 
-log = logging.getLogger("worker.bake")
+log = logging.getLogger(__name__)
 
 
 class Manager(Protocol):

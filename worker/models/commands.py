@@ -35,7 +35,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 Row = dict[str, Any]
 
-log = logging.getLogger("worker.models")
+log = logging.getLogger(__name__)
 
 
 class Manager(bake.Manager, Protocol):

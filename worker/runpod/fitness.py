@@ -16,7 +16,7 @@ from worker.config.settings import Settings
 from worker.errors import EngineFault
 from worker.webui.client import WebUI
 
-logger = logging.getLogger("worker.fitness")
+logger = logging.getLogger(__name__)
 
 # The storage itself fails, like a network volume that is gone. A full or read-only disk can still
 # provide models.

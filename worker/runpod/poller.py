@@ -16,7 +16,7 @@ import aiohttp
 from worker.http.backoff import retry_after
 from worker.runpod.timing import TransportTiming
 
-logger = logging.getLogger("worker.runpod")
+logger = logging.getLogger(__name__)
 
 Job = dict[str, Any]
 

@@ -23,7 +23,7 @@ from worker.errors import InternalError, ResultRefused, WorkerError
 from worker.http.backoff import Backoff, retry_after
 from worker.runpod.timing import TransportTiming
 
-logger = logging.getLogger("worker.runpod")
+logger = logging.getLogger(__name__)
 
 SHORT_ERROR_ATTEMPTS = 3  # when the short error is refused as well
 

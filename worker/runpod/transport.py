@@ -25,7 +25,7 @@ from worker.runpod.poller import Job, JobPoller, PollFailed
 from worker.runpod.results import ResultPoster, short_error
 from worker.runpod.timing import TIMING, TransportTiming
 
-logger = logging.getLogger("worker.runpod")
+logger = logging.getLogger(__name__)
 
 REMEMBERED_JOBS = 1000  # finished jobs; a stop signal for one of them is late, not early
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 
-logger = logging.getLogger("worker.watchdog")
+logger = logging.getLogger(__name__)
 
 EXIT_HUNG = 1  # if the process does not lead its group; else it ends by SIGKILL
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from worker.files import unfinished_writes, write_atomically
 
-log = logging.getLogger("worker.webui_config")
+log = logging.getLogger(__name__)
 
 # A1111's defaults for the fields of `worker.job.request.OverrideSettings`, without
 # sd_model_checkpoint, which A1111 writes itself when it loads a model.

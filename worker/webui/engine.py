@@ -26,7 +26,7 @@ from worker.webui.runner import ReportProgress, Txt2ImgRunner
 from worker.webui.supervisor import Reason, Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
-log = logging.getLogger("worker.engine")
+log = logging.getLogger(__name__)
 
 
 class Engine:

@@ -20,7 +20,7 @@ from worker.webui.readiness import Readiness
 from worker.webui.supervisor import EngineProcess, Reason, Supervisor
 from worker.webui.timing import EngineTiming
 
-log = logging.getLogger("worker.engine")
+log = logging.getLogger(__name__)
 
 
 class Lifecycle:

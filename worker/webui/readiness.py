@@ -26,7 +26,7 @@ from worker.webui.client import WebUI
 from worker.webui.supervisor import EngineProcess, Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
-log = logging.getLogger("worker.readiness")
+log = logging.getLogger(__name__)
 
 FIRST_PICTURE = {"prompt": "", "steps": 1, "width": 64, "height": 64, "seed": 1}
 

@@ -23,7 +23,7 @@ from worker.webui.timing import EngineTiming
 
 ReportProgress = Callable[[Mapping[str, Any]], None]
 
-log = logging.getLogger("worker.engine")
+log = logging.getLogger(__name__)
 
 
 class Txt2ImgRunner:

@@ -21,7 +21,7 @@ METADATA = "worker.merged"  # key in the metadata of the file
 _DIGITS = 10  # digits of the key in the file name
 _LONGEST = 120  # characters of the rest of the file name
 
-log = logging.getLogger("worker.models")
+log = logging.getLogger(__name__)
 
 
 class MergedCheckpoints:

@@ -34,7 +34,7 @@ from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_
 
 _SECOND = 1_000_000_000  # ns
 
-log = logging.getLogger("worker.models")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ _FOREIGN = {".gguf", ".zip", ".onnx", ".msgpack", ".h5", ".mlmodel", ".json", ".
 AT_ONCE = 4  # files that are fetched in parallel, each over several connections
 _POLL = 0.1  # seconds between two checks whether the job was cancelled
 
-log = logging.getLogger("worker.models")
+log = logging.getLogger(__name__)
 
 
 class Fetcher:

@@ -18,7 +18,7 @@ from worker.formats.model_file import ModelFile
 
 _SETTINGS = {"size_limit": 2**32, "disk_min_file_size": 2**18}  # A1111's own
 
-log = logging.getLogger("worker.models")
+log = logging.getLogger(__name__)
 
 
 def seed(webui_dir: Path, checkpoints: Iterable[ModelFile]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 
-log = logging.getLogger("worker.models")
+log = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
 

@@ -19,7 +19,7 @@ from worker.errors import StoreFull
 from worker.files import discard, note_file
 from worker.models.store.blobs import Blobs, size_on_disk
 
-log = logging.getLogger("worker.models")
+log = logging.getLogger(__name__)
 
 # The plan ----------------------------------------------------------------------------------------
 
