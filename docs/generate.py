@@ -173,8 +173,7 @@ def _values(field: dict[str, Any]) -> str:
         return ", ".join(f"`{word}`" for word in field.get("enum", [field.get("const")]))
     if field["type"] == "array":
         return f"list of {_values(field['items'])}s"
-    # pydantic writes the bounds of an optional field under its own names
-    low, high = field.get("minimum", field.get("ge")), field.get("maximum", field.get("le"))
+    low, high = field.get("minimum"), field.get("maximum")
     if low is not None and high is not None:
         return f"{low:g} to {high}"
     names = {"boolean": "`true`, `false`", "string": "text"}

@@ -120,7 +120,11 @@ def test_the_schema_is_printed_without_runpod_and_without_an_engine():
     command, wrong = [sys.executable, "-c", code], {"ENGINE": "a wrong setting"}
     done = subprocess.run(command, cwd=PROJECT, env=wrong, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert json.loads(done.stdout) == json.loads(json.dumps(document(handler.TASKS)))
+    schema = json.loads(done.stdout)
+    assert schema == json.loads(json.dumps(document(handler.TASKS)))
+    clip_skip = schema["$defs"]["Txt2ImgRequest"]["properties"]["clip_skip"]["anyOf"][0]
+    assert clip_skip == {"type": "integer", "minimum": 1, "maximum": 12}
+    assert not re.search(rb'"[gl]e":', done.stdout)  # all bounds have JSON Schema's names
 
 
 def test_an_unexpected_exception_is_an_id_in_the_answer_and_a_traceback_in_the_log(run, caplog):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -50,10 +50,24 @@ Link = Annotated[str, StringConstraints(min_length=1, max_length=4096, strip_whi
 Id = Annotated[Int, Field(ge=1, le=2**53 - 1)]
 
 
+def _standard_bounds(schema: dict[str, Any]) -> None:
+    """Give bounds the names of JSON Schema: behind a validator pydantic writes `ge` and `le`."""
+    for field in schema.get("properties", {}).values():
+        for part in (field, *field.get("anyOf", ())):
+            for own, standard in (("ge", "minimum"), ("le", "maximum")):
+                if own in part:
+                    part[standard] = part.pop(own)
+
+
 class Strict(BaseModel):
     """An object without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=False,
+        json_schema_extra=_standard_bounds,
+    )
 
 
 class ModelReference(Strict):
