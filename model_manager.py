@@ -93,21 +93,16 @@ class ModelManager:
         self.space = SpaceBudget(
             self.store.fetched, None if budget is None else round(budget * 1e9), clock=clock
         )
+        own, baked = (store.root / "references" for store in (self.store.fetched, self.store.baked))
         hosts = Hosts.from_settings(settings)
-        http = SafeHttpClient(
-            [*settings.trusted_hosts, *settings.mirrors], hosts.tokens, http_limits
-        )
+        trusted = [*settings.trusted_hosts, *settings.mirrors]
         self.fetcher = Fetcher(
-            http,
+            SafeHttpClient(trusted, hosts.tokens, http_limits),
             hosts,
             self.store.fetched,
             self.space,
             find=self.store.blob,
-            references=References(
-                self.store.fetched.root / "references",
-                self.store.baked.root / "references",
-                clock=clock,
-            ),
+            references=References(own, baked, clock=clock),
             pickles=settings.allow_pickles,
             report_for=report_for,
             is_taken=self.store.is_taken,
