@@ -18,7 +18,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from worker.runpod.poller import Job
+from worker.runpod.poller import RunPodJob
 from worker.runpod.timing import TIMING, TransportTiming
 from worker.runpod.transport import JobHandler, Routes, Transport
 from worker.runpod.watchdog import start_watchdog
@@ -91,7 +91,7 @@ def start(
     runpod.serverless.start(config)
 
 
-async def post_progress(job: Job, output: object) -> bool:
+async def post_progress(job: RunPodJob, output: object) -> bool:
     """Report a job's progress; returns whether RunPod accepted it. Call it in the handler's loop.
 
     One attempt of at most 5 s; it raises nothing but cancellation. Reports that are awaited one

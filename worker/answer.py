@@ -30,7 +30,7 @@ def left_out(description: str) -> Any:  # noqa: ANN401 - like pydantic's Field
     return Field(None, description=description, json_schema_extra=without_default)
 
 
-class Part(BaseModel):
+class AnswerPart(BaseModel):
     """An object in an answer.
 
     Made with `model_construct`, which checks nothing: the values are the worker's own, pictures are
@@ -41,7 +41,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Answer(Part):
+class Answer(AnswerPart):
     """The keys that the answer of any task may have."""
 
     refresh_worker: Literal[True] | Absent = left_out(

@@ -49,7 +49,7 @@ _NO_BUCKET = (
 
 logger = logging.getLogger(__name__)
 
-Answer = dict[str, Any]
+JobAnswer = dict[str, Any]
 Undeliverable = DeliveryFailed | ResultTooLarge
 _Failures = tuple[Undeliverable, ...]
 _T = TypeVar("_T")
@@ -72,7 +72,7 @@ class _Finished:
     originals: Sequence[str]
     pictures: Sequence[Picture]
     grids: int
-    answer: Answer
+    answer: JobAnswer
 
     def answer_with(
         self,
@@ -81,7 +81,7 @@ class _Finished:
         pictures: Sequence[Picture],
         failures: _Failures,
         **facts: object,
-    ) -> Answer:
+    ) -> JobAnswer:
         """The job's answer with these images, how they were delivered, and the warnings."""
         first = pictures[0]
         delivery: dict[str, Any] = {"method": method, "format": first.format}
@@ -100,7 +100,7 @@ class _Finished:
         return self.answer | {"images": list(images), "delivery": delivery, "warnings": warnings}
 
 
-_Delivered = tuple[Answer, Sequence[Picture]]  # and the pictures as they were delivered
+_Delivered = tuple[JobAnswer, Sequence[Picture]]  # and the pictures as they were delivered
 _Method = Callable[[_Finished, _Failures], _Delivered]
 
 
@@ -148,8 +148,8 @@ class Delivery:
                 ) from None
 
     def deliver(
-        self, generated: Txt2ImgAnswer, answer: Answer, output: Output, job_id: str
-    ) -> Answer:
+        self, generated: Txt2ImgAnswer, answer: JobAnswer, output: Output, job_id: str
+    ) -> JobAnswer:
         """Deliver the pictures; returns when they are delivered.
 
         Args:
@@ -241,7 +241,7 @@ class Delivery:
                 last = error
         raise last
 
-    def _within_limit(self, answer: Answer, **details: object) -> Answer:
+    def _within_limit(self, answer: JobAnswer, **details: object) -> JobAnswer:
         size = json_size(answer) + RESERVE
         if self._limit is None or size <= self._limit:
             return answer

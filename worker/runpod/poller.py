@@ -18,7 +18,7 @@ from worker.runpod.timing import TransportTiming
 
 logger = logging.getLogger(__name__)
 
-Job = dict[str, Any]
+RunPodJob = dict[str, Any]
 
 _OK, _NO_CONTENT, _TOO_MANY_REQUESTS = 200, 204, 429
 
@@ -69,7 +69,9 @@ class JobPoller:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def take(self, count: int, *, busy: bool, ending: asyncio.Future[None]) -> list[Job]:
+    async def take(
+        self, count: int, *, busy: bool, ending: asyncio.Future[None]
+    ) -> list[RunPodJob]:
         """Up to `count` jobs; none if RunPod has none, or if `ending` is done first.
 
         Raises:
@@ -92,7 +94,7 @@ class JobPoller:
         finally:
             poll.cancel()
 
-    async def _end_poll(self, poll: asyncio.Future[list[Job]]) -> None:
+    async def _end_poll(self, poll: asyncio.Future[list[RunPodJob]]) -> None:
         """End the poll without losing a job that is already on its way, as cancelling it would.
 
         Only our half of the connection is closed. RunPod then sees the end of the poll and closes
@@ -109,7 +111,7 @@ class JobPoller:
             poll.cancel()
             await asyncio.wait({poll})
 
-    async def _poll(self, count: int, *, busy: bool) -> list[Job]:
+    async def _poll(self, count: int, *, busy: bool) -> list[RunPodJob]:
         try:
             async with self._session.get(self._url_for(count, busy=busy)) as response:
                 self._answer_has_begun = True
@@ -135,7 +137,7 @@ class JobPoller:
         self._sockets.add(opened)
         return opened
 
-    async def _read_jobs(self, response: aiohttp.ClientResponse) -> list[Job]:
+    async def _read_jobs(self, response: aiohttp.ClientResponse) -> list[RunPodJob]:
         """The jobs in an answer that has begun.
 
         Raises:
@@ -152,7 +154,7 @@ class JobPoller:
         return _parse_jobs(await response.text(errors="replace"))
 
 
-def _parse_jobs(text: str) -> list[Job]:
+def _parse_jobs(text: str) -> list[RunPodJob]:
     try:
         found = json.loads(text, parse_int=_parse_integer) if text.strip() else None
     except RecursionError:

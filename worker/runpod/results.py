@@ -34,7 +34,7 @@ _NOT_JSON = (TypeError, ValueError, RecursionError)  # json's errors
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Reply:
     """How one attempt ended; `status` is None if there was no answer."""
 
     status: int | None
@@ -99,7 +99,7 @@ class ResultPoster:
             logger.info("a progress report was lost: %s", answer.summary)
         return answer.is_accepted
 
-    async def _post_again(self, job_id: str, encoded: bytes) -> _Answer:
+    async def _post_again(self, job_id: str, encoded: bytes) -> _Reply:
         """Post until RunPod accepts or refuses for good, at most for `timing.result`."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._timing.result
@@ -118,7 +118,7 @@ class ResultPoster:
             )
             await asyncio.sleep(pause)
 
-    async def _post(self, job_id: str, encoded: bytes, seconds: float) -> _Answer:
+    async def _post(self, job_id: str, encoded: bytes, seconds: float) -> _Reply:
         url = f"{self._url.replace('$ID', job_id)}&isStream=false"
         try:
             async with self._session.post(
@@ -128,10 +128,10 @@ class ResultPoster:
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
                 wait = retry_after(response.headers)
-                return _Answer(response.status, f"HTTP {response.status}", wait)
+                return _Reply(response.status, f"HTTP {response.status}", wait)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             # Only the type's name: the text may contain headers, and the key is one of them.
-            return _Answer(None, f"no answer, {type(error).__name__}")
+            return _Reply(None, f"no answer, {type(error).__name__}")
 
     def _back_off(self) -> Backoff:
         return Backoff(self._timing.first_post_pause, self._timing.longest_post_pause)
@@ -144,7 +144,7 @@ def short_error(problem: WorkerError, body: Mapping[str, Any]) -> dict[str, Any]
     return short | {key: body[key] for key in ("stopPod",) if key in body}
 
 
-def _refused(answer: _Answer, size: int) -> ResultRefused:
+def _refused(answer: _Reply, size: int) -> ResultRefused:
     megabytes = f"{size / 1e6:.1f} MB"
     if answer.is_temporary:
         return ResultRefused(

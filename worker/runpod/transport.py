@@ -21,7 +21,7 @@ import aiohttp
 from worker import log
 from worker.errors import InternalError
 from worker.http.backoff import Backoff, retry_after
-from worker.runpod.poller import Job, JobPoller, PollFailed
+from worker.runpod.poller import JobPoller, PollFailed, RunPodJob
 from worker.runpod.results import ResultPoster, short_error
 from worker.runpod.timing import TIMING, TransportTiming
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED_JOBS = 1000  # finished jobs; a stop signal for one of them is late, not early
 
-JobHandler = Callable[[Job], Awaitable[Any]]
+JobHandler = Callable[[RunPodJob], Awaitable[Any]]
 
 
 class RunningJobs(Protocol):
@@ -161,7 +161,7 @@ class Transport:
             if not jobs:
                 await self._pause(started + between - time.monotonic())
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: RunPodJob) -> None:
         job_id = job["id"]
         if self._was_stopped_early(job_id):
             logger.info("job %s was stopped before it began", job_id)
@@ -246,7 +246,7 @@ class Transport:
         return self._early_stops.pop(job_id, None) is not None
 
 
-async def _call(handler: JobHandler, job: Job) -> Any:  # noqa: ANN401 - whatever it returns
+async def _call(handler: JobHandler, job: RunPodJob) -> Any:  # noqa: ANN401 - whatever it returns
     return await handler(job)
 
 

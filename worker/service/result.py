@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from worker.answer import Absent, Answer, Part, left_out
+from worker.answer import Absent, Answer, AnswerPart, left_out
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
@@ -21,7 +21,7 @@ from worker.webui.proof import applied_loras
 # Pictures ---------------------------------------------------------------------------------------
 
 
-class MergedModel(Part):
+class MergedModel(AnswerPart):
     """A model that is part of a merged checkpoint."""
 
     kind: Kind = Field(description="Kind of the model.")
@@ -32,7 +32,7 @@ class MergedModel(Part):
     unet: float | Absent = left_out("Weight of a LoRA in the UNet.")
 
 
-class UsedModel(Part):
+class UsedModel(AnswerPart):
     """A model that the engine used."""
 
     kind: Kind = Field(description="Kind of the model.")
@@ -47,7 +47,7 @@ class UsedModel(Part):
     )
 
 
-class DeliveryReport(Part):
+class DeliveryReport(AnswerPart):
     """How the pictures were delivered."""
 
     method: Method = Field(
@@ -62,7 +62,7 @@ class DeliveryReport(Part):
     )
 
 
-class CacheInfo(Part):
+class CacheInfo(AnswerPart):
     """What the model store holds."""
 
     checkpoints_cached: int = Field(description="Number of checkpoints in the model store.")
@@ -146,7 +146,7 @@ def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | Non
 # Templates --------------------------------------------------------------------------------------
 
 
-class TemplateLora(Part):
+class TemplateLora(AnswerPart):
     """A template's LoRA."""
 
     name: str = Field(description="Its name.")
@@ -155,7 +155,7 @@ class TemplateLora(Part):
     unet: float | None = Field(description="Its weight in the UNet; null: `scale`.")
 
 
-class ListedTemplate(Part):
+class ListedTemplate(AnswerPart):
     """One template; of its models only the names, because a URL may be signed."""
 
     template: str = Field(description="Its name in jobs.")
@@ -183,7 +183,7 @@ class TemplateList(Answer):
 Phase = Literal["validate", "resolve", "download", "queue", "load", "generate", "upload"]
 
 
-class Progress(Part):
+class Progress(AnswerPart):
     """A running job's newest report; RunPod's `/status` shows it as the job's `output`."""
 
     phase: Literal["validate", "resolve", "download", "queue", "load", "generate", "upload"] = (
@@ -207,7 +207,7 @@ class RunningJob(Progress):
     id: str = Field(description="The job's id.")
 
 
-class JobCounts(Part):
+class JobCounts(AnswerPart):
     """Jobs since the worker's start."""
 
     completed: int = Field(description="Number of jobs that returned a result.")
@@ -217,7 +217,7 @@ class JobCounts(Part):
     failures: dict[str, int] = Field(description="Number of failed jobs by error code.")
 
 
-class WorkerHealth(Part):
+class WorkerHealth(AnswerPart):
     """The worker's process."""
 
     uptime_seconds: float = Field(description="Seconds since the worker's start.")
@@ -227,7 +227,7 @@ class WorkerHealth(Part):
     )
 
 
-class EngineHealth(Part):
+class EngineHealth(AnswerPart):
     """The engine's process."""
 
     state: str = Field(
@@ -241,14 +241,14 @@ class EngineHealth(Part):
     memory: dict[str, Any] | None = Field(description="RAM and GPU memory as A1111 reports them.")
 
 
-class StoredModels(Part):
+class StoredModels(AnswerPart):
     """Model files of one kind."""
 
     count: int = Field(description="Number of files.")
     total_size: int = Field(description="Their size in bytes.")
 
 
-class ModelsHealth(Part):
+class ModelsHealth(AnswerPart):
     """The models of jobs since the worker's start."""
 
     found: int = Field(description="Number of models that jobs found in the store.")
