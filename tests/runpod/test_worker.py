@@ -40,9 +40,13 @@ def plane(shared):
 
 @pytest.fixture
 def own(tmp_path):
-    """Start a worker for this test alone; with a long hold, so that no poll ends by itself."""
+    """Start a worker for this test alone; with a long hold, so that no poll ends by itself.
+
+    The plane answers the end of a poll at once, or on a busy machine as late as it likes.
+    """
+    timing = QUICK | {"ended_poll": SOON / 2}
     with RunPodPlane(hold=60.0) as plane:
-        yield plane, lambda **how: running_sdk_worker(tmp_path, plane, timing=QUICK, **how)
+        yield plane, lambda **how: running_sdk_worker(tmp_path, plane, timing=timing, **how)
 
 
 def finished(plane, job_input):
