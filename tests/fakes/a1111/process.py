@@ -1,5 +1,6 @@
 """The fake A1111 as a process under test, and the model files it reads."""
 
+import itertools
 import json
 import os
 import random
@@ -32,10 +33,20 @@ def write_safetensors(path: Path, content: bytes = b"\0" * 8, **metadata: str) -
     path.write_bytes(struct.pack("<Q", len(text)) + text + content)
 
 
+def _ports() -> Iterator[int]:
+    """Ports below those that the system gives to other programs; each xdist worker has its own."""
+    first = 20_000 + 1_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 12)
+    begin = random.SystemRandom().randrange(1_000)  # another run of the tests may use them, too
+    return itertools.cycle(first + (begin + number) % 1_000 for number in range(1_000))
+
+
+PORTS = _ports()
+
+
 def free_port() -> int:
-    """A free port on loopback, below those that the system gives to other programs meanwhile."""
+    """A free port on loopback."""
     while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+        port = next(PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
