@@ -44,7 +44,7 @@ def own(tmp_path):
 
     The plane answers the end of a poll at once, or on a busy machine as late as it likes.
     """
-    timing = QUICK | {"ended_poll": SOON / 2}
+    timing = QUICK | {"ended_poll": 2 * SOON}
     with RunPodPlane(hold=60.0) as plane:
         yield plane, lambda **how: running_sdk_worker(tmp_path, plane, timing=timing, **how)
 
@@ -95,14 +95,12 @@ def test_pings_name_the_running_jobs(plane, tmp_path):
 # The end ------------------------------------------------------------------------------------------
 
 
-def test_sigterm_while_idle_ends_the_open_poll_and_takes_no_job(own):
-    """The plain SDK waits for its poll."""
-    plane, start = own
+def test_sigterm_while_idle_ends_the_open_poll(own):
+    """The plain SDK waits for its poll, which RunPod holds for longer than this test waits."""
+    _, start = own
     with start() as worker:
         end(worker)
-        job = plane.submit({})
-        assert worker.process.wait(SOON - 10) == 0  # RunPod holds the poll for longer
-        assert plane.status(job)["status"] in {"IN_QUEUE", "COMPLETED"}, worker.log()
+        assert worker.process.wait(SOON - 10) == 0, worker.log()
 
 
 def test_a_job_that_is_on_its_way_when_sigterm_comes_is_run(own):
