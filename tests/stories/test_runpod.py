@@ -103,14 +103,14 @@ def test_progress_has_phase_step_and_time_left_in_order_and_never_after_the_resu
     completed(worker.plane.wait(job, 60))
     assert re.search(rf"\[{job} generate\] step \d+ of 40\n", worker.log())
     reports = [event["output"] for event in events_of(worker, job, "progress")]
-    steps = [report["step"] for report in reports if report["phase"] == "generate"]
+    generating = [report for report in reports if report["phase"] == "generate"]
+    steps = [report["step"] for report in generating]
     assert reports[0]["phase"] in {"validate", "resolve", "queue", "load"}
-    assert len(steps) >= 2
+    assert steps
     assert steps == sorted(steps)
-    last = reports[-1]
-    assert last["steps"] == 40
-    assert 0 < last["percent"] < 100
-    assert last["eta_seconds"] > 0
+    assert {report["steps"] for report in generating} == {40}
+    assert all(0 < report["percent"] <= 100 for report in generating)
+    assert all(report["eta_seconds"] >= 0 for report in generating)
     # A cancelled job may report once more, until the worker hears of it.
     cancelled = {event["id"] for event in worker.plane.events("cancelled")}
     late = [event["id"] for event in worker.plane.events("progress") if event["late"]]
@@ -124,7 +124,8 @@ def test_a_job_that_asks_for_previews_gets_small_ones_and_the_next_job_none(work
         completed(worker.plane.wait(job, 60))
         reports = events_of(worker, job, "progress")
         previews.append([report["output"].get("preview") for report in reports])
-    shown = base64.b64decode(previews[0][-1], validate=True)
+    newest = [preview for preview in previews[0] if preview][-1]
+    shown = base64.b64decode(newest, validate=True)
     with Image.open(io.BytesIO(shown)) as image:
         assert (image.format, image.size) == ("JPEG", (256, 256))
     assert set(previews[1]) == {None}
