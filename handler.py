@@ -325,6 +325,7 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
     # At its default level the SDK logs each job's whole input and result.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
+    threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
     background = {"sdk": import_sdk, "models": handler.prepare_default_template}
     try:
         handler.startup = boot(engine.boot, settings.ready_timeout, background)

@@ -118,7 +118,8 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
     loaded = models.loaded
     checkpoint: dict[str, Any] = {
         "kind": "checkpoint",
-        "name": facts.get("sd_model_name"),
+        # A script's facts have no name; then the proof has read it from the infotexts.
+        "name": facts.get("sd_model_name") or (loaded.stem if loaded else None),
         "sha256": loaded.verified_sha256 if loaded else None,
         "source": (loaded.source or "job") if loaded else "default",
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 from worker.errors import InvalidInput
 from worker.spelling import near_matches
+from worker.webui.answers import an_object, objects, text, texts
 
 Json = Any  # an answer of the engine; only `Catalog.from_answers` reads its fields
 
@@ -58,15 +59,21 @@ class Catalog:
         scripts: Json = None,
         styles: Json = (),
     ) -> Catalog:
-        """Build it from the answers of the routes with these names."""
+        """Build it from the answers of the routes with these names.
+
+        Raises:
+            LookupError, TypeError: an answer does not have A1111's fields.
+        """
+        upscaling = (*objects(list(upscalers)), *objects(list(latent_modes)))
+        of_txt2img = an_object(scripts or {}).get("txt2img")
         return cls(
-            samplers=_spellings((s["name"], [s["name"], *s["aliases"]]) for s in samplers),
+            samplers=_spellings((text(s, "name"), _names(s, "name")) for s in objects(samplers)),
             schedulers=_spellings(
-                (s["label"], [s["label"], s["name"], *(s["aliases"] or [])]) for s in schedulers
+                (text(s, "label"), _names(s, "label", "name")) for s in objects(schedulers)
             ),
-            upscalers=frozenset(u["name"] for u in (*upscalers, *latent_modes)),
-            scripts=frozenset((scripts or {}).get("txt2img", ())),
-            styles=frozenset(s["name"] for s in styles),
+            upscalers=frozenset(text(u, "name") for u in upscaling),
+            scripts=frozenset(texts(of_txt2img, "txt2img")),
+            styles=frozenset(text(s, "name") for s in objects(list(styles))),
         )
 
     def sampler(self, name: str, scheduler: str | None) -> tuple[str, str | None]:
@@ -110,6 +117,11 @@ class Catalog:
                 field="scheduler",
             )
         return in_name
+
+
+def _names(entry: Mapping[str, Any], *keys: str) -> list[str]:
+    """All names of a sampler or scheduler; `aliases` may be null."""
+    return [*(text(entry, key) for key in keys), *texts(entry["aliases"], "aliases")]
 
 
 def _spellings(entries: Iterable[tuple[str, list[str]]]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def write(webui_dir: Path, checkpoint: str | None = None) -> None:
         left.unlink(missing_ok=True)
 
 
+def set_checkpoint(webui_dir: Path, checkpoint: str) -> None:
+    """Have the engine load this checkpoint at its next start; start.sh calls it at each restart.
+
+    Without it A1111 v1.9.3 would load what the file says, or else the first file by its name, even
+    if it cannot load that one.
+    """
+    path = webui_dir / "config.json"
+    options = _read(path) | {"sd_model_checkpoint": checkpoint}
+    write_atomically(path, json.dumps(options, indent=4))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         options = json.loads(path.read_text())
@@ -91,3 +103,7 @@ def _read(path: Path) -> dict[str, Any]:
         damaged.name,
     )
     return {}
+
+
+if __name__ == "__main__":
+    set_checkpoint(Path(sys.argv[1]), sys.argv[2])

@@ -56,6 +56,7 @@ class Expected:
         vae: file name of the VAE; None if the job names no VAE.
         embeddings: stems of the embeddings that a prompt uses.
         checkpoint_sha256: in lower-case hex; None if the file was not hashed yet.
+        script_args: the arguments of the job's script, which may name further models.
     """
 
     images: int | None
@@ -64,6 +65,7 @@ class Expected:
     vae: str | None = None
     embeddings: frozenset[str] = frozenset()
     checkpoint_sha256: str | None = None
+    script_args: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> 
         checkpoint_sha256=models.loaded.verified_sha256 if models.loaded else None,
         loras=_reported_loras(request, body),
         vae=models.vae.filename if models.vae else None,
+        script_args=tuple(request.script_args) if request.script_name else (),
         embeddings=frozenset(file.stem for file in models.embeddings if _is_used(file, request)),
     )
     return Payload(body, expected, tuple(_warnings(request, models, body)))
@@ -208,7 +211,29 @@ def throwaway(body: Mapping[str, Any]) -> dict[str, Any]:
     tiny = {"prompt": "", "steps": 1, "width": 64, "height": 64, "batch_size": 1, "n_iter": 1}
     hires = ("enable_hr", "denoising_strength", "hr_upscaler", "hr_checkpoint_name")
     same = {key: body[key] for key in (*hires, "override_settings") if key in body}
+    if has_second_pass(body):  # with texts of its own, or A1111 reuses what the first pass has
+        same |= {"hr_prompt": ".", "hr_negative_prompt": "."}
     return tiny | same
+
+
+def has_second_pass(body: Mapping[str, Any]) -> bool:
+    """Whether the picture is enlarged and drawn again."""
+    return bool(body.get("enable_hr"))
+
+
+_NO_MODEL = {"", "none", "use same checkpoint"}
+
+
+def switches_inside(body: Mapping[str, Any]) -> bool:
+    """Whether the engine must load another checkpoint or VAE while it makes this picture.
+
+    A1111 puts the VAE that `override_settings` names back at the end of the same job.
+    """
+    second = [body.get("refiner_checkpoint")]
+    if has_second_pass(body):
+        second.append(body.get("hr_checkpoint_name"))
+    names = {str(name or "").casefold() for name in second}
+    return bool(names - _NO_MODEL) or "sd_vae" in body["override_settings"]
 
 
 def smaller(body: Mapping[str, Any]) -> str:
