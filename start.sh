@@ -234,7 +234,7 @@ engine_exited() {
     cache_was_removed=''
     write_state restarting "$status"
     log "the engine ended with status $status"
-    restart_engine "$status" "ended with status $status"
+    restart_engine "$status" "status $status"
   elif may_repair "$status"; then
     cache_was_removed=yes
     write_state restarting "$status"

@@ -226,11 +226,12 @@ _BY_STATUS = {
 
 def likely_causes(process: EngineProcess) -> str:
     """Why an engine may not be ready, in words, from the state of its process."""
-    if process.cause:
-        return f"{process.cause[:1].upper()}{process.cause[1:]}."
-    if process.status is not None:
+    why_no_restart = f"{process.cause[:1].upper()}{process.cause[1:]}. " * bool(process.cause)
+    if process.status or (process.status is not None and not why_no_restart):
         cause = _BY_STATUS.get(process.status, f"Exit status {process.status}.")
-        return f"{cause} See the engine's last log lines above."
+        return f"{why_no_restart}{cause} See the engine's last log lines above."
+    if why_no_restart:  # status 0: start.sh ended the process itself
+        return why_no_restart.strip()
     if process.state == "running":
         return (
             "Its process is running: the checkpoint is large or the disk is slow (raise"

@@ -38,8 +38,9 @@ class Engine:
         self.hashes = HashCache(data_dir / "cache/hashes/cache.db")
         folders = [data_dir / "models/Stable-diffusion", *([Path(ckpt_dir)] if ckpt_dir else [])]
         self.checkpoints = Checkpoints(folders, self.hashes)
-        self.model = LoadedModel(self.checkpoints, self.options)
+        self.model = LoadedModel(self.checkpoints, self.options, faults)
         self.embeddings: dict[str, str] = {}
+        self._applied: list[AppliedLora] = []  # what the weights contain
         self.loras = self._lora_extension()
 
     def _lora_extension(self) -> Loras | None:
@@ -51,6 +52,11 @@ class Engine:
             return None
 
     def refresh_embeddings(self) -> None:
+        """POST /refresh-embeddings."""
+        self.model.require()
+        self._read_embeddings()
+
+    def _read_embeddings(self) -> None:
         """Read the embeddings again, as every txt2img does too."""
         self.embeddings = read_embeddings(self.data_dir / "embeddings", self.hashes)
 
@@ -96,6 +102,8 @@ class Engine:
                 self.options.set(name, value)
                 if name == "sd_model_checkpoint":
                     self.model.reload()
+                if name == "sd_vae" and value in self.vaes():
+                    self.model.load_vae()
             return self._generate(params)
         finally:
             if params["override_settings_restore_afterwards"]:
@@ -117,7 +125,7 @@ class Engine:
     def _job(self, params: Params, checkpoint: Checkpoint) -> Job:
         if self.faults.take("wrong_checkpoint"):
             checkpoint = next(one for one in self.checkpoints.listed if one is not checkpoint)
-        self.refresh_embeddings()
+        self._read_embeddings()
         prompts = f"{params['prompt']}\n{params['negative_prompt']}"
         vae = self.options.get("sd_vae")
         return Job(
@@ -135,6 +143,8 @@ class Engine:
                 if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompts, re.IGNORECASE)
             },
             loras=self._apply_loras(params),
+            weights=[(item.lora.hash, item.te, item.unet) for item in self._applied],
+            has_half_a_vae=self.model.has_half_a_vae,
         )
 
     def vaes(self) -> dict[str, Path]:
@@ -143,9 +153,13 @@ class Engine:
 
     def _apply_loras(self, params: Params) -> list[AppliedLora]:
         missing = self.faults.take("missing_lora")
-        if missing or self.loras is None or params["disable_extra_networks"]:
-            return []
-        return self.loras.apply(LORA_TAG.findall(params["prompt"]))
+        found = []
+        if not missing and self.loras and not params["disable_extra_networks"]:
+            found = self.loras.apply(LORA_TAG.findall(params["prompt"]))
+        # Names and weights are compared: another file of the same name changes nothing.
+        if [item[:3] for item in found] != [item[:3] for item in self._applied]:
+            self._applied = found
+        return found
 
     def _sample(self, job: Job) -> None:
         slow, progress = self.faults.take("slow_steps"), self.progress

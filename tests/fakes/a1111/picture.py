@@ -77,6 +77,8 @@ class Job:
     timestamp: str
     embeddings: dict[str, str]
     loras: list[AppliedLora]
+    weights: list[tuple[str, float, float]]  # hash and weights of each LoRA inside the model
+    has_half_a_vae: bool
     infotexts: list[str] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
 
@@ -133,8 +135,8 @@ class Job:
 
     def draw(self, index: int, *, partial: bool) -> None:
         """Finish picture number `index`; an interrupted one looks different."""
-        used = [(item.lora.hash, item.te, item.unet) for item in self.loras]
-        parts = [self.infotext(index), used, sorted(self.embeddings), self.schedule, partial]
+        text, half = self.infotext(index), self.has_half_a_vae
+        parts = [text, self.weights, sorted(self.embeddings), self.schedule, partial, half]
         colour = hashlib.sha256(repr(parts).encode()).digest()[:3]
         self.infotexts.append(self.infotext(index))
         self.images.append(png(*picture_size(self.params), colour, self.infotext(index)))
@@ -169,6 +171,8 @@ class Job:
             "is_using_inpainting_conditioning": False,
             "version": "1.9.3",
         }
+        if (params["script_name"] or "").lower() == "prompts from file or textbox":
+            own |= dict.fromkeys(("sd_model_name", "sd_model_hash", "sd_vae_name"))
         return own | {name: params[name] for name in echoed}
 
     def answer(self) -> dict[str, Any]:
