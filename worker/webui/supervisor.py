@@ -29,6 +29,7 @@ Reason = Literal[
     "poisoned", "hung", "damaged-cache", "out-of-memory", "bad-model", "replaced-model"
 ]
 
+_LARGEST_PID = 2**22  # of Linux
 _LONGEST_LINE = 1000  # bytes; start.sh writes about 100
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class Supervisor:
             value = int(number)
         except (OSError, ValueError):
             return UNKNOWN
-        if state == "running" and value > 0:
+        if state == "running" and 0 < value <= _LARGEST_PID:
             self._last_pid = value
             return EngineProcess("running", pid=value)
         if state in {"restarting", "failed"}:
