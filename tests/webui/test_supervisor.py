@@ -65,7 +65,7 @@ def test_start_sh_gets_files_and_a_signal_and_the_process_counts_as_gone_for_a_w
     assert supervisor.engine() == EngineProcess("running", pid=124)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("nowhere")])
 def test_odd_files_in_run_dir_neither_block_nor_fail(tmp_path, caplog, make):
     for name in ("engine", "engine.ready", "engine.checkpoint"):
         make(tmp_path / name)
