@@ -101,9 +101,9 @@ class Lifecycle:
         """Have a restarted engine make its first picture before the next job; runs in a thread.
 
         Otherwise the next job would wait for it, and start.sh would treat the engine's next crash
-        as a failed boot. Returns only if the engine cannot be restarted.
+        as a failed boot. Returns only without start.sh: RUN_DIR may be unreadable for a while.
         """
-        while self._supervisor.can_restart:
+        while self._supervisor.is_supervised:
             time.sleep(self._timing.watch_every)
             if not self.is_proven() and self.process().state == "running":
                 with suppress(WorkerError):  # the next job meets the same error and reports it

@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,7 +179,8 @@ class Readiness:
         name: str | None = answer.facts.get("sd_model_name")
         if other is not None and name:
             log.warning("the engine's default checkpoint cannot be used: %r is used instead", name)
-            self._webui.set_options({"sd_model_checkpoint": name})
+            with suppress(WorkerError):  # then only jobs that name a checkpoint can run
+                self._webui.set_options({"sd_model_checkpoint": name})
         return name
 
     def _check_routes(self, error: WorkerError, waited: float) -> None:

@@ -81,6 +81,11 @@ class Supervisor:
         self._is_orphan = False
 
     @property
+    def is_supervised(self) -> bool:
+        """Whether start.sh runs this handler; it may run no engine."""
+        return self._pid is not None
+
+    @property
     def can_restart(self) -> bool:
         """Whether start.sh runs this engine."""
         return self._pid is not None and self.engine() != UNKNOWN
