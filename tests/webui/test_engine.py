@@ -161,6 +161,8 @@ FAULT, BAD_MODEL = EngineFault("size mismatch"), ["bad-model"]
         ([], {"enable_hr": True, "hr_checkpoint_name": "other"}, FAULT, BAD_MODEL),
         ([], {"enable_hr": False, "hr_checkpoint_name": "other"}, FAULT, []),
         ([], {"enable_hr": True, "hr_checkpoint_name": "Use same checkpoint"}, FAULT, []),
+        ([], {"script_name": "X/Y/Z plot"}, FAULT, BAD_MODEL),
+        ([], {"script_name": "Prompt matrix"}, FAULT, []),
         ([], {"loras": ["odd"]}, FAULT, BAD_MODEL),
         ([], {"loras": ["good"]}, OutOfMemory("x"), []),
         ([], {"checkpoint": "other"}, OutOfMemory("x"), ["out-of-memory"]),

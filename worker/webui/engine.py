@@ -216,7 +216,8 @@ class Engine:
             used = Event.OTHER_PROMPTS_USED if two else Event.OTHER_PROMPT_USED
             self._lifecycle.report(used)
         answer = await self._runner.post(payload.body, stopwatch)
-        if checkpoint := answer.facts.get("sd_model_name"):
+        checkpoint, is_script = answer.facts.get("sd_model_name"), payload.expected.images is None
+        if checkpoint and not is_script:  # a script's facts are those of its first picture
             self._loaded = (checkpoint, payload.expected.vae)
         return answer
 

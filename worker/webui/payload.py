@@ -225,10 +225,13 @@ _NO_MODEL = {"", "none", "use same checkpoint"}
 
 
 def switches_inside(body: Mapping[str, Any]) -> bool:
-    """Whether the engine must load another checkpoint or VAE while it makes this picture.
+    """Whether the engine may load another checkpoint or VAE while it makes this picture.
 
-    A1111 puts the VAE that `override_settings` names back at the end of the same job.
+    A1111 puts the VAE that `override_settings` names back at the end of the same job. A script's
+    arguments may name models ("x/y/z plot", "prompts from file or textbox").
     """
+    if (body.get("script_name") or "prompt matrix").casefold() != "prompt matrix":
+        return True
     second = [body.get("refiner_checkpoint")]
     if has_second_pass(body):
         second.append(body.get("hr_checkpoint_name"))
