@@ -103,6 +103,12 @@ def test_files_that_come_while_the_engine_reads_its_folders_are_not_lost(fake):
     assert fake.run(jobs=3) == ["wait", "refresh", "txt2img", "refresh", "txt2img", "txt2img"]
 
 
+def test_an_engine_that_cannot_list_its_loras_still_makes_pictures(fake):
+    fake.engine_client.models_changed()
+    fake.on["loras"] = Mock(side_effect=EngineFault("not JSON compliant"))
+    assert fake.run() == ["wait", "refresh", "txt2img"]
+
+
 def test_the_refresh_of_a_cancelled_job_is_repeated(fake):
     started, ended = threading.Event(), threading.Event()
 

@@ -160,6 +160,11 @@ def test_an_engine_that_lacks_a_route_for_long_is_logged_rarely(world, caplog):
     assert len(caplog.records) == 4
 
 
+def test_an_engine_that_cannot_list_one_of_its_loras_is_ready(world):
+    """A1111 answers 500 if the metadata of one file have NaN."""
+    assert world.readiness(loras=EngineFault("not JSON compliant")).wait(10).checkpoint == "one"
+
+
 def test_an_engine_without_a_checkpoint_is_ready_with_a_warning(world, caplog):
     world.readiness(txt2img=NoCheckpoint("x")).wait(10)
     assert "only jobs that name one can run" in caplog.text

@@ -13,7 +13,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from worker.errors import CacheDamaged, EngineNotReady, OutOfMemory, RouteMissing, WorkerError
+from worker.errors import (
+    CacheDamaged,
+    EngineFault,
+    EngineNotReady,
+    OutOfMemory,
+    RouteMissing,
+    WorkerError,
+)
 from worker.formats.names import Kind
 from worker.stopwatch import Stopwatch
 from worker.webui import proof, recovery
@@ -245,8 +252,18 @@ class Engine:
         finally:  # a cancelled job reports a failure: its refresh may not even have begun
             self._lifecycle.report(outcome)
         checkpoints = await asyncio.to_thread(self._webui.sd_models)
-        loras = await asyncio.to_thread(self._webui.loras)
-        proof.check_listed(checkpoints, loras, expected)
+        proof.check_listed(checkpoints, await asyncio.to_thread(self._listed_loras), expected)
+
+    def _listed_loras(self) -> list[dict[str, Any]] | None:
+        """What the engine lists; None if it cannot: odd metadata of one LoRA give a 500 in A1111.
+
+        The job's own LoRAs are proven by the picture, too.
+        """
+        try:
+            return self._webui.loras()
+        except EngineFault as error:
+            log.warning("the engine cannot list its LoRAs: %s", error)
+            return None
 
     async def _note_checkpoint(self, checkpoint: str | None) -> None:
         """Remember the checkpoint; after a switch, check how much memory it has cost."""

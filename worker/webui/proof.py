@@ -167,20 +167,22 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def check_listed(
-    checkpoints: Iterable[Mapping[str, Any]], loras: Iterable[Mapping[str, Any]], expected: Expected
+    checkpoints: Iterable[Mapping[str, Any]],
+    loras: Iterable[Mapping[str, Any]] | None,
+    expected: Expected,
 ) -> None:
     """After a refresh: check that the engine lists the job's models.
 
     Args:
         checkpoints: the answer of GET /sd-models.
-        loras: the answer of GET /loras.
+        loras: the answer of GET /loras; None if it is not known.
         expected: the models that the job needs.
 
     Raises:
         ModelNotListed: names what is missing.
     """
     stems = {PurePath(str(entry.get("filename"))).stem for entry in checkpoints}
-    names = {str(entry.get("name")) for entry in loras}
+    names = expected.loras if loras is None else {str(entry.get("name")) for entry in loras}
     required = {expected.checkpoint} - {None}
     missing = sorted([*map(str, required - stems), *(expected.loras - names)])
     if missing:

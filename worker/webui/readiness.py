@@ -18,6 +18,7 @@ from typing import Any
 from worker.errors import (
     CacheDamaged,
     ConnectionLost,
+    EngineFault,
     EngineNotReady,
     NoCheckpoint,
     RouteMissing,
@@ -149,7 +150,8 @@ class Readiness:
 
     def _answers(self) -> tuple[Catalog, list[str]]:
         """What the engine can do, and the checkpoints that it lists."""
-        self._webui.loras()  # the last route that A1111 mounts
+        with suppress(EngineFault):  # mounted: one LoRA's metadata that are not JSON give a 500
+            self._webui.loras()  # the last route that A1111 mounts
         listed = [str(model.get("model_name")) for model in self._webui.sd_models()]
         return self._webui.catalog(), listed
 
