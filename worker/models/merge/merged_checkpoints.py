@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.errors import ModelNotFound
-from worker.files import storage_error, write_atomically
+from worker.files import read_small, storage_error, write_atomically
 from worker.formats.model_file import ModelFile, check_with_safetensors, file_sha256
 from worker.formats.names import SAFETENSORS, marked_stem
 from worker.job.model_fields import LoraReference
@@ -115,8 +115,8 @@ def _file(store: Blobs, key: str) -> Path:
 
 def _read(store: Blobs, key: str) -> Blob | None:
     try:
-        note = json.loads(_file(store, key).read_text())
-    except (OSError, ValueError):
+        note = json.loads(read_small(_file(store, key)))
+    except (OSError, ValueError, RecursionError):
         return None
     return store.find(str(note.get("sha256"))) if isinstance(note, dict) else None
 
