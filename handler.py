@@ -147,7 +147,10 @@ class Handler:
             async with self._turns.next(job.stopwatch):
                 with job.stopwatch.phase("generate"):
                     generated = await self._engine.generate(
-                        composed, job.stopwatch, job.progress.report
+                        composed,
+                        job.stopwatch,
+                        job.progress.report,
+                        arrange=functools.partial(self._arrange, models),
                     )
             with job.stopwatch.phase("deliver"):
                 described = await self._describe(job, wanted, composed, generated, models)
@@ -175,7 +178,15 @@ class Handler:
         models, new = self._models.prepare_models_for_request(wanted, stop)
         if new:
             self._engine.models_changed()  # it lists its folders again before the next picture
+        if replaced := self._models.take_replaced():
+            self._engine.files_replaced(replaced)
         return models
+
+    def _arrange(self, models: Models) -> bool:
+        """Let the engine see what the job names; returns whether its embeddings changed."""
+        if self._models.arrange_vaes(models):
+            self._engine.models_changed()
+        return self._models.arrange_embeddings(models)
 
     async def _describe(
         self,

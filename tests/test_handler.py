@@ -34,7 +34,8 @@ class StubEngine(Engine):
         super().__init__(self, Supervisor(folder, None), None)
         self.catalog = catalog
 
-    async def generate(self, payload, _stopwatch, report):
+    async def generate(self, payload, _stopwatch, report, arrange):
+        arrange()
         report({"phase": "generate", "step": 1, "steps": 2})
         facts = {"sd_model_name": "base", "extra_generation_params": {}}
         image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from worker.errors import ModelFileInvalid, ModelNotFound
+from worker.files import open_regular
 from worker.formats import architecture, safetensors_header
 from worker.formats.architecture import Architecture
 from worker.formats.names import PICKLES, Kind
@@ -48,6 +49,8 @@ class ModelFile:
         verified_sha256: lower-case hex, verified when the file was fetched; None for other files.
         source: where it was fetched from; None for a file that the operator added.
         trained_words: trigger words of a LoRA or an embedding.
+        host_name: clean stem of the file's name at its host, which other files may have, too;
+            empty for a file that the operator added.
     """
 
     kind: Kind
@@ -57,6 +60,7 @@ class ModelFile:
     verified_sha256: str | None = None
     source: str | None = None
     trained_words: tuple[str, ...] = ()
+    host_name: str = ""
 
     @property
     def filename(self) -> str:
@@ -108,7 +112,7 @@ def version(path: Path) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open the file; errors inside the `with` block get its name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield file
     except OSError as error:
         raise ModelFileInvalid(f"{path.name!r} cannot be read: {error.strerror}.") from error
@@ -180,7 +184,7 @@ def file_sha256(path: Path) -> str:
 @lru_cache(maxsize=4096)
 def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
     digest = sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()

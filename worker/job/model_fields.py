@@ -22,7 +22,7 @@ from pydantic_core import CoreSchema
 
 from worker.errors import InvalidInput
 from worker.formats.names import Kind, stem_of, without_suffix
-from worker.job.reference import Sha256, Wanted, reference_from_fields
+from worker.job.reference import Sha256, Wanted, local_path, reference_from_fields
 
 
 def _no_bool(value: object) -> object:
@@ -131,13 +131,19 @@ class ModelReference(Strict):
             name=self.name,
         )
         sha256 = Sha256(self.sha256.lower().removeprefix("sha256:")).digest if self.sha256 else None
-        return Wanted(ref, kind, sha256, self.filename)
+        local = local_path(self.name) if self.name_is_reference and self.name else None
+        return Wanted(ref, kind, sha256, self.filename, local)
 
     @property
     def label(self) -> str:
         """Its name for people, without the secrets of a URL, which `name` alone may also be."""
-        alone = not (self.url or self.version_id or self.air or self.sha256 or self.filename)
-        return (None if alone else self.name) or self.wanted("checkpoint").ref.shown
+        display = None if self.name_is_reference else self.name
+        return display or self.wanted("checkpoint").ref.shown
+
+    @property
+    def name_is_reference(self) -> bool:
+        """Whether `name` is the reference itself, not a name for display."""
+        return not (self.url or self.version_id or self.air or self.sha256 or self.filename)
 
     @property
     def stems(self) -> list[str]:

@@ -249,6 +249,13 @@ class StoredModels(AnswerPart):
     total_size: int = Field(description="Their size in bytes.")
 
 
+class LeftOutFile(AnswerPart):
+    """A file of the operator that the engine does not see."""
+
+    file: str = Field(description="Its folder and its name.")
+    reason: str = Field(description="Why it cannot be used.")
+
+
 class ModelsHealth(AnswerPart):
     """The models of jobs since the worker's start."""
 
@@ -257,6 +264,10 @@ class ModelsHealth(AnswerPart):
     bytes_fetched: int = Field(description="Bytes that were downloaded.")
     stored: dict[str, StoredModels] = Field(
         description="What the store holds: `checkpoints`, `loras`, `vaes`, `embeddings`."
+    )
+    left_out: list[LeftOutFile] = Field(
+        description="Up to 20 of your own files that are hidden from the engine, because A1111"
+        " could not use them."
     )
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from worker.files import unfinished_writes, write_atomically
+from worker.files import read_small, unfinished_writes, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,18 @@ RELIED_ON: dict[str, Any] = {
     "show_progress_type": "Approx cheap",  # "Approx NN" would fetch a decoder from GitHub
     "show_progress_every_n_steps": 1,
 }
+
+
+def checkpoint(webui_dir: Path) -> str | None:
+    """The name of the checkpoint that the engine loads for a job that names none."""
+    try:
+        options = json.loads(read_small(webui_dir / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    title = options.get("sd_model_checkpoint") if isinstance(options, dict) else None
+    if not isinstance(title, str):
+        return None
+    return title.rpartition(" [")[0] if title.endswith("]") else title  # without a title's hash
 
 
 def write(webui_dir: Path, checkpoint: str | None = None) -> None:

@@ -267,6 +267,7 @@ class Fetcher:
             title=remote.title,
             family=found.family or remote.family,
             trained_words=remote.trained_words,
+            name=stem_of(fetched.filename or remote.filename),
         )
         return self._blobs.add(
             fetched.path, fetched.sha256, about, lambda stem: self._is_taken(kind, stem)
