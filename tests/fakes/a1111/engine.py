@@ -1,7 +1,6 @@
 """The fake A1111 at work: its models and options, and one txt2img after the other."""
 
 import random
-import re
 import sqlite3
 import time
 from pathlib import Path
@@ -13,6 +12,8 @@ from fakes.a1111.models import (
     AppliedLora,
     Checkpoint,
     Checkpoints,
+    Conditioning,
+    Embedding,
     HashCache,
     Loras,
     read_embeddings,
@@ -39,7 +40,9 @@ class Engine:
         folders = [data_dir / "models/Stable-diffusion", *([Path(ckpt_dir)] if ckpt_dir else [])]
         self.checkpoints = Checkpoints(folders, self.hashes)
         self.model = LoadedModel(self.checkpoints, self.options, faults)
-        self.embeddings: dict[str, str] = {}
+        self.embeddings: dict[str, Embedding] = {}
+        self._embeddings_read = -1  # modification time of their folder
+        self._conditioning = Conditioning(), Conditioning()  # of the prompt, of the negative one
         self._applied: list[AppliedLora] = []  # what the weights contain
         self.loras = self._lora_extension()
 
@@ -57,8 +60,15 @@ class Engine:
         self._read_embeddings()
 
     def _read_embeddings(self) -> None:
-        """Read the embeddings again, as every txt2img does too."""
-        self.embeddings = read_embeddings(self.data_dir / "embeddings", self.hashes)
+        folder = self.data_dir / "embeddings"
+        self._embeddings_read = folder.stat().st_mtime_ns if folder.is_dir() else -1
+        self.embeddings = read_embeddings(folder, self.hashes)
+
+    def _notice_embeddings(self) -> None:
+        """Read the embeddings again, but only if their folder has changed."""
+        folder = self.data_dir / "embeddings"
+        if folder.is_dir() and folder.stat().st_mtime_ns > self._embeddings_read:
+            self._read_embeddings()
 
     def refuse_unknown_checkpoint(self, changes: dict[str, Any]) -> None:
         """Raise when options name a checkpoint that is not listed."""
@@ -125,23 +135,27 @@ class Engine:
     def _job(self, params: Params, checkpoint: Checkpoint) -> Job:
         if self.faults.take("wrong_checkpoint"):
             checkpoint = next(one for one in self.checkpoints.listed if one is not checkpoint)
-        self._read_embeddings()
-        prompts = f"{params['prompt']}\n{params['negative_prompt']}"
+        self._notice_embeddings()
+        clip_skip = self.options.get("CLIP_stop_at_last_layers")
+        key = checkpoint, clip_skip, *(params[name] for name in ("steps", "width", "height"))
+        read, read_negative = (
+            conditioning.read(params[name], key, self.embeddings)
+            for conditioning, name in zip(
+                self._conditioning, ("prompt", "negative_prompt"), strict=True
+            )
+        )
         vae = self.options.get("sd_vae")
         return Job(
             params=params,
             seed=_fixed_seed(params["seed"]),
             subseed=_fixed_seed(params["subseed"]),
-            clip_skip=self.options.get("CLIP_stop_at_last_layers"),
+            clip_skip=clip_skip,
             model_name=checkpoint.path.stem,
             model_hash=checkpoint.shorthash,
             vae_name=vae if vae in self.vaes() else None,
             timestamp=self.progress.timestamp,
-            embeddings={
-                name: short
-                for name, short in self.embeddings.items()
-                if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompts, re.IGNORECASE)
-            },
+            embeddings=read[0] | read_negative[0],
+            conditioning=[read[1], read_negative[1]],
             loras=self._apply_loras(params),
             weights=[(item.lora.hash, item.te, item.unet) for item in self._applied],
             has_half_a_vae=self.model.has_half_a_vae,

@@ -193,7 +193,10 @@ class Loras:
             self.listed.append(Lora(path, metadata, known or ""))
 
     def _find(self, name: str) -> Lora | None:
-        return next((it for it in self.listed if name in {it.path.stem, it.alias}), None)
+        """The last one of that stem; an alias means a LoRA only if nothing else has that name."""
+        stems = [it for it in self.listed if it.path.stem == name]
+        aliases = [it for it in self.listed if it.alias == name]
+        return (stems or (aliases if len(aliases) == 1 else []) or [None])[-1]
 
     def apply(self, tags: list[str]) -> list[AppliedLora]:
         """The LoRAs that take part; none after one bad weight."""
@@ -217,13 +220,44 @@ class Loras:
         return True
 
 
-def read_embeddings(folder: Path, hashes: HashCache) -> dict[str, str]:
-    """Name to short hash of the readable embeddings in a folder."""
+class Embedding(NamedTuple):
+    """A readable embedding: the hash that is reported, and what it really contains."""
+
+    short: str
+    content: str
+
+
+def read_embeddings(folder: Path, hashes: HashCache) -> dict[str, Embedding]:
+    """Name to embedding of the readable files in a folder."""
     found = {}
     for path in model_files(folder, ".pt"):
         try:
             check_readable(path)
         except (OSError, SafetensorError):
             continue
-        found[path.stem] = hashes.sha256(f"textual_inversion/{path.stem}", path)[:12]
+        short = hashes.sha256(f"textual_inversion/{path.stem}", path)[:12]
+        found[path.stem] = Embedding(short, hashlib.sha256(path.read_bytes()).hexdigest())
     return found
+
+
+class Conditioning:
+    """What the last prompt was turned into: the same prompt again is not read again."""
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.embeddings: dict[str, Embedding] = {}
+
+    def read(
+        self, text: str, key: Any, known: dict[str, Embedding]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Hashes of the embeddings in the text, and their contents; no hashes if it is reused."""
+        if self.key == (text, key):
+            return {}, sorted(one.content for one in self.embeddings.values())
+        self.key = (text, key)
+        self.embeddings = {
+            name: one
+            for name, one in known.items()
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)
+        }
+        hashes = {name: one.short for name, one in self.embeddings.items()}
+        return hashes, sorted(one.content for one in self.embeddings.values())

@@ -76,6 +76,7 @@ class Job:
     vae_name: str | None
     timestamp: str
     embeddings: dict[str, str]
+    conditioning: list[list[str]]
     loras: list[AppliedLora]
     weights: list[tuple[str, float, float]]  # hash and weights of each LoRA inside the model
     has_half_a_vae: bool
@@ -136,7 +137,7 @@ class Job:
     def draw(self, index: int, *, partial: bool) -> None:
         """Finish picture number `index`; an interrupted one looks different."""
         text, half = self.infotext(index), self.has_half_a_vae
-        parts = [text, self.weights, sorted(self.embeddings), self.schedule, partial, half]
+        parts = [text, self.weights, self.conditioning, self.schedule, partial, half]
         colour = hashlib.sha256(repr(parts).encode()).digest()[:3]
         self.infotexts.append(self.infotext(index))
         self.images.append(png(*picture_size(self.params), colour, self.infotext(index)))
