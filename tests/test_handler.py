@@ -184,7 +184,7 @@ def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end
     async def story():
         engine = Engine(None, None, None)
         engine.models_changed = listed.set
-        models = Mock(prepare_models_for_request=prepare, release=release)
+        models = Mock(prepare_models_for_request=prepare, release=release, take_replaced=set)
         built = handler.Handler(Settings.from_environ({}), engine, models, Templates(None))
         limit = {"timeout": 1} if end == "late" else {}
         job = asyncio.create_task(built({"id": "job-1", "input": {"prompt": "a fox"} | limit}))
