@@ -42,6 +42,7 @@ from worker.job.prompt import add_lora_tags, lora_tags
 from worker.job.reference import Sha256, StoreName, Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.models import commands
+from worker.models.convert.converted_loras import ConvertedLoras
 from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
@@ -92,6 +93,12 @@ class ModelManager:
         budget = settings.models_budget_gb
         self.space = SpaceBudget(
             self.store.fetched, None if budget is None else round(budget * 1e9), clock=clock
+        )
+        self.converted = ConvertedLoras(
+            self.store.fetched,
+            self.store.baked,
+            self.space,
+            lambda stem: self.store.is_taken("lora", stem),
         )
         own, baked = (store.root / "references" for store in (self.store.fetched, self.store.baked))
         hosts = Hosts.from_settings(settings)
@@ -146,10 +153,13 @@ class ModelManager:
             WorkerError: names the model and the reason.
         """
         models = self._find_all(request, stop)
+        if self._engine != "embedded":
+            models = _with(models, lambda lora: self.converted.get(lora, stop))
         if self._may_be_merged(request, models):
             models = replace(models, merged=self.merged.find(models))
         self._check(models)
-        return models
+        details = models.loaded.architecture().details if models.loaded else ()
+        return replace(models, zero_terminal_snr="zero-terminal-SNR" in details)
 
     def ensure(
         self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
@@ -195,10 +205,9 @@ class ModelManager:
                 try:
                     if file.verified_sha256 is None:  # others were checked when fetched
                         file.check()
+                    linked.append(self.store.link(file)[0])
                 except JobError as error:
                     log.warning("%s: %s The engine will not see it.", file.path, error.message)
-                else:
-                    linked.append(self.store.link(file)[0])
         hash_cache.seed(self._webui_dir, [file for file in linked if file.kind == "checkpoint"])
         return len(linked)
 
@@ -266,7 +275,14 @@ class ModelManager:
                 return None
             files[field] = file
         models = assign_files(request, files)
-        return replace(models, merged=self.merged.find(models)) if models.loras else models
+        if not models.loras:
+            return models
+        try:
+            as_read = _with(models, self.converted.find) if self._engine != "embedded" else models
+        except JobError as error:
+            log.warning("a template cannot be used: %s", error)
+            return models
+        return replace(as_read, merged=self.merged.find(as_read))
 
     def _find_by_name(self, kind: Kind, name: str) -> ModelFile:
         """By file name or stem; a LoRA also by the name from its training, as in A1111."""
@@ -328,6 +344,13 @@ class ModelManager:
             family = checkpoint.architecture()
             for file in added:
                 architecture.check_match(checkpoint.stem, family, file.stem, file.architecture())
+
+
+def _with(models: Models, read: Callable[[ModelFile], ModelFile | None]) -> Models:
+    """The models with each LoRA in a form that A1111 can read, where `read` has one."""
+    loras = {file: None for file, _ in models.loras} | dict.fromkeys(models.written_loras.values())
+    names = {file: made for file in loras if (made := read(file)) and made != file}
+    return replace(models.renamed(names), sources=tuple(names))
 
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:

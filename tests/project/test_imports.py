@@ -22,7 +22,8 @@ FRONT_DOORS = ("handler", "model_manager", "runpod_sdk")
 ROOMS = {
     "worker": [
         *("worker.runpod", "worker.service", "worker.delivery"),
-        *("worker.models", "worker.models.merge", "worker.models.store", "worker.models.download"),
+        *("worker.models", "worker.models.convert", "worker.models.merge"),
+        *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.job", "worker.hosts", "worker.formats", "worker.http"),
         *("worker.config", "worker"),
     ],

@@ -85,7 +85,10 @@ _DECLARED: _Marks = {
     "Lumina": ("lumina",),
 }
 
-_LORA = ("\nlora_", "\noft_", "\nlycoris_", "_lora_down_", "_lora_A_", "_hada_w1_", "_lokr_w")
+_LORA = (
+    *("\nlora_", "\noft_", "\nlycoris_", "_lora_down_", "_lora_linear_layer_"),
+    *("_lora_A_", "_hada_w1_", "_lokr_w"),
+)
 _DIFFUSERS_LORA = re.compile(r"\n(?:base_model\.|unet\.|text_encoder|transformer\.)")
 _TEXT_ENCODER = re.compile(r"\n(?:cond_stage_model|conditioner_embedders|text_encoders)_")
 _VAE = re.compile(r"\n(?:first_stage_model|vae)_")
@@ -109,7 +112,8 @@ class Architecture:
     Attributes:
         role: a `Kind`, or the name of another role (`ControlNet`, `upscaler`).
         family: `SD1`, `SD2`, `SDXL`, `SDXL refiner`, or one that A1111 v1.9.3 cannot load.
-        details: for example `inpainting`, `v-prediction`, `diffusers naming`.
+        details: for example `inpainting`, `v-prediction`, `zero-terminal-SNR`, `SSD`,
+            `diffusers naming`.
     """
 
     role: str | None = None
@@ -255,7 +259,21 @@ def _details(names: _Names, metadata: Mapping[str, str]) -> tuple[str, ...]:
     words = [_INPUTS[first[1]]] if len(first) >= _MATRIX and first[1] in _INPUTS else []
     if "v_pred" in names.tensors or metadata.get("modelspec.prediction_type", "").startswith("v"):
         words.append("v-prediction")
+    if "ztsnr" in names.tensors:
+        words.append("zero-terminal-SNR")
+    if _is_ssd(names):
+        words.append("SSD")
     return tuple(words)
+
+
+def _is_ssd(names: _Names) -> bool:
+    """Whether it is SSD-1B or smaller: SDXL's blocks without the attention in the middle one.
+
+    A1111 takes each SDXL model without that attention for SSD-1B. KOALA has fewer blocks.
+    """
+    unet = "\nmodel_diffusion_model_"
+    has_blocks = f"{unet}input_blocks_8_1_" in names.text and f"{unet}middle_block_0_" in names.text
+    return has_blocks and f"{unet}middle_block_1_" not in names.text
 
 
 def _vae(names: _Names) -> Architecture | None:

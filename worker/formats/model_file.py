@@ -38,6 +38,21 @@ _EXCERPT = 4096  # bytes; enough to recognise a format, and for the title of a w
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """What a converted LoRA was made from.
+
+    Attributes:
+        sha256: of the source, lower-case hex.
+        naming: whose tensor names the source has, such as `peft`.
+        path: of the source.
+    """
+
+    sha256: str
+    naming: str
+    path: Path
+
+
+@dataclass(frozen=True)
 class ModelFile:
     """A model file in the store.
 
@@ -48,6 +63,7 @@ class ModelFile:
         verified_sha256: lower-case hex, verified when the file was fetched; None for other files.
         source: where it was fetched from; None for a file that the operator added.
         trained_words: trigger words of a LoRA or an embedding.
+        converted_from: set if the file is a conversion, made for A1111 from another file.
     """
 
     kind: Kind
@@ -57,6 +73,7 @@ class ModelFile:
     verified_sha256: str | None = None
     source: str | None = None
     trained_words: tuple[str, ...] = ()
+    converted_from: Conversion | None = None
 
     @property
     def filename(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from worker.formats.model_file import ModelFile
 from worker.job.model_fields import LoraReference
@@ -25,6 +25,9 @@ class Models:
         embeddings: textual inversions, used where a prompt has their stem.
         refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
         merged: `checkpoint` with all of `loras` merged into it, used instead of them.
+        sources: the files that LoRAs here were converted from; the engine does not use them.
+        zero_terminal_snr: whether the checkpoint was trained with a noise schedule that ends in
+            pure noise.
     """
 
     checkpoint: ModelFile | None = None
@@ -35,6 +38,8 @@ class Models:
     refiner: ModelFile | None = None
     hr_checkpoint: ModelFile | None = None
     merged: ModelFile | None = None
+    sources: tuple[ModelFile, ...] = ()
+    zero_terminal_snr: bool = False
 
     @property
     def loaded(self) -> ModelFile | None:
@@ -58,17 +63,18 @@ class Models:
         return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
 
     def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
-        """The same models with the files of the engine's folder."""
+        """The same models with other files, such as those of the engine's folder."""
 
         def renamed(file: ModelFile | None) -> ModelFile | None:
             return file and names.get(file, file)
 
-        return Models(
+        return replace(
+            self,
             checkpoint=renamed(self.checkpoint),
             loras=tuple((names.get(file, file), reference) for file, reference in self.loras),
-            written_loras={name: names[file] for name, file in self.written_loras.items()},
+            written_loras={n: names.get(file, file) for n, file in self.written_loras.items()},
             vae=renamed(self.vae),
-            embeddings=tuple(names[file] for file in self.embeddings),
+            embeddings=tuple(names.get(file, file) for file in self.embeddings),
             refiner=renamed(self.refiner),
             hr_checkpoint=renamed(self.hr_checkpoint),
             merged=renamed(self.merged),

@@ -35,7 +35,7 @@ from worker.job.reference import Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.job.template import Template
 from worker.models.merge.merged_checkpoints import SOURCE, MergedCheckpoints
-from worker.models.store.blobs import Blob
+from worker.models.store.blobs import CONVERTED, Blob
 from worker.models.store.space import SpaceBudget
 from worker.models.store.store import Store
 
@@ -144,7 +144,8 @@ class Baking:
         It would have that name in a build without a cache, and prompts name LoRAs by it.
         """
         fetched = self.manager.store.fetched
-        old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source != SOURCE]
+        made = {SOURCE, CONVERTED}  # here, from the others
+        old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source not in made]
         for blob in old:
             self._drop(blob)
         names = {(blob.about.kind, blob.about.stem) for blob in old}
@@ -203,7 +204,7 @@ class Baking:
                 "source": file.source,
                 "path": self._path(file.path),
             }
-            for file in models.files()
+            for file in dict.fromkeys([*models.files(), *models.sources])
         ]
 
     def _converted(self, models: Models) -> list[Row]:
@@ -261,7 +262,7 @@ class Baking:
         for folder in fetched.diffusers("").glob("*"):
             if folder.name not in names:
                 shutil.rmtree(folder)
-        notes = [fetched.root / name for name in ("merged", "references")]
+        notes = [fetched.root / name for name in ("merged", "converted", "references")]
         unfinished = [path for folder in notes for path in folder.glob(".*.new")]
         for path in [*fetched.partials(), *fetched.leftovers(), *unfinished]:
             discard(path)

@@ -21,6 +21,16 @@ from worker.webui.proof import applied_loras
 # Pictures ---------------------------------------------------------------------------------------
 
 
+class ConvertedFrom(AnswerPart):
+    """The file that a LoRA was converted from, because A1111 cannot read its tensor names."""
+
+    sha256: str = Field(description="SHA-256 of the file that was fetched or found.")
+    naming: str = Field(
+        description="Whose tensor names it has: `diffusers`, `peft`, `ComfyUI`, `OneTrainer`,"
+        " `LyCORIS`, `kohya` (for another family), or several, joined by `+`."
+    )
+
+
 class MergedModel(AnswerPart):
     """A model that is part of a merged checkpoint."""
 
@@ -30,6 +40,7 @@ class MergedModel(AnswerPart):
     source: str = Field(description="Where it was fetched from; `job` for a file of the operator.")
     te: float | Absent = left_out("Weight of a LoRA in the text encoder.")
     unet: float | Absent = left_out("Weight of a LoRA in the UNet.")
+    converted_from: ConvertedFrom | Absent = left_out("The original of a LoRA that was converted.")
 
 
 class UsedModel(AnswerPart):
@@ -44,6 +55,9 @@ class UsedModel(AnswerPart):
     )
     merged_from: list[MergedModel] | Absent = left_out(
         "The checkpoint and the LoRAs that a merged checkpoint consists of."
+    )
+    converted_from: ConvertedFrom | Absent = left_out(
+        "The original of a LoRA that was converted; `sha256` is that of the conversion."
     )
 
 
@@ -135,7 +149,17 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
 
 def _used(file: ModelFile) -> dict[str, Any]:
     source = file.source or "job"
-    return {"kind": file.kind, "name": file.stem, "sha256": file.sha256(), "source": source}
+    used: dict[str, Any] = {
+        "kind": file.kind,
+        "name": file.stem,
+        "sha256": file.sha256(),
+        "source": source,
+    }
+    if original := file.converted_from:
+        used["converted_from"] = ConvertedFrom.model_construct(
+            sha256=original.sha256, naming=original.naming
+        )
+    return used
 
 
 def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | None]:

@@ -190,6 +190,8 @@ def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any
         settings["sd_model_checkpoint"] = models.loaded.stem
     if models.vae:
         settings["sd_vae"] = models.vae.filename
+    if models.zero_terminal_snr:
+        settings.setdefault("sd_noise_schedule", "Zero Terminal SNR")
     if request.clip_skip is not None:
         # As a number, because A1111 answers 500 to "2"; it ignores a field `clip_skip`.
         settings["CLIP_stop_at_last_layers"] = request.clip_skip

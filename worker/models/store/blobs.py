@@ -32,6 +32,8 @@ from worker.files import discard, note_file, storage_error, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
 
+CONVERTED = "converted"  # source of a LoRA that was rewritten for A1111
+
 _SECOND = 1_000_000_000  # ns
 
 log = logging.getLogger(__name__)

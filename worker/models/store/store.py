@@ -22,7 +22,8 @@ from typing import Any
 from worker.errors import ModelNotFound
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem, without_suffix
-from worker.models.store.blobs import Blob, Blobs
+from worker.models.store import engine_configs
+from worker.models.store.blobs import CONVERTED, Blob, Blobs
 from worker.models.store.listing import Listing
 
 FETCHED = "fetched"
@@ -170,7 +171,9 @@ class Store:
         for blobs in (self.fetched, self.baked):
             if sha256 := blobs.blob_of(target):
                 blob = blobs.find(sha256)
-                return blob.as_file() if blob else None
+                # A conversion is used only in place of its source.
+                is_own = blob and blob.about.source != CONVERTED
+                return blob.as_file() if blob and is_own else None
         return ModelFile(kind, target, clean_stem(path.stem), size)
 
     # Links -----------------------------------------------------------------------------------
@@ -178,8 +181,8 @@ class Store:
     def link(self, file: ModelFile) -> tuple[ModelFile, bool]:
         """Link the file into the engine's folder; returns it as named there, and whether it is new.
 
-        A `.yaml` beside a checkpoint is linked too: A1111 reads from it what the weights do not
-        contain, such as v-prediction.
+        A checkpoint's `.yaml` is linked too, or one of ours: A1111 reads from it what it does not
+        find in the weights, such as v-prediction.
         """
         folder = self._engine[file.kind]
         if converted := self._converted(file):
@@ -188,12 +191,30 @@ class Store:
         if not _points(link, file.path):
             file = _with_free_name(folder, file)
             if file.path.is_relative_to(folder.resolve()) and file.path.stem == file.stem:
+                self._link_config(file, file.path)
                 return file, False
             link = folder / file.filename
-        config = file.path.with_suffix(".yaml")
-        if file.kind == "checkpoint" and config.is_file():
-            _point(folder / f"{file.stem}.yaml", config)
+        self._link_config(file, link)
         return file, _point(link, file.path)
+
+    def _link_config(self, file: ModelFile, link: Path) -> None:
+        """Link the checkpoint's `.yaml` beside the path that the engine knows; remove an old one.
+
+        The operator's own has precedence, beside the file or beside the link.
+        """
+        if file.kind != "checkpoint":
+            return
+        place, own = link.with_name(f"{link.stem}.yaml"), file.path.with_suffix(".yaml")
+        is_own = own.is_file() and not engine_configs.is_ours(_target(own))
+        config = own if is_own else self._config(file)
+        if config and config != place and (place.is_symlink() or not place.exists()):
+            _point(place, config)
+        elif not config and place.is_symlink() and engine_configs.is_ours(_target(place)):
+            place.unlink(missing_ok=True)  # of an earlier file with this name
+
+    def _config(self, file: ModelFile) -> Path | None:
+        """The file of ours that A1111 needs beside the checkpoint."""
+        return None if self._diffusers else engine_configs.find(file.architecture())
 
     def _converted(self, file: ModelFile) -> Path | None:
         """The checkpoint's diffusers folder, if it was converted and the engine can load it."""
@@ -267,6 +288,8 @@ def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
 def _is_taken(link: Path, file: ModelFile) -> bool:
     # Prompts name an embedding by its stem, and the engine reads all of them again.
     is_there = link.exists() if file.kind == "embedding" else os.path.lexists(link)
+    if file.converted_from and link.is_symlink() and _target(link) == file.converted_from.path:
+        return False  # A1111 has the source under that name, which does nothing there
     return is_there and _target(link) != file.path
 
 
