@@ -105,7 +105,7 @@ class Renaming:
     """How a LoRA file becomes one that A1111 reads.
 
     Attributes:
-        naming: of the file, such as `peft`; `diffusers+peft` if it has both.
+        naming: of the file, such as `peft`; `ComfyUI+peft` if it has both.
         keys: name in the file -> kohya's name; tensors that are left out are missing.
         alphas: kohya's name of a tensor that the file does not have -> its value.
         zeros: names in the file that A1111 cannot apply. They are left out, and the file can be
@@ -155,7 +155,10 @@ def find_renaming(name: str, header: Header, family: str | None) -> Renaming | N
     foreign = [key for key in known if _is_foreign(key, family, is_xl=is_xl)]
     if not foreign:
         return None
-    naming = "+".join(sorted({key.naming for key in foreign}))
+    namings = {key.naming for key in foreign}
+    if _PEFT in namings:  # its files name alphas and other parts as diffusers does
+        namings.discard(_DIFFUSERS)
+    naming = "+".join(sorted(namings))
     refused = _Refusal(name, naming)
     if unknown := [key for key, read in keys.items() if read is None]:
         raise refused.because(f"{len(unknown)} of its tensors have other names ({unknown[0]!r})")
