@@ -154,12 +154,23 @@ class ModelManager:
         """
         models = self._find_all(request, stop)
         if self._engine != "embedded":
-            models = _with(models, lambda lora: self.converted.get(lora, stop))
+            models = self.convert(models, stop)
         if self._may_be_merged(request, models):
             models = replace(models, merged=self.merged.find(models))
         self._check(models)
         details = models.loaded.architecture().details if models.loaded else ()
         return replace(models, zero_terminal_snr="zero-terminal-SNR" in details)
+
+    def convert(self, models: Models, stop: threading.Event = NO_CANCEL) -> Models:
+        """The same models with each LoRA as A1111 can read it; see `ConvertedLoras`.
+
+        Raises:
+            WorkerError: names the LoRA and the reason.
+        """
+        loras = [*(file for file, _ in models.loras), *models.written_loras.values()]
+        made = {file: self.converted.get(file, stop) for file in dict.fromkeys(loras)}
+        names = {file: new for file, new in made.items() if new != file}
+        return replace(models.renamed(names), sources=(*models.sources, *names))
 
     def ensure(
         self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
@@ -275,14 +286,7 @@ class ModelManager:
                 return None
             files[field] = file
         models = assign_files(request, files)
-        if not models.loras:
-            return models
-        try:
-            as_read = _with(models, self.converted.find) if self._engine != "embedded" else models
-        except JobError as error:
-            log.warning("a template cannot be used: %s", error)
-            return models
-        return replace(as_read, merged=self.merged.find(as_read))
+        return replace(models, merged=self.merged.find(models)) if models.loras else models
 
     def _find_by_name(self, kind: Kind, name: str) -> ModelFile:
         """By file name or stem; a LoRA also by the name from its training, as in A1111."""
@@ -344,13 +348,6 @@ class ModelManager:
             family = checkpoint.architecture()
             for file in added:
                 architecture.check_match(checkpoint.stem, family, file.stem, file.architecture())
-
-
-def _with(models: Models, read: Callable[[ModelFile], ModelFile | None]) -> Models:
-    """The models with each LoRA in a form that A1111 can read, where `read` has one."""
-    loras = {file: None for file, _ in models.loras} | dict.fromkeys(models.written_loras.values())
-    names = {file: made for file in loras if (made := read(file)) and made != file}
-    return replace(models.renamed(names), sources=tuple(names))
 
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:

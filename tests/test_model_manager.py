@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+from fakes import model_files
 from fakes.a1111.process import write_safetensors
 
 import model_manager
@@ -213,3 +214,15 @@ def test_the_command_line_prepares_the_engines_folder(folders, monkeypatch):
     assert (folders[0] / CHECKPOINTS / "good.safetensors").is_symlink()
     config = json.loads((folders[0].parent / "config.json").read_text())
     assert config["samples_format"] == "png"
+
+
+@pytest.mark.parametrize("engine", ["a1111", "embedded"])
+def test_a_checkpoint_with_zero_terminal_snr_is_reported_to_the_payload(
+    new_manager, folders, engine
+):
+    path = folders[1] / CHECKPOINTS / "noob.safetensors"
+    path.parent.mkdir(parents=True)
+    for marks, expected in (({"v_pred": (0,), "ztsnr": (0,)}, True), ({}, False)):
+        path.write_bytes(model_files.safetensors(model_files.SDXL | marks))
+        models, _ = prepare(new_manager(engine=engine), checkpoint="noob")
+        assert models.zero_terminal_snr is expected

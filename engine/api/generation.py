@@ -189,7 +189,7 @@ class Engine:
         conditioning = model.encode(job.text, request.negative_prompt, facts.clip_skip, calls)
         for number, seed in enumerate(facts.seeds):
             self.progress.begin_picture(number)
-            settings = job.picture_settings(seed)
+            settings = job.picture_settings(seed, facts)
             pictures.append(model.picture(conditioning, settings, self.progress.step))
             if self.progress.stopping:
                 break
@@ -222,7 +222,7 @@ class _Job:
         for text in (self.text, request.negative_prompt):
             syntax.refuse_unsupported(text)
 
-    def picture_settings(self, seed: int) -> PictureSettings:
+    def picture_settings(self, seed: int, facts: Facts) -> PictureSettings:
         """The settings of the picture with this seed."""
         request = self.request
         return PictureSettings(
@@ -233,6 +233,7 @@ class _Job:
             request.cfg_scale,
             self.sampler,
             self.scheduler,
+            zero_terminal_snr=facts.noise_schedule == option.ZERO_TERMINAL_SNR,
         )
 
     def facts(
@@ -258,6 +259,7 @@ class _Job:
             model_name=model.checkpoint.stem,
             model_hash=model.sha256[:HASH_DIGITS],
             clip_skip=settings[option.CLIP_SKIP],
+            noise_schedule=settings[option.NOISE_SCHEDULE],
             lora_hashes={use.lora.name: use.lora.hash() for use in uses},
             seed_resize=(request.seed_resize_from_w, request.seed_resize_from_h),
             denoising_strength=request.denoising_strength,

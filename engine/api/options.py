@@ -18,6 +18,8 @@ CHECKPOINT_HASH = "sd_checkpoint_hash"
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 VAE = "sd_vae"
 OWN_VAE = ("Automatic", "None")
+NOISE_SCHEDULE = "sd_noise_schedule"
+ZERO_TERMINAL_SNR = "Zero Terminal SNR"
 
 # A1111's names and order, and A1111's defaults except for two.
 ALL: dict[str, Any] = {
@@ -56,11 +58,12 @@ ALL: dict[str, Any] = {
     "uni_pc_skip_type": "time_uniform",
     "uni_pc_order": 3,
     "uni_pc_lower_order_final": True,
-    "sd_noise_schedule": "Default",
+    NOISE_SCHEDULE: "Default",
     CHECKPOINT_HASH: "",
     "lora_add_hashes_to_infotext": True,
 }
-DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE)}  # these can be changed
+# these can be changed
+DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE, NOISE_SCHEDULE)}
 WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
 
@@ -74,7 +77,8 @@ class Options:
         content = self._read()
         if content.get(VAE, "Automatic") not in OWN_VAE:
             log.warning("%s: the embedded engine ignores %s", file, VAE)
-        known = {name: content[name] for name in (CHECKPOINT, CLIP_SKIP) if name in content}
+        read = (CHECKPOINT, CLIP_SKIP, NOISE_SCHEDULE)
+        known = {name: content[name] for name in read if name in content}
         check(known)
         self.values: dict[str, Any] = DEFAULTS | known
 
@@ -113,7 +117,8 @@ def check(changes: Mapping[str, Any]) -> None:
             continue
         if name not in DEFAULTS:
             raise Unsupported(f"the option {name!r} with the value {value!r}")
-        if name == VAE and value not in OWN_VAE:
+        known = {VAE: OWN_VAE, NOISE_SCHEDULE: ("Default", ZERO_TERMINAL_SNR)}
+        if name in known and value not in known[name]:
             raise Unsupported(f"the option {name!r} with the value {value!r}")
         if name == CLIP_SKIP and not isinstance(value, int):
             raise TypeError(f"{CLIP_SKIP} must be a number, not {value!r}")

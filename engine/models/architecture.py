@@ -3,8 +3,9 @@
 diffusers' `from_single_file` needs a configuration folder, and otherwise downloads it from the hub.
 The shapes show the widths, the depths and the kinds of blocks. They do not show the number of
 attention heads, which follows fixed rules (SD1: 8 heads; SDXL and CLIP: heads of width 64). For
-everything else the engine reads the file's metadata: `prediction_type`, and `engine.config` (JSON:
-{component: {option: value}}) for models of unusual size.
+everything else the engine reads the file's metadata: `prediction_type` or
+`modelspec.prediction_type`, and `engine.config` (JSON: {component: {option: value}}) for models of
+unusual size.
 """
 
 import json
@@ -55,7 +56,7 @@ def infer(shapes: Shapes, metadata: Mapping[str, str]) -> Architecture:
         "unet": _unet(_below(shapes, UNET), is_xl),
         "vae": _vae(_below(shapes, VAE), is_xl),
         "text_encoder": _clip(_below(shapes, (CLIP_XL if is_xl else CLIP) + "text_model.")),
-        "scheduler": _scheduler("v_prediction" if "v_pred" in shapes else "epsilon", metadata),
+        "scheduler": _scheduler(_prediction_type(shapes, metadata)),
     }
     if is_xl:
         components["text_encoder_2"] = _openclip(_below(shapes, OPENCLIP_XL))
@@ -181,7 +182,14 @@ def _openclip(shapes: Shapes) -> Config:
     }
 
 
-def _scheduler(prediction_type: str, metadata: Mapping[str, str]) -> Config:
+def _prediction_type(shapes: Shapes, metadata: Mapping[str, str]) -> str:
+    """What the UNet predicts: by our own entry, an empty tensor `v_pred`, or the model spec."""
+    declared = metadata.get("modelspec.prediction_type", "")
+    is_v = "v_pred" in shapes or declared.startswith("v")
+    return metadata.get("prediction_type", "v_prediction" if is_v else "epsilon")
+
+
+def _scheduler(prediction_type: str) -> Config:
     return {
         "_class_name": "EulerDiscreteScheduler",
         "num_train_timesteps": 1000,
@@ -189,7 +197,7 @@ def _scheduler(prediction_type: str, metadata: Mapping[str, str]) -> Config:
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "steps_offset": 1,
-        "prediction_type": metadata.get("prediction_type", prediction_type),
+        "prediction_type": prediction_type,
     }
 
 

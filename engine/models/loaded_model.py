@@ -41,6 +41,7 @@ class PictureSettings:
     cfg_scale: float
     sampler: samplers.Sampler
     scheduler: samplers.Scheduler | None
+    zero_terminal_snr: bool = False  # of the noise schedule
 
 
 def _shorten(error: BaseException) -> str:
@@ -130,7 +131,11 @@ class LoadedModel:
 
         prediction = self.pipe.scheduler.config.prediction_type
         self.pipe.scheduler = samplers.build(
-            settings.sampler, settings.scheduler, prediction, settings.seed
+            settings.sampler,
+            settings.scheduler,
+            prediction,
+            settings.seed,
+            zero_terminal_snr=settings.zero_terminal_snr,
         )
         latents = self.pipe(
             **conditioning.at(0),

@@ -234,6 +234,11 @@ def test_v_prediction_is_a_detail_and_one_tensor_of_bytes_is_not_an_embedding():
     declared = found("SDXL", {"modelspec.prediction_type": "v"})
     assert marked == declared == Architecture("checkpoint", "SDXL", ("v-prediction",))
     assert found("w:768", dtype="U8") == Architecture()
+    both = found("SDXL v_pred: ztsnr:").details
+    assert both == ("v-prediction", "zero-terminal-SNR")
+    blocks = "$UI.8.1.proj_in.weight:9x9 $U.middle_block.0.in_layers.2.weight:9x9"
+    assert found(f"SDXL {blocks}").details == ("SSD",)
+    assert found(f"SDXL {blocks} $U.middle_block.1.norm.weight:9").details == ()
 
 
 METADATA = [

@@ -15,7 +15,7 @@ from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import sha256
 from fakes.model_store import PROJECT, files_below, full_environment, manager_for
 from fakes.template_models import KEY, checkpoint, lora, named, write
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file, save
 
 from worker.config.settings import VOLUME
 from worker.files import write_atomically
@@ -152,6 +152,31 @@ def test_each_model_is_fetched_once_verified_and_listed(bake, merge, baked, host
     assert hosts.requests == []
     assert (baked / MANIFEST).read_bytes() == first
     assert {path: (baked / path).stat().st_mtime_ns for path in blobs(baked)} == before
+
+
+@pytest.mark.parametrize("engine", ["a1111", "embedded"])
+def test_a_lora_in_another_tools_names_is_merged_and_converted_in_the_image(
+    merge, baked, templates, hosts, engine
+):
+    """The merge is found by either engine; only A1111 gets the conversion."""
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    foreign = save(
+        {f"unet.{path}.lora.{key.split('_')[-1]}": value for key, value in load(lora(2)).items()}
+    )
+    hosts.add_model(version_id=7, data=foreign, name="foreign.safetensors", kind="LORA")
+    write(templates, {"fox": {"name": "Fox", "checkpoint": named(1), "loras": [named(7)]}})
+    assert "merged base+foreign" in merge()
+    rows = [file for file in manifest(baked)["files"] if file["kind"] == "lora"]
+    assert len({row["sha256"] for row in rows}) == 2  # the source and its conversion
+    content = (baked / MANIFEST).read_bytes()
+    assert "converted" not in merge()
+    assert (baked / MANIFEST).read_bytes() == content
+    manager = manager_for(hosts, baked.parent, ENGINE=engine)
+    models = manager.find_models(job(templates, "fox"))
+    assert models.merged
+    (file,) = manager.find_models(job(templates, "fox", prompt="<lora:foreign:1>")).loras
+    assert bool(file[0].converted_from) == (engine == "a1111")
+    assert file[0].path.is_relative_to(baked)
 
 
 def test_a_merged_checkpoint_of_a_long_name_is_listed(merge, baked, templates):

@@ -34,6 +34,19 @@ def compose(catalog):
     return compose_payload
 
 
+@pytest.mark.parametrize(
+    ("job", "schedule"),
+    [
+        ({}, "Zero Terminal SNR"),
+        ({"override_settings": {"sd_noise_schedule": "Default"}}, "Default"),
+    ],
+)
+def test_zero_terminal_snr_sets_its_option_unless_the_job_does(compose, job, schedule):
+    composed = compose(job, zero_terminal_snr=True)
+    assert composed.body["override_settings"] == {"sd_noise_schedule": schedule}
+    assert composed.warnings == ()
+
+
 KARRAS = {"hr_sampler_name": "DPM++ SDE Karras"}
 SAME = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
 BODIES = [

@@ -1,6 +1,7 @@
 """Baking: puts all models that templates name into one folder while an image is built.
 
     fetch      each model once, several in parallel, verified
+    rewrite    LoRAs whose tensor names A1111 cannot read
     merge      each template's LoRAs into its checkpoint (`--merge`)
     convert    checkpoints into diffusers folders, for the embedded engine (`--diffusers`)
     manifest   a list of all files with source and sha256; before it is written, all are read again
@@ -59,6 +60,9 @@ class Manager(Protocol):
 
     def find_models(self, request: Txt2ImgRequest) -> Models:
         """All models of a job, checked against each other."""
+
+    def convert(self, models: Models) -> Models:
+        """The models with each LoRA as A1111 can read it."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +173,23 @@ class Baking:
     def _attempt(self, name: str, template: Template) -> tuple[Row, list[Row]]:
         """The manifest's entry for a template and rows for its files, or a row with the error."""
         try:
-            models = self.manager.find_models(template.request())
+            models = self._as_a1111_reads(self.manager.find_models(template.request()))
             if models.loras:
                 models = replace(models, merged=self._merged(models))
             return _entry(models), [*self._rows(models), *self._converted(models)]
         except WorkerError as error:
             message = f"template {name!r}: {error}"
             return {}, [{"name": name, "code": error.code, "error": message}]
+
+    def _as_a1111_reads(self, models: Models) -> Models:
+        """With converted LoRAs: a merge needs them, and so does an image with A1111."""
+        try:
+            return self.manager.convert(models)
+        except ModelNotSupported as error:
+            if self.merge:
+                raise
+            log.warning("%s", error)
+            return models
 
     def _merged(self, models: Models) -> ModelFile | None:
         found = self.manager.merged.find(models)

@@ -81,6 +81,8 @@ def test_what_the_metadata_says_and_inpainting(sd1):
         ({}, {}, "epsilon"),
         ({"v_pred": (0,)}, {}, "v_prediction"),
         ({}, {"prediction_type": "v_prediction"}, "v_prediction"),
+        ({}, {"modelspec.prediction_type": "v"}, "v_prediction"),
+        ({}, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
     ):
         scheduler = architecture.infer(sd1 | marker, metadata).components["scheduler"]
         assert scheduler["prediction_type"] == expected

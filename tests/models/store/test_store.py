@@ -269,3 +269,68 @@ def test_an_engine_that_loads_folders_gets_the_folder_that_was_converted_at_baki
     assert (checkpoints / "base/model_index.json").is_file()
     store.link(store.find("checkpoint", "new"))
     assert sorted(path.name for path in checkpoints.iterdir()) == ["base", "new.safetensors"]
+
+
+SSD = {
+    f"{model_files.UNET}{part}.weight": (1, 1)
+    for part in ("input_blocks.8.1.proj_in", "middle_block.0.in_layers.2")
+}
+V = {"v_pred": (0,)}
+CONFIGS = [
+    # tensors beside those of the family, and the .yaml that A1111 finds beside the checkpoint
+    (model_files.SDXL, {}, None),
+    (model_files.SDXL, V, "sdxl_v.yaml"),
+    (model_files.SDXL, V | {"ztsnr": (0,)}, "sdxl_v.yaml"),
+    (model_files.SDXL, SSD, "sdxl.yaml"),
+    (model_files.SDXL, SSD | V, "sdxl_v.yaml"),
+    (model_files.SDXL, SSD | {f"{model_files.UNET}middle_block.1.norm.weight": (1,)}, None),
+    (model_files.SD1, {}, None),
+    (model_files.SD1, V, "sd1_v.yaml"),
+    (model_files.SD1, V | {f"{model_files.UNET}input_blocks.0.0.weight": (1, 9, 3, 3)}, None),
+]
+
+
+def config_of(checkpoints, name="base"):
+    path = checkpoints / f"{name}.yaml"
+    return path.resolve().name if path.exists() else None
+
+
+@pytest.mark.parametrize(("family", "more", "config"), CONFIGS)
+def test_a1111_gets_a_yaml_of_ours_where_it_would_guess_wrongly(
+    store, folders, checkpoints, family, more, config
+):
+    path = folders[1] / "Stable-diffusion/base.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(safetensors(family | more))
+    store.link(store.find("checkpoint", "base"))
+    assert config_of(checkpoints) == config
+    own = path.with_suffix(".yaml")  # the operator's own wins
+    own.write_text("model: {}")
+    store.link(store.find("checkpoint", "base"))
+    assert (checkpoints / "base.yaml").resolve() == own
+    own.unlink()
+    store.link(store.find("checkpoint", "base"))
+    assert config_of(checkpoints) == config
+    path.write_bytes(safetensors(family, number=2))  # replaced by one that needs none
+    store.link(store.find("checkpoint", "base"))
+    assert config_of(checkpoints) is None
+    other = Store(folders[0].parent / "embedded", *folders[1:], diffusers=True)
+    path.write_bytes(safetensors(family | more, number=3))
+    other.link(other.find("checkpoint", "base"))
+    assert config_of(folders[0].parent / "embedded/models/Stable-diffusion") is None
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_checkpoint_in_the_engines_own_folder_gets_the_yaml_too(store, checkpoints, own):
+    path = checkpoints / "sub/v1.5.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(safetensors(model_files.SDXL | V))
+    config = path.with_name("v1.5.yaml")
+    if own:
+        config.write_text("model: {}")
+    for _ in range(2):
+        store.link(store.find("checkpoint", "v1.5"))
+        assert config.is_symlink() is not own
+    path.write_bytes(safetensors(model_files.SDXL))
+    store.link(store.find("checkpoint", "v1.5"))
+    assert config.exists() is own

@@ -62,21 +62,12 @@ class ConvertedLoras:
         self._space = space
         self._is_taken = is_taken
 
-    def find(self, file: ModelFile) -> ModelFile | None:
-        """The LoRA as A1111 can read it: the file itself, or its conversion if there is one.
-
-        Raises:
-            WorkerError: the file is damaged, or of another kind.
-            ModelNotSupported: A1111 cannot read the names, and they cannot be converted.
-        """
-        naming = _naming_of(file)
-        return file if naming is None else self._known(file, naming)
-
     def get(self, file: ModelFile, stop: threading.Event = NO_CANCEL) -> ModelFile:
-        """The LoRA as A1111 can read it; converted now if that was not done before.
+        """The LoRA as A1111 can read it: the file itself, or its conversion, which is made once.
 
         Raises:
-            WorkerError: see `find`; the store is full or cannot be written; or `stop` was set.
+            WorkerError: the file is damaged or of another kind, its names cannot be converted, the
+                store is full or cannot be written, or `stop` was set.
         """
         naming = _naming_of(file)
         if naming is None:

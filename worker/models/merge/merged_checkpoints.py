@@ -95,6 +95,8 @@ def _lora_to_merge(file: ModelFile, reference: LoraReference) -> LoraToMerge:
 
 
 def _sha256(file: ModelFile) -> str:
+    if file.converted_from:  # the same deltas, and the same merge for every engine
+        return file.converted_from.sha256
     return file.verified_sha256 or file_sha256(file.path)
 
 
