@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -271,51 +272,47 @@ def test_a_layer_that_a1111_cannot_apply_must_change_nothing(manager, put, value
         assert not any("embedding" in key for key in load_file(used(manager).path))
 
 
-def doubled(original):
-    def data(source, tensor):
-        return [bytes(2 * b & 0xFF for b in block) for block in original(source, tensor)]
-
-    return data
-
-
 def other_strength(file, layer, alpha):
     return 1.0 if alpha is None or alpha.startswith("lora_") else layer.scale(file.number(alpha))
 
 
-@pytest.mark.parametrize("fault", ["values", "layer", "delta"])
+def other_byte(source, renaming, target, added):
+    lora_rewrite.rewrite(source, renaming, target, added)
+    content = bytearray(target.read_bytes())
+    content[-1] ^= 1
+    target.write_bytes(content)
+
+
+def other_list(source, renaming, target, added):
+    keys = dict(list(renaming.keys.items())[:-1])
+    lora_rewrite.rewrite(source, replace(renaming, keys=keys), target, added)
+
+
+FAULTS = [
+    (converted_loras, "rewrite", other_byte, "the values of"),
+    (converted_loras, "rewrite", other_list, "the list of its tensors"),
+    (lora_rewrite, "_strength", other_strength, "the delta of the layer"),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "wrong", "message"), FAULTS)
 def test_a_conversion_that_is_not_the_same_lora_is_never_published(
-    manager, put, folders, monkeypatch, fault
+    manager, put, folders, monkeypatch, module, name, wrong, message
 ):
     put(tensors("peft", "LoRA"))
-    if fault == "delta":
-        monkeypatch.setattr(lora_rewrite, "_strength", other_strength)
-    else:
-        swapped = {"lora_A": ["lora_up.weight"], "lora_B": ["lora_down.weight"]}
-        wrong = converted_loras.find_renaming
-
-        def renaming(*args):
-            found = wrong(*args)
-            for old, new in found.keys.items() if fault == "layer" else ():
-                for part, (other,) in swapped.items():
-                    if part in old:
-                        found.keys[old] = f"{new.partition('.')[0]}.{other}"
-            return found
-
-        monkeypatch.setattr(converted_loras, "find_renaming", renaming)
-    if fault == "values":
-        real = lora_rewrite.rewrite
-
-        def damaged(source, renaming, target, added):
-            real(source, renaming, target, added)
-            content = bytearray(target.read_bytes())
-            content[-1] ^= 1
-            target.write_bytes(content)
-
-        monkeypatch.setattr(converted_loras, "rewrite", damaged)
-    with pytest.raises((InternalError, ModelFileInvalid)):
+    monkeypatch.setattr(module, name, wrong)
+    with pytest.raises(InternalError, match=message):
         used(manager)
     assert [path for path in folders[1].rglob("*") if path.suffix in {".part", ".json"}] == []
     assert not list((folders[1] / "fetched").rglob("*.safetensors"))
+
+
+def test_the_size_of_the_blocks_does_not_matter(new_manager, put, folders, monkeypatch):
+    put(tensors("peft", "LoRA"))
+    content = used(new_manager()).path.read_bytes()
+    shutil.rmtree(folders[1] / "fetched")
+    monkeypatch.setattr(lora_rewrite, "_BLOCK", 7)
+    assert used(new_manager()).path.read_bytes() == content
 
 
 def test_numbers_that_cannot_be_compared_and_a_source_with_nan_are_refused(manager, put, folders):
