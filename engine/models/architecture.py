@@ -52,6 +52,8 @@ def infer(shapes: Shapes, metadata: Mapping[str, str]) -> Architecture:
     Stable Diffusion models with other inputs (inpainting, pix2pix).
     """
     is_xl = OPENCLIP_XL + "positional_embedding" in shapes
+    if is_xl and not _below(shapes, f"{UNET}middle_block.1."):
+        raise Unsupported("checkpoints without the middle block's attention (SSD-1B, Vega, KOALA)")
     components = {
         "unet": _unet(_below(shapes, UNET), is_xl),
         "vae": _vae(_below(shapes, VAE), is_xl),
