@@ -149,6 +149,7 @@ def test_what_a1111_cannot_apply_is_left_out_if_it_changes_nothing(name, zeros):
         (["unet.down_blocks.7.resnets.0.conv1.hada_w1_a"], "cannot apply its layer"),
         ([f"lycoris_{ATTENTION.replace('.', '_')}_to_k.dora_scale"], "it is a DoRA"),
         ([f"unet.{ATTENTION}.to_k.lora_A.weight", f"{SD1}_to_k.{DOWN}"], "the same tensor"),
+        ([f"unet.{ATTENTION}.to_k.lora_A.weight", f"unet.{'x' * 500}.lora_A.weight"], "1 of its"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(names, reason):
@@ -174,7 +175,8 @@ PATTERN = {"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn2.to_k": 2}}
         ({"text_encoder.lora_alpha": 8}, []),
         (PATTERN, [2.0]),
         ({**PATTERN, "unet.alpha_pattern": {"to_kk": 2, "^to_k": 3, "n2.to_k": 4}}, [8.0]),
-        ({**PATTERN, "unet.alpha_pattern": {f"^{ATTENTION}.to_k$": 3}}, [3.0]),
+        ({**PATTERN, "unet.alpha_pattern": {f"^{ATTENTION}.to_k$": 3, "to_k": 5}}, [3.0]),
+        ({**PATTERN, "unet.alpha_pattern": {r"attn2\.to_k": 5, "to_k": 3}}, [5.0]),
         ({"unet.lora_alpha": 8, "unet.use_rslora": True}, [16.0]),  # 8 / sqrt(4) = 16 / 4
     ],
 )
@@ -194,6 +196,7 @@ def test_an_alpha_comes_from_the_metadata_of_diffusers(options, expected):
         {"unet.lora_alpha": "8"},
         {"unet.lora_alpha": True},
         '{"unet.lora_alpha": NaN}',
+        '{"unet.lora_alpha": 1e99}',
         {"unet.lora_alpha": 8, "unet.alpha_pattern": [1]},
         {"unet.lora_alpha": 8, "unet.alpha_pattern": {"(a+)+$": 1}},
     ],

@@ -22,13 +22,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from worker.errors import ModelNotSupported
 from worker.formats import unet_names
 from worker.formats.safetensors_header import Header, Tensor
 
 ADAPTER_METADATA = "lora_adapter_metadata"
+_LONGEST = 500  # characters of a name; real ones have up to 150
+_LARGEST_ALPHA = 1e30
 
 _UNET, _TEXT, _TEXT_2 = "unet", "text_encoder", "text_encoder_2"
 _DIFFUSERS, _COMFYUI, _ONETRAINER = "diffusers", "ComfyUI", "OneTrainer"
@@ -172,11 +173,11 @@ def find_renaming(name: str, header: Header, family: str | None) -> Renaming | N
         renamed |= {key.name: f"{new[layer]}.{key.part}" for key in kept}
         zeros += left_out
     _refuse_duplicates(renamed, refused)
-    options = _options(header.metadata, refused)
+    adapters = _adapters(header.metadata, refused)
     alphas = {
         f"{new[layer]}.{_ALPHA}": alpha
         for layer, parts in layers.items()
-        if new[layer] and (alpha := _alpha(parts, tensors, options, refused)) is not None
+        if new[layer] and (alpha := _alpha(parts, tensors, adapters, refused)) is not None
     }
     return Renaming(naming, renamed, alphas, tuple(zeros))
 
@@ -201,7 +202,7 @@ class _Refusal:
 
 def _read(name: str) -> _Key | None:
     """A name of a known form; None for any other."""
-    found = _split(name)
+    found = _split(name) if len(name) <= _LONGEST else None
     if found is None:
         return None
     layer, part, is_peft = found
@@ -335,8 +336,30 @@ def _refuse_duplicates(renamed: Mapping[str, str], refused: _Refusal) -> None:
 # Alphas -----------------------------------------------------------------------------------------
 
 
-def _options(metadata: Mapping[str, str], refused: _Refusal) -> Mapping[str, Any]:
-    """What diffusers writes about the layers: `unet.lora_alpha`, `unet.alpha_pattern`."""
+@dataclass(frozen=True)
+class _Adapter:
+    """What diffusers writes to the metadata about the layers of one network.
+
+    Attributes:
+        alpha: of all layers; None means that each has its rank.
+        ends: end of a layer's path -> (place in the metadata, alpha); `^` means the whole path.
+        is_rank_stabilized: alpha is divided by the root of the rank, not by the rank.
+    """
+
+    alpha: object
+    ends: Mapping[str, tuple[int, object]]
+    is_rank_stabilized: bool
+
+    def scale_of(self, path: str) -> object:
+        """The alpha of a layer; the first pattern that means it decides."""
+        words = path.split(".")
+        names = [f"^{path}", *(".".join(words[n:]) for n in range(len(words)))]
+        found = [self.ends[name] for name in names if name in self.ends]
+        return min(found, key=lambda one: one[0])[1] if found else self.alpha
+
+
+def _adapters(metadata: Mapping[str, str], refused: _Refusal) -> dict[str, _Adapter]:
+    """The entries for each network, such as `unet.lora_alpha` and `unet.alpha_pattern`."""
     text = metadata.get(ADAPTER_METADATA)
     if text is None:
         return {}
@@ -346,13 +369,37 @@ def _options(metadata: Mapping[str, str], refused: _Refusal) -> Mapping[str, Any
         options = None
     if not isinstance(options, dict):
         raise refused.because(f"its metadata {ADAPTER_METADATA!r} is not a JSON object")
-    return options
+    adapters = {}
+    for network in (_UNET, _TEXT, _TEXT_2):
+        start = f"{network}."
+        own = {k.removeprefix(start): v for k, v in options.items() if k.startswith(start)}
+        if own:
+            ends = _ends_of_paths(own.get("alpha_pattern") or {}, refused)
+            adapters[network] = _Adapter(own.get("lora_alpha"), ends, bool(own.get("use_rslora")))
+    return adapters
+
+
+def _ends_of_paths(patterns: object, refused: _Refusal) -> dict[str, tuple[int, object]]:
+    """The patterns without their signs of regular expressions.
+
+    peft reads each as such an expression. Here only the plain ones that diffusers writes are
+    allowed, because an expression from a file could take any time.
+    """
+    if not isinstance(patterns, dict):
+        raise refused.because("the 'alpha_pattern' in its metadata is not an object")
+    ends: dict[str, tuple[int, object]] = {}
+    for place, (pattern, alpha) in enumerate(patterns.items()):
+        plain = pattern.removesuffix("$").replace("\\.", ".")
+        if not re.fullmatch(r"\^?[\w.]+", plain):
+            raise refused.because(f"its metadata name layers by the expression {pattern[:60]!r}")
+        ends.setdefault(plain, (place, alpha))
+    return ends
 
 
 def _alpha(
     parts: list[_Key],
     tensors: Mapping[str, Tensor],
-    options: Mapping[str, Any],
+    adapters: Mapping[str, _Adapter],
     refused: _Refusal,
 ) -> float | None:
     """The alpha in the metadata; None if the file has one, or none is needed.
@@ -360,33 +407,17 @@ def _alpha(
     Without an alpha A1111 takes the rank, so that the scale is 1. diffusers does the same.
     """
     by_part = {key.part: key for key in parts}
-    down = by_part.get(_DOWN)
-    network = f"{parts[0].network}."
-    own = {k.removeprefix(network): v for k, v in options.items() if k.startswith(network)}
-    if down is None or _ALPHA in by_part or not own:
+    down, adapter = by_part.get(_DOWN), adapters.get(parts[0].network)
+    if down is None or _ALPHA in by_part or adapter is None:
         return None
     shape = tensors[down.name].shape
     rank = shape[0] if shape else 0
-    alpha = own.get("lora_alpha", rank)
-    patterns = own.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise refused.because("the 'alpha_pattern' in its metadata is not an object")
-    for pattern, value in patterns.items():
-        if _is_meant(pattern, down.dots, refused):
-            alpha = value
-            break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise refused.because(f"the alpha {alpha!r} in its metadata is not a number")
-    return alpha * math.sqrt(rank) if own.get("use_rslora") else float(alpha)
+    found = adapter.scale_of(down.dots)
+    alpha = rank if found is None else found
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not _is_float32(alpha):
+        raise refused.because(f"the alpha {str(alpha)[:60]} in its metadata is not a number")
+    return alpha * math.sqrt(rank) if adapter.is_rank_stabilized else float(alpha)
 
 
-def _is_meant(pattern: str, path: str, refused: _Refusal) -> bool:
-    """Whether a pattern of peft means the layer: the end of its path, or with `^` all of it.
-
-    peft reads it as a regular expression. Ours are the plain ones that diffusers writes, because an
-    expression from a file could take any time.
-    """
-    plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
-    if not re.fullmatch(r"[\w.]+", plain):
-        raise refused.because(f"its metadata name layers by the expression {pattern[:60]!r}")
-    return path == plain or (not pattern.startswith("^") and path.endswith(f".{plain}"))
+def _is_float32(number: float) -> bool:
+    return abs(number) <= _LARGEST_ALPHA  # false for NaN

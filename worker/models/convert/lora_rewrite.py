@@ -68,15 +68,15 @@ def rewrite(source: TensorFile, renaming: Renaming, target: Path, added: Mapping
                 model=source.name,
             )
     order = _order(source, renaming)
-    alphas = np.array(list(renaming.alphas.values()), np.float32)
+    alphas = {name: np.float32(alpha).tobytes() for name, alpha in renaming.alphas.items()}
     header = _header(source, renaming, order, added)
     try:
         with ExitStack() as on_failure, target.open("xb") as file:
             on_failure.callback(target.unlink, missing_ok=True)
             file.write(header)
             for name in order:
-                if name in renaming.alphas:
-                    file.write(alphas[list(renaming.alphas).index(name)].tobytes())
+                if name in alphas:
+                    file.write(alphas[name])
                 else:
                     file.writelines(_data(source, source.header.tensors[name]))
             file.flush()
@@ -107,9 +107,8 @@ def _header(
     }
     position = 0
     for name in order:
-        tensor = source.header.tensors.get(name, Tensor("F32", (), 0, 4))
-        if name in renaming.alphas:
-            tensor = Tensor("F32", (), 0, 4)
+        is_new = name in renaming.alphas
+        tensor = Tensor("F32", (), 0, 4) if is_new else source.header.tensors[name]
         end = position + tensor.end - tensor.begin
         document[renaming.keys.get(name, name)] = {
             "dtype": tensor.dtype,
