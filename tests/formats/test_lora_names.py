@@ -60,6 +60,8 @@ NAMES = [
     # OneTrainer gives SD1's layer this name; SD1's own is output_blocks.2.1.conv
     ("unet.output_blocks.2.2.conv.lora_up.weight", "OneTrainer",
      f"lora_unet_up_blocks_0_upsamplers_0_conv.{UP}", f"lora_unet_output_blocks_2_2_conv.{UP}"),
+    ("unet.out.2.lora_up.weight", "OneTrainer",
+     f"lora_unet_conv_out.{UP}", f"lora_unet_out_2.{UP}"),
     ("unet.time_embedding.linear_2.lora.up.weight", "diffusers",
      f"lora_unet_time_embedding_linear_2.{UP}", f"lora_unet_time_embed_2.{UP}"),
     ("unet.add_embedding.linear_2.lora.up.weight", "diffusers",

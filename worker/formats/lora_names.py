@@ -90,9 +90,11 @@ _BUNDLED = "bundle_emb."  # an embedding inside the file; A1111 reads it by this
 
 # Names that A1111 does not find although they have kohya's form: it expects SD1's upsampler here.
 _MISSED_IN_XL = ("add_embedding_linear_", "up_blocks_0_upsamplers_")
-_ORIGINAL_STARTS = ("input_blocks", "output_blocks", "middle_block", "time_embed.", "label_emb")
+_ORIGINAL_STARTS = (
+    *("input_blocks", "output_blocks", "middle_block", "time_embed.", "label_emb", "out."),
+)
 _UNET_STARTS = (
-    *("down_blocks", "up_blocks", "mid_block", "time_embed", "add_embedding", "conv_", "out."),
+    *("down_blocks", "up_blocks", "mid_block", "time_embed", "add_embedding", "conv_"),
     *_ORIGINAL_STARTS,
 )
 _LAYER_OF_TEXT = re.compile(
