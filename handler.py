@@ -143,7 +143,7 @@ class Handler:
         with job.stopwatch.phase("prepare"):
             models = await self._prepare(job, wanted)
         try:
-            composed = payload.build(wanted, names, models)
+            composed = payload.build(wanted, names, models, self._engine.catalog.styles)
             async with self._turns.next(job.stopwatch):
                 with job.stopwatch.phase("generate"):
                     generated = await self._engine.generate(

@@ -48,7 +48,7 @@ PURE = [
     *("worker.formats", "worker.hosts", "worker.job", "worker.service.result"),
     *("worker.models.download.schedule", "worker.models.merge.checkpoint_layers"),
     *("worker.webui.catalog", "worker.webui.engine_state", "worker.webui.payload"),
-    *("worker.webui.proof", "worker.webui.recovery"),
+    *("worker.webui.prompts", "worker.webui.proof", "worker.webui.recovery"),
 ]
 # These read files, but load no IO library either.
 READS_FILES = {"worker.job.template_file"}

@@ -8,6 +8,7 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.job.models import Models
 from worker.job.request import parse
+from worker.webui.catalog import Style
 from worker.webui.payload import Expected, build, engine_names, has_previews, smaller, throwaway
 
 
@@ -22,6 +23,21 @@ HIRES = {"enable_hr": True, "denoising_strength": 0.5}
 EMPTY = {"prompt": "", "width": 512, "height": 512, "override_settings": {}}
 
 
+STYLES = {
+    "film": Style("film grain", "cartoon"),
+    "around": Style("photo of {prompt}, <lora:Grain:0.5>"),
+    "detail": Style("# our own\n<lora:x:0.5>", "<lora:x:1>"),
+    "hides": Style("photo # {prompt}"),
+    "odd": Style("<LoRA:x:1>"),
+    "wrong": Style("<lora:x:abc>"),
+}
+
+
+@pytest.fixture
+def catalog(catalog):
+    return replace(catalog, styles=STYLES)
+
+
 @pytest.fixture
 def compose(catalog):
     """Compose the payload of a job; its LoRAs are found by name, other models are given."""
@@ -29,7 +45,8 @@ def compose(catalog):
     def compose_payload(job, **models):
         request = parse(job)
         loras = tuple((LORAS[reference.name], reference) for reference in request.loras)
-        return build(request, engine_names(request, catalog), Models(loras=loras, **models))
+        names = engine_names(request, catalog)
+        return build(request, names, Models(loras=loras, **models), catalog.styles)
 
     return compose_payload
 
@@ -194,3 +211,101 @@ def test_a_throwaway_picture_keeps_the_models_and_changes_the_prompt():
     tiny = throwaway({"prompt": "a", "steps": 50} | models)
     expected = {"prompt": "", "steps": 1, "width": 64} | models
     assert {key: tiny[key] for key in expected} == expected
+
+
+# How A1111 reads prompts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "sent"),
+    [
+        # without comments: a style or a tag behind one would be a part of it
+        ({"prompt": "a # b", "styles": ["film"]}, {"prompt": "a \n", "styles": ["film"]}),
+        ({"negative_prompt": "a # b"}, {"negative_prompt": "a \n"}),
+        ({"prompt": "a # b", "loras": ["x"]}, {"prompt": "a \n <lora:x:1>"}),
+        ({"prompt": "<LoRA:x:1> <other:x:1>"}, {"prompt": "<lora:x:1> <other:x:1>"}),
+        (
+            {"prompt": "<LoRA:x:1> # b", "disable_extra_networks": True},
+            {"prompt": "<LoRA:x:1> \n", "disable_extra_networks": True},
+        ),
+    ],
+)
+def test_prompts_are_sent_as_a1111_reads_them(compose, job, sent):
+    assert compose(job).body == EMPTY | sent
+
+
+@pytest.mark.parametrize(
+    ("job", "proven"),
+    [
+        ({"styles": ["around"]}, {"Grain"}),
+        ({"styles": ["film", "detail"], "prompt": "<lora:B:1>"}, {"x", "B"}),
+        ({"styles": ["hides"], "prompt": "<lora:B:1>"}, {"B"}),  # then the proof fails
+        ({"styles": ["odd"]}, set()),
+        (HIRES | {"styles": ["around"], "hr_prompt": "b"}, {"Grain"}),
+        ({"styles": ["around"], "disable_extra_networks": True}, set()),
+        ({"prompt": "# <lora:B:1>\na"}, set()),
+        ({"negative_prompt": "<lora:B:1>"}, set()),
+    ],
+)
+def test_the_loras_of_the_whole_prompt_are_proven(compose, job, proven):
+    assert compose(job).expected.loras == proven
+
+
+TWICE = {"written_loras": {"Alias": LORAS["x"], "x": LORAS["x"]}}
+COPY = replace(file("lora", "copy"), verified_sha256="ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("job", "models", "message"),
+    [
+        ({"loras": ["x", {"name": "x", "scale": 0.9}]}, {}, "loras.1 is the same LoRA as loras.0"),
+        ({"prompt": "<lora:x:0.3> <lora:x:0.9>"}, {}, "prompt has the LoRA 'x' twice"),
+        ({"hr_prompt": "<lora:x> <LORA:x>"}, {}, "hr_prompt has the LoRA 'x' twice"),
+        ({"prompt": "<lora:x> <lora:Alias>"}, TWICE, "'Alias' and the tag of 'x' are the same"),
+        ({"prompt": "<lora:x:1>", "styles": ["detail"]}, {}, "prompt has the LoRA 'x' twice"),
+        ({"loras": ["x"], "styles": ["detail"]}, {}, "prompt has the LoRA 'x' twice"),
+        ({"styles": ["wrong"]}, {}, "not a number"),
+        (
+            {"styles": ["film"], "negative_prompt": "(a:1.2.3)"},
+            {},
+            "negative_prompt has the weight",
+        ),
+    ],
+)
+def test_a_lora_that_is_named_twice_is_refused(compose, job, models, message):
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        compose(job, **models)
+
+
+def test_one_file_under_two_names_is_refused():
+    request = parse({"loras": ["one", "two"]})
+    loras = [(replace(COPY, stem=ref.name), ref) for ref in request.loras]
+    with pytest.raises(InvalidInput, match=r"loras\.0 and loras\.1 are the same LoRA, 'one'"):
+        build(request, {}, Models(loras=tuple(loras)))
+    written = {"B": replace(COPY, stem="B")}
+    with pytest.raises(InvalidInput, match=r"loras\.0 and the tag of 'B' are the same"):
+        build(request, {}, Models(loras=tuple(loras[:1]), written_loras=written))
+
+
+@pytest.mark.parametrize(
+    ("job", "warning"),
+    [
+        ({"styles": ["odd"]}, "style 'odd': '<LoRA:x:1>' is no tag that A1111 knows"),
+        ({"hr_negative_prompt": "<lora:x:1>"} | HIRES, "hr_negative_prompt has a LoRA tag"),
+        ({"prompt": "<lora:x>", "disable_extra_networks": True}, "its tags have no effect"),
+        ({"prompt": "<LoRA:x:1>"}, "is read as '<lora:x:1>'"),
+        ({"override_settings": {"emphasis": "None"}, "prompt": "(a:1.2.3)"}, None),
+    ],
+)
+def test_what_a_prompt_does_not_do_gets_a_warning(compose, job, warning):
+    found = compose(job).warnings
+    assert len(found) == bool(warning)
+    assert (warning or "") in "".join(found)
+
+
+def test_an_embedding_in_a_comment_or_a_tag_is_not_used_but_one_in_a_style_is(compose):
+    easy = (file("embedding", "easyneg"), file("embedding", "cartoon"))
+    job = {"prompt": "a # easyneg\n<lora:easyneg:1>", "styles": ["film"]}
+    payload = compose(job | {"embeddings": ["easyneg", "cartoon"]}, embeddings=easy)
+    assert payload.expected.embeddings == {"cartoon"}
+    assert "embedding 'easyneg' is in no prompt" in payload.warnings[-1]

@@ -8,7 +8,7 @@ error; callers send `DPM++ 2M Karras`, `euler_a`, `k_dpmpp_2m` and `sgm_uniform`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,29 @@ def canonical(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Style:
+    """What a style adds to the prompt and to the negative prompt."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+
+    @classmethod
+    def from_answer(cls, item: Mapping[str, Any]) -> Style:
+        """From an item of GET /prompt-styles; A1111's dividers have null for both texts."""
+        return cls(*(str(item.get(name) or "") for name in ("prompt", "negative_prompt")))
+
+
+def styled(prompt: str, texts: Iterable[str]) -> str:
+    """The prompt with the styles' texts, as A1111 adds them: around `{prompt}`, or at the end."""
+    for text in texts:
+        if "{prompt}" in text:
+            prompt = text.replace("{prompt}", prompt)
+        else:
+            prompt = ", ".join(part for part in (prompt.strip(), text.strip()) if part)
+    return prompt
+
+
+@dataclass(frozen=True)
 class Catalog:
     """The engine's exact names, found by any common spelling.
 
@@ -38,14 +61,14 @@ class Catalog:
         upscalers: the values of `hr_upscaler`.
         scripts: the values of `script_name` and `alwayson_scripts`, in lower case, as A1111
             compares them.
-        styles: the values of `styles`.
+        styles: the values of `styles`, each with its texts.
     """
 
     samplers: Mapping[str, str]
     schedulers: Mapping[str, str]
     upscalers: frozenset[str] = field(default_factory=frozenset)
     scripts: frozenset[str] = field(default_factory=frozenset)
-    styles: frozenset[str] = field(default_factory=frozenset)
+    styles: Mapping[str, Style] = field(default_factory=dict)
 
     @classmethod
     def from_answers(
@@ -66,7 +89,7 @@ class Catalog:
             ),
             upscalers=frozenset(u["name"] for u in (*upscalers, *latent_modes)),
             scripts=frozenset((scripts or {}).get("txt2img", ())),
-            styles=frozenset(s["name"] for s in styles),
+            styles={s["name"]: Style.from_answer(s) for s in styles},
         )
 
     def sampler(self, name: str, scheduler: str | None) -> tuple[str, str | None]:
@@ -97,7 +120,7 @@ class Catalog:
             raise _unknown("scheduler", name, self.schedulers.values())
         return label
 
-    def check(self, field_name: str, value: str, known: frozenset[str]) -> None:
+    def check(self, field_name: str, value: str, known: Collection[str]) -> None:
         """Raise `InvalidInput` with near matches if the value is unknown."""
         if value not in known:
             raise _unknown(field_name, value, known)

@@ -7,18 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import InvalidInput
-from worker.formats.model_file import ModelFile
-from worker.job.model_fields import LoraReference
-from worker.job.models import Models, lora_tag
-from worker.job.prompt import (
-    add_lora_tags,
-    add_words,
-    hypernetworks,
-    lora_tags,
-    rename_lora_tags,
-)
+from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
+from worker.webui import prompts
 from worker.webui.catalog import Catalog
+from worker.webui.prompts import NO_STYLES, Styles
 
 # The job's fields that A1111 does not get.
 OURS = {
@@ -82,10 +75,11 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
 
     Raises:
         InvalidInput: the engine does not have this sampler, scheduler, upscaler, script or style,
-            or the sampler needs more steps.
+            or the sampler needs more steps, or A1111 would misread a prompt.
     """
     for style in request.styles or []:
         catalog.check("styles", style, catalog.styles)
+    prompts.check(request, catalog.styles)
     if request.script_name:
         catalog.check("script_name", request.script_name.lower(), catalog.scripts)
     for script in request.alwayson_scripts:
@@ -131,50 +125,39 @@ def _check_steps(
         )
 
 
-def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> Payload:
-    """Compose the body from the request, its names on the engine and its files."""
+def build(
+    request: Txt2ImgRequest,
+    names: Mapping[str, Any],
+    models: Models,
+    styles: Styles = NO_STYLES,
+) -> Payload:
+    """Compose the body from the request, its names on the engine, its files and its styles.
+
+    Raises:
+        InvalidInput: one LoRA is named in two ways, or is also in a style.
+    """
+    prompts.check_files(models)
     body = request.model_dump(exclude=OURS, exclude_unset=True) | dict(names)
-    body |= _sizes(request) | _prompts(request, models) | _second_models(models)
+    body |= _sizes(request) | prompts.compose(request, models) | _second_models(models)
     body["override_settings"] = _override_settings(request, models)
     expected = Expected(
         images=None if request.script_name else request.batch_size * request.n_iter,
         checkpoint=models.loaded.stem if models.loaded else None,
         checkpoint_sha256=models.loaded.verified_sha256 if models.loaded else None,
-        loras=_reported_loras(request, body),
+        loras=prompts.reported_loras(request, body, styles),
         vae=models.vae.filename if models.vae else None,
-        embeddings=frozenset(file.stem for file in models.embeddings if _is_used(file, request)),
+        embeddings=_used_embeddings(models, prompts.words(request, styles, body).values()),
     )
-    return Payload(body, expected, tuple(_warnings(request, models, body)))
+    found = (
+        *_warnings(request, body),
+        *prompts.warnings(request, body, styles),
+        *_model_warnings(request, models, expected),
+    )
+    return Payload(body, expected, found)
 
 
 def _sizes(request: Txt2ImgRequest) -> dict[str, int]:
     return {name: getattr(request, name) // 8 * 8 for name in ("width", "height")}
-
-
-def _prompts(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
-    prompts = {"prompt": request.prompt}
-    if request.hr_prompt:  # if it is empty, A1111 uses `prompt` with its tags
-        prompts["hr_prompt"] = request.hr_prompt
-    if request.disable_extra_networks:
-        return prompts
-    stems = {written: file.stem for written, file in models.written_loras.items()}
-    tags = [lora_tag(file, reference) for file, reference in models.tagged]
-    words = _trigger_words(request, models)
-    return {
-        key: add_lora_tags(rename_lora_tags(add_words(text, words), stems), tags)
-        for key, text in prompts.items()
-    }
-
-
-def _trigger_words(request: Txt2ImgRequest, models: Models) -> list[str]:
-    """The trained words of the LoRAs for which the job asks for them."""
-    wanting = (file for file, ref in models.loras if _wants_words(request, ref))
-    return [word for file in wanting for word in file.trained_words]
-
-
-def _wants_words(request: Txt2ImgRequest, reference: LoraReference) -> bool:
-    own = reference.trigger_words
-    return request.trigger_words if own is None else own
 
 
 def _second_models(models: Models) -> dict[str, str]:
@@ -223,52 +206,29 @@ def smaller(body: Mapping[str, Any]) -> str:
     return f"Try {width}x{height}, which needs half the memory, or use a card with more memory."
 
 
-def _reported_loras(request: Txt2ImgRequest, body: Mapping[str, Any]) -> frozenset[str]:
-    """The LoRAs that A1111 reports: those of the second pass, if its prompt has tags of its own."""
-    if request.disable_extra_networks:
-        return frozenset()
-    second_pass = _names(body.get("hr_prompt", "")) if request.enable_hr else frozenset()
-    return second_pass or _names(body["prompt"])
-
-
-def _names(prompt: str) -> frozenset[str]:
-    return frozenset(tag.name for tag in lora_tags(prompt))
-
-
-def _warnings(request: Txt2ImgRequest, models: Models, body: Mapping[str, Any]) -> Iterable[str]:
+def _warnings(request: Txt2ImgRequest, body: Mapping[str, Any]) -> Iterable[str]:
     for name in ("width", "height"):
         if body[name] != getattr(request, name):
             yield f"{name} {getattr(request, name)} is not a multiple of 8: {body[name]} was used."
-    if lora_tags(request.negative_prompt):
-        yield "negative_prompt has a LoRA tag, which A1111 reads as plain text there."
-    unreported = _names(body["prompt"]) - _reported_loras(request, body)
-    if unreported and not request.disable_extra_networks:
-        yield f"LoRA {_listed(unreported)}: not proven, A1111 reports only the second pass."
-    if unproven := {*hypernetworks(request.prompt), *hypernetworks(request.hr_prompt)}:
-        yield f"hypernetwork {_listed(unproven)}: not proven, A1111 ignores an unknown one."
     hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
     if hires - {"hr_scale"} and not request.enable_hr:
         yield f"{', '.join(sorted(hires))}: no effect, because enable_hr is false."
-    yield from _model_warnings(request, models)
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, sorted(names)))
+def _used_embeddings(models: Models, texts: Iterable[str]) -> frozenset[str]:
+    """The stems that stand in a text that A1111 encodes; it ignores case here."""
+    folded = [text.casefold() for text in texts]
+    stems = (file.stem for file in models.embeddings)
+    return frozenset(stem for stem in stems if any(stem.casefold() in text for text in folded))
 
 
-def _is_used(embedding: ModelFile, request: Txt2ImgRequest) -> bool:
-    """Whether a prompt uses it; A1111 ignores case here."""
-    prompts = (request.prompt, request.negative_prompt, request.hr_prompt)
-    return any(embedding.stem.casefold() in prompt.casefold() for prompt in prompts)
-
-
-def _model_warnings(request: Txt2ImgRequest, models: Models) -> Iterable[str]:
-    written = _names(request.prompt)
+def _model_warnings(request: Txt2ImgRequest, models: Models, expected: Expected) -> Iterable[str]:
+    written = prompts.written_loras(request) if models.loras else frozenset()
     for file, reference in models.loras:
         if written & {file.stem, *reference.stems}:
             yield f"LoRA {file.stem!r} is already in the prompt: the weight of that tag is used."
-        if _wants_words(request, reference) and not file.trained_words:
+        if prompts.wants_words(request, reference) and not file.trained_words:
             yield f"LoRA {file.stem!r}: its trained words are unknown."
     for embedding in models.embeddings:
-        if not _is_used(embedding, request):
+        if embedding.stem not in expected.embeddings:
             yield f"embedding {embedding.stem!r} is in no prompt, so it has no effect."
