@@ -39,3 +39,19 @@ def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(capsys, form):
     assert SECRET[:8] not in text
     assert "ValueError: ***" in text
     assert "and 1" in text  # too short to be hidden
+
+
+FORGED = "2026-01-01T00:00:00Z INFO    [-] forged"
+
+
+@pytest.mark.parametrize(
+    "text", [f"a\n{FORGED}", f"a\r{FORGED}", f"a\u2028{FORGED}", "a\x1b[2J\x85"]
+)
+def test_text_from_a_job_cannot_forge_a_line(capsys, text):
+    log.configure("INFO", "text", [])
+    before = log.job_id.set(f"job\n{FORGED}")
+    logger.warning("the prompt is a%s", end + FORGED)
+    log.job_id.reset(before)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert "the prompt is a" in first
+    assert all(line.startswith("    ") for line in others)

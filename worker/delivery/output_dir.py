@@ -81,7 +81,7 @@ def summary(answer: Txt2ImgAnswer, result: Mapping[str, Any], files: Sequence[Pa
     models = ", ".join(str(model["name"]) for model in result["models"])
     timings = ", ".join(f"{name} {value}" for name, value in result["timings"].items())
     lines = [
-        f"prompt   {facts['prompt']}",
+        f"prompt   {' '.join(facts['prompt'].split())}",
         f"picture  {size}, {facts['steps']} steps of {facts['sampler_name']}, seed {facts['seed']}",
         f"models   {models}",
         f"seconds  {timings}",
