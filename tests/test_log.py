@@ -44,10 +44,8 @@ def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(capsys, form):
 FORGED = "2026-01-01T00:00:00Z INFO    [-] forged"
 
 
-@pytest.mark.parametrize(
-    "text", [f"a\n{FORGED}", f"a\r{FORGED}", f"a\u2028{FORGED}", "a\x1b[2J\x85"]
-)
-def test_text_from_a_job_cannot_forge_a_line(capsys, text):
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85", "\x1b[2J"])
+def test_text_from_a_job_cannot_forge_a_line(capsys, end):
     log.configure("INFO", "text", [])
     before = log.job_id.set(f"job\n{FORGED}")
     logger.warning("the prompt is a%s", end + FORGED)

@@ -155,8 +155,10 @@ class Engine:
     def txt2img(self, request: Txt2Img) -> dict[str, Any]:
         """POST /txt2img: refuse an impossible request at once; else wait for the jobs before it."""
         request.check()
-        option.check(request.override_settings or {})
-        job = _Job(request)
+        overrides = request.override_settings or {}
+        option.check(overrides)
+        settings = self.options.merged(overrides)
+        job = _Job(request, has_comments=bool(settings[option.COMMENTS]))
         pictures, facts = self._queue(self._generate, job)
         infotexts = map(facts.infotext, range(len(pictures)))
         encoded = [encode_png(p, text) for p, text in zip(pictures, infotexts, strict=True)]
@@ -185,8 +187,8 @@ class Engine:
     def _pictures(self, job: "_Job", model: LoadedModel, facts: Facts) -> list[Image.Image]:
         """Make pictures one by one: in a batch, the same seed gives slightly different pixels."""
         pictures: list[Image.Image] = []
-        request, calls = job.request, job.sampler.calls(job.request.steps)
-        conditioning = model.encode(job.text, request.negative_prompt, facts.clip_skip, calls)
+        calls = job.sampler.calls(job.request.steps)
+        conditioning = model.encode(job.text, job.negative_prompt, facts.clip_skip, calls)
         for number, seed in enumerate(facts.seeds):
             self.progress.begin_picture(number)
             settings = job.picture_settings(seed)
@@ -210,17 +212,26 @@ class Engine:
 
 
 class _Job:
-    """A parsed request: its sampler, scheduler, LoRA tags and text. Raises Refused."""
+    """A parsed request: its sampler, scheduler, LoRA tags and text. Raises Refused.
 
-    def __init__(self, request: Txt2Img) -> None:
+    Attributes:
+        prompt, negative_prompt: without comments, as in the answer.
+        text: the prompt without tags.
+        tags: the LoRA tags that apply.
+    """
+
+    def __init__(self, request: Txt2Img, *, has_comments: bool) -> None:
         self.request = request
+        both = (request.prompt, request.negative_prompt)
+        self.prompt, self.negative_prompt = (
+            syntax.without_comments(text) if has_comments else text for text in both
+        )
         sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
         self.sampler = sampler.with_eta(request.eta)
         self.scheduler = samplers.find_scheduler(self.sampler, request.scheduler)
-        self.text, tags = syntax.extract_loras(request.prompt)
+        self.text, tags = syntax.extract_loras(self.prompt)
         self.tags = [] if request.disable_extra_networks else tags
-        for text in (self.text, request.negative_prompt):
-            syntax.refuse_unsupported(text)
+        syntax.refuse_unsupported(self.text)
 
     def picture_settings(self, seed: int) -> PictureSettings:
         """The settings of the picture with this seed."""
@@ -242,8 +253,8 @@ class _Job:
         request = self.request
         seed = _resolve_seed(request.seed)
         return Facts(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
             seeds=[seed + i for i in range(request.n_iter * request.batch_size)],
             subseed=_resolve_seed(request.subseed),
             width=request.width,

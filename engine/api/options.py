@@ -17,6 +17,7 @@ CHECKPOINT = "sd_model_checkpoint"
 CHECKPOINT_HASH = "sd_checkpoint_hash"
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 VAE = "sd_vae"
+COMMENTS = "enable_prompt_comments"
 OWN_VAE = ("Automatic", "None")
 
 # A1111's names and order, and A1111's defaults except for two.
@@ -59,8 +60,10 @@ ALL: dict[str, Any] = {
     "sd_noise_schedule": "Default",
     CHECKPOINT_HASH: "",
     "lora_add_hashes_to_infotext": True,
+    COMMENTS: True,
 }
-DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE)}  # these can be changed
+# these can be changed
+DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE, COMMENTS)}
 WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
 
@@ -74,7 +77,9 @@ class Options:
         content = self._read()
         if content.get(VAE, "Automatic") not in OWN_VAE:
             log.warning("%s: the embedded engine ignores %s", file, VAE)
-        known = {name: content[name] for name in (CHECKPOINT, CLIP_SKIP) if name in content}
+        known = {
+            name: content[name] for name in (CHECKPOINT, CLIP_SKIP, COMMENTS) if name in content
+        }
         check(known)
         self.values: dict[str, Any] = DEFAULTS | known
 

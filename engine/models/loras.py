@@ -77,13 +77,14 @@ class Loras:
     def resolve(self, tags: Iterable[LoraTag]) -> list[LoraUse]:
         """The LoRAs in the tags; an unknown name is silently ignored, the same as in A1111.
 
-        The weights of a repeated tag are added.
+        A name that is written n times is applied n times with its last weights, as in A1111.
         """
         tags = list(tags)
         if any(self.find(tag.name) is None for tag in tags):
             self.refresh()
+        last = {tag.name: tag for tag in tags}
         uses: dict[Path, LoraUse] = {}
-        for tag in tags:
+        for tag in (last[tag.name] for tag in tags):
             if lora := self.find(tag.name):
                 before = uses.get(lora.path, LoraUse(lora, 0, 0))
                 uses[lora.path] = LoraUse(lora, before.te + tag.te, before.unet + tag.unet)

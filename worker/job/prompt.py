@@ -223,25 +223,29 @@ def _lora(tag: Tag) -> LoraTag:
             hint="Write <lora:name:te:unet>.",
             field="prompt",
         )
-    weight = dict(zip(_NAMED, weights, strict=False)) | named
     try:
-        te = _finite(weight.get("te", "1"))
-        unet = _finite(weight.get("unet", weight.get("te", "1")))
-        rank = int(weight.get("dyn", "1"))
+        # A1111 reads the weights by position also where a named one replaces them.
+        weight = _numbers(dict(zip(_NAMED, weights, strict=False))) | _numbers(named)
     except ValueError as error:
         raise InvalidInput(
             f"the LoRA tag {tag.shown} has a weight that is not a number.",
             hint="Write <lora:name:0.8>. With a wrong weight A1111 would ignore every LoRA.",
             field="prompt",
         ) from error
-    if rank < 1:
+    if weight.get("dyn", 1) < 1:
         raise InvalidInput(
-            f"the LoRA tag {tag.shown} has dyn = {rank}: with this rank A1111 applies another"
+            f"the LoRA tag {tag.shown} has dyn = {weight['dyn']:g}: with this rank A1111 applies another"
             " LoRA, or nothing.",
             hint="Leave out dyn, or give a rank of at least 1.",
             field="prompt",
         )
-    return LoraTag(name, te, unet)
+    te = weight.get("te", 1.0)
+    return LoraTag(name, te, weight.get("unet", te))
+
+
+def _numbers(weights: Mapping[str, str]) -> dict[str, float]:
+    """The weights as A1111 reads them: `dyn` is a whole number; ValueError for other texts."""
+    return {name: int(text) if name == "dyn" else _finite(text) for name, text in weights.items()}
 
 
 def _check_names(tag: Tag, items: list[str], named: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from engine.errors import Refused, Unsupported
 from engine.prompt import encoding, syntax, tokenizer
 from engine.prompt.syntax import LoraTag
 
-BREAK = ("BREAK", None)
+BREAK = ("BREAK", -1.0)
 SPANS = [
     *(("", [("", 1.0)]), ("a cat", [("a cat", 1.0)]), ("BREAKFAST", [("BREAKFAST", 1.0)])),
     *(("((red))", [("red", 1.1 * 1.1)]), ("[red]", [("red", 1 / 1.1)]), (r"a\b", [("ab", 1.0)])),
@@ -17,7 +17,8 @@ SPANS = [
     *(("red)", [("red)", 1.0)]), ("red:1.5)", [("red:1.5)", 1.0)])),  # not opened: text
     ("(cat:1.) (dog:.5)", [("cat ", 1.0), ("dog", 0.5)]),
     *((text, [("a", 1.0), BREAK, ("b", 1.0)]) for text in ("a BREAK b", "a\nBREAK\nb")),
-    ("(a BREAK b:1.2)", [("a", 1.2), BREAK, ("b", 1.2)]),
+    ("(a BREAK b:1.2)", [("a", 1.2), ("BREAK", -1.2), ("b", 1.2)]),  # A1111: now it is a word
+    *((text, [("a", 1.0), BREAK, ("b", 1.0)]) for text in ("a  BREAK \n b", "a(BREAK:1)b")),
     # A1111's own examples
     (r"\(literal\]", [("(literal]", 1.0)]),
     ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
@@ -36,7 +37,7 @@ def test_parse(text, expected):
     spans = syntax.parse(text)
     assert [span.text for span in spans] == [text for text, _ in expected]
     for span, (_, weight) in zip(spans, expected, strict=True):
-        assert span.weight == (weight and pytest.approx(weight))
+        assert span.weight == pytest.approx(weight)
 
 
 TAGS = [
