@@ -53,3 +53,9 @@ def test_text_from_a_job_cannot_forge_a_line(capsys, end):
     first, *others = capsys.readouterr().err.splitlines()
     assert "the prompt is a" in first
     assert all(line.startswith("    ") for line in others)
+
+
+def test_lines_of_the_worker_itself_stay_as_they_are(capsys):
+    log.configure("INFO", "text", [])
+    logger.info("saved\n%s", "prompt   a\nfile     b", extra=log.OWN_LINES)
+    assert capsys.readouterr().err.splitlines()[1:] == ["prompt   a", "file     b"]

@@ -18,12 +18,17 @@ job_id: ContextVar[str] = ContextVar("job_id", default="-")
 phase: ContextVar[str] = ContextVar("phase", default="-")  # of that job
 
 
-def _harmless(text: str) -> str:
+# `extra` of a message whose lines are all the worker's own: they are not indented.
+OWN_LINES = {"own_lines": True}
+
+
+def _harmless(text: str, *, own_lines: bool) -> str:
     """The text without control characters; further lines are indented.
 
     So a line that begins with a time was written by the worker: text from a job cannot forge one.
     """
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text).replace("\n", "\n    ")
+    text = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text if own_lines else text.replace("\n", "\n    ")
 
 
 class _Redacting(logging.Filter):
@@ -42,7 +47,8 @@ class _Redacting(logging.Filter):
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        record.msg, record.args = _harmless(text), None
+        own_lines = bool(getattr(record, "own_lines", False))
+        record.msg, record.args = _harmless(text, own_lines=own_lines), None
         record.exc_info, record.exc_text = None, None
         return True
 

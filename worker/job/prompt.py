@@ -234,8 +234,8 @@ def _lora(tag: Tag) -> LoraTag:
         ) from error
     if weight.get("dyn", 1) < 1:
         raise InvalidInput(
-            f"the LoRA tag {tag.shown} has dyn = {weight['dyn']:g}: with this rank A1111 applies another"
-            " LoRA, or nothing.",
+            f"the LoRA tag {tag.shown} has dyn = {weight['dyn']:g}: with this rank A1111 applies"
+            " another LoRA, or nothing.",
             hint="Leave out dyn, or give a rank of at least 1.",
             field="prompt",
         )

@@ -42,6 +42,8 @@ _HASH_AND_WORD = re.compile(r"#\w")
 _WILDCARD = re.compile(r"(?<!\w)__[^\W_][\w./*-]{0,98}?__(?!\w)")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 _COMFYUI_EMBEDDING = re.compile(r"(?<!\w)embedding:\w[^\s,:()]{0,99}", re.IGNORECASE)
+_AND = re.compile(r"\bAND\b")
+_NUMBER = re.compile(r"\A[-+]?(?:\d+\.?|\d*\.\d+)\Z")
 # A1111's own tokens as far as they matter for brackets; a weight ends with its bracket.
 _BRACKET = re.compile(
     r"\\[()\[\]\\]?|[()\[\]|]|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|:|\b(?P<chunk_break>BREAK)\b"
@@ -137,6 +139,10 @@ def _positive(prompt: str, name: str) -> Iterator[str]:
     yield from _behind_comments(prompt, name)
     if bare := _BARE_TAG.search(without_tags(text)):
         yield f"{name}: {bare[0]!r} is plain text. A LoRA is written <lora:name:0.8>."
+    weight = without_tags(text).rpartition(":")[2].strip() if ":" in text else ""
+    if _NUMBER.match(weight) and float(weight) != 1 and not _AND.search(text):
+        end = f":{weight[:_SHOWN]}"
+        yield f"{name} ends with {end!r}, which A1111 reads as the whole prompt's weight."
     yield from _text_warnings(without_tags(text), name)
 
 

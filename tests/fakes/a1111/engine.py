@@ -9,18 +9,22 @@ from typing import Any
 
 from fakes.a1111.faults import Faults
 from fakes.a1111.models import (
-    LORA_TAG,
     AppliedLora,
     Checkpoint,
     Checkpoints,
     HashCache,
     Loras,
+    lora_tags,
     read_embeddings,
 )
 from fakes.a1111.picture import Job
 from fakes.a1111.request import Params, engine_error
 from fakes.a1111.shape import refuse_clip_skip, refuse_in_job
 from fakes.a1111.state import LOAD_FAILURES, LoadedModel, Options, Progress, say
+
+COMMENT_LINE = re.compile(r"(?:\A|\n)#[^\n]*(?:\n|\Z)")
+COMMENT = re.compile(r"#[^\n]*(?:\n|\Z)")
+WEIGHT = re.compile(r"\([^()\[\]]*:\s*([+-]?[.\d]+)\s*\)")  # of a simple `(words:1.2)`
 
 
 def _fixed_seed(seed: int | None) -> int:
@@ -118,10 +122,13 @@ class Engine:
         if self.faults.take("wrong_checkpoint"):
             checkpoint = next(one for one in self.checkpoints.listed if one is not checkpoint)
         self.refresh_embeddings()
-        prompts = f"{params['prompt']}\n{params['negative_prompt']}"
+        prompt, negative_prompt = self._without_comments(params)
+        prompts = f"{prompt}\n{negative_prompt}"
         vae = self.options.get("sd_vae")
         return Job(
             params=params,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
             seed=_fixed_seed(params["seed"]),
             subseed=_fixed_seed(params["subseed"]),
             clip_skip=self.options.get("CLIP_stop_at_last_layers"),
@@ -134,18 +141,30 @@ class Engine:
                 for name, short in self.embeddings.items()
                 if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompts, re.IGNORECASE)
             },
-            loras=self._apply_loras(params),
+            loras=self._apply_loras(params, prompt),
         )
 
     def vaes(self) -> dict[str, Path]:
         """The VAE files by their names."""
         return {path.name: path for path in (self.data_dir / "models/VAE").glob("*")}
 
-    def _apply_loras(self, params: Params) -> list[AppliedLora]:
+    def _without_comments(self, params: Params) -> tuple[str, str]:
+        """The prompts that A1111 encodes; a weight that is not a number is its 500."""
+        texts = [params["prompt"], params["negative_prompt"]]
+        if self.options.get("enable_prompt_comments"):
+            texts = [COMMENT.sub("\n", COMMENT_LINE.sub("\n", text)) for text in texts]
+        for weight in (found for text in texts for found in WEIGHT.findall(text)):
+            try:
+                float(weight)
+            except ValueError as error:
+                raise engine_error("ValueError", str(error)) from error
+        return texts[0], texts[1]
+
+    def _apply_loras(self, params: Params, prompt: str) -> list[AppliedLora]:
         missing = self.faults.take("missing_lora")
         if missing or self.loras is None or params["disable_extra_networks"]:
             return []
-        return self.loras.apply(LORA_TAG.findall(params["prompt"]))
+        return self.loras.apply(lora_tags(prompt))
 
     def _sample(self, job: Job) -> None:
         slow, progress = self.faults.take("slow_steps"), self.progress

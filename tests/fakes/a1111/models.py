@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import diskcache
 from safetensors import SafetensorError, safe_open
 
-LORA_TAG = re.compile(r"<(?:lora|lyco):([^>]+)>")
+TAG = re.compile(r"<(\w+):([^>]+)>")
 # Possible exceptions of the Lora extension; A1111 catches them all and drops the LoRAs.
 LORA_FAILURES = (OSError, ValueError, IndexError, SafetensorError, sqlite3.Error)
 
@@ -176,6 +176,13 @@ def read_tag(text: str) -> tuple[str, float, float]:
     return name, te_weight, float(named.get("unet", te_weight if unet is None else unet))
 
 
+def lora_tags(prompt: str) -> list[str]:
+    """The arguments of the tags that the Lora extension gets, by their kind."""
+    found = TAG.findall(prompt)
+    kinds = dict.fromkeys(kind for kind, _ in found if kind in {"lora", "lyco"})
+    return [arguments for one in kinds for kind, arguments in found if kind == one]
+
+
 class Loras:
     """The listed LoRAs."""
 
@@ -201,8 +208,11 @@ class Loras:
             wanted = [read_tag(tag) for tag in tags]
             if any(self._find(name) is None for name, _, _ in wanted):
                 self.refresh()
+            weights = {name: (te, unet) for name, te, unet in wanted}  # the last ones count
             found = [
-                AppliedLora(n, te, unet, lora) for n, te, unet in wanted if (lora := self._find(n))
+                AppliedLora(name, *weights[name], lora)
+                for name, _, _ in wanted
+                if (lora := self._find(name))
             ]
             return [item for item in found if self._load(item.lora)]
         except LORA_FAILURES:
