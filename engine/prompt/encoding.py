@@ -178,7 +178,7 @@ def _pair(positive: Embeds, negative: Embeds) -> Embeds:
     if common > MOST_CHUNKS * (CHUNK + 2):
         one, other = (length // (CHUNK + 2) for length in lengths)
         raise Unsupported(f"a prompt of {one} chunks with a negative prompt of {other}")
-    both = {}
+    both: Embeds = {}
     for prefix, embeds in (("", positive), ("negative_", negative)):
         times = common // embeds["prompt_embeds"].shape[1]
         both |= {f"{prefix}{name}": value for name, value in embeds.items()}
