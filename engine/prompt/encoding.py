@@ -14,7 +14,7 @@ from engine.prompt.tokenizer import clean
 
 CHUNK = 75
 COMMA_BACKTRACK = 20
-# 19,200 tokens. The longest prompt has about 110 chunks, unless it is made of BREAKs.
+# 19,200 tokens: more than twice as many as English words in the longest prompt (32,768 characters)
 MOST_CHUNKS = 256
 # below this, the mean of an encoding is rounding noise, and restoring it would divide by zero
 SMALLEST_MEAN = 1e-5
