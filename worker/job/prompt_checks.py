@@ -206,8 +206,10 @@ def _check_near_tags(text: str, name: str) -> None:
     near = _NEAR_TAG.search(unicodedata.normalize("NFKC", plain).lower())
     found = near[0] if near else next((str(t) for t in tags_in(text) if _is_misspelt(t)), None)
     if found:
+        # Full-width, invisible or escaped characters look right in a message: say that they are not.
+        what = "" if found.lower() in text.lower() else "other characters that look like "
         raise InvalidInput(
-            f"{name} has {found[:_SHOWN]!r}, which A1111 does not read as a LoRA's tag.",
+            f"{name} has {what}{found[:_SHOWN]!r}, which A1111 does not read as a LoRA's tag.",
             hint="Write <lora:name:0.8>, with plain ASCII characters and no space before `:`."
             " `#` begins a comment.",
             field=name,
