@@ -206,7 +206,7 @@ def _check_near_tags(text: str, name: str) -> None:
     near = _NEAR_TAG.search(unicodedata.normalize("NFKC", plain).lower())
     found = near[0] if near else next((str(t) for t in tags_in(text) if _is_misspelt(t)), None)
     if found:
-        # Full-width, invisible or escaped characters look right in a message: say that they are not.
+        # Full-width, invisible or escaped characters look right in the message.
         what = "" if found.lower() in text.lower() else "other characters that look like "
         raise InvalidInput(
             f"{name} has {what}{found[:_SHOWN]!r}, which A1111 does not read as a LoRA's tag.",
