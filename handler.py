@@ -105,7 +105,7 @@ class Handler:
 
             stopwatch = Stopwatch(self._settings.job_timeout, entered)
             with self.counters.running(job_id, progress):
-                answer = await self._answer(Job(job_id, job.get("input"), stopwatch, progress))
+                answer = await self._answer(Job(job_id, request.input_of(job), stopwatch, progress))
         self.counters.end(answer)
         return answer
 

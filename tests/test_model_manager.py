@@ -136,9 +136,18 @@ def test_an_unknown_model_is_rejected_with_similar_names(manager, folders):
         prepare(manager, prompt="a <lora:nope:1>")
 
 
+def test_a_whole_path_means_the_file_of_that_name_in_the_store(manager, folders, tmp_path):
+    write_safetensors(tmp_path / "secret.safetensors")
+    with pytest.raises(ModelNotFound):
+        prepare(manager, checkpoint=str(tmp_path / "secret.safetensors"))
+    put(folders[1], "base.safetensors", CHECKPOINTS)
+    found = prepare(manager, checkpoint="/runpod-volume/models/Stable-diffusion/base.safetensors")
+    assert found[0].checkpoint.stem == "base"
+
+
 @pytest.mark.parametrize(
     "job",
-    [{"checkpoint": name} for name in ("../../secret.safetensors", "..", "/secret.safetensors")]
+    [{"checkpoint": name} for name in ("../../secret.safetensors", "..", "/../secret.ini")]
     + [{"prompt": "<lora:x:bad>"}],
 )
 def test_a_name_cannot_leave_the_store_and_a_tag_must_be_right(manager, tmp_path, job):
@@ -177,6 +186,7 @@ def test_the_models_of_every_field_are_found_and_must_exist(manager, folders):
         put(folders[1], f"{name}.safetensors", kind)
     override = {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"}
     job = {"refiner_checkpoint": "fine", "refiner_switch_at": 0.8, "hr_checkpoint_name": "fine"}
+    job |= {"enable_hr": True, "denoising_strength": 0.5}
     models, _ = prepare(manager, override_settings=override, **job)
     assert (models.checkpoint.stem, models.vae.stem) == ("base", "v")
     assert (models.refiner.stem, models.hr_checkpoint.stem) == ("fine", "fine")

@@ -96,7 +96,7 @@ def test_make_run_draws_what_the_prompt_says(tmp_path):
 
     done = run(DRAWN, environment(tmp_path))
     output = done.stdout + done.stderr
-    picture = re.search(r"^file +(\S+\.png)$", output, re.MULTILINE)[1]
+    picture = re.search(r"^ +file +(\S+\.png)$", output, re.MULTILINE)[1]
     assert look(Image.open(PROJECT / picture)) == Seen("yellow", "green", "star")
     assert "prompt   a green star on a yellow background" in output
     assert "256x256, 20 steps of Euler a, seed 42" in output

@@ -81,8 +81,8 @@ def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
     names = {
         "checkpoint": override.sd_model_checkpoint,
         "vae": None if override.sd_vae in _VAE_WORDS else override.sd_vae,
-        "refiner": _unless_same(request.refiner_checkpoint),
-        "hr_checkpoint": _unless_same(request.hr_checkpoint_name),
+        "refiner": request.refiner_checkpoint,
+        "hr_checkpoint": request.hr_checkpoint_name,
     }
     found: dict[tuple[str, int], Wanted] = {}
     for place, name in names.items():
@@ -110,10 +110,6 @@ def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelF
         refiner=files.get(("refiner", 0)),
         hr_checkpoint=files.get(("hr_checkpoint", 0)),
     )
-
-
-def _unless_same(name: str | None) -> str | None:
-    return None if name is None or name.casefold() == "use same checkpoint" else name
 
 
 def lora_tag(file: ModelFile, reference: LoraReference) -> LoraTag:

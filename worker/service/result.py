@@ -42,6 +42,9 @@ class UsedModel(AnswerPart):
         description="Where it was fetched from; `job` for a file of the operator that the job"
         " named, `default` for the engine's own choice, `merged` for a checkpoint with LoRAs in it."
     )
+    role: Literal["refiner", "hr_checkpoint"] | Absent = left_out(
+        "Of a further checkpoint: the refiner, or the one of the second pass."
+    )
     merged_from: list[MergedModel] | Absent = left_out(
         "The checkpoint and the LoRAs that a merged checkpoint consists of."
     )
@@ -128,14 +131,23 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
         checkpoint["merged_from"] = [MergedModel.model_construct(**part) for part in parts]
     tagged = {file.stem: file for file in models.engine_files() if file.kind == "lora"}
     applied = [tagged[name] for name in applied_loras(facts) if name in tagged]
+    roles = {"refiner": models.refiner, "hr_checkpoint": models.hr_checkpoint}
+    further = [
+        {**_known(file), "sha256": file.verified_sha256, "role": role}
+        for role, file in roles.items()
+        if file
+    ]
     files = [*([models.vae] if models.vae else []), *models.embeddings, *applied]
-    used = [checkpoint, *map(_used, files)]
+    used = [checkpoint, *further, *map(_used, files)]
     return [UsedModel.model_construct(**one) for one in used]
 
 
 def _used(file: ModelFile) -> dict[str, Any]:
-    source = file.source or "job"
-    return {"kind": file.kind, "name": file.stem, "sha256": file.sha256(), "source": source}
+    return {**_known(file), "sha256": file.sha256()}
+
+
+def _known(file: ModelFile) -> dict[str, Any]:
+    return {"kind": file.kind, "name": file.stem, "source": file.source or "job"}
 
 
 def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | None]:

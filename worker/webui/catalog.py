@@ -15,6 +15,16 @@ from typing import Any
 from worker.errors import InvalidInput
 from worker.spelling import near_matches
 
+_CLOSE = 0.8  # how similar a script must be to be suggested
+
+# Always-on scripts of A1111 v1.9.3 that its API does not run (`setup_for_ui_only` in
+# modules/scripts.py), and the fields that have their effect.
+_PAGE_ONLY = {
+    "refiner": "refiner_checkpoint and refiner_switch_at",
+    "sampler": "steps, sampler_name and scheduler",
+    "seed": "seed, subseed and subseed_strength",
+}
+
 Json = Any  # an answer of the engine; only `Catalog.from_answers` reads its fields
 
 
@@ -36,8 +46,7 @@ class Catalog:
         samplers: canonical spelling -> exact name.
         schedulers: canonical spelling -> label, e.g. `sgmuniform` -> `SGM Uniform`.
         upscalers: the values of `hr_upscaler`.
-        scripts: the values of `script_name` and `alwayson_scripts`, in lower case, as A1111
-            compares them.
+        scripts: the values of `script_name` and `alwayson_scripts`.
         styles: the values of `styles`.
     """
 
@@ -96,6 +105,26 @@ class Catalog:
         if label is None:
             raise _unknown("scheduler", name, self.schedulers.values())
         return label
+
+    def check_script(self, field_name: str, value: str) -> None:
+        """Raise `InvalidInput` if no script has that name; as in A1111, case does not matter."""
+        name = value.casefold()
+        if field_name == "alwayson_scripts" and name in _PAGE_ONLY:
+            raise InvalidInput(
+                f"{field_name} {value[:80]!r} has an effect only on A1111's own page.",
+                hint=f"Send {_PAGE_ONLY[name]} instead.",
+                field=field_name,
+            )
+        if name not in {script.casefold() for script in self.scripts}:
+            near = near_matches(value, self.scripts, cutoff=_CLOSE)
+            known = f"Known: {', '.join(map(repr, sorted(self.scripts))) or 'none'}."
+            raise InvalidInput(
+                f"this engine does not know {field_name} {value[:80]!r}: it has no such script,"
+                " and extensions are not installed.",
+                hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else known,
+                field=field_name,
+                near=near,
+            )
 
     def check(self, field_name: str, value: str, known: frozenset[str]) -> None:
         """Raise `InvalidInput` with near matches if the value is unknown."""

@@ -37,9 +37,6 @@ OURS = {
 
 LIVE_PREVIEWS = "live_previews_enable"
 
-# The entries for "unchanged" in A1111 v1.9.3's own dropdowns.
-_USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
-
 # With fewer steps A1111 v1.9.3 answers 500 (measured). UniPC needs as many as its order.
 FEWEST_STEPS = {"DPM++ 2M SDE": 2, "DPM++ 2M SDE Heun": 2, "DPM++ 3M SDE": 2, "UniPC": 3}
 _NO_SINGLE_SECOND_STEP = {"DPM fast", "DPM adaptive"}
@@ -87,9 +84,9 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
     for style in request.styles or []:
         catalog.check("styles", style, catalog.styles)
     if request.script_name:
-        catalog.check("script_name", request.script_name.lower(), catalog.scripts)
+        catalog.check_script("script_name", request.script_name)
     for script in request.alwayson_scripts:
-        catalog.check("alwayson_scripts", script.lower(), catalog.scripts)
+        catalog.check_script("alwayson_scripts", script)
     if request.hr_upscaler:
         catalog.check("hr_upscaler", request.hr_upscaler, catalog.upscalers)
     first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)
@@ -102,17 +99,13 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
     return first_pass | {f"hr_{field}": value for field, value in second_pass.items()}
 
 
-def _sampler(catalog: Catalog, sampler: str | None, scheduler: str | None) -> dict[str, str | None]:
-    fields: dict[str, str | None] = {}
+def _sampler(catalog: Catalog, sampler: str | None, scheduler: str | None) -> dict[str, str]:
+    fields: dict[str, str] = {}
     if scheduler:
-        same = scheduler.casefold() in _USE_SAME
-        fields["scheduler"] = scheduler = None if same else catalog.scheduler(scheduler)
+        fields["scheduler"] = scheduler = catalog.scheduler(scheduler)
     if sampler:
-        if sampler.casefold() in _USE_SAME:
-            fields["sampler_name"] = None
-        else:
-            fields["sampler_name"], label = catalog.sampler(sampler, scheduler)
-            fields |= {"scheduler": label} if label else {}
+        fields["sampler_name"], label = catalog.sampler(sampler, scheduler)
+        fields |= {"scheduler": label} if label else {}
     return fields
 
 
@@ -246,9 +239,7 @@ def _warnings(request: Txt2ImgRequest, models: Models, body: Mapping[str, Any]) 
         yield f"LoRA {_listed(unreported)}: not proven, A1111 reports only the second pass."
     if unproven := {*hypernetworks(request.prompt), *hypernetworks(request.hr_prompt)}:
         yield f"hypernetwork {_listed(unproven)}: not proven, A1111 ignores an unknown one."
-    hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
-    if hires - {"hr_scale"} and not request.enable_hr:
-        yield f"{', '.join(sorted(hires))}: no effect, because enable_hr is false."
+    yield from request.notes
     yield from _model_warnings(request, models)
 
 
