@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Starts the engine (A1111 or the embedded one) and the handler, and supervises both.
 #
-# usage: start.sh [arguments for handler.py]
+# usage: start.sh [JOB.json | arguments of handler.py]
 #
 # Exit status: the handler's, or
+#   2    an argument is not understood; nothing was started
 #   69   the engine never became ready
 #   70   the engine's restarts are used up
-#   71   this machine cannot run the engine; nothing was started
+#   71   this machine cannot run the engine, or a port is taken; nothing was started
 #   78   bad configuration; nothing was started
 #   143  a signal came before anything was started
 #
@@ -39,6 +40,22 @@ find_python() {
     PYTHON=$HERE/.venv/bin/python
     [[ -x $PYTHON ]] || PYTHON=python3
   fi
+}
+
+# Sets `arguments` for the handler: worker/service/arguments.py reads them before anything boots.
+# usage: read_arguments "$@"
+read_arguments() {
+  local given
+  arguments=()
+  (($#)) || return 0
+  case " $* " in
+    # They print something and start nothing.
+    *' --help '* | *' -h '* | *' --schema '*) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
+  esac
+  # In the caller's folder, where a job's file is.
+  given=$(PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$HERE/worker/service/arguments.py" \
+    "$@") || exit  # with 2 or 71; it has printed the reason
+  eval "arguments=($given)"
 }
 
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
@@ -320,13 +337,14 @@ main() {
   trap 'restart_requested=yes' USR1
   trap '[[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true' EXIT
   find_python
+  read_arguments "$@"
   read_settings
   check_webui
   prepare_run_dir
   [[ $ENGINE == external ]] || prepare_engine
   stop_if_requested
   [[ $ENGINE == external ]] || start_engine
-  start_handler "$@"
+  start_handler "${arguments[@]}"
   supervise
 }
 

@@ -138,6 +138,7 @@ def test_an_unexpected_exception_is_an_id_in_the_answer_and_a_traceback_in_the_l
 
 def test_a_wrong_setting_ends_the_handler_with_its_own_status(monkeypatch, capsys):
     monkeypatch.setenv("ENGINE", "comfy")
+    monkeypatch.setattr("sys.argv", ["handler.py"])
     assert handler.main() == 78
     assert "ENGINE='comfy'" in capsys.readouterr().err
 

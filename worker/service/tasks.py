@@ -73,14 +73,17 @@ class Task(Generic[Worker]):
         task = (name, Field(description="The task: this one, or another task."))
         return create_model(f"{self.name.title()}Request", __base__=Strict, task=task)
 
-    async def __call__(self, worker: Worker, job: Job) -> Answer:
-        """Check the job's input and run the task.
+    def check(self, worker: Worker, job: Job) -> Strict:
+        """The job's checked input.
 
         Raises:
             InvalidInput: the input is not what the task takes.
         """
-        checked = self.read(worker, job) if self.read else check(job.input, self.input)
-        return await self.run(worker, job, checked)
+        return self.read(worker, job) if self.read else check(job.input, self.input)
+
+    async def __call__(self, worker: Worker, job: Job) -> Answer:
+        """Check the job's input and run the task; raises what `check` raises."""
+        return await self.run(worker, job, self.check(worker, job))
 
 
 class Tasks(Generic[Worker]):
