@@ -68,6 +68,7 @@ FORMS = {
     ],
     CivitAIVersion(2, filters=(("quantType", "Q4_K_M"), ("type", "Text Encoder"))): [
         "https://civitai.com/api/download/models/2?type=Text+Encoder&quantType=Q4_K_M",
+        "https://civitai.com/api/download/models/2?type=Text+Encoder&amp;quantType=Q4_K_M",
     ],
     CivitAIVersion(2514310, 2402203): each("""civitai:827184@2514310+2402203
         urn:air:sdxl:checkpoint:civitai:827184@2514310+2402203"""),

@@ -7,8 +7,8 @@ has spaces around it. A shell would have removed them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 _PAIRS = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 _INVISIBLE = "\ufeff\u200b\u200e\u200f"
@@ -31,9 +31,15 @@ def _bare(value: str) -> str:
     return value.strip().strip(_INVISIBLE).strip()
 
 
-def usual_word(word: str, known: Iterable[str]) -> str:
-    """The known word with the same letters, whatever their case; other words pass unchanged."""
-    return next((one for one in known if one.lower() == word.lower()), word)
+def usual_word(word: str, kind: object) -> str:
+    """The word of a Literal with the same letters, whatever their case; others pass unchanged.
+
+    `warn` is short for `warning`; a text that is no Literal has the word `none`.
+    """
+    known = [one for one in get_args(kind) if isinstance(one, str)] or ["none"]
+    meant = {one.lower(): one for one in known}
+    meant |= {"warn": meant["warning"]} if "warning" in meant else {}
+    return meant.get(word.lower(), word)
 
 
 def as_path(text: str) -> Path:

@@ -12,7 +12,7 @@ import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -264,11 +264,7 @@ class Settings(BaseModel):
     @field_validator("engine", "log_format", "log_level", "default_template", mode="before")
     @classmethod
     def _word(cls, word: str | None, info: ValidationInfo) -> str | None:
-        if info.field_name == "log_level" and word and word.upper() == "WARN":
-            return "WARNING"
-        known = get_args(cls.model_fields[str(info.field_name)].annotation)
-        words = [one for one in known if isinstance(one, str)] or ["none"]
-        return usual_word(word, words) if word else word
+        return word and usual_word(word, cls.model_fields[str(info.field_name)].annotation)
 
     @field_validator(*_PATHS, "webui_python", mode="before")
     @classmethod
