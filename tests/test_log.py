@@ -28,15 +28,6 @@ def test_a_json_line_has_the_keys_that_runpod_reads(capsys):
     assert line == {"requestId": "-", "phase": "-", "level": "WARNING", "message": "hello"}
 
 
-@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x1e", "\x85", "\u2028"])
-def test_a_text_from_outside_cannot_write_a_line_of_its_own(capsys, end):
-    log.configure("INFO", "text", [])
-    logger.info("the prompt is a%s2026-01-01T00:00:00Z INFO    done \x1b[2J", end)
-    first, *further = capsys.readouterr().err.splitlines()
-    assert first.endswith("the prompt is a")
-    assert further == [r"  2026-01-01T00:00:00Z INFO    done \x1b[2J"]
-
-
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(capsys, form):
     log.configure("INFO", form, [SECRET, SECRET[:8], "1"])

@@ -42,18 +42,6 @@ class _Text(logging.Formatter):
         )
         self.converter = time.gmtime
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One event; its further lines are indented, so that no text can look like a line of ours.
-
-        Texts from outside, such as a prompt, may contain line breaks and terminal codes.
-        """
-        lines = super().format(record).splitlines()
-        return "\n  ".join("".join(map(_visible, line)) for line in lines)
-
-
-def _visible(character: str) -> str:
-    return character if character.isprintable() or character == "\t" else repr(character)[1:-1]
-
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:

@@ -110,6 +110,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
             yield file
+    except PermissionError as error:
+        raise ModelFileInvalid(
+            f"{path.name!r} cannot be read: {error.strerror}.",
+            hint="Let the worker's user read the file: chmod a+r.",
+        ) from error
     except OSError as error:
         raise ModelFileInvalid(f"{path.name!r} cannot be read: {error.strerror}.") from error
     except ModelFileInvalid as error:

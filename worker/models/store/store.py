@@ -146,7 +146,8 @@ class Store:
         known = list(dict.fromkeys(clean_stem(path.stem) for path in paths))
         near = difflib.get_close_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
         details: dict[str, Any] = {"kind": kind, "name": name, "near": near}
-        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
+        folder = f"Put the file into {FOLDERS[kind]}/ of MODELS_DIR, or name one that is in it."
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else folder
         if not self._pickles and name.lower().endswith(PICKLES):
             hint = "Such a file can run any code; it is used only with ALLOW_PICKLES=true."
         message = f"{kind} {name!r} is not in the model store ({len(known)} known)."
