@@ -48,10 +48,12 @@ read_arguments() {
   local given
   arguments=()
   (($#)) || return 0
-  case " $* " in
-    # They print something and start nothing.
-    *' --help '* | *' -h '* | *' --schema '*) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
-  esac
+  for given in "$@"; do
+    case $given in
+      # They print something and start nothing.
+      --help | -h | --schema) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
+    esac
+  done
   # In the caller's folder, where a job's file is.
   given=$(PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$HERE/worker/service/arguments.py" \
     "$@") || exit  # with 2 or 71; it has printed the reason

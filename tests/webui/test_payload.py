@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,15 @@ def test_a_job_becomes_the_body_for_a1111(compose, job, body):
 
 
 ON = {"args": [True]}
+CLIENTS = json.loads((Path(__file__).parents[1] / "job/client_bodies.json").read_text())
+
+
+@pytest.mark.parametrize("client", sorted(CLIENTS.keys() - {"aiyabot"}))  # it asks for enable_hr
+def test_the_embedded_engine_takes_what_clients_send_when_nothing_was_chosen(client):
+    request = pytest.importorskip("engine.api.request")
+    request.Txt2Img(**build(parse(CLIENTS[client]), {}, Models()).body).check()
+
+
 SDE_KARRAS, UNI_PC = {"sampler_name": "DPM++ 2M SDE Karras"}, {"sampler_name": "UniPC"}
 FAST = {"sampler_name": "DPM fast", "hr_second_pass_steps": 1}
 THIRD = {"sampler_name": "Euler", "hr_sampler_name": "DPM++ 3M SDE", "steps": 1}

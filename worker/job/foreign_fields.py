@@ -68,12 +68,12 @@ HARMLESS: dict[str, Harmless] = {
     "overlay_images": Harmless(_NOT_IN_API, _NO_IMG2IMG, _is_empty),
     "url": Harmless(
         "SillyTavern, src/endpoints/stable-diffusion.js: the address of the A1111 server",
-        "the job is here already",
+        "the job has reached its worker",
         _is_server,
     ),
     "auth": Harmless(
         "SillyTavern, src/endpoints/stable-diffusion.js: the login of the A1111 server",
-        "the job is here already",
+        "the job has reached its worker",
     ),
     "hr_additional_modules": Harmless(_FORGE, "it names no module", _is_no_module),
     "forge_additional_modules": Harmless(_FORGE, "it names no module", _is_no_module),

@@ -34,7 +34,7 @@ def without_effect(
 def _drop_harmless(
     fields: dict[str, Any], table: Mapping[str, Harmless], prefix: str
 ) -> Iterator[str]:
-    for name in fields.keys() & table.keys():
+    for name in sorted(fields.keys() & table.keys()):
         if table[name].when(fields[name]):
             del fields[name]
             yield f"{prefix}{name} has no effect: {table[name].reason}."
