@@ -39,11 +39,11 @@ help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 run: $(VENV)/.ready  ## make a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
-	@mkdir -p "$$MODELS_DIR/Stable-diffusion" "$$MODELS_DIR/Lora"
+	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
 	RUNPOD_LOG_LEVEL=WARN ./start.sh --test_input "$$($(BIN)/python -c "$$JOB")"
 
 serve: $(VENV)/.ready  ## run RunPod's local API on http://localhost:8000 (PORT=...) for curl
-	@mkdir -p "$$MODELS_DIR/Stable-diffusion" "$$MODELS_DIR/Lora"
+	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
 	./start.sh --rp_serve_api --rp_api_port $(PORT)
 
 test: $(VENV)/.ready lint  ## run all checks and tests of CI, except the long tests

@@ -132,8 +132,9 @@ def test_an_unknown_model_is_rejected_with_similar_names(manager, folders):
         "MODEL_NOT_FOUND: lora 'detial_tweaker' is not in the model store (1 known)."
         " Did you mean 'detail_tweaker'?"
     )
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ModelNotFound) as raised:
         prepare(manager, prompt="a <lora:nope:1>")
+    assert "Put the file into Lora/ of MODELS_DIR" in str(raised.value)
 
 
 def test_a_whole_path_means_the_file_of_that_name_in_the_store(manager, folders, tmp_path):
