@@ -84,7 +84,10 @@ REFUSED = [
     ({"timeout": 0}, "timeout = 0"),
     ({"task": "img2img"}, "task = 'img2img'"),
     # the forms of other programs
-    ({"api": {}, "payload": {}}, "api is the form of another worker: send the fields of its"),
+    (
+        {"api": {}, "payload": {}},
+        "of another worker: send the fields of the payload themselves as the input; payload is no",
+    ),
     ({"input": {"prompt": "x"}}, "input stands inside the input"),
     ({"workflow": {}}, "workflow is ComfyUI's"),
     ({"openai_route": "/v1", "openai_input": {}}, "belongs to OpenAI's API"),

@@ -121,10 +121,6 @@ _OTHER_NAMES = {
 FOREIGN_NAMES = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
 
 _BESIDE = "stands beside `input` in RunPod's request, not in it"
-_WRAPPED = (
-    'is the form of another worker: send the fields of its payload themselves, as {"input":'
-    ' {"prompt": "..."}}'
-)
 _OPENAI = "belongs to OpenAI's API, which this worker does not have: send A1111's fields"
 _TEXT_ONLY = "belongs to img2img, which this worker does not have: it makes pictures from text only"
 _EXTENSION = "belongs to an extension of A1111, and this worker has none installed"
@@ -132,8 +128,9 @@ _FORGE_ONLY = "names modules of Forge, and this worker runs A1111: use `vae` for
 
 # What to say of a field that is refused.
 INSTEAD: dict[str, str] = {
-    "api": _WRAPPED,
-    "payload": _WRAPPED,
+    "api": 'belongs to the form {"api": ..., "payload": ...} of another worker: send the fields of'
+    " the payload themselves as the input",
+    "payload": "is no field: send its fields themselves as the input",
     "input": 'stands inside the input: send {"input": {"prompt": "..."}} with one `input`',
     "workflow": "is ComfyUI's, and this worker runs A1111: send A1111's fields, such as `prompt`",
     "openai_route": _OPENAI,
