@@ -18,6 +18,7 @@ from engine.api.infotext import Facts, encode_png
 from engine.api.options import Options
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
+from engine.models import files
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
 from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.models.loras import Loras, LoraUse
@@ -87,15 +88,18 @@ class Engine:
         self._use(checkpoint)
 
     def _use(self, checkpoint: Checkpoint) -> LoadedModel:
-        """Load this checkpoint unless it is loaded; first free the other: memory holds only one."""
-        if self._model is None or self._model.checkpoint != checkpoint:
+        """Load this checkpoint unless it is loaded and its file is still the same.
+
+        The other one is freed first: memory holds only one.
+        """
+        if self._model is None or not self._model.is_current(checkpoint):
             started = time.monotonic()
             self._model = None
             gc.collect()  # a pipeline contains reference cycles
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._model = LoadedModel.load(checkpoint, self.checkpoints.sha256(checkpoint))
-            log.info("loaded %s in %.1f s", checkpoint.name, time.monotonic() - started)
+            log.info("loaded %r in %.1f s", checkpoint.name, time.monotonic() - started)
         return self._model
 
     def get_options(self) -> dict[str, Any]:
@@ -146,8 +150,8 @@ class Engine:
 
     def list_vaes(self) -> list[dict[str, str]]:
         """The answer of GET /sd-vae; the engine lists these files but does not support them."""
-        paths = sorted((self.data_dir / FOLDERS[2]).rglob("*"))
-        found = [path for path in paths if path.suffix in MODEL_SUFFIXES]
+        paths = files.find(self.data_dir / FOLDERS[2])
+        found = [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
         return [{"model_name": path.name, "filename": str(path)} for path in found]
 
     # ------------------------------------------------------------------------------- generation
@@ -175,6 +179,9 @@ class Engine:
         count = request.n_iter * request.batch_size
         with self.progress.running("scripts_txt2img", count):
             model = self._use(self._checkpoint(settings[option.CHECKPOINT]))
+            if not request.override_settings_restore_afterwards:
+                # only now: a checkpoint that cannot be loaded would make all later jobs fail
+                self.options.values = {name: settings[name] for name in option.DEFAULTS}
             uses = self.loras.resolve(job.tags)
             with model.with_loras(uses):
                 facts = job.facts(model, uses, settings, self.progress.job_timestamp)
@@ -196,14 +203,11 @@ class Engine:
         return pictures
 
     def _override(self, request: Txt2Img) -> dict[str, Any]:
-        """The options for this request; also for later requests if they are not restored."""
+        """The options for this request."""
         overrides = dict(request.override_settings or {})
         if self.checkpoints.find(str(overrides.get(option.CHECKPOINT))) is None:
             overrides.pop(option.CHECKPOINT, None)  # same as A1111: only the answer shows it
-        settings = self.options.merged(overrides)
-        if not request.override_settings_restore_afterwards:
-            self.options.values = {name: settings[name] for name in option.DEFAULTS}
-        return settings
+        return self.options.merged(overrides)
 
     def _checkpoint(self, alias: str | None) -> Checkpoint:
         return (self.checkpoints.find(alias) if alias else None) or self._default()

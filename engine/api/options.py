@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.errors import Unsupported
+from engine.errors import Unsupported, shown
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "sd_model_checkpoint"
 CHECKPOINT_HASH = "sd_checkpoint_hash"
 CLIP_SKIP = "CLIP_stop_at_last_layers"
+MOST_CLIP_SKIP = 12  # layers of CLIP; A1111's setting ends there, too
 VAE = "sd_vae"
 OWN_VAE = ("Automatic", "None")
 
@@ -82,6 +83,8 @@ class Options:
         """The file's content; {} if there is no file. Raises ValueError if it is not JSON."""
         if not self.file.exists():
             return {}
+        if not self.file.is_file():  # a pipe would wait for ever
+            raise OSError(f"{self.file} is not a regular file")
         try:
             content = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -102,18 +105,22 @@ class Options:
 
 
 def check(changes: Mapping[str, Any]) -> None:
-    """Raise Unsupported for an option that the engine does not have, TypeError for a clip skip that
-    is not a number.
+    """Raise Unsupported for an option that the engine does not have, TypeError or ValueError for a
+    value that it cannot have.
 
-    A checkpoint name is not checked: POST /options and override_settings treat an unknown one
-    differently.
+    Whether a checkpoint exists is not checked: POST /options and override_settings treat an unknown
+    one differently.
     """
     for name, value in changes.items():
         if name in WITHOUT_EFFECT or (name in FIXED and value == FIXED[name]):
             continue
         if name not in DEFAULTS:
-            raise Unsupported(f"the option {name!r} with the value {value!r}")
+            raise Unsupported(f"the option {shown(name)} with the value {shown(value)}")
         if name == VAE and value not in OWN_VAE:
-            raise Unsupported(f"the option {name!r} with the value {value!r}")
+            raise Unsupported(f"the option {shown(name)} with the value {shown(value)}")
         if name == CLIP_SKIP and not isinstance(value, int):
-            raise TypeError(f"{CLIP_SKIP} must be a number, not {value!r}")
+            raise TypeError(f"{CLIP_SKIP} must be a number, not {shown(value)}")
+        if name == CLIP_SKIP and not 0 <= value <= MOST_CLIP_SKIP:
+            raise ValueError(f"{CLIP_SKIP} must be 0 to {MOST_CLIP_SKIP}, not {shown(value)}")
+        if name == CHECKPOINT and not isinstance(value, str | None):
+            raise TypeError(f"{CHECKPOINT} must be a text, not {shown(value)}")

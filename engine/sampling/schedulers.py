@@ -56,16 +56,21 @@ class _Follows:
 def compvis_times(steps: int) -> torch.Tensor:
     """The times of A1111's samplers that are not from k-diffusion, the smallest first.
 
-    There may be more than `steps`: their distance is 1000 // steps, rounded down.
+    There may be more than `steps`: their distance is 1000 // steps, rounded down. Raises ValueError
+    for more than 1000 steps, the same as A1111.
     """
+    if steps > TRAINING_STEPS:
+        raise ValueError(f"this sampler takes {TRAINING_STEPS} steps at most, not {steps}")
     times = torch.arange(0, TRAINING_STEPS, TRAINING_STEPS // steps) + 1
     return times.clamp(max=LAST)
 
 
 def _moves(steps: int) -> torch.Tensor:
-    """The times at which DDIM and PLMS call the model: all but the smallest, where they end."""
-    times = compvis_times(steps)
-    return times[1:].flip(0) if len(times) > 1 else times
+    """The times at which DDIM and PLMS call the model: all but the smallest, where they end.
+
+    For a single step there is none: A1111 then decodes the noise.
+    """
+    return compvis_times(steps)[1:].flip(0)
 
 
 class Ddim(diffusers.DDIMScheduler):

@@ -92,7 +92,8 @@ def test_every_sampler_uses_the_sigmas_of_every_schedule(name, schedule):
 def test_every_sampler_takes_any_number_of_steps_and_the_prediction_type(sampler):
     for steps in (1, 2, 3, 60):
         built = built_for(sampler.name, None, steps, "v_prediction")
-        assert len(built.timesteps) >= 1
+        # A1111's DDIM and PLMS never call the model for a single step, and show the noise
+        assert bool(len(built.timesteps)) is (steps > 1 or sampler.name not in ("DDIM", "PLMS"))
         assert built.config.prediction_type == "v_prediction"
 
 
