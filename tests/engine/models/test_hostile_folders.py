@@ -60,19 +60,29 @@ def test_an_entry_that_is_no_file_is_left_out(tmp_path, kind, entry):
     assert json.dumps(found.find("good").path.as_posix()).encode()
 
 
+@pytest.fixture
+def deep(tmp_path):
+    """The first of 1,500 folders in each other; pytest itself could not remove them."""
+    folders = [tmp_path]
+    for _ in range(1500):
+        folders.append(folders[-1] / "d")
+        folders[-1].mkdir()
+    yield folders[1]
+    for folder in reversed(folders[1:]):
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        folder.rmdir()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_folders_in_circles_and_without_end(tmp_path, kind, monkeypatch):
+def test_folders_in_circles_and_without_end(tmp_path, kind, monkeypatch, deep):
     """1,500 folders in each other, and two folders that contain each other."""
     touch(tmp_path / "good.safetensors", b"x")
-    deep = tmp_path
-    for _ in range(1500):
-        deep /= "d"
-        deep.mkdir()
     for one, other in ("ab", "ba"):
         (tmp_path / one).mkdir()
         (tmp_path / one / other).symlink_to(tmp_path / other)
     touch(tmp_path / "a/in a.safetensors", b"x")
-    touch(tmp_path / "d/d/d/deep.safetensors", b"x")
+    touch(deep / "d/d/deep.safetensors", b"x")
     names = [file.path.relative_to(tmp_path).as_posix() for file in KINDS[kind](tmp_path).all]
     # A1111 lists a file under each path to it, too
     assert names == [
