@@ -195,7 +195,7 @@ def assert_adds(model, lora, path, down, up, scale):
 
 @pytest.mark.parametrize("alpha", [None, 1.5], ids=["no alpha", "alpha"])
 @pytest.mark.parametrize(
-    ("family", "layer", "naming"), cases(), ids=lambda v: getattr(v, "__name__", v)
+    ("family", "layer", "naming"), [*cases()], ids=lambda v: getattr(v, "__name__", v)
 )
 def test_delta_of_every_naming_and_layer(models, tmp_path, family, layer, naming, alpha):
     model, (network, path, original) = models[family], FAMILIES[family][layer]
