@@ -31,11 +31,11 @@ from worker.errors import (
     ModelNotSupported,
     ModelUnsafe,
 )
-from worker.formats import architecture
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import Kind
 from worker.hosts.registry import Hosts
 from worker.http.client import NO_CANCEL, HttpLimits, SafeHttpClient
+from worker.job import compatibility
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, assign_files, lora_tag, wanted_models
 from worker.job.prompt import add_lora_tags, lora_tags
@@ -148,8 +148,7 @@ class ModelManager:
         models = self._find_all(request, stop)
         if self._may_be_merged(request, models):
             models = replace(models, merged=self.merged.find(models))
-        self._check(models)
-        return models
+        return self._check(models)
 
     def ensure(
         self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
@@ -317,17 +316,14 @@ class ModelManager:
             file.verified_sha256 for file in files if file.verified_sha256
         )
 
-    def _check(self, models: Models) -> None:
-        """Check that each file is whole, of its kind, and of the checkpoint's family."""
-        for file in models.files():
-            file.check()
-            if self._engine != "embedded":
-                architecture.check_naming(file.stem, file.architecture())
-        added = [file for file in models.files() if file.kind in {"lora", "embedding"}]
-        for checkpoint in filter(None, (models.checkpoint, models.hr_checkpoint)):
-            family = checkpoint.architecture()
-            for file in added:
-                architecture.check_match(checkpoint.stem, family, file.stem, file.architecture())
+    def _check(self, models: Models) -> Models:
+        """Check that each file can be used, alone and with the checkpoints; adds the notes.
+
+        Raises:
+            ModelFileInvalid, ModelNotSupported, ModelMismatch: names the file and the reason.
+        """
+        compatibility.check_files(models, self._engine)
+        return replace(models, notes=compatibility.check_together(models, self._engine))
 
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:

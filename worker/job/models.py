@@ -25,6 +25,7 @@ class Models:
         embeddings: textual inversions, used where a prompt has their stem.
         refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
         merged: `checkpoint` with all of `loras` merged into it, used instead of them.
+        notes: sentences for the caller about what the files cannot do together.
     """
 
     checkpoint: ModelFile | None = None
@@ -35,6 +36,7 @@ class Models:
     refiner: ModelFile | None = None
     hr_checkpoint: ModelFile | None = None
     merged: ModelFile | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def loaded(self) -> ModelFile | None:
@@ -72,6 +74,7 @@ class Models:
             refiner=renamed(self.refiner),
             hr_checkpoint=renamed(self.hr_checkpoint),
             merged=renamed(self.merged),
+            notes=self.notes,
         )
 
 

@@ -249,6 +249,7 @@ def _warnings(request: Txt2ImgRequest, models: Models, body: Mapping[str, Any]) 
     hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
     if hires - {"hr_scale"} and not request.enable_hr:
         yield f"{', '.join(sorted(hires))}: no effect, because enable_hr is false."
+    yield from models.notes
     yield from _model_warnings(request, models)
 
 
