@@ -127,6 +127,16 @@ def test_the_operators_file_or_link_is_never_replaced(store, folders, loras, tmp
     assert seen(loras) == {FOX: ONE, linked.filename: TWO}
 
 
+def test_a_checkpoint_with_the_name_of_a_vae_is_linked_under_one_that_a1111_lists(
+    store, checkpoints
+):
+    checkpoint = fetched(store, safetensors(model_files.SD1), "fox.vae", "checkpoint")
+    vae = fetched(store, safetensors(model_files.VAE), "fox.vae", "vae")
+    assert store.link(checkpoint)[0].filename == "fox_vae.safetensors"
+    assert (checkpoints / "fox_vae.safetensors").resolve() == checkpoint.path
+    assert store.link(vae)[0].filename == "fox.vae.safetensors"
+
+
 def test_links_to_missing_files_are_removed_before_the_engine_starts(store, loras):
     store.link(fetched(store))
     gone = fetched(store, TWO, "cat")

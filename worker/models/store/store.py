@@ -181,7 +181,7 @@ class Store:
         A `.yaml` beside a checkpoint is linked too: A1111 reads from it what the weights do not
         contain, such as v-prediction.
         """
-        folder = self._engine[file.kind]
+        file, folder = _listed(file), self._engine[file.kind]
         if converted := self._converted(file):
             return file, self._link_folder(folder / file.stem, converted)
         link = folder / file.filename
@@ -234,6 +234,13 @@ class Store:
             totals = {"count": len(by_stem), "total_size": sum(by_stem.values())}
             self._counted[kind] = (generations, totals)
         return self._counted[kind][1]
+
+
+def _listed(file: ModelFile) -> ModelFile:
+    """The file under a name that A1111 lists: `x.vae.safetensors` is never a checkpoint to it."""
+    if file.kind != "checkpoint" or not file.stem.endswith(".vae"):
+        return file
+    return replace(file, stem=f"{file.stem.removesuffix('.vae')}_vae")
 
 
 def _ambiguous(kind: Kind, name: str, paths: list[Path]) -> ModelNotFound:
