@@ -240,6 +240,24 @@ def test_a_lora_has_layers_that_a1111_reads_or_that_can_be_renamed(row):
     assert found is None if message is None else message in found
 
 
+DIFF = {"lora_unet_out_0.diff": (320,), "lora_unet_out_0.diff_b": (320,)}
+NUMBERS = [
+    # run: each kind on a layer of torch 2.1.2
+    (LORA, "F8_E4M3", None),
+    (LORA, "BF16", None),
+    (DIFF, "F64", None),
+    (DIFF, "F8_E4M3", "weights of the type F8_E4M3"),  # "mul" not implemented
+    (LORA, "I8", "weights of the type I8"),  # integers are copied as numbers
+    ({"lora_unet_out_2.alpha": ()}, "I64", "reads no kind of LoRA"),
+]
+
+
+@pytest.mark.parametrize(("shapes", "dtype", "message"), NUMBERS)
+def test_a_loras_numbers_must_be_of_a_type_that_a1111_computes_with(shapes, dtype, message):
+    found = problem("lora", shapes, dtype=dtype)
+    assert found is None if message is None else message in found
+
+
 def nested(depth):
     return '{"a": ' * depth + "1" + "}" * depth
 

@@ -272,12 +272,31 @@ def _layers(file: File) -> str | None:
     return "has no layers" if file.found.role is None else lora_use.fault(file.header)
 
 
+def _numbers(file: File) -> str | None:
+    """Each weight must be of a type that A1111 computes with; alphas may have any."""
+    for name, tensor in file.header.tensors.items():
+        part = name.partition(".")[2]
+        if not part or part in _SINGLE_NUMBERS:
+            continue
+        without_products = tensor.dtype in _WITHOUT_PRODUCTS and part.startswith(_PRODUCTS)
+        if tensor.dtype not in _FLOATS or without_products:
+            return f"has weights of the type {tensor.dtype} (`{name[:100]}`)"
+    return None
+
+
+_SINGLE_NUMBERS = ("alpha", "scale", "on_input")
+# torch 2.1.2 has no products of 8-bit floats; A1111 copies only the factors of a plain LoRA into
+# layers of another type.
+_WITHOUT_PRODUCTS = ("F8_E4M3", "F8_E5M2")
+_PRODUCTS = ("hada_", "lokr_", "diff", "oft_", "a1.", "a2.", "b1.", "b2.", "w_norm", "b_norm")
+
 LORAS = (
     Requirement(
         "A1111 v1.9.3 answers 500 to every list of LoRAs as long as the file is in its folder.",
         _strict_metadata,
     ),
     Requirement("A1111 v1.9.3 would draw without it, or wrongly.", _layers),
+    Requirement("A1111 v1.9.3 cannot compute with them and would draw without it.", _numbers),
 )
 
 
