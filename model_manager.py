@@ -192,8 +192,7 @@ class ModelManager:
         for kind in FOLDERS:
             for file in self.store.files(kind):
                 try:
-                    if file.verified_sha256 is None:  # others were checked when fetched
-                        file.check()
+                    file.check()
                 except JobError as error:
                     log.warning("%s: %s The engine will not see it.", file.path, error.message)
                 else:
