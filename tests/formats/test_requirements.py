@@ -4,11 +4,17 @@ Each row names what A1111 does with such a file; "read" means in its code, "run"
 small stand-ins.
 """
 
-import pytest
+import contextlib
 
-from worker.errors import ModelNotSupported
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import JobError, ModelNotSupported
 from worker.formats import stable_diffusion
 from worker.formats.architecture import Architecture, check_config, detect
+from worker.formats.lora_layers import family_layers
+from worker.formats.lora_use import check_fit
 from worker.formats.requirements import File, check
 from worker.formats.safetensors_header import Header, Tensor
 from worker.formats.stable_diffusion import UNET, VAE
@@ -285,3 +291,27 @@ METADATA = [
 def test_a_loras_metadata_must_survive_strict_json(metadata, message):
     found = problem("lora", LORA, metadata)
     assert found is None if message is None else message in found
+
+
+ODD_LAYERS = """
+lora_unet_out_2 lora_unet_out_0 lora_te2_text_model_encoder_layers_0_self_attn_q_proj bundle_emb x
+model.diffusion_model.input_blocks.0.0 decoder.conv_in clip_l
+"""
+ODD_PARTS = """
+lora_up.weight lora_down.weight lora_mid.weight lora_A.weight alpha bias dora_scale weight on_input
+lokr_w1 lokr_w2_a lokr_w2_b lokr_t2 diff diff_b hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1
+w_norm b_norm oft_blocks oft_diag rescale a1.weight a2.weight b1.weight b2.weight
+"""
+odd_names = st.builds(
+    "{}.{}".format, st.sampled_from(ODD_LAYERS.split()), st.sampled_from(ODD_PARTS.split())
+)
+odd_shapes = st.lists(st.sampled_from([0, 1, 3, 4, 9, 320, 1280]), max_size=5).map(tuple)
+
+
+@given(st.dictionaries(odd_names, odd_shapes, max_size=12), st.sampled_from(["F16", "I8"]))
+def test_any_tensors_are_judged_or_refused_with_one_of_our_errors(shapes, dtype):
+    for kind in ("checkpoint", "lora", "vae", "embedding"):
+        problem(kind, shapes, dtype=dtype)
+    for family in stable_diffusion.FAMILIES:
+        with contextlib.suppress(JobError):
+            check_fit("x", header(shapes), "c", family_layers(family), family)

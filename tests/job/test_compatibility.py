@@ -145,7 +145,7 @@ def test_a_lora_of_layers_that_two_families_share_fits_both():
     for family in ("SD1", "SD2"):
         found = check_fit("l", header, "c", family_layers(family), family)
         assert found.used == found.layers > 0
-    with pytest.raises(ModelMismatch, match="is a LoRA for SD1 or SD2 .*but only 20 layers fit"):
+    with pytest.raises(ModelMismatch, match=r"is a LoRA for SD1 or SD2 .*but only 20 layers fit"):
         check_fit("l", header, "c", family_layers("SDXL"), "SDXL")
 
 

@@ -277,7 +277,7 @@ def _oft(parts: Parts, weight: Shape) -> Shape:
     """A rotation in blocks of the outputs: (blocks, size, size), or BOFT with one axis more."""
     if len(weight) < _MATRIX:
         raise Broken("A1111 cannot apply an OFT to a norm")
-    blocks = parts.get("oft_blocks") or parts["oft_diag"]
+    blocks = parts["oft_blocks"] if "oft_blocks" in parts else parts["oft_diag"]
     number, *size = blocks[-3:] if len(blocks) in {3, 4} else (0, 0, 0)
     if size[0] != size[1] or number * size[0] != weight[0]:
         raise Misfit(f"its blocks are {_shown(blocks)}, the layer {_shown(weight)}")
