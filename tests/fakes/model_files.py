@@ -19,7 +19,6 @@ SD1 = {
 SDXL = {
     UNET + "input_blocks.0.0.weight": (1, 4, 3, 3),
     UNET + f"input_blocks.4.1.{CROSS}": (1, 2048),
-    UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight": (1, 1),
     "conditioner.embedders.0.transformer.x.weight": (1,),
     "conditioner.embedders.1.model.ln_final.weight": (1,),
     "first_stage_model.decoder.conv_in.weight": (1, 4, 3, 3),

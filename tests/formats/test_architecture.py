@@ -35,7 +35,6 @@ PARTS = {
     " $UI.1.1.$K.weight:320x768 $U.out.2.weight:4x320x3x3",
     "SD2_UNET": "SD1_UNET $UI.1.1.proj_in.weight:320x320 $UI.1.1.$K.weight:320x1024",
     "XL_UNET": "$UI.0.0.weight:320x4x3x3 $UI.4.1.$K.weight:640x2048 $U.label_emb.0.0.weight:9x9"
-    " $U.middle_block.1.transformer_blocks.0.attn1.to_q.weight:1280x1280"
     " $UI.4.1.transformer_blocks.1.attn2.to_k.weight:640x2048",
     "SSD": "$UI.0.0.weight:320x4x3x3 $UI.4.1.$K.weight:640x2048 $UI.8.1.norm.weight:1280"
     " $U.middle_block.0.in_layers.2.weight:1280x1280x3x3"
