@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -373,45 +372,33 @@ def test_an_edited_template_does_not_use_the_old_merged_checkpoint(image, runnin
     assert manager.template_state(job(edited, "owl")) == {"baked": True, "merged": False}
 
 
-def test_the_engine_starts_with_the_default_templates_checkpoint(image, running_hosts, tmp_path):
+def test_the_engine_starts_with_the_default_templates_checkpoint(
+    image, running_hosts, tmp_path, run_command
+):
     environ = {
         "TEMPLATES_FILE": str(image / "templates.json"),
         "DEFAULT_TEMPLATE": "owl",
         "WEBUI_DIR": str(tmp_path / "webui"),
     }
-    command = [sys.executable, "model_manager.py", "prepare-engine"]
-    environ = full_environment(running_hosts, image, **environ)
-    subprocess.run(command, cwd=PROJECT, env=environ, check=True, capture_output=True)
+    run_command(["prepare-engine"], full_environment(running_hosts, image, **environ))
     first = json.loads((tmp_path / "webui/config.json").read_text())["sd_model_checkpoint"]
     assert first.startswith("base+one-")
     assert (tmp_path / f"webui/models/Stable-diffusion/{first}.safetensors").exists()
 
 
-def moments(kind, hosts, baked):
-    """When to kill a build: functions that become true while it runs."""
-    if kind == "random":
-        chance = random.Random(4)
-        for _ in range(12):
-            end = time.monotonic() + 0.4 + chance.random() * 1.4
-            yield lambda end=end: time.monotonic() > end
-    else:
-        yield lambda: hosts.bytes_sent("storage") > MIB
-        yield (baked / "fetched/blobs").exists
-        yield (baked / "fetched/merged").exists
-
-
-@pytest.mark.parametrize("kind", ["at three steps", pytest.param("random", marks=pytest.mark.long)])
-def test_killed_builds_are_resumed_to_the_same_manifest(merge, baked, hosts, environ, kind):
+def test_builds_that_are_killed_at_three_steps_are_resumed_to_the_same_manifest(
+    merge, baked, hosts, environ
+):
     merge()
     expected = (baked / MANIFEST).read_bytes()
     whole = {path: file_sha256(baked / path) for path in blobs(baked)}
     baked.rename(baked.with_name("reference"))
     hosts.throttle(3 * MIB)
     hosts.forget_requests()
-    killed = 0
     command = [sys.executable, "model_manager.py", "bake", "--merge"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    for is_time in moments(kind, hosts, baked):
+    steps, killed = [(baked / "fetched/blobs").exists, (baked / "fetched/merged").exists], 0
+    for is_time in (lambda: hosts.bytes_sent("storage") > MIB, *steps):
         with subprocess.Popen(command, cwd=PROJECT, env=environ, **quiet) as process:
             while process.poll() is None and not is_time():
                 time.sleep(0.005)
