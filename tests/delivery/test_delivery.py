@@ -220,7 +220,7 @@ S3, PUT, SMALLER = {"delivery": "s3"}, {"delivery": "put"}, {"may_convert": True
     ],
 )
 def test_if_a_method_fails_the_next_one_is_tried(server, host, output, environ, method, messages):
-    host.answers = [(403, {}, b"<Code>AccessDenied</Code>")] * 3
+    host.fault("status", status=403, body="<Code>AccessDenied</Code>")
     scheme = "https" if "TRUSTED_HOSTS" in environ else "http"
     urls = [f"{scheme}://{host.address}/{number}" for number in range(3)]
     output = output | ({"urls": urls} if output is PUT else {})
