@@ -38,14 +38,6 @@ def running_hosts():
 
 
 @pytest.fixture
-def hosts(running_hosts):
-    running_hosts.no_faults()
-    running_hosts.no_throttle()
-    running_hosts.forget_requests()
-    return running_hosts
-
-
-@pytest.fixture
 def templates(tmp_path):
     """The path of a file with three templates that share models."""
     one, two = named(2, scale=0.5), named(3, te=1.0, unet=0.25)
