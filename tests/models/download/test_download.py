@@ -395,11 +395,7 @@ cloudflare_challenge:
 """,
     errors.ModelRateLimited: 'rate_limited: ; html=True; skip=3 role="storage"',
     errors.ModelNotFound: "not_found:",
-    errors.ModelArchived: "archived:",
-    errors.ModelEarlyAccess: "early_access:",
-    errors.ModelForbidden: "no_access:\nforbidden:\ndownloads_disabled:",
-    errors.ModelLoginRequired: "login_required:",
-    errors.ModelRegionBlocked: "region_blocked:",
+    errors.ModelForbidden: "no_access:",  # for the others: tests/hosts/test_civitai.py
     errors.ModelUrlRefused: """
 redirect_loop: ; role="storage"
 redirect_to: url="http://10.0.0.1/?sig=planted"; url="https://127.0.0.1/?sig=planted"
