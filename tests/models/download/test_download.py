@@ -32,6 +32,7 @@ from worker.hosts.host import RemoteFile
 from worker.hosts.web import AnyHost
 from worker.models.download.download import Hooks, download
 from worker.models.download.limits import DownloadLimits
+from worker.models.download.partial_file import PartialFile
 from worker.models.download.source import Source
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -232,23 +233,31 @@ def test_only_missing_bytes_get_room_and_are_fetched_and_all_are_reported(
     assert sent(hosts) == SIZE - here
 
 
-def test_what_a_kill_leaves_at_any_moment_is_right_and_is_resumed(hosts, source, partial, tmp_path):
+def test_what_a_kill_leaves_at_any_moment_is_right_and_is_resumed(
+    hosts, source, partial, tmp_path, monkeypatch
+):
     """A killed process leaves its files as they are: a copy of them is what it leaves."""
     limits = replace(LIMITS, first_part=FIRST, largest_part=FIRST)
-    copies = []
+    copies, one_at_a_time, note = [], threading.Lock(), PartialFile.note
 
-    def copy(fetched, _size):
-        copies.append(tmp_path / f"{len(copies)}.part")
-        if note_file(partial).exists():  # copied first: what it lists must have been written
-            shutil.copy(note_file(partial), note_file(copies[-1]))
-        shutil.copy(partial, copies[-1])
-        assert fetched - noted(copies[-1]) <= limits.most_connections * FIRST
+    def note_and_copy(file):
+        note(file)
+        with one_at_a_time:
+            with file.lock:
+                fetched = file.parts.fetched()
+            left = tmp_path / f"{len(copies)}.part"
+            shutil.copy(note_file(partial), note_file(left))  # first: it lists what is written
+            shutil.copy(partial, left)
+            assert fetched - noted(left) <= limits.most_connections * FIRST
+            copies.append(left)
 
-    hosts.throttle(MIB, ttfb=0.002)
-    fetch(source, partial, SHA256, limits, report=copy)
+    hosts.throttle(4 * MIB, ttfb=0.002)
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialFile, "note", note_and_copy)
+        fetch(source, partial, SHA256, limits)
     counts = [noted(left) for left in copies]
+    assert len(counts) > SIZE / FIRST
     assert counts == sorted(counts)  # what was there stays
-    assert SIZE / 4 < counts[len(counts) // 2] < SIZE
     for left in copies:
         held = left.read_bytes()
         assert all(held[start:end] == DATA[start:end] for start, end in ranges(left))
