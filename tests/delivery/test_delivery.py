@@ -212,7 +212,7 @@ S3, PUT, SMALLER = {"delivery": "s3"}, {"delivery": "put"}, {"may_convert": True
     [
         (SMALLER, limit(5000), ("s3", "png"), ["RESULT_LIMIT_MB"]),
         (S3, BROKEN, ("base64", "png"), ["404 (NoSuchBucket). Delivered by base64"]),
-        (S3, GONE, ("base64", "png"), ["cannot be reached"]),
+        (S3, GONE, ("base64", "png"), ["cannot be reached (EndpointConnectionError)"]),
         (S3 | SMALLER, BROKEN | limit(20_000), ("base64", "webp"), ["Bucket", "RESULT_LIMIT_MB"]),
         (PUT, {}, ("base64", "png"), ["answered 403 (AccessDenied). Delivered by base64"]),
         (PUT, limit(5000), ("s3", "png"), ["answered 403 (AccessDenied).", "RESULT_LIMIT_MB"]),
