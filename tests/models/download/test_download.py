@@ -221,7 +221,7 @@ HOLES = [[0, 100_000], [200_000, 900_000]]
 def test_only_missing_bytes_get_room_and_are_fetched_and_all_are_reported(
     hosts, source, partial, done
 ):
-    leave(partial, done)
+    leave(partial, done, data=DATA + b"more than its size")
     here, rooms, reports = sum(end - start for start, end in done), [], []
     hooks = {
         "make_room": lambda size: rooms.append((size, noted(partial))),

@@ -141,15 +141,6 @@ def test_what_a_sound_note_says_is_resumed(path, left, resumed, version):
     assert PartialFile(path).resumed == 0
 
 
-def test_a_longer_file_is_truncated(path):
-    leave(path, [[0, SIZE]])
-    with path.open("ab") as more:
-        more.write(b"more")
-    with PartialFile(path) as file:
-        assert file.finish() == WHOLE
-    assert path.read_bytes() == DATA
-
-
 # A store that cannot be written.
 
 
