@@ -7,9 +7,9 @@
                "warnings": [...]}
     or        {"error": "<CODE>: what happened. What to do.", "message": ..., "code": ...}
 
-Run it through start.sh, which starts the engine first. `--schema` prints the JSON Schema of every
-task's input and output. The other arguments are the RunPod SDK's: `--test_input '{"input": {...}}'`
-and `--rp_serve_api`. Without RunPod and without arguments the SDK runs test_input.json once.
+Run it through start.sh, which starts the engine first. `JOB.json` or `--test_input '{...}'` runs
+one job, `--rp_serve_api` waits for jobs over HTTP, `--help` lists all arguments. Without RunPod and
+without arguments the job is the one in test_input.json.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import runpod_sdk
@@ -34,7 +34,7 @@ from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.delivery.bucket import Bucket
 from worker.delivery.delivery import MB, Delivery
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
-from worker.errors import ConfigError, InternalError, WorkerError
+from worker.errors import ConfigError, InternalError, JobError, WorkerError
 from worker.http.client import SafeHttpClient
 from worker.job import request
 from worker.job.models import Models
@@ -43,9 +43,10 @@ from worker.job.template_file import Templates, hint_about_default
 from worker.models.store.progress import listener
 from worker.runpod.fitness import Fitness
 from worker.service import result, schema
+from worker.service.arguments import read as read_arguments
 from worker.service.counters import Counters
 from worker.service.progress import JobProgress, ProgressReport
-from worker.service.startup import boot, read_ahead
+from worker.service.startup import advise, boot, read_ahead
 from worker.service.tasks import Job, Task, Tasks
 from worker.service.waiting import Turns, in_thread
 from worker.stopwatch import Stopwatch
@@ -105,7 +106,7 @@ class Handler:
 
             stopwatch = Stopwatch(self._settings.job_timeout, entered)
             with self.counters.running(job_id, progress):
-                answer = await self._answer(Job(job_id, job.get("input"), stopwatch, progress))
+                answer = await self._answer(Job(job_id, request.input_of(job), stopwatch, progress))
         self.counters.end(answer)
         return answer
 
@@ -143,11 +144,14 @@ class Handler:
         with job.stopwatch.phase("prepare"):
             models = await self._prepare(job, wanted)
         try:
-            composed = payload.build(wanted, names, models)
+            composed = payload.build(wanted, names, models, self._engine.catalog.styles)
             async with self._turns.next(job.stopwatch):
                 with job.stopwatch.phase("generate"):
                     generated = await self._engine.generate(
-                        composed, job.stopwatch, job.progress.report
+                        composed,
+                        job.stopwatch,
+                        job.progress.report,
+                        arrange=functools.partial(self._arrange, models),
                     )
             with job.stopwatch.phase("deliver"):
                 described = await self._describe(job, wanted, composed, generated, models)
@@ -175,7 +179,15 @@ class Handler:
         models, new = self._models.prepare_models_for_request(wanted, stop)
         if new:
             self._engine.models_changed()  # it lists its folders again before the next picture
+        if replaced := self._models.take_replaced():
+            self._engine.files_replaced(replaced)
         return models
+
+    def _arrange(self, models: Models) -> bool:
+        """Let the engine see what the job names; returns whether its embeddings changed."""
+        if self._models.arrange_vaes(models):
+            self._engine.models_changed()
+        return self._models.arrange_embeddings(models)
 
     async def _describe(
         self,
@@ -314,17 +326,35 @@ def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
     importlib.import_module("runpod")
 
 
+async def check_given(handler: Handler, settings: Settings, job: Mapping[str, Any]) -> None:
+    """Raise what the check of the command line's job raises, before time is spent on the boot."""
+    stopwatch = Stopwatch(settings.job_timeout)
+    given = Job("-", request.input_of(job), stopwatch, JobProgress(None))
+    TASKS.of(given.input).check(handler, given)
+
+
 def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     """Boot the worker, then run the RunPod SDK until it ends; returns the exit status."""
+    arguments = read_arguments(sys.argv[1:])
+    if arguments.schema:
+        return print_schema()
+    sys.argv[1:] = arguments.for_sdk
     try:
         settings = Settings.from_environ(os.environ)
         handler, engine = build(settings, timing)
+        if arguments.job:
+            asyncio.run(check_given(handler, settings, arguments.job))
+    except JobError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
     # At its default level the SDK logs each job's whole input and result.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
+    threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
+    advise(settings)
     background = {"sdk": import_sdk, "models": handler.prepare_default_template}
     try:
         handler.startup = boot(engine.boot, settings.ready_timeout, background)
@@ -347,4 +377,4 @@ def print_schema() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(print_schema() if "--schema" in sys.argv[1:] else main())
+    sys.exit(main())

@@ -19,33 +19,45 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from worker.config import webui_config
 from worker.config.settings import Settings
 from worker.errors import (
+    InvalidInput,
     JobError,
-    ModelFileInvalid,
     ModelNotFound,
-    ModelNotSupported,
-    ModelUnsafe,
+    WorkerError,
 )
-from worker.formats import architecture
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import Kind
 from worker.hosts.registry import Hosts
 from worker.http.client import NO_CANCEL, HttpLimits, SafeHttpClient
+from worker.job import compatibility
 from worker.job.model_fields import LoraReference
-from worker.job.models import Models, assign_files, lora_tag, wanted_models
+from worker.job.models import (
+    Models,
+    assign_files,
+    lora_tag,
+    meant_lora,
+    name_embeddings,
+    wanted_models,
+    words,
+)
 from worker.job.prompt import add_lora_tags, lora_tags
-from worker.job.reference import Sha256, StoreName, Wanted
+from worker.job.reference import Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.models import commands
+from worker.models.convert.converted_loras import ConvertedLoras
 from worker.models.download.limits import DEFAULT, DownloadLimits
+from worker.models.finder import Finder
 from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
+from worker.models.store.own_files import ARRANGED, OwnFiles
 from worker.models.store.progress import report_for
 from worker.models.store.references import References
 from worker.models.store.space import SpaceBudget
@@ -93,6 +105,13 @@ class ModelManager:
         self.space = SpaceBudget(
             self.store.fetched, None if budget is None else round(budget * 1e9), clock=clock
         )
+        self.converted = ConvertedLoras(
+            self.store.fetched,
+            self.store.baked,
+            self.space,
+            lambda stem: self.store.is_taken("lora", stem),
+        )
+        self.own = OwnFiles(self.store, settings.webui_dir / "left_out.json", self._is_converted)
         own, baked = (store.root / "references" for store in (self.store.fetched, self.store.baked))
         hosts = Hosts.from_settings(settings)
         trusted = [*settings.trusted_hosts, *settings.mirrors]
@@ -108,6 +127,7 @@ class ModelManager:
             is_taken=self.store.is_taken,
             limits=download_limits,
         )
+        self.finder = Finder(self.store, self.fetcher.references)
 
     # For jobs --------------------------------------------------------------------------------
 
@@ -124,20 +144,61 @@ class ModelManager:
         """
         models = self.find_models(request, stop)
         with self._lock:
-            linked = {file: self.store.link(file) for file in models.engine_files()}
-            new = [file for file, is_new in linked.values() if is_new]
-            hash_cache.seed(self._webui_dir, [file for file in new if file.kind == "checkpoint"])
-            models = models.renamed({file: named for file, (named, _) in linked.items()})
+            is_new = self.own.show()
+            named: dict[ModelFile, ModelFile] = {}
+            for file in models.engine_files():
+                if file.kind in ARRANGED:  # linked when it is the job's turn
+                    named[file] = self.store.named(file)
+                else:
+                    named[file], is_new_file = self.store.link(file)
+                    is_new |= is_new_file
+            default = self._default_checkpoint()
+            # The job may use these, too: they may have been replaced.
+            for file in [*self.own.arranged("vae"), *([default] if default else [])]:
+                is_new |= self.store.note_linked(file)
+            checkpoints = [file for file in named.values() if file.kind == "checkpoint"]
+            hash_cache.seed(self._webui_dir, checkpoints if is_new else [])
+            models = models.renamed(named)
+            self._check_names(models)
             self._in_use.append(models)
-            self._pin()
-        return models, bool(new)
+            self._pin(default)
+        return models, is_new
+
+    def arrange_embeddings(self, models: Models) -> bool:
+        """Let the engine see exactly the embeddings of this job and the operator's own.
+
+        Call it when it is the job's turn: those that were fetched for other jobs are hidden.
+
+        Returns:
+            Whether the engine must read its embeddings again.
+        """
+        with self._lock:
+            taken = {words(file.stem) for file in models.embeddings}
+            own = [f for f in self.own.arranged("embedding") if words(f.stem) not in taken]
+            embeddings = [*own, *models.embeddings]
+            is_new = self.store.arrange("embedding", embeddings)
+            if is_new:
+                hash_cache.seed(self._webui_dir, embeddings)
+            return is_new
+
+    def arrange_vaes(self, models: Models) -> bool:
+        """The same for VAEs; returns whether the engine must read all of its folders again."""
+        with self._lock:
+            own = [self.store.named(file) for file in self.own.arranged("vae")]
+            return self.store.arrange("vae", [*own, *([models.vae] if models.vae else [])])
+
+    def take_replaced(self) -> set[Kind]:
+        """Kinds of which the operator has replaced a file under its name, since the last call."""
+        with self._lock:
+            replaced, self.store.replaced = self.store.replaced, set()
+            return replaced
 
     def release(self, models: Models) -> None:
         """Unpin the models of a job that has ended."""
         with self._lock:
             self._in_use.remove(models)
             self._loaded = models.loaded or self._loaded
-            self._pin()
+            self._pin(self._default_checkpoint())
 
     def find_models(self, request: Txt2ImgRequest, stop: threading.Event = NO_CANCEL) -> Models:
         """Find, fetch and check every model of the job, without linking them.
@@ -146,16 +207,35 @@ class ModelManager:
             WorkerError: names the model and the reason.
         """
         models = self._find_all(request, stop)
+        if self._engine != "embedded":
+            models = self.convert(models, stop)
         if self._may_be_merged(request, models):
             models = replace(models, merged=self.merged.find(models))
-        self._check(models)
-        return models
+        with self._hiding_bad_files(models):
+            models = self._check(models)
+        details = models.loaded.architecture().details if models.loaded else ()
+        return replace(models, zero_terminal_snr="zero-terminal-SNR" in details)
+
+    def convert(self, models: Models, stop: threading.Event = NO_CANCEL) -> Models:
+        """The same models with each LoRA as A1111 can read it; see `ConvertedLoras`.
+
+        Raises:
+            WorkerError: names the LoRA and the reason.
+        """
+        loras = [*(file for file, _ in models.loras), *models.written_loras.values()]
+        made = {file: self.converted.get(file, stop) for file in dict.fromkeys(loras)}
+        names = {file: new for file, new in made.items() if new != file}
+        return replace(models.renamed(names), sources=(*models.sources, *names))
+
+    def _is_converted(self, file: ModelFile) -> bool:
+        is_for_a1111 = self._engine != "embedded"
+        return is_for_a1111 and file.kind == "lora" and self.converted.needs(file)
 
     def ensure(
         self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
     ) -> list[ModelFile]:
         """A file for each model: found in the store, or fetched, several in parallel."""
-        files = {one: self._find(one) for one in wanted}
+        files = {one: self.finder.find(one) for one in wanted}
         missing = [one for one in wanted if files[one] is None]
         with self._lock:
             self.counts.update(found=len(wanted) - len(missing), fetched=len(missing))
@@ -177,34 +257,36 @@ class ModelManager:
     def health(self) -> dict[str, Any]:
         """How many models were found and fetched, the bytes fetched, and what is stored."""
         fetched = {"bytes_fetched": self.fetcher.bytes_fetched}
-        return {**self.counts, **fetched, "stored": self.get_cache_stats()}
+        stored = self.get_cache_stats()
+        return {**self.counts, **fetched, "stored": stored, "left_out": self.own.health()}
 
     def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
         """Whether all models of a template are in the image, and whether they are merged there."""
-        models = self._find_template(request, self._find_baked)
+        models = self._find_template(request, self.finder.find_baked)
         return {"baked": models is not None, "merged": bool(models and models.merged)}
 
     # For the engine's start ------------------------------------------------------------------
 
     def link_everything(self) -> int:
         """Link every good file before the engine starts; returns their number."""
-        self.store.remove_dangling_links()
-        linked: list[ModelFile] = []
-        for kind in FOLDERS:
-            for file in self.store.files(kind):
-                try:
-                    if file.verified_sha256 is None:  # others were checked when fetched
-                        file.check()
-                except JobError as error:
-                    log.warning("%s: %s The engine will not see it.", file.path, error.message)
-                else:
-                    linked.append(self.store.link(file)[0])
-        hash_cache.seed(self._webui_dir, [file for file in linked if file.kind == "checkpoint"])
-        return len(linked)
+        with self._lock:
+            self.store.remove_dangling_links()
+            self.own.show()
+            linked = [self.store.link(file)[0] for kind in FOLDERS for file in self._fetched(kind)]
+            hash_cache.seed(self._webui_dir, linked)
+        self.arrange_embeddings(Models())
+        self.arrange_vaes(Models())
+        self.own.write_note()
+        return self.store.count_links()
+
+    def _fetched(self, kind: Kind) -> list[ModelFile]:
+        """The fetched files of kinds that act only where a job names them."""
+        files = self.store.files(kind) if kind not in ARRANGED else ()
+        return [file for file in files if file.verified_sha256 and self.own.is_good(file)]
 
     def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
         """The checkpoint that the template's jobs will load, if all of its models are present."""
-        models = self._find_template(request, self._find)
+        models = self._find_template(request, self.finder.find)
         if models is None or models.loaded is None:
             return None
         try:
@@ -213,44 +295,6 @@ class ModelManager:
             log.warning("the default template cannot be used: %s", error)
             return None
         return self.store.link(models.loaded)[0].stem
-
-    # One model -------------------------------------------------------------------------------
-
-    def _find(self, wanted: Wanted) -> ModelFile | None:
-        """The file, if it can be found without a network.
-
-        Raises:
-            ModelNotFound: the job gives a file name that the store does not have.
-        """
-        ref = wanted.ref
-        if isinstance(ref, StoreName):
-            return self._find_by_name(wanted.kind or "checkpoint", ref.name)
-        sha256 = self._expected_sha256(wanted)
-        file = self.store.by_sha256(sha256) if sha256 else None
-        return file or self._find_operators_file(wanted)
-
-    def _find_operators_file(self, wanted: Wanted) -> ModelFile | None:
-        """A file that the operator added; it is hashed only if the job gives its file name."""
-        if not isinstance(wanted.ref, Sha256) or not wanted.filename:
-            return None
-        file = self.store.find(wanted.kind or "checkpoint", wanted.filename)
-        return file if file and file.sha256() == wanted.ref.digest else None
-
-    def _expected_sha256(self, wanted: Wanted) -> str | None:
-        """The hash in the job, or that of the file that the reference resolved to last time."""
-        ref = wanted.ref
-        of_ref = ref.digest if isinstance(ref, Sha256) else None
-        return wanted.sha256 or of_ref or self.fetcher.references.sha256(ref)
-
-    def _find_baked(self, wanted: Wanted) -> ModelFile | None:
-        """The file, if it is in the image; does not count as a use."""
-        ref = wanted.ref
-        if isinstance(ref, StoreName):
-            file = self.store.find(wanted.kind or "checkpoint", ref.name)
-            return file if file and self.store.is_baked(file) else None
-        sha256 = self._expected_sha256(wanted)
-        blob = self.store.baked.find(sha256) if sha256 else None
-        return blob.as_file() if blob else None
 
     def _find_template(
         self, request: Txt2ImgRequest, find: Callable[[Wanted], ModelFile | None]
@@ -268,25 +312,17 @@ class ModelManager:
         models = assign_files(request, files)
         return replace(models, merged=self.merged.find(models)) if models.loras else models
 
-    def _find_by_name(self, kind: Kind, name: str) -> ModelFile:
-        """By file name or stem; a LoRA also by the name from its training, as in A1111."""
-        file = self.store.find(kind, name)
-        if file is None and kind == "lora":
-            named = (f for f in self.store.files("lora") if _trained_name(f) == name)
-            file = next(named, None)
-        if file is None:
-            raise self.store.not_found(kind, name)
-        if file.verified_sha256:
-            self.store.by_sha256(file.verified_sha256)  # records the use
-        return file
-
     # One job ---------------------------------------------------------------------------------
 
     def _find_all(self, request: Txt2ImgRequest, stop: threading.Event) -> Models:
         wanted = wanted_models(request)
         files = dict(zip(wanted, self.ensure(list(wanted.values()), stop), strict=True))
         models = assign_files(request, files)
-        return replace(models, written_loras=self._written_loras(request, models.loras))
+        return replace(
+            models,
+            embeddings=name_embeddings(request, models.embeddings),
+            written_loras=self._written_loras(request, models.loras),
+        )
 
     def _may_be_merged(self, request: Txt2ImgRequest, models: Models) -> bool:
         """Whether a merged checkpoint can replace the template's checkpoint and LoRAs.
@@ -305,41 +341,65 @@ class ModelManager:
         """The files that tags in the prompt mean; the job's own LoRAs come first."""
         if request.disable_extra_networks:
             return {}
-        own = {name: file for file, ref in loras for name in (file.stem, *ref.stems)}
         tags = lora_tags(request.prompt) + lora_tags(request.hr_prompt)
-        return {tag.name: own.get(tag.name) or self._find_by_name("lora", tag.name) for tag in tags}
+        return {
+            tag.name: meant_lora(tag.name, loras) or self.finder.by_name("lora", tag.name)
+            for tag in tags
+        }
 
-    def _pin(self) -> None:
-        """Protect from eviction what jobs use, and the checkpoint that the engine has loaded."""
+    def _default_checkpoint(self) -> ModelFile | None:
+        """The checkpoint that the engine loads for a job that names none, if it is known."""
+        file = self.store.in_engine("checkpoint", webui_config.checkpoint(self._webui_dir))
+        if file and file.verified_sha256:
+            self.store.fetched.mark_used(file.verified_sha256)  # for the other workers
+        return file
+
+    def _pin(self, default: ModelFile | None) -> None:
+        """Protect from eviction what jobs use, and what the engine has loaded or loads again."""
         files = {file for models in self._in_use for file in models.files()}
-        files |= {self._loaded} if self._loaded else set()
+        files |= {file for file in (self._loaded, default) if file}
         self.space.pinned = frozenset(
             file.verified_sha256 for file in files if file.verified_sha256
         )
 
-    def _check(self, models: Models) -> None:
-        """Check that each file is whole, of its kind, and of the checkpoint's family."""
-        for file in models.files():
-            file.check()
-            if self._engine != "embedded":
-                architecture.check_naming(file.stem, file.architecture())
-        added = [file for file in models.files() if file.kind in {"lora", "embedding"}]
-        for checkpoint in filter(None, (models.checkpoint, models.hr_checkpoint)):
-            family = checkpoint.architecture()
-            for file in added:
-                architecture.check_match(checkpoint.stem, family, file.stem, file.architecture())
+    def _check_names(self, models: Models) -> None:
+        """Refuse an embedding whose name a file has that lies in the engine's own folder."""
+        fixed = {words(path.stem): path for path in self.store.operators_in_engine("embedding")}
+        for file in models.embeddings:
+            other = fixed.get(words(file.stem))
+            if other and other.resolve() != file.path:
+                raise InvalidInput(
+                    f"another embedding in the engine's own folder is named {file.stem!r}.",
+                    hint="Give the job's embedding another `name`, and write it in the prompt.",
+                    field="embeddings",
+                )
+
+    def _check(self, models: Models) -> Models:
+        """Check that each file can be used, alone and with the checkpoints; adds the notes.
+
+        Raises:
+            ModelFileInvalid, ModelNotSupported, ModelMismatch: names the file and the reason.
+        """
+        compatibility.check_files(models, self._engine)
+        return replace(models, notes=compatibility.check_together(models, self._engine))
+
+    @contextmanager
+    def _hiding_bad_files(self, models: Models) -> Iterator[None]:
+        """When a check in this block fails, hide the operator's bad files from the engine."""
+        try:
+            yield
+        except WorkerError as error:
+            for file in models.files():
+                # The file on the disk can be the target of a link, whose name is not for callers.
+                error.message = error.message.replace(repr(file.path.name), repr(file.filename))
+            with self._lock:
+                self.own.check(file for file in models.files() if not file.verified_sha256)
+            raise
 
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:
     """The file with the kind that this job names, so that it is checked as that kind."""
     return replace(file, kind=wanted.kind) if wanted.kind else file
-
-
-def _trained_name(file: ModelFile) -> str | None:
-    try:
-        return file.metadata().get("ss_output_name")
-    except (ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe):
-        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Starts the engine (A1111 or the embedded one) and the handler, and supervises both.
 #
-# usage: start.sh [arguments for handler.py]
+# usage: start.sh [JOB.json | arguments of handler.py]
 #
 # Exit status: the handler's, or
+#   2    an argument is not understood; nothing was started
 #   69   the engine never became ready
 #   70   the engine's restarts are used up
-#   71   this machine cannot run the engine; nothing was started
+#   71   this machine cannot run the engine, or a port is taken; nothing was started
 #   78   bad configuration; nothing was started
 #   143  a signal came before anything was started
 #
 # The RunPod SDK installs its own handler for SIGTERM, so the process that runs it cannot be the
 # supervisor. Signals only set a flag; the loop in `supervise` acts. docs/modules/startup-script.md
-# explains why.
+# explains why. If this script is killed, the handler kills the engine and ends by itself.
 set -Eeuo pipefail
 
 readonly EXIT_ENGINE_NOT_READY=69 EXIT_RESTARTS_USED_UP=70 EXIT_BAD_CONFIGURATION=78
@@ -39,6 +40,24 @@ find_python() {
     PYTHON=$HERE/.venv/bin/python
     [[ -x $PYTHON ]] || PYTHON=python3
   fi
+}
+
+# Sets `arguments` for the handler: worker/service/arguments.py reads them before anything boots.
+# usage: read_arguments "$@"
+read_arguments() {
+  local given
+  arguments=()
+  (($#)) || return 0
+  for given in "$@"; do
+    case $given in
+      # They print something and start nothing.
+      --help | -h | --schema) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
+    esac
+  done
+  # In the caller's folder, where a job's file is.
+  given=$(PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$HERE/worker/service/arguments.py" \
+    "$@") || exit  # with 2 or 71; it has printed the reason
+  eval "arguments=($given)"
 }
 
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
@@ -68,7 +87,7 @@ prepare_run_dir() {
   (umask 077 && mkdir -p "$RUN_DIR") && [[ -O $RUN_DIR && -w $RUN_DIR ]] ||
     fail "$EXIT_BAD_CONFIGURATION" "RUN_DIR=$RUN_DIR must be a folder that user $EUID\
  owns and can write: set it to another path"
-  rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.{address,ready,restart}
+  rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.{address,ready,restart,checkpoint}
   # For image/healthcheck.sh. WEBUI_URL may have a user and a password in it.
   (umask 077 && printf '%s %s\n' "$ENGINE" "$WEBUI_URL" >"$RUN_DIR/engine.address")
 }
@@ -85,10 +104,22 @@ prepare_engine() {
 }
 
 # Writes the file that the handler reads (worker/webui/supervisor.py).
-# usage: write_state STATE PID_OR_STATUS
+# usage: write_state STATE PID_OR_STATUS [CAUSE]
 write_state() {
-  printf '%s %s\n' "$1" "$2" >"$RUN_DIR/.engine.new"
-  mv -f "$RUN_DIR/.engine.new" "$RUN_DIR/engine"
+  local new=$RUN_DIR/.engine.new
+  { (umask 077 && mkdir -p "$RUN_DIR") && printf '%s\n' "$*" >"$new" && mv -f "$new" "$RUN_DIR/engine"; } \
+    2>/dev/null && return
+  # The old state would be wrong: without the file the handler asks only the engine itself.
+  rm -f "$RUN_DIR/engine" 2>/dev/null || true
+  log "RUN_DIR=$RUN_DIR cannot be written: the handler is not told that the engine is $1"
+}
+
+# Sets `line`: the first line of a file in RUN_DIR, at most 500 characters; empty if there is none.
+# usage: read_line NAME
+read_line() {
+  line=''
+  # Not of a pipe: reading one could wait for ever.
+  [[ ! -f $RUN_DIR/$1 ]] || read -r -n 500 line 2>/dev/null <"$RUN_DIR/$1" || true
 }
 
 # --- the engine ---------------------------------------------------------------------------------
@@ -137,9 +168,20 @@ engine_command() {
     --disable-console-progressbars --no-prompt-history "${WEBUI_ARGS[@]}")
 }
 
+# The engine's default must be a checkpoint that can be loaded: the handler has written the name of
+# the one that made this engine's first picture.
+name_default_checkpoint() {
+  local line
+  read_line engine.checkpoint
+  [[ -n $line ]] || return 0
+  (cd "$HERE" && "$PYTHON" -m worker.config.webui_config "$WEBUI_DIR" "$line") ||
+    log "the default checkpoint could not be written into $WEBUI_DIR/config.json"
+}
+
 start_engine() {
   local -a attention command preload unset=()
   local folder name
+  name_default_checkpoint
   engine_command
   for name in "${HIDDEN_FROM_ENGINE[@]}"; do
     unset+=(-u "$name")
@@ -147,34 +189,57 @@ start_engine() {
   # setsid: a process group of its own, so that all of its processes can be killed.
   (cd "$folder" && exec env "${unset[@]}" "${preload[@]}" HF_HUB_OFFLINE=1 setsid "${command[@]}") &
   engine_pid=$!
-  rm -f "$RUN_DIR/engine.restart"
+  rm -f "$RUN_DIR/engine.restart" || true
   write_state running "$engine_pid"
   log "engine $ENGINE started (pid $engine_pid)"
 }
 
-engine_was_ready() { [[ $(cat "$RUN_DIR/engine.ready" 2>/dev/null) == "$engine_pid" ]]; }
+engine_was_ready() {
+  local line
+  read_line engine.ready
+  # Without RUN_DIR nobody knows: MAX_ENGINE_RESTARTS is the limit then.
+  [[ ! -d $RUN_DIR || $line == "$engine_pid" ]]
+}
 
 # True if another restart is allowed: MAX_ENGINE_RESTARTS within ENGINE_RESTART_WINDOW.
+# usage: may_restart CAUSE; sets `used_up`, the causes of the earlier restarts
 may_restart() {
-  local now time
+  local now restart
   local -a recent=()
   read_clock
-  for time in "${restarts[@]}"; do
-    ((now - time < ENGINE_RESTART_WINDOW_MS)) && recent+=("$time")
+  used_up=''
+  for restart in "${restarts[@]}"; do
+    if ((now - ${restart%% *} < ENGINE_RESTART_WINDOW_MS)); then
+      recent+=("$restart")
+      used_up+="${restart#* }, "
+    fi
   done
   restarts=("${recent[@]}")
   ((${#restarts[@]} < MAX_ENGINE_RESTARTS)) || return 1
-  restarts+=("$now")
+  restarts+=("$now $1")
 }
 
-# Call it when the old process is gone. usage: restart_engine STATUS
+# Call it when the old process is gone. usage: restart_engine STATUS CAUSE
 restart_engine() {
-  if ! may_restart; then
-    give_up "$EXIT_RESTARTS_USED_UP" "$1" \
-      "no further restart: MAX_ENGINE_RESTARTS=$MAX_ENGINE_RESTARTS in $ENGINE_RESTART_WINDOW s are\
- used up; the engine's own lines above show why it ended"
+  local used_up
+  if ! may_restart "$2"; then
+    give_up "$EXIT_RESTARTS_USED_UP" "$1" "no further restart: MAX_ENGINE_RESTARTS=\
+$MAX_ENGINE_RESTARTS in $ENGINE_RESTART_WINDOW s are used up (${used_up}now $2)"
   fi
   start_engine
+}
+
+# Only while A1111 is stopped: if it ran, it would no longer find its models.
+remove_cache() {
+  rm -rf -- "${WEBUI_DIR:?}/cache" || log "$WEBUI_DIR/cache cannot be removed"
+  log "removed the WebUI's cache folder"
+}
+
+# A damaged cache is the one cause of a failed start that can be repaired here: A1111 ends with
+# status 1 then. Once: the repair is tried again only after an engine was ready.
+# usage: may_repair STATUS
+may_repair() {
+  [[ $1 == 1 && $ENGINE == a1111 && -d $WEBUI_DIR/cache && -z $cache_was_removed ]]
 }
 
 engine_exited() {
@@ -184,32 +249,59 @@ engine_exited() {
     engine_pid=''
     return
   fi
-  if ! engine_was_ready; then
+  if engine_was_ready; then
+    cache_was_removed=''
+    write_state restarting "$status"
+    log "the engine ended with status $status"
+    restart_engine "$status" "status $status"
+  elif may_repair "$status"; then
+    cache_was_removed=yes
+    write_state restarting "$status"
+    log "the engine ended with status 1 before it was ready; it is started once more without its\
+ cache, which may be damaged"
+    remove_cache
+    start_engine
+  else
     # An engine that could not boot once will not boot the next time.
     give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was\
  ready, and is not restarted; its lines above show why"
   fi
-  write_state restarting "$status"
-  log "the engine ended with status $status"
-  restart_engine "$status"
+}
+
+# True if a requested restart does not count towards MAX_ENGINE_RESTARTS: not the engine failed, but
+# a job or a file needs a fresh one. It is no endless loop: each such restart needs an engine that
+# has made its first picture, and a job that has got its answer or a file that was replaced.
+# usage: is_uncounted REASON
+is_uncounted() {
+  case $1 in
+    bad-model | out-of-memory | replaced-model) engine_was_ready ;;
+    *) return 1 ;;
+  esac
 }
 
 restart_on_request() {
-  local reason
+  local line reason uncounted=''
   restart_requested=''
   [[ -n $engine_pid && -f $RUN_DIR/engine.restart ]] || return 0
-  reason=$(cat "$RUN_DIR/engine.restart")
+  read_line engine.restart
+  reason=$line
   log "the handler asks for a restart of the engine: $reason"
+  if is_uncounted "$reason"; then
+    uncounted=yes
+  fi
   write_state restarting 0
   stop_group "$engine_pid" "$ENGINE_STOP_MS"
   engine_pid=''
   [[ -z $stop_requested ]] || return 0
-  if [[ $reason == damaged-cache && $ENGINE == a1111 ]]; then
-    # Only while the WebUI is stopped: if it ran, it would no longer find its models.
-    rm -rf -- "${WEBUI_DIR:?}/cache"
-    log "removed the WebUI's cache folder"
+  # The cache also holds the hashes of replaced files.
+  if [[ $ENGINE == a1111 && $reason == @(damaged-cache|replaced-model) ]]; then
+    remove_cache
   fi
-  restart_engine 0
+  if [[ -n $uncounted ]]; then
+    start_engine
+  else
+    restart_engine 0 "$reason"
+  fi
 }
 
 # --- processes ----------------------------------------------------------------------------------
@@ -257,17 +349,30 @@ stop_all() {
   trap '' TERM INT HUP
   stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine))
   wait "$handler_pid" || handler_status=$?
+  handler_pid=''
   if [[ -n $engine_pid ]]; then
     stop_group "$engine_pid" "$for_engine"
+    engine_pid=''
   fi
   return "$handler_status"
+}
+
+# However this script ends: none of its processes goes on without it.
+clean_up() {
+  local pid
+  for pid in $handler_pid $engine_pid; do
+    kill -KILL -- "-$pid" 2>/dev/null || true
+  done
+  [[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true
 }
 
 # If the engine has ended and is not restarted: waits until the handler has reported this as its
 # job's error, then stops everything.
 # usage: give_up EXIT_STATUS ENGINE_STATUS MESSAGE
 give_up() {
-  write_state failed "$2"
+  local cause=''
+  [[ $1 != "$EXIT_RESTARTS_USED_UP" ]] || cause=$3  # else the status tells it
+  write_state failed "$2" "$cause"
   log "$3"
   engine_pid=''
   await_end "$handler_pid" "$HANDLER_REPORT_MS" || true
@@ -313,20 +418,23 @@ stop_if_requested() {
 
 main() {
   stop_requested='' restart_requested='' engine_pid='' handler_pid='' ticker=''
+  cache_was_removed=''
   restarts=()
   trap 'stop_requested=SIGTERM' TERM
   trap 'stop_requested=SIGINT' INT
   trap 'stop_requested=SIGHUP' HUP  # a closed terminal would leave the two programs running
   trap 'restart_requested=yes' USR1
-  trap '[[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true' EXIT
+  trap : PIPE  # nobody reads the log any more; not '', which the programs would inherit
+  trap clean_up EXIT
   find_python
+  read_arguments "$@"
   read_settings
   check_webui
   prepare_run_dir
   [[ $ENGINE == external ]] || prepare_engine
   stop_if_requested
   [[ $ENGINE == external ]] || start_engine
-  start_handler "$@"
+  start_handler "${arguments[@]}"
   supervise
 }
 

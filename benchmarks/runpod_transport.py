@@ -21,9 +21,18 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from fakes.hosts.slow_line import SlowLine  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
-from fakes.sdk_worker import FAULTS, SdkWorker, running_sdk_worker  # noqa: E402
+from fakes.sdk_worker import SdkWorker, running_sdk_worker  # noqa: E402
+from slow_line import SlowLine  # noqa: E402
+
+# What can happen to the post of a result, for RunPodPlane.fault.
+FAULTS: list[dict[str, object]] = [
+    {"drop": True, "times": 3},
+    {"status": 429, "times": 3},
+    {"status": 502, "times": 3},
+    {"status": 400},
+    {"status": 413},
+]
 
 WAIT = 120.0
 LINE = 0.02  # seconds for a byte to RunPod, one way
@@ -154,7 +163,7 @@ def _end(folder: Path, lead: float | None, **how: str) -> tuple[float, str]:
     with (
         RunPodPlane(hold=HOLD) as plane,
         SlowLine(plane.port, LINE) as line,
-        running_sdk_worker(folder, plane, line=line, **how) as worker,
+        running_sdk_worker(folder, plane, port=line.port, **how) as worker,
     ):
         time.sleep(0.2)
         job = ""

@@ -8,6 +8,17 @@
 Every other exception gets status 500 with its class and message, the same as in A1111.
 """
 
+import reprlib
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlong = 3, 40
+_repr.maxstring = _repr.maxother = 200
+
+
+def shown(value: object) -> str:
+    """A value of a request as text for a message: its `repr`, at most some hundred characters."""
+    return _repr.repr(value)
+
 
 class Refused(Exception):
     """A request that can never succeed; the answer has `status`, and the message as `detail`."""
@@ -28,6 +39,7 @@ class Unsupported(Refused):
     """A feature of A1111 that this engine does not have; `what` names the field and its value."""
 
     def __init__(self, what: str) -> None:
+        self.what = what
         super().__init__(f"the embedded engine does not support {what}")
 
 

@@ -42,6 +42,13 @@ hand_over_to_worker() {
   find "$RUN_DIR" "$WEBUI_DIR" -xdev -user root -exec chown -h worker:worker -- {} +
 }
 
+# The other way round: a start as the worker's user has left its files, and a folder on the volume
+# was closed to that user since. start.sh takes only a folder that is its own.
+take_over_from_worker() {
+  [[ -d $RUN_DIR && ! -O $RUN_DIR ]] || return 0
+  find "$RUN_DIR" -xdev -user 1000 -exec chown -h root:root -- {} +
+}
+
 if ((EUID)); then
   exec "${start[@]}"
 fi
@@ -49,6 +56,7 @@ read_settings
 reason=$(reason_to_stay_root)
 if [[ -n $reason ]]; then
   echo "entrypoint.sh: stays root, because $reason" >&2
+  take_over_from_worker
   exec "${start[@]}"
 fi
 hand_over_to_worker

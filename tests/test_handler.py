@@ -34,7 +34,8 @@ class StubEngine(Engine):
         super().__init__(self, Supervisor(folder, None), None)
         self.catalog = catalog
 
-    async def generate(self, payload, _stopwatch, report):
+    async def generate(self, payload, _stopwatch, report, arrange):
+        arrange()
         report({"phase": "generate", "step": 1, "steps": 2})
         facts = {"sd_model_name": "base", "extra_generation_params": {}}
         image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
@@ -138,6 +139,7 @@ def test_an_unexpected_exception_is_an_id_in_the_answer_and_a_traceback_in_the_l
 
 def test_a_wrong_setting_ends_the_handler_with_its_own_status(monkeypatch, capsys):
     monkeypatch.setenv("ENGINE", "comfy")
+    monkeypatch.setattr("sys.argv", ["handler.py"])
     assert handler.main() == 78
     assert "ENGINE='comfy'" in capsys.readouterr().err
 
@@ -183,7 +185,7 @@ def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end
     async def story():
         engine = Engine(None, None, None)
         engine.models_changed = listed.set
-        models = Mock(prepare_models_for_request=prepare, release=release)
+        models = Mock(prepare_models_for_request=prepare, release=release, take_replaced=set)
         built = handler.Handler(Settings.from_environ({}), engine, models, Templates(None))
         limit = {"timeout": 1} if end == "late" else {}
         job = asyncio.create_task(built({"id": "job-1", "input": {"prompt": "a fox"} | limit}))

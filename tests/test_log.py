@@ -39,3 +39,23 @@ def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(capsys, form):
     assert SECRET[:8] not in text
     assert "ValueError: ***" in text
     assert "and 1" in text  # too short to be hidden
+
+
+FORGED = "2026-01-01T00:00:00Z INFO    [-] forged"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85", "\x1b[2J"])
+def test_text_from_a_job_cannot_forge_a_line(capsys, end):
+    log.configure("INFO", "text", [])
+    before = log.job_id.set(f"job\n{FORGED}")
+    logger.warning("the prompt is a%s", end + FORGED)
+    log.job_id.reset(before)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert "the prompt is a" in first
+    assert all(line.startswith("    ") for line in others)
+
+
+def test_lines_of_the_worker_itself_stay_as_they_are(capsys):
+    log.configure("INFO", "text", [])
+    logger.info("saved\n%s", "prompt   a\nfile     b", extra=log.OWN_LINES)
+    assert capsys.readouterr().err.splitlines()[1:] == ["prompt   a", "file     b"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
+import stat
 import uuid
 from pathlib import Path
+from typing import BinaryIO
 
 from worker.errors import StoreFull, StoreNotWritable, WorkerError
 
@@ -15,6 +18,32 @@ def storage_error(error: OSError) -> WorkerError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull(f"the disk of the model store is full ({error.strerror}).")
     return StoreNotWritable(f"the model store cannot be written: {error.strerror or error}.")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; other kinds of files could block for ever.
+
+    Raises:
+        OSError: it cannot be opened, or it is a FIFO, a socket, a device or a folder.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_small(path: Path, limit: int = 1 << 20) -> bytes:
+    """The content of a small regular file.
+
+    Raises:
+        OSError: as `open_regular`, or the file has more than `limit` bytes.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, "unexpectedly large", str(path))
+    return content
 
 
 def note_file(path: Path) -> Path:

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 
 _SHORTEST_SECRET = 6
+# Characters that end a line, move the cursor or reverse the direction, without \n and \t.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 job_id: ContextVar[str] = ContextVar("job_id", default="-")
 phase: ContextVar[str] = ContextVar("phase", default="-")  # of that job
+
+
+# `extra` of a message whose lines are all the worker's own: they are not indented.
+OWN_LINES = {"own_lines": True}
+
+
+def _harmless(text: str, *, own_lines: bool) -> str:
+    """The text without control characters; further lines are indented.
+
+    So a line that begins with a time was written by the worker: text from a job cannot forge one.
+    """
+    text = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text if own_lines else text.replace("\n", "\n    ")
 
 
 class _Redacting(logging.Filter):
@@ -25,13 +41,15 @@ class _Redacting(logging.Filter):
         self._secrets = sorted(long_enough, key=len, reverse=True)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.job, record.phase = job_id.get(), phase.get()
+        record.job, record.phase = ascii(job_id.get())[1:-1], phase.get()
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        record.msg, record.args, record.exc_info, record.exc_text = text, None, None, None
+        own_lines = bool(getattr(record, "own_lines", False))
+        record.msg, record.args = _harmless(text, own_lines=own_lines), None
+        record.exc_info, record.exc_text = None, None
         return True
 
 

@@ -18,6 +18,7 @@ from engine.api.infotext import Facts, encode_png
 from engine.api.options import Options
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
+from engine.models import files
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
 from engine.models.loaded_model import LoadedModel, PictureSettings
 from engine.models.loras import Loras, LoraUse
@@ -87,15 +88,18 @@ class Engine:
         self._use(checkpoint)
 
     def _use(self, checkpoint: Checkpoint) -> LoadedModel:
-        """Load this checkpoint unless it is loaded; first free the other: memory holds only one."""
-        if self._model is None or self._model.checkpoint != checkpoint:
+        """Load this checkpoint unless it is loaded and its file is still the same.
+
+        The other one is freed first: memory holds only one.
+        """
+        if self._model is None or not self._model.is_current(checkpoint):
             started = time.monotonic()
             self._model = None
             gc.collect()  # a pipeline contains reference cycles
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._model = LoadedModel.load(checkpoint, self.checkpoints.sha256(checkpoint))
-            log.info("loaded %s in %.1f s", checkpoint.name, time.monotonic() - started)
+            log.info("loaded %r in %.1f s", checkpoint.name, time.monotonic() - started)
         return self._model
 
     def get_options(self) -> dict[str, Any]:
@@ -146,8 +150,8 @@ class Engine:
 
     def list_vaes(self) -> list[dict[str, str]]:
         """The answer of GET /sd-vae; the engine lists these files but does not support them."""
-        paths = sorted((self.data_dir / FOLDERS[2]).rglob("*"))
-        found = [path for path in paths if path.suffix in MODEL_SUFFIXES]
+        paths = files.find(self.data_dir / FOLDERS[2])
+        found = [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
         return [{"model_name": path.name, "filename": str(path)} for path in found]
 
     # ------------------------------------------------------------------------------- generation
@@ -155,8 +159,10 @@ class Engine:
     def txt2img(self, request: Txt2Img) -> dict[str, Any]:
         """POST /txt2img: refuse an impossible request at once; else wait for the jobs before it."""
         request.check()
-        option.check(request.override_settings or {})
-        job = _Job(request)
+        overrides = request.override_settings or {}
+        option.check(overrides)
+        settings = self.options.merged(overrides)
+        job = _Job(request, has_comments=bool(settings[option.COMMENTS]))
         pictures, facts = self._queue(self._generate, job)
         infotexts = map(facts.infotext, range(len(pictures)))
         encoded = [encode_png(p, text) for p, text in zip(pictures, infotexts, strict=True)]
@@ -175,6 +181,9 @@ class Engine:
         count = request.n_iter * request.batch_size
         with self.progress.running("scripts_txt2img", count):
             model = self._use(self._checkpoint(settings[option.CHECKPOINT]))
+            if not request.override_settings_restore_afterwards:
+                # only now: a checkpoint that cannot be loaded would make all later jobs fail
+                self.options.values = {name: settings[name] for name in option.DEFAULTS}
             uses = self.loras.resolve(job.tags)
             with model.with_loras(uses):
                 facts = job.facts(model, uses, settings, self.progress.job_timestamp)
@@ -185,44 +194,50 @@ class Engine:
     def _pictures(self, job: "_Job", model: LoadedModel, facts: Facts) -> list[Image.Image]:
         """Make pictures one by one: in a batch, the same seed gives slightly different pixels."""
         pictures: list[Image.Image] = []
-        request, calls = job.request, job.sampler.calls(job.request.steps)
-        conditioning = model.encode(job.text, request.negative_prompt, facts.clip_skip, calls)
+        calls = job.sampler.calls(job.request.steps)
+        conditioning = model.encode(job.text, job.negative_prompt, facts.clip_skip, calls)
         for number, seed in enumerate(facts.seeds):
             self.progress.begin_picture(number)
-            settings = job.picture_settings(seed)
+            settings = job.picture_settings(seed, facts)
             pictures.append(model.picture(conditioning, settings, self.progress.step))
             if self.progress.stopping:
                 break
         return pictures
 
     def _override(self, request: Txt2Img) -> dict[str, Any]:
-        """The options for this request; also for later requests if they are not restored."""
+        """The options for this request."""
         overrides = dict(request.override_settings or {})
         if self.checkpoints.find(str(overrides.get(option.CHECKPOINT))) is None:
             overrides.pop(option.CHECKPOINT, None)  # same as A1111: only the answer shows it
-        settings = self.options.merged(overrides)
-        if not request.override_settings_restore_afterwards:
-            self.options.values = {name: settings[name] for name in option.DEFAULTS}
-        return settings
+        return self.options.merged(overrides)
 
     def _checkpoint(self, alias: str | None) -> Checkpoint:
         return (self.checkpoints.find(alias) if alias else None) or self._default()
 
 
 class _Job:
-    """A parsed request: its sampler, scheduler, LoRA tags and text. Raises Refused."""
+    """A parsed request: its sampler, scheduler, LoRA tags and text. Raises Refused.
 
-    def __init__(self, request: Txt2Img) -> None:
+    Attributes:
+        prompt, negative_prompt: without comments, as in the answer.
+        text: the prompt without tags.
+        tags: the LoRA tags that apply.
+    """
+
+    def __init__(self, request: Txt2Img, *, has_comments: bool) -> None:
         self.request = request
+        both = (request.prompt, request.negative_prompt)
+        self.prompt, self.negative_prompt = (
+            syntax.without_comments(text) if has_comments else text for text in both
+        )
         sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
         self.sampler = sampler.with_eta(request.eta)
         self.scheduler = samplers.find_scheduler(self.sampler, request.scheduler)
-        self.text, tags = syntax.extract_loras(request.prompt)
+        self.text, tags = syntax.extract_loras(self.prompt)
         self.tags = [] if request.disable_extra_networks else tags
-        for text in (self.text, request.negative_prompt):
-            syntax.refuse_unsupported(text)
+        syntax.refuse_unsupported(self.text)
 
-    def picture_settings(self, seed: int) -> PictureSettings:
+    def picture_settings(self, seed: int, facts: Facts) -> PictureSettings:
         """The settings of the picture with this seed."""
         request = self.request
         return PictureSettings(
@@ -233,6 +248,7 @@ class _Job:
             request.cfg_scale,
             self.sampler,
             self.scheduler,
+            zero_terminal_snr=facts.noise_schedule == option.ZERO_TERMINAL_SNR,
         )
 
     def facts(
@@ -242,8 +258,8 @@ class _Job:
         request = self.request
         seed = _resolve_seed(request.seed)
         return Facts(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
             seeds=[seed + i for i in range(request.n_iter * request.batch_size)],
             subseed=_resolve_seed(request.subseed),
             width=request.width,
@@ -258,6 +274,7 @@ class _Job:
             model_name=model.checkpoint.stem,
             model_hash=model.sha256[:HASH_DIGITS],
             clip_skip=settings[option.CLIP_SKIP],
+            noise_schedule=settings[option.NOISE_SCHEDULE],
             lora_hashes={use.lora.name: use.lora.hash() for use in uses},
             seed_resize=(request.seed_resize_from_w, request.seed_resize_from_h),
             denoising_strength=request.denoising_strength,

@@ -43,6 +43,7 @@ class Facts:
     seed_resize: tuple[int, int]
     denoising_strength: float | None
     job_timestamp: str
+    noise_schedule: str = "Default"
 
     @property
     def extra_generation_params(self) -> dict[str, Any]:
@@ -55,6 +56,8 @@ class Facts:
             params["Schedule type"] = self.schedule_label
         if self.eta_ddim is not None:
             params["Eta DDIM"] = self.eta_ddim
+        if self.noise_schedule != "Default":
+            params["Noise Schedule"] = self.noise_schedule
         return params
 
     def infotext(self, index: int) -> str:

@@ -9,15 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.errors import Unsupported
+from engine.errors import Unsupported, shown
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "sd_model_checkpoint"
 CHECKPOINT_HASH = "sd_checkpoint_hash"
 CLIP_SKIP = "CLIP_stop_at_last_layers"
+MOST_CLIP_SKIP = 12  # layers of CLIP; A1111's setting ends there, too
 VAE = "sd_vae"
+COMMENTS = "enable_prompt_comments"
 OWN_VAE = ("Automatic", "None")
+NOISE_SCHEDULE = "sd_noise_schedule"
+ZERO_TERMINAL_SNR = "Zero Terminal SNR"
 
 # A1111's names and order, and A1111's defaults except for two.
 ALL: dict[str, Any] = {
@@ -56,11 +60,13 @@ ALL: dict[str, Any] = {
     "uni_pc_skip_type": "time_uniform",
     "uni_pc_order": 3,
     "uni_pc_lower_order_final": True,
-    "sd_noise_schedule": "Default",
+    NOISE_SCHEDULE: "Default",
     CHECKPOINT_HASH: "",
     "lora_add_hashes_to_infotext": True,
+    COMMENTS: True,
 }
-DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE)}  # these can be changed
+# these can be changed
+DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE, NOISE_SCHEDULE, COMMENTS)}
 WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
 
@@ -74,7 +80,8 @@ class Options:
         content = self._read()
         if content.get(VAE, "Automatic") not in OWN_VAE:
             log.warning("%s: the embedded engine ignores %s", file, VAE)
-        known = {name: content[name] for name in (CHECKPOINT, CLIP_SKIP) if name in content}
+        read = (CHECKPOINT, CLIP_SKIP, NOISE_SCHEDULE, COMMENTS)
+        known = {name: content[name] for name in read if name in content}
         check(known)
         self.values: dict[str, Any] = DEFAULTS | known
 
@@ -82,6 +89,8 @@ class Options:
         """The file's content; {} if there is no file. Raises ValueError if it is not JSON."""
         if not self.file.exists():
             return {}
+        if not self.file.is_file():  # a pipe would wait for ever
+            raise OSError(f"{self.file} is not a regular file")
         try:
             content = json.loads(self.file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -102,18 +111,23 @@ class Options:
 
 
 def check(changes: Mapping[str, Any]) -> None:
-    """Raise Unsupported for an option that the engine does not have, TypeError for a clip skip that
-    is not a number.
+    """Raise Unsupported for an option that the engine does not have, TypeError or ValueError for a
+    value that it cannot have.
 
-    A checkpoint name is not checked: POST /options and override_settings treat an unknown one
-    differently.
+    Whether a checkpoint exists is not checked: POST /options and override_settings treat an unknown
+    one differently.
     """
     for name, value in changes.items():
         if name in WITHOUT_EFFECT or (name in FIXED and value == FIXED[name]):
             continue
         if name not in DEFAULTS:
-            raise Unsupported(f"the option {name!r} with the value {value!r}")
-        if name == VAE and value not in OWN_VAE:
-            raise Unsupported(f"the option {name!r} with the value {value!r}")
+            raise Unsupported(f"the option {shown(name)} with the value {shown(value)}")
+        known = {VAE: OWN_VAE, NOISE_SCHEDULE: ("Default", ZERO_TERMINAL_SNR)}
+        if name in known and value not in known[name]:
+            raise Unsupported(f"the option {shown(name)} with the value {shown(value)}")
         if name == CLIP_SKIP and not isinstance(value, int):
-            raise TypeError(f"{CLIP_SKIP} must be a number, not {value!r}")
+            raise TypeError(f"{CLIP_SKIP} must be a number, not {shown(value)}")
+        if name == CLIP_SKIP and not 0 <= value <= MOST_CLIP_SKIP:
+            raise ValueError(f"{CLIP_SKIP} must be 0 to {MOST_CLIP_SKIP}, not {shown(value)}")
+        if name == CHECKPOINT and not isinstance(value, str | None):
+            raise TypeError(f"{CHECKPOINT} must be a text, not {shown(value)}")

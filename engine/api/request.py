@@ -1,12 +1,18 @@
 """A txt2img request: A1111's fields and defaults, and which of them the engine refuses."""
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from engine.errors import Refused, Unsupported
+from engine.errors import Refused, Unsupported, shown
 
 MAX_SEED = 2**64
+MIN_SEED = -(2**63)
+# far above what anybody asks for; without them, one request could take all of the memory
+LONGEST_SIDE = 8192
+MOST_STEPS = 1_000_000
+MOST_PICTURES = 10_000
 
 
 def _truncate(value: object) -> object:
@@ -83,25 +89,47 @@ class Txt2Img(BaseModel):
         impossible number. A1111 too answers such numbers with status 500.
         """
         for script in filter(None, [self.script_name, *self.alwayson_scripts]):
-            raise Refused(f"Script {script!r} not found")
+            raise Refused(f"Script {shown(script)} not found")
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
             if name not in ACCEPTED and value != info.default and not _has_no_effect(name, value):
-                raise Unsupported(f"{name} with the value {value!r}")
+                raise Unsupported(f"{name} with the value {shown(value)}")
         if min(self.seed_resize_from_h, self.seed_resize_from_w) > 0:
             size = f"{self.seed_resize_from_w}x{self.seed_resize_from_h}"
             raise Unsupported(f"seed_resize_from_w and seed_resize_from_h with the value {size}")
         if self.cfg_scale < 1:
             raise Unsupported(f"cfg_scale below 1 ({self.cfg_scale})")
         self._check_numbers()
+        self._check_answer()
 
     def _check_numbers(self) -> None:
         for name in ("steps", "batch_size", "n_iter"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, not {shown(getattr(self, name))}")
+        size = f"size {shown(self.width)}x{shown(self.height)}"
         if min(self.width, self.height) < LATENT_FACTOR:
-            size = f"{self.width}x{self.height}"
-            raise ValueError(f"size {size} is too small: each side needs {LATENT_FACTOR} pixels")
+            raise ValueError(f"{size} is too small: each side needs {LATENT_FACTOR} pixels")
+        if max(self.width, self.height) > LONGEST_SIDE:
+            raise ValueError(f"{size} is too large: each side has {LONGEST_SIDE} pixels at most")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS}, not {shown(self.steps)}")
+        pictures = self.batch_size * self.n_iter
+        if pictures > MOST_PICTURES:
+            raise ValueError(
+                f"batch_size times n_iter must be at most {MOST_PICTURES}, not {shown(pictures)}"
+            )
+        if not MIN_SEED <= (self.seed or 0) <= MAX_SEED - pictures:
+            raise ValueError(f"seed must be {MIN_SEED} to 2^64 - 1, not {shown(self.seed)}")
+
+    def _check_answer(self) -> None:
+        """Raise Refused if the answer, which repeats the request, could not be written."""
+        try:
+            json.dumps(self.model_dump(), allow_nan=False, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise Refused(
+                "the request has a value that no JSON answer can repeat: NaN, Infinity, half of a "
+                f"surrogate pair, or too many nested lists ({shown(str(error))})"
+            ) from error
 
 
 LATENT_FACTOR = 8

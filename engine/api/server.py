@@ -7,16 +7,20 @@ from typing import Any
 import psutil
 import torch
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from engine import __version__
 from engine.api.generation import Engine
+from engine.api.request import Txt2Img
 from engine.errors import Refused
 from engine.sampling import samplers
 
 log = logging.getLogger(__name__)
 
 PREFIX = "/sdapi/v1"
+LONGEST_TEXT = 1000
+MOST_PROBLEMS = 12  # in one answer
 Endpoint = Callable[..., Any]
 
 
@@ -28,6 +32,7 @@ def create_app(engine: Engine) -> FastAPI:
     for path, endpoint in _posts(engine).items():
         app.post(PREFIX + path, response_model=None)(endpoint)
     app.exception_handler(Refused)(_refused)
+    app.exception_handler(RequestValidationError)(_invalid)
     for kind in (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError):
         app.exception_handler(kind)(_failed)
     # for all others; Starlette closes the connection after this answer
@@ -67,8 +72,12 @@ def _posts(engine: Engine) -> dict[str, Endpoint]:
         engine.progress.interrupt()
         return {}
 
+    def txt2img(request: Txt2Img) -> JSONResponse:
+        # written here: FastAPI's own conversion fails for nested lists that JSON can hold
+        return JSONResponse(engine.txt2img(request))
+
     return {
-        "/txt2img": engine.txt2img,
+        "/txt2img": txt2img,
         "/options": engine.set_options,
         "/interrupt": interrupt,
         "/skip": engine.progress.skip,
@@ -85,6 +94,25 @@ def _refused(_request: Request, error: Exception) -> JSONResponse:
     return _answer(status, "HTTPException", detail=str(error))
 
 
+def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    """A1111's answer to a body of another form. FastAPI's own repeats the values, all of them."""
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    kept = ("loc", "msg", "type")
+    detail = [
+        {name: _writable(problem[name]) for name in kept} for problem in found[:MOST_PROBLEMS]
+    ]
+    return JSONResponse({"detail": detail}, status_code=422)
+
+
+def _writable(value: Any) -> Any:  # noqa: ANN401 - a text, or a list of texts and numbers
+    """Short texts that UTF-8 can hold."""
+    if isinstance(value, (list, tuple)):
+        return [_writable(part) for part in value]
+    if isinstance(value, str):
+        return value[:LONGEST_TEXT].encode(errors="replace").decode()
+    return value
+
+
 def _failed(request: Request, error: Exception) -> JSONResponse:
     """A1111's answer to any other exception: its class and message."""
     is_known = isinstance(error, FileNotFoundError)  # the message is enough
@@ -94,7 +122,7 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
 
 
 def _answer(status: int, error: str, detail: str = "", errors: str = "") -> JSONResponse:
-    body = {"error": error, "detail": detail, "body": "", "errors": errors}
+    body = {"error": error, "detail": _writable(detail), "body": "", "errors": _writable(errors)}
     return JSONResponse(body, status_code=status)
 
 

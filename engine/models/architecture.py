@@ -3,8 +3,9 @@
 diffusers' `from_single_file` needs a configuration folder, and otherwise downloads it from the hub.
 The shapes show the widths, the depths and the kinds of blocks. They do not show the number of
 attention heads, which follows fixed rules (SD1: 8 heads; SDXL and CLIP: heads of width 64). For
-everything else the engine reads the file's metadata: `prediction_type`, and `engine.config` (JSON:
-{component: {option: value}}) for models of unusual size.
+everything else the engine reads the file's metadata: `prediction_type` or
+`modelspec.prediction_type`, and `engine.config` (JSON: {component: {option: number}}) for models
+with other numbers of heads or of groups in their norms.
 """
 
 import json
@@ -15,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import Unsupported
+from engine.models import requirements
 from engine.models.ldm import CLIP, CLIP_XL, OPENCLIP_XL, UNET, VAE
+from engine.models.requirements import Config, Incomplete, Shapes
 
-Shapes = Mapping[str, tuple[int, ...]]
-Config = dict[str, Any]
+CONFIG = "engine.config"
+CONFIGURABLE = ("attention_head_dim", "num_attention_heads", "norm_num_groups")
+MOST_BLOCKS = 100  # numbered parts in a row: SDXL has 32 at most
 
 LATENT_CHANNELS = 4
 HEAD_SIZE = 64
@@ -45,24 +49,49 @@ class Architecture:
 
 
 def infer(shapes: Shapes, metadata: Mapping[str, str]) -> Architecture:
-    """The architecture of an SD1.x or SDXL checkpoint.
+    """The architecture of an SD1.x or SDXL checkpoint; `shapes` is {key: shape of the tensor}.
 
-    Raises KeyError or ValueError if tensors of such a model are missing, and Unsupported for
-    Stable Diffusion models with other inputs (inpainting, pix2pix).
+    Raises Incomplete if the file is not a whole checkpoint, and Unsupported for a whole one that
+    the engine cannot draw with (SD2, inpainting, ...).
     """
-    is_xl = OPENCLIP_XL + "positional_embedding" in shapes
+    shapes = {requirements.today(key): shape for key, shape in shapes.items()}
+    requirements.check_kind(shapes)
+    is_xl = any(key.startswith(OPENCLIP_XL) for key in shapes)
+    try:
+        components = _components(shapes, is_xl, metadata)
+    except (LookupError, StopIteration, TypeError) as error:
+        raise Incomplete("its shapes are not those of an SD1 or SDXL checkpoint") from error
+    for name, options in _read_config(metadata).items():
+        components[name] |= options
+    check_channels(components["unet"])
+    requirements.check_complete(shapes, is_xl, components)
+    return Architecture(is_xl, components)
+
+
+def _components(shapes: Shapes, is_xl: bool, metadata: Mapping[str, str]) -> dict[str, Config]:
     components = {
         "unet": _unet(_below(shapes, UNET), is_xl),
         "vae": _vae(_below(shapes, VAE), is_xl),
         "text_encoder": _clip(_below(shapes, (CLIP_XL if is_xl else CLIP) + "text_model.")),
-        "scheduler": _scheduler("v_prediction" if "v_pred" in shapes else "epsilon", metadata),
+        "scheduler": _scheduler(_prediction_type(shapes, metadata)),
     }
     if is_xl:
         components["text_encoder_2"] = _openclip(_below(shapes, OPENCLIP_XL))
-    for name, options in json.loads(metadata.get("engine.config", "{}")).items():
-        components[name] |= options
-    check_channels(components["unet"])
-    return Architecture(is_xl, components)
+    return components
+
+
+def _read_config(metadata: Mapping[str, str]) -> dict[str, Config]:
+    """The file's own options. Raises Incomplete for others than the known ones."""
+    try:
+        config = json.loads(metadata.get(CONFIG, "{}"))
+        given = [(name, value) for options in config.values() for name, value in options.items()]
+        known = config.keys() <= {"unet", "vae", "text_encoder", "text_encoder_2"}
+        good = all(name in CONFIGURABLE and type(value) is int for name, value in given)
+    except (AttributeError, RecursionError, ValueError):
+        known = good = False
+    if not (known and good):
+        raise Incomplete(f"its metadata {CONFIG!r} is not {{component: {{option: number}}}}")
+    return dict(config)
 
 
 def check_channels(unet: Mapping[str, Any]) -> None:
@@ -71,14 +100,29 @@ def check_channels(unet: Mapping[str, Any]) -> None:
         raise Unsupported("checkpoints whose UNet takes more than the latent image (inpainting)")
 
 
+class _Part(dict[str, tuple[int, ...]]):
+    """The shapes of one network; its keys lack `prefix`."""
+
+    def __init__(self, shapes: Shapes, prefix: str) -> None:
+        below = ((key, shape) for key, shape in shapes.items() if key.startswith(prefix))
+        super().__init__((key.removeprefix(prefix), shape) for key, shape in below)
+        self.prefix = prefix
+
+    def __missing__(self, key: str) -> tuple[int, ...]:
+        raise Incomplete(f"it has no tensor {self.prefix + key!r}")
+
+
 def _below(shapes: Shapes, prefix: str) -> Shapes:
-    return {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
+    return _Part(shapes, prefix)
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """The number of numbered children below `prefix`."""
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return 1 + max((int(m[1]) for key in shapes if (m := pattern.match(key))), default=-1)
+    """The number of numbered children below `prefix`. Raises Incomplete for more than 100."""
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
+    count = 1 + max((int(m[1]) for key in shapes if (m := pattern.match(key))), default=-1)
+    if count > MOST_BLOCKS:
+        raise Incomplete(f"it has a tensor of {prefix}{count - 1}; at most {MOST_BLOCKS} are known")
+    return count
 
 
 def _norm_groups(channels: list[int]) -> int:
@@ -122,7 +166,7 @@ def _unet(shapes: Shapes, is_xl: bool) -> Config:
 
 
 def _vae(shapes: Shapes, is_xl: bool) -> Config:
-    levels = _count(shapes, "encoder.down.")
+    levels = max(1, _count(shapes, "encoder.down."))
     firsts = (f"encoder.down.{level}.block.0.conv2.weight" for level in range(levels))
     channels = [shapes[first][0] for first in firsts]
     return {
@@ -181,7 +225,14 @@ def _openclip(shapes: Shapes) -> Config:
     }
 
 
-def _scheduler(prediction_type: str, metadata: Mapping[str, str]) -> Config:
+def _prediction_type(shapes: Shapes, metadata: Mapping[str, str]) -> str:
+    """What the UNet predicts: by our own entry, an empty tensor `v_pred`, or the model spec."""
+    declared = metadata.get("modelspec.prediction_type", "")
+    is_v = "v_pred" in shapes or declared.startswith("v")
+    return metadata.get("prediction_type", "v_prediction" if is_v else "epsilon")
+
+
+def _scheduler(prediction_type: str) -> Config:
     return {
         "_class_name": "EulerDiscreteScheduler",
         "num_train_timesteps": 1000,
@@ -189,7 +240,7 @@ def _scheduler(prediction_type: str, metadata: Mapping[str, str]) -> Config:
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "steps_offset": 1,
-        "prediction_type": metadata.get("prediction_type", prediction_type),
+        "prediction_type": prediction_type,
     }
 
 

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.models import files
+from engine.models.files import Identity
+
 log = logging.getLogger(__name__)
 
 HASH_DIGITS = 10
 OLD_HASH_DIGITS = 8
 BLOCK_BYTES = 2**20
 FOLDER_MARK = "model_index.json"
-WEIGHTS = "*.safetensors"
+SUFFIX = ".safetensors"
+WEIGHTS = "*" + SUFFIX
+NOT_LISTED = ".vae" + SUFFIX  # A1111 takes a VAE beside a checkpoint for none, by its name
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 NO_FILE = "NOFILE"  # what A1111 gives as the old hash of a missing file
-
-# (path, size, modification time) of every file of the checkpoint
-Identity = tuple[tuple[Path, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,27 @@ class Checkpoints:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the folder and its subfolders again; sorted by name, ignoring case."""
-        # the star also matches a link to a folder; rglob alone does not follow links
-        folders = {mark.parent for mark in self.folder.rglob(f"*/{FOLDER_MARK}")}
-        files = {path for path in self.folder.rglob(WEIGHTS) if path.is_file()}
-        found = (path for path in folders | files if folders.isdisjoint(path.parents))
-        self.all = list(map(self._describe, sorted(found, key=lambda path: str(path).lower())))
+        """Read the folder and its subfolders again; the first one is the default."""
+        found = files.find(self.folder)
+        marks = (path.parent for path in found if path.name == FOLDER_MARK)
+        folders = {folder for folder in marks if folder != self.folder}
+        whole = [path for path in found if files.has_suffix(path, SUFFIX)]
+        paths = [*folders, *(path for path in whole if folders.isdisjoint(path.parents))]
+        listed = (path for path in paths if path in folders or not path.name.endswith(NOT_LISTED))
+        described = map(self._describe, sorted(listed, key=files.order))
+        self.all = [checkpoint for checkpoint in described if checkpoint]
 
-    def _describe(self, path: Path) -> Checkpoint:
+    def _describe(self, path: Path) -> Checkpoint | None:
+        """None, with a line in the log, for a file that cannot be read."""
         is_folder = path.is_dir()
         file = _unet_file(path) if is_folder else path
         name = path.relative_to(self.folder).as_posix()
-        return Checkpoint(path, name, old_hash(file) if file else NO_FILE, is_folder)
+        try:
+            old = old_hash(file) if file else NO_FILE
+        except OSError as error:
+            log.warning("left out checkpoint %r: %s", name, error.strerror)
+            return None
+        return Checkpoint(path, name, old, is_folder)
 
     def find(self, alias: str) -> Checkpoint | None:
         """The checkpoint with exactly this name or hash; if two have it, the last one."""
@@ -93,20 +104,21 @@ class Checkpoints:
     def known_sha256(self, checkpoint: Checkpoint) -> str | None:
         """The hash, if it was computed since the files last changed."""
         try:
-            return self._sha256.get(_identity(checkpoint))
-        except FileNotFoundError:
+            return self._sha256.get(identity(checkpoint))
+        except OSError:
             return None
 
     def sha256(self, checkpoint: Checkpoint) -> str:
         """The file's SHA-256; for a folder, the SHA-256 of the list of its weights' hashes.
 
         A folder whose name is a SHA-256 was converted from the file with that hash, and keeps it.
-        Computed once per path, size and modification time. Raises FileNotFoundError.
+        Computed once per path, size and modification time. Raises OSError, FileNotFoundError if
+        the file is missing.
         """
-        identity = _identity(checkpoint)
-        if identity not in self._sha256:
-            self._sha256[identity] = self._compute(checkpoint)
-        return self._sha256[identity]
+        now = identity(checkpoint)
+        if now not in self._sha256:
+            self._sha256[now] = self._compute(checkpoint)
+        return self._sha256[now]
 
     def _compute(self, checkpoint: Checkpoint) -> str:
         origin = checkpoint.path.resolve().name
@@ -148,22 +160,26 @@ def old_hash(path: Path) -> str:
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:OLD_HASH_DIGITS]
 
 
+def _weights(folder: Path) -> list[Path]:
+    return [path for path in files.find(folder) if files.has_suffix(path, SUFFIX)]
+
+
 def _folder_sha256(folder: Path) -> str:
     """The SHA-256 of sorted lines, "relative/path sha256", one for each file of weights."""
-    files = folder.rglob(WEIGHTS)
-    lines = (f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n" for file in files)
+    lines = (
+        f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n" for file in _weights(folder)
+    )
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _unet_file(folder: Path) -> Path | None:
     """The UNet's weights, if possible in half precision; None if there are none."""
-    files = sorted((folder / "unet").glob(WEIGHTS))
-    return next((file for file in files if ".fp16." in file.name), files[0] if files else None)
+    found = [path for path in sorted((folder / "unet").glob(WEIGHTS)) if path.is_file()]
+    return next((file for file in found if ".fp16." in file.name), found[0] if found else None)
 
 
-def _identity(checkpoint: Checkpoint) -> Identity:
-    """Raises FileNotFoundError."""
-    checkpoint.path.stat()  # in a deleted folder, rglob finds nothing and raises nothing
-    inside = sorted(checkpoint.path.rglob(WEIGHTS)) if checkpoint.is_folder else []
-    stats = ((path, path.stat()) for path in inside or [checkpoint.path])
-    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+def identity(checkpoint: Checkpoint) -> Identity:
+    """What changes when a file of the checkpoint is replaced. Raises FileNotFoundError, OSError."""
+    checkpoint.path.stat()  # in a deleted folder, nothing is found and nothing is raised
+    inside = files.find(checkpoint.path) if checkpoint.is_folder else []
+    return files.identity(inside or [checkpoint.path])

@@ -161,32 +161,30 @@ def _read(source: Path) -> Any:  # noqa: ANN401 - diffusers
 
 def _check_family(source: Path) -> None:
     """Raise NotConverted unless the file's header is that of an SD1.x or SDXL checkpoint."""
-    from safetensors import SafetensorError  # noqa: PLC0415
-
     from engine.errors import Unsupported  # noqa: PLC0415
+    from engine.models.files import Unreadable  # noqa: PLC0415
     from engine.models.loading import read_architecture  # noqa: PLC0415
 
     if not source.is_file():
         raise NotConverted(f"{source} does not exist, or is not a file")
     try:
         read_architecture(source)
-    except (SafetensorError, OSError) as error:
+    except (Unreadable, OSError) as error:
         raise NotConverted(f"{source} is damaged, or not a safetensors file: {error}") from error
     except Unsupported as error:
         raise NotConverted(f"{source}: {error}") from error
-    except (LookupError, StopIteration, ValueError) as error:
-        raise NotConverted(f"{source} is not a complete SD1.x or SDXL checkpoint") from error
+    except ValueError as error:
+        text = f"{source} is not a complete SD1.x or SDXL checkpoint: {error}"
+        raise NotConverted(text) from error
 
 
 def _unusable_tensor(pipe: Any) -> str | None:  # noqa: ANN401 - diffusers
-    """The problems that diffusers ignores: missing tensors, and numbers above 65504."""
+    """A number above 65504 or none at all, which diffusers ignores."""
     import torch  # noqa: PLC0415
 
     for part, network in pipe.components.items():
         tensors = network.state_dict() if isinstance(network, torch.nn.Module) else {}
         for name, tensor in tensors.items():
-            if tensor.is_meta:
-                return f"is missing a tensor ({part}: {name})"
             if not tensor.isfinite().all():
                 return f"has a number that half precision cannot hold ({part}: {name})"
     return None

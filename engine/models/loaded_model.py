@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from engine.errors import NansException
+from engine.errors import NansException, Unsupported
+from engine.models import checkpoints
 from engine.models.checkpoints import Checkpoint
+from engine.models.files import Identity, Unreadable
 from engine.models.loading import read_pipeline
 from engine.models.lora_factors import Misfit
 from engine.models.lora_layers import UNET, Addition, Layers
 from engine.models.loras import Lora, LoraUse
+from engine.models.requirements import Incomplete
 from engine.prompt import encoding
 from engine.prompt.encoding import Conditioning
 from engine.sampling import samplers
@@ -26,8 +27,9 @@ from engine.sampling import samplers
 log = logging.getLogger(__name__)
 
 LONGEST_CAUSE = 200
-# raised by safetensors, `architecture` and diffusers for a file that is not valid
-LOAD_ERRORS = (SafetensorError, OSError, LookupError, StopIteration, ValueError, RuntimeError)
+EXPLAINED = (Unreadable, Incomplete, Misfit)  # their messages are whole sentences
+# raised by safetensors and diffusers for a file that is not valid
+LOAD_ERRORS = (OSError, LookupError, StopIteration, TypeError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -41,34 +43,55 @@ class PictureSettings:
     cfg_scale: float
     sampler: samplers.Sampler
     scheduler: samplers.Scheduler | None
+    zero_terminal_snr: bool = False  # of the noise schedule
 
 
 def _shorten(error: BaseException) -> str:
     """The beginning of a message, on one line; some messages list thousands of tensors."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_CAUSE]
+    text = str(error) if isinstance(error, EXPLAINED) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:LONGEST_CAUSE]
 
 
 class LoadedModel:
     """A loaded checkpoint. Only one thread may use it at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, sha256: str, pipe: Any) -> None:  # noqa: ANN401 - diffusers
+    def __init__(self, checkpoint: Checkpoint, sha256: str, pipe: Any, read: Identity) -> None:  # noqa: ANN401 - diffusers
+        """`pipe` is the checkpoint's pipeline, `read` the identity of the files it came from."""
         self.checkpoint = checkpoint
         self.sha256 = sha256
         self.pipe = pipe
+        self._read = read
+
+    def is_current(self, checkpoint: Checkpoint) -> bool:
+        """Whether this is the checkpoint, and its files are still the ones that were read.
+
+        The files may be gone: what is in memory is what the name meant.
+        """
+        if self.checkpoint.path != checkpoint.path:
+            return False
+        try:
+            return checkpoints.identity(checkpoint) == self._read
+        except FileNotFoundError:
+            return True
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, sha256: str) -> "LoadedModel":
         """Read a checkpoint, offline.
 
         Raises RuntimeError with a short message if the file is missing, damaged or not a
-        checkpoint, Unsupported if the checkpoint needs more than a prompt.
+        checkpoint, or changes meanwhile, Unsupported if it is of a kind that the engine lacks.
         """
+        before = checkpoints.identity(checkpoint)
         try:
             pipe = read_pipeline(checkpoint.path)
+            if checkpoints.identity(checkpoint) != before:
+                raise Unreadable("it was replaced while it was being read: try again")
+        except Unsupported as error:
+            raise Unsupported(f"{error.what}: {checkpoint.name!r}") from error
         except LOAD_ERRORS as error:
             text = f"cannot load checkpoint {checkpoint.name!r}: {_shorten(error)}"
             raise RuntimeError(text) from error
-        return cls(checkpoint, sha256, pipe)
+        return cls(checkpoint, sha256, pipe, before)
 
     def encode(self, text: str, negative: str, clip_skip: int, calls: int) -> Conditioning:
         """Encode both prompts (without tags) for a picture that calls the model `calls` times."""
@@ -92,9 +115,7 @@ class LoadedModel:
         if not (use.te or use.unet):
             return []
         try:
-            additions = self._layers.additions(load_file(use.lora.path), use.lora.metadata)
-        except Misfit as error:
-            raise self._unfit(use.lora, str(error)) from None
+            additions = self._layers.additions(*use.lora.read())
         except LOAD_ERRORS as error:
             raise self._unfit(use.lora, _shorten(error)) from None
         weighted = [(a, use.unet if a.layer.component == UNET else use.te) for a in additions]
@@ -130,10 +151,15 @@ class LoadedModel:
 
         prediction = self.pipe.scheduler.config.prediction_type
         self.pipe.scheduler = samplers.build(
-            settings.sampler, settings.scheduler, prediction, settings.seed
+            settings.sampler,
+            settings.scheduler,
+            prediction,
+            settings.seed,
+            zero_terminal_snr=settings.zero_terminal_snr,
         )
         latents = self.pipe(
             **conditioning.at(0),
+            **self._size_hints(settings),
             width=settings.width // 8 * 8,
             height=settings.height // 8 * 8,
             num_inference_steps=settings.steps,
@@ -143,6 +169,13 @@ class LoadedModel:
             output_type="latent",
         ).images
         return _to_image(self._decode(latents))
+
+    def _size_hints(self, settings: PictureSettings) -> dict[str, tuple[int, int]]:
+        """What SDXL is told: the sides as requested, the same as in A1111, not the rounded ones."""
+        if getattr(self.pipe, "text_encoder_2", None) is None:
+            return {}
+        size = (settings.height, settings.width)
+        return {"original_size": size, "target_size": size}
 
     def _guided(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`given` under the names of the pipeline's variables, the negative prompt first."""
@@ -179,5 +212,6 @@ def _to_image(pixels: torch.Tensor) -> Image.Image:
     """The picture of (height, width, 3) in -1..1."""
     if not pixels.isfinite().all():
         raise NansException("A tensor with NaNs was produced in VAE.")
-    levels = (pixels / 2 + 0.5).clamp(0, 1).numpy() * 255
-    return Image.fromarray(levels.round().astype(np.uint8))
+    # A1111 cuts off what is behind the point
+    levels = ((pixels + 1) / 2).clamp(0, 1).numpy() * np.float32(255)
+    return Image.fromarray(levels.astype(np.uint8))

@@ -38,6 +38,9 @@ _KINDS = {
 }
 
 
+LONGEST_NAME = 120  # of a name from the file, in a message
+
+
 class Misfit(ValueError):
     """The file cannot be applied completely; the message gives the reason."""
 
@@ -61,8 +64,9 @@ def read(state: StateDict) -> dict[str, Factors]:
     matches = {key: _KEY.fullmatch(key) for key in state}
     _refuse_kinds(state)
     if unknown := [key for key, match in matches.items() if match is None]:
+        first = unknown[0][:LONGEST_NAME]
         raise Misfit(
-            f"{len(unknown)} of its {len(state)} keys are not LoRA keys (first: {unknown[0]!r})"
+            f"{len(unknown)} of its {len(state)} keys are not LoRA keys (first: {first!r})"
         )
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for key, match in matches.items():
@@ -78,8 +82,16 @@ def _refuse_kinds(state: StateDict) -> None:
 
 
 def _factors(name: str, parts: Mapping[str, torch.Tensor]) -> Factors:
+    name = name[:LONGEST_NAME]
     if not {"down", "up"} <= parts.keys():
         raise Misfit(f"layer {name!r} does not have both of its matrices (down and up)")
+    for part, tensor in parts.items():
+        if not tensor.numel():
+            raise Misfit(f"the {part} of layer {name!r} has no numbers: shape {[*tensor.shape]}")
+        if not tensor.is_floating_point():
+            raise Misfit(f"the {part} of layer {name!r} holds {tensor.dtype}, no fractions")
+        if not tensor.float().isfinite().all():
+            raise Misfit(f"the {part} of layer {name!r} holds NaN or infinity")
     alpha = parts.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise Misfit(f"the alpha of layer {name!r} is not a single number")

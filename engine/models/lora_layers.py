@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from engine.models import ldm
-from engine.models.lora_factors import Factors, Misfit, StateDict, read
+from engine.models.lora_factors import LONGEST_NAME, Factors, Misfit, StateDict, read
 
 UNET = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
@@ -27,6 +27,11 @@ KOHYA_PREFIXES = {
     "text_encoder_2": ("lora_te2_",),
 }
 DIFFUSERS_METADATA = "lora_adapter_metadata"
+# ComfyUI's names of the networks
+COMFY_UNET = "diffusion_model."
+COMFY_TEXTS = {"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.clip_g."}
+# a pattern of peft without repetition: matching takes no more than linear time
+_PLAIN_PATTERN = re.compile(r"[\w.|^$\\]{1,1000}")
 # names that diffusers wrote before it used peft
 _OLD_NAMES = (
     (r"^base_model\.model\.", ""),
@@ -106,7 +111,7 @@ class Layers:
         if missing := [name for name, (layer, _) in found.items() if layer is None]:
             raise Misfit(
                 f"{len(missing)} of its {len(found)} layers are not in the model "
-                f"(first: {missing[0]!r})"
+                f"(first: {missing[0][:LONGEST_NAME]!r})"
             )
         if not found:
             raise Misfit("it contains no LoRA layers")
@@ -139,13 +144,15 @@ def _original_names(unet: Any) -> dict[str, str]:  # noqa: ANN401 - diffusers
 
 
 def _names(component: str, path: str, original: str | None) -> Iterator[str]:
-    """Every name of a layer: kohya's with underscores, peft's and diffusers' with dots."""
+    """Every name of a layer: kohya's with underscores, those of the others with dots."""
     bare = path.removeprefix("text_model.")
     yield f"{component}.{bare}"
     if component == UNET:
         yield bare
+        yield COMFY_UNET + (original or path)
     elif bare.startswith("encoder."):
         path = f"text_model.{bare}"
+        yield f"{COMFY_TEXTS[component]}transformer.{path}"
     for prefix in KOHYA_PREFIXES[component]:
         for name in filter(None, (path, original)):
             yield prefix + name.replace(".", "_")
@@ -188,9 +195,25 @@ def _scale(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> float:
         if name.startswith(f"{layer.component}.")
     }
     alpha = own.get("lora_alpha", factors.rank)
-    for pattern, other in (own.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer.path):
+    for pattern, other in _patterns(own).items():
+        if pattern.search(layer.path):
             alpha = other
             break
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise Misfit(f"its metadata have the alpha {str(alpha)[:LONGEST_NAME]!r}, not a number")
     root: float = factors.rank ** (0.5 if own.get("use_rslora") else 1)
     return float(alpha) / root
+
+
+def _patterns(options: Mapping[str, Any]) -> dict[re.Pattern[str], Any]:
+    """The `alpha_pattern` of peft, {the end of a layer's path: alpha}. Raises Misfit.
+
+    peft allows any regular expression, but one from a file could take hours.
+    """
+    patterns = options.get("alpha_pattern") or {}
+    try:
+        if not isinstance(patterns, dict) or not all(map(_PLAIN_PATTERN.fullmatch, patterns)):
+            raise Misfit("the alpha_pattern in its metadata is not {path: number}")
+        return {re.compile(rf"(?:^|\.)(?:{name})$"): alpha for name, alpha in patterns.items()}
+    except re.error as error:
+        raise Misfit(f"the alpha_pattern in its metadata is not valid: {error}") from error

@@ -1,18 +1,21 @@
 """The list of LoRA files: their names in tags, and their hashes."""
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 
-from engine.models.checkpoints import file_sha256
+from engine.models import files
+from engine.models.checkpoints import SUFFIX, file_sha256
 from engine.prompt.syntax import LoraTag
 
+log = logging.getLogger(__name__)
+
 HASH_DIGITS = 12
-LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,18 @@ class Lora:
 
     def hash(self) -> str:
         """AutoV3: the first 12 digits of the SHA-256 of the bytes after the safetensors header."""
-        with self.path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        return file_sha256(self.path, LENGTH_BYTES + header_bytes)[:HASH_DIGITS]
+        start = files.LENGTH_BYTES + files.check_header(self.path)
+        return file_sha256(self.path, start)[:HASH_DIGITS]
+
+    def read(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The tensors and the metadata that the file has now, which may be newer than the list.
+
+        The tensors are copies: the file may be overwritten while they are used. Raises
+        `files.Unreadable`, OSError.
+        """
+        with files.open_tensors(self.path) as file:
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            return state, _decode_all(file.metadata() or {})
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,8 @@ class Loras:
 
     def refresh(self) -> None:
         """Read the folder and its subfolders again."""
-        paths = sorted(self.folder.rglob("*.safetensors"), key=lambda path: str(path).lower())
-        self.all = [Lora(path, _read_metadata(path)) for path in paths if path.is_file()]
+        paths = (path for path in files.find(self.folder) if files.has_suffix(path, SUFFIX))
+        self.all = [Lora(path, _read_metadata(path)) for path in paths]
 
     def find(self, name: str) -> Lora | None:
         """The LoRA with this stem (if there are two, the last), or the only one with this alias."""
@@ -77,13 +89,14 @@ class Loras:
     def resolve(self, tags: Iterable[LoraTag]) -> list[LoraUse]:
         """The LoRAs in the tags; an unknown name is silently ignored, the same as in A1111.
 
-        The weights of a repeated tag are added.
+        A name that is written n times is applied n times with its last weights, as in A1111.
         """
         tags = list(tags)
         if any(self.find(tag.name) is None for tag in tags):
             self.refresh()
+        last = {tag.name: tag for tag in tags}
         uses: dict[Path, LoraUse] = {}
-        for tag in tags:
+        for tag in (last[tag.name] for tag in tags):
             if lora := self.find(tag.name):
                 before = uses.get(lora.path, LoraUse(lora, 0, 0))
                 uses[lora.path] = LoraUse(lora, before.te + tag.te, before.unet + tag.unet)
@@ -91,19 +104,30 @@ class Loras:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """The header's metadata; kohya writes some values as JSON, which A1111 decodes."""
+    """The header's metadata; {} for a file that cannot be read: a job that names it fails."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError):
+        with files.open_tensors(path) as file:
+            return _decode_all(file.metadata() or {})
+    except (files.Unreadable, OSError) as error:
+        log.warning("LoRA %r cannot be used: %s", path.name, error)
         return {}
+
+
+def _decode_all(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {key: _decode(value) for key, value in metadata.items()}
 
 
 def _decode(value: str) -> object:
+    """A1111 decodes JSON objects, which kohya writes; any other text stays as it is.
+
+    So does what the answer could not hold: NaN, Infinity (kohya wrote them into `ss_bucket_info`),
+    halves of surrogate pairs, endless nesting. A1111 then answers 500 for the whole list.
+    """
     if not value.startswith("{"):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        decoded = json.loads(value)
+        json.dumps(decoded, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # also for half a surrogate pair
         return value
+    return decoded

@@ -1,16 +1,21 @@
 """A1111's way of encoding prompts: chunks of 75 tokens with emphasis, for diffusers' pipelines."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from engine.errors import Unsupported
 from engine.prompt.schedule import schedule
 from engine.prompt.syntax import parse
+from engine.prompt.tokenizer import clean
 
 CHUNK = 75
 COMMA_BACKTRACK = 20
+# 19,200 tokens: more than twice as many as English words in the longest prompt (32,768 characters)
+MOST_CHUNKS = 256
 # below this, the mean of an encoding is rounding noise, and restoring it would divide by zero
 SMALLEST_MEAN = 1e-5
 
@@ -38,6 +43,8 @@ class _Chunker:
         padding = CHUNK - len(row)
         ids = [token for token, _ in row] + [self.end] * padding
         self.chunks.append(Chunk(ids, [weight for _, weight in row] + [1.0] * padding))
+        if len(self.chunks) > MOST_CHUNKS:
+            raise Unsupported(f"a prompt of more than {MOST_CHUNKS} chunks of {CHUNK} tokens")
 
     def add(self, token: int, weight: float) -> None:
         if len(self.tokens) == CHUNK:
@@ -53,18 +60,19 @@ class _Chunker:
 
 
 def chunk(tokenizer: Any, text: str) -> list[Chunk]:  # noqa: ANN401 - transformers is untyped here
-    """The prompt's tokens in at least one chunk, without the start and end tokens."""
+    """The prompt's tokens in at least one chunk, without the start and end tokens.
 
-    def tokenize(part: str) -> list[int]:
-        ids: list[int] = tokenizer(part, add_special_tokens=False, verbose=False).input_ids
-        return ids
-
-    chunker = _Chunker(tokenize(",")[-1], tokenizer.eos_token_id)
-    for span in parse(text):
-        if span.weight is None:
+    Raises Unsupported for too many chunks, ValueError for a weight that is not a number.
+    """
+    spans = parse(text)
+    parts = [",", *(clean(span.text) for span in spans)]
+    ids: list[list[int]] = tokenizer(parts, add_special_tokens=False, verbose=False).input_ids
+    chunker = _Chunker(ids[0][-1], tokenizer.eos_token_id)
+    for span, tokens in zip(spans, ids[1:], strict=True):
+        if span.is_break:
             chunker.flush()
             continue
-        for token in tokenize(span.text):
+        for token in tokens:
             chunker.add(token, span.weight)
     if chunker.tokens or not chunker.chunks:
         chunker.flush()
@@ -133,20 +141,49 @@ def _condition(pipe: Any, chunks: Sequence[Chunk], clip_skip: int) -> dict[str, 
     return {"prompt_embeds": torch.cat([embeds, second], -1), "pooled_prompt_embeds": pooled}
 
 
-def _encode_both(pipe: Any, prompt: str, negative: str, clip_skip: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    """The keyword arguments of a StableDiffusion(XL)Pipeline call for two prompts.
+Embeds = dict[str, torch.Tensor]
 
-    Both are padded with empty chunks to the same length.
+
+def _encode_texts(pipe: Any, texts: Iterable[str], clip_skip: int) -> dict[str, Embeds]:  # noqa: ANN401
+    """The encoding of each text of one prompt's schedule.
+
+    All have the same number of chunks, as in A1111: empty ones are added.
     """
-    both = [chunk(pipe.tokenizer, text) for text in (prompt, negative)]
-    length = max(map(len, both))
+    chunks = {text: chunk(pipe.tokenizer, text) for text in texts}
+    length = max(map(len, chunks.values()))
     empty = chunk(pipe.tokenizer, "")
-    padded = [chunks + empty * (length - len(chunks)) for chunks in both]
-    positive, other = (_condition(pipe, chunks, clip_skip) for chunks in padded)
-    if "pooled_prompt_embeds" in other and not negative:
-        # SDXL was trained with zeros in place of an encoded empty text
-        other = {name: torch.zeros_like(value) for name, value in other.items()}
-    return positive | {f"negative_{name}": value for name, value in other.items()}
+    return {
+        text: _condition(pipe, own + empty * (length - len(own)), clip_skip)
+        for text, own in chunks.items()
+    }
+
+
+def _zeros(encoded: dict[str, Embeds]) -> dict[str, Embeds]:
+    """SDXL was trained with zeros in place of an encoded empty negative prompt."""
+    return {
+        text: {name: torch.zeros_like(value) for name, value in embeds.items()}
+        for text, embeds in encoded.items()
+    }
+
+
+def _pair(positive: Embeds, negative: Embeds) -> Embeds:
+    """The keyword arguments of a StableDiffusion(XL)Pipeline call for two encoded prompts.
+
+    A1111 calls the model once for each prompt if they differ in length; diffusers makes one call
+    for both. Repeating the chunks of a prompt does not change its attention, so both are repeated
+    up to a common length. Raises Unsupported if that is too long.
+    """
+    lengths = [embeds["prompt_embeds"].shape[1] for embeds in (positive, negative)]
+    common = math.lcm(*lengths)
+    if common > MOST_CHUNKS * (CHUNK + 2):
+        one, other = (length // (CHUNK + 2) for length in lengths)
+        raise Unsupported(f"a prompt of {one} chunks with a negative prompt of {other}")
+    both: Embeds = {}
+    for prefix, embeds in (("", positive), ("negative_", negative)):
+        times = common // embeds["prompt_embeds"].shape[1]
+        both |= {f"{prefix}{name}": value for name, value in embeds.items()}
+        both[f"{prefix}prompt_embeds"] = embeds["prompt_embeds"].repeat(1, times, 1)
+    return both
 
 
 @dataclass(frozen=True)
@@ -174,12 +211,11 @@ def encode(pipe: Any, prompt: str, negative: str, clip_skip: int, calls: int) ->
     A1111.
     """
     schedules = [dict(schedule(text, calls)) for text in (prompt, negative)]
-    ends = sorted({end for texts in schedules for end in texts})
-    known: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    encoded = [_encode_texts(pipe, set(texts.values()), clip_skip) for texts in schedules]
+    if getattr(pipe, "text_encoder_2", None) is not None and encoded[1].keys() == {""}:
+        encoded[1] = _zeros(encoded[1])
     stretches = []
-    for last in ends:
+    for last in sorted({end for texts in schedules for end in texts}):
         one, other = (next(t for end, t in texts.items() if last <= end) for texts in schedules)
-        if (one, other) not in known:
-            known[one, other] = _encode_both(pipe, one, other, clip_skip)
-        stretches.append((last, known[one, other]))
+        stretches.append((last, _pair(encoded[0][one], encoded[1][other])))
     return Conditioning(stretches)

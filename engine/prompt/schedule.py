@@ -8,12 +8,13 @@ not complete is plain text, the same as in A1111. Emphasis is read by `engine.pr
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-_PLAIN = re.compile(r"(?:[^\\\[\]():|]|\\.)+", re.DOTALL)
-DEEPEST = 50  # nested brackets; deeper ones are plain text
-_NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\Z")
+# A character with its backslash, or a run of characters without a meaning here.
+_TOKEN = re.compile(r"[^\\\[\]():|]+|\\.|[\[\]():|]", re.DOTALL)
+_NUMBER = re.compile(r"\A[+-]?(?:\d+\.?|\d*\.\d+)(?:[eE][+-]?\d+)?\Z")
+_CLOSING = {")": "(", "]": "["}
 
 
 @dataclass(frozen=True)
@@ -26,102 +27,142 @@ class _Switch:
         share = "." in self.when
         return min(calls, int(float(self.when) * calls) if share else int(float(self.when)))
 
+    def chosen(self, call: int, calls: int) -> "_Nodes":
+        """What stands here in this call."""
+        return self.before if call <= self.last_call(calls) else self.after
+
+    @property
+    def parts(self) -> Sequence["_Nodes"]:
+        return self.before, self.after
+
 
 @dataclass(frozen=True)
 class _Alternate:
-    options: tuple["_Nodes", ...]
+    options: Sequence["_Nodes"]
+
+    def chosen(self, call: int, _calls: int) -> "_Nodes":
+        """What stands here in this call."""
+        return self.options[(call - 1) % len(self.options)]
+
+    @property
+    def parts(self) -> Sequence["_Nodes"]:
+        return self.options
 
 
-_Nodes = Sequence["str | _Switch | _Alternate"]
+_Node = str | _Switch | _Alternate
+_Nodes = Sequence[_Node]
 
 
 class _NotWellFormed(Exception):
     """The text does not match the grammar rule."""
 
 
+@dataclass
+class _Open:
+    """An open bracket: the parts of its content so far, and what separates them."""
+
+    bracket: str
+    parts: list[list[_Node]] = field(default_factory=lambda: [[]])
+    separator: str = ""
+
+    def may_separate(self, mark: str) -> bool:
+        """`(a:b)`, `[a:b:c]` with any number of colons until the end, `[a|b]`; never mixed."""
+        if self.bracket == "(":
+            return mark == ":" and not self.separator
+        return self.separator in ("", mark)
+
+    def closed(self) -> _Nodes:
+        """The bracket with its content. Raises _NotWellFormed."""
+        if self.bracket == "(":
+            return ["(", *self.plain(), ")"]
+        if self.separator == "|":
+            return [_Alternate(self.parts)]
+        return [_switch(self.parts)] if self.separator else ["[", *self.plain(), "]"]
+
+    def plain(self) -> _Nodes:
+        """The content as text."""
+        first, *others = self.parts
+        return [*first, *(node for part in others for node in (self.separator, *part))]
+
+
 class _Reader:
-    """Parses the text into nodes; a bracket without a complete construct is plain text."""
+    """Parses the text into nodes; a bracket without a complete construct is plain text.
 
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-        self.depth = 0
+    A bracket inside a construct cannot be plain text. So what ends one open bracket early ends all
+    of them, and each is given up only once: the time is proportional to the text's length.
+    """
 
-    def all(self) -> _Nodes:
+    def __init__(self) -> None:
+        self.nodes: list[_Node] = []  # outside of all brackets
+        self.open: list[_Open] = []
+
+    def read(self, text: str) -> _Nodes:
         """The whole text. Raises _NotWellFormed if A1111's parser would fail."""
-        nodes: list[str | _Switch | _Alternate] = []
-        while self.at < len(self.text):
-            start, self.depth = self.at, 0
+        end = 0
+        for token in _TOKEN.finditer(text):
+            if token.start() != end:
+                break
+            end = token.end()
+            self._token(token[0])
+        if end != len(text):
+            raise _NotWellFormed  # a backslash at the end
+        self._give_up()
+        return self.nodes
+
+    def _token(self, part: str) -> None:
+        if part in "([":
+            self.open.append(_Open(part))
+        elif part in ")]":
+            self._close(part)
+        elif part in ":|":
+            self._separate(part)
+        else:
+            self._add(part)
+
+    def _add(self, *nodes: _Node) -> None:
+        (self.open[-1].parts[-1] if self.open else self.nodes).extend(nodes)
+
+    def _close(self, token: str) -> None:
+        if self.open and self.open[-1].bracket == _CLOSING[token]:
             try:
-                nodes += self._construct()
+                nodes = self.open[-1].closed()
             except _NotWellFormed:
-                if self.text[start] not in "[]():":
-                    raise
-                nodes.append(self.text[start])
-                self.at = start + 1
-        return nodes
+                self._give_up()
+                self._add(token)
+                return
+            self.open.pop()
+            self._add(*nodes)
+        else:
+            self._give_up()
+            self._add(token)
 
-    def _peek(self) -> str:
-        return self.text[self.at : self.at + 1]
-
-    def _take(self, character: str) -> None:
-        if self._peek() != character:
+    def _separate(self, mark: str) -> None:
+        if self.open and self.open[-1].may_separate(mark):
+            self.open[-1].parts.append([])
+            self.open[-1].separator = mark
+            return
+        self._give_up()
+        if mark == "|":
             raise _NotWellFormed
-        self.at += 1
+        self._add(mark)
 
-    def _construct(self) -> _Nodes:
-        """One piece of plain text, or one pair of brackets with its content."""
-        if self._peek() == "(":
-            return self._emphasized()
-        if self._peek() == "[":
-            return self._bracketed()
-        plain = _PLAIN.match(self.text, self.at)
-        if not plain:
-            raise _NotWellFormed
-        self.at = plain.end()
-        return [plain[0]]
-
-    def _sequence(self) -> _Nodes:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise _NotWellFormed
-        nodes: list[str | _Switch | _Alternate] = []
-        while self._peek() and self._peek() not in "])|:":
-            nodes += self._construct()
-        self.depth -= 1
-        return nodes
-
-    def _emphasized(self) -> _Nodes:
-        self._take("(")
-        nodes = list(self._sequence())
-        if self._peek() == ":":
-            self._take(":")
-            nodes += [":", *self._sequence()]
-        self._take(")")
-        return ["(", *nodes, ")"]
-
-    def _bracketed(self) -> _Nodes:
-        self._take("[")
-        parts = [self._sequence()]
-        separator = self._peek()
-        while separator in (":", "|") and self._peek() == separator:
-            self._take(separator)
-            parts.append(self._sequence())
-        self._take("]")
-        if separator == "|":
-            return [_Alternate(tuple(parts))]
-        if separator == ":":
-            return [_switch(parts)]
-        return ["[", *parts[0], "]"]
+    def _give_up(self) -> None:
+        """Turn all open brackets into plain text; their content stands outside then."""
+        for one in self.open:
+            if one.separator == "|":
+                raise _NotWellFormed
+            self.nodes += [one.bracket, *one.plain()]
+        self.open.clear()
 
 
 def _switch(parts: Sequence[_Nodes]) -> _Switch:
     """[from:to:when] or [to:when]."""
     *texts, last = parts
-    number = _NUMBER.match("".join(map(str, last)))
-    if not number or len(texts) > 2:  # noqa: PLR2004 - from and to
+    written = "".join(node for node in last if isinstance(node, str)).strip()
+    is_text = all(isinstance(node, str) for node in last)
+    if not is_text or not _NUMBER.match(written) or len(texts) > 2:  # noqa: PLR2004 - from, to
         raise _NotWellFormed
-    return _Switch(texts[0] if len(texts) > 1 else (), texts[-1], number[1])
+    return _Switch(texts[0] if len(texts) > 1 else (), texts[-1], written)
 
 
 def schedule(text: str, calls: int) -> list[tuple[int, str]]:
@@ -131,31 +172,34 @@ def schedule(text: str, calls: int) -> list[tuple[int, str]]:
     [(5, 'a cat'), (10, 'a dog')]
     """
     try:
-        nodes = _Reader(text).all()
+        nodes = _Reader().read(text)
     except _NotWellFormed:
         return [(calls, text)]
     return [(end, _text_at(nodes, end, calls)) for end in sorted({calls, *_ends(nodes, calls)})]
 
 
-def _ends(nodes: _Nodes, calls: int) -> set[int]:
+def _ends(nodes: _Nodes, calls: int) -> Iterator[int]:
     """The calls after which the text changes."""
-    ends: set[int] = set()
-    for node in nodes:
-        if isinstance(node, _Alternate):
-            ends.update(range(1, calls + 1))
-        elif isinstance(node, _Switch):
-            ends.update({last} if (last := node.last_call(calls)) >= 1 else ())
-            ends |= _ends(node.before, calls) | _ends(node.after, calls)
-    return ends
+    waiting = [nodes]
+    while waiting:
+        for node in waiting.pop():
+            if isinstance(node, str):
+                continue
+            waiting += node.parts
+            if isinstance(node, _Alternate):
+                yield from range(1, calls + 1)
+            elif (last := node.last_call(calls)) >= 1:
+                yield last
 
 
 def _text_at(nodes: _Nodes, call: int, calls: int) -> str:
-    return "".join(_node_at(node, call, calls) for node in nodes)
-
-
-def _node_at(node: str | _Switch | _Alternate, call: int, calls: int) -> str:
-    if isinstance(node, str):
-        return node
-    if isinstance(node, _Alternate):
-        return _text_at(node.options[(call - 1) % len(node.options)], call, calls)
-    return _text_at(node.before if call <= node.last_call(calls) else node.after, call, calls)
+    texts, readers = [], [iter(nodes)]
+    while readers:
+        node = next(readers[-1], None)
+        if node is None:
+            readers.pop()
+        elif isinstance(node, str):
+            texts.append(node)
+        else:
+            readers.append(iter(node.chosen(call, calls)))
+    return "".join(texts)

@@ -1,33 +1,36 @@
-r"""A1111's prompt syntax: LoRA tags and emphasis.
+r"""A1111's prompt syntax: comments, LoRA tags and emphasis.
 
-    (x)  (x:1.3)  [x]    emphasis: x1.1, x1.3, /1.1; brackets nest and multiply; \( is a bracket
-    BREAK                starts a new chunk of 75 tokens
+    # ...                up to the end of the line: a comment, removed first
     <lora:name:te:unet>  a LoRA tag, removed from the text (see `extract_loras`)
+    (x)  (x:1.3)  [x]    emphasis: x1.1, x1.3, /1.1; brackets nest and multiply; \( is a bracket
+    BREAK                starts a new chunk of 75 tokens, unless a bracket gives it a weight
 
-Text that changes between steps ([a:b:0.5], [a|b]) is read by `engine.prompt.schedule`. AND is
-refused; otherwise it would be encoded as a word.
+Text that changes between steps ([a:b:0.5], [a|b]) is read by `engine.prompt.schedule`. AND and a
+weight of the whole prompt are refused; otherwise they would be encoded as words. The patterns are
+linear in the text's length (tests/job/test_patterns.py).
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.errors import Refused, Unsupported
 
 EMPHASIS = 1.1
+BREAK = "BREAK"
+BREAK_WEIGHT = -1.0  # A1111's mark of a break; a bracket multiplies it, which makes it a word
+DEEPEST = 100  # open brackets; each multiplies the weights of all text behind it
 
-_TAG = re.compile(r"<(\w+):([^>]+)>")
-_LORA = {"lora", "lyco"}  # A1111 accepts both names
-_TOKEN = re.compile(
-    r"\\(?P<escaped>[()\[\]\\])"
-    r"|(?P<open>[(\[])"
-    r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
-    r"|(?P<close>[)\]])"
-    r"|\s*\b(?P<chunk_break>BREAK)\b\s*"
-    r"|(?P<lone>\\)"
-    r"|(?P<text>.)",
-    re.DOTALL,
-)
+_COMMENT_LINE = re.compile(r"(?:\A|\n)#[^\n]*(?:\n|\Z)")
+_COMMENT = re.compile(r"#[^\n]*(?:\n|\Z)")
+# Without a `>` it matches up to the end of the text, so that nothing is searched twice.
+_TAG = re.compile(r"<(\w+):([^>]+)(>|\Z)")
+_LORA = {"lora", "lyco"}  # A1111 accepts both names, in lower case
+_TOKEN = re.compile(r"\\[()\[\]\\]?|[()\[\]:]|[^\\()\[\]:]+")
+_WEIGHT = re.compile(r"\A\s*([+-]?[.\d]+)\s*\Z")
+_BREAK = re.compile(r"\bBREAK\b")
 _AND = re.compile(r"\bAND\b")
+_NUMBER = re.compile(r"\A[-+]?(?:\d+\.?|\d*\.\d+)\Z")
 
 
 @dataclass(frozen=True)
@@ -41,112 +44,146 @@ class LoraTag:
 
 @dataclass
 class Span:
-    """A piece of text and its emphasis; None is a chunk break."""
+    """A piece of text and its emphasis."""
 
     text: str
-    weight: float | None
+    weight: float
+
+    @property
+    def is_break(self) -> bool:
+        """Whether a new chunk starts here."""
+        return (self.text, self.weight) == (BREAK, BREAK_WEIGHT)
+
+
+def without_comments(text: str) -> str:
+    """The text without `#` and what follows it on its line."""
+    return _COMMENT.sub("\n", _COMMENT_LINE.sub("\n", text))
 
 
 def extract_loras(prompt: str) -> tuple[str, list[LoraTag]]:
-    """The prompt without its <kind:...> tags, and the LoRA tags in order.
+    """The prompt without its <kind:...> tags, and the LoRA tags in A1111's order.
 
     Tags of other kinds are removed, as A1111 does with tags of unknown networks. Raises Refused for
     a weight that is not a number: A1111 would silently ignore every LoRA of the request.
     """
-    tags = [_read_tag(arguments) for kind, arguments in _TAG.findall(prompt) if kind in _LORA]
-    return _TAG.sub("", prompt), tags
+    found = [(one[1], one[2]) for one in _TAG.finditer(prompt) if one[3] and one[1] in _LORA]
+    # A1111 collects the tags by their kind before it applies them
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    found.sort(key=lambda one: kinds.index(one[0]))
+    text = _TAG.sub(lambda one: "" if one[3] else one[0], prompt)
+    return text, [_read_tag(arguments) for _, arguments in found]
 
 
 def _read_tag(arguments: str) -> LoraTag:
-    name, *rest = arguments.split(":")
-    named = dict(item.split("=", 1) for item in rest if "=" in item)
-    places = [item for item in rest if "=" not in item]
-    if named.keys() - {"te", "unet"} or len(places) > 2:  # noqa: PLR2004 - te and unet
+    """An argument with exactly one `=` is named, the others count by position."""
+    items = arguments.split(":")
+    named = dict(item.split("=") for item in items if item.count("=") == 1)
+    places = [item for item in items if item.count("=") != 1]
+    if named.keys() - {"te", "unet"} or len(places) > 3:  # noqa: PLR2004 - name, te and unet
         raise Unsupported(f"arguments other than te and unet in <lora:{arguments}>")
+    if not places:
+        raise Refused(f"no name in <lora:{arguments}>")
     try:
-        te = float(named.get("te", places[0] if places else 1))
-        unet = float(named.get("unet", places[1] if places[1:] else te))
+        by_place = dict(zip(("te", "unet"), map(float, places[1:]), strict=False))
+        weights = by_place | {name: float(text) for name, text in named.items()}
     except ValueError as error:
         raise Refused(f"invalid weight in <lora:{arguments}>: {error}") from error
-    return LoraTag(name, te, unet)
+    te = weights.get("te", 1.0)
+    return LoraTag(places[0], te, weights.get("unet", te))
 
 
 def refuse_unsupported(text: str) -> None:
-    """Raise Unsupported for the part of A1111's syntax that the engine does not have."""
+    """Raise Unsupported for the part of A1111's syntax that the engine does not have.
+
+    It is for a prompt without tags; A1111 reads both as plain text in a negative prompt.
+    """
     if _AND.search(text):
         raise Unsupported("composable prompts (AND)")
+    weight = text.rpartition(":")[2].strip() if ":" in text else ""
+    if _NUMBER.match(weight) and float(weight) != 1:
+        raise Unsupported(f"a weight of the whole prompt (it ends with ':{weight}')")
 
 
 class _Parser:
-    """Collects spans; a stack holds the first span of each open bracket."""
+    """Collects spans; two stacks hold the first span of each open bracket."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
-        self.stack: list[tuple[str, int]] = []
-        self.is_open = False  # whether the next character belongs to the last span
+        self.open: dict[str, list[int]] = {"(": [], "[": []}
 
     def add(self, text: str) -> None:
-        if not self.is_open:
-            self.spans.append(Span("", 1.0))
-            self.is_open = True
-        self.spans[-1].text += text
+        """Add text, which is split at BREAK; spaces around a BREAK do not count."""
+        first, *others = _BREAK.split(text)
+        self.spans.append(Span(first if not others else first.rstrip(), 1.0))
+        for number, part in enumerate(others, 1):
+            self.spans.append(Span(BREAK, BREAK_WEIGHT))
+            text = part.lstrip()
+            self.spans.append(Span(text if number == len(others) else text.rstrip(), 1.0))
 
-    def chunk_break(self) -> None:
-        self.spans.append(Span("BREAK", None))
-        self.is_open = False
-
-    def open(self, bracket: str) -> None:
-        self.stack.append((bracket, len(self.spans)))
-        self.is_open = False
-
-    def is_inside(self, bracket: str) -> bool:
-        return any(kind == bracket for kind, _ in self.stack)
+    def begin(self, bracket: str) -> None:
+        if sum(map(len, self.open.values())) == DEEPEST:
+            raise Unsupported(f"more than {DEEPEST} open brackets")
+        self.open[bracket].append(len(self.spans))
 
     def close(self, bracket: str, factor: float) -> None:
         """Multiply the weights of all spans since the innermost open `bracket`."""
-        place = max(i for i, (kind, _) in enumerate(self.stack) if kind == bracket)
-        self.multiply(self.stack.pop(place)[1], factor)
-        self.is_open = False
+        self.multiply(self.open[bracket].pop(), factor)
 
     def multiply(self, start: int, factor: float) -> None:
         for span in self.spans[start:]:
-            if span.weight is not None:
-                span.weight *= factor
+            span.weight *= factor
 
-    def read(self, match: re.Match[str]) -> None:
+    def read(self, part: str) -> None:
         """Read one token; a closing bracket without an opening one is text."""
-        kind, text = match.lastgroup, match[match.lastgroup or 0]
-        if kind == "open":
-            self.open(text)
-        elif kind == "chunk_break":
-            self.chunk_break()
-        elif kind == "weight" and self.is_inside("("):
-            self.close("(", float(text))
-        elif kind == "close" and text == ")" and self.is_inside("("):
+        if part[0] == "\\":
+            self.spans.append(Span(part[1:], 1.0))
+        elif part in "([":
+            self.begin(part)
+        elif part == ")" and self.open["("]:
             self.close("(", EMPHASIS)
-        elif kind == "close" and text == "]" and self.is_inside("["):
+        elif part == "]" and self.open["["]:
             self.close("[", 1 / EMPHASIS)
-        elif kind == "weight":
-            self.add(match[0])
-        elif kind != "lone":
-            self.add(text)
+        else:
+            self.add(part)
+
+    def read_weight(self, weight: str, written: str) -> None:
+        """Read `:1.2)`, which is text if no bracket is open."""
+        if self.open["("]:
+            self.close("(", float(weight))
+        else:
+            self.add(written)
 
 
 def parse(text: str) -> list[Span]:
     """Spans of equal emphasis. An unclosed bracket ends with the text; a lone backslash is dropped.
 
+    Raises ValueError for a weight that is not a number, as A1111 does; Unsupported for too many
+    open brackets.
+
     >>> [(s.text, s.weight) for s in parse("a (red:1.5) cat")]
     [('a ', 1.0), ('red', 1.5), (' cat', 1.0)]
     """
-    parser = _Parser()
-    for match in _TOKEN.finditer(text):
-        parser.read(match)
-    for bracket, start in parser.stack:
-        parser.multiply(start, EMPHASIS if bracket == "(" else 1 / EMPHASIS)
-    merged: list[Span] = []
-    for span in parser.spans or [Span("", 1.0)]:
-        if merged and span.weight is not None and merged[-1].weight == span.weight:
-            merged[-1].text += span.text
+    parser, tokens, at = _Parser(), _TOKEN.findall(text), 0
+    while at < len(tokens):
+        weight = _WEIGHT.match(tokens[at + 1]) if tokens[at + 2 : at + 3] == [")"] else None
+        if tokens[at] == ":" and weight:
+            parser.read_weight(weight[1], "".join(tokens[at : at + 3]))
+            at += 3
         else:
-            merged.append(span)
-    return merged
+            parser.read(tokens[at])
+            at += 1
+    for bracket, factor in (("(", EMPHASIS), ("[", 1 / EMPHASIS)):
+        for start in parser.open[bracket]:
+            parser.multiply(start, factor)
+    return _merged(parser.spans or [Span("", 1.0)])
+
+
+def _merged(spans: Sequence[Span]) -> list[Span]:
+    """The spans with neighbours of equal weight joined."""
+    groups: list[tuple[list[str], float]] = []
+    for span in spans:
+        if groups and groups[-1][1] == span.weight:
+            groups[-1][0].append(span.text)
+        else:
+            groups.append(([span.text], span.weight))
+    return [Span("".join(texts), weight) for texts, weight in groups]

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import ftfy
 from transformers import CLIPTokenizer
 
 VOCABULARY = Path(__file__).parent / "clip" / "bpe_simple_vocab_16e6.txt.gz"
@@ -37,6 +38,13 @@ def read_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     merges = [(left, right) for left, right in map(str.split, lines)]
     tokens = [*symbols, *(s + "</w>" for s in symbols), *map("".join, merges), START, END]
     return {token: number for number, token in enumerate(tokens)}, merges
+
+
+def clean(text: str) -> str:
+    """The text as CLIP was trained with it: typographic quotes, full-width letters, ligatures,
+    HTML's `&amp;`, control characters and wrongly decoded text are replaced by what they mean.
+    """
+    return " ".join(ftfy.fix_text(text).lower().split())
 
 
 def build(padding: str = END) -> Any:  # noqa: ANN401 - transformers' classes are untyped here

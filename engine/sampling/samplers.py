@@ -14,7 +14,7 @@ import torch
 from engine.errors import SamplerNotFound, Unsupported
 from engine.sampling import noise_schedules, schedulers
 
-Sigmas = Callable[[int], torch.Tensor]
+Sigmas = Callable[..., torch.Tensor]  # of (steps, training sigmas)
 
 TRAINING = {
     "num_train_timesteps": noise_schedules.TRAINING_STEPS,
@@ -85,7 +85,7 @@ class Sampler:
         """The scheduler's sigmas, without the last one if A1111 discards it for this sampler."""
         if self.options.get("discard_next_to_last_sigma") != "True":
             return scheduler.sigmas
-        return lambda steps: scheduler.sigmas(steps + 1)[:steps]
+        return lambda steps, *levels: scheduler.sigmas(steps + 1, *levels)[:steps]
 
 
 _UNIFORM = Scheduler("uniform", "Uniform", noise_schedules.uniform, need_inner_model=True)
@@ -219,16 +219,30 @@ def find_scheduler(sampler: Sampler, name: str | None) -> Scheduler:
     return scheduler
 
 
-def build(sampler: Sampler, scheduler: Scheduler | None, prediction_type: str, seed: int) -> Any:  # noqa: ANN401
+def build(
+    sampler: Sampler,
+    scheduler: Scheduler | None,
+    prediction_type: str,
+    seed: int,
+    *,
+    zero_terminal_snr: bool = False,
+) -> Any:  # noqa: ANN401
     """The diffusers scheduler for one picture; without `scheduler`, with the sampler's own one."""
     scheduler = scheduler or find_scheduler(sampler, None)
+    alphas = noise_schedules.ZERO_SNR_ALPHAS if zero_terminal_snr else noise_schedules.ALPHAS
+    levels = noise_schedules.levels_of(alphas)
     config = TRAINING | {"prediction_type": prediction_type} | sampler.config
     if sampler.cls == "DPMSolverSDEScheduler":
         config["noise_sampler_seed"] = seed  # otherwise its noise differs each time
-    if not sampler.own_schedule:
-        cls = schedulers.following(getattr(diffusers, sampler.cls), sampler.sigmas(scheduler))
-        return cls.from_config(config)
-    built = getattr(schedulers, sampler.cls).from_config(config)
+    if sampler.own_schedule:
+        cls = getattr(schedulers, sampler.cls)
+    else:
+        sigmas = sampler.sigmas(scheduler)
+        wanted = getattr(diffusers, sampler.cls)
+        cls = schedulers.following(wanted, lambda steps: sigmas(steps, levels))
+    built = cls.from_config(config)
+    if zero_terminal_snr:
+        built.alphas_cumprod, built.levels = alphas, levels
     if isinstance(built, schedulers.Ddim):
         built.eta = sampler.eta or 0.0
     return built

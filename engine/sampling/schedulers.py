@@ -12,7 +12,7 @@ import torch
 
 from engine.sampling.noise_schedules import (
     LAST,
-    SMALLEST,
+    LEVELS,
     TRAINING_STEPS,
     sgm_uniform,
     times_of,
@@ -33,6 +33,7 @@ class _Follows:
     """A mixin for a diffusers class: `wanted` returns the levels for a number of steps."""
 
     wanted: Sigmas
+    levels = LEVELS  # the training sigmas
     timesteps: torch.Tensor
     sigmas: torch.Tensor
     init_noise_sigma: Any
@@ -43,7 +44,7 @@ class _Follows:
         if len(self.timesteps) == num_inference_steps:
             levels = self.wanted(num_inference_steps)
             self.sigmas = torch.cat([levels, levels.new_zeros(1)])
-            self.timesteps = times_of(levels).to(device)
+            self.timesteps = times_of(levels, self.levels).to(device)
             if isinstance(self, diffusers.DPMSolverMultistepScheduler):
                 # diffusers starts with noise of scale 1, k-diffusion scales it by the first level
                 self.init_noise_sigma = (levels[0] / (levels[0] ** 2 + 1) ** 0.5).item()
@@ -56,16 +57,21 @@ class _Follows:
 def compvis_times(steps: int) -> torch.Tensor:
     """The times of A1111's samplers that are not from k-diffusion, the smallest first.
 
-    There may be more than `steps`: their distance is 1000 // steps, rounded down.
+    There may be more than `steps`: their distance is 1000 // steps, rounded down. Raises ValueError
+    for more than 1000 steps, the same as A1111.
     """
+    if steps > TRAINING_STEPS:
+        raise ValueError(f"this sampler takes {TRAINING_STEPS} steps at most, not {steps}")
     times = torch.arange(0, TRAINING_STEPS, TRAINING_STEPS // steps) + 1
     return times.clamp(max=LAST)
 
 
 def _moves(steps: int) -> torch.Tensor:
-    """The times at which DDIM and PLMS call the model: all but the smallest, where they end."""
-    times = compvis_times(steps)
-    return times[1:].flip(0) if len(times) > 1 else times
+    """The times at which DDIM and PLMS call the model: all but the smallest, where they end.
+
+    For a single step there is none: A1111 then decodes the noise.
+    """
+    return compvis_times(steps)[1:].flip(0)
 
 
 class Ddim(diffusers.DDIMScheduler):
@@ -105,13 +111,15 @@ class Plms(diffusers.PNDMScheduler):
 class UniPc(diffusers.UniPCMultistepScheduler):
     """UniPC; A1111's ends at the smallest training level, not at 0."""
 
+    levels = LEVELS  # the training sigmas
+
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # noqa: ANN401
         """Called by the pipeline."""
         steps = len(compvis_times(num_inference_steps))
         super().set_timesteps(steps, device=device)  # type: ignore[misc]
-        levels = sgm_uniform(steps)
-        self.sigmas = torch.cat([levels, levels.new_full((1,), SMALLEST)])
-        self.timesteps = times_of(levels).to(device)
+        levels = sgm_uniform(steps, self.levels)
+        self.sigmas = torch.cat([levels, self.levels[:1]])
+        self.timesteps = times_of(levels, self.levels).to(device)
 
 
 class Lcm(diffusers.LCMScheduler):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,23 @@ def new_container(tmp_path: Path) -> Iterator[Any]:
 # Build arguments of the Dockerfile --------------------------------------------------------------
 
 
+def _prefix_of_python(version: str) -> Path:
+    """Of the first one on PATH that runs: a shim of pyenv is there also without its Python."""
+    for folder in os.get_exec_path():
+        with suppress(OSError, AssertionError):
+            ask = (Path(folder) / f"python{version}", "-c", "import sys; print(sys.base_prefix)")
+            return Path(run(*ask))
+    installed = sorted(Path.home().glob(f".pyenv/versions/{version}.*"))
+    assert installed, f"python{version} is not installed here: use BASES=registry"
+    return installed[-1]
+
+
 def _stand_in(version: str, folder: Path) -> str:
     """A base image like Docker's python:VERSION-slim-bookworm: Debian, and Python in /usr/local."""
     tag = f"localhost/python:{version}-slim-bookworm"
     if buildah("images", "--quiet", "--filter", f"reference={tag}"):
         return tag
-    found = shutil.which(f"python{version}")
-    assert found, f"python{version} is not installed here: use BASES=registry"
-    prefix = Path(run(found, "-c", "import sys; print(sys.base_prefix)"))
+    prefix = _prefix_of_python(version)
     system = folder / "debian"
     if not system.exists():
         packages = ",".join(("ca-certificates", *SHARED_LIBRARIES.split()))

@@ -1,9 +1,11 @@
 """The settings and their checks."""
 
+from pathlib import Path
+
 import pytest
 from fakes.hosts.bucket import KEY_ID, NAME, SECRET
 
-from worker.config.credentials import secret_values
+from worker.config.credentials import CREDENTIALS, hidden_from_engine, secret_values
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ConfigError
 
@@ -41,6 +43,15 @@ def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_not_set():
             for wrong in ("localhost", "http://127.0.0.1:99999", "http://127.0.0.1:30o0")
         ),
         ("WEBUI_ARGS", "'open", "No closing quotation"),
+        ("WEBUI_URL", "http://a b:3000", "must look like http://127.0.0.1:3000"),
+        ("HF_ENDPOINT", "http://a\rb.lan", "must look like http://127.0.0.1:3000"),
+        ("MODELS_DIR", '"/vol', "MODELS_DIR='\"/vol': has a quotation mark at one end only"),
+        ("MODELS_DIR", "$HOME/models", "has $HOME, which nothing replaces here"),
+        ("RUN_DIR", "${HOME}/run", "has ${HOME}, which nothing replaces here"),
+        ("OUTPUT_DIR", "~nobody-of-this-name/x", "the home of a user that this machine does not"),
+        ("OUTPUT_DIR", "/a\r/b", "must be one line of printable characters"),
+        ("TRUSTED_HOSTS", "'a.lan','b.lan'", "without https://"),
+        ("ALLOW_PICKLES", "maybe", "ALLOW_PICKLES='maybe'"),
         ("WEBUI_ARGS", "--no-hashing", "--no-hashing is not allowed"),
         ("TRUSTED_HOSTS", "https://mirror.example", "without https://"),
         *(("RESULT_LIMIT_MB", wrong, f"RESULT_LIMIT_MB={wrong!r}") for wrong in ("-1", "many")),
@@ -51,6 +62,55 @@ def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_not_set():
 )
 def test_a_wrong_variable_is_named_with_its_value(name, wrong, message):
     assert message in problem(**{name: wrong})
+
+
+AS_WRITTEN = [
+    # variable, as written, as meant
+    ("MODELS_DIR", '"/vol"', Path("/vol")),
+    ("MODELS_DIR", "'/a b'\r", Path("/a b")),
+    ("MODELS_DIR", "\u201c/vol\u201d", Path("/vol")),
+    ("MODELS_DIR", "~/models", Path("/home/fox/models")),
+    ("MODELS_DIR", '"~/models" ', Path("/home/fox/models")),
+    ("TEMPLATES_FILE", "~/t.json\r\n", Path("/home/fox/t.json")),
+    ("WEBUI_PYTHON", "~/venv/bin/python", Path("/home/fox/venv/bin/python")),
+    ("OUTPUT_DIR", '""', None),
+    ("WEBUI_URL", "http://127.0.0.1:3001\r", "http://127.0.0.1:3001"),
+    ("WEBUI_URL", "' http://127.0.0.1:3001/ '", "http://127.0.0.1:3001"),
+    ("CIVITAI_URL", "\ufeffhttps://civitai.lan\r", "https://civitai.lan"),
+    ("ENGINE", "A1111", "a1111"),
+    ("ENGINE", "'External'\r", "external"),
+    ("LOG_LEVEL", "debug", "DEBUG"),
+    ("LOG_LEVEL", "Warn", "WARNING"),
+    ("LOG_FORMAT", "JSON", "json"),
+    *(("ALLOW_PICKLES", text, True) for text in ("True", "YES", '"1"', " on\r")),
+    ("DEFAULT_TEMPLATE", "None", "none"),
+    *(("DEFAULT_TEMPLATE", f'"{name}"', name) for name in ("a fox", "Json", "Debug")),
+    ("JOB_CONCURRENCY", "'2'\r", 2),
+    ("READY_TIMEOUT", "\u00a0400 ", 400.0),
+    ("WEBUI_ARGS", '"--medvram --api"', ("--medvram", "--api")),
+    ("WEBUI_ARGS", '"--a" "b c"\r', ("--a", "b c")),
+    ("TRUSTED_HOSTS", '"a.lan, b.lan"\r', ("a.lan", "b.lan")),
+]
+
+
+@pytest.mark.parametrize(("name", "written", "meant"), AS_WRITTEN)
+def test_a_setting_is_understood_as_people_and_files_write_it(name, written, meant, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/fox")
+    assert getattr(Settings.from_environ({name: written}), name.lower()) == meant
+
+
+@pytest.mark.parametrize("written", ["'{}'", '"{}"\r', " {}\r\n"])
+@pytest.mark.parametrize(("field", "names"), CREDENTIALS.items())
+def test_a_credential_is_understood_under_each_of_its_names_and_hidden(field, names, written):
+    others = BUCKET if field.startswith("bucket") else {}
+    for name in names:
+        environ = others | {name: written.format("abcdef0123")}
+        assert getattr(Settings.from_environ(environ), field).get_secret_value() == "abcdef0123"
+        assert "abcdef0123" in secret_values(environ)
+        assert name in hidden_from_engine(environ)
+    both = others | {name: f"key-of-{name}" for name in names}
+    assert getattr(Settings.from_environ(both), field).get_secret_value() == f"key-of-{names[0]}"
+    assert {f"key-of-{name}" for name in names} <= set(secret_values(both))
 
 
 def test_every_setting_has_a_description():

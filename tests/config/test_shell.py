@@ -48,13 +48,13 @@ def start_sh(project, functions, **environ):
 
 
 def test_bash_reads_back_the_values_that_python_wrote():
-    environ = {"WEBUI_DIR": "/x y/$HOME;z", "ENGINE_RESTART_WINDOW": "0.5"}
+    environ = {"WEBUI_DIR": "/x y/$(HOME);z", "ENGINE_RESTART_WINDOW": "0.5"}
     environ["WEBUI_ARGS"] = "--medvram 'a b' \"$(exit 1)\""
     shell = for_start_sh(Settings.from_environ(environ), environ) + assignments({"none": None})
     names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "${WEBUI_ARGS[@]}"'
     read = bash(f'{shell}printf "%s\\n" {names}')
 
-    texts = ["/x y/$HOME;z", "/x y/$HOME;z/venv/bin/python", "500", ""]
+    texts = ["/x y/$(HOME);z", "/x y/$(HOME);z/venv/bin/python", "500", ""]
     assert read.stdout.splitlines() == [*texts, "--medvram", "a b", "$(exit 1)"]
 
 

@@ -208,6 +208,41 @@ def test_a_lora_is_applied_and_listed_by_its_hash(engine):
     assert pixels(applied["images"][0]) != pixels(plain["images"][0])
 
 
+def test_comments_are_no_part_of_the_prompts_and_hide_tags(engine):
+    hidden = f"a cat # a dog <lora:{engine.lora}:1>\n# a bird"
+    commented = engine.txt2img(prompt=hidden, negative_prompt="red # blue")
+    plain = engine.txt2img(prompt="a cat \n", negative_prompt="red \n")
+    info = json.loads(commented["info"])
+    assert (info["prompt"], info["negative_prompt"]) == ("a cat \n", "red \n")
+    assert "Lora hashes" not in info["extra_generation_params"]
+    assert commented["parameters"]["prompt"] == hidden
+    assert pixels(commented["images"][0]) == pixels(plain["images"][0])
+
+
+@pytest.mark.parametrize(
+    "tag", ["<LoRA:{}:1>", "<lora :{}:1>", "<other:<lora:{}:1>", "<lora: {}:1>"]
+)
+def test_a_tag_in_another_spelling_applies_no_lora(engine, tag):
+    info = engine.info(prompt=f"a cat {tag.format(engine.lora)}")
+    assert "Lora hashes" not in info["extra_generation_params"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "lyco"])
+def test_a_repeated_lora_is_applied_each_time_with_its_last_weight(engine, kind):
+    tags = f"a cat <lora:{engine.lora}:%g> <{kind}:{engine.lora}:%g>"
+    first, same, other = (
+        engine.txt2img(prompt=tags % weights)["images"][0]
+        for weights in ((0.1, 0.8), (0.8, 0.8), (0.8, 0.1))
+    )
+    assert pixels(first) == pixels(same) != pixels(other)
+
+
+def test_a_weight_in_brackets_that_is_not_a_number_is_an_error(engine):
+    answer = engine.post(SMALL | {"prompt": "a (cat:1.2.3)"})
+    assert (answer.status_code, answer.json()["error"]) == (500, "ValueError")
+    assert engine.post(SMALL | {"prompt": "a cat:1.2.3)"}).status_code == 200
+
+
 def test_unknown_models_are_ignored_and_info_names_those_used(engine):
     unknown = {"override_settings": {"sd_model_checkpoint": "nope"}}
     info = engine.info(prompt="a cat <lora:nope:1>", **unknown)

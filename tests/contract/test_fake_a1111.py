@@ -2,8 +2,10 @@
 
 import base64
 import json
+import os
 import struct
 import threading
+import time
 
 import pytest
 import requests
@@ -126,7 +128,7 @@ def test_sizes_are_rounded_down_and_reported_as_requested(a1111):
 
 # --- models and options
 
-HASH_A, HASH_B = "8f8ee6334ab2", "f05376020754"  # sha256 of the bytes after the header
+HASH_A, HASH_B = "b7fb5774afac", "46c66708d976"  # sha256 of the bytes after the header
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,39 @@ def test_a_title_gains_its_hash_once_loaded_and_a_failed_switch_poisons_until_th
     assert (poisoned.status_code, poisoned.json()["error"]) == (500, "RuntimeError")
     wanted = {"sd_model_checkpoint": after["hash"]}
     assert fresh.info(override_settings=wanted)["sd_model_name"] == "tinyB"
+
+
+def test_a_vae_that_does_not_load_spoils_the_next_pictures_without_an_error(fresh, tmp_path):
+    write_safetensors(tmp_path / "models/VAE/odd.safetensors")
+    pictures = [fresh.post("txt2img", SMALL).json()["images"]]
+    fresh.fault("vae_load_fails")
+    job = SMALL | {"override_settings": {"sd_vae": "odd.safetensors"}}
+    assert fresh.post("txt2img", job).status_code == 500
+    pictures += [fresh.post("txt2img", SMALL).json()["images"] for _ in range(2)]
+    assert pictures[0] != pictures[1] == pictures[2]
+
+
+def test_a_lora_that_is_replaced_under_its_name_is_loaded_after_a_picture_without_it(
+    fresh, tmp_path
+):
+    job, path = SMALL | {"prompt": "<lora:loraA:1>"}, tmp_path / "models/Lora/loraA.safetensors"
+
+    def picture():
+        return fresh.post("txt2img", job).json()["images"]
+
+    old = picture()
+    write_safetensors(path, b"new content")
+    os.utime(path, (time.time() + 9,) * 2)
+    fresh.post("refresh-loras")
+    spoiled = picture()
+    fresh.post("txt2img", SMALL)
+    assert len({*old, *spoiled, *picture()}) == 3  # the infotext has the new hash at once
+
+
+def test_without_a_checkpoint_embeddings_cannot_be_read(tmp_path):
+    with running_a1111(tmp_path) as engine:
+        answer = engine.post("refresh-embeddings")
+    assert "'NoneType' object has no attribute 'cond_stage_model'" in answer.text
 
 
 def test_an_override_leaks_unless_config_json_has_the_key(fresh, tmp_path):

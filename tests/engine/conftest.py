@@ -113,8 +113,9 @@ def decode():
     return decode_png
 
 
-@pytest.fixture(scope="session")
-def client(data_dir):
+@contextlib.contextmanager
+def serving(data_dir):
+    """A new engine with these files, in this process."""
     engine = Engine(data_dir, Options(data_dir / "config.json"), threads=1)
     engine.start()
     server = uvicorn.Server(uvicorn.Config(create_app(engine), log_config=None))
@@ -127,6 +128,17 @@ def client(data_dir):
     engine.close()
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="session")
+def serve():
+    return serving
+
+
+@pytest.fixture(scope="session")
+def client(data_dir):
+    with serving(data_dir) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,9 @@ def test_every_field_changes_the_picture(draw, cat, checkpoint):
     # clip skip: SDXL's layer is fixed, the same as in A1111
     skipped = draw(override_settings={"CLIP_stop_at_last_layers": 2})
     assert same(skipped, cat) is (checkpoint == "xl")
+    pure_noise = draw(override_settings={"sd_noise_schedule": "Zero Terminal SNR"})
+    assert not same(pure_noise, cat)
+    assert same(draw(), cat)
 
 
 def test_last_words_of_a_long_prompt_have_an_effect(draw):

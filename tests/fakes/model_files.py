@@ -5,8 +5,10 @@ import json
 import math
 import struct
 
+from worker.formats import stable_diffusion
+
 UNET = "model.diffusion_model."
-BITS = {"F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U8": 8, "F8_E4M3": 8, "F4": 4, "F6_E2M3": 6}
+BITS = {"F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U8": 8, "F8_E4M3": 8}
 CROSS = "transformer_blocks.0.attn2.to_k.weight"
 SD1 = {
     UNET + "input_blocks.0.0.weight": (1, 4, 3, 3),
@@ -17,6 +19,7 @@ SD1 = {
 SDXL = {
     UNET + "input_blocks.0.0.weight": (1, 4, 3, 3),
     UNET + f"input_blocks.4.1.{CROSS}": (1, 2048),
+    "conditioner.embedders.0.transformer.x.weight": (1,),
     "conditioner.embedders.1.model.ln_final.weight": (1,),
     "first_stage_model.decoder.conv_in.weight": (1, 4, 3, 3),
 }
@@ -24,7 +27,8 @@ LORA = {
     f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.{part}.weight": shape
     for part, shape in {"lora_down": (1, 768), "lora_up": (1, 1)}.items()
 }
-VAE = {"encoder.conv_in.weight": (1, 3, 3, 3), "decoder.conv_in.weight": (1, 4, 3, 3)}
+VAE = {name: (1,) * len(shape) for name, shape in stable_diffusion.vae().items()}
+VAE |= {"encoder.conv_in.weight": (1, 3, 3, 3), "decoder.conv_in.weight": (1, 4, 3, 3)}
 EMBEDDING = {"emb_params": (1, 768)}
 FLUX = {"double_blocks.0.img_attn.norm.key_norm.scale": (1,), "img_in.weight": (1, 64)}
 UNKNOWN = {"weights": (1, 1)}

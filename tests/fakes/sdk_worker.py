@@ -24,18 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as a program
 
 import runpod_sdk  # noqa: E402
-from fakes.hosts.slow_line import SlowLine  # noqa: E402
 from fakes.runpod_plane import RunPodPlane  # noqa: E402
 from worker.runpod.timing import TransportTiming  # noqa: E402
-
-# What can happen to the post of a result, for RunPodPlane.fault.
-FAULTS: list[dict[str, Any]] = [
-    {"drop": True, "times": 3},
-    {"status": 429, "times": 3},
-    {"status": 502, "times": 3},
-    {"status": 400},
-    {"status": 413},
-]
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
@@ -89,22 +79,22 @@ def running_sdk_worker(
     folder: Path,
     plane: RunPodPlane,
     *,
-    line: SlowLine | None = None,
+    port: int | None = None,
     timing: dict[str, float] | None = None,
     **environ: str,
 ) -> Iterator[SdkWorker]:
     """Start one and wait until it takes jobs; it is killed at the end.
 
     `PLAIN="1"` leaves our transport out, `OTHER_SDK="1"` lets the SDK look like another release,
-    `CONCURRENCY` is how many jobs it runs at once. `timing` has fields of TransportTiming, `line`
-    lies between the worker and the plane.
+    `CONCURRENCY` is how many jobs it runs at once. `timing` has fields of TransportTiming, `port`
+    is that of a line between the worker and the plane.
     """
     seen = len(plane.events("take"))
-    environ = plane.worker_env() | {"TIMING": json.dumps(timing or {})} | environ
-    if line:
-        ours, lines = f":{plane.port}/", f":{line.port}/"
-        environ = {name: value.replace(ours, lines) for name, value in environ.items()}
-    worker = SdkWorker(folder, environ)
+    urls = {
+        name: value.replace(f":{plane.port}/", f":{port or plane.port}/")
+        for name, value in plane.worker_env().items()
+    }
+    worker = SdkWorker(folder, urls | {"TIMING": json.dumps(timing or {})} | environ)
     try:
         plane.wait_for("take", 60, count=seen + 1)
         yield worker

@@ -36,6 +36,9 @@ PARTS = {
     "SD2_UNET": "SD1_UNET $UI.1.1.proj_in.weight:320x320 $UI.1.1.$K.weight:320x1024",
     "XL_UNET": "$UI.0.0.weight:320x4x3x3 $UI.4.1.$K.weight:640x2048 $U.label_emb.0.0.weight:9x9"
     " $UI.4.1.transformer_blocks.1.attn2.to_k.weight:640x2048",
+    "SSD": "$UI.0.0.weight:320x4x3x3 $UI.4.1.$K.weight:640x2048 $UI.8.1.norm.weight:1280"
+    " $U.middle_block.0.in_layers.2.weight:1280x1280x3x3"
+    " $UI.4.1.transformer_blocks.1.attn2.to_k.weight:640x2048",
     "REFINER_UNET": "$UI.0.0.weight:384x4x3x3 $UI.4.1.$K.weight:768x1280"
     " $UI.4.1.transformer_blocks.3.attn2.to_k.weight:768x1280",
     "VAE": "encoder.conv_in.weight:128x3x3x3 decoder.conv_in.weight:512x4x3x3"
@@ -57,7 +60,7 @@ DIFFUSERS = "model in diffusers naming"
 MODELS = [
     ("checkpoint", "SD1", "SD1"),
     ("checkpoint", "SD1", "SD1_UNET SD1_TEXT"),
-    ("checkpoint", "SD1", "SD1_UNET FIRST_STAGE"),  # A1111 has the text encoder
+    (NO_TEXT, "SD1", "SD1_UNET FIRST_STAGE"),  # A1111 has the text encoder
     ("checkpoint", "SD1", "SD1_UNET $C.transformer.embeddings.token_embedding.weight:49408x768"),
     ("checkpoint", "SD1", "SD1_UNET $C.roberta.embeddings.word_embeddings.weight:250002x1024"),
     ("checkpoint", "SD2", "SD2_UNET FIRST_STAGE SD2_TEXT"),
@@ -121,6 +124,15 @@ LORAS = [
     ("SD2", ("$D_attn2_to_k.lokr_w1:16x16 $D_attn2_to_k.lokr_w2_a:40x8"
      " $D_attn2_to_k.lokr_w2_b:8x64")),
     ("SD1", "$D_attn2_to_k.lokr_w1:16x16 $D_attn2_to_k.lokr_w2:40x48"),
+    # matrices for convolutions, and no attention to the text (not SD2)
+    (None, ("lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_a:320x8"
+     " lora_unet_down_blocks_0_attentions_0_proj_in.hada_w1_b:8x320"
+     " lora_unet_down_blocks_0_attentions_0_proj_in.hada_w2_a:320x8"
+     " lora_unet_down_blocks_0_attentions_0_proj_in.hada_w2_b:8x320")),
+    ("SD1", ("lora_unet_down_blocks_0_attentions_0_proj_in.$L:8x320x1x1"
+     " lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight:320x8x1x1"
+     " lora_te_$T:8x768 lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight:3072x8")),
+    (None, "bundle_emb.fox.emb_params:4x768"),
     ("SDXL", "$X_1_attn2_to_k.oft_blocks:4x160x160"),
     ("SDXL", "oft_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.oft_blocks:4x160x160"),
     ("SD1", "$D_attn2_to_k.diff:640x768"),
@@ -229,11 +241,30 @@ def test_more_input_channels_are_a_detail(family):
         assert architecture == Architecture("checkpoint", family, (detail,))
 
 
-def test_v_prediction_is_a_detail_and_one_tensor_of_bytes_is_not_an_embedding():
-    marked = found("SDXL v_pred:")
-    declared = found("SDXL", {"modelspec.prediction_type": "v"})
-    assert marked == declared == Architecture("checkpoint", "SDXL", ("v-prediction",))
+@pytest.mark.parametrize(
+    ("text", "metadata", "family", "details"),
+    [
+        ("SDXL v_pred: ztsnr:0", {}, "SDXL", ("v-prediction", "zero-terminal-SNR")),
+        ("SDXL", {"modelspec.prediction_type": "v"}, "SDXL", ("v-prediction",)),
+        ("SDXL", {"modelspec.prediction_type": "epsilon"}, "SDXL", ()),
+        ("SD2_UNET FIRST_STAGE SD2_TEXT", {"modelspec.architecture": "stable-diffusion-v2-768-v"},
+         "SD2", ("v-prediction",)),
+        ("SSD FIRST_STAGE XL_TEXT", {}, "SDXL", ("SSD",)),
+        # some trainers leave the text encoder's LoRA in the checkpoint that they merged it into
+        ("SD1 lora_te_text_model_encoder_layers_0_mlp_fc1.alpha:", {}, "SD1", ()),
+    ],
+)  # fmt: skip
+def test_what_a1111_must_be_told_about_a_checkpoint_is_a_detail(text, metadata, family, details):
+    assert found(text, metadata) == Architecture("checkpoint", family, details)
+
+
+def test_one_tensor_of_bytes_is_not_an_embedding():
     assert found("w:768", dtype="U8") == Architecture()
+    both = found("SDXL v_pred: ztsnr:").details
+    assert both == ("v-prediction", "zero-terminal-SNR")
+    blocks = "$UI.8.1.proj_in.weight:9x9 $U.middle_block.0.in_layers.2.weight:9x9"
+    assert found(f"SDXL {blocks}").details == ("SSD",)
+    assert found(f"SDXL {blocks} $U.middle_block.1.norm.weight:9").details == ()
 
 
 METADATA = [
@@ -314,7 +345,7 @@ def test_an_unusable_file_is_rejected_with_a_hint(wanted, role, family, message,
 def test_only_a_lora_in_diffusers_naming_is_rejected_for_its_naming():
     check_naming("x", found("$D_attn2_to_k.$L:8x768"))
     check_naming("x", Architecture("checkpoint", "SD1", ("diffusers naming",)))
-    with pytest.raises(ModelNotSupported, match="tensor names of diffusers"):
+    with pytest.raises(ModelNotSupported, match="tensor names of another tool"):
         check_naming("x", found("$P.lora_A.weight:8x768"))
 
 

@@ -59,3 +59,14 @@ def test_a_file_that_the_library_rejects_is_invalid(file, monkeypatch):
     monkeypatch.setattr(model_file, "safe_open", reject)
     with pytest.raises(ModelFileInvalid, match=r"'fox.safetensors' .*rejects it \(Error while"):
         file(safetensors()).check()
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(file, monkeypatch):
+    fox = file(safetensors())
+
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(fox.path), "open", forbidden)
+    with pytest.raises(ModelFileInvalid, match=r"Permission denied\. Let the worker's user read"):
+        fox.check()

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.formats.names import clean_stem, marked_stem, stem_of, without_suffix
-from worker.job.prompt import lora_tags, rename_lora_tags
+from worker.job.prompt import lora_tags, rewritten
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_any_text_becomes_a_stem_that_is_valid_everywhere(text, other):
     assert "/" not in stem_of(text)
     prompt = f"a fox <lora:{stem}:0.5>, red"
     assert [tag.name for tag in lora_tags(prompt)] == [stem]
-    renamed = rename_lora_tags(prompt, {stem: clean_stem(other)})
+    renamed = rewritten(prompt, {stem: clean_stem(other)})
     assert renamed == f"a fox <lora:{clean_stem(other)}:0.5>, red"

@@ -44,8 +44,8 @@ def test_a_header_gives_shapes_metadata_and_the_size_of_the_whole_file():
     assert header_length(start[:8]) == header_length(start) == len(start)
 
 
-@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "BF16", "F8_E4M3", "I64"])
-def test_the_size_of_a_dtype_can_be_less_than_a_byte(dtype):
+@pytest.mark.parametrize("dtype", BITS)
+def test_the_size_of_a_file_follows_from_its_dtypes(dtype):
     header = parse_header(framed(entries({"w": (4, 8)}, dtype)))
     assert header.size - header.data_start == 32 * BITS[dtype] // 8
 
@@ -56,7 +56,7 @@ def test_the_size_of_a_dtype_can_be_less_than_a_byte(dtype):
         (b"", "empty"),
         (b"\x10\x00\x00", "ends inside its header"),
         (framed({})[:-1], "ends inside its header"),
-        (struct.pack("<Q", 100_000_001) + b"{}", "header of 100000001 bytes is too long"),
+        (struct.pack("<Q", 16_000_001) + b"{}", "header of 16000001 bytes is too long"),
         (struct.pack("<Q", 2**63) + b"{}", "is too long"),
         (framed(b"{nonsense"), "not JSON"),
         (framed(b'{"a": NaN}'), "not JSON"),
@@ -79,7 +79,15 @@ def test_the_size_of_a_dtype_can_be_less_than_a_byte(dtype):
         (damaged(shape=[1]), "does not match its shape"),
         (damaged(shape=[3]), "does not match its shape"),
         (damaged(data_offsets=[8, 0]), "does not match its shape"),
-        (damaged(dtype="F4", shape=[3], data_offsets=[0, 1]), "does not match its shape"),
+        # torch 2.1.2 and safetensors 0.4.2, which A1111 has, cannot load these
+        *((damaged(dtype=dtype), "invalid dtype") for dtype in ("F4", "F8_E8M0", "U16", "C64")),
+        (framed(b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [-0, 4]}}'), "offset"),
+        (framed({"\ud800": ONE["w"]}), "not Unicode"),
+        (framed({"__metadata__": {"a": "\udfff"}}), "not Unicode"),
+        (damaged(shape=[1] * 17), "'w' has 17 axes"),
+        (framed({"n" * 1001: ONE["w"]}), "a name has 1001 characters"),
+        (framed(entries({f"t{n}": () for n in range(30_001)})), "it has 30001 tensors"),
+        (framed(b'{"a": [' + b"[]," * 1_000_000 + b"[]]}"), "it has 1000004 values"),
         (damaged(data_offsets=[8, 16]), "does not begin where"),
         (framed({name: entries({"w": (2,)})["w"] for name in "ab"}), "'b' does not begin where"),
     ],
@@ -264,9 +272,6 @@ ODD = [
     {"w": tensor([], 1, more=[1])},
     {"w": tensor([True], 1)},
     {"w": tensor([1.0], 1)},
-    {"w": tensor([3], 1, "F4")},
-    {"w": tensor([2], 1, "F4")},
-    {"w": tensor([1], 1, "F8_E8M0")},
     {"w": tensor([2**40, 2**40, 0], 0)},
     {"w": tensor([0, 2**40, 2**40], 0)},
     {"w": tensor([0, 2**64], 0)},

@@ -42,8 +42,29 @@ def test_retry_after_is_seconds_or_a_date_and_anything_else_is_ignored():
     assert 0 < retry_after({"Retry-After": format_datetime(then, usegmt=True)}) <= 1000
 
 
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ('"resolvers";r=0;t=25', 25),  # Hugging Face's
+        ('"api"; r=5; t=300, "resolvers"; r=0; t=25', 25),
+        ('"a";r=0;t=7,"b";r=0;t=9', 9),
+        ('"resolvers";r=3;t=25', None),  # something remains
+        ('"resolvers";r=0', None),
+        ('"resolvers";r=0;t=-1', None),
+        ('"resolvers";r=0;t=2.5', None),
+        ("limit=100, remaining=0, reset=9", None),
+        ("", None),
+        (";r=0" * 10_000, None),
+    ],
+)
+def test_a_limit_that_is_used_up_says_when_it_is_reset(limits, seconds):
+    assert retry_after({"RateLimit": limits}) == seconds
+    assert retry_after({"RateLimit": limits, "Retry-After": "3"}) == 3
+
+
 @settings(max_examples=50)
 @given(st.text(st.characters(codec="latin-1"), max_size=40))
-def test_any_retry_after_is_read_or_ignored(value):
-    seconds = retry_after({"Retry-After": value})
+@pytest.mark.parametrize("header", ["Retry-After", "RateLimit"])
+def test_any_header_is_read_or_ignored(header, value):
+    seconds = retry_after({header: value})
     assert seconds is None or seconds >= 0

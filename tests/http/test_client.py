@@ -178,7 +178,9 @@ def test_redirects_are_counted(hosts):
         url = hosts.add_redirect(f"/go/{number}", url)
     with client_for(hosts).open(url) as reply:
         assert (reply.status, reply.hops) == (200, most)
-    with pytest.raises(ModelUrlRefused, match="more than 5 times"):
+    with pytest.raises(
+        ModelUrlRefused, match=r"more than 5 times\. Name the URL of the file itself"
+    ):
         client_for(hosts).open(hosts.add_redirect("/more", url))
     assert hosts.count("web", "/end") == 1
 
@@ -344,7 +346,10 @@ def test_a_silent_host_is_given_up_after_the_timeout(hosts):
 NO_HTTP = [fault("drop"), fault("drop", reset=True), fault("garbage"), fault("cut")]
 BUSY = [
     *(fault("rate_limited"), fault("rate_limited", html=True), fault("cloudflare_challenge")),
-    *(fault("status", status=status) for status in (408, 425, 500, 502, 503, 504)),
+    *(
+        fault("status", status=status)
+        for status in (408, 425, 500, 502, 503, 504, 520, 522, 524, 530)
+    ),
 ]
 
 
@@ -383,11 +388,18 @@ def test_a_clear_refusal_is_not_repeated(hosts, status):
     assert hosts.count("web") == 1
 
 
-@pytest.mark.parametrize(("asked", "seconds"), [("7", 7.0), ("9999", LONGEST_WAIT)])
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        ({"retry_after": "7"}, 7.0),
+        ({"retry_after": "9999"}, LONGEST_WAIT),
+        ({"rate_limit": '"resolvers";r=0;t=25'}, 25.0),  # Hugging Face's 429
+    ],
+)
 @pytest.mark.parametrize("fault", ["rate_limited", "server_error"])
 def test_the_pause_is_as_long_as_the_host_asks(hosts, fault, asked, seconds):
     url, stop = hosts.add_web("/x", DATA), Pauses()
-    hosts.fault(fault, role="web", times=2, retry_after=asked)
+    hosts.fault(fault, role="web", times=2, **asked)
     assert client_for(hosts, **REAL).ask(url, stop=stop).status == 200
     assert stop.seconds == [seconds] * 2
 

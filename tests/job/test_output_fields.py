@@ -20,7 +20,7 @@ REFUSED = [
     ({"format": "jpeg", "quality": 101}, {}, "output.quality = 101"),
     ({"format": "webp", "quality": True}, {}, "must be a number, not true or false"),
     ({"quality": 80}, {}, "output: png has no quality"),
-    ({"delivery": "S3"}, {}, "output.delivery = 'S3': must be 'base64', 's3' or 'put'"),
+    ({"delivery": "ftp"}, {}, "output.delivery = 'ftp': must be 'base64', 's3' or 'put'"),
     ({"delivery": "put"}, {}, 'output: delivery "put" needs urls'),
     ({"urls": [URL]}, {}, 'output: urls need delivery "put"'),
     (PUT | {"urls": URL}, {}, "output.urls"),
@@ -31,7 +31,7 @@ REFUSED = [
     (PUT | {"urls": [URL, URL + "2"]}, {}, f"output.urls has 2, {MAKES} 1 pictures"),
     (PUT, {"batch_size": 2}, "makes 2 pictures"),
     ({"may_convert": "yes"}, {}, "output.may_convert = 'yes'"),
-    ({"formt": "png"}, {}, "output.formt is not a known field, did you mean `format`?"),
+    ({"formt": "png"}, {}, "output.formt is not a known field (did you mean `format`?)"),
 ]
 
 
@@ -57,6 +57,11 @@ def test_a_good_output_is_read_and_the_default_is_png_as_base64(output, job):
     assert read.model_dump(exclude_unset=True) == output
     default = {"format": "png", "delivery": "base64", "may_convert": False}
     assert (default | output).items() <= read.model_dump().items()
+
+
+def test_capital_letters_and_the_suffix_jpg_are_understood_and_empty_values_are_not_given():
+    read = parse({"output": {"format": ".JPG", "delivery": "S3", "quality": None, "urls": None}})
+    assert read.output.model_dump(exclude_unset=True) == {"format": "jpeg", "delivery": "s3"}
 
 
 def test_a_template_may_have_an_output():

@@ -47,6 +47,8 @@ FORMS = {
     StoreName("dreamshaper_8.safetensors"): [
         *("dreamshaper_8.safetensors", "dreamshaper_8.safetensors [879db523c3]"),
     ],
+    StoreName("SDXL/own.safetensors"): each(r"SDXL/own.safetensors SDXL\own.safetensors"),
+    StoreName("SD1.5/photo/own"): ["SD1.5/photo/own", "SD1.5/photo/own [879db523c3]"],
     StoreName("dreamshaper_8"): ["dreamshaper_8", "dreamshaper_8 [879db523c3] [879DB523C3]"],
     CivitAIModel(827184): each("""https://civitai.com/models/827184
         https://civitai.com/models/827184/ https://civitai.com/models/827184/wai-illustrious-sdxl
@@ -68,6 +70,7 @@ FORMS = {
     ],
     CivitAIVersion(2, filters=(("quantType", "Q4_K_M"), ("type", "Text Encoder"))): [
         "https://civitai.com/api/download/models/2?type=Text+Encoder&quantType=Q4_K_M",
+        "https://civitai.com/api/download/models/2?type=Text+Encoder&amp;quantType=Q4_K_M",
     ],
     CivitAIVersion(2514310, 2402203): each("""civitai:827184@2514310+2402203
         urn:air:sdxl:checkpoint:civitai:827184@2514310+2402203"""),
@@ -168,8 +171,8 @@ REFUSED = {
         *("0", str(BIGGEST + 1), "1" * 4096, "https://civitai.com/models/0", "civitai:1@0"),
     ],
     "64 hex digits": ["sha256:abc", "sha256:", f"sha256:{DIGEST}0"],
-    "nor a file name": each(r""". .. sub/a.safetensors /models/a.safetensors ../../etc/passwd
-        C:\models\a.safetensors civitai.work/models/1 org/repo/a.txt //example.com/a
+    "nor a file name": each(r""". .. /models/a.safetensors ../../etc/passwd sub/../a
+        C:\models\a.safetensors civitai.work/models/1 sub/a?token=1 //example.com/a
         example.com/models/a.safetensors"""),
     "another form": ["123 [879db523c3]"],
     "names no model": each(f"""https://civitai.com civitai.com https://civitai.com/images/1
@@ -248,7 +251,7 @@ INVALID = {
     ],
     Sha256: [(DIGEST.upper(),)],
     StoreName: [
-        *((" a",), ("a/b",), ("a [879db523c3]",), ("123",), (DIGEST,)),
+        *((" a",), ("a/../b",), ("a [879db523c3]",), ("123",), (DIGEST,)),
         *(("civitai:1@2",), ("civitai.com",)),
     ],
 }

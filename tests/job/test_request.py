@@ -1,25 +1,40 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 from fakes.recorded import recorded
 
 from worker.config.settings import PROJECT
 from worker.errors import InvalidInput
+from worker.job.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
+from worker.job.problems import shown
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
-from worker.job.request import FOREIGN_NAMES, Txt2ImgRequest, parse
+from worker.job.request import OverrideSettings, Txt2ImgRequest, input_of, parse
 from worker.webui.payload import OURS
 
 SCHEMAS = recorded("openapi")["components"]["schemas"]
 A1111_FIELDS = SCHEMAS["StableDiffusionProcessingTxt2Img"]["properties"]
 HIRES = {"enable_hr": True, "denoising_strength": 0.5}
-CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}}
+CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 3}}
+EQUAL_CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}}
+NO_OPTIONS = {"override_settings": {}}
+REFINER = {"refiner_checkpoint": "x"}
+SAME_AS_FIRST = {
+    "hr_sampler_name": "Use same sampler",
+    "hr_scheduler": "Use same scheduler",
+    "hr_checkpoint_name": "Use same checkpoint",
+}
+SD_MODEL = {"override_settings": {"sd_model_checkpoint": "a"}}
+A_TITLE = {"name": "a [0123456789]"}
+BOTH_SAMPLERS = {"sampler_name": "Euler a", "sampler_index": "euler a"}
+VOLUME = "/runpod-volume/models/Stable-diffusion/x.safetensors"
+CLIENTS = json.loads(Path(__file__).with_name("client_bodies.json").read_text())
 TWO_CHECKPOINTS = {"checkpoint": "a", "override_settings": {"sd_model_checkpoint": "b"}}
 REFUSED = [
     # input, part of the message
     ({"steps": 0}, "steps = 0: must be greater than or equal to 1"),
     ({"steps": 151}, "steps = 151: must be less than or equal to 150"),
-    ({"steps": None}, "steps = None: must be a valid integer"),
     ({"steps": True}, "steps = True: must be a number, not true or false"),
     ({"width": 0}, "width = 0"),
     ({"height": 2**40}, "height = 1099511627776"),
@@ -44,20 +59,47 @@ REFUSED = [
     ({"override_settings": {"CLIP_stop_at_last_layers": "two"}}, "CLIP_stop_at_last_layers"),
     ({"override_settings": {"outdir_samples": "/"}}, "outdir_samples is not a known field"),
     ({"clip_skip": 99}, "clip_skip = 99"),
-    (CLIP, "are the same, give one"),
-    (TWO_CHECKPOINTS, "are the same, give one"),
+    (CLIP, "CLIP_stop_at_last_layers differ: give one"),
+    (TWO_CHECKPOINTS, "name two models: give one"),
+    ({"vae": "a", "override_settings": {"sd_vae": "None"}}, "name two models"),
+    ({"vae": "None", "override_settings": {"sd_vae": "a"}}, "name two models"),
+    ({"sampler_name": "Euler a", "sampler_index": "DDIM"}, "name two samplers"),
+    ({"sampler_name": "Use same sampler"}, "only hr_sampler_name can"),
+    ({"scheduler": "use same scheduler"}, "only hr_scheduler can"),
     ({"checkpoint": {}}, "the model is not named"),
     ({"checkpoint": 5.5}, "must be a reference, or an object"),
     ({"loras": ["x"], "disable_extra_networks": True}, "would ignore the loras"),
     ({"loras": [{"name": "x", "scale": float("nan")}]}, "loras.0.scale = nan"),
     ({"alwayson_scripts": {"ADetailer": {"args": [float("nan")]}}}, "must be plain JSON"),
     ({"script_args": [b"x"]}, "script_args.0"),
-    ({"num_inference_steps": 5}, "did you mean `steps`?"),
+    ({"num_inference_steps": 5}, "is not a known field (did you mean `steps`?)."),
     ({"stepz": 5}, "did you mean `steps`?"),
     ({"Prompt": "x"}, "did you mean `prompt`?"),
+    ({"ckpt_name": "x"}, "did you mean `checkpoint`?"),
+    ({"lora_strength": 1}, "did you mean `loras`?"),
     ({"xyzzy": 5}, "xyzzy is not a known field."),
+    ({"s_noice_x": 5}, "s_noice_x is not a known field."),
+    ({"a\n2026 INFO": 5}, r"'a\n2026 INFO' is not a known field."),
+    ({"override_settings": {"a\r": 5}}, r"'override_settings.a\r' is not a known field."),
     ({"timeout": 0}, "timeout = 0"),
     ({"task": "img2img"}, "task = 'img2img'"),
+    # the forms of other programs
+    (
+        {"api": {}, "payload": {}},
+        "of another worker: send the fields of the payload themselves as the input; payload is no",
+    ),
+    ({"input": {"prompt": "x"}}, "input stands inside the input"),
+    ({"workflow": {}}, "workflow is ComfyUI's"),
+    ({"openai_route": "/v1", "openai_input": {}}, "belongs to OpenAI's API"),
+    ({"s3Config": {"accessSecret": "hunter2"}}, "s3Config is not used: the endpoint's BUCKET_"),
+    ({"webhook": "https://x.example"}, "webhook stands beside `input`"),
+    ({"init_images": ["aGVsbG8="]}, "init_images belongs to img2img, which this worker"),
+    ({"url": "https://civitai.com/models/5"}, "url is no field of a job: name a model's URL"),
+    ({"adetailer": True}, "belongs to an extension"),
+    ({"hr_additional_modules": ["clip_l"]}, "names modules of Forge"),
+    # what only its size makes dangerous
+    ({"a": {str(n): n for n in range(2_001)}}, "has more than 2,000 keys"),
+    ({"script_args": [0] * 100_001}, "has more than 100,000 values"),
     ([1], "the job's input is [1], not an object"),
 ]
 
@@ -68,11 +110,89 @@ def test_bad_input_is_refused_with_field_value_and_remedy(job_input, message):
         parse(job_input)
 
 
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_an_input_that_is_nested_deeply_is_refused_and_shown_shortly():
+    with pytest.raises(InvalidInput, match="nested more than 60 levels deep"):
+        parse({"script_args": nested(1_500)})
+    assert shown(nested(100_000)) == "[[[[...]]]]"
+
+
+SECRET = "abcdefghijklmnop"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (f"https://a:{SECRET}@x.y/z", "'https://...@x.y/z'"),
+        (f"https://{SECRET * 40}@x.y/z", "'https://..."),
+        (f"https://x.y/z?{SECRET}={SECRET}&a b", "'https://x.y/z?... b'"),
+        (f"https://x.y/{'z' * 380}?{SECRET * 9}", "'https://x.y/zz"),
+        ([{"url": f"s3://x.y/z?{SECRET}={SECRET}"}], "[{'url': 's3://x.y/z?...'}]"),
+        ("what?", "'what?'"),
+        ({n: n for n in range(1_000)}, "{0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 5, ...}"),
+    ],
+)
+def test_a_value_is_shown_on_one_line_without_the_secrets_of_a_url(value, text):
+    assert shown(value).startswith(text)
+    assert SECRET not in shown(value)
+
+
+@pytest.mark.parametrize("unit", ["?", "://", "?=", "@", "://a@", "?a=", "'", " "])
+def test_a_value_of_any_length_is_cut_before_it_is_searched(unit):
+    class Text(str):
+        """Counts the characters that are read from it."""
+
+        __slots__ = ()
+
+        def __getitem__(self, part):
+            read.append(part)
+            return str.__getitem__(self, part)
+
+        def __repr__(self):
+            raise AssertionError("the whole text was written")
+
+    read = []
+    assert len(shown(Text(unit * 1_000_000))) <= 60
+    assert read == [slice(None, 400)]
+
+
 ACCEPTED = [
     ({}, {}),
+    ({"steps": None, "seed": None, "negative_prompt": None, "loras": None}, {}),
+    ({"negative_prompt": ""}, {"negative_prompt": ""}),
+    ({"vae": "", "script_name": "None", "infotext": "", "timeout": " "}, {}),
+    ({"clip_skip": 0, "override_settings": {"CLIP_stop_at_last_layers": 0}}, NO_OPTIONS),
+    ({"refiner_checkpoint": "", "refiner_switch_at": 0}, {}),
+    ({"refiner_checkpoint": "None", "refiner_switch_at": 0.0}, {}),
+    (REFINER | {"refiner_switch_at": 0}, REFINER | {"refiner_switch_at": 0}),
+    ({"override_settings": {"sd_vae": "", "sd_model_checkpoint": None}}, NO_OPTIONS),
+    ({"styles": ["None", "", "fox"]}, {"styles": ["fox"]}),
+    ({"loras": ["", None, {"name": "", "scale": 1}, "x"]}, {"loras": [{"name": "x"}]}),
+    ({"loras": [{"url": "https://a.b/x", "name": ""}]}, {"loras": [{"url": "https://a.b/x"}]}),
+    ({"checkpoint": {"name": "x", "sha256": "", "url": None}}, {"checkpoint": {"name": "x"}}),
+    (HIRES | SAME_AS_FIRST, HIRES),
+    # one value under two names
+    (EQUAL_CLIP, EQUAL_CLIP),
+    ({"checkpoint": "a"} | SD_MODEL, {"checkpoint": {"name": "a"}} | SD_MODEL),
+    ({"checkpoint": "a [0123456789]"} | SD_MODEL, {"checkpoint": A_TITLE} | SD_MODEL),
+    (BOTH_SAMPLERS, BOTH_SAMPLERS),
+    ({"sampler_name": "DDIM", "sampler_index": "Euler"}, None),  # A1111's own default
+    # words and spellings
+    ({"vae": "None"}, {"override_settings": {"sd_vae": "None"}}),
+    ({"vae": "automatic"}, {"override_settings": {"sd_vae": "Automatic"}}),
+    ({"override_settings": {"sd_vae": "none"}}, {"override_settings": {"sd_vae": "None"}}),
+    ({"checkpoint": VOLUME}, {"checkpoint": {"name": "x.safetensors"}}),
+    ({"refiner_checkpoint": VOLUME, "refiner_switch_at": 1}, None),
+    ({"loras": [{"filename": r"C:\sd\x.safetensors"}]}, {"loras": [{"filename": "x.safetensors"}]}),
     ({"steps": "20"}, {"steps": 20}),  # as A1111 does
     ({"width": 512.0}, {"width": 512}),
-    ({"sampler_name": None, "scheduler": None}, {"sampler_name": None, "scheduler": None}),
+    ({"sampler_name": None, "scheduler": None}, {}),
     ({"checkpoint": "x"}, {"checkpoint": {"name": "x"}}),
     ({"loras": ["x"]}, {"loras": [{"name": "x"}]}),
     ({"loras": [{"name": "x", "weight": 0.5}]}, {"loras": [{"name": "x", "scale": 0.5}]}),
@@ -81,16 +201,72 @@ ACCEPTED = [
 
 
 @pytest.mark.parametrize(("job_input", "read"), ACCEPTED)
-def test_good_input_is_read(job_input, read):
-    assert parse(job_input).model_dump(exclude_unset=True) == read
+def test_good_input_is_read_and_what_asks_for_nothing_needs_no_warning(job_input, read):
+    request = parse(job_input)
+    assert read is None or request.model_dump(exclude_unset=True) == read
+    assert request.notes == ()
+    assert parse(request.model_dump(exclude_unset=True)) == request
 
 
-def test_all_problems_are_in_the_details_and_the_first_ones_in_the_message():
+def test_the_first_dozen_problems_are_named_and_the_others_are_counted():
     with pytest.raises(InvalidInput) as raised:
         parse({"steps": 0, "num_inference_steps": 5} | {f"unknown{n}": n for n in range(98)})
-    assert len(raised.value.details["problems"]) == 100
+    assert len(raised.value.details["problems"]) == 12
     assert len(str(raised.value)) < 1000
-    assert "(and 88 more)" in str(raised.value)
+    assert str(raised.value).endswith("(and 88 more).")
+
+
+SECOND_PASS = {"hr_upscaler": "Latnt", "hr_scale": 0, "hr_sampler_name": "nope", "hr_prompt": "x"}
+NOTED = [
+    # the job's fields, those that are left, the warning
+    ({"seed_enable_extras": True}, {}, "seed_enable_extras has no effect: A1111 v1.9.3 reads"),
+    ({"url": "http://127.0.0.1:7860/"}, {}, "url has no effect"),
+    ({"auth": "me:hunter2"}, {}, "auth has no effect"),
+    ({"hr_additional_modules": []}, {}, "hr_additional_modules has no effect: it names no module"),
+    ({"hr_additional_modules": ["Use same choices"]}, {}, "it names no module"),
+    ({"init_images": []}, {}, "init_images has no effect: it belongs to img2img"),
+    ({"override_settings": {"grid_save": True}}, NO_OPTIONS, "override_settings.grid_save has no"),
+    (SECOND_PASS, {}, "hr_prompt, hr_sampler_name, hr_upscaler: no effect, because enable_hr is"),
+    ({"enable_hr": 0, "hr_upscaler": "x"}, None, "hr_upscaler: no effect"),
+    ({"steps": 20.9}, {"steps": 20}, "steps 20.9 is not a whole number: 20 was used."),
+    ({"refiner_switch_at": 0.8}, {}, "refiner_switch_at has no effect without refiner_checkpoint"),
+    ({"save_images": True}, {}, "save_images has no effect: the pictures are in the answer."),
+    ({"alwayson_scripts": {"ADetailer": {"args": []}}}, {"alwayson_scripts": {}}, "has no args"),
+    ({"restore_faces": True}, {"restore_faces": True}, "restore_faces: not proven. A1111 downl"),
+    ({"scheduler": "automatic"}, {"scheduler": "automatic"}, "was read as 'Automatic'"),
+]
+
+
+@pytest.mark.parametrize(("job_input", "read", "note"), NOTED, ids=str)
+def test_what_has_no_effect_is_left_out_with_a_warning(job_input, read, note):
+    if "enable_hr" in job_input:  # a number is no switch
+        with pytest.raises(InvalidInput, match="enable_hr = 0"):
+            parse(job_input)
+        return
+    request = parse(job_input)
+    assert request.model_dump(exclude_unset=True) == read
+    assert len(request.notes) == 1
+    assert note in request.notes[0]
+    assert "hunter2" not in request.notes[0]
+
+
+def test_every_harmless_name_has_its_source_and_is_no_field_of_ours():
+    for table, fields in ((HARMLESS, Txt2ImgRequest), (HARMLESS_OPTIONS, OverrideSettings)):
+        assert not table.keys() & fields.model_fields.keys()
+        assert all(one.source and one.reason for one in table.values())
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_clients_send_when_nothing_special_was_chosen_is_accepted(client):
+    parse(CLIENTS[client])
+
+
+def test_what_stands_beside_the_input_is_not_ignored_in_silence():
+    job = {"id": "1", "input": {"prompt": "x"}, "s3Config": {"accessSecret": "hunter2"}}
+    assert input_of({"id": "1", "input": 5, "s3Config": {}}) == 5
+    with pytest.raises(InvalidInput, match="s3Config is not used") as raised:
+        parse(input_of(job))
+    assert "hunter2" not in f"{raised.value} {raised.value.details}"
 
 
 def test_the_fields_and_defaults_are_those_of_a1111_and_ours():
@@ -127,7 +303,6 @@ def test_a_model_can_be_named_in_many_ways(written, ref, sha256):
     assert (wanted.kind, wanted.sha256) == ("checkpoint", sha256)
 
 
-SECRET = "abcdefghijklmnop"
 UNREADABLE = [
     {"url": "s3://bucket/x.safetensors"},
     {"url": "https://a.example/x", "version_id": 5},

@@ -112,7 +112,7 @@ WRONG = [
     (text({"steps": 5}), "$.templates.fox: steps must be inside `defaults`"),
     (text({"loras": [{"name": "x", "scale": "a"}]}), "fox.loras[0].scale = 'a': must be a valid n"),
     (defaults(steps=0), f"{FIELDS}.steps = 0: must be greater"),
-    (defaults(stepz=9), f"{FIELDS}.stepz is not a known field, did you mean `steps`?"),
+    (defaults(stepz=9), f"{FIELDS}.stepz is not a known field (did you mean `steps`?)"),
     (defaults(checkpoint="x"), f"{FIELDS}.checkpoint is not a known field"),
     (defaults(enable_hr=True), "$.templates.fox: enable_hr needs denoising_strength"),
     (defaults(**REFINER), "$.templates.fox: the model 'ftp://x' is "),

@@ -1,8 +1,9 @@
-"""The command line, run in the test's own process, and a clock."""
+"""The fake hosts, the command line in the test's own process, and a clock."""
 
 import time
 
 import pytest
+from fakes.hosts.fixtures import *  # noqa: F403 - fixtures
 
 from model_manager import main
 

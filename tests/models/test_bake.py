@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import sha256
 from fakes.model_store import PROJECT, files_below, full_environment, manager_for
 from fakes.template_models import KEY, checkpoint, lora, named, write
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file, save
 
 from worker.config.settings import VOLUME
 from worker.files import write_atomically
@@ -36,14 +35,6 @@ def running_hosts():
         hosts.add_model(version_id=3, data=lora(3), name="two.safetensors", kind="LORA")
         hosts.add_model(version_id=4, data=checkpoint(4, 2 * MIB), name="other.safetensors")
         yield hosts
-
-
-@pytest.fixture
-def hosts(running_hosts):
-    running_hosts.no_faults()
-    running_hosts.no_throttle()
-    running_hosts.forget_requests()
-    return running_hosts
 
 
 @pytest.fixture
@@ -154,6 +145,31 @@ def test_each_model_is_fetched_once_verified_and_listed(bake, merge, baked, host
     assert {path: (baked / path).stat().st_mtime_ns for path in blobs(baked)} == before
 
 
+@pytest.mark.parametrize("engine", ["a1111", "embedded"])
+def test_a_lora_in_another_tools_names_is_merged_and_converted_in_the_image(
+    merge, baked, templates, hosts, engine
+):
+    """The merge is found by either engine; only A1111 gets the conversion."""
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    foreign = save(
+        {f"unet.{path}.lora.{key.split('_')[-1]}": value for key, value in load(lora(2)).items()}
+    )
+    hosts.add_model(version_id=7, data=foreign, name="foreign.safetensors", kind="LORA")
+    write(templates, {"fox": {"name": "Fox", "checkpoint": named(1), "loras": [named(7)]}})
+    assert "merged base+foreign" in merge()
+    rows = [file for file in manifest(baked)["files"] if file["kind"] == "lora"]
+    assert len({row["sha256"] for row in rows}) == 2  # the source and its conversion
+    content = (baked / MANIFEST).read_bytes()
+    assert "converted" not in merge()
+    assert (baked / MANIFEST).read_bytes() == content
+    manager = manager_for(hosts, baked.parent, ENGINE=engine)
+    models = manager.find_models(job(templates, "fox"))
+    assert models.merged
+    (file,) = manager.find_models(job(templates, "fox", prompt="<lora:foreign:1>")).loras
+    assert bool(file[0].converted_from) == (engine == "a1111")
+    assert file[0].path.is_relative_to(baked)
+
+
 def test_a_merged_checkpoint_of_a_long_name_is_listed(merge, baked, templates):
     base = named(1, filename="я" * 101 + ".safetensors")
     write(templates, {"long": {"name": "L", "checkpoint": base, "loras": [named(2), named(3)]}})
@@ -204,16 +220,15 @@ def test_every_model_that_cannot_be_fetched_is_an_error_and_there_is_no_manifest
     assert not (baked / MANIFEST).exists()
 
 
-def test_a_lora_of_another_checkpoint_fails_its_template_only_in_a_merge(
-    bake, merge, baked, templates, hosts
-):
-    hosts.add_model(version_id=9, data=lora(9, "nowhere"), name="odd.safetensors", kind="LORA")
+def test_a_lora_of_another_checkpoint_fails_its_template(bake, merge, baked, templates, hosts):
+    layer = "mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    hosts.add_model(version_id=9, data=lora(9, layer), name="odd.safetensors", kind="LORA")
     edit(templates, odd={"name": "Odd", "checkpoint": named(1), "loras": [named(9)]})
-    status, _, err = bake("--merge")
-    assert status == 1
-    assert "template 'odd': MODEL_MISMATCH" in err
-    assert not (baked / MANIFEST).exists()
-    assert bake()[0] == 0, "as a tag it does no harm"
+    for arguments in (["--merge"], []):
+        status, _, err = bake(*arguments)
+        assert status == 1
+        assert "template 'odd': MODEL_MISMATCH" in err
+        assert not (baked / MANIFEST).exists()
     layer = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     hosts.add_model(version_id=8, data=lora(8, layer, "lost"), name="x.safetensors", kind="LORA")
     edit(templates, odd={"name": "Odd", "checkpoint": named(1), "loras": [named(8)]})
@@ -373,45 +388,33 @@ def test_an_edited_template_does_not_use_the_old_merged_checkpoint(image, runnin
     assert manager.template_state(job(edited, "owl")) == {"baked": True, "merged": False}
 
 
-def test_the_engine_starts_with_the_default_templates_checkpoint(image, running_hosts, tmp_path):
+def test_the_engine_starts_with_the_default_templates_checkpoint(
+    image, running_hosts, tmp_path, run_command
+):
     environ = {
         "TEMPLATES_FILE": str(image / "templates.json"),
         "DEFAULT_TEMPLATE": "owl",
         "WEBUI_DIR": str(tmp_path / "webui"),
     }
-    command = [sys.executable, "model_manager.py", "prepare-engine"]
-    environ = full_environment(running_hosts, image, **environ)
-    subprocess.run(command, cwd=PROJECT, env=environ, check=True, capture_output=True)
+    run_command(["prepare-engine"], full_environment(running_hosts, image, **environ))
     first = json.loads((tmp_path / "webui/config.json").read_text())["sd_model_checkpoint"]
     assert first.startswith("base+one-")
     assert (tmp_path / f"webui/models/Stable-diffusion/{first}.safetensors").exists()
 
 
-def moments(kind, hosts, baked):
-    """When to kill a build: functions that become true while it runs."""
-    if kind == "random":
-        chance = random.Random(4)
-        for _ in range(12):
-            end = time.monotonic() + 0.4 + chance.random() * 1.4
-            yield lambda end=end: time.monotonic() > end
-    else:
-        yield lambda: hosts.bytes_sent("storage") > MIB
-        yield (baked / "fetched/blobs").exists
-        yield (baked / "fetched/merged").exists
-
-
-@pytest.mark.parametrize("kind", ["at three steps", pytest.param("random", marks=pytest.mark.long)])
-def test_killed_builds_are_resumed_to_the_same_manifest(merge, baked, hosts, environ, kind):
+def test_builds_that_are_killed_at_three_steps_are_resumed_to_the_same_manifest(
+    merge, baked, hosts, environ
+):
     merge()
     expected = (baked / MANIFEST).read_bytes()
     whole = {path: file_sha256(baked / path) for path in blobs(baked)}
     baked.rename(baked.with_name("reference"))
     hosts.throttle(3 * MIB)
     hosts.forget_requests()
-    killed = 0
     command = [sys.executable, "model_manager.py", "bake", "--merge"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    for is_time in moments(kind, hosts, baked):
+    steps, killed = [(baked / "fetched/blobs").exists, (baked / "fetched/merged").exists], 0
+    for is_time in (lambda: hosts.bytes_sent("storage") > MIB, *steps):
         with subprocess.Popen(command, cwd=PROJECT, env=environ, **quiet) as process:
             while process.poll() is None and not is_time():
                 time.sleep(0.005)

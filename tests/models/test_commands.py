@@ -29,13 +29,6 @@ def running_hosts():
 
 
 @pytest.fixture
-def hosts(running_hosts):
-    running_hosts.no_faults()
-    running_hosts.forget_requests()
-    return running_hosts
-
-
-@pytest.fixture
 def run(hosts, tmp_path, run_command):
     def run(*arguments, **environ):
         status, out, err = run_command(arguments, full_environment(hosts, tmp_path, **environ))

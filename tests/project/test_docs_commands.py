@@ -37,6 +37,12 @@ README, *OF_DOCS = (
     for page in PAGES
 )
 COMMANDS = list(dict.fromkeys(itertools.chain(README, *OF_DOCS)))
+# README's jobs up to those that need A1111.
+JOBS = re.findall(
+    r"^```json\n(.*?)^```",
+    PAGES[0].read_text().partition("## Jobs")[2].partition("The others need A1111")[0],
+    re.DOTALL | re.MULTILINE,
+)
 RUNS = [line for line in COMMANDS if line.startswith("make run")]
 CALLS = [line for line in COMMANDS if line.startswith("curl")]
 OTHERS = [line for line in COMMANDS if line not in {*RUNS, *CALLS, SERVE}]
@@ -45,6 +51,7 @@ OTHERS = [line for line in COMMANDS if line not in {*RUNS, *CALLS, SERVE}]
 def environment(folder):
     return {
         "HOME": str(folder),
+        "OUTPUT_DIR": str(folder / "outputs"),
         "MODELS_DIR": str(folder / "models"),
         "OMP_NUM_THREADS": "1",
         "PATH": os.environ["PATH"],
@@ -96,7 +103,7 @@ def test_make_run_draws_what_the_prompt_says(tmp_path):
 
     done = run(DRAWN, environment(tmp_path))
     output = done.stdout + done.stderr
-    picture = re.search(r"^file +(\S+\.png)$", output, re.MULTILINE)[1]
+    picture = re.search(r"^ *file +(\S+\.png)$", output, re.MULTILINE)[1]
     assert look(Image.open(PROJECT / picture)) == Seen("yellow", "green", "star")
     assert "prompt   a green star on a yellow background" in output
     assert "256x256, 20 steps of Euler a, seed 42" in output
@@ -105,7 +112,7 @@ def test_make_run_draws_what_the_prompt_says(tmp_path):
 
 
 def test_make_run_passes_its_variables_on_unchanged(tmp_path):
-    given = {"prompt": 'a "green" star\'s', "checkpoint": "mine"}
+    given = {"prompt": 'a "green" $5 star\'s $$ $(HOME) #1', "checkpoint": "mine"}
     variables = {name.upper(): value for name, value in given.items()}
     job = job_of("make run", environment(tmp_path) | variables)
     example = json.loads((PROJECT / "test_input.json").read_text())["input"]
@@ -113,13 +120,26 @@ def test_make_run_passes_its_variables_on_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize("line", CALLS)
-def test_calls_of_the_local_api_are_answered_as_documented(served, line):
+def test_calls_of_the_local_api_are_answered_as_documented(served, line, tmp_path):
     engine = served["WEBUI_URL"].rpartition(":")[2]
     line = line.replace(":8000", f":{served['PORT']}").replace(":3000", f":{engine}")
+    if "docs/save.py" in line:
+        done = run(line.replace("save.py fox", f"save.py {tmp_path}/fox"), served)
+        assert done.stdout == f"{tmp_path}/fox-0.png\n"
+        assert (tmp_path / "fox-0.png").read_bytes().startswith(b"\x89PNG")
+        return
     answer = json.loads(run(line, served).stdout)
     assert "error" not in answer
     if "@test_input.json" in line:  # the first picture: only its answer has `startup`
         assert set(answer["output"]) == answer_keys()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_jobs_that_the_readme_promises_for_make_serve_run_there(served, job):
+    url = f"http://localhost:{served['PORT']}/runsync"
+    answer = requests.post(url, json=json.loads(job), timeout=TIMEOUT).json()
+    assert answer["status"] == "COMPLETED", answer
+    assert answer["output"]["warnings"] == []
 
 
 @pytest.mark.parametrize("line", [line for line in RUNS if line != DRAWN] + [None])

@@ -1,6 +1,7 @@
 """The images' build files agree with the project; `make image-test` builds the images."""
 
 import re
+import subprocess
 
 import pytest
 
@@ -25,6 +26,19 @@ def pins(*files):
     text = "\n".join(file.read_text() for file in files)
     found = re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", text, re.MULTILINE)
     return {re.sub(r"[-_.]+", "-", n).lower(): re.sub(r"(\.0)+$", "", v) for n, v in found}
+
+
+def test_a_checkout_on_windows_has_scripts_that_linux_can_run():
+    """.gitattributes counts more than core.autocrlf."""
+    git = ["git", "-C", str(PROJECT)]
+    if subprocess.run([*git, "rev-parse"], capture_output=True, check=False).returncode:
+        pytest.skip("this is no checkout of git")
+    scripts = ["start.sh", "image/entrypoint.sh", ".ci/run", "Makefile", "handler.py"]
+    command = [*git, "-c", "core.autocrlf=true", "check-attr", "eol", "--", *scripts]
+    checked = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert checked.splitlines() == [f"{script}: eol: lf" for script in scripts]
+    listed = subprocess.run([*git, "ls-files", "--eol"], capture_output=True, text=True, check=True)
+    assert [line for line in listed.stdout.splitlines() if "crlf" in line] == []
 
 
 @pytest.mark.parametrize("name", LOCKS)

@@ -22,7 +22,8 @@ FRONT_DOORS = ("handler", "model_manager", "runpod_sdk")
 ROOMS = {
     "worker": [
         *("worker.runpod", "worker.service", "worker.delivery"),
-        *("worker.models", "worker.models.merge", "worker.models.store", "worker.models.download"),
+        *("worker.models", "worker.models.convert", "worker.models.merge"),
+        *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.job", "worker.hosts", "worker.formats", "worker.http"),
         *("worker.config", "worker"),
     ],
@@ -48,7 +49,7 @@ PURE = [
     *("worker.formats", "worker.hosts", "worker.job", "worker.service.result"),
     *("worker.models.download.schedule", "worker.models.merge.checkpoint_layers"),
     *("worker.webui.catalog", "worker.webui.engine_state", "worker.webui.payload"),
-    *("worker.webui.proof", "worker.webui.recovery"),
+    *("worker.webui.prompts", "worker.webui.proof", "worker.webui.recovery"),
 ]
 # These read files, but load no IO library either.
 READS_FILES = {"worker.job.template_file"}

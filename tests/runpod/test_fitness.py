@@ -3,6 +3,7 @@
 import errno
 import tempfile
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,28 +11,16 @@ from worker.config.settings import Settings
 from worker.errors import ConnectionLost, EngineFault
 from worker.runpod.fitness import Fitness
 
-
-class Engine:
-    """The part of a WebUI that the checks use."""
-
-    def __init__(self, cuda):
-        self._cuda = cuda
-
-    def memory(self):
-        if self._cuda is None:
-            raise ConnectionLost("gone.")
-        return {"ram": {}, "cuda": self._cuda}
-
-
 CUDA = {"system": {"free": 1, "used": 1, "total": 2}}
 NO_CUDA = {"error": "unavailable"}
 
 
 @pytest.fixture
 def fitness(tmp_path):
-    def make(cuda=CUDA, *, has_gpu=True, **settings):
+    def make(cuda=CUDA, *, memory=None, has_gpu=True, **settings):
         settings = {"engine": "a1111", "models_dir": tmp_path} | settings
-        return Fitness(Settings(**settings), Engine(cuda), has_gpu=has_gpu)
+        engine = SimpleNamespace(memory=memory or (lambda: {"ram": {}, "cuda": cuda}))
+        return Fitness(Settings(**settings), engine, has_gpu=has_gpu)
 
     return make
 
@@ -44,8 +33,11 @@ def test_a_good_worker_passes_and_each_check_has_a_name(fitness, tmp_path):
 
 
 def test_an_engine_that_is_gone_or_without_the_promised_gpu_fails(fitness):
+    def gone():
+        raise ConnectionLost("gone.")
+
     with pytest.raises(ConnectionLost):
-        fitness(cuda=None).engine_answers()
+        fitness(memory=gone).engine_answers()
     with pytest.raises(EngineFault, match="cannot use CUDA"):
         fitness(cuda=NO_CUDA).engine_has_the_gpu()
 

@@ -184,13 +184,19 @@ def test_an_answer_is_posted_by_the_sdks_rules_and_an_exception_as_an_error(answ
 # Posting -----------------------------------------------------------------------------------------
 
 
+DROPPED = 599  # the connection, without an answer
+
+
 def post(statuses, output, *, progress=False, **timing):
     """Post to a RunPod that answers with these statuses; (accepted, the bodies it got)."""
     bodies, left = [], list(statuses)
 
     async def done(request):
         bodies.append(await request.json())
-        return web.Response(status=left.pop(0) if left else 200)
+        status = left.pop(0) if left else 200
+        if status == DROPPED:
+            request.transport.abort()
+        return web.Response(status=status)
 
     async def story():
         app = web.Application(client_max_size=10**7)
@@ -207,7 +213,7 @@ def post(statuses, output, *, progress=False, **timing):
 @pytest.mark.parametrize(
     ("statuses", "timing", "accepted", "posts", "error"),
     [
-        *(([], {}, True, 1, ""), ([408, 425, 429, 500, 503], {}, True, 6, "")),
+        *(([], {}, True, 1, ""), ([408, 425, 429, 500, 503, DROPPED], {}, True, 7, "")),
         # then the short error
         ([503] * 2, {"result": 0.0}, True, 3, "RESULT_REFUSED: RunPod did not accept the result"),
         ([413, 503], {}, True, 3, "RESULT_REFUSED: RunPod refused the result (HTTP 413, 2.0 MB)."),
@@ -221,7 +227,9 @@ def test_a_result_is_posted_until_it_is_accepted(statuses, timing, accepted, pos
     assert bodies[-1].get("error", "")[: len(error) or None] == error
 
 
-@pytest.mark.parametrize(("statuses", "accepted"), [([], True), ([503], False), ([400], False)])
+@pytest.mark.parametrize(
+    ("statuses", "accepted"), [([], True), ([503], False), ([400], False), ([DROPPED], False)]
+)
 def test_a_progress_report_has_one_attempt(statuses, accepted):
     report = {"status": "IN_PROGRESS", "output": "half"}
     assert post(statuses, "half", progress=True) == (accepted, [report])

@@ -9,9 +9,8 @@ from contextlib import suppress
 
 import pytest
 from fakes.a1111.process import wait_until
-from fakes.hosts.slow_line import SlowLine
 from fakes.runpod_plane import RunPodPlane
-from fakes.sdk_worker import FAULTS, running_sdk_worker
+from fakes.sdk_worker import running_sdk_worker
 from fakes.worker_process import running_worker
 
 SOON = 60.0  # seconds; a busy machine is slow
@@ -59,22 +58,6 @@ def end(worker):
     wait_until(lambda: "SIGTERM: this worker takes no more" in worker.log(), "SIGTERM's arrival")
 
 
-def test_no_result_is_lost_whatever_happens_to_its_post(plane):
-    faulty = {f"faulty-{number}": fault for number, fault in enumerate(FAULTS * 12)}
-    for job, fault in faulty.items():
-        plane.fault("job-done", job=job, **fault)
-    for job in faulty:
-        plane.submit({"echo": job}, id=job)
-
-    for job, fault in faulty.items():
-        done = plane.wait(job, SOON)
-        if "times" in fault:
-            assert done["output"]["echo"] == job
-        else:
-            refused = f"RESULT_REFUSED: RunPod refused the result (HTTP {fault['status']}"
-            assert (done["status"], done["error"][: len(refused)]) == ("FAILED", refused)
-
-
 def test_after_dropped_polls_jobs_are_taken_again(plane, shared):
     plane.fault("job-take", times=4, drop=True)  # the HTTP client sends each poll twice
     wait_until(lambda: shared.log().count("taking a job failed (no answer") >= 2, "failed polls")
@@ -101,16 +84,6 @@ def test_sigterm_while_idle_ends_the_open_poll(own):
     with start() as worker:
         end(worker)
         assert worker.process.wait(SOON - 10) == 0, worker.log()
-
-
-def test_a_job_that_is_on_its_way_when_sigterm_comes_is_run(own):
-    """A byte needs 100 ms from RunPod to the worker."""
-    plane, start = own
-    with SlowLine(plane.port, delay=0.1) as line, start(line=line) as worker:
-        job = plane.wait_until_taken(plane.submit({"echo": 1}))
-        worker.process.send_signal(signal.SIGTERM)
-        assert worker.process.wait(SOON) == 0
-        assert plane.status(job)["status"] == "COMPLETED", worker.log()
 
 
 def test_sigterm_during_a_job_lets_it_finish(own, tmp_path):

@@ -31,6 +31,13 @@ def test_the_models_are_those_that_the_engine_names(file):
     ]
 
 
+def test_the_refiner_and_the_checkpoint_of_the_second_pass_are_listed_with_their_role(file):
+    second, third = file("checkpoint", "second"), file("checkpoint", "third")
+    used = models_used({"sd_model_name": "m"}, Models(refiner=second, hr_checkpoint=third))
+    listed = [(one.name, one.model_dump(exclude_unset=True).get("role")) for one in used]
+    assert listed == [("m", None), ("second", "refiner"), ("third", "hr_checkpoint")]
+
+
 def test_a_merged_checkpoint_lists_what_it_consists_of(file):
     base, lora = file("checkpoint", "base"), file("lora", "x")
     merged = file("checkpoint", "both", verified_sha256="c" * 64, source="merged")

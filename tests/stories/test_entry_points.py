@@ -57,10 +57,47 @@ def test_the_status_is_1_when_the_test_job_fails(environ, tmp_path):
     assert "did you mean `steps`?" in done.stdout + done.stderr
 
 
-def test_without_an_engine_the_handler_says_what_to_do(environ):
+def test_without_an_engine_the_handler_says_at_once_what_to_do(environ):
     done = run(environ | {"READY_TIMEOUT": "1"}, sys.executable, "handler.py")
     assert done.returncode == 69
-    assert "make serve" in done.stderr
+    first = done.stderr.splitlines()[0]
+    assert "handler.py alone starts no engine: run ./start.sh or make serve" in first
+
+
+WRONG_JOB = '{"prompt": "a fox", "template": "nope"}'
+ENDS_EARLY = [
+    # arguments, exit status, the last line
+    (["--prompt", "a fox"], 2, "unrecognized arguments: --prompt"),
+    (["--test_input", "custom.json"], 2, "give its name alone: custom.json"),
+    (["--test_input", WRONG_JOB], 1, "TEMPLATE_NOT_FOUND: "),
+    (["custom.json"], 1, "INVALID_INPUT: stepz is not a known field (did you mean `steps`?)."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), ENDS_EARLY)
+@pytest.mark.parametrize("program", ["start.sh", "handler.py"])
+def test_wrong_arguments_and_a_wrong_job_end_before_the_engine_can_be_ready(
+    environ, tmp_path, program, arguments, status, message
+):
+    (tmp_path / "custom.json").write_text('{"stepz": 1}')
+    how = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": BOOT}
+    interpreter = [] if program == "start.sh" else [sys.executable]
+    command = [*interpreter, str(ROOT / program), *arguments]
+    done = subprocess.run(command, env=environ, check=False, **how)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_is_the_job_that_runs(environ, tmp_path):
+    (tmp_path / "custom_input.json").write_text('{"task": "templates"}')
+    with running_a1111(tmp_path / "external") as engine:
+        write_safetensors(tmp_path / "external/models/Stable-diffusion/first.safetensors")
+        external = environ | {"ENGINE": "external", "WEBUI_URL": engine.url}
+        external["RUNPOD_LOG_LEVEL"] = "INFO"
+        done = run(external, "./start.sh", str(tmp_path / "custom_input.json"))
+    assert done.returncode == 0, done.stderr
+    assert "'default_template'" in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

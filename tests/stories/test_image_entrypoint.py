@@ -73,6 +73,21 @@ def test_it_stays_root_where_the_user_cannot_change_and_says_why(start, how, bec
     assert "setpriv tini" not in seen
 
 
+def test_a_start_that_stays_root_takes_the_folder_of_an_earlier_start(start, tmp_path):
+    """`docker restart` after root has made a folder on the volume: start.sh needs its own."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "engine").touch()
+    (run / "of another user").touch()
+    for path, user in ((run, 1000), (run / "engine", 1000), (run / "of another user", 1001)):
+        os.chown(path, user, user)
+    _, seen = start(closed="echo /models/blobs", RUN_DIR=str(run))
+    assert [line for line in seen if line.startswith("chown")] == [
+        f"chown -h root:root -- {run} {run}/engine"
+    ]
+    assert seen[-1] == TINI
+
+
 def test_files_that_an_earlier_start_made_as_root_become_the_workers(start, tmp_path):
     """`docker restart` after the volume was opened to user 1000, as the entry point advises."""
     run, webui = tmp_path / "run", tmp_path / "webui"

@@ -184,22 +184,23 @@ def test_out_of_memory_names_a_smaller_size_and_keeps_the_worker(worker):
 
 
 @pytest.mark.parametrize(
-    ("fault", "failures"),
+    ("fault", "job", "failures"),
     [
-        ({"fault": "poisoned"}, []),
-        ({"fault": "cuda_fault"}, []),
-        ({"fault": "device_mismatch"}, []),
-        ({"fault": "out_of_memory", "times": 2}, ["OUT_OF_MEMORY"] * 2),
-        # an error during a switch of checkpoints
-        ({"fault": "internal_error", "errors": "size mismatch"}, ["ENGINE_ERROR"]),
+        ({"fault": "poisoned"}, {}, []),
+        ({"fault": "cuda_fault"}, {}, []),
+        ({"fault": "device_mismatch"}, {}, []),
+        ({"fault": "out_of_memory", "times": 2}, {}, ["OUT_OF_MEMORY"] * 2),
+        # errors during a switch of checkpoints
+        ({"fault": "out_of_memory"}, {"checkpoint": "second"}, ["OUT_OF_MEMORY"]),
+        ({"fault": "internal_error"}, {"checkpoint": "second"}, ["ENGINE_ERROR"]),
     ],
 )
-def test_an_engine_that_is_broken_is_restarted(worker, fault, failures):
+def test_an_engine_that_is_broken_is_restarted(worker, fault, job, failures):
     """Before the job is repeated, or else before the next job."""
     pid = worker.engine_pid()
     worker.fault(**fault)
     for code in failures:
-        failed(worker.run(SMALL | {"checkpoint": "second"}), code)
+        failed(worker.run(SMALL | job), code)
     completed(worker.run(SMALL))
     assert worker.engine_pid() != pid
 

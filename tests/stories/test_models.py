@@ -3,13 +3,19 @@
 The real SDK, start.sh, handler and model manager; the engine is the fake A1111.
 """
 
+import base64
+import json
+
 import pytest
 from fakes import model_files
-from fakes.a1111.process import wait_until
+from fakes.a1111.picture import png_chunks
+from fakes.a1111.process import wait_until, write_safetensors
 from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import safetensors
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import SMALL, completed, failed, running_worker
+
+from worker.models.store.blobs import Blobs
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +164,109 @@ def test_an_embedding_is_linked_and_listed_in_the_answer(worker, add):
     answer = completed(worker.run(job))
     assert (worker.webui / "embeddings/easyneg.safetensors").is_symlink()
     assert "easyneg" in [model["name"] for model in answer["models"]]
+
+
+def drawn(job):
+    """The picture's pixels, the embeddings that A1111 reports for it, and the models."""
+    answer = completed(job)
+    facts = json.loads(answer["info"])["extra_generation_params"]
+    models = {one["name"]: one["sha256"] for one in answer["models"] if one["kind"] == "embedding"}
+    pixels = [
+        content
+        for kind, content in png_chunks(base64.b64decode(answer["images"][0]))
+        if kind == b"IDAT"
+    ]
+    return pixels, facts.get("TI hashes"), models
+
+
+def test_an_embedding_acts_in_its_own_job_only(worker, add):
+    """A1111 uses every embedding whose name is in the prompt: here it is the word fox."""
+    file = add(310, "fox", model_files.EMBEDDING, kind="TextualInversion")
+    before = drawn(worker.run(SMALL))
+    with_it = drawn(worker.run(SMALL | {"embeddings": ["civitai:310@310"]}))
+    after = drawn(worker.run(SMALL))
+    assert before == after
+    assert before[1:] == (None, {})
+    assert with_it[0] != before[0]
+    assert with_it[1:] == (f"fox: {file.sha256[:12]}", {"fox": file.sha256})
+
+
+def test_two_embeddings_of_one_file_name_are_drawn_each_in_its_job_and_both_in_one(worker, add):
+    files = [
+        add(number, "style", model_files.EMBEDDING, kind="TextualInversion")
+        for number in (320, 321)
+    ]
+    refs = [{"version_id": number} for number in (320, 321)]
+    job = SMALL | {"prompt": "a fox in style"}
+    plain = drawn(worker.run(job))
+    alone = [drawn(worker.run(job | {"embeddings": [ref]})) for ref in (*refs, refs[0])]
+    assert alone[0] == alone[2]
+    assert len({str(one[0]) for one in (plain, *alone)}) == 3
+    for file, one in zip(files, alone, strict=False):
+        assert one[1:] == (f"style: {file.sha256[:12]}", {"style": file.sha256})
+    failed(worker.run(job | {"embeddings": refs}), "INVALID_INPUT")
+    both = job | {"prompt": "style, other", "embeddings": [refs[0], refs[1] | {"name": "other"}]}
+    assert drawn(worker.run(both))[2] == dict(
+        zip(("style", "other"), (file.sha256 for file in files), strict=True)
+    )
+
+
+def test_the_operators_own_embedding_acts_as_soon_as_it_lies_there(worker):
+    job = SMALL | {"prompt": "a fox, easyneg2"}
+    before = drawn(worker.run(job))
+    path = worker.store / "embeddings/easyneg2.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.with_name("broken.safetensors").write_bytes(b"<html>")
+    data = safetensors(model_files.EMBEDDING, number=9)
+    path.write_bytes(data)
+    after = drawn(worker.run(job))
+    assert after[0] != before[0]
+    assert after[1] == f"easyneg2: {model_files.sha256(data)[:12]}"
+    health = completed(worker.run({"task": "health"}))
+    assert [one["file"] for one in health["models"]["left_out"]] == [
+        "embeddings/broken.safetensors"
+    ]
+    path.unlink()
+    assert drawn(worker.run(job)) == before
+
+
+def test_a_checkpoint_that_another_worker_evicted_comes_back(worker, add):
+    """Its link is the same, but the engine has listed its folder without it."""
+    file = add(330, "returns")
+    job = SMALL | {"checkpoint": "civitai:330@330"}
+    first = completed(worker.run(job))
+    restarts = completed(worker.run({"task": "health"}))["engine"]["restarts"]
+    other = Blobs(worker.store / "fetched")
+    other.remove(other.find(file.sha256))
+    add(331, "next")
+    completed(worker.run(SMALL | {"checkpoint": "civitai:331@331"}))
+    again = completed(worker.run(job))
+    assert first["models"] == again["models"]
+    assert completed(worker.run({"task": "health"}))["engine"]["restarts"] == restarts
+
+
+def test_two_loras_of_one_file_name_are_drawn_each_in_its_job_and_both_in_one(worker, add):
+    """The second is stored under another name, but its own job's tag still means it."""
+    numbers = (340, 341)
+    for number in numbers:
+        add(number, "look", model_files.LORA, kind="LORA")
+    jobs = [SMALL | {"loras": [{"version_id": number}]} for number in numbers]
+    tagged = [job | {"prompt": "a fox <lora:look:0.5>"} for job in jobs]
+    both = SMALL | {"loras": [{"version_id": number} for number in numbers]}
+    used = [
+        [one["source"].partition("+")[0] for one in completed(worker.run(job))["models"][1:]]
+        for job in (*jobs, *tagged, both)
+    ]
+    one, two = (f"civitai:{number}@{number}" for number in numbers)
+    assert used == [[one], [two], [one], [two], [one, two]]
+    failed(worker.run(both | {"prompt": "a fox <lora:look:0.5>"}), "INVALID_INPUT")
+
+
+def test_a_checkpoint_is_named_by_its_title_with_folders(worker):
+    path = worker.store / "Stable-diffusion/SDXL/photo/fourth.safetensors"
+    write_safetensors(path, b"fourth..")
+    for title in ("SDXL/photo/fourth.safetensors", "SDXL/photo/fourth", "SDXL_photo_fourth"):
+        answer = completed(
+            worker.run(SMALL | {"override_settings": {"sd_model_checkpoint": title}})
+        )
+        assert answer["models"][0]["sha256"] == model_files.sha256(path.read_bytes())

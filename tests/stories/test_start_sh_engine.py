@@ -1,5 +1,8 @@
 """The real start.sh: the end of an engine, and restarts."""
 
+import json
+import os
+import shutil
 import signal
 import time
 
@@ -12,7 +15,7 @@ from fakes.supervised import (
     kill_engine,
 )
 
-from worker.webui.supervisor import EngineProcess
+from worker.webui.supervisor import UNKNOWN, EngineProcess
 
 NOT_READY, RESTARTS_USED_UP = 69, 70
 KILLED = 128 + signal.SIGKILL
@@ -67,14 +70,39 @@ def test_a_worker_whose_restarts_are_used_up_gives_up(new_worker, limit, window)
     if window == 900:
         assert worker.story().count("engine started") == 1 + limit
     assert f"no further restart: MAX_ENGINE_RESTARTS={limit} in {window}" in worker.log()
-    assert as_handler(worker).engine() == EngineProcess("failed", status=139)
+    engine = as_handler(worker).engine()
+    assert (engine.state, engine.status) == ("failed", 139)
+    assert engine.cause in worker.log()
+    assert f"are used up ({'status 139, ' * limit}now status 139)" in engine.cause
 
 
-def test_requested_restarts_count_too(running):
+@pytest.mark.parametrize("reason", ["poisoned", "hung", "damaged-cache"])
+def test_requested_restarts_count_too_and_their_causes_are_named(running, reason):
     worker = running(LASTING_ENGINE, REPORTING_HANDLER, MAX_ENGINE_RESTARTS="1")
-    as_handler(worker).request_restart("poisoned")
+    as_handler(worker).request_restart(reason)
     worker.await_event("engine started", times=2)
     as_handler(worker).request_restart("poisoned")
+    assert worker.end() == RESTARTS_USED_UP
+    assert f"are used up ({reason}, now poisoned)" in worker.log()
+
+
+@pytest.mark.parametrize("reason", ["bad-model", "out-of-memory", "replaced-model"])
+def test_restarts_that_a_job_or_a_file_caused_do_not_count(running, reason):
+    worker = running(MAX_ENGINE_RESTARTS="1")
+    for number in range(2, 5):
+        as_handler(worker).request_restart(reason)
+        worker.await_event("engine started", times=number)
+    kill_engine(worker)  # the one restart is still left
+    worker.await_event("engine started", times=5)
+    assert worker.stop() == 0
+
+
+def test_such_a_restart_counts_if_the_engine_has_not_made_a_first_picture_in_between(running):
+    """Otherwise it could go on for ever without progress."""
+    worker = running("me.serve()", REPORTING_HANDLER, MAX_ENGINE_RESTARTS="1")
+    as_handler(worker).request_restart("bad-model")
+    worker.await_event("engine started", times=2)
+    as_handler(worker).request_restart("bad-model")
     assert worker.end() == RESTARTS_USED_UP
 
 
@@ -96,6 +124,7 @@ def test_restarts_older_than_the_window_are_forgotten(running):
     [
         ("a1111", "poisoned", False),
         ("a1111", "damaged-cache", True),
+        ("a1111", "replaced-model", True),  # it has the old hashes
         ("embedded", "damaged-cache", False),  # its folder named cache is not ours to remove
     ],
 )
@@ -142,3 +171,117 @@ def test_a_signal_without_a_request_changes_nothing(running):
     worker.process.send_signal(signal.SIGUSR1)
     assert worker.stop() == 0
     assert worker.story().count("engine started") == 1
+
+
+# A damaged cache, and the default checkpoint -----------------------------------------------------
+
+DIES_OF_ITS_CACHE = """
+from pathlib import Path
+if Path("cache/damaged").exists():
+    me.crash(1)
+me.ready(); me.serve()
+"""
+
+
+def damage_cache(worker):
+    damaged = worker.webui / "cache" / "damaged"
+    damaged.parent.mkdir(exist_ok=True)
+    damaged.touch()
+
+
+def test_an_engine_that_dies_of_its_cache_before_it_is_ready_is_started_once_more(new_worker):
+    worker = new_worker(DIES_OF_ITS_CACHE, MAX_ENGINE_RESTARTS="0")
+    damage_cache(worker)
+    worker.start()
+    worker.await_event("engine started", times=2)
+    assert "may be damaged" in worker.log()
+    assert worker.stop() == 0
+
+
+def test_an_engine_whose_cache_is_damaged_while_it_runs_is_restarted_without_it(running):
+    worker = running(DIES_OF_ITS_CACHE, MAX_ENGINE_RESTARTS="2")
+    for number in (1, 2):  # the second time shows that the repair is possible again
+        damage_cache(worker)
+        kill_engine(worker)
+        worker.await_event("engine started", times=1 + 2 * number)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "status", "has_cache"),
+    [("a1111", 1, False), ("a1111", 137, True), ("embedded", 1, True)],
+)
+def test_another_failed_start_is_not_repaired(new_worker, engine, status, has_cache):
+    worker = new_worker(f"me.crash({status})", REPORTING_HANDLER, ENGINE=engine)
+    if has_cache:
+        damage_cache(worker)
+    worker.start()
+    assert worker.end() == NOT_READY
+    assert worker.story().count("engine started") == 1
+    assert (worker.webui / "cache").exists() == has_cache
+
+
+def test_an_engine_that_dies_without_its_cache_too_is_not_started_a_third_time(new_worker):
+    worker = new_worker("me.crash(1)", REPORTING_HANDLER)
+    damage_cache(worker)
+    worker.start()
+    assert worker.end() == NOT_READY
+    assert worker.story().count("engine started") == 2
+
+
+def test_each_later_start_gets_the_checkpoint_that_the_handler_has_noted(running):
+    worker = running()
+    (worker.webui / "config.json").write_text('{"sd_vae": "x", "sd_model_checkpoint": "aaa"}')
+    as_handler(worker).note_checkpoint("good one")
+    kill_engine(worker)
+    new = worker.await_event("engine started", times=2)
+    assert json.loads(new["options"]) == {"sd_vae": "x", "sd_model_checkpoint": "good one"}
+
+
+# RUN_DIR ------------------------------------------------------------------------------------------
+
+
+def delete(run_dir):
+    shutil.rmtree(run_dir)
+
+
+def fill(run_dir):
+    """Every write of start.sh fails as on a full disk, also for root."""
+    (run_dir / ".engine.new").symlink_to("/dev/full")
+
+
+def block(run_dir):
+    """No write of start.sh succeeds, and what is there cannot be removed."""
+    (run_dir / ".engine.new").mkdir()
+    (run_dir / "engine").unlink()
+    (run_dir / "engine").mkdir()
+
+
+def confuse(run_dir):
+    """A pipe, which nobody writes to, in the place of each file that start.sh reads."""
+    for name in ("engine.checkpoint", "engine.restart"):
+        os.mkfifo(run_dir / name)
+
+
+@pytest.mark.parametrize("spoil", [delete, fill, block, confuse])
+def test_an_engine_is_restarted_whatever_has_happened_to_run_dir(running, spoil):
+    worker = running()
+    pid = as_handler(worker).engine().pid
+    spoil(worker.run_dir)
+    os.kill(pid, signal.SIGKILL)
+    worker.await_event("engine started", times=2)
+    if spoil is not delete and spoil is not confuse:
+        assert "RUN_DIR=" in worker.log()
+        assert as_handler(worker).engine() == UNKNOWN
+    assert worker.stop() == 0
+
+
+def test_the_handler_kills_an_engine_whose_restart_it_cannot_request(running):
+    """start.sh sees its end."""
+    worker = running()
+    handler = as_handler(worker)
+    handler.engine()
+    (worker.run_dir / "engine.restart").mkdir()
+    handler.request_restart("poisoned")
+    worker.await_event("engine started", times=2)
+    assert worker.stop() == 0

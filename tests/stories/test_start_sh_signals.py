@@ -15,7 +15,9 @@ from fakes.supervised import (
     DEAF_HANDLER,
     LASTING_ENGINE,
     PARENT_ENGINE,
+    START_SH,
     as_handler,
+    kill_engine,
 )
 
 KILLED, STOPPED_EARLY = 128 + signal.SIGKILL, 143
@@ -87,6 +89,29 @@ def test_many_signals_are_one(running):
     worker.let_go_on()
     assert worker.end() == 0
     assert worker.story()[2:] == ORDERLY_END
+
+
+def test_a_log_that_nobody_reads_any_more_ends_nothing(new_worker):
+    worker = new_worker()
+    worker.start(under=("bash", "-c", 'exec "$0" "$@" > >(:) 2>&1'))
+    worker.await_both()
+    kill_engine(worker)
+    worker.await_event("engine started", times=2)
+    assert worker.stop() == 0
+    assert worker.story()[-4:] == ORDERLY_END
+
+
+def test_if_start_sh_fails_itself_nothing_of_it_is_left(new_worker):
+    worker = new_worker(PARENT_ENGINE, DEAF_HANDLER)
+    script = worker.folder / "start.sh"
+    text = START_SH.read_text()
+    script.unlink()
+    script.write_text(text.replace("restart_on_request() {", "restart_on_request() {\n  false"))
+    script.chmod(0o755)
+    worker.start()
+    worker.await_both()
+    worker.process.send_signal(signal.SIGUSR1)
+    assert worker.end() == 1
 
 
 def test_a_signal_while_the_engine_boots_ends_everything(running):

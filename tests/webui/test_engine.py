@@ -6,7 +6,16 @@ from unittest.mock import Mock
 
 import pytest
 
-from worker.errors import ConnectionLost, EnginePoisoned, RouteMissing, WrongVae
+from worker.errors import (
+    ConnectionLost,
+    EngineFault,
+    EnginePoisoned,
+    EngineRefused,
+    OutOfMemory,
+    RouteMissing,
+    WorkerError,
+    WrongVae,
+)
 from worker.stopwatch import Stopwatch
 from worker.webui.catalog import Catalog
 from worker.webui.client import Txt2ImgAnswer
@@ -24,6 +33,7 @@ class Fake:
 
     def __init__(self):
         self.process, self.asked, self.on = EngineProcess("running", pid=1), [], {}
+        self.reasons = []
         timing = EngineTiming(restart_patience=0, route_wait=0)
         self.engine_client = Engine(self, self, self, timing=timing)
 
@@ -35,22 +45,42 @@ class Fake:
             self.asked.append(name)
             self.on.pop(name, lambda: None)()
             return {
-                "txt2img": Txt2ImgAnswer(["x"], {}, "{}", {}),
-                "wait": Ready(Catalog({}, {}), self.process, 0.0),
+                "wait": Ready(Catalog({}, {}), self.process, 0.0, "default"),
                 "is_idle": True,
             }.get(name, [])
 
         return ask
 
-    async def generate(self):
-        payload = Payload({"override_settings": {}}, Expected(1))
-        await self.engine_client.generate(payload, Stopwatch(60), lambda _: None)
+    def txt2img(self, body, _timeout):
+        self.asked.append("hires" if body.get("enable_hr") else "txt2img")
+        self.on.pop("txt2img", lambda: None)()
+        name = body["override_settings"].get("sd_model_checkpoint", "default")
+        return Txt2ImgAnswer(["x"], {}, "{}", {"sd_model_name": name})
 
-    def run(self, jobs=1):
+    def request_restart(self, reason):
+        self.asked.append("request_restart")
+        self.reasons.append(reason)
+
+    async def generate(self, arrange=None, *, checkpoint=None, loras=(), vae=None, **body):
+        settings = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
+        settings |= {"sd_vae": vae} if vae else {}
+        sent = {"width": 64, "height": 64, "override_settings": settings, **body}
+        payload = Payload(sent, Expected(1, checkpoint, frozenset(loras)))
+        await self.engine_client.generate(payload, Stopwatch(60), lambda _: None, arrange)
+
+    def fail(self, error, **job):
+        """A job whose picture fails; the reasons of the restarts that follow."""
+        self.reasons.clear()
+        self.on["txt2img"] = Mock(side_effect=error)
+        with pytest.raises(WorkerError):
+            asyncio.run(self.generate(**job))
+        return self.reasons
+
+    def run(self, jobs=1, **job):
         """What the jobs ask for; not the models that are listed after a refresh."""
         self.asked.clear()
         for _ in range(jobs):
-            asyncio.run(self.generate())
+            asyncio.run(self.generate(**job))
         return [name for name in self.asked if name not in {"sd_models", "loras"}]
 
 
@@ -71,6 +101,12 @@ def test_files_that_come_while_the_engine_reads_its_folders_are_not_lost(fake):
     fake.engine_client.models_changed()
     fake.on["refresh"] = fake.engine_client.models_changed
     assert fake.run(jobs=3) == ["wait", "refresh", "txt2img", "refresh", "txt2img", "txt2img"]
+
+
+def test_an_engine_that_cannot_list_its_loras_still_makes_pictures(fake):
+    fake.engine_client.models_changed()
+    fake.on["loras"] = Mock(side_effect=EngineFault("not JSON compliant"))
+    assert fake.run() == ["wait", "refresh", "txt2img"]
 
 
 def test_the_refresh_of_a_cancelled_job_is_repeated(fake):
@@ -108,3 +144,137 @@ def test_the_engine_is_made_ready_before_a_failed_job_is_sent_again(fake, error,
     fake.on["txt2img"] = Mock(side_effect=error)
     assert fake.run() == ["txt2img", *calls, "txt2img"]
     assert fake.run() == ["txt2img"]
+
+
+# A job's own models --------------------------------------------------------------------------
+
+FAULT, BAD_MODEL = EngineFault("size mismatch"), ["bad-model"]
+
+
+@pytest.mark.parametrize(
+    ("before", "job", "error", "reasons"),
+    [
+        ([], {}, FAULT, []),
+        ([], {"checkpoint": "default"}, FAULT, []),
+        ([], {"checkpoint": "other"}, FAULT, BAD_MODEL),
+        ([{"checkpoint": "other"}], {"checkpoint": "other"}, FAULT, []),
+        ([{"checkpoint": "other"}], {}, FAULT, BAD_MODEL),  # back to the default
+        ([], {"vae": "v.safetensors"}, FAULT, BAD_MODEL),
+        ([{"vae": "v.safetensors"}], {"vae": "v.safetensors"}, FAULT, BAD_MODEL),
+        ([{"vae": "v.safetensors"}], {"vae": "Automatic"}, FAULT, BAD_MODEL),
+        ([], {"refiner_checkpoint": "other"}, FAULT, BAD_MODEL),
+        ([], {"refiner_checkpoint": "None"}, FAULT, []),
+        ([], {"enable_hr": True, "hr_checkpoint_name": "other"}, FAULT, BAD_MODEL),
+        ([], {"enable_hr": False, "hr_checkpoint_name": "other"}, FAULT, []),
+        ([], {"enable_hr": True, "hr_checkpoint_name": "Use same checkpoint"}, FAULT, []),
+        ([], {"script_name": "X/Y/Z plot"}, FAULT, BAD_MODEL),
+        ([], {"script_name": "Prompt matrix"}, FAULT, []),
+        ([], {"loras": ["odd"]}, FAULT, BAD_MODEL),
+        ([], {"loras": ["good"]}, OutOfMemory("x"), []),
+        ([], {"checkpoint": "other"}, OutOfMemory("x"), ["out-of-memory"]),
+        ([], {"checkpoint": "other"}, EngineRefused("x"), []),
+    ],
+)
+def test_the_engine_is_restarted_if_a_failed_job_may_have_left_half_a_model(
+    fake, before, job, error, reasons
+):
+    for earlier in [{}, *before]:
+        fake.run(**earlier)
+    assert fake.fail(error, **job) == reasons
+
+
+def test_after_a_job_that_was_stopped_while_it_switched_any_failure_restarts_the_engine(fake):
+    fake.run()
+    assert fake.fail(EngineRefused("x"), checkpoint="other") == []
+    assert fake.fail(FAULT) == BAD_MODEL
+
+
+def test_a_new_process_has_loaded_the_default_and_not_what_the_old_one_had(fake):
+    fake.run(checkpoint="other")
+    fake.process = EngineProcess("running", pid=2)
+    assert fake.fail(FAULT, checkpoint="other") == BAD_MODEL
+
+
+def test_a_model_that_breaks_a_fresh_engine_too_does_not_cost_the_worker(fake):
+    fake.run()
+    fake.on["wait"] = lambda: fake.on.update(txt2img=Mock(side_effect=EnginePoisoned("x")))
+    assert fake.fail(EnginePoisoned("x"), checkpoint="other") == ["poisoned", "bad-model"]
+    assert fake.engine_client.retiring == ""
+
+
+# Files that change under the engine ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kinds", "calls"),
+    [
+        ({"lora"}, ["refresh", "txt2img", "txt2img"]),  # the first one with another prompt
+        ({"embedding"}, ["refresh", "txt2img", "txt2img"]),
+        ({"checkpoint"}, ["request_restart", "wait", "txt2img"]),
+        ({"vae", "lora"}, ["request_restart", "wait", "refresh", "txt2img", "txt2img"]),
+        (set(), ["txt2img"]),
+    ],
+)
+def test_a_file_that_was_replaced_is_loaded_anew_before_the_next_job(fake, kinds, calls):
+    fake.run()
+    fake.engine_client.files_replaced(kinds)
+    assert fake.run() == calls
+    assert fake.reasons == ["replaced-model"] * bool(kinds & {"checkpoint", "vae"})
+    assert fake.run() == ["txt2img"]
+
+
+def test_an_external_engine_with_a_replaced_checkpoint_is_named_in_the_log(fake, caplog):
+    fake.run()
+    fake.can_restart = False
+    fake.engine_client.files_replaced({"checkpoint"})
+    assert fake.run() == ["wait", "txt2img"]
+    assert "restart the engine, it has the old one" in caplog.text
+
+
+def test_embeddings_are_arranged_before_each_attempt_and_read_only_if_they_changed(fake):
+    changes = iter([False, True, False, True])
+    arrange = lambda: next(changes)  # noqa: E731 - it counts its calls
+    assert fake.run(arrange=arrange) == ["wait", "txt2img"]
+    assert fake.run(arrange=arrange) == ["refresh_embeddings", "txt2img", "txt2img"]
+    fake.on["txt2img"] = Mock(side_effect=EnginePoisoned("x"))  # a new process: arranged again
+    again = ["txt2img", "request_restart", "wait", "refresh_embeddings", "txt2img", "txt2img"]
+    assert fake.run(arrange=arrange) == again
+
+
+def test_what_the_engine_kept_of_a_second_pass_is_cleared_by_the_next_job_that_has_one(fake):
+    fake.run()
+    assert fake.run(arrange=lambda: True) == ["refresh_embeddings", "txt2img", "txt2img"]
+    assert fake.run() == ["txt2img"]
+    assert fake.run(enable_hr=True) == ["hires", "hires"]
+    assert fake.run(enable_hr=True) == ["hires"]
+
+
+def test_a_cancelled_job_leaves_no_embedding_unread(fake):
+    """Its thread ends before the next job begins, and what it changed is not forgotten."""
+    started, ended = threading.Event(), threading.Event()
+
+    def arrange():
+        started.set()
+        return ended.wait(60)
+
+    async def cancelled():
+        job = asyncio.create_task(fake.generate(arrange))
+        await asyncio.to_thread(started.wait, 60)
+        job.cancel()
+        await asyncio.sleep(0)
+        assert not job.done()
+        ended.set()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+
+    fake.run()
+    asyncio.run(cancelled())
+    assert fake.run(arrange=lambda: False) == ["refresh_embeddings", "txt2img", "txt2img"]
+
+
+def test_a_failed_arrangement_counts_as_a_change(fake):
+    fake.run()
+    arrange = Mock(side_effect=EngineFault("no space"))
+    with pytest.raises(EngineFault):
+        asyncio.run(fake.generate(arrange))
+    assert fake.run() == ["refresh_embeddings", "txt2img", "txt2img"]

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.job.models import Models
 from worker.job.request import parse
+from worker.webui.catalog import Style
 from worker.webui.payload import Expected, build, engine_names, has_previews, smaller, throwaway
 
 
@@ -22,6 +24,21 @@ HIRES = {"enable_hr": True, "denoising_strength": 0.5}
 EMPTY = {"prompt": "", "width": 512, "height": 512, "override_settings": {}}
 
 
+STYLES = {
+    "film": Style("film grain", "cartoon"),
+    "around": Style("photo of {prompt}, <lora:Grain:0.5>"),
+    "detail": Style("# our own\n<lora:x:0.5>", "<lora:x:1>"),
+    "hides": Style("photo # {prompt}"),
+    "odd": Style("<LoRA:x:1>"),
+    "wrong": Style("<lora:x:abc>"),
+}
+
+
+@pytest.fixture
+def catalog(catalog):
+    return replace(catalog, styles=STYLES)
+
+
 @pytest.fixture
 def compose(catalog):
     """Compose the payload of a job; its LoRAs are found by name, other models are given."""
@@ -29,13 +46,28 @@ def compose(catalog):
     def compose_payload(job, **models):
         request = parse(job)
         loras = tuple((LORAS[reference.name], reference) for reference in request.loras)
-        return build(request, engine_names(request, catalog), Models(loras=loras, **models))
+        names = engine_names(request, catalog)
+        return build(request, names, Models(loras=loras, **models), catalog.styles)
 
     return compose_payload
 
 
+@pytest.mark.parametrize(
+    ("job", "schedule"),
+    [
+        ({}, "Zero Terminal SNR"),
+        ({"override_settings": {"sd_noise_schedule": "Default"}}, "Default"),
+    ],
+)
+def test_zero_terminal_snr_sets_its_option_unless_the_job_does(compose, job, schedule):
+    composed = compose(job, zero_terminal_snr=True)
+    assert composed.body["override_settings"] == {"sd_noise_schedule": schedule}
+    assert composed.warnings == ()
+
+
 KARRAS = {"hr_sampler_name": "DPM++ SDE Karras"}
 SAME = {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
+HYPERTILE = {"HYPERTILE": {"args": [True]}}
 BODIES = [
     # the job's fields -> the body's fields
     ({"prompt": "a fox"}, {"prompt": "a fox"}),
@@ -44,7 +76,9 @@ BODIES = [
     ({"scheduler": "sgm_uniform"}, {"scheduler": "SGM Uniform"}),
     (HIRES | KARRAS, HIRES | {"hr_sampler_name": "DPM++ SDE", "hr_scheduler": "Karras"}),
     (HIRES | {"hr_upscaler": "Latent"}, HIRES | {"hr_upscaler": "Latent"}),
-    (SAME, dict.fromkeys(SAME)),
+    (SAME, {}),
+    (HIRES | SAME, HIRES),
+    ({"alwayson_scripts": HYPERTILE}, {"alwayson_scripts": HYPERTILE}),
     ({"width": 515, "height": 519}, {"width": 512, "height": 512}),
     ({"clip_skip": 2}, {"override_settings": {"CLIP_stop_at_last_layers": 2}}),
     ({"output": {"preview": True}}, {"override_settings": {"live_previews_enable": True}}),
@@ -58,16 +92,28 @@ def test_a_job_becomes_the_body_for_a1111(compose, job, body):
     assert has_previews(composed) == ("output" in job)
 
 
+ON = {"args": [True]}
+CLIENTS = json.loads((Path(__file__).parents[1] / "job/client_bodies.json").read_text())
+
+
+@pytest.mark.parametrize("client", sorted(CLIENTS.keys() - {"aiyabot"}))  # it asks for enable_hr
+def test_the_embedded_engine_takes_what_clients_send_when_nothing_was_chosen(client):
+    request = pytest.importorskip("engine.api.request")
+    request.Txt2Img(**build(parse(CLIENTS[client]), {}, Models()).body).check()
+
+
 SDE_KARRAS, UNI_PC = {"sampler_name": "DPM++ 2M SDE Karras"}, {"sampler_name": "UniPC"}
 FAST = {"sampler_name": "DPM fast", "hr_second_pass_steps": 1}
 THIRD = {"sampler_name": "Euler", "hr_sampler_name": "DPM++ 3M SDE", "steps": 1}
 REFUSED = [
     ({"sampler_name": "Eulr"}, "sampler_name 'Eulr'"),
     ({"scheduler": "Karas"}, "scheduler 'Karas'"),
-    ({"hr_upscaler": "Latnt"}, "hr_upscaler 'Latnt'"),
-    ({"hr_sampler_name": "Eulr"}, "'Eulr'"),
+    (HIRES | {"hr_upscaler": "Latnt"}, "hr_upscaler 'Latnt'"),
+    (HIRES | {"hr_sampler_name": "Eulr"}, "'Eulr'"),
     ({"script_name": "nope"}, "script_name 'nope'"),
-    ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "alwayson_scripts 'adetailer'"),
+    ({"alwayson_scripts": {"ADetailer": ON}}, "alwayson_scripts 'ADetailer': it has no such"),
+    ({"alwayson_scripts": {"Refiner": ON}}, "only on A1111's own page. Send refiner_checkpoint"),
+    ({"alwayson_scripts": {"Hypertyle": ON}}, "Did you mean 'Hypertile'?"),
     ({"styles": ["nope"]}, "styles 'nope'"),
     (SDE_KARRAS | {"steps": 1}, "steps = 1: sampler 'DPM++ 2M SDE' needs"),
     (UNI_PC | {"steps": 2}, "needs at least 3"),
@@ -79,8 +125,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("job", "message"), REFUSED)
 def test_unknown_names_and_too_few_steps_are_refused(catalog, job, message):
-    with pytest.raises(InvalidInput, match=re.escape(message)):
+    with pytest.raises(InvalidInput) as raised:
         engine_names(parse(job), catalog)
+    assert message in f"{raised.value.message} {raised.value.hint}"
 
 
 def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
@@ -194,3 +241,101 @@ def test_a_throwaway_picture_keeps_the_models_and_changes_the_prompt():
     tiny = throwaway({"prompt": "a", "steps": 50} | models)
     expected = {"prompt": "", "steps": 1, "width": 64} | models
     assert {key: tiny[key] for key in expected} == expected
+
+
+# How A1111 reads prompts ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("job", "sent"),
+    [
+        # without comments: a style or a tag behind one would be a part of it
+        ({"prompt": "a # b", "styles": ["film"]}, {"prompt": "a \n", "styles": ["film"]}),
+        ({"negative_prompt": "a # b"}, {"negative_prompt": "a \n"}),
+        ({"prompt": "a # b", "loras": ["x"]}, {"prompt": "a \n <lora:x:1>"}),
+        ({"prompt": "<LoRA:x:1> <other:x:1>"}, {"prompt": "<lora:x:1> <other:x:1>"}),
+        # A1111's own switch would leave the LoRAs of the last job applied
+        ({"prompt": "a <lora:x:1> # b", "disable_extra_networks": True}, {"prompt": "a  \n"}),
+    ],
+)
+def test_prompts_are_sent_as_a1111_reads_them(compose, job, sent):
+    assert compose(job).body == EMPTY | sent
+
+
+@pytest.mark.parametrize(
+    ("job", "proven"),
+    [
+        ({"styles": ["around"]}, {"Grain"}),
+        ({"styles": ["film", "detail"], "prompt": "<lora:B:1>"}, {"x", "B"}),
+        ({"styles": ["hides"], "prompt": "<lora:B:1>"}, {"B"}),  # then the proof fails
+        ({"styles": ["odd"]}, set()),
+        (HIRES | {"styles": ["around"], "hr_prompt": "b"}, {"Grain"}),
+        ({"styles": ["film"], "disable_extra_networks": True}, set()),
+        ({"prompt": "# <lora:B:1>\na"}, set()),
+        ({"negative_prompt": "<lora:B:1>"}, set()),
+    ],
+)
+def test_the_loras_of_the_whole_prompt_are_proven(compose, job, proven):
+    assert compose(job).expected.loras == proven
+
+
+HIRES = {"enable_hr": True, "denoising_strength": 0.5}
+TWICE = {"written_loras": {"Alias": LORAS["x"], "x": LORAS["x"]}}
+COPY = replace(file("lora", "copy"), verified_sha256="ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("job", "models", "message"),
+    [
+        ({"loras": ["x", {"name": "x", "scale": 0.9}]}, {}, "loras.1 is the same LoRA as loras.0"),
+        ({"prompt": "<lora:x:0.3> <lora:x:0.9>"}, {}, "prompt has the LoRA 'x' twice"),
+        (HIRES | {"hr_prompt": "<lora:x> <LORA:x>"}, {}, "hr_prompt has the LoRA 'x' twice"),
+        ({"prompt": "<lora:x> <lora:Alias>"}, TWICE, "'Alias' and the tag of 'x' are the same"),
+        ({"prompt": "<lora:x:1>", "styles": ["detail"]}, {}, "prompt has the LoRA 'x' twice"),
+        ({"loras": ["x"], "styles": ["detail"]}, {}, "prompt has the LoRA 'x' twice"),
+        ({"styles": ["wrong"]}, {}, "not a number"),
+        ({"styles": ["around"], "disable_extra_networks": True}, {}, "cannot switch off"),
+        (
+            {"styles": ["film"], "negative_prompt": "(a:1.2.3)"},
+            {},
+            "negative_prompt has the weight",
+        ),
+    ],
+)
+def test_a_lora_that_is_named_twice_is_refused(compose, job, models, message):
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        compose(job, **models)
+
+
+def test_one_file_under_two_names_is_refused():
+    request = parse({"loras": ["one", "two"]})
+    loras = [(replace(COPY, stem=ref.name), ref) for ref in request.loras]
+    with pytest.raises(InvalidInput, match=r"loras\.0 and loras\.1 are the same LoRA, 'one'"):
+        build(request, {}, Models(loras=tuple(loras)))
+    written = {"B": replace(COPY, stem="B")}
+    with pytest.raises(InvalidInput, match=r"loras\.0 and the tag of 'B' are the same"):
+        build(request, {}, Models(loras=tuple(loras[:1]), written_loras=written))
+
+
+@pytest.mark.parametrize(
+    ("job", "warning"),
+    [
+        ({"styles": ["odd"]}, "style 'odd': '<LoRA:x:1>' is no tag that A1111 knows"),
+        ({"hr_negative_prompt": "<lora:x:1>"} | HIRES, "hr_negative_prompt has a LoRA tag"),
+        ({"prompt": "<lora:x>", "disable_extra_networks": True}, "its tags have no effect"),
+        ({"prompt": "<LoRA:x:1>"}, "is read as '<lora:x:1>'"),
+        ({"override_settings": {"emphasis": "None"}, "prompt": "(a:1.2.3)"}, None),
+    ],
+)
+def test_what_a_prompt_does_not_do_gets_a_warning(compose, job, warning):
+    found = compose(job).warnings
+    assert len(found) == bool(warning)
+    assert (warning or "") in "".join(found)
+
+
+def test_an_embedding_in_a_comment_or_a_tag_is_not_used_but_one_in_a_style_is(compose):
+    easy = (file("embedding", "easyneg"), file("embedding", "cartoon"))
+    job = {"prompt": "a # easyneg\n<lora:easyneg:1>", "styles": ["film"]}
+    payload = compose(job | {"embeddings": ["easyneg", "cartoon"]}, embeddings=easy)
+    assert payload.expected.embeddings == {"cartoon"}
+    assert "embedding 'easyneg' is in no prompt" in payload.warnings[-1]

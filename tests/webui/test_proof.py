@@ -6,7 +6,13 @@ from fakes.recorded import recorded
 
 from worker import errors
 from worker.webui.payload import Expected
-from worker.webui.proof import applied_loras, check, check_embeddings, check_listed
+from worker.webui.proof import (
+    applied_loras,
+    check,
+    check_embeddings,
+    check_listed,
+    parameters_in,
+)
 
 RECORDED = json.loads(recorded("post_txt2img_lora_checkpoint")["info"])  # tinyB with loraA
 IGNORED = json.loads(recorded("post_txt2img_unknown_checkpoint_and_lora_silent_200")["info"])
@@ -48,6 +54,80 @@ def test_a_good_answer_is_proven(info, images, expected):
 def test_an_answer_that_is_not_what_was_asked_for_is_an_error(info, images, expected, message):
     with pytest.raises(errors.ProofError, match=message):
         check(info, ["x"] * images, expected)
+
+
+def drawn(model, more=""):
+    return (
+        f"a fox, Model: fake\nSteps: 2, Sampler: Euler, Model hash: {SHORT}, Model: {model}{more}"
+    )
+
+
+def from_script(*infotexts):
+    """The facts of "prompts from file or textbox"."""
+    names = dict.fromkeys(("sd_model_name", "sd_model_hash", "sd_vae_name"))
+    return {**names, "extra_generation_params": {}, "infotexts": list(infotexts)}
+
+
+AXIS = (3, "tinyA, sub/tinyC.safetensors [0123456789]", ["tinyD.safetensors"], "10-20")
+LINES = ('a dog --sd_model tinyE\n--prompt "x" --sd_model "tiny F" --steps 9', 1)
+
+
+@pytest.mark.parametrize(
+    ("infotexts", "args", "error"),
+    [
+        ([drawn("tinyB")] * 2, (), None),
+        ([drawn("tinyA"), drawn("tinyB")], (), "engine used 'tinyA'"),
+        ([drawn("tinyA"), drawn("tinyC"), drawn("tinyD")], AXIS, None),
+        ([drawn("tinyE"), drawn("tiny F"), drawn("tinyB")], LINES, None),
+        ([drawn("tiny")], AXIS, "engine used 'tiny'"),  # only whole names
+        ([drawn("fake")], (), "engine used 'fake'"),
+        ([drawn("tinyB"), "a fox"], (), "engine used None"),
+        (["a fox, Model: tinyB\nSteps: 2"], (), "engine used None"),  # the prompt proves nothing
+        ([], (), "engine used None"),
+        ([drawn("tinyB", ", VAE: v.pt")], (), None),
+        ([drawn("tinyB")], (5, {"a": [None]}, 0.5), None),
+    ],
+)
+def test_each_picture_of_a_script_must_be_drawn_with_a_model_of_the_job(infotexts, args, error):
+    expected = Expected(None, "tinyB", script_args=args)
+    with pytest.raises(errors.WrongCheckpoint, match=error) if error else nullcontext():
+        check(from_script(*infotexts), ["x"], expected)
+
+
+def test_the_vae_the_hash_and_the_loras_of_a_script_are_in_its_infotexts():
+    lora = frozenset({"one"})
+    good = drawn("tinyB", ', VAE: v.pt, Lora hashes: "one: 01, two: 02"')
+    check(from_script(good), ["x"], Expected(None, "tinyB", lora, vae="v.pt"))
+    for expected, kind in (
+        (Expected(None, "tinyB", vae="w.pt"), errors.WrongVae),
+        (Expected(None, "tinyB", checkpoint_sha256="1" * 64), errors.WrongCheckpoint),
+        (Expected(None, "tinyB", frozenset({"three"})), errors.LoraNotApplied),
+    ):
+        with pytest.raises(kind):
+            check(from_script(good), ["x"], expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        ('a\nSteps: 2, Model: "a, b: c", VAE: d', {"Steps": "2", "Model": "a, b: c", "VAE": "d"}),
+        (
+            r'X: "say \"Model: y, Model: z\"", Model: a',
+            {"X": 'say "Model: y, Model: z"', "Model": "a"},
+        ),
+        ('Model: "a, b', {"Model": '"a, b'}),
+        ("", {}),
+        ("Steps", {}),
+    ],
+)
+def test_the_last_line_of_an_infotext_is_read(line, fields):
+    assert parameters_in(line) == fields
+
+
+def test_reading_an_infotext_takes_steps_in_proportion_to_its_length():
+    """A pattern that tries again from each quote would take hours."""
+    for text in ('"' * 200_001, '\\"' * 100_000, '"\\', ", " * 100_000, 'a: "' * 50_001):
+        parameters_in(text)
 
 
 def test_the_engines_list_of_loras_is_read():

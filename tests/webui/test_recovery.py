@@ -43,10 +43,32 @@ def test_failures_of_different_kinds_share_the_attempts_of_a_job():
     assert decided(errors.LoraNotApplied, errors.WrongCheckpoint) == (FAIL, KEEP)  # both: the proof
 
 
-def test_repeated_out_of_memory_and_a_failed_switch_have_consequences():
+def test_repeated_out_of_memory_has_consequences():
     after = [decided(errors.OutOfMemory, memory=memory) for memory in Memory]
     assert after == [(FAIL, KEEP), (FAIL, KEEP), (FAIL, RESTART), (FAIL, RETIRE)]
-    assert decided(errors.EngineFault, switching=True) == (FAIL, RESTART)
+    after = [decided(errors.OutOfMemory, memory=memory, switching=True) for memory in Memory]
+    assert after == [(FAIL, RESTART), (FAIL, RESTART), (FAIL, RESTART), (FAIL, RETIRE)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "switching", "loras", "consequence"),
+    [
+        (errors.EngineFault, True, False, RESTART),
+        (errors.EngineFault, False, True, RESTART),
+        (errors.EngineFault, False, False, KEEP),
+        (errors.EnginePoisoned, True, False, RESTART),  # the job's model is bad, not the worker
+        (errors.EnginePoisoned, False, True, RETIRE),
+        (errors.OutOfMemory, False, True, KEEP),  # A1111 catches it where it applies a LoRA
+        (errors.EngineRefused, True, True, KEEP),
+        (errors.WrongVae, True, True, KEEP),
+        (errors.JobTimeout, True, True, KEEP),
+    ],
+)
+def test_an_engine_that_may_hold_half_a_model_gets_no_other_job(
+    kind, switching, loras, consequence
+):
+    earlier = [kind] * 2
+    assert decided(kind, *earlier, switching=switching, loras=loras) == (FAIL, consequence)
 
 
 def leaves(kind):

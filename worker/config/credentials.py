@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from worker.config.as_written import as_meant
 from worker.errors import ConfigError
 
 # A variable whose name contains one of these words holds a secret.
@@ -14,11 +15,17 @@ SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
 # The engine needs none of these either: an extension or a picture's metadata could leak them.
 _PLATFORM_NAME = re.compile(r"(RUNPOD|BUCKET|AWS)_")
 
-# Field of `worker.config.settings.Settings` -> the variables that may hold it. Each can also be
-# given as a file, by `NAME_FILE`.
+# Field of `worker.config.settings.Settings` -> the variables that may hold it; the first one that
+# is set counts. Each can also be given as a file, by `NAME_FILE`. The further names are those of
+# other tools: CivitAI's own scripts, and Hugging Face's libraries in their older releases.
 CREDENTIALS = {
-    "civitai_api_key": ("CIVITAI_API_KEY", "CIVITAI_TOKEN"),
-    "hf_token": ("HF_TOKEN",),
+    "civitai_api_key": ("CIVITAI_API_KEY", "CIVITAI_TOKEN", "CIVITAI_API_TOKEN"),
+    "hf_token": (
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "HUGGINGFACE_HUB_TOKEN",
+        "HUGGINGFACE_TOKEN",
+    ),
     "bucket_access_key_id": ("BUCKET_ACCESS_KEY_ID",),
     "bucket_secret_access_key": ("BUCKET_SECRET_ACCESS_KEY",),
 }
@@ -33,24 +40,26 @@ def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for field, names in CREDENTIALS.items():
         for name in names:
-            value = environ.get(name) or _content(environ.get(f"{name}_FILE"), f"{name}_FILE")
-            if value.strip():
-                found[field] = value.strip()
+            file = as_meant(environ.get(f"{name}_FILE", ""))
+            value = as_meant(environ.get(name, "")) or as_meant(_content(file, f"{name}_FILE"))
+            if value:
+                found[field] = value
                 break
     return found
 
 
-def _content(path: str | None, name: str) -> str:
+def _content(path: str, name: str) -> str:
     try:
-        return Path(path).read_text() if path else ""
-    except (OSError, ValueError) as error:
+        return Path(path).expanduser().read_text() if path else ""
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{name}={path!r} cannot be read: {error}.") from None
 
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
     """The values that must never be logged: credentials, and variables named like a secret."""
-    named = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
-    return list(dict.fromkeys([*named, *credentials(environ).values()]))
+    written = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
+    meant = [value for value in map(as_meant, written) if value]
+    return list(dict.fromkeys([*written, *meant, *credentials(environ).values()]))
 
 
 def hidden_from_engine(environ: Mapping[str, str]) -> list[str]:

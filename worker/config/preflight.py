@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 from worker import log as worker_log
 from worker.config.credentials import secret_values
+from worker.config.ports import why_not_free
 from worker.config.settings import EXIT_BAD_CONFIGURATION, PROJECT, Settings
 from worker.config.shell import for_start_sh
 from worker.errors import ConfigError
@@ -173,14 +173,9 @@ def examine(settings: Settings, limits: MachineLimits = LIMITS) -> Iterator[Find
 
 def _port_findings(settings: Settings) -> Iterator[Finding]:
     host, port = settings.engine_address
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
+    if problem := why_not_free(host, port):
         yield Finding(
-            f"The engine cannot listen on port {port} of {host} ({error.strerror}): stop the"
+            f"The engine cannot listen on port {port} of {host} ({problem}): stop the"
             " program that uses it, or set WEBUI_URL to another address of this machine."
         )
 

@@ -21,12 +21,14 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
 
 from worker.config import bucket_address
+from worker.config.as_written import as_meant, as_path, usual_word
 from worker.config.bucket_address import BucketAddress
 from worker.config.credentials import CREDENTIALS, credentials
 from worker.errors import ConfigError
@@ -34,6 +36,7 @@ from worker.errors import ConfigError
 PROJECT = Path(__file__).resolve().parents[2]
 VOLUME = Path("/runpod-volume")  # where RunPod mounts a network volume
 _DAY = 86_400
+_PATHS = ("webui_dir", "models_dir", "baked_models_dir", "output_dir", "run_dir", "templates_file")
 EXIT_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h, as in start.sh
 
 
@@ -100,11 +103,13 @@ class Settings(BaseModel):
     )
     civitai_api_key: SecretStr | None = Field(
         None,
-        description="API key of CivitAI, which requires one for every download. Alias:"
-        " `CIVITAI_TOKEN`.",
+        description="API key of CivitAI, which requires one for every download. Aliases:"
+        " `CIVITAI_TOKEN`, `CIVITAI_API_TOKEN`.",
     )
     hf_token: SecretStr | None = Field(
-        None, description="Token of Hugging Face, for gated and private files."
+        None,
+        description="Token of Hugging Face, for gated and private files. Aliases:"
+        " `HUGGING_FACE_HUB_TOKEN`, `HUGGINGFACE_HUB_TOKEN`, `HUGGINGFACE_TOKEN`.",
     )
     civitai_url: str = Field(
         "https://civitai.com", description="Base URL of CivitAI's API, or of a mirror."
@@ -221,7 +226,12 @@ class Settings(BaseModel):
             has_port = parts.port is None or parts.port > 0
         except ValueError:  # not a number, or too large
             has_port = False
-        if parts.scheme not in {"http", "https"} or not parts.hostname or not has_port:
+        is_whole = url.isprintable() and " " not in url
+        if (
+            parts.scheme not in {"http", "https"}
+            or not (parts.hostname and has_port and is_whole)
+            or parts.netloc.endswith(":")
+        ):
             raise ValueError("must look like http://127.0.0.1:3000")
         return url.rstrip("/")
 
@@ -237,7 +247,7 @@ class Settings(BaseModel):
     @classmethod
     def _hosts(cls, text: str | tuple[str, ...]) -> Sequence[str]:
         hosts = re.split(r"[\s,]+", text.strip()) if isinstance(text, str) else text
-        if any("/" in host for host in hosts):
+        if any(set("/\"'") & set(host) for host in hosts):
             raise ValueError("must be host names such as mirror.example:8080, without https://")
         return [host.lower() for host in hosts if host]
 
@@ -251,9 +261,17 @@ class Settings(BaseModel):
             )
         return words
 
-    @field_validator(
-        "webui_dir", "models_dir", "baked_models_dir", "output_dir", "run_dir", "templates_file"
-    )
+    @field_validator("engine", "log_format", "log_level", "default_template", mode="before")
+    @classmethod
+    def _word(cls, word: str | None, info: ValidationInfo) -> str | None:
+        return word and usual_word(word, cls.model_fields[str(info.field_name)].annotation)
+
+    @field_validator(*_PATHS, "webui_python", mode="before")
+    @classmethod
+    def _written_out(cls, path: str | Path | None) -> Path | None:
+        return as_path(path) if isinstance(path, str) else path
+
+    @field_validator(*_PATHS)
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and PROJECT / path
@@ -271,10 +289,12 @@ class Settings(BaseModel):
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read and check the variables; an empty one counts as not set.
 
+        Quotes, spaces and line ends around a value are removed (`worker.config.as_written`).
+
         Raises:
             ConfigError: names every wrong variable, its value and what it must be.
         """
-        given = {name: environ.get(name.upper(), "") for name in cls.model_fields}
+        given = {name: as_meant(environ.get(name.upper(), "")) for name in cls.model_fields}
         given |= credentials(environ)
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})

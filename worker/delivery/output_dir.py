@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker import log
 from worker.errors import DeliveryFailed, ResultTooLarge
 from worker.webui.client import Txt2ImgAnswer
 from worker.webui.picture import Picture
@@ -39,7 +40,7 @@ class OutputDir:
         except OSError as error:
             answer["warnings"].append(f"not saved to OUTPUT_DIR: {error.strerror}")
         else:
-            logger.info("saved\n%s", summary(picture, answer, files))
+            logger.info("saved\n%s", summary(picture, answer, files), extra=log.OWN_LINES)
 
     def keep(
         self, error: DeliveryFailed | ResultTooLarge, pictures: Sequence[Picture], job_id: str
@@ -88,4 +89,4 @@ def summary(answer: Txt2ImgAnswer, result: Mapping[str, Any], files: Sequence[Pa
         *(f"file     {file}" for file in files),
         *(f"warning  {warning}" for warning in result["warnings"]),
     ]
-    return "\n".join(lines)
+    return "\n".join(" ".join(line.splitlines()) for line in lines)

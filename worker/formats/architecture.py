@@ -1,8 +1,8 @@
 """Recognises a model file by its safetensors header: its role (checkpoint, LoRA) and its family.
 
 The header is in the first bytes of a file, so an unusable file is rejected before the rest is
-downloaded, and before A1111 fails on it with a message that does not name the cause. A file that
-is not recognised is never rejected.
+downloaded, and before A1111 fails on it with a message that does not name the cause. What a file
+must have to be used is in `worker.formats.requirements`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from worker.errors import ModelMismatch, ModelNotSupported
+from worker.formats import lora_use
+from worker.formats.lora_layers import BUNDLED
 from worker.formats.names import Kind
 from worker.formats.safetensors_header import Header, Tensor
 
@@ -85,10 +87,22 @@ _DECLARED: _Marks = {
     "Lumina": ("lumina",),
 }
 
-_LORA = ("\nlora_", "\noft_", "\nlycoris_", "_lora_down_", "_lora_A_", "_hada_w1_", "_lokr_w")
-_DIFFUSERS_LORA = re.compile(r"\n(?:base_model\.|unet\.|text_encoder|transformer\.)")
+_LORA = (
+    "\nlora_",
+    "\noft_",
+    f"\n{BUNDLED}_",
+    "\nlycoris_",
+    "_lora_down_",
+    "_lora_linear_layer_",
+    "_lora_A_",
+    "_hada_w1_",
+    "_lokr_w",
+)
 _TEXT_ENCODER = re.compile(r"\n(?:cond_stage_model|conditioner_embedders|text_encoders)_")
 _VAE = re.compile(r"\n(?:first_stage_model|vae)_")
+_OTHER_TOOLS = re.compile(r"\n(?:base_model\.|unet\.|text_encoder|transformer\.)")
+_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+_BLOCKS_OF_SSD = ("input_blocks_8_1", "middle_block_0")  # KOALA has fewer
 # SD1 and SD2 have one transformer block per attention, and attentions in the first level.
 _DEEP = re.compile(r"(?:attentions_\d|put_blocks_\d\d?_1|middle_block_1)_transformer_blocks_[1-9]_")
 _FLAT = re.compile(r"input_blocks_[12]_1_|down_blocks_0_attentions_")
@@ -96,6 +110,7 @@ _DIFFUSERS_UNET = re.compile(r"\n(?:unet_)?down_blocks_0_resnets_")
 
 _CONTEXT = re.compile(r"attn2[._](?:processor\.)?to_[kv](?:_lora)?\.")
 _TEXT = re.compile(r"lora_te_.*(?:q_proj|mlp_fc1)\.")
+_PROJECTION = re.compile(r"proj_in\.(?:.*down\.weight|lora_A\.(?:.*\.)?weight|weight|diff)$")
 # Parts of a module of shape (rank, inputs, ...) or (outputs, inputs, ...).
 _INPUT_SIDE = re.compile(
     r"weight|diff|hada_w1_b|(?:lora_|lora\.|lora_linear_layer\.)?down\.weight|lora_A\.(?:\w+\.)?weight"
@@ -109,7 +124,9 @@ class Architecture:
     Attributes:
         role: a `Kind`, or the name of another role (`ControlNet`, `upscaler`).
         family: `SD1`, `SD2`, `SDXL`, `SDXL refiner`, or one that A1111 v1.9.3 cannot load.
-        details: for example `inpainting`, `v-prediction`, `diffusers naming`.
+        details: `inpainting`, `instruct-pix2pix`, `depth`; `v-prediction`; `zero-terminal-SNR`;
+            `SSD` (an SDXL without attention in the middle: SSD-1B, Vega); `diffusers naming`
+            (a LoRA in the naming of another tool, which A1111 does not read).
     """
 
     role: str | None = None
@@ -163,10 +180,12 @@ def detect(header: Header) -> Architecture:
     names = _Names(header.tensors)
     if found := _embedding(names):
         return found
+    if _FIRST_LAYER in names.tensors:  # some checkpoints have tensors of a LoRA among their own
+        return _model(names, header.metadata) or Architecture()
     if role := names.first(_FOREIGN_ROLES):
         return Architecture(role)
     if names.has(_LORA):
-        return _lora(names, header.metadata)
+        return _lora(names, header)
     if found := _model(names, header.metadata) or _vae(names):
         return found
     part = names.first(_PARTS)
@@ -185,14 +204,30 @@ def _embedding(names: _Names) -> Architecture | None:
     return Architecture("embedding", family) if named or (family and is_vectors) else None
 
 
-def _lora(names: _Names, metadata: Mapping[str, str]) -> Architecture:
-    family = _foreign_family(names) or _unet_family(names)
+def _lora(names: _Names, header: Header) -> Architecture:
+    if foreign := _foreign_family(names):
+        return Architecture("lora", foreign, _naming(_OTHER_TOOLS.search(names.plain) is not None))
+    shapes = lora_use.shapes_of(header)
+    fits = lora_use.family_fits(shapes)
+    families = lora_use.families_of(fits)
+    details = _naming(lora_use.can_be_renamed(shapes, fits))
+    declared = _declared(header.metadata).family
+    if len(families) == 1 or declared in families:
+        return Architecture("lora", families[0] if len(families) == 1 else declared, details)
+    family = None if families else _family_by_names(names)
+    return Architecture("lora", family or declared, details)
+
+
+def _naming(is_foreign: bool) -> tuple[str, ...]:
+    return ("diffusers naming",) if is_foreign else ()
+
+
+def _family_by_names(names: _Names) -> str | None:
+    """For other namings, and for models of other widths than the family's."""
+    family = _unet_family(names)
     if family is None and names.has(("\nlora_te2_", "\ntext_encoder_2_")):
         family = "SDXL"
-    if family is None:
-        family = _by_width(names.widths(_TEXT), _TEXT_WIDTHS) or _declared(metadata).family
-    details = ("diffusers naming",) if _DIFFUSERS_LORA.search(names.plain) else ()
-    return Architecture("lora", family, details)
+    return family or _by_width(names.widths(_TEXT), _TEXT_WIDTHS)
 
 
 def _model(names: _Names, metadata: Mapping[str, str]) -> Architecture | None:
@@ -202,15 +237,14 @@ def _model(names: _Names, metadata: Mapping[str, str]) -> Architecture | None:
     if not foreign and not original and not _DIFFUSERS_UNET.search(names.text):
         return None
     family = foreign or _text_encoder_family(names) or _unet_family(names)
-    details = _details(names, metadata)
+    details = _details(names, metadata, family)
     if not original and not foreign:
         return Architecture("model in diffusers naming", family, details)
     if _TEXT_ENCODER.search(names.text):
         return Architecture("checkpoint", family, details)
     if not _VAE.search(names.text):
         return Architecture(_WITHOUT_ALL, family, details)
-    # A1111 has SD1's text encoder itself.
-    return Architecture("checkpoint" if family == "SD1" else _WITHOUT_TEXT, family, details)
+    return Architecture(_WITHOUT_TEXT, family, details)
 
 
 def _foreign_family(names: _Names) -> str | None:
@@ -242,7 +276,8 @@ def _unet_family(names: _Names) -> str | None:
     if not _FLAT.search(names.text):
         # kohya's LoRAs use original names only for SDXL.
         return "SDXL" if "\nlora_unet_input_blocks_" in names.text else None
-    ranks = (len(t.shape) for name, t in names.tensors.items() if "proj_in." in name)
+    # LoHa and LoKr have matrices for convolutions, too.
+    ranks = (len(t.shape) for name, t in names.tensors.items() if _PROJECTION.search(name))
     return {2: "SD2", 4: "SD1"}.get(max(ranks, default=0))
 
 
@@ -250,12 +285,24 @@ def _by_width(widths: Iterable[int], families: Mapping[int, str]) -> str | None:
     return next((families[width] for width in widths if width in families), None)
 
 
-def _details(names: _Names, metadata: Mapping[str, str]) -> tuple[str, ...]:
-    first = names.shape("model.diffusion_model.input_blocks.0.0.weight")
+def _details(names: _Names, metadata: Mapping[str, str], family: str | None) -> tuple[str, ...]:
+    first = names.shape(_FIRST_LAYER)
     words = [_INPUTS[first[1]]] if len(first) >= _MATRIX and first[1] in _INPUTS else []
-    if "v_pred" in names.tensors or metadata.get("modelspec.prediction_type", "").startswith("v"):
+    declared = metadata.get("modelspec.prediction_type", "").lower()
+    is_v = declared.startswith("v") or metadata.get("modelspec.architecture", "").endswith("-v")
+    if "v_pred" in names.tensors or is_v:
         words.append("v-prediction")
+    if "ztsnr" in names.tensors or metadata.get("ss_zero_terminal_snr") == "True":
+        words.append("zero-terminal-SNR")
+    if family == "SDXL" and _is_ssd(names):
+        words.append("SSD")
     return tuple(words)
+
+
+def _is_ssd(names: _Names) -> bool:
+    """Whether it has SDXL's blocks without the attention in the middle, as SSD-1B and Vega have."""
+    blocks = (f"\nmodel_diffusion_model_{name}_" in names.text for name in _BLOCKS_OF_SSD)
+    return all(blocks) and "\nmodel_diffusion_model_middle_block_1_" not in names.text
 
 
 def _vae(names: _Names) -> Architecture | None:
@@ -313,14 +360,35 @@ def check_naming(name: str, found: Architecture) -> None:
     the LoRA, but lists it as used.
 
     Raises:
-        ModelNotSupported: the LoRA has the tensor names of diffusers or PEFT.
+        ModelNotSupported: the LoRA has the tensor names of diffusers, PEFT, ComfyUI or the like.
     """
     if found.role == "lora" and "diffusers naming" in found.details:
         raise ModelNotSupported(
-            f"{name!r} has the tensor names of diffusers; A1111 v1.9.3 would ignore it silently.",
+            f"{name!r} has tensor names of another tool, such as diffusers; A1111 v1.9.3 would"
+            " ignore it silently.",
             hint="Use a LoRA in kohya's naming (`lora_unet_...`), or convert it.",
             model=name,
         )
+
+
+def check_config(name: str, found: Architecture, *, has_config: bool) -> None:
+    """Reject a checkpoint that A1111 v1.9.3 builds wrongly without a `.yaml`, if there is none.
+
+    A1111 recognises v-prediction only in SD2, and draws others with the wrong noise.
+
+    Raises:
+        ModelNotSupported: it has v-prediction and other inputs than text, and no `.yaml` beside it.
+    """
+    special = set(found.details) & set(_INPUTS.values())
+    if has_config or found.family == "SD2" or "v-prediction" not in found.details or not special:
+        return
+    raise ModelNotSupported(
+        f"{name!r} is a checkpoint for {special.pop()} with v-prediction; A1111 v1.9.3 draws it"
+        " wrongly without a configuration.",
+        hint=f"Put the model's `{name}.yaml` beside the file.",
+        model=name,
+        family=found.family,
+    )
 
 
 def check_match(

@@ -20,8 +20,10 @@ from typing import BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from worker.errors import ModelFileInvalid, ModelNotFound
-from worker.formats import architecture, safetensors_header
+from worker.files import open_regular
+from worker.formats import architecture, lora_use, requirements, safetensors_header
 from worker.formats.architecture import Architecture
+from worker.formats.lora_layers import Fit, Layers, layers_of
 from worker.formats.names import PICKLES, Kind
 from worker.formats.safetensors_header import Header
 
@@ -38,6 +40,21 @@ _EXCERPT = 4096  # bytes; enough to recognise a format, and for the title of a w
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """What a converted LoRA was made from.
+
+    Attributes:
+        sha256: of the source, lower-case hex.
+        naming: whose tensor names the source has, such as `peft`.
+        path: of the source.
+    """
+
+    sha256: str
+    naming: str
+    path: Path
+
+
+@dataclass(frozen=True)
 class ModelFile:
     """A model file in the store.
 
@@ -48,6 +65,9 @@ class ModelFile:
         verified_sha256: lower-case hex, verified when the file was fetched; None for other files.
         source: where it was fetched from; None for a file that the operator added.
         trained_words: trigger words of a LoRA or an embedding.
+        host_name: clean stem of the file's name at its host, which other files may have, too;
+            empty for a file that the operator added.
+        converted_from: set if the file is a conversion, made for A1111 from another file.
     """
 
     kind: Kind
@@ -57,23 +77,52 @@ class ModelFile:
     verified_sha256: str | None = None
     source: str | None = None
     trained_words: tuple[str, ...] = ()
+    host_name: str = ""
+    converted_from: Conversion | None = None
 
     @property
     def filename(self) -> str:
         """The file name in the engine's folder."""
         return f"{self.stem}{self.path.suffix}"
 
-    def check(self) -> None:
-        """Check that the file is whole and can be used as its kind.
+    def check(self, *, has_vae: bool = False) -> None:
+        """Check that the file is whole and that A1111 can use it as its kind.
+
+        Args:
+            has_vae: a VAE of its own replaces the one in this checkpoint.
 
         Raises:
             ModelFileInvalid: it is truncated, has trailing bytes, or is not of the format that
                 its suffix names.
-            ModelNotSupported: it is of another kind, or A1111 v1.9.3 cannot load it.
+            ModelNotSupported: it is of another kind, or A1111 v1.9.3 cannot use it, or would draw
+                a wrong picture with it.
         """
         if self.path.suffix in PICKLES:
             _check_pickle(self.path, *version(self.path))
-        architecture.check_usable(self.stem, self.kind, self.architecture())
+            return
+        _check(self.path, *version(self.path), self.stem, self.kind, has_vae, self.has_config)
+
+    @property
+    def has_config(self) -> bool:
+        """Whether a `.yaml` beside the checkpoint says how A1111 builds the model."""
+        return self.kind == "checkpoint" and self.path.with_suffix(".yaml").is_file()
+
+    def header(self) -> Header | None:
+        """The safetensors header; None for a pickle. Raises ModelFileInvalid."""
+        return None if self.path.suffix in PICKLES else _header(self.path, *version(self.path))
+
+    def fit(self, checkpoint: ModelFile) -> Fit | None:
+        """How this LoRA fits the checkpoint; None if one of them is a pickle.
+
+        Raises:
+            ModelMismatch, ModelNotSupported: see `lora_use.check_fit`.
+        """
+        if self.path.suffix in PICKLES or checkpoint.path.suffix in PICKLES:
+            return None
+        versions = version(self.path), version(checkpoint.path)
+        return _fit(
+            self.path, versions[0], self.stem, checkpoint.path, versions[1], checkpoint.stem
+        )
 
     def architecture(self) -> Architecture:
         """Kind and family according to its header; both unknown for a pickle."""
@@ -108,8 +157,13 @@ def version(path: Path) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open the file; errors inside the `with` block get its name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield file
+    except PermissionError as error:
+        raise ModelFileInvalid(
+            f"{path.name!r} cannot be read: {error.strerror}.",
+            hint="Let the worker's user read the file: chmod a+r.",
+        ) from error
     except OSError as error:
         raise ModelFileInvalid(f"{path.name!r} cannot be read: {error.strerror}.") from error
     except ModelFileInvalid as error:
@@ -156,10 +210,44 @@ def check_with_safetensors(path: Path) -> None:
         ) from error
 
 
+@lru_cache(maxsize=32)  # 1 MB for each SDXL
+def _header(path: Path, _size: int, _mtime_ns: int) -> Header:
+    return _read_header(path)
+
+
 @lru_cache(maxsize=4096)
-def _contents(path: Path, _size: int, _mtime_ns: int) -> tuple[dict[str, str], Architecture]:
-    header = _read_header(path)
+def _contents(path: Path, size: int, mtime_ns: int) -> tuple[dict[str, str], Architecture]:
+    header = _header(path, size, mtime_ns)
     return dict(header.metadata), architecture.detect(header)
+
+
+@lru_cache(maxsize=4096)
+def _check(  # noqa: PLR0917 - the key of the cache
+    path: Path, size: int, mtime_ns: int, name: str, kind: Kind, has_vae: bool, has_config: bool
+) -> None:
+    header, found = _header(path, size, mtime_ns), _contents(path, size, mtime_ns)[1]
+    file = requirements.File(header, found, has_vae=has_vae, has_config=has_config)
+    requirements.check(name, kind, file)
+
+
+@lru_cache(maxsize=32)
+def _layers(path: Path, size: int, mtime_ns: int) -> Layers:
+    return layers_of(lora_use.shapes_of(_header(path, size, mtime_ns)))
+
+
+@lru_cache(maxsize=1024)
+def _fit(  # noqa: PLR0917 - the key of the cache
+    lora: Path,
+    lora_version: tuple[int, int],
+    lora_name: str,
+    checkpoint: Path,
+    checkpoint_version: tuple[int, int],
+    checkpoint_name: str,
+) -> Fit:
+    layers = _layers(checkpoint, *checkpoint_version)
+    family = _contents(checkpoint, *checkpoint_version)[1].family
+    header = _header(lora, *lora_version)
+    return lora_use.check_fit(lora_name, header, checkpoint_name, layers, family)
 
 
 @lru_cache(maxsize=4096)
@@ -180,7 +268,7 @@ def file_sha256(path: Path) -> str:
 @lru_cache(maxsize=4096)
 def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
     digest = sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -18,17 +18,23 @@ from typing import Any
 from worker.errors import ModelFileInvalid, ModelNotSupported, ModelUnsafe
 
 _LENGTH_BYTES = 8
-_MAX_HEADER = 100_000_000
+# Real headers have up to 7,000 tensors and, with the tags of a training, some megabytes.
+_MAX_HEADER = 16_000_000
+_MAX_TENSORS = 30_000
+_MAX_VALUES = 1_000_000  # texts, lists and objects, which a hostile header has by the million
+_MAX_NAME = 1_000  # characters
+_MAX_AXES = 16
 _EXCERPT = 60  # characters of a file's text that a message quotes
 _OVERFLOW = 1 << 64  # safetensors counts in 64 bits
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
-# Bits of one element.
+# Bits of one element. These are the types that safetensors 0.4.2 and torch 2.1.2 know, which A1111
+# v1.9.3 has; newer ones (F4, F8_E8M0, C64, U16, ...) make it fail.
 _BITS = (
-    {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16}
-    | dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8)
-    | dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
-    | {"I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+    dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 8)
+    | dict.fromkeys(("I16", "F16", "BF16"), 16)
+    | dict.fromkeys(("I32", "F32"), 32)
+    | dict.fromkeys(("I64", "F64"), 64)
 )
 
 
@@ -123,7 +129,7 @@ def header_length(start: bytes) -> int | None:
 
     Raises:
         ModelFileInvalid, ModelUnsafe, ModelNotSupported: see `refuse_foreign`; or the header
-            is longer than 100 MB.
+            is longer than 16 MB.
     """
     refuse_foreign(start)
     if len(start) < _LENGTH_BYTES:
@@ -139,7 +145,8 @@ def header_length(start: bytes) -> int | None:
 def parse_header(start: bytes) -> Header:
     """The header of a file that begins with `start`, which need not contain any data.
 
-    The rules are those of the safetensors library, except that duplicate names are rejected.
+    The rules are those of safetensors 0.4.2; duplicate names and sizes beyond any real model's are
+    rejected, too.
 
     Raises:
         ModelFileInvalid: the header is truncated or breaks a rule; or see `refuse_foreign`.
@@ -154,6 +161,11 @@ def parse_header(start: bytes) -> Header:
     _require(isinstance(metadata, dict), "its metadata is not an object")
     _require(
         all(isinstance(v, str) for v in metadata.values()), "a value of its metadata is not text"
+    )
+    _require(len(entries) <= _MAX_TENSORS, f"it has {len(entries)} tensors")
+    _require(
+        all(_is_text(text) for text in (*entries, *metadata, *metadata.values())),
+        "a text in it is not Unicode",
     )
     tensors = {name: _tensor(name, entry) for name, entry in entries.items()}
     return Header(tensors, metadata, end, end + _contiguous(tensors))
@@ -173,21 +185,36 @@ def _document(text: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(constant)
 
+    def number(digits: str) -> int | float:
+        return -0.0 if digits == "-0" else int(digits)  # safetensors reads -0 as a float
+
+    values = text.count(b'"') // 2 + text.count(b"[") + text.count(b"{")
+    _require(values <= _MAX_VALUES, f"it has {values} values")
+    hook = number if b"-0" in text else None
     try:
-        document = json.loads(text.decode(), object_pairs_hook=once, parse_constant=refuse)
+        document = json.loads(
+            text.decode(), object_pairs_hook=once, parse_constant=refuse, parse_int=hook
+        )
     except (ValueError, RecursionError) as error:
         raise ModelFileInvalid("the file's header is damaged: it is not JSON.") from error
     _require(isinstance(document, dict), "it is not an object")
     return dict(document)
 
 
+def _is_text(text: str) -> bool:
+    """Whether it has no lone surrogate, which JSON can write and UTF-8 cannot."""
+    return text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text)
+
+
 def _tensor(name: str, entry: object) -> Tensor:
     short = name[:_EXCERPT]
+    _require(len(name) <= _MAX_NAME, f"a name has {len(name)} characters ({short!r})")
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]}:
             pass
         case _:
             raise ModelFileInvalid(f"the file's header is damaged: {short!r} is not a tensor.")
+    _require(len(shape) <= _MAX_AXES, f"{short!r} has {len(shape)} axes")
     numbers = all(type(n) is int and 0 <= n < _OVERFLOW for n in (*shape, begin, end))
     _require(numbers and dtype in _BITS, f"{short!r} has an invalid dtype, shape or offset")
     bits = 1

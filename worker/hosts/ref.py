@@ -97,9 +97,12 @@ def site_of(text: str) -> tuple[str, str] | None:
 
 
 def site_url(text: str, url: str) -> SiteUrl:
-    """Split the URL that `site_of` returned; raises InvalidInput if it is malformed."""
+    """Split the URL that `site_of` returned; raises InvalidInput if it is malformed.
+
+    A URL that was copied from the source of a page has `&amp;` in the place of `&`.
+    """
     _, path, query = split_url(url)
-    return SiteUrl(text, path, parse_qsl(query))
+    return SiteUrl(text, path, parse_qsl(query.replace("&amp;", "&")))
 
 
 def clean(text: object) -> str:

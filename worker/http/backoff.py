@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 
 FIRST = 0.2  # seconds
 MOST = 10.0  # seconds
 JITTER = 0.25
 LONGEST_WAIT = 30.0  # seconds; a host that asks for more gets this much
+
+
+# Parameters of a RateLimit header: r is what remains, t the seconds until there is more.
+_PARAMETER = re.compile(r";\s*([rt])=([0-9]{1,9})(?=\s*(?:;|\Z))")
 
 
 class Backoff:
@@ -53,13 +58,23 @@ class Backoff:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the host asks to wait, from Retry-After: a number or a date."""
+    """Seconds that the host asks to wait: from Retry-After, a number or a date, or RateLimit."""
     value = headers.get("Retry-After")
     if value is None:
-        return None
+        return _until_reset(headers.get("RateLimit", ""))
     import urllib3  # noqa: PLC0415 - what only counts pauses needs no HTTP library
 
     try:
         return urllib3.Retry().parse_retry_after(value)
     except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # a year 99999, ...
         return None
+
+
+def _until_reset(limits: str) -> float | None:
+    """Seconds until a limit that is used up is reset: `"resolvers";r=0;t=25`, as Hugging Face says.
+
+    The header is the IETF's draft "RateLimit header fields for HTTP"; it lists limits with commas.
+    """
+    found = [dict(_PARAMETER.findall(limit)) for limit in limits.split(",")]
+    used_up = [float(one["t"]) for one in found if one.get("r") == "0" and "t" in one]
+    return max(used_up, default=None)

@@ -28,7 +28,8 @@ from worker.http.document import Document, strong
 from worker.http.urls import is_public, joined, origin, parsed, shown
 
 USER_AGENT = "a1111-worker/0.1"  # CivitAI answers a browser's with HTML and 200 instead of an error
-BUSY = {408, 425, 429, 500, 502, 503, 504}
+# 520 to 527 and 530 are Cloudflare's: it did not reach the host behind it.
+BUSY = {408, 425, 429, 500, 502, 503, 504, *range(520, 528), 530}
 NO_CANCEL = threading.Event()  # for requests that are never cancelled
 
 _HAS_FILE = {200, 206}
@@ -219,7 +220,10 @@ class SafeHttpClient:
             response.close()
             url = target
         most = self._limits.max_redirects
-        raise ModelUrlRefused(f"{origin(url)} redirects more than {most} times.")
+        raise ModelUrlRefused(
+            f"{origin(url)} redirects more than {most} times.",
+            hint="Name the URL of the file itself: this one may lead in a circle, or to a login.",
+        )
 
     def ask(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import (
@@ -22,7 +23,13 @@ from pydantic_core import CoreSchema
 
 from worker.errors import InvalidInput
 from worker.formats.names import Kind, stem_of, without_suffix
-from worker.job.reference import Sha256, Wanted, reference_from_fields
+from worker.job.reference import (
+    Sha256,
+    Wanted,
+    local_path,
+    parse_reference,
+    reference_from_fields,
+)
 
 
 def _no_bool(value: object) -> object:
@@ -38,6 +45,14 @@ def no_nul(value: str) -> str:
     return value
 
 
+def file_of_path(name: str) -> str:
+    """The file name of a whole path of this machine: models are named by their files."""
+    is_whole = name.startswith("/") or name[1:3] in {":/", ":\\"}
+    if is_whole and without_suffix(name) != name:
+        return PurePosixPath(name.replace("\\", "/")).name
+    return name
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Weight = Annotated[Float, Field(ge=-10, le=10)]
@@ -46,6 +61,7 @@ Name = Annotated[
     StringConstraints(min_length=1, max_length=512, strip_whitespace=True),
     AfterValidator(no_nul),
 ]
+ModelName = Annotated[Name, AfterValidator(file_of_path)]
 Link = Annotated[str, StringConstraints(min_length=1, max_length=4096, strip_whitespace=True)]
 Id = Annotated[Int, Field(ge=1, le=2**53 - 1)]
 
@@ -73,7 +89,7 @@ class Strict(BaseModel):
 class ModelReference(Strict):
     """A checkpoint, VAE or embedding: its source, or its name in the store."""
 
-    name: Name | None = Field(
+    name: ModelName | None = Field(
         None,
         description="Display name; as the only field: file name in the store, or any reference.",
     )
@@ -86,7 +102,7 @@ class ModelReference(Strict):
         None,
         description="SHA-256 that the file must have, 64 hex digits; used instead of the host's.",
     )
-    filename: Name | None = Field(
+    filename: ModelName | None = Field(
         None, description="File name in the store, or the name to store the downloaded file under."
     )
 
@@ -131,13 +147,26 @@ class ModelReference(Strict):
             name=self.name,
         )
         sha256 = Sha256(self.sha256.lower().removeprefix("sha256:")).digest if self.sha256 else None
-        return Wanted(ref, kind, sha256, self.filename)
+        local = local_path(self.name) if self.name_is_reference and self.name else None
+        return Wanted(ref, kind, sha256, self.filename, local)
+
+    def is_named(self, name: str) -> bool:
+        """Whether this text, such as an option of A1111, names the same model."""
+        try:
+            return name == self.name or parse_reference(name) == self.wanted("checkpoint").ref
+        except InvalidInput:
+            return False
 
     @property
     def label(self) -> str:
         """Its name for people, without the secrets of a URL, which `name` alone may also be."""
-        alone = not (self.url or self.version_id or self.air or self.sha256 or self.filename)
-        return (None if alone else self.name) or self.wanted("checkpoint").ref.shown
+        display = None if self.name_is_reference else self.name
+        return display or self.wanted("checkpoint").ref.shown
+
+    @property
+    def name_is_reference(self) -> bool:
+        """Whether `name` is the reference itself, not a name for display."""
+        return not (self.url or self.version_id or self.air or self.sha256 or self.filename)
 
     @property
     def stems(self) -> list[str]:

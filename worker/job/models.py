@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
-from worker.job.model_fields import LoraReference
+from worker.formats.names import stem_of
+from worker.job.model_fields import LoraReference, ModelReference
 from worker.job.prompt import LoraTag
-from worker.job.reference import Wanted, parse_reference
+from worker.job.reference import StoreName, Wanted, local_path, parse_reference
 from worker.job.request import OverrideSettings, Txt2ImgRequest
 
 # Values of `sd_vae` that are not the name of a file.
 _VAE_WORDS = {"Automatic", "None"}
+
+# Words as A1111's tokenizer splits a text: letters, single digits, and runs of other characters.
+_WORD = re.compile(r"[^\W\d_]+|\d|(?:[^\s\w]|_)+")
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,13 @@ class Models:
     Attributes:
         loras: each with its reference in the job.
         written_loras: files by the name in a tag of the job's own prompt.
-        embeddings: textual inversions, used where a prompt has their stem.
+        embeddings: textual inversions; each acts where a prompt has its stem as words.
         refiner, hr_checkpoint: files for `refiner_checkpoint` and `hr_checkpoint_name`.
         merged: `checkpoint` with all of `loras` merged into it, used instead of them.
+        sources: the files that LoRAs here were converted from; the engine does not use them.
+        zero_terminal_snr: whether the checkpoint was trained with a noise schedule that ends in
+            pure noise.
+        notes: sentences for the caller about what the files cannot do together.
     """
 
     checkpoint: ModelFile | None = None
@@ -35,6 +45,9 @@ class Models:
     refiner: ModelFile | None = None
     hr_checkpoint: ModelFile | None = None
     merged: ModelFile | None = None
+    sources: tuple[ModelFile, ...] = ()
+    zero_terminal_snr: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def loaded(self) -> ModelFile | None:
@@ -58,20 +71,22 @@ class Models:
         return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
 
     def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
-        """The same models with the files of the engine's folder."""
+        """The same models with other files, such as those of the engine's folder."""
 
         def renamed(file: ModelFile | None) -> ModelFile | None:
             return file and names.get(file, file)
 
-        return Models(
+        return replace(
+            self,
             checkpoint=renamed(self.checkpoint),
             loras=tuple((names.get(file, file), reference) for file, reference in self.loras),
-            written_loras={name: names[file] for name, file in self.written_loras.items()},
+            written_loras={n: names.get(file, file) for n, file in self.written_loras.items()},
             vae=renamed(self.vae),
-            embeddings=tuple(names[file] for file in self.embeddings),
+            embeddings=tuple(names.get(file, file) for file in self.embeddings),
             refiner=renamed(self.refiner),
             hr_checkpoint=renamed(self.hr_checkpoint),
             merged=renamed(self.merged),
+            notes=self.notes,
         )
 
 
@@ -81,14 +96,16 @@ def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
     names = {
         "checkpoint": override.sd_model_checkpoint,
         "vae": None if override.sd_vae in _VAE_WORDS else override.sd_vae,
-        "refiner": _unless_same(request.refiner_checkpoint),
-        "hr_checkpoint": _unless_same(request.hr_checkpoint_name),
+        "refiner": request.refiner_checkpoint,
+        "hr_checkpoint": request.hr_checkpoint_name,
     }
     found: dict[tuple[str, int], Wanted] = {}
     for place, name in names.items():
         if name:
             found[place, 0] = Wanted(
-                parse_reference(name), "vae" if place == "vae" else "checkpoint"
+                parse_reference(name),
+                "vae" if place == "vae" else "checkpoint",
+                local=local_path(name),
             )
     if request.checkpoint:
         found["checkpoint", 0] = request.checkpoint.wanted("checkpoint")
@@ -112,8 +129,87 @@ def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelF
     )
 
 
-def _unless_same(name: str | None) -> str | None:
-    return None if name is None or name.casefold() == "use same checkpoint" else name
+# Embeddings -------------------------------------------------------------------------------------
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words by which A1111 finds an embedding in a prompt, ignoring case.
+
+    >>> words("EasyNegative_v2") == words("easynegative _ v2")
+    True
+    """
+    return tuple(_WORD.findall(text.casefold()))
+
+
+def name_embeddings(request: Txt2ImgRequest, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
+    """The embeddings under the names by which the job's prompts use them.
+
+    That is the job's `filename` or `name`, and the file's own name if neither is in a prompt. It
+    never depends on other files that have the same name.
+
+    Args:
+        request: the job.
+        files: one for each of its `embeddings`.
+
+    Raises:
+        InvalidInput: two different files would have one name.
+    """
+    prompts = words("\n".join((request.prompt, request.negative_prompt, request.hr_prompt)))
+    prompts += words(request.hr_negative_prompt)
+    named: dict[tuple[str, ...], ModelFile] = {}
+    for ref, file in zip(request.embeddings, files, strict=True):
+        names = _names_of(ref, file)
+        stem = next((name for name in names if contains(prompts, words(name))), names[0])
+        one = replace(file, stem=stem)
+        if named.setdefault(words(stem), one).path != file.path:
+            raise InvalidInput(
+                f"two embeddings of the job are named {stem!r}.",
+                hint="Give one of them another `name`, and write that name in the prompt.",
+                field="embeddings",
+            )
+    return tuple(named.values())
+
+
+def _names_of(ref: ModelReference, file: ModelFile) -> list[str]:
+    """Stems that the embedding can have in the job's prompts, those that the job gives first."""
+    own = file.host_name or file.stem
+    read = ref.wanted("embedding").ref
+    if isinstance(read, StoreName):
+        return [stem_of(read.name), own]
+    display = None if ref.name_is_reference else ref.name
+    return [stem_of(name) for name in (ref.filename, display) if name] + [own]
+
+
+def contains(text: tuple[str, ...], part: tuple[str, ...]) -> bool:
+    """Whether the words of `part` follow one another in `text`."""
+    return any(text[at : at + len(part)] == part for at in range(len(text) - len(part) + 1))
+
+
+def meant_lora(name: str, loras: Iterable[tuple[ModelFile, LoraReference]]) -> ModelFile | None:
+    """Which of the job's own LoRAs a tag in its prompt means; None if it is none of them.
+
+    Names that the job gives come first, then the files' names, both as written or else in any
+    case. What name the store has for a file depends on other files, the name at its host does not.
+
+    Raises:
+        InvalidInput: it can mean two different files.
+    """
+    loras = list(loras)
+    given = [(file, set(ref.stems)) for file, ref in loras]
+    own = [(file, {file.stem, file.host_name}) for file, _ in loras]
+    folded = name.casefold()
+    for names in (given, own):
+        exact = {file for file, stems in names if name in stems}
+        similar = {file for file, stems in names if folded in {s.casefold() for s in stems}}
+        if meant := exact or similar:
+            if len(meant) > 1:
+                raise InvalidInput(
+                    f"two LoRAs of the job are named {name!r}, and the prompt has a tag with it.",
+                    hint="Give one of them another `name`, and write that name in its tag.",
+                    field="loras",
+                )
+            return meant.pop()
+    return None
 
 
 def lora_tag(file: ModelFile, reference: LoraReference) -> LoraTag:

@@ -10,11 +10,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, model_validator
 
 from worker.job.model_fields import Int, Strict
 
 ImageFormat = Literal["png", "jpeg", "webp"]
+
+
+def _usual_name(value: object) -> object:
+    """`S3` as `s3` and `.JPG` as `jpeg`: capital letters and a file's suffix are understood."""
+    if not isinstance(value, str):
+        return value
+    name = value.strip().lstrip(".").lower()
+    return "jpeg" if name == "jpg" else name
+
+
 Method = Literal["base64", "s3", "put"]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=8192, strip_whitespace=True)]
 
@@ -24,13 +34,13 @@ DEFAULT_QUALITY = 90
 class Output(Strict):
     """The format of the pictures, and how they are delivered."""
 
-    format: ImageFormat = Field(
+    format: Annotated[ImageFormat, BeforeValidator(_usual_name)] = Field(
         "png", description="Format of the pictures; each has A1111's infotext in it."
     )
     quality: Int | None = Field(
         None, ge=1, le=100, description=f"Quality of jpeg and webp; {DEFAULT_QUALITY} if not given."
     )
-    delivery: Method = Field(
+    delivery: Annotated[Method, BeforeValidator(_usual_name)] = Field(
         "base64",
         description="`base64`: in the result; `s3`: uploaded to the endpoint's bucket; `put`:"
         " uploaded to the `urls` of the job.",

@@ -2,10 +2,12 @@
 
     64 hex digits, sha256:<64 hex digits>        Sha256
     the forms of each host in `worker.hosts`     CivitAIVersion, HuggingFaceFile, WebFile, ...
-    a file name or stem                          StoreName
+    a file name or stem, or a path of these      StoreName
 
-URLs of a known site may lack the scheme. A text that has none of the forms is refused, not
-guessed at. `str(ref)` is the canonical form, and `parse_reference(str(ref)) == ref`.
+A path of three or more parts that ends with a suffix can be a file of Hugging Face and a file in
+the model store: `Wanted.local` is what it means in the store, which comes first. URLs of a known
+site may lack the scheme. A text that has none of the forms is refused, not guessed at.
+`str(ref)` is the canonical form, and `parse_reference(str(ref)) == ref`.
 """
 
 from __future__ import annotations
@@ -37,12 +39,13 @@ __all__ = [
 ]
 
 _HINT = (
-    f"Give a file name in the model store, {', '.join(host.forms for host in HOSTS)}, or"
-    " sha256:<64 hex digits>."
+    "Give a file name in the model store, or its path there,"
+    f" {', '.join(host.forms for host in HOSTS)}, or sha256:<64 hex digits>."
 )
 _SITES = {domain: host for host in HOSTS for domain in host.domains}
 _AIR_SOURCES = {host.air_source: host for host in HOSTS if host.air_source}
-_MAX_NAME = 255
+_MAX_NAME, _MAX_PATH = 255, 1024
+_OF_URLS = re.compile(r"(?i)[:?#@%]|\A[^/]+\.[a-z]{2,63}/")  # also a host name: `civitai.work/`
 
 _SHA256 = re.compile(r"(?ai)(?:sha256:|(?=[0-9a-f]{64}\Z))(.*)")
 _AIR = re.compile(r"(?ai)(?:urn:)?(air:)?(?:[\w/-]+:)*([\w-]+):([^:]*)")
@@ -51,19 +54,22 @@ _TITLE_HASH = re.compile(r"(?i)(?<!\s)(?:\s+\[[0-9a-f]{8,64}\])+\Z")
 
 @dataclass(frozen=True)
 class StoreName(ModelRef):
-    """A file in the model store, by its name or its stem, without a title's ` [hash]`."""
+    """A file in the model store, by its name or its stem, without a title's ` [hash]`.
+
+    The name may have the folders below the kind's own: `SDXL/own.safetensors`.
+    """
 
     name: str
     needs_host = False
 
     def __post_init__(self) -> None:
-        if "/" in self.name or not is_path(self.name) or len(self.name) > _MAX_NAME:
+        if not _is_local(self.name):
             raise refused(
                 self.name,
                 "is neither a known form of reference nor a file name of up to"
                 f" {_MAX_NAME} characters",
             )
-        if _TITLE_HASH.sub("", self.name.strip()) != self.name or _read(self.name):
+        if _without_title_hash(self.name.strip()) != self.name or _read(self.name):
             raise refused(self.name, "is not a file name but another form; write its suffix")
 
     def __str__(self) -> str:
@@ -78,12 +84,14 @@ class Wanted:
         kind: the kind that it must be; None for any.
         sha256: the hash that the caller requires; used instead of the host's.
         filename: the name to store it under; None for the host's name.
+        local: a path in the model store that the text can mean, too, and which comes first.
     """
 
     ref: ModelRef
     kind: Kind | None = None
     sha256: str | None = None
     filename: str | None = None
+    local: str | None = None
 
 
 def parse_reference(text: str) -> ModelRef:
@@ -94,7 +102,25 @@ def parse_reference(text: str) -> ModelRef:
     """
     with _hint():
         text = clean(text)
-        return _read(text) or _store_name(text)
+        return _read(text) or _read_title(text) or _store_name(text)
+
+
+def local_path(text: str) -> str | None:
+    """What a text that is also a reference to a host means in the model store, if it can.
+
+    >>> local_path("SDXL/photo/fourth.safetensors [0123456789]"), local_path("hf://a/b/c.ckpt")
+    ('SDXL/photo/fourth.safetensors', None)
+    """
+    path = _without_title_hash(text.strip())
+    return path if "/" in path and _is_local(path) else None
+
+
+def _is_local(name: str) -> bool:
+    """Whether it is a file name, or a path that nobody could take for part of a URL."""
+    parts = name.split("/")
+    if not is_path(name) or any(len(part) > _MAX_NAME for part in parts):
+        return False
+    return len(parts) == 1 or (len(name) <= _MAX_PATH and not _OF_URLS.search(name))
 
 
 def reference_from_fields(
@@ -193,5 +219,16 @@ def _read_by_hosts(text: str) -> ModelRef | None:
     return next(filter(None, found), None)
 
 
+def _read_title(text: str) -> ModelRef | None:
+    """A title with folders and a hash, `SDXL/photo/fourth.safetensors [0123456789]`."""
+    title = _without_title_hash(text)
+    return _read_by_hosts(title) if title != text and local_path(title) else None
+
+
 def _store_name(text: str) -> StoreName:
-    return StoreName(_TITLE_HASH.sub("", text))
+    """A1111 on Windows writes a title's folders with backslashes; a leading slash is no folder."""
+    return StoreName(_without_title_hash(text).replace("\\", "/"))
+
+
+def _without_title_hash(text: str) -> str:
+    return _TITLE_HASH.sub("", text)

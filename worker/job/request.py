@@ -8,58 +8,39 @@ stricter than A1111, which ignores unknown fields without a message, rounds size
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
     Field,
     JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     StrictBool,
     StringConstraints,
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from worker.errors import InvalidInput
 from worker.job.model_fields import (
     Float,
     Int,
     LoraReference,
+    ModelName,
     ModelReference,
     Name,
     Strict,
     no_nul,
 )
+from worker.job.nothing_asked import without_blanks, without_nulls
 from worker.job.output_fields import Output
-from worker.spelling import near_matches
-
-# Names that other APIs use for the same thing; A1111 would ignore them without a message.
-_OTHER_NAMES = {
-    "steps": "num_inference_steps",
-    "cfg_scale": "guidance_scale cfg guidance",
-    "batch_size": "num_images_per_prompt num_images num_outputs",
-    "n_iter": "batch_count",
-    "sampler_name": "sampler",
-    "scheduler": "scheduler_name schedule_type",
-    "checkpoint": "model model_name sd_model sd_model_checkpoint",
-    "vae": "sd_vae",
-    "clip_skip": "CLIP_stop_at_last_layers",
-    "loras": "lora lora_weights",
-    "negative_prompt": "negative",
-    "denoising_strength": "strength",
-    "enable_hr": "hires_fix",
-    "hr_scale": "upscale_by",
-    "hr_upscaler": "upscaler",
-}
-FOREIGN_NAMES = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
+from worker.job.problems import check_size, joined, problems_of, shown
+from worker.job.without_effect import without_effect
 
 _LEAST_DENOISING = 0.01
 _LEAST_SIDE = 8  # pixels; A1111 rounds sides down to multiples of 8
-_URL_SECRETS = re.compile(r"(?<=://)[^/\s'\"]*(?=@)|(?<=\?)[^\s'\"]+=[^\s'\"]*")
-_MAX_SHOWN = 12  # problems in one message
 
 
 def _strict_json(value: JsonValue) -> JsonValue:
@@ -98,12 +79,12 @@ class AlwaysOnScript(Strict):
 class OverrideSettings(Strict):
     """A1111 options for one job.
 
-    Only options whose default is in the WebUI's config.json (`worker.webui.config_json`): without
+    Only options whose default is in the WebUI's config.json (`worker.config.webui_config`): without
     one, A1111 v1.9.3 keeps the job's value for all later jobs.
     """
 
-    sd_model_checkpoint: Name | None = Field(None, description="The same as `checkpoint`.")
-    sd_vae: Name | None = Field(None, description="The same as `vae`; also Automatic or None.")
+    sd_model_checkpoint: ModelName | None = Field(None, description="The same as `checkpoint`.")
+    sd_vae: ModelName | None = Field(None, description="The same as `vae`; also Automatic or None.")
     CLIP_stop_at_last_layers: Int | None = Field(
         None, ge=1, le=12, description="The same as `clip_skip`."
     )
@@ -133,6 +114,11 @@ class OverrideSettings(Strict):
 
 class JobFields(Strict):
     """The fields that a txt2img job and a template's defaults have in common."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_asked(cls, value: object) -> object:
+        return without_nulls(without_blanks(value)) if isinstance(value, Mapping) else value
 
     # Ours.
     vae: ModelReference | None = Field(None, description="VAE to use instead of the checkpoint's.")
@@ -186,7 +172,7 @@ class JobFields(Strict):
     override_settings_restore_afterwards: Annotated[
         StrictBool, _only(True, "a job's settings must not reach the next job")
     ] = True
-    refiner_checkpoint: Name | None = None
+    refiner_checkpoint: ModelName | None = None
     refiner_switch_at: Unit | None = None
     disable_extra_networks: StrictBool = False
     firstpass_image: Annotated[
@@ -201,7 +187,7 @@ class JobFields(Strict):
     hr_second_pass_steps: Int = Field(0, ge=0, le=150)
     hr_resize_x: Int = Field(0, ge=0, le=8192)
     hr_resize_y: Int = Field(0, ge=0, le=8192)
-    hr_checkpoint_name: Name | None = None
+    hr_checkpoint_name: ModelName | None = None
     hr_sampler_name: Name | None = None
     hr_scheduler: Name | None = None
     hr_prompt: Text = ""
@@ -234,6 +220,25 @@ class Txt2ImgRequest(JobFields):
         description="LoRAs; each is added to the prompt as a tag.",
     )
 
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out or is not certain, as sentences for the caller."""
+        return self._notes
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_clients_write(
+        cls, value: object, read: ModelWrapValidatorHandler[Txt2ImgRequest]
+    ) -> Txt2ImgRequest:
+        if not isinstance(value, Mapping):
+            return read(value)
+        job, notes = without_effect(without_blanks(value), JobFields.model_fields)
+        request = read(job)
+        request._notes = tuple(notes)  # noqa: SLF001 - its own
+        return request
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Txt2ImgRequest:
         problems = [text for wrong, text in self._conflicts() if wrong]
@@ -256,24 +261,37 @@ class Txt2ImgRequest(JobFields):
                 f"hr_resize makes a side of {self._hires_side()} pixels, less than {_LEAST_SIDE}",
             ),
             (
-                (self.refiner_checkpoint is None) != (self.refiner_switch_at is None),
-                "refiner_checkpoint needs refiner_switch_at, and the other way round",
+                self.refiner_checkpoint is not None and self.refiner_switch_at is None,
+                "refiner_checkpoint needs refiner_switch_at",
+            ),
+            *(
+                (
+                    (getattr(self, field) or "").casefold() == f"use same {word}",
+                    f"{field} cannot be {getattr(self, field)!r}, only hr_{field} can: name one",
+                )
+                for field, word in (("sampler_name", "sampler"), ("scheduler", "scheduler"))
             ),
             (
                 self.disable_extra_networks and bool(self.loras),
                 "disable_extra_networks would ignore the loras",
             ),
             (
-                self.checkpoint is not None and override.sd_model_checkpoint is not None,
-                "checkpoint and override_settings.sd_model_checkpoint are the same, give one",
+                _differ(self.checkpoint, override.sd_model_checkpoint),
+                "checkpoint and override_settings.sd_model_checkpoint name two models: give one",
             ),
             (
-                self.vae is not None and override.sd_vae is not None,
-                "vae and override_settings.sd_vae are the same, give one",
+                _differ(self.vae, override.sd_vae),
+                "vae and override_settings.sd_vae name two models: give one",
             ),
             (
-                self.clip_skip is not None and override.CLIP_stop_at_last_layers is not None,
-                "clip_skip and override_settings.CLIP_stop_at_last_layers are the same, give one",
+                len({self.clip_skip, override.CLIP_stop_at_last_layers} - {None}) > 1,
+                "clip_skip and override_settings.CLIP_stop_at_last_layers differ: give one",
+            ),
+            (
+                # A1111's own default for sampler_index is Euler, so clients send it unasked.
+                None not in {self.sampler_name, self.sampler_index}
+                and _folded(self.sampler_index) not in {_folded(self.sampler_name), "euler"},
+                "sampler_name and sampler_index name two samplers: give one",
             ),
             self.output.too_few_or_many_urls(pictures),
         ]
@@ -286,22 +304,16 @@ class Txt2ImgRequest(JobFields):
         return min(x or y * self.width // self.height, y or x * self.height // self.width)
 
 
-_OBJECTS: dict[int | str, type[Strict]] = {
-    "override_settings": OverrideSettings,
-    "loras": LoraReference,
-    "checkpoint": ModelReference,
-    "vae": ModelReference,
-    "embeddings": ModelReference,
-    "alwayson_scripts": AlwaysOnScript,
-    "output": Output,
-}
-ShowLocation = Callable[[tuple[int | str, ...]], str]
+def _differ(model: ModelReference | None, name: str | None) -> bool:
+    """Whether a field and the option of the same meaning name two models."""
+    return model is not None and name is not None and not model.is_named(name)
+
+
+def _folded(name: str | None) -> str:
+    return (name or "").strip().casefold()
+
+
 Model = TypeVar("Model", bound=Strict)
-
-
-def dotted(loc: tuple[int | str, ...]) -> str:
-    """`("loras", 0, "scale")` as `loras.0.scale`."""
-    return ".".join(map(str, loc))
 
 
 def parse(job_input: object) -> Txt2ImgRequest:
@@ -317,63 +329,25 @@ def check(job_input: object, model: type[Model]) -> Model:
     """Check a job's `input`.
 
     Raises:
-        InvalidInput: names every problem at once, each with its field, its value and the remedy;
-            `problems` in its details has them as a list.
+        InvalidInput: names the first dozen problems at once, each with its field, its value and
+            the remedy; `problems` in its details has them as a list.
     """
     if not isinstance(job_input, Mapping):
         raise InvalidInput(
             f"the job's input is {shown(job_input)}, not an object.",
             hint='Send {"input": {"prompt": "..."}}.',
         )
+    check_size(job_input)
     try:
         return model.model_validate(dict(job_input))
     except ValidationError as error:
-        problems = problems_of(error, model=model)
-    raise InvalidInput(joined(problems), problems=problems)
+        problems, total = problems_of(error, model), error.error_count()
+    raise InvalidInput(joined(problems, total), problems=problems)
 
 
-def problems_of(
-    error: ValidationError, place: ShowLocation = dotted, model: type[Strict] = Txt2ImgRequest
-) -> list[str]:
-    """Each problem with its field, its value and the remedy; `model` is what was validated."""
-    return [_problem(detail, place, model) for detail in error.errors(include_url=False)]
-
-
-def joined(problems: Sequence[str]) -> str:
-    """The problems as one message; of many only the first."""
-    more = f" (and {len(problems) - _MAX_SHOWN} more)" if len(problems) > _MAX_SHOWN else ""
-    return "; ".join(problems[:_MAX_SHOWN]) + more + "."
-
-
-def _problem(detail: ErrorDetails, place: ShowLocation, model: type[Strict]) -> str:
-    where = place(detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return _unknown_key(where, detail["loc"], model)
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    if not where:
-        return message
-    if detail["type"] == "missing":
-        return f"{where} is missing"
-    message = message[0].lower() + message[1:]
-    if isinstance(detail["input"], Mapping) and detail["type"] == "value_error":
-        return f"{where}: {message}"  # the message names the wrong part
-    return f"{where} = {shown(detail['input'])}: {message}"
-
-
-def _unknown_key(where: str, loc: tuple[int | str, ...], model: type[Strict]) -> str:
-    key = str(loc[-1])
-    inside = (_OBJECTS[part] for part in reversed(loc[:-1]) if part in _OBJECTS)
-    model = next(inside, model)
-    near = FOREIGN_NAMES.get(key) if model is Txt2ImgRequest else None
-    candidates = [near] if near else near_matches(key, model.model_fields, count=1)
-    if model.model_fields.keys() == {"task"}:
-        return f"the task takes no further fields, but got {where[:80]!r}"
-    did_you_mean = f", did you mean `{candidates[0]}`?" if candidates else ""
-    return f"{where[:80]} is not a known field{did_you_mean}"
-
-
-def shown(value: object) -> str:
-    """A caller's value as a message shows it: short, and without the secrets of a URL."""
-    # The parts of a URL before the host and after the path may be secret.
-    text = _URL_SECRETS.sub("...", repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - a line's worth
+def input_of(job: Mapping[str, Any]) -> object:
+    """A job's `input`, with what stands beside it and would otherwise be ignored in silence."""
+    job_input = job.get("input")
+    if job.get("s3Config") and isinstance(job_input, Mapping):
+        return {**job_input, "s3Config": job["s3Config"]}
+    return job_input

@@ -24,7 +24,8 @@ from worker.errors import ConfigError, InvalidInput
 from worker.formats.names import without_suffix
 from worker.job.model_fields import LoraReference, ModelReference, Name, Strict
 from worker.job.models import wanted_models
-from worker.job.request import JobFields, Txt2ImgRequest, joined, problems_of
+from worker.job.problems import joined, problems_of
+from worker.job.request import JobFields, Txt2ImgRequest
 
 # Fields that belong together: if the job has one of a group, the template's whole group is ignored.
 _TOGETHER = (
@@ -78,7 +79,7 @@ class Template(Strict):
         try:
             wanted_models(self.request())
         except ValidationError as error:
-            raise ValueError("; ".join(problems_of(error))) from None
+            raise ValueError("; ".join(problems_of(error, Txt2ImgRequest))) from None
         except InvalidInput as error:
             raise ValueError(error.message) from None
         return self
@@ -125,7 +126,7 @@ def parse(text: str) -> TemplatesFile:
     try:
         return TemplatesFile.model_validate(json.loads(text, object_pairs_hook=_once))
     except ValidationError as error:
-        raise ConfigError(joined(problems_of(error, _json_path))) from None
+        raise ConfigError(joined(problems_of(error, TemplatesFile, _json_path))) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the text is not valid JSON: {error}.") from None
 

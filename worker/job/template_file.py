@@ -13,6 +13,7 @@ from worker.errors import ConfigError, TemplateNotFound, WorkerError
 from worker.formats.names import Kind
 from worker.job import template
 from worker.job.model_fields import ModelReference
+from worker.job.nothing_asked import without_blanks
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import JobFields, Txt2ImgRequest
 from worker.job.template import Template, TemplatesFile
@@ -130,6 +131,7 @@ class Templates:
         """
         if not isinstance(job_input, Mapping):
             return job_input
+        job_input = without_blanks(job_input)
         name = job_input.get("template")
         if "template" not in job_input and not template.names_checkpoint(job_input):
             name = self.get_default_template()

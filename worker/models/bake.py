@@ -1,6 +1,7 @@
 """Baking: puts all models that templates name into one folder while an image is built.
 
     fetch      each model once, several in parallel, verified
+    rewrite    LoRAs whose tensor names A1111 cannot read
     merge      each template's LoRAs into its checkpoint (`--merge`)
     convert    checkpoints into diffusers folders, for the embedded engine (`--diffusers`)
     manifest   a list of all files with source and sha256; before it is written, all are read again
@@ -35,7 +36,7 @@ from worker.job.reference import Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.job.template import Template
 from worker.models.merge.merged_checkpoints import SOURCE, MergedCheckpoints
-from worker.models.store.blobs import Blob
+from worker.models.store.blobs import CONVERTED, Blob
 from worker.models.store.space import SpaceBudget
 from worker.models.store.store import Store
 
@@ -59,6 +60,9 @@ class Manager(Protocol):
 
     def find_models(self, request: Txt2ImgRequest) -> Models:
         """All models of a job, checked against each other."""
+
+    def convert(self, models: Models) -> Models:
+        """The models with each LoRA as A1111 can read it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ class Baking:
         It would have that name in a build without a cache, and prompts name LoRAs by it.
         """
         fetched = self.manager.store.fetched
-        old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source != SOURCE]
+        made = {SOURCE, CONVERTED}  # here, from the others
+        old = [b for b in fetched.all() if b.sha256 not in needed and b.about.source not in made]
         for blob in old:
             self._drop(blob)
         names = {(blob.about.kind, blob.about.stem) for blob in old}
@@ -168,13 +173,23 @@ class Baking:
     def _attempt(self, name: str, template: Template) -> tuple[Row, list[Row]]:
         """The manifest's entry for a template and rows for its files, or a row with the error."""
         try:
-            models = self.manager.find_models(template.request())
+            models = self._as_a1111_reads(self.manager.find_models(template.request()))
             if models.loras:
                 models = replace(models, merged=self._merged(models))
             return _entry(models), [*self._rows(models), *self._converted(models)]
         except WorkerError as error:
             message = f"template {name!r}: {error}"
             return {}, [{"name": name, "code": error.code, "error": message}]
+
+    def _as_a1111_reads(self, models: Models) -> Models:
+        """With converted LoRAs: a merge needs them, and so does an image with A1111."""
+        try:
+            return self.manager.convert(models)
+        except ModelNotSupported as error:
+            if self.merge:
+                raise
+            log.warning("%s", error)
+            return models
 
     def _merged(self, models: Models) -> ModelFile | None:
         found = self.manager.merged.find(models)
@@ -203,7 +218,7 @@ class Baking:
                 "source": file.source,
                 "path": self._path(file.path),
             }
-            for file in models.files()
+            for file in dict.fromkeys([*models.files(), *models.sources])
         ]
 
     def _converted(self, models: Models) -> list[Row]:
@@ -261,7 +276,7 @@ class Baking:
         for folder in fetched.diffusers("").glob("*"):
             if folder.name not in names:
                 shutil.rmtree(folder)
-        notes = [fetched.root / name for name in ("merged", "references")]
+        notes = [fetched.root / name for name in ("merged", "converted", "references")]
         unfinished = [path for folder in notes for path in folder.glob(".*.new")]
         for path in [*fetched.partials(), *fetched.leftovers(), *unfinished]:
             discard(path)

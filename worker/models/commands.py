@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from worker import log as worker_log
+from worker.config import webui_config
 from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.errors import ConfigError, InvalidInput, ModelFileInvalid, WorkerError
@@ -28,7 +29,6 @@ from worker.models import bake
 from worker.models.store.blobs import Blob, size_on_disk
 from worker.models.store.fetcher import Fetcher
 from worker.models.store.space import EvictionPlan
-from worker.webui import config_json
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
@@ -259,7 +259,7 @@ def _prepare_engine(manager: Manager, _options: object, settings: Settings) -> l
     default = templates.get_default_template()
     # Loaded at the start, so that the first job does not wait for it.
     first = manager.first_checkpoint(templates.get_template().request()) if default else None
-    config_json.write(settings.webui_dir, first)
+    webui_config.write(settings.webui_dir, first)
     return []
 
 

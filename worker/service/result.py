@@ -21,6 +21,16 @@ from worker.webui.proof import applied_loras
 # Pictures ---------------------------------------------------------------------------------------
 
 
+class ConvertedFrom(AnswerPart):
+    """The file that a LoRA was converted from, because A1111 cannot read its tensor names."""
+
+    sha256: str = Field(description="SHA-256 of the file that was fetched or found.")
+    naming: str = Field(
+        description="Whose tensor names it has: `diffusers`, `peft`, `ComfyUI`, `OneTrainer`,"
+        " `LyCORIS`, `kohya` (for another family), or several, joined by `+`."
+    )
+
+
 class MergedModel(AnswerPart):
     """A model that is part of a merged checkpoint."""
 
@@ -30,6 +40,7 @@ class MergedModel(AnswerPart):
     source: str = Field(description="Where it was fetched from; `job` for a file of the operator.")
     te: float | Absent = left_out("Weight of a LoRA in the text encoder.")
     unet: float | Absent = left_out("Weight of a LoRA in the UNet.")
+    converted_from: ConvertedFrom | Absent = left_out("The original of a LoRA that was converted.")
 
 
 class UsedModel(AnswerPart):
@@ -42,8 +53,14 @@ class UsedModel(AnswerPart):
         description="Where it was fetched from; `job` for a file of the operator that the job"
         " named, `default` for the engine's own choice, `merged` for a checkpoint with LoRAs in it."
     )
+    role: Literal["refiner", "hr_checkpoint"] | Absent = left_out(
+        "Of a further checkpoint: the refiner, or the one of the second pass."
+    )
     merged_from: list[MergedModel] | Absent = left_out(
         "The checkpoint and the LoRAs that a merged checkpoint consists of."
+    )
+    converted_from: ConvertedFrom | Absent = left_out(
+        "The original of a LoRA that was converted; `sha256` is that of the conversion."
     )
 
 
@@ -118,7 +135,8 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
     loaded = models.loaded
     checkpoint: dict[str, Any] = {
         "kind": "checkpoint",
-        "name": facts.get("sd_model_name"),
+        # A script's facts have no name; then the proof has read it from the infotexts.
+        "name": facts.get("sd_model_name") or (loaded.stem if loaded else None),
         "sha256": loaded.verified_sha256 if loaded else None,
         "source": (loaded.source or "job") if loaded else "default",
     }
@@ -128,14 +146,28 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
         checkpoint["merged_from"] = [MergedModel.model_construct(**part) for part in parts]
     tagged = {file.stem: file for file in models.engine_files() if file.kind == "lora"}
     applied = [tagged[name] for name in applied_loras(facts) if name in tagged]
+    roles = {"refiner": models.refiner, "hr_checkpoint": models.hr_checkpoint}
+    further = [
+        {**_known(file), "sha256": file.verified_sha256, "role": role}
+        for role, file in roles.items()
+        if file
+    ]
     files = [*([models.vae] if models.vae else []), *models.embeddings, *applied]
-    used = [checkpoint, *map(_used, files)]
+    used = [checkpoint, *further, *map(_used, files)]
     return [UsedModel.model_construct(**one) for one in used]
 
 
 def _used(file: ModelFile) -> dict[str, Any]:
-    source = file.source or "job"
-    return {"kind": file.kind, "name": file.stem, "sha256": file.sha256(), "source": source}
+    used = {**_known(file), "sha256": file.sha256()}
+    if original := file.converted_from:
+        used["converted_from"] = ConvertedFrom.model_construct(
+            sha256=original.sha256, naming=original.naming
+        )
+    return used
+
+
+def _known(file: ModelFile) -> dict[str, Any]:
+    return {"kind": file.kind, "name": file.stem, "source": file.source or "job"}
 
 
 def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | None]:
@@ -248,6 +280,13 @@ class StoredModels(AnswerPart):
     total_size: int = Field(description="Their size in bytes.")
 
 
+class LeftOutFile(AnswerPart):
+    """A file of the operator that the engine does not see."""
+
+    file: str = Field(description="Its folder and its name.")
+    reason: str = Field(description="Why it cannot be used.")
+
+
 class ModelsHealth(AnswerPart):
     """The models of jobs since the worker's start."""
 
@@ -256,6 +295,10 @@ class ModelsHealth(AnswerPart):
     bytes_fetched: int = Field(description="Bytes that were downloaded.")
     stored: dict[str, StoredModels] = Field(
         description="What the store holds: `checkpoints`, `loras`, `vaes`, `embeddings`."
+    )
+    left_out: list[LeftOutFile] = Field(
+        description="Up to 20 of your own files that are hidden from the engine, because A1111"
+        " could not use them."
     )
 
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from worker.config.ports import is_answered
+from worker.config.settings import Settings
 from worker.errors import WorkerError
 from worker.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 24  # bytes
 
 # Gets two events: the first is set when it should stop, the second when the engine has booted.
 Background = Callable[[threading.Event, threading.Event], object]
+
+
+def advise(settings: Settings) -> None:
+    """Say at once what to do if nothing has started the engine: the wait for it is long."""
+    if settings.supervisor_pid is None and not is_answered(*settings.engine_address):
+        log.warning(
+            "nothing listens on port %d of %s, and handler.py alone starts no engine: run"
+            " ./start.sh or make serve, which start both, or set WEBUI_URL to an engine that runs",
+            *reversed(settings.engine_address),
+        )
 
 
 def boot(

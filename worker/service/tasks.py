@@ -16,12 +16,18 @@ from pydantic import Field, create_model
 from worker.answer import Answer
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
-from worker.job.request import check, shown
+from worker.job.nothing_asked import is_blank
+from worker.job.problems import shown
+from worker.job.request import check
 from worker.service.progress import JobProgress
 from worker.spelling import near_matches
 from worker.stopwatch import Stopwatch
 
 Worker = TypeVar("Worker")
+
+# How similar a task must be to be suggested: txt2img is no answer to who asks for img2img.
+_CLOSE = 0.8
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,17 @@ class Task(Generic[Worker]):
         task = (name, Field(description="The task: this one, or another task."))
         return create_model(f"{self.name.title()}Request", __base__=Strict, task=task)
 
-    async def __call__(self, worker: Worker, job: Job) -> Answer:
-        """Check the job's input and run the task.
+    def check(self, worker: Worker, job: Job) -> Strict:
+        """The job's checked input.
 
         Raises:
             InvalidInput: the input is not what the task takes.
         """
-        checked = self.read(worker, job) if self.read else check(job.input, self.input)
-        return await self.run(worker, job, checked)
+        return self.read(worker, job) if self.read else check(job.input, self.input)
+
+    async def __call__(self, worker: Worker, job: Job) -> Answer:
+        """Check the job's input and run the task; raises what `check` raises."""
+        return await self.run(worker, job, self.check(worker, job))
 
 
 class Tasks(Generic[Worker]):
@@ -96,12 +105,15 @@ class Tasks(Generic[Worker]):
             InvalidInput: there is no such task.
         """
         default = next(iter(self))
-        name = job_input.get("task", default.name) if isinstance(job_input, Mapping) else None
         if not isinstance(job_input, Mapping):
             return default  # its check rejects this input
+        name = job_input.get("task")
+        if is_blank(name):
+            return default
         if isinstance(name, str) and name in self._tasks:
             return self._tasks[name]
-        near = near_matches(name, self._tasks, count=1) if isinstance(name, str) else []
-        known = f"Known: {', '.join(map(repr, self._tasks))}."
+        word = name[:_LONGEST_NAME] if isinstance(name, str) else ""
+        near = near_matches(word, self._tasks, count=1, cutoff=_CLOSE)
+        known = f"This worker has the tasks {', '.join(map(repr, self._tasks))}."
         hint = f"Did you mean {near[0]!r}?" if near else known
         raise InvalidInput(f"task = {shown(name)} is not known.", hint=hint)

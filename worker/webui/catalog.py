@@ -8,12 +8,23 @@ error; callers send `DPM++ 2M Karras`, `euler_a`, `k_dpmpp_2m` and `sgm_uniform`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from worker.errors import InvalidInput
 from worker.spelling import near_matches
+from worker.webui.answers import an_object, objects, text, texts
+
+_CLOSE = 0.8  # how similar a script must be to be suggested
+
+# Always-on scripts of A1111 v1.9.3 that its API does not run (`setup_for_ui_only` in
+# modules/scripts.py), and the fields that have their effect.
+_PAGE_ONLY = {
+    "refiner": "refiner_checkpoint and refiner_switch_at",
+    "sampler": "steps, sampler_name and scheduler",
+    "seed": "seed, subseed and subseed_strength",
+}
 
 Json = Any  # an answer of the engine; only `Catalog.from_answers` reads its fields
 
@@ -29,6 +40,29 @@ def canonical(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Style:
+    """What a style adds to the prompt and to the negative prompt."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+
+    @classmethod
+    def from_answer(cls, item: Mapping[str, Any]) -> Style:
+        """From an item of GET /prompt-styles; A1111's dividers have null for both texts."""
+        return cls(*(str(item.get(name) or "") for name in ("prompt", "negative_prompt")))
+
+
+def styled(prompt: str, texts: Iterable[str]) -> str:
+    """The prompt with the styles' texts, as A1111 adds them: around `{prompt}`, or at the end."""
+    for addition in texts:
+        if "{prompt}" in addition:
+            prompt = addition.replace("{prompt}", prompt)
+        else:
+            prompt = ", ".join(part for part in (prompt.strip(), addition.strip()) if part)
+    return prompt
+
+
+@dataclass(frozen=True)
 class Catalog:
     """The engine's exact names, found by any common spelling.
 
@@ -38,14 +72,14 @@ class Catalog:
         upscalers: the values of `hr_upscaler`.
         scripts: the values of `script_name` and `alwayson_scripts`, in lower case, as A1111
             compares them.
-        styles: the values of `styles`.
+        styles: the values of `styles`, each with its texts.
     """
 
     samplers: Mapping[str, str]
     schedulers: Mapping[str, str]
     upscalers: frozenset[str] = field(default_factory=frozenset)
     scripts: frozenset[str] = field(default_factory=frozenset)
-    styles: frozenset[str] = field(default_factory=frozenset)
+    styles: Mapping[str, Style] = field(default_factory=dict)
 
     @classmethod
     def from_answers(
@@ -58,15 +92,21 @@ class Catalog:
         scripts: Json = None,
         styles: Json = (),
     ) -> Catalog:
-        """Build it from the answers of the routes with these names."""
+        """Build it from the answers of the routes with these names.
+
+        Raises:
+            LookupError, TypeError: an answer does not have A1111's fields.
+        """
+        upscaling = (*objects(list(upscalers)), *objects(list(latent_modes)))
+        of_txt2img = an_object(scripts or {}).get("txt2img")
         return cls(
-            samplers=_spellings((s["name"], [s["name"], *s["aliases"]]) for s in samplers),
+            samplers=_spellings((text(s, "name"), _names(s, "name")) for s in objects(samplers)),
             schedulers=_spellings(
-                (s["label"], [s["label"], s["name"], *(s["aliases"] or [])]) for s in schedulers
+                (text(s, "label"), _names(s, "label", "name")) for s in objects(schedulers)
             ),
-            upscalers=frozenset(u["name"] for u in (*upscalers, *latent_modes)),
-            scripts=frozenset((scripts or {}).get("txt2img", ())),
-            styles=frozenset(s["name"] for s in styles),
+            upscalers=frozenset(text(u, "name") for u in upscaling),
+            scripts=frozenset(texts(of_txt2img, "txt2img")),
+            styles={text(s, "name"): Style.from_answer(s) for s in objects(list(styles))},
         )
 
     def sampler(self, name: str, scheduler: str | None) -> tuple[str, str | None]:
@@ -97,7 +137,27 @@ class Catalog:
             raise _unknown("scheduler", name, self.schedulers.values())
         return label
 
-    def check(self, field_name: str, value: str, known: frozenset[str]) -> None:
+    def check_script(self, field_name: str, value: str) -> None:
+        """Raise `InvalidInput` if no script has that name; as in A1111, case does not matter."""
+        name = value.casefold()
+        if field_name == "alwayson_scripts" and name in _PAGE_ONLY:
+            raise InvalidInput(
+                f"{field_name} {value[:80]!r} has an effect only on A1111's own page.",
+                hint=f"Send {_PAGE_ONLY[name]} instead.",
+                field=field_name,
+            )
+        if name not in {script.casefold() for script in self.scripts}:
+            near = near_matches(value, self.scripts, cutoff=_CLOSE)
+            known = f"Known: {', '.join(map(repr, sorted(self.scripts))) or 'none'}."
+            raise InvalidInput(
+                f"this engine does not know {field_name} {value[:80]!r}: it has no such script,"
+                " and extensions are not installed.",
+                hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else known,
+                field=field_name,
+                near=near,
+            )
+
+    def check(self, field_name: str, value: str, known: Collection[str]) -> None:
         """Raise `InvalidInput` with near matches if the value is unknown."""
         if value not in known:
             raise _unknown(field_name, value, known)
@@ -110,6 +170,11 @@ class Catalog:
                 field="scheduler",
             )
         return in_name
+
+
+def _names(entry: Mapping[str, Any], *keys: str) -> list[str]:
+    """All names of a sampler or scheduler; `aliases` may be null."""
+    return [*(text(entry, key) for key in keys), *texts(entry["aliases"], "aliases")]
 
 
 def _spellings(entries: Iterable[tuple[str, list[str]]]) -> dict[str, str]:

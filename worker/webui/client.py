@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,10 +25,13 @@ from worker.errors import (
     RouteMissing,
     WorkerError,
 )
+from worker.webui import answers
+from worker.webui.answers import reading
 from worker.webui.catalog import Catalog
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
+_READ_OF_ERRORS = 5000  # bytes
 
 # Texts in an answer with status 500 -> the fault; checked in this order (measured on v1.9.3).
 _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
@@ -56,7 +60,8 @@ _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
             "'nonetype' object has no attribute 'lowvram'",
         ),
     ),
-    (NoCheckpoint, ("no checkpoints found",)),
+    # The second text: no model could be loaded, so there is none to read embeddings for.
+    (NoCheckpoint, ("no checkpoints found", "'nonetype' object has no attribute 'cond_stage_m")),
 )
 
 
@@ -68,7 +73,7 @@ class Txt2ImgAnswer:
         images: base64 PNG without `data:` prefix.
         parameters: the request as the engine understood it.
         info: A1111's JSON string with what the pictures were made from.
-        facts: `info`, parsed.
+        facts: `info`, parsed; `worker.webui.answers.facts` has the types of its fields.
     """
 
     images: list[str]
@@ -112,20 +117,26 @@ class WebUI:
         """
         answer = self._post("txt2img", body, timeout)
         try:
-            info = answer["info"]
-            return Txt2ImgAnswer(answer["images"], answer["parameters"], info, json.loads(info))
-        except (KeyError, TypeError, ValueError) as error:
+            images = answers.texts(answer["images"], "images")
+            parameters, info = answers.an_object(answer["parameters"]), answers.text(answer, "info")
+        except (LookupError, TypeError) as error:
             raise IncompleteAnswer(
                 "the engine's answer to txt2img has no images or info."
             ) from error
+        return Txt2ImgAnswer(images, parameters, info, answers.facts(info))
 
     def progress(self, *, preview: bool = False) -> dict[str, Any]:
         """Progress of the running job; `current_image` is its preview in base64, or None."""
-        return dict(self._get(f"progress?skip_current_image={'false' if preview else 'true'}"))
+        route = "progress"
+        answer = self._get(f"{route}?skip_current_image={'false' if preview else 'true'}")
+        with reading(route):
+            answers.an_object(answers.an_object(answer)["state"], "state")
+            answers.text({"current_image": answer.get("current_image") or ""}, "current_image")
+        return dict(answer)
 
     def is_idle(self) -> bool:
         """Whether no job runs: then A1111 leaves the job's name empty."""
-        return not self.progress()["state"]["job"]
+        return not self.progress()["state"].get("job")
 
     def interrupt(self) -> None:
         """Stop the running job at its next step; its POST answers 200 with a partial picture."""
@@ -135,26 +146,38 @@ class WebUI:
 
     def sd_models(self) -> list[dict[str, Any]]:
         """The checkpoints that the engine lists: title, model_name, hash, sha256, filename."""
-        return list(self._get("sd-models"))
+        return self._objects("sd-models")
 
     def loras(self) -> list[dict[str, Any]]:
         """The LoRAs that the engine lists: name, alias, path, metadata."""
-        return list(self._get("loras"))
+        return self._objects("loras")
 
     def embeddings(self) -> dict[str, Any]:
         """`{"loaded": {name: ...}, "skipped": {name: ...}}` for the loaded checkpoint."""
-        return dict(self._get("embeddings"))
+        listed = self._object("embeddings")
+        with reading("embeddings"):
+            kinds = ("loaded", "skipped")
+            return {kind: answers.an_object(listed.get(kind) or {}, kind) for kind in kinds}
 
     def refresh(self) -> None:
         """Let the engine read its folders of checkpoints, VAEs, LoRAs and embeddings again."""
-        for kind in ("checkpoints", "vae", "loras", "embeddings"):
+        for kind in ("checkpoints", "vae", "loras"):
             self._post(f"refresh-{kind}", None, self._timing.refresh_timeout)
+        self.refresh_embeddings()
+
+    def refresh_embeddings(self) -> None:
+        """Let the engine read its embeddings again.
+
+        A1111 v1.9.3 answers 500 without a model; it reads them when it loads one.
+        """
+        with suppress(NoCheckpoint):
+            self._post("refresh-embeddings", None, self._timing.refresh_timeout)
 
     # State -----------------------------------------------------------------------------------
 
     def options(self) -> dict[str, Any]:
         """The engine's settings and their values."""
-        return dict(self._get("options"))
+        return self._object("options")
 
     def set_options(self, options: Mapping[str, Any]) -> None:
         """Change settings permanently; returns after a newly set checkpoint is loaded."""
@@ -162,20 +185,38 @@ class WebUI:
 
     def memory(self) -> dict[str, Any]:
         """RAM and CUDA memory in bytes, as the engine reports them."""
-        return dict(self._get("memory"))
+        return self._object("memory")
+
+    def ram_used(self) -> float:
+        """The bytes of memory that the engine's process uses."""
+        memory = self.memory()
+        with reading("memory"):
+            return answers.number(answers.an_object(memory["ram"], "ram"), "used")
 
     def catalog(self) -> Catalog:
         """The names that a job may use on this engine."""
-        return Catalog.from_answers(
-            samplers=self._get("samplers"),
-            schedulers=self._get("schedulers"),
-            upscalers=self._get("upscalers"),
-            latent_modes=self._get("latent-upscale-modes"),
-            scripts=self._get("scripts"),
-            styles=self._get("prompt-styles"),
-        )
+        fields = {
+            "samplers": self._get("samplers"),
+            "schedulers": self._get("schedulers"),
+            "upscalers": self._get("upscalers"),
+            "latent_modes": self._get("latent-upscale-modes"),
+            "scripts": self._get("scripts"),
+            "styles": self._get("prompt-styles"),
+        }
+        with reading("samplers, schedulers, upscalers, scripts, prompt-styles"):
+            return Catalog.from_answers(**fields)
 
     # Wire ------------------------------------------------------------------------------------
+
+    def _object(self, route: str) -> dict[str, Any]:
+        answer = self._get(route)
+        with reading(route):
+            return answers.an_object(answer)
+
+    def _objects(self, route: str) -> list[dict[str, Any]]:
+        answer = self._get(route)
+        with reading(route):
+            return answers.objects(answer)
 
     def _get(self, route: str) -> Any:  # noqa: ANN401 - JSON
         return self._call("GET", route, None, self._timing.quick_timeout)
@@ -197,12 +238,13 @@ class WebUI:
                 f" ({type(error).__name__})."
             ) from error
         try:
-            answer = response.json()
+            answer = answers.parse(response.content)
         except ValueError:
             answer = _NOT_JSON
         if response.status_code == requests.codes.ok and answer is not _NOT_JSON:
             return answer
-        raise error_from_answer(route, response.status_code, answer, response.text)
+        start = response.content[:_READ_OF_ERRORS].decode(errors="replace")
+        raise error_from_answer(route, response.status_code, answer, start)
 
 
 def error_from_answer(route: str, status: int, answer: Any, text: str) -> WorkerError:  # noqa: ANN401
@@ -214,7 +256,7 @@ def error_from_answer(route: str, status: int, answer: Any, text: str) -> Worker
     if answer == {"detail": "Not Found"}:
         return RouteMissing(f"{route}: the engine does not have this route.", route=route)
     fields = answer if isinstance(answer, dict) else {}
-    name = str(fields.get("error") or "")
+    name = str(fields.get("error") or "")[:100]
     text = _sentence(fields.get("errors") or fields.get("detail") or text)
     if 400 <= status < 500:  # noqa: PLR2004 - the class of HTTP codes
         return EngineRefused(f"the engine refused the request ({status}): {text}")
@@ -247,17 +289,20 @@ def of_generation(answer: Mapping[str, Any]) -> dict[str, Any]:
 
     Before the first step the engine loads a checkpoint or waits: its estimate is meaningless then.
     """
-    state = answer["state"]
-    step, steps = state["sampling_step"], state["sampling_steps"]
-    number, count = state["job_no"], state["job_count"]
-    if not step and not number:
-        return {"phase": "load"}
-    of_many = f", batch {number + 1} of {count}" if count > 1 else ""
-    return {
-        "phase": "generate",
-        "step": step,
-        "steps": steps,
-        "percent": round(100 * answer["progress"], 1),
-        "eta_seconds": round(max(0.0, answer["eta_relative"]), 1),
-        "message": f"step {step} of {steps}{of_many}",
-    }
+    with reading("progress"):
+        state = answers.an_object(answer["state"], "state")
+        step, steps, index, count = (
+            answers.number(state, key)
+            for key in ("sampling_step", "sampling_steps", "job_no", "job_count")
+        )
+        if not step and not index:
+            return {"phase": "load"}
+        of_many = f", batch {index + 1} of {count}" if count > 1 else ""
+        return {
+            "phase": "generate",
+            "step": step,
+            "steps": steps,
+            "percent": round(100 * answers.number(answer, "progress"), 1),
+            "eta_seconds": round(max(0.0, answers.number(answer, "eta_relative")), 1),
+            "message": f"step {step} of {steps}{of_many}",
+        }

@@ -1,9 +1,11 @@
 """The state of the engine's client, as tables: from state and event to the next state.
 
-The client tracks four facts independently, and each has its own table below:
+The client tracks six facts independently, and each has its own table below:
 
 - `Process`: may the engine's process be given a job?
+- `Loaded`: may the engine hold a model file that was replaced?
 - `Folders`: does the engine know the newest model files?
+- `Embeddings`: has the engine read the embeddings that are linked now?
 - `Conditioning`: may the engine reuse what it computed from the last prompt?
 - `Memory`: how often in a row did a picture not fit into the GPU's memory?
 
@@ -30,11 +32,16 @@ class Event(Enum):
     OTHER_PROCESS = "other process reported"  # or that it ended, or is being restarted
     RESTART_REQUESTED = "restart requested"
     MODELS_CHANGED = "model files added"
+    LORA_REPLACED = "LoRA or embedding file replaced"
+    CHECKPOINT_REPLACED = "checkpoint or VAE file replaced"
     REFRESH_STARTED = "refresh started"  # the engine reads its model folders
     REFRESH_DONE = "refresh done"
     REFRESH_FAILED = "refresh failed"
+    EMBEDDINGS_CHANGED = "embeddings linked or unlinked"  # for one job
+    EMBEDDINGS_READ = "embeddings read again"
     PROOF_FAILED = "model missing or picture wrong"  # as the proof found
     OTHER_PROMPT_USED = "other prompt used"
+    OTHER_PROMPTS_USED = "other prompts used in both passes"
     PICTURE_MADE = "job's picture made"
     OUT_OF_MEMORY = "out of memory"
 
@@ -48,6 +55,13 @@ class Process(Enum):
     DISTRUSTED = "the process must make another first picture before it gets a job"
 
 
+class Loaded(Enum):
+    """May the engine hold a model file that was replaced?"""
+
+    CURRENT = "what the process has loaded is what the files contain"
+    OUTDATED = "a checkpoint or VAE was replaced: a new process must load it"
+
+
 class Folders(Enum):
     """Does the engine know the newest model files?"""
 
@@ -56,10 +70,18 @@ class Folders(Enum):
     REFRESHING = "the engine is reading its model folders"
 
 
-class Conditioning(Enum):
-    """May the engine reuse what it computed from the last prompt?"""
+class Embeddings(Enum):
+    """Has the engine read the embeddings that are linked now?"""
 
-    GOOD = "the same prompt again gives the right picture"
+    CURRENT = "the engine has read the linked embeddings"
+    STALE = "the engine must read the linked embeddings before the next picture"
+
+
+class Conditioning(Enum):
+    """May the engine reuse what it computed from the last prompts?"""
+
+    GOOD = "the same prompts again give the right picture"
+    HIRES_STALE = "before a second pass, a picture with another prompt must come first"
     STALE = "a picture with another prompt must come first"
 
 
@@ -102,15 +124,30 @@ PROCESS: Table[Process] = {
     },
 }
 
+# A1111 compares the paths of checkpoints and VAEs, not their contents, and no route of it loads a
+# file again. Only a request for a restart makes sure that the process is newer than the file.
+LOADED: Table[Loaded] = {
+    Loaded.CURRENT: {
+        Event.CHECKPOINT_REPLACED: Loaded.OUTDATED,
+        Event.RESTART_REQUESTED: Loaded.CURRENT,
+    },
+    Loaded.OUTDATED: {
+        Event.CHECKPOINT_REPLACED: Loaded.OUTDATED,
+        Event.RESTART_REQUESTED: Loaded.CURRENT,
+    },
+}
+
 # A first picture changes nothing here: files may have been added since the process listed them.
 FOLDERS: Table[Folders] = {
     Folders.CURRENT: {
         Event.MODELS_CHANGED: Folders.STALE,
+        Event.LORA_REPLACED: Folders.STALE,
         Event.PROOF_FAILED: Folders.STALE,
     },
     # A refresh that ends here may have missed files that were added while it ran.
     Folders.STALE: {
         Event.MODELS_CHANGED: Folders.STALE,
+        Event.LORA_REPLACED: Folders.STALE,
         Event.PROOF_FAILED: Folders.STALE,
         Event.REFRESH_STARTED: Folders.REFRESHING,
         Event.REFRESH_DONE: Folders.STALE,
@@ -118,18 +155,34 @@ FOLDERS: Table[Folders] = {
     },
     Folders.REFRESHING: {
         Event.MODELS_CHANGED: Folders.STALE,
+        Event.LORA_REPLACED: Folders.STALE,
         Event.REFRESH_DONE: Folders.CURRENT,
         Event.REFRESH_FAILED: Folders.STALE,
     },
 }
 
-# A1111 keeps the last prompt's conditioning: the same prompt again would miss the part of a LoRA
-# that acts on the text encoder. Another prompt in between clears it.
+# One job generates at a time, and only its own links change in between.
+EMBEDDINGS: Table[Embeddings] = {
+    Embeddings.CURRENT: {Event.EMBEDDINGS_CHANGED: Embeddings.STALE},
+    Embeddings.STALE: {
+        Event.EMBEDDINGS_CHANGED: Embeddings.STALE,
+        Event.EMBEDDINGS_READ: Embeddings.CURRENT,
+    },
+}
+
+# A1111 keeps the conditioning of the last prompts, one of each pass, and reuses it for the same
+# text although a LoRA failed or another embedding has that name now. Another prompt in between
+# clears it; that of the second pass only a picture with a second pass.
+_STALE = dict.fromkeys(
+    (Event.PROOF_FAILED, Event.LORA_REPLACED, Event.EMBEDDINGS_CHANGED), Conditioning.STALE
+)
 CONDITIONING: Table[Conditioning] = {
-    Conditioning.GOOD: {Event.PROOF_FAILED: Conditioning.STALE},
+    Conditioning.GOOD: {**_STALE},
+    Conditioning.HIRES_STALE: {**_STALE, Event.OTHER_PROMPTS_USED: Conditioning.GOOD},
     Conditioning.STALE: {
-        Event.PROOF_FAILED: Conditioning.STALE,
-        Event.OTHER_PROMPT_USED: Conditioning.GOOD,
+        **_STALE,
+        Event.OTHER_PROMPT_USED: Conditioning.HIRES_STALE,
+        Event.OTHER_PROMPTS_USED: Conditioning.GOOD,
     },
 }
 
@@ -150,7 +203,9 @@ MEMORY: Table[Memory] = {
 # By the name of the field of `EngineState`.
 TABLES: dict[str, Table[Any]] = {
     "process": PROCESS,
+    "loaded": LOADED,
     "folders": FOLDERS,
+    "embeddings": EMBEDDINGS,
     "conditioning": CONDITIONING,
     "memory": MEMORY,
 }
@@ -163,16 +218,21 @@ CANNOT_HAPPEN: dict[tuple[Enum, Event], str] = {
     (Folders.CURRENT, Event.REFRESH_FAILED): "no refresh is running",
     (Folders.REFRESHING, Event.REFRESH_STARTED): "only stale folders are read again",
     (Folders.REFRESHING, Event.PROOF_FAILED): "a proof follows the end of the refresh",
+    (Embeddings.CURRENT, Event.EMBEDDINGS_READ): "only stale embeddings are read again",
     (Conditioning.GOOD, Event.OTHER_PROMPT_USED): "only stale conditioning is cleared",
+    (Conditioning.GOOD, Event.OTHER_PROMPTS_USED): "only stale conditioning is cleared",
+    (Conditioning.HIRES_STALE, Event.OTHER_PROMPT_USED): "only a second pass clears the rest",
 }
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """One state of each of the four; the defaults are where a client begins."""
+    """One state of each of the six; the defaults are where a client begins."""
 
     process: Process = Process.UNPROVEN
+    loaded: Loaded = Loaded.CURRENT
     folders: Folders = Folders.CURRENT
+    embeddings: Embeddings = Embeddings.CURRENT
     conditioning: Conditioning = Conditioning.GOOD
     memory: Memory = Memory.ENOUGH
 
@@ -184,7 +244,9 @@ class EngineState:
         """
         return EngineState(
             process=_after(PROCESS, self.process, event),
+            loaded=_after(LOADED, self.loaded, event),
             folders=_after(FOLDERS, self.folders, event),
+            embeddings=_after(EMBEDDINGS, self.embeddings, event),
             conditioning=_after(CONDITIONING, self.conditioning, event),
             memory=_after(MEMORY, self.memory, event),
         )

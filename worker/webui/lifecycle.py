@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from contextlib import suppress
 
+from worker.config.webui_config import OVERRIDABLE
 from worker.errors import CacheDamaged, EngineNotReady, WorkerError
 from worker.webui.catalog import Catalog
 from worker.webui.client import WebUI
-from worker.webui.config_json import OVERRIDABLE
 from worker.webui.engine_state import EngineState, Event, Process
 from worker.webui.payload import LIVE_PREVIEWS
 from worker.webui.readiness import Readiness
@@ -30,6 +32,8 @@ class Lifecycle:
         catalog: the names that a job may use; known after `boot`.
         retiring: why only a new worker can help; empty while this one is good.
         restarts: how often a new process took the place of a proven one.
+        default_checkpoint: the one of the last first picture; of jobs that name none.
+        first_pictures: how many were made; the models that were loaded before are not any more.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Lifecycle:
         self.catalog = Catalog({}, {})
         self.retiring = ""
         self.restarts = 0
+        self.default_checkpoint: str | None = None
+        self.first_pictures = 0
         self._webui = webui
         self._supervisor = supervisor
         self._readiness = readiness
@@ -84,8 +90,8 @@ class Lifecycle:
     def _pin_options(self) -> None:
         """Write the options that a job can override into an external engine's own config.json.
 
-        A1111 saves an option that is set, even to the value that it has. `worker.webui.config_json`
-        explains why each must be in the file.
+        A1111 saves an option that is set, even to the value that it has.
+        `worker.config.webui_config` explains why each must be in the file.
         """
         options = self._webui.options()
         keys = [key for key in (*OVERRIDABLE, LIVE_PREVIEWS) if key in options]
@@ -95,9 +101,9 @@ class Lifecycle:
         """Have a restarted engine make its first picture before the next job; runs in a thread.
 
         Otherwise the next job would wait for it, and start.sh would treat the engine's next crash
-        as a failed boot. Returns only if the engine cannot be restarted.
+        as a failed boot. Returns only without start.sh: RUN_DIR may be unreadable for a while.
         """
-        while self._supervisor.can_restart:
+        while self._supervisor.is_supervised:
             time.sleep(self._timing.watch_every)
             if not self.is_proven() and self.process().state == "running":
                 with suppress(WorkerError):  # the next job meets the same error and reports it
@@ -128,6 +134,8 @@ class Lifecycle:
                 return
             ready = self._readiness.wait(timeout)
             self.catalog = ready.catalog
+            self.default_checkpoint = ready.checkpoint
+            self.first_pictures += 1
             with self._lock:
                 self.restarts += self._proven is not None and ready.process != self._proven
                 self._proven = ready.process
@@ -136,12 +144,21 @@ class Lifecycle:
         finally:
             self._proving.release()
 
+    def note_checkpoint(self, checkpoint: str | None) -> None:
+        """Make this checkpoint, which has made a picture, the default if the engine has none."""
+        if self.default_checkpoint is None and checkpoint is not None:
+            self.default_checkpoint = checkpoint
+            self._supervisor.note_checkpoint(checkpoint)
+
     # Restart ---------------------------------------------------------------------------------
 
     def request_restart(self, reason: Reason) -> None:
         """Ask start.sh for a new process; the next job waits for its first picture."""
         self.report(Event.RESTART_REQUESTED)
-        self._supervisor.request_restart(reason)
+        if self._supervisor.can_restart:
+            self._supervisor.request_restart(reason)
+        else:
+            self.retire(f"start.sh does not run this engine: restart it yourself ({reason})")
 
     def restart(self, reason: Reason, error: WorkerError) -> None:
         """Ask start.sh for a new process, and wait until the old one is gone.
@@ -152,11 +169,33 @@ class Lifecycle:
         if not self._supervisor.can_restart:
             self.retire(f"this engine cannot be restarted after {error.code}")
             raise error
+        self._replace(reason)
+
+    def replace_outdated(self) -> None:
+        """Have a new process load the files that were replaced; an external one is only named."""
+        if self._supervisor.can_restart:
+            self._replace("replaced-model")
+            return
+        self.report(Event.RESTART_REQUESTED)
+        log.warning("a checkpoint or VAE file was replaced: restart the engine, it has the old one")
+
+    def _replace(self, reason: Reason) -> None:
         before = self.process()
         self.request_restart(reason)
         give_up = time.monotonic() + self._timing.restart_patience
         while self.process() == before and time.monotonic() < give_up:
             time.sleep(self._timing.stop_poll)
+
+    def end_with_start_sh(self) -> None:
+        """End this process when start.sh has ended; for a thread that runs from the beginning.
+
+        The job that runs fails, and the SDK may still report it; then this process is killed.
+        """
+        if not self._supervisor.follow_start_sh():
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(self._timing.orphan_grace)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def give_up_on_hung(self) -> None:
         """Request a restart, because the engine does not stop although it was interrupted."""

@@ -7,18 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import InvalidInput
-from worker.formats.model_file import ModelFile
-from worker.job.model_fields import LoraReference
-from worker.job.models import Models, lora_tag
-from worker.job.prompt import (
-    add_lora_tags,
-    add_words,
-    hypernetworks,
-    lora_tags,
-    rename_lora_tags,
-)
+from worker.job.models import Models, contains, words
 from worker.job.request import Txt2ImgRequest
+from worker.webui import prompts
 from worker.webui.catalog import Catalog
+from worker.webui.prompts import NO_STYLES, Styles
 
 # The job's fields that A1111 does not get.
 OURS = {
@@ -33,12 +26,10 @@ OURS = {
     "timeout",
     "output",
     "sampler_index",
+    "disable_extra_networks",  # the prompts are sent without tags instead
 }
 
 LIVE_PREVIEWS = "live_previews_enable"
-
-# The entries for "unchanged" in A1111 v1.9.3's own dropdowns.
-_USE_SAME = {"use same sampler", "use same scheduler", "use same checkpoint"}
 
 # With fewer steps A1111 v1.9.3 answers 500 (measured). UniPC needs as many as its order.
 FEWEST_STEPS = {"DPM++ 2M SDE": 2, "DPM++ 2M SDE Heun": 2, "DPM++ 3M SDE": 2, "UniPC": 3}
@@ -56,6 +47,7 @@ class Expected:
         vae: file name of the VAE; None if the job names no VAE.
         embeddings: stems of the embeddings that a prompt uses.
         checkpoint_sha256: in lower-case hex; None if the file was not hashed yet.
+        script_args: the arguments of the job's script, which may name further models.
     """
 
     images: int | None
@@ -64,6 +56,7 @@ class Expected:
     vae: str | None = None
     embeddings: frozenset[str] = frozenset()
     checkpoint_sha256: str | None = None
+    script_args: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,14 +75,15 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
 
     Raises:
         InvalidInput: the engine does not have this sampler, scheduler, upscaler, script or style,
-            or the sampler needs more steps.
+            or the sampler needs more steps, or A1111 would misread a prompt.
     """
     for style in request.styles or []:
         catalog.check("styles", style, catalog.styles)
+    prompts.check(request, catalog.styles)
     if request.script_name:
-        catalog.check("script_name", request.script_name.lower(), catalog.scripts)
+        catalog.check_script("script_name", request.script_name)
     for script in request.alwayson_scripts:
-        catalog.check("alwayson_scripts", script.lower(), catalog.scripts)
+        catalog.check_script("alwayson_scripts", script)
     if request.hr_upscaler:
         catalog.check("hr_upscaler", request.hr_upscaler, catalog.upscalers)
     first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)
@@ -102,17 +96,13 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
     return first_pass | {f"hr_{field}": value for field, value in second_pass.items()}
 
 
-def _sampler(catalog: Catalog, sampler: str | None, scheduler: str | None) -> dict[str, str | None]:
-    fields: dict[str, str | None] = {}
+def _sampler(catalog: Catalog, sampler: str | None, scheduler: str | None) -> dict[str, str]:
+    fields: dict[str, str] = {}
     if scheduler:
-        same = scheduler.casefold() in _USE_SAME
-        fields["scheduler"] = scheduler = None if same else catalog.scheduler(scheduler)
+        fields["scheduler"] = scheduler = catalog.scheduler(scheduler)
     if sampler:
-        if sampler.casefold() in _USE_SAME:
-            fields["sampler_name"] = None
-        else:
-            fields["sampler_name"], label = catalog.sampler(sampler, scheduler)
-            fields |= {"scheduler": label} if label else {}
+        fields["sampler_name"], label = catalog.sampler(sampler, scheduler)
+        fields |= {"scheduler": label} if label else {}
     return fields
 
 
@@ -131,50 +121,41 @@ def _check_steps(
         )
 
 
-def build(request: Txt2ImgRequest, names: Mapping[str, Any], models: Models) -> Payload:
-    """Compose the body from the request, its names on the engine and its files."""
+def build(
+    request: Txt2ImgRequest,
+    names: Mapping[str, Any],
+    models: Models,
+    styles: Styles = NO_STYLES,
+) -> Payload:
+    """Compose the body from the request, its names on the engine, its files and its styles.
+
+    Raises:
+        InvalidInput: one LoRA is named in two ways, or is also in a style.
+    """
+    prompts.check_files(models)
     body = request.model_dump(exclude=OURS, exclude_unset=True) | dict(names)
-    body |= _sizes(request) | _prompts(request, models) | _second_models(models)
+    body |= _sizes(request) | prompts.compose(request, models) | _second_models(models)
     body["override_settings"] = _override_settings(request, models)
     expected = Expected(
         images=None if request.script_name else request.batch_size * request.n_iter,
         checkpoint=models.loaded.stem if models.loaded else None,
         checkpoint_sha256=models.loaded.verified_sha256 if models.loaded else None,
-        loras=_reported_loras(request, body),
+        loras=prompts.reported_loras(request, body, styles),
         vae=models.vae.filename if models.vae else None,
-        embeddings=frozenset(file.stem for file in models.embeddings if _is_used(file, request)),
+        script_args=tuple(request.script_args) if request.script_name else (),
+        embeddings=_used_embeddings(models, prompts.words(request, styles, body).values()),
     )
-    return Payload(body, expected, tuple(_warnings(request, models, body)))
+    found = (
+        *_warnings(request, body),
+        *prompts.warnings(request, body, styles),
+        *models.notes,
+        *_model_warnings(request, models, expected),
+    )
+    return Payload(body, expected, found)
 
 
 def _sizes(request: Txt2ImgRequest) -> dict[str, int]:
     return {name: getattr(request, name) // 8 * 8 for name in ("width", "height")}
-
-
-def _prompts(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
-    prompts = {"prompt": request.prompt}
-    if request.hr_prompt:  # if it is empty, A1111 uses `prompt` with its tags
-        prompts["hr_prompt"] = request.hr_prompt
-    if request.disable_extra_networks:
-        return prompts
-    stems = {written: file.stem for written, file in models.written_loras.items()}
-    tags = [lora_tag(file, reference) for file, reference in models.tagged]
-    words = _trigger_words(request, models)
-    return {
-        key: add_lora_tags(rename_lora_tags(add_words(text, words), stems), tags)
-        for key, text in prompts.items()
-    }
-
-
-def _trigger_words(request: Txt2ImgRequest, models: Models) -> list[str]:
-    """The trained words of the LoRAs for which the job asks for them."""
-    wanting = (file for file, ref in models.loras if _wants_words(request, ref))
-    return [word for file in wanting for word in file.trained_words]
-
-
-def _wants_words(request: Txt2ImgRequest, reference: LoraReference) -> bool:
-    own = reference.trigger_words
-    return request.trigger_words if own is None else own
 
 
 def _second_models(models: Models) -> dict[str, str]:
@@ -190,6 +171,8 @@ def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any
         settings["sd_model_checkpoint"] = models.loaded.stem
     if models.vae:
         settings["sd_vae"] = models.vae.filename
+    if models.zero_terminal_snr:
+        settings.setdefault("sd_noise_schedule", "Zero Terminal SNR")
     if request.clip_skip is not None:
         # As a number, because A1111 answers 500 to "2"; it ignores a field `clip_skip`.
         settings["CLIP_stop_at_last_layers"] = request.clip_skip
@@ -208,7 +191,32 @@ def throwaway(body: Mapping[str, Any]) -> dict[str, Any]:
     tiny = {"prompt": "", "steps": 1, "width": 64, "height": 64, "batch_size": 1, "n_iter": 1}
     hires = ("enable_hr", "denoising_strength", "hr_upscaler", "hr_checkpoint_name")
     same = {key: body[key] for key in (*hires, "override_settings") if key in body}
+    if has_second_pass(body):  # with texts of its own, or A1111 reuses what the first pass has
+        same |= {"hr_prompt": ".", "hr_negative_prompt": "."}
     return tiny | same
+
+
+def has_second_pass(body: Mapping[str, Any]) -> bool:
+    """Whether the picture is enlarged and drawn again."""
+    return bool(body.get("enable_hr"))
+
+
+_NO_MODEL = {"", "none", "use same checkpoint"}
+
+
+def switches_inside(body: Mapping[str, Any]) -> bool:
+    """Whether the engine may load another checkpoint or VAE while it makes this picture.
+
+    A1111 puts the VAE that `override_settings` names back at the end of the same job. A script's
+    arguments may name models ("x/y/z plot", "prompts from file or textbox").
+    """
+    if (body.get("script_name") or "prompt matrix").casefold() != "prompt matrix":
+        return True
+    second = [body.get("refiner_checkpoint")]
+    if has_second_pass(body):
+        second.append(body.get("hr_checkpoint_name"))
+    names = {str(name or "").casefold() for name in second}
+    return bool(names - _NO_MODEL) or "sd_vae" in body["override_settings"]
 
 
 def smaller(body: Mapping[str, Any]) -> str:
@@ -223,52 +231,27 @@ def smaller(body: Mapping[str, Any]) -> str:
     return f"Try {width}x{height}, which needs half the memory, or use a card with more memory."
 
 
-def _reported_loras(request: Txt2ImgRequest, body: Mapping[str, Any]) -> frozenset[str]:
-    """The LoRAs that A1111 reports: those of the second pass, if its prompt has tags of its own."""
-    if request.disable_extra_networks:
-        return frozenset()
-    second_pass = _names(body.get("hr_prompt", "")) if request.enable_hr else frozenset()
-    return second_pass or _names(body["prompt"])
-
-
-def _names(prompt: str) -> frozenset[str]:
-    return frozenset(tag.name for tag in lora_tags(prompt))
-
-
-def _warnings(request: Txt2ImgRequest, models: Models, body: Mapping[str, Any]) -> Iterable[str]:
+def _warnings(request: Txt2ImgRequest, body: Mapping[str, Any]) -> Iterable[str]:
     for name in ("width", "height"):
         if body[name] != getattr(request, name):
             yield f"{name} {getattr(request, name)} is not a multiple of 8: {body[name]} was used."
-    if lora_tags(request.negative_prompt):
-        yield "negative_prompt has a LoRA tag, which A1111 reads as plain text there."
-    unreported = _names(body["prompt"]) - _reported_loras(request, body)
-    if unreported and not request.disable_extra_networks:
-        yield f"LoRA {_listed(unreported)}: not proven, A1111 reports only the second pass."
-    if unproven := {*hypernetworks(request.prompt), *hypernetworks(request.hr_prompt)}:
-        yield f"hypernetwork {_listed(unproven)}: not proven, A1111 ignores an unknown one."
-    hires = {f for f in request.model_fields_set if f.startswith("hr_") and getattr(request, f)}
-    if hires - {"hr_scale"} and not request.enable_hr:
-        yield f"{', '.join(sorted(hires))}: no effect, because enable_hr is false."
-    yield from _model_warnings(request, models)
+    yield from request.notes
 
 
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, sorted(names)))
+def _used_embeddings(models: Models, texts: Iterable[str]) -> frozenset[str]:
+    """The stems that stand as words in a text that A1111 encodes."""
+    encoded = [words(text) for text in texts]
+    stems = (file.stem for file in models.embeddings)
+    return frozenset(stem for stem in stems if any(contains(one, words(stem)) for one in encoded))
 
 
-def _is_used(embedding: ModelFile, request: Txt2ImgRequest) -> bool:
-    """Whether a prompt uses it; A1111 ignores case here."""
-    prompts = (request.prompt, request.negative_prompt, request.hr_prompt)
-    return any(embedding.stem.casefold() in prompt.casefold() for prompt in prompts)
-
-
-def _model_warnings(request: Txt2ImgRequest, models: Models) -> Iterable[str]:
-    written = _names(request.prompt)
+def _model_warnings(request: Txt2ImgRequest, models: Models, expected: Expected) -> Iterable[str]:
+    written = prompts.written_loras(request) if models.loras else frozenset()
     for file, reference in models.loras:
         if written & {file.stem, *reference.stems}:
             yield f"LoRA {file.stem!r} is already in the prompt: the weight of that tag is used."
-        if _wants_words(request, reference) and not file.trained_words:
+        if prompts.wants_words(request, reference) and not file.trained_words:
             yield f"LoRA {file.stem!r}: its trained words are unknown."
     for embedding in models.embeddings:
-        if not _is_used(embedding, request):
+        if embedding.stem not in expected.embeddings:
             yield f"embedding {embedding.stem!r} is in no prompt, so it has no effect."

@@ -8,9 +8,9 @@ EXIF field UserComment of the others, as A1111 v1.9.3 writes it (`save_image_wit
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
@@ -27,6 +27,18 @@ _NO_MORE = bytes(4)  # ends a chain of TIFF directories
 _EXIF_AT = 26  # bytes from the start of the TIFF header: 8 for it and 18 for the main directory
 _COMMENT_AT = 44
 _HINT = 'Use another `output.format`: "png" returns the picture as the engine made it.'
+
+# What Pillow raises for a bad file, or for one that claims to be enormous.
+_BAD_FILE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 # No limit against decompression bombs: the engine is trusted, and a job's size is limited.
 Image.MAX_IMAGE_PIXELS = None
@@ -71,7 +83,7 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
     """
     try:
         data = base64.b64decode(image, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or a character beyond ASCII
         raise DeliveryFailed("the engine's picture is not base64.", hint=_HINT) from None
     if format_ == "png" and data.startswith(_PNG):
         return Picture(data, "png")
@@ -81,7 +93,7 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
             return _encoded(opened, format_, quality)
     except UnidentifiedImageError:  # its text has only the address of a buffer
         raise DeliveryFailed("the engine did not return a picture.", hint=_HINT) from None
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for a bad file
+    except _BAD_FILE as error:
         raise DeliveryFailed(
             f"the picture cannot be converted to {format_}: {error}.", hint=_HINT
         ) from error
@@ -100,7 +112,7 @@ def thumbnail(image: str, longest: int = 256) -> str | None:
             small = opened.convert("RGB")
         small.thumbnail((longest, longest))
         small.save(file, "JPEG", quality=70)
-    except (OSError, ValueError, SyntaxError):  # what Pillow raises for a bad file
+    except _BAD_FILE:
         return None
     return base64.b64encode(file.getvalue()).decode()
 

@@ -6,8 +6,10 @@ A1111 v1.9.3 ignores an unknown checkpoint, an unknown VAE or a missing LoRA, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath, PurePosixPath
 from typing import Any
 
 from worker.errors import (
@@ -18,6 +20,7 @@ from worker.errors import (
     WrongCheckpoint,
     WrongVae,
 )
+from worker.formats.names import without_suffix
 from worker.webui.payload import Expected
 
 
@@ -28,12 +31,7 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
         WrongCheckpoint, WrongVae, LoraNotApplied, IncompleteAnswer: names both values.
     """
     _check_checkpoint(info, expected)
-    vae = info.get("sd_vae_name")
-    if expected.vae is not None and vae != expected.vae:
-        raise WrongVae(
-            f"expected VAE {expected.vae!r}, but the engine used {vae!r}.",
-            expected=expected.vae,
-        )
+    _check_vae(info, expected)
     missing = sorted(expected.loras - applied_loras(info).keys())
     if missing:
         raise LoraNotApplied(
@@ -51,40 +49,140 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
 
 
 def _check_checkpoint(info: Mapping[str, Any], expected: Expected) -> None:
-    used, short = info.get("sd_model_name"), info.get("sd_model_hash")
-    if expected.checkpoint is not None and used != expected.checkpoint:
-        raise WrongCheckpoint(
-            f"expected checkpoint {expected.checkpoint!r}, but the engine used {used!r}.",
-            expected=expected.checkpoint,
-            used=used,
-        )
-    # A1111 compares names: a loaded checkpoint stays loaded when another file gets its name. `info`
-    # has the first 10 digits of the hash, and none with --no-hashing.
-    sha256 = expected.checkpoint_sha256
-    if sha256 and short and not sha256.startswith(short):
-        raise WrongCheckpoint(
-            f"expected checkpoint {expected.checkpoint!r} with sha256 {sha256[:10]}..., but the"
-            f" engine used another file of that name, with {short}...",
-            expected=sha256,
-            used=short,
-        )
+    if expected.checkpoint is None:
+        return
+    allowed = {expected.checkpoint, *_names_in(expected.script_args)}
+    for used, short in _drawn_with(info, expected, "Model", "Model hash"):
+        if used not in allowed:
+            raise WrongCheckpoint(
+                f"expected checkpoint {expected.checkpoint!r}, but the engine used {used!r}.",
+                expected=expected.checkpoint,
+                used=used,
+            )
+        # A1111 compares names: a loaded checkpoint stays loaded when another file gets its name.
+        # `info` has the first 10 digits of the hash, and none with --no-hashing.
+        sha256 = expected.checkpoint_sha256 if used == expected.checkpoint else None
+        if sha256 and short and not sha256.startswith(short):
+            raise WrongCheckpoint(
+                f"expected checkpoint {expected.checkpoint!r} with sha256 {sha256[:10]}..., but the"
+                f" engine used another file of that name, with {short}...",
+                expected=sha256,
+                used=short,
+            )
+
+
+def _check_vae(info: Mapping[str, Any], expected: Expected) -> None:
+    if expected.vae is None:
+        return
+    allowed = {expected.vae, *_names_in(expected.script_args)}
+    for used, _ in _drawn_with(info, expected, "VAE", "VAE hash"):
+        if used not in allowed:
+            raise WrongVae(
+                f"expected VAE {expected.vae!r}, but the engine used {used!r}.",
+                expected=expected.vae,
+            )
+
+
+# Scripts --------------------------------------------------------------------------------------
+
+_REPORTED = {"Model": "sd_model_name", "Model hash": "sd_model_hash", "VAE": "sd_vae_name"}
+
+
+def _drawn_with(
+    info: Mapping[str, Any], expected: Expected, name: str, digest: str
+) -> list[tuple[str | None, str | None]]:
+    """The name and hash of the model of each picture.
+
+    With a script `info` names no model, or only that of the first picture (A1111 v1.9.3: "prompts
+    from file or textbox" and "x/y/z plot"). Each picture's infotext names its own.
+    """
+    infotexts = (info.get("infotexts") or []) if expected.images is None else []
+    drawn = [parameters_in(infotext) for infotext in infotexts]
+    if not any(name in fields for fields in drawn):
+        return [(info.get(_REPORTED[name]), info.get(_REPORTED.get(digest, "")))]
+    return [(fields.get(name), fields.get(digest)) for fields in drawn]
+
+
+_PARTS = re.compile(r'\\.|"|, ')
+
+
+def parameters_in(infotext: str) -> dict[str, str]:
+    """The last line of A1111's infotext, `Steps: 20, Model: "a, b", ...`, as a dict.
+
+    A value with a comma or a colon stands in quotes, as a JSON string. One pass over the text.
+    """
+    line = infotext.rpartition("\n")[2]
+    fields, start, quoted = [], 0, False
+    for found in _PARTS.finditer(line):
+        if found[0] == '"':
+            quoted = not quoted
+        elif found[0] == ", " and not quoted:
+            fields.append(line[start : found.start()])
+            start = found.end()
+    pairs = (field.partition(": ") for field in [*fields, line[start:]])
+    return {key.strip(): _unquoted(value) for key, colon, value in pairs if colon}
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except (ValueError, RecursionError):
+        return value
+
+
+def _names_in(script_args: Iterable[Any]) -> set[str]:
+    """The names that a script's arguments may give to a model.
+
+    "x/y/z plot" has them in a list or separated by commas, "prompts from file or textbox" behind
+    `--sd_model`. A hash and a folder do not belong to the name that the infotext has.
+    """
+    names: set[str] = set()
+    for text in _texts(script_args):
+        words = [*re.split(r"[,\n]", text), *map(_first_word, text.split("--sd_model")[1:])]
+        for word in words:
+            name = word.strip().strip("\"'").partition(" [")[0]
+            name = PurePosixPath(name.replace("\\", "/")).name
+            names |= {name, without_suffix(name)}
+    return names - {""}
+
+
+def _first_word(text: str) -> str:
+    text = text.lstrip()
+    if text[:1] in {'"', "'"}:
+        return text[1:].partition(text[0])[0]
+    return text.split(None, 1)[0] if text else ""
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+# Lists ----------------------------------------------------------------------------------------
 
 
 def check_listed(
-    checkpoints: Iterable[Mapping[str, Any]], loras: Iterable[Mapping[str, Any]], expected: Expected
+    checkpoints: Iterable[Mapping[str, Any]],
+    loras: Iterable[Mapping[str, Any]] | None,
+    expected: Expected,
 ) -> None:
     """After a refresh: check that the engine lists the job's models.
 
     Args:
         checkpoints: the answer of GET /sd-models.
-        loras: the answer of GET /loras.
+        loras: the answer of GET /loras; None if it is not known.
         expected: the models that the job needs.
 
     Raises:
         ModelNotListed: names what is missing.
     """
     stems = {PurePath(str(entry.get("filename"))).stem for entry in checkpoints}
-    names = {str(entry.get("name")) for entry in loras}
+    names = expected.loras if loras is None else {str(entry.get("name")) for entry in loras}
     required = {expected.checkpoint} - {None}
     missing = sorted([*map(str, required - stems), *(expected.loras - names)])
     if missing:
@@ -109,7 +207,14 @@ def check_embeddings(listed: Mapping[str, Any], expected: Expected) -> None:
 
 
 def applied_loras(info: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> 12-digit hash of each LoRA that the engine loaded for the picture."""
-    listed = (info.get("extra_generation_params") or {}).get("Lora hashes") or ""
-    pairs = (entry.rpartition(": ") for entry in listed.split(", ") if entry)
+    """Name -> 12-digit hash of each LoRA that the engine loaded for the pictures.
+
+    A script's `info` may lack them: then they are those of the infotexts.
+    """
+    key = "Lora hashes"
+    listed = [(info.get("extra_generation_params") or {}).get(key) or ""]
+    if not listed[0] and info.get("sd_model_name") is None:
+        listed = [parameters_in(text).get(key, "") for text in info.get("infotexts") or []]
+    entries = (entry for text in listed for entry in text.split(", ") if entry)
+    pairs = (entry.rpartition(": ") for entry in entries)
     return {name: digest for name, _, digest in pairs}

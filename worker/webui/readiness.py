@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from worker.errors import (
     CacheDamaged,
     ConnectionLost,
+    EngineFault,
     EngineNotReady,
     NoCheckpoint,
     RouteMissing,
@@ -39,11 +42,13 @@ class Ready:
         catalog: the names that a job may use.
         process: the process that made the picture.
         seconds: the wait until the picture was made.
+        checkpoint: the one of that picture; None if the engine has none.
     """
 
     catalog: Catalog
     process: EngineProcess
     seconds: float
+    checkpoint: str | None = None
 
 
 class Readiness:
@@ -75,6 +80,7 @@ class Readiness:
         self._clock = clock
         self._sleep = sleep
         self._next_line = 0.0  # when the next "waiting" line may be logged
+        self._line_every = 0.0
 
     def wait(self, timeout: float) -> Ready:
         """Block until the engine has made a picture.
@@ -85,11 +91,14 @@ class Readiness:
         """
         started = self._clock()
         deadline = started + timeout
-        self._next_line = started + self._timing.ready_log_every
+        self._line_every = self._timing.ready_log_every
+        self._next_line = started + self._line_every
         if not self._supervisor.can_restart:
             self._wait_for_port(deadline)
         ready = self._wait_for_picture(started, deadline)
         self._supervisor.mark_ready(ready.process)
+        if ready.checkpoint:
+            self._supervisor.note_checkpoint(ready.checkpoint)
         return ready
 
     def what_answers(self) -> str:
@@ -115,6 +124,7 @@ class Readiness:
 
     def _wait_for_picture(self, started: float, deadline: float) -> Ready:
         faults = 0
+        listed: list[str] = []
         while True:
             process = self._supervisor.engine()
             if process.is_gone:
@@ -123,29 +133,57 @@ class Readiness:
                 self._pause(deadline, "it is being restarted.")
                 continue
             try:
-                catalog = self._first_picture(deadline)
-                return Ready(catalog, process, self._clock() - started)
+                catalog, listed = self._answers()
+                checkpoint = self._first_picture(deadline, faults, listed)
+                return Ready(catalog, process, self._clock() - started, checkpoint)
             except (ConnectionLost, RouteMissing) as error:
                 self._check_routes(error, self._clock() - started)
                 last: WorkerError = error
             except WorkerError as error:
                 faults += 1
-                if faults >= self._timing.first_picture_attempts:
+                if faults >= self._attempts(listed):
                     raise EngineNotReady(
                         f"the first picture failed {faults} times: {error}"
                     ) from error
                 last = error
             self._pause(deadline, last.message)
 
-    def _first_picture(self, deadline: float) -> Catalog:
-        self._webui.loras()  # the last route that A1111 mounts
-        log.info("the engine answers and lists %d checkpoints", len(self._webui.sd_models()))
-        catalog = self._webui.catalog()
+    def _answers(self) -> tuple[Catalog, list[str]]:
+        """What the engine can do, and the checkpoints that it lists."""
+        with suppress(EngineFault):  # mounted: one LoRA's metadata that are not JSON give a 500
+            self._webui.loras()  # the last route that A1111 mounts
+        listed = [str(model.get("model_name")) for model in self._webui.sd_models()]
+        return self._webui.catalog(), listed
+
+    def _attempts(self, listed: Sequence[str]) -> int:
+        others = min(len(listed), self._timing.first_picture_checkpoints)
+        return max(self._timing.first_picture_attempts, 1 + others)
+
+    def _first_picture(self, deadline: float, faults: int, listed: Sequence[str]) -> str | None:
+        """Make it, the first time with the default checkpoint, then with each of the others.
+
+        Returns:
+            The name of its checkpoint, which then is the engine's default.
+        """
+        timeout = max(1.0, deadline - self._clock())
+        # Without a name in config.json the default is the first in the list: it comes last.
+        others = [None, *listed[1:], *listed[:1]]
+        other = others[faults] if faults < len(others) else None
+        body: dict[str, Any] = FIRST_PICTURE
+        if other is not None:
+            body = body | {"override_settings": {"sd_model_checkpoint": other}}
         try:
-            self._webui.txt2img(FIRST_PICTURE, timeout=max(1.0, deadline - self._clock()))
+            answer = self._webui.txt2img(body, timeout=timeout)
         except NoCheckpoint:
             log.warning("the engine has no checkpoint yet: only jobs that name one can run")
-        return catalog
+            return None
+        log.info("the engine answers and lists %d checkpoints", len(listed))
+        name: str | None = answer.facts.get("sd_model_name")
+        if other is not None and name:
+            log.warning("the engine's default checkpoint cannot be used: %r is used instead", name)
+            with suppress(WorkerError):  # then only jobs that name a checkpoint can run
+                self._webui.set_options({"sd_model_checkpoint": name})
+        return name
 
     def _check_routes(self, error: WorkerError, waited: float) -> None:
         """Raise an error for a route that will not appear.
@@ -173,7 +211,8 @@ class Readiness:
             )
         if self._clock() >= self._next_line:
             log.info("waiting for the engine: %s", reason)
-            self._next_line = self._clock() + self._timing.ready_log_every
+            self._line_every *= 2
+            self._next_line = self._clock() + self._line_every
         self._sleep(self._timing.ready_poll)
 
 
@@ -191,9 +230,12 @@ _BY_STATUS = {
 
 def likely_causes(process: EngineProcess) -> str:
     """Why an engine may not be ready, in words, from the state of its process."""
-    if process.status is not None:
+    why_no_restart = f"{process.cause[:1].upper()}{process.cause[1:]}. " * bool(process.cause)
+    if process.status or (process.status is not None and not why_no_restart):
         cause = _BY_STATUS.get(process.status, f"Exit status {process.status}.")
-        return f"{cause} See the engine's last log lines above."
+        return f"{why_no_restart}{cause} See the engine's last log lines above."
+    if why_no_restart:  # status 0: start.sh ended the process itself
+        return why_no_restart.strip()
     if process.state == "running":
         return (
             "Its process is running: the checkpoint is large or the disk is slow (raise"

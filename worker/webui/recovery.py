@@ -94,6 +94,7 @@ def decide(
     earlier: Sequence[WorkerError] = (),
     *,
     switching: bool = False,
+    loras: bool = False,
     memory: Memory = Memory.ENOUGH,
 ) -> Decision:
     """Choose the next step.
@@ -101,8 +102,8 @@ def decide(
     Args:
         error: the failure of the last attempt.
         earlier: the failures of this job's attempts before it.
-        switching: the job needed another checkpoint than the loaded one. A switch that fails leaves
-            A1111 poisoned, so after its error 500 it must not get another job.
+        switching: the job needed another checkpoint or VAE than the loaded one.
+        loras: the job used LoRAs.
         memory: how often in a row a picture did not fit, this one included.
     """
     kind = next((kind for kind in PLANS if isinstance(error, kind)), None)
@@ -110,11 +111,29 @@ def decide(
     tried = sum(isinstance(before, kind) for before in earlier) if kind else 0
     if tried < plan.replays and len(earlier) + 1 < MAX_ATTEMPTS:
         return Decision(plan.action)
+    consequence = plan.consequence
     if isinstance(error, errors.OutOfMemory):
-        return Decision(Action.FAIL, _AFTER_OUT_OF_MEMORY[memory])
-    if isinstance(error, errors.EngineFault) and switching:
-        return Decision(Action.FAIL, Consequence.RESTART_ENGINE)
-    return Decision(Action.FAIL, plan.consequence)
+        consequence = _AFTER_OUT_OF_MEMORY[memory]
+    if _is_left_poisoned(error, consequence, switching=switching, loras=loras):
+        consequence = Consequence.RESTART_ENGINE
+    return Decision(Action.FAIL, consequence)
+
+
+def _is_left_poisoned(
+    error: WorkerError, consequence: Consequence, *, switching: bool, loras: bool
+) -> bool:
+    """Whether the job itself may have left the engine with parts of two models (A1111 v1.9.3).
+
+    `load_model_weights` and `reload_vae_weights` copy what fits before they fail, and leave the
+    model on the CPU. `network_apply_weights` notes which LoRAs a layer has only after it has
+    changed the layer. An engine that fails a switch when it is fresh is not what is broken: the
+    job's model is, so the worker stays.
+    """
+    if isinstance(error, errors.EnginePoisoned):
+        return switching
+    if isinstance(error, errors.OutOfMemory):
+        return switching and consequence is Consequence.KEEP_WORKER
+    return isinstance(error, errors.EngineFault) and (switching or loras)
 
 
 class MemoryGrowth:

@@ -50,10 +50,10 @@ class Txt2ImgRunner:
         try:
             done, _ = await asyncio.wait({posted}, timeout=stopwatch.left())
         except asyncio.CancelledError:
-            await _finish(self._stop(posted))
+            await finish(self._stop(posted))
             raise
         if not done:
-            await _finish(self._stop(posted))
+            await finish(self._stop(posted))
             raise stopwatch.expired("no picture")
         return posted.result()
 
@@ -72,7 +72,7 @@ class Txt2ImgRunner:
 
     async def settle(self) -> None:
         """After a lost connection: return when nothing can be running in the engine."""
-        await _finish(self._settle())
+        await finish(self._settle())
 
     async def _settle(self) -> None:
         give_up = time.monotonic() + self._timing.stop_patience
@@ -98,7 +98,7 @@ class Txt2ImgRunner:
     async def _follow(self, report: ReportProgress, *, preview: bool) -> None:
         for number in itertools.count(1):
             await asyncio.sleep(self._timing.progress_every)
-            with suppress(WorkerError):
+            with suppress(WorkerError):  # the picture does not depend on it
                 progress = await asyncio.to_thread(self._progress, preview=preview)
                 report(progress)
                 if number % self._timing.progress_per_log_line == 0:
@@ -111,7 +111,7 @@ class Txt2ImgRunner:
         return of_generation(answer) | ({"preview": small} if small else {})
 
 
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
+async def finish(work: Coroutine[Any, Any, None]) -> None:
     """Await the work to its end, even when this job is cancelled meanwhile.
 
     Raises:

@@ -19,10 +19,13 @@ class EngineTiming:
             opened and before its API is mounted (0.2 to 0.5 s were measured). start.sh uses
             --nowebui, which has no such window.
         ready_poll: between two attempts at a first picture; an engine's end is noticed within it.
-        ready_log_every: between two log lines of the wait for a first picture.
+        ready_log_every: before the first log line of the wait for a first picture; the time between
+            two lines doubles each time.
         route_patience: for a missing route to appear, on an engine that mounts all at once.
         first_picture_attempts: a count; the engine counts as broken after so many error answers.
-        watch_every: between two checks, while no job runs, for a restarted engine.
+        first_picture_checkpoints: a count; so many checkpoints are tried after the default.
+        watch_every: between two checks, while no job runs, for a restarted engine; and whether
+            start.sh still runs.
         progress_every: between two requests for the progress of a picture.
         progress_per_log_line: a count; one in so many of these answers is logged.
         stop_patience: for an interrupted job to end, before the engine counts as hung.
@@ -32,6 +35,7 @@ class EngineTiming:
             start.sh still reports it. start.sh takes about 10 s to end one that ignores SIGTERM.
         route_wait: before a route that was missing during a job is tried again.
         route_recheck: for the readiness check that follows this wait.
+        orphan_grace: for the handler to end after start.sh has ended.
     """
 
     connect_timeout: float = 3.0
@@ -43,6 +47,7 @@ class EngineTiming:
     ready_log_every: float = 15.0
     route_patience: float = 10.0
     first_picture_attempts: int = 3
+    first_picture_checkpoints: int = 8
     watch_every: float = 1.0
     progress_every: float = 1.0
     progress_per_log_line: int = 10
@@ -52,6 +57,7 @@ class EngineTiming:
     restart_limit: float = 60.0
     route_wait: float = 5.0
     route_recheck: float = 3.0
+    orphan_grace: float = 10.0
 
 
 DEFAULT_TIMING = EngineTiming()

@@ -48,6 +48,8 @@ def test_requested_schedule_eta_and_negative_prompt_are_written():
     assert "Schedule type" not in facts.extra_generation_params
     text = changed(eta_ddim=0.5, negative_prompt="blurry").infotext(0)
     assert "Eta DDIM: 0.5, Version" in text
+    schedule = changed(noise_schedule="Zero Terminal SNR").infotext(0)
+    assert "Noise Schedule: Zero Terminal SNR, Version" in schedule
     assert text.splitlines()[1] == "Negative prompt: blurry"
     # an interrupted job has infotexts of the finished pictures
     info = changed(seeds=[1, 2, 3]).info(made=2)

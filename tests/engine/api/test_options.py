@@ -46,7 +46,9 @@ def test_invalid_file_is_an_error(configured, content, error):
 
 def test_unsupported_values_are_refused_by_name():
     options.check({"sd_vae": "None", "samples_format": "png", "sd_model_checkpoint": "any"})
-    options.check({"live_previews_enable": True})
+    options.check({"live_previews_enable": True, "sd_noise_schedule": "Zero Terminal SNR"})
+    with pytest.raises(Unsupported, match="sd_noise_schedule"):
+        options.check({"sd_noise_schedule": "Cosine"})
     for change in ({"sd_vae": "x"}, {"samples_format": "jpg"}, {"eta_noise_seed_delta": 1}):
         with pytest.raises(Unsupported, match=next(iter(change))):
             options.check(change)

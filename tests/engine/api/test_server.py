@@ -168,7 +168,15 @@ IMPOSSIBLE = [
     ({"width": 7}, "ValueError"),
     ({"cfg_scale": 1e30}, "NansException"),
     ({"override_settings": {"CLIP_stop_at_last_layers": "2"}}, "TypeError"),
-    ({"override_settings": {"CLIP_stop_at_last_layers": 99}}, "IndexError"),
+    ({"override_settings": {"CLIP_stop_at_last_layers": 9}}, "IndexError"),
+    ({"override_settings": {"CLIP_stop_at_last_layers": 99}}, "ValueError"),
+    ({"override_settings": {"CLIP_stop_at_last_layers": -1}}, "ValueError"),
+    *(
+        ({"steps": 2_000_000}, "ValueError"),
+        ({"steps": 1001, "sampler_name": "DDIM"}, "ValueError"),
+    ),
+    *(({"width": 10**30}, "ValueError"), ({"n_iter": 10**6}, "ValueError")),
+    *(({"seed": 2**64}, "ValueError"), ({"seed": -(10**40)}, "ValueError")),
     ({"prompt": "<lora:style.v1:abc>"}, "HTTPException"),
 ]
 

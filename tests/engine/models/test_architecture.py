@@ -64,7 +64,11 @@ def test_sdxl():
         )
         text = ldm.export_clip(tiny_models.text_encoder().state_dict(), ldm.CLIP_XL)
         text |= ldm.export_openclip(CLIPTextModelWithProjection(config).state_dict())
-        found = architecture.infer(exported(unet, tiny_models.vae(), text), {})
+        shapes = exported(unet, tiny_models.vae(), text)
+        found = architecture.infer(shapes, {})
+    ssd = {key: shape for key, shape in shapes.items() if "middle_block.1." not in key}
+    with pytest.raises(Unsupported, match="SSD-1B"):
+        architecture.infer(ssd, {})
     unet, tower = found.components["unet"], found.components["text_encoder_2"]
     assert found.is_xl
     assert unet["transformer_layers_per_block"] == [*depths]
@@ -81,6 +85,8 @@ def test_what_the_metadata_says_and_inpainting(sd1):
         ({}, {}, "epsilon"),
         ({"v_pred": (0,)}, {}, "v_prediction"),
         ({}, {"prediction_type": "v_prediction"}, "v_prediction"),
+        ({}, {"modelspec.prediction_type": "v"}, "v_prediction"),
+        ({}, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
     ):
         scheduler = architecture.infer(sd1 | marker, metadata).components["scheduler"]
         assert scheduler["prediction_type"] == expected

@@ -45,13 +45,13 @@ def checkpoints(folder):
 def test_list_is_sorted_and_has_no_hashes_at_first(checkpoints, folder):
     entries = checkpoints.describe()
     assert [(entry["title"], entry["model_name"]) for entry in entries] == [
+        ("top.safetensors", "top"),
         (f"sub/{MODEL}", f"sub_{MODEL}"),
         ("sub/x.safetensors", "sub_x"),
-        ("top.safetensors", "top"),
     ]
     assert [(entry["hash"], entry["sha256"]) for entry in entries] == [(None, None)] * 3
-    assert entries[0]["filename"] == str(folder)
-    assert [c.stem for c in checkpoints.all] == [MODEL, "x", "top"]
+    assert entries[1]["filename"] == str(folder)
+    assert [c.stem for c in checkpoints.all] == ["top", MODEL, "x"]
 
 
 def test_names_are_known_at_once_and_hashes_once_computed(checkpoints):
@@ -74,7 +74,7 @@ def test_hash_of_a_folder_is_that_of_the_list_of_its_weights(checkpoints, folder
     title = f"sub/{MODEL} [{expected[:10]}]"
     aliases = [title, f"sub_{MODEL}", expected[:10], expected, checkpoint.old_hash]
     assert all(checkpoints.find(alias) == checkpoint for alias in aliases)
-    assert checkpoints.describe()[0]["title"] == title
+    assert checkpoints.describe()[1]["title"] == title
     folder.rename(tmp_path / "elsewhere")
     assert checkpoints.known_sha256(checkpoint) is None
     with pytest.raises(FileNotFoundError):
@@ -90,10 +90,10 @@ def test_changed_files_are_hashed_again(checkpoints, folder, tmp_path):
         assert checkpoints.sha256(checkpoint) != before
     # the old hash is of the half-precision UNet if there are two
     write(folder / f"{UNET}.fp16.safetensors", b"0" * 0x100000 + b"half")
-    assert Checkpoints(tmp_path).all[0].old_hash == hashlib.sha256(b"half").hexdigest()[:8]
+    assert Checkpoints(tmp_path).all[1].old_hash == hashlib.sha256(b"half").hexdigest()[:8]
     for file in (folder / "unet").iterdir():
         file.unlink()
-    assert Checkpoints(tmp_path).all[0].old_hash == "NOFILE"
+    assert Checkpoints(tmp_path).all[1].old_hash == "NOFILE"
 
 
 def test_a_link_to_a_converted_folder_has_the_name_of_the_link_and_the_hash_of_its_file(tmp_path):

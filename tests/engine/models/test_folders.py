@@ -94,7 +94,9 @@ def test_folders_of_another_pipeline_or_with_an_inpainting_unet_are_refused(engi
         index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": kind}))
         with pytest.raises(Unsupported) as caught:
             draw("other kind")
-        expected = f"the embedded engine does not support checkpoints of the kind {kind}"
+        expected = (
+            f"the embedded engine does not support checkpoints of the kind {kind}: 'other kind'"
+        )
         assert str(caught.value) == expected
     with pytest.raises(Unsupported, match="inpainting"):
         draw("masked")

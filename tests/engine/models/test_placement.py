@@ -48,7 +48,7 @@ def model(pipe):
     """A model with a copy of the VAE."""
     own = copy.copy(pipe)
     own.vae = copy.deepcopy(pipe.vae)
-    return LoadedModel(Checkpoint(None, "alpha.safetensors", ""), "", own)
+    return LoadedModel(Checkpoint(None, "alpha.safetensors", ""), "", own, ())
 
 
 def latents(size=4):

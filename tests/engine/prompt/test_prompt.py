@@ -5,7 +5,7 @@ from engine.errors import Refused, Unsupported
 from engine.prompt import encoding, syntax, tokenizer
 from engine.prompt.syntax import LoraTag
 
-BREAK = ("BREAK", None)
+BREAK = ("BREAK", -1.0)
 SPANS = [
     *(("", [("", 1.0)]), ("a cat", [("a cat", 1.0)]), ("BREAKFAST", [("BREAKFAST", 1.0)])),
     *(("((red))", [("red", 1.1 * 1.1)]), ("[red]", [("red", 1 / 1.1)]), (r"a\b", [("ab", 1.0)])),
@@ -17,7 +17,8 @@ SPANS = [
     *(("red)", [("red)", 1.0)]), ("red:1.5)", [("red:1.5)", 1.0)])),  # not opened: text
     ("(cat:1.) (dog:.5)", [("cat ", 1.0), ("dog", 0.5)]),
     *((text, [("a", 1.0), BREAK, ("b", 1.0)]) for text in ("a BREAK b", "a\nBREAK\nb")),
-    ("(a BREAK b:1.2)", [("a", 1.2), BREAK, ("b", 1.2)]),
+    ("(a BREAK b:1.2)", [("a", 1.2), ("BREAK", -1.2), ("b", 1.2)]),  # A1111: now it is a word
+    *((text, [("a", 1.0), BREAK, ("b", 1.0)]) for text in ("a  BREAK \n b", "a(BREAK:1)b")),
     # A1111's own examples
     (r"\(literal\]", [("(literal]", 1.0)]),
     ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
@@ -36,7 +37,7 @@ def test_parse(text, expected):
     spans = syntax.parse(text)
     assert [span.text for span in spans] == [text for text, _ in expected]
     for span, (_, weight) in zip(spans, expected, strict=True):
-        assert span.weight == (weight and pytest.approx(weight))
+        assert span.weight == pytest.approx(weight)
 
 
 TAGS = [
@@ -52,16 +53,65 @@ def test_lora_tags_are_read_and_other_ones_removed():
         assert syntax.extract_loras(f"a <lora:{tag}> cat") == ("a  cat", [LoraTag(*expected)])
     for tag in ("<LORA:style:1>", "<hypernet:x:1>"):
         assert syntax.extract_loras(f"a {tag}cat") == ("a cat", [])
-    for tag in ("<lora:a:abc>", "<lora:a:1:x>", "<lora:a:te=>", "<lora:a:1:1:4>"):
+    for text in ("<lora:", "<lora:a", "<lora:>", "< lora:a>"):
+        assert syntax.extract_loras(text) == (text, [])
+    for tag in ("a:abc", "a:1:x", "a:te=", "a:x:te=1", "a:1:1:4", "a:lbw=x", "te=1"):
         with pytest.raises(Refused, match=tag):
-            syntax.extract_loras(tag)
+            syntax.extract_loras(f"<lora:{tag}>")
 
 
-def test_only_and_is_refused():
-    for text in ("[a:b:0.5]", "[cat|dog]", "SAND", "and"):
+def test_tags_are_in_a1111s_order_by_kind():
+    _, tags = syntax.extract_loras("<lyco:a> <lora:b> <lyco:c>")
+    assert [tag.name for tag in tags] == ["a", "c", "b"]
+
+
+def test_and_and_a_weight_of_the_whole_prompt_are_refused():
+    for text in ("[a:b:0.5]", "[cat|dog]", "SAND", "and", "a cat:1", "16:9 cat"):
         syntax.refuse_unsupported(text)
-    with pytest.raises(Unsupported, match="AND"):
-        syntax.refuse_unsupported("a cat AND a dog")
+    for text, what in (("a cat AND a dog", "AND"), ("a cat, 16:9", "':9'")):
+        with pytest.raises(Unsupported, match=what):
+            syntax.refuse_unsupported(text)
+
+
+@pytest.mark.parametrize("text", ["(a:1.2.3)", "(a:.)", "((a) b: -. )"])
+def test_a_weight_that_is_not_a_number_is_an_error_as_in_a1111(text):
+    with pytest.raises(ValueError, match="could not convert string to float"):
+        syntax.parse(text)
+
+
+def test_what_takes_too_long_is_refused_at_once(clip):
+    with pytest.raises(Unsupported, match="100 open brackets"):
+        syntax.parse("(a" * 5000)
+    with pytest.raises(Unsupported, match="256 chunks"):
+        encoding.chunk(clip, "BREAK " * 5000)
+    embeds = [{"prompt_embeds": torch.zeros(1, 77 * chunks, 1)} for chunks in (63, 64)]
+    with pytest.raises(Unsupported, match="63 chunks with a negative prompt of 64"):
+        encoding._pair(*embeds)
+
+
+def test_prompts_of_different_length_are_repeated_to_a_common_one():
+    one, other = (torch.rand(1, 77 * chunks, 4) for chunks in (2, 3))
+    pair = encoding._pair({"prompt_embeds": one, "pooled": one}, {"prompt_embeds": other})
+    assert torch.equal(pair["prompt_embeds"], torch.cat([one] * 3, 1))
+    assert torch.equal(pair["negative_prompt_embeds"], torch.cat([other] * 2, 1))
+    assert torch.equal(pair["pooled"], one)
+
+
+# text and the ids of A1111's own tokenizer (transformers 4.30.2 with ftfy 6.3.1)
+CLEANED = [
+    ("\u201ca fox\u201d", [257, 320, 3240, 257]),
+    ("it\u2019s", [585, 568]),
+    ("fox\uff0c \uff26\uff4f\uff58", [3240, 267, 3240]),
+    ("cats &amp; dogs", [3989, 261, 3255]),
+    ("\ufb01ne", [3797]),
+    ("\ufefffox\x07", [3240]),
+    ("caf\xc3\xa9", [15304]),
+]
+
+
+@pytest.mark.parametrize(("text", "ids"), CLEANED)
+def test_text_is_cleaned_as_a1111_cleans_it(clip, text, ids):
+    assert [one for one in encoding.chunk(clip, text)[0].ids if one != clip.eos_token_id] == ids
 
 
 def test_text_changes_one_call_later_than_written():

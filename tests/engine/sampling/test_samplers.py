@@ -67,9 +67,10 @@ FOLLOWING = [sampler.name for sampler in samplers.SAMPLERS if not sampler.own_sc
 ONE_CALL = [n for n in FOLLOWING if samplers.find_sampler(n).calls(1) == 1]
 
 
-def built_for(name, schedule, steps=STEPS, prediction="epsilon"):
+def built_for(name, schedule, steps=STEPS, prediction="epsilon", **more):
     sampler = samplers.find_sampler(name)
-    built = samplers.build(sampler, samplers.find_scheduler(sampler, schedule), prediction, 1)
+    scheduler = samplers.find_scheduler(sampler, schedule)
+    built = samplers.build(sampler, scheduler, prediction, 1, **more)
     built.set_timesteps(steps)
     return built
 
@@ -88,11 +89,34 @@ def test_every_sampler_uses_the_sigmas_of_every_schedule(name, schedule):
         assert np.allclose(level(built.timesteps.numpy()), found[:-1], rtol=1e-3)
 
 
+# Lin et al., 2023, algorithm 1; the last one is A1111's in place of 0
+ROOTS = np.sqrt(ALPHAS)
+RESCALED = ((ROOTS - ROOTS[-1]) * ROOTS[0] / (ROOTS[0] - ROOTS[-1])) ** 2
+RESCALED[-1] = 4.8973451890853435e-08
+ZERO_SNR_LEVELS = np.sqrt((1 - RESCALED) / RESCALED)
+
+
+@pytest.mark.parametrize("name", [sampler.name for sampler in samplers.SAMPLERS])
+def test_with_zero_terminal_snr_every_sampler_starts_from_pure_noise(name):
+    built = built_for(name, "karras" if name in FOLLOWING else None, zero_terminal_snr=True)
+    assert np.allclose(built.alphas_cumprod.numpy(), RESCALED, rtol=1e-3)
+    if name in FOLLOWING:
+        found = built.sigmas.numpy()
+        smallest = found[found > 0].min()
+        assert np.isclose(found[0], ZERO_SNR_LEVELS[-1], rtol=1e-3)
+        if "discard_next_to_last_sigma" not in samplers.find_sampler(name).options:
+            assert np.isclose(smallest, ZERO_SNR_LEVELS[0], rtol=1e-3)
+        assert np.isclose(float(built.timesteps[0]), 999, atol=0.01)
+    if name == "UniPC":
+        assert np.isclose(float(built.sigmas[0]), ZERO_SNR_LEVELS[-1], rtol=1e-3)
+
+
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
 def test_every_sampler_takes_any_number_of_steps_and_the_prediction_type(sampler):
     for steps in (1, 2, 3, 60):
         built = built_for(sampler.name, None, steps, "v_prediction")
-        assert len(built.timesteps) >= 1
+        # A1111's DDIM and PLMS never call the model for a single step, and show the noise
+        assert bool(len(built.timesteps)) is (steps > 1 or sampler.name not in ("DDIM", "PLMS"))
         assert built.config.prediction_type == "v_prediction"
 
 

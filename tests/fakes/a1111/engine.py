@@ -9,18 +9,24 @@ from typing import Any
 
 from fakes.a1111.faults import Faults
 from fakes.a1111.models import (
-    LORA_TAG,
     AppliedLora,
     Checkpoint,
     Checkpoints,
+    Conditioning,
+    Embedding,
     HashCache,
     Loras,
+    lora_tags,
     read_embeddings,
 )
 from fakes.a1111.picture import Job
 from fakes.a1111.request import Params, engine_error
 from fakes.a1111.shape import refuse_clip_skip, refuse_in_job
 from fakes.a1111.state import LOAD_FAILURES, LoadedModel, Options, Progress, say
+
+COMMENT_LINE = re.compile(r"(?:\A|\n)#[^\n]*(?:\n|\Z)")
+COMMENT = re.compile(r"#[^\n]*(?:\n|\Z)")
+WEIGHT = re.compile(r"\([^()\[\]]*:\s*([+-]?[.\d]+)\s*\)")  # of a simple `(words:1.2)`
 
 
 def _fixed_seed(seed: int | None) -> int:
@@ -38,8 +44,11 @@ class Engine:
         self.hashes = HashCache(data_dir / "cache/hashes/cache.db")
         folders = [data_dir / "models/Stable-diffusion", *([Path(ckpt_dir)] if ckpt_dir else [])]
         self.checkpoints = Checkpoints(folders, self.hashes)
-        self.model = LoadedModel(self.checkpoints, self.options)
-        self.embeddings: dict[str, str] = {}
+        self.model = LoadedModel(self.checkpoints, self.options, faults)
+        self._applied: list[AppliedLora] = []  # what the weights contain
+        self.embeddings: dict[str, Embedding] = {}
+        self._embeddings_read = -1  # modification time of their folder
+        self._conditioning = Conditioning(), Conditioning()  # of the prompt, of the negative one
         self.loras = self._lora_extension()
 
     def _lora_extension(self) -> Loras | None:
@@ -51,8 +60,16 @@ class Engine:
             return None
 
     def refresh_embeddings(self) -> None:
-        """Read the embeddings again, as every txt2img does too."""
-        self.embeddings = read_embeddings(self.data_dir / "embeddings", self.hashes)
+        """Read the embeddings again; a txt2img does so only if their folder has changed."""
+        self.model.require()
+        folder = self.data_dir / "embeddings"
+        self._embeddings_read = folder.stat().st_mtime_ns if folder.is_dir() else -1
+        self.embeddings = read_embeddings(folder, self.hashes)
+
+    def _notice_embeddings(self) -> None:
+        folder = self.data_dir / "embeddings"
+        if folder.is_dir() and folder.stat().st_mtime_ns > self._embeddings_read:
+            self.refresh_embeddings()
 
     def refuse_unknown_checkpoint(self, changes: dict[str, Any]) -> None:
         """Raise when options name a checkpoint that is not listed."""
@@ -96,6 +113,8 @@ class Engine:
                 self.options.set(name, value)
                 if name == "sd_model_checkpoint":
                     self.model.reload()
+                if name == "sd_vae" and value in self.vaes():
+                    self.model.load_vae()
             return self._generate(params)
         finally:
             if params["override_settings_restore_afterwards"]:
@@ -117,35 +136,60 @@ class Engine:
     def _job(self, params: Params, checkpoint: Checkpoint) -> Job:
         if self.faults.take("wrong_checkpoint"):
             checkpoint = next(one for one in self.checkpoints.listed if one is not checkpoint)
-        self.refresh_embeddings()
-        prompts = f"{params['prompt']}\n{params['negative_prompt']}"
+        self._notice_embeddings()
+        clip_skip = self.options.get("CLIP_stop_at_last_layers")
+        key = checkpoint, clip_skip, *(params[name] for name in ("steps", "width", "height"))
+        texts = prompt, negative_prompt = self._without_comments(params)
+        read, read_negative = (
+            conditioning.read(text, key, self.embeddings)
+            for conditioning, text in zip(self._conditioning, texts, strict=True)
+        )
         vae = self.options.get("sd_vae")
         return Job(
             params=params,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
             seed=_fixed_seed(params["seed"]),
             subseed=_fixed_seed(params["subseed"]),
-            clip_skip=self.options.get("CLIP_stop_at_last_layers"),
+            clip_skip=clip_skip,
             model_name=checkpoint.path.stem,
             model_hash=checkpoint.shorthash,
             vae_name=vae if vae in self.vaes() else None,
             timestamp=self.progress.timestamp,
-            embeddings={
-                name: short
-                for name, short in self.embeddings.items()
-                if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompts, re.IGNORECASE)
-            },
-            loras=self._apply_loras(params),
+            embeddings=read[0] | read_negative[0],
+            conditioning=[read[1], read_negative[1]],
+            loras=self._apply_loras(params, prompt),
+            weights=[(item.lora.hash, item.te, item.unet) for item in self._applied],
+            has_half_a_vae=self.model.has_half_a_vae,
         )
 
     def vaes(self) -> dict[str, Path]:
         """The VAE files by their names."""
         return {path.name: path for path in (self.data_dir / "models/VAE").glob("*")}
 
-    def _apply_loras(self, params: Params) -> list[AppliedLora]:
+    def _without_comments(self, params: Params) -> tuple[str, str]:
+        """The prompts that A1111 encodes; a weight that is not a number is its 500."""
+        texts = [params["prompt"], params["negative_prompt"]]
+        if self.options.get("enable_prompt_comments"):
+            texts = [COMMENT.sub("\n", COMMENT_LINE.sub("\n", text)) for text in texts]
+        for weight in (found for text in texts for found in WEIGHT.findall(text)):
+            try:
+                float(weight)
+            except ValueError as error:
+                raise engine_error("ValueError", str(error)) from error
+        return texts[0], texts[1]
+
+    def _apply_loras(self, params: Params, prompt: str) -> list[AppliedLora]:
         missing = self.faults.take("missing_lora")
-        if missing or self.loras is None or params["disable_extra_networks"]:
-            return []
-        return self.loras.apply(LORA_TAG.findall(params["prompt"]))
+        found = []
+        if params["disable_extra_networks"]:
+            return []  # the LoRAs of the last picture stay applied
+        if not missing and self.loras:
+            found = self.loras.apply(lora_tags(prompt))
+        # Names and weights are compared: another file of the same name changes nothing.
+        if [item[:3] for item in found] != [item[:3] for item in self._applied]:
+            self._applied = found
+        return found
 
     def _sample(self, job: Job) -> None:
         slow, progress = self.faults.take("slow_steps"), self.progress

@@ -15,6 +15,7 @@ CUDA_TEXT = (
     "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
     " asynchronously reported at some other API call, so the stacktrace below might be incorrect."
 )
+MISMATCH_TEXT = "Error(s) in loading state_dict for LatentDiffusion:\n\tsize mismatch for w"
 # The job raises this in the middle of its work; `error` and `errors` may say something else.
 ERROR_FAULTS = {
     "out_of_memory": ("OutOfMemoryError", OUT_OF_MEMORY_TEXT),
@@ -35,6 +36,8 @@ KNOWN_FAULTS = ERROR_FAULTS.keys() | {
     "drop",  # the connection closes without an answer, and the job continues
     "slow_steps",  # {seconds}: per step
     "no_images",
+    "vae_load_fails",  # halfway: the next pictures are wrong, and no error says so
+    "checkpoint_load_fails",  # {name}: the stem of the file; at every load
 }
 
 Fault = dict[str, Any]
@@ -61,11 +64,12 @@ class Faults:
         with self._lock:
             self._on = []
 
-    def take(self, name: str) -> Fault | None:
-        """Use up one occurrence of a fault, if it is on."""
+    def take(self, fault_name: str, **having: str) -> Fault | None:
+        """Use up one occurrence of a fault, if it is on and has these parameters."""
+        wanted = {"fault": fault_name, **having}.items()
         with self._lock:
             for fault in self._on:
-                if fault["fault"] == name and fault["times"] != 0:
+                if wanted <= fault.items() and fault["times"] != 0:
                     fault["times"] -= fault["times"] > 0
                     return fault
         return None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import diskcache
 from safetensors import SafetensorError, safe_open
 
-LORA_TAG = re.compile(r"<(?:lora|lyco):([^>]+)>")
+TAG = re.compile(r"<(\w+):([^>]+)>")
 # Possible exceptions of the Lora extension; A1111 catches them all and drops the LoRAs.
 LORA_FAILURES = (OSError, ValueError, IndexError, SafetensorError, sqlite3.Error)
 
@@ -176,6 +176,13 @@ def read_tag(text: str) -> tuple[str, float, float]:
     return name, te_weight, float(named.get("unet", te_weight if unet is None else unet))
 
 
+def lora_tags(prompt: str) -> list[str]:
+    """The arguments of the tags that the Lora extension gets, by their kind."""
+    found = TAG.findall(prompt)
+    kinds = dict.fromkeys(kind for kind, _ in found if kind in {"lora", "lyco"})
+    return [arguments for one in kinds for kind, arguments in found if kind == one]
+
+
 class Loras:
     """The listed LoRAs."""
 
@@ -193,7 +200,10 @@ class Loras:
             self.listed.append(Lora(path, metadata, known or ""))
 
     def _find(self, name: str) -> Lora | None:
-        return next((it for it in self.listed if name in {it.path.stem, it.alias}), None)
+        """The last one of that stem; an alias means a LoRA only if nothing else has that name."""
+        stems = [it for it in self.listed if it.path.stem == name]
+        aliases = [it for it in self.listed if it.alias == name]
+        return (stems or (aliases if len(aliases) == 1 else []) or [None])[-1]
 
     def apply(self, tags: list[str]) -> list[AppliedLora]:
         """The LoRAs that take part; none after one bad weight."""
@@ -201,8 +211,11 @@ class Loras:
             wanted = [read_tag(tag) for tag in tags]
             if any(self._find(name) is None for name, _, _ in wanted):
                 self.refresh()
+            weights = {name: (te, unet) for name, te, unet in wanted}  # the last ones count
             found = [
-                AppliedLora(n, te, unet, lora) for n, te, unet in wanted if (lora := self._find(n))
+                AppliedLora(name, *weights[name], lora)
+                for name, _, _ in wanted
+                if (lora := self._find(name))
             ]
             return [item for item in found if self._load(item.lora)]
         except LORA_FAILURES:
@@ -217,13 +230,44 @@ class Loras:
         return True
 
 
-def read_embeddings(folder: Path, hashes: HashCache) -> dict[str, str]:
-    """Name to short hash of the readable embeddings in a folder."""
+class Embedding(NamedTuple):
+    """A readable embedding: the hash that is reported, and what it really contains."""
+
+    short: str
+    content: str
+
+
+def read_embeddings(folder: Path, hashes: HashCache) -> dict[str, Embedding]:
+    """Name to embedding of the readable files in a folder."""
     found = {}
     for path in model_files(folder, ".pt"):
         try:
             check_readable(path)
         except (OSError, SafetensorError):
             continue
-        found[path.stem] = hashes.sha256(f"textual_inversion/{path.stem}", path)[:12]
+        short = hashes.sha256(f"textual_inversion/{path.stem}", path)[:12]
+        found[path.stem] = Embedding(short, hashlib.sha256(path.read_bytes()).hexdigest())
     return found
+
+
+class Conditioning:
+    """What the last prompt was turned into: the same prompt again is not read again."""
+
+    def __init__(self) -> None:
+        self.key: Any = None
+        self.embeddings: dict[str, Embedding] = {}
+
+    def read(
+        self, text: str, key: Any, known: dict[str, Embedding]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Hashes of the embeddings in the text, and their contents; no hashes if it is reused."""
+        if self.key == (text, key):
+            return {}, sorted(one.content for one in self.embeddings.values())
+        self.key = (text, key)
+        self.embeddings = {
+            name: one
+            for name, one in known.items()
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)
+        }
+        hashes = {name: one.short for name, one in self.embeddings.items()}
+        return hashes, sorted(one.content for one in self.embeddings.values())

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes.a1111.models import AppliedLora
+from fakes.a1111.models import TAG, AppliedLora
 from fakes.a1111.request import Params
 from fakes.a1111.shape import SAMPLERS, picture_size
 from fakes.recorded import recorded
@@ -65,9 +65,11 @@ def _quote(value: Any) -> str:
 
 @dataclass
 class Job:
-    """A running txt2img: the request, and the models that really take part."""
+    """A running txt2img: the request, its prompts without comments, and what takes part."""
 
     params: Params
+    prompt: str
+    negative_prompt: str
     seed: int
     subseed: int
     clip_skip: Any
@@ -76,7 +78,10 @@ class Job:
     vae_name: str | None
     timestamp: str
     embeddings: dict[str, str]
+    conditioning: list[list[str]]
     loras: list[AppliedLora]
+    weights: list[tuple[str, float, float]]  # hash and weights of each LoRA inside the model
+    has_half_a_vae: bool
     infotexts: list[str] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
 
@@ -127,14 +132,15 @@ class Job:
             **self.extra,
             "Version": "1.9.3",
         }
-        negative = params["negative_prompt"] and f"\nNegative prompt: {params['negative_prompt']}"
+        negative = self.negative_prompt and f"\nNegative prompt: {self.negative_prompt}"
         line = ", ".join(f"{key}: {_quote(v)}" for key, v in values.items() if v is not None)
-        return f"{params['prompt']}{negative}\n{line}".strip()
+        return f"{self.prompt}{negative}\n{line}".strip()
 
     def draw(self, index: int, *, partial: bool) -> None:
         """Finish picture number `index`; an interrupted one looks different."""
-        used = [(item.lora.hash, item.te, item.unet) for item in self.loras]
-        parts = [self.infotext(index), used, sorted(self.embeddings), self.schedule, partial]
+        words = TAG.sub("", self.prompt).split()
+        line, half = self.infotext(index).removeprefix(self.prompt), self.has_half_a_vae
+        parts = [words, line, self.weights, self.conditioning, self.schedule, partial, half]
         colour = hashlib.sha256(repr(parts).encode()).digest()[:3]
         self.infotexts.append(self.infotext(index))
         self.images.append(png(*picture_size(self.params), colour, self.infotext(index)))
@@ -145,10 +151,10 @@ class Job:
         echoed = ("subseed_strength", "width", "height", "cfg_scale", "steps", "batch_size")
         echoed += ("seed_resize_from_w", "seed_resize_from_h", "denoising_strength")
         own = {
-            "prompt": params["prompt"],
-            "all_prompts": [params["prompt"]] * self.count,
-            "negative_prompt": params["negative_prompt"],
-            "all_negative_prompts": [params["negative_prompt"]] * self.count,
+            "prompt": self.prompt,
+            "all_prompts": [self.prompt] * self.count,
+            "negative_prompt": self.negative_prompt,
+            "all_negative_prompts": [self.negative_prompt] * self.count,
             "seed": self.seed,
             "all_seeds": self.seeds,
             "subseed": self.subseed,
@@ -169,6 +175,8 @@ class Job:
             "is_using_inpainting_conditioning": False,
             "version": "1.9.3",
         }
+        if (params["script_name"] or "").lower() == "prompts from file or textbox":
+            own |= dict.fromkeys(("sd_model_name", "sd_model_hash", "sd_vae_name"))
         return own | {name: params[name] for name in echoed}
 
     def answer(self) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 import itertools
 import json
+import math
 import os
 import random
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -16,21 +16,30 @@ from typing import Any
 
 import requests
 
+from fakes import model_files
+
 FAKE = Path(__file__).parent / "__main__.py"
 DEADLINE = 60.0
+KINDS = {
+    "Stable-diffusion": model_files.SD1,
+    "Lora": model_files.LORA,
+    "VAE": model_files.VAE,
+}
 SMALL = {"prompt": "a fox", "steps": 4, "width": 64, "height": 64, "seed": 1}
 
 
 def write_safetensors(path: Path, content: bytes = b"\0" * 8, **metadata: str) -> None:
-    """A whole safetensors file with one tensor of these bytes."""
-    header: dict[str, Any] = {
-        "w": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}
-    }
+    """A whole model file of the kind that its folder has, with one more tensor of these bytes."""
+    shapes = next((KINDS[part] for part in reversed(path.parts) if part in KINDS), {})
+    header: dict[str, Any] = model_files.entries(shapes)
+    begin = sum(math.prod(shape) * 2 for shape in shapes.values())
+    more = "loss.w" if "VAE" in path.parts else "w"  # A1111 ignores both
+    end = begin + len(content)
+    header[more] = {"dtype": "U8", "shape": [len(content)], "data_offsets": [begin, end]}
     if metadata:
         header["__metadata__"] = metadata
-    text = json.dumps(header).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+    path.write_bytes(model_files.framed(header) + bytes(begin) + content)
 
 
 def _ports() -> Iterator[int]:

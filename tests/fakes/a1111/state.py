@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fakes.a1111.faults import DEVICE_TEXT, LOWVRAM_TEXT
+from fakes.a1111.faults import DEVICE_TEXT, LOWVRAM_TEXT, MISMATCH_TEXT, Faults
 from fakes.a1111.models import Checkpoint, Checkpoints
 from fakes.a1111.request import ApiError, engine_error
 from fakes.a1111.shape import DEFAULT_OPTIONS, refuse_override
@@ -55,9 +55,11 @@ class Options:
 class LoadedModel:
     """The checkpoint in memory, and its state after a failed switch."""
 
-    def __init__(self, checkpoints: Checkpoints, options: Options) -> None:
+    def __init__(self, checkpoints: Checkpoints, options: Options, faults: Faults) -> None:
         self.checkpoints = checkpoints
         self.options = options
+        self._faults = faults
+        self.has_half_a_vae = False  # after one that did not load; until another checkpoint
         self.current: Checkpoint | None = None
         self.broken = False  # the model object is gone for good
         self._stranded = False  # the old model was unloaded for a new one that could not be read
@@ -78,7 +80,10 @@ class LoadedModel:
         )
 
     def _load(self, checkpoint: Checkpoint) -> None:
+        if self._faults.take("checkpoint_load_fails", name=checkpoint.path.stem):
+            raise engine_error("RuntimeError", MISMATCH_TEXT)
         self.checkpoints.read(checkpoint)
+        self.has_half_a_vae = False
         self.current, self._stranded = checkpoint, False
         title, sha256 = checkpoint.title, checkpoint.sha256
         self.options.data |= {"sd_model_checkpoint": title, "sd_checkpoint_hash": sha256}
@@ -101,6 +106,19 @@ class LoadedModel:
         if self.current is None or self.current.path != selected.path:
             self._stranded = self.current is not None
             self._load(selected)
+
+    def load_vae(self) -> None:
+        """Load the VAE that the options name; a failure leaves a part of it in the model."""
+        if self._faults.take("vae_load_fails"):
+            self.has_half_a_vae = True
+            raise engine_error("RuntimeError", "Error(s) in loading state_dict for AutoencoderKL:")
+
+    def require(self) -> None:
+        """Raise what A1111 raises where it needs a model that it could not load."""
+        self.load_first()
+        if self.current is None:
+            text = "'NoneType' object has no attribute 'cond_stage_model'"
+            raise engine_error("AttributeError", text)
 
     def in_use(self) -> Checkpoint:
         """The model to generate with; raises if none is on the GPU."""

@@ -34,8 +34,11 @@ def _rate_limited(_: Request, html: bool = False, **wait: Any) -> Answer:
     return json_answer(429, {"error": "Too Many Requests", "message": text}, **_header(**wait))
 
 
-def _header(retry_after: str | float | None = None) -> dict[str, str]:
-    return {} if retry_after is None else {"Retry_After": str(retry_after)}
+def _header(
+    retry_after: str | float | None = None, rate_limit: str | None = None
+) -> dict[str, str]:
+    found = {"Retry_After": retry_after, "RateLimit": rate_limit}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def _server_error(_: Request, status: int = 500, **wait: Any) -> Answer:

@@ -67,6 +67,7 @@ class Request:
     target: str
     headers: dict[str, str]  # lower-case names
     connection: int = 0
+    body: bytes = b""
     status: int | None = None
     sent: int = 0  # bytes of the body given to the kernel
     ended: float | None = None
@@ -253,10 +254,9 @@ class Connection:
             return None
         pairs = (line.partition(":") for line in lines if line)
         headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-        if length := int(headers.get("content-length", 0)):
-            await self._reader.readexactly(length)
+        body = await self._reader.readexactly(int(headers.get("content-length", 0)))
         method, target, _ = first.split(" ")
-        return Request(self.role, method, target, headers, self.number)
+        return Request(self.role, method, target, headers, self.number, body)
 
     async def _send(self, request: Request, answer: Answer) -> bool:
         await asyncio.sleep(self.throttle.ttfb)

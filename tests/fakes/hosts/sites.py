@@ -156,5 +156,7 @@ class Sites:
     # The plain host.
 
     def _web(self, request: Request) -> Answer:
+        if request.method == "PUT":
+            return text_answer(200, "", "text/plain")
         answer = self.world.web.get(request.path)
         return answer(request) if answer else text_answer(404, "Not Found", "text/plain")

@@ -141,25 +141,6 @@ def test_what_a_sound_note_says_is_resumed(path, left, resumed, version):
     assert PartialFile(path).resumed == 0
 
 
-def test_a_longer_file_is_truncated(path):
-    leave(path, [[0, SIZE]])
-    with path.open("ab") as more:
-        more.write(b"more")
-    with PartialFile(path) as file:
-        assert file.finish() == WHOLE
-    assert path.read_bytes() == DATA
-
-
-def test_the_start_is_returned_when_it_has_arrived(path):
-    with PartialFile(path) as file:
-        assert file.start(10) is None
-        write(file, 0, 1000)
-        assert file.start(1000) == DATA[:1000]
-        assert file.start(1001) is None
-        write(file, 1000, SIZE)
-        assert file.start(SIZE + 1) == DATA
-
-
 # A store that cannot be written.
 
 

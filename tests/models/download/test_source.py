@@ -148,7 +148,7 @@ def test_a_malformed_url_is_refused():
         Source(None, "https://[::1", refusal)
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520, 524, 530])
 @pytest.mark.parametrize(("role", "after"), [("civitai", None), ("storage", 7)])
 def test_a_busy_host_is_asked_again(hosts, source, role, after, status):
     wait = {"retry_after": after} if after else {}

@@ -1,4 +1,6 @@
-"""LoRA names of layers, compared with diffusers' own modules in full size without data."""
+"""LoRA names of layers, compared with diffusers' own modules without data."""
+
+from functools import partial
 
 import pytest
 
@@ -7,32 +9,20 @@ from worker.models.merge.checkpoint_layers import CheckpointLayer, find_layers
 
 torch = pytest.importorskip("torch", reason="the engine's packages are not installed")
 
-from diffusers import UNet2DConditionModel  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
+from fakes import tiny_models  # noqa: E402
 
 from engine.models import ldm  # noqa: E402
 
 UNETS = {
-    "SD1.5": {"cross_attention_dim": 768},
-    "SDXL": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "use_linear_projection": True,
-        "cross_attention_dim": 2048,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    "another depth": {
-        "block_out_channels": (32, 64),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "cross_attention_dim": 768,
-    },
+    "SD1.5": tiny_models.unet,
+    "SDXL": partial(tiny_models.xl_unet, transformer_layers_per_block=(1, 2, 10)),
+    "another depth": partial(
+        tiny_models.unet,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+    ),
 }
 
 
@@ -49,7 +39,7 @@ def layers(network):
 @pytest.mark.parametrize("name", UNETS)
 def test_every_layer_of_a_unet_has_its_name_in_diffusers_and_its_own(name):
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNETS[name])
+        unet = UNETS[name]()
     per_block = unet.config.layers_per_block
     found = find_layers(tensors(ldm.export_unet(unet.state_dict(), per_block)))
     original = ldm.export_unet({key: key for key in unet.state_dict()}, per_block)
@@ -67,17 +57,11 @@ def test_every_layer_of_a_unet_has_its_name_in_diffusers_and_its_own(name):
     assert set(found.values()) == all_expected
 
 
-def clip(kind, **sizes):
-    config = CLIPTextConfig(num_hidden_layers=3, num_attention_heads=2, **sizes)
-    with torch.device("meta"):
-        return kind(config)
-
-
 @pytest.mark.parametrize(
     ("export", "prefixes"), [(ldm.CLIP, ("te", "te1")), (ldm.CLIP_XL, ("te1",))]
 )
 def test_the_layers_of_clip_have_kohyas_names(export, prefixes):
-    model = clip(CLIPTextModel, hidden_size=32, intermediate_size=64)
+    model = tiny_models.text_encoder()
     found = find_layers(tensors(ldm.export_clip(model.state_dict(), export)))
     paths = [path.removeprefix("text_model.") for path in layers(model)]
     expected = {
@@ -85,15 +69,13 @@ def test_the_layers_of_clip_have_kohyas_names(export, prefixes):
         for path in paths
         for prefix in prefixes
     }
-    assert len(paths) == 3 * 6
+    assert len(paths) == 2 * 6
     assert set(found) == expected
     assert all(layer.in_text_encoder for layer in found.values())
 
 
 def test_queries_keys_and_values_of_openclip_are_rows_of_one_tensor():
-    model = clip(
-        CLIPTextModelWithProjection, hidden_size=32, intermediate_size=64, projection_dim=32
-    )
+    model = tiny_models.second_text_encoder()
     exported = ldm.export_openclip(model.state_dict())
     found = find_layers(tensors(exported))
     paths = [path for path in layers(model) if ".encoder.layers." in f".{path}"]
@@ -102,5 +84,5 @@ def test_queries_keys_and_values_of_openclip_are_rows_of_one_tensor():
     attention = "conditioner.embedders.1.model.transformer.resblocks.2.attn.in_proj_weight"
     for number, letter in enumerate("qkv"):
         layer = found[f"lora_te2_text_model_encoder_layers_2_self_attn_{letter}_proj"]
-        rows = (32 * number, 32 * (number + 1))
+        rows = (64 * number, 64 * (number + 1))
         assert layer == CheckpointLayer(attention, *rows, in_text_encoder=True)

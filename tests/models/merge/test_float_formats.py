@@ -7,7 +7,6 @@ from worker.models.merge.float_formats import FORMATS
 
 ALL_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16)
 FINITE = ALL_HALVES[np.isfinite(ALL_HALVES)]
-LARGEST = 65504.0
 
 
 def widened(numbers, dtype):
@@ -46,29 +45,13 @@ def test_every_half_is_converted_exactly_and_a_sum_with_0_changes_none():
 def test_sums_of_every_size_are_rounded_as_numpy_rounds(exponent):
     numbers = np.random.default_rng(exponent + 100)
     halves = FINITE[numbers.integers(0, len(FINITE), 100_000)]
-    halves = halves[np.abs(halves) < LARGEST / 2]
+    halves = halves[np.abs(halves) < 2**15]
     addition = (numbers.normal(size=len(halves)) * 2.0**exponent).astype(np.float32)
     with np.errstate(over="ignore"):
         expected = (halves.astype(np.float32) + addition).astype(np.float16)
     result, is_right = added(halves, addition)
     assert is_right == np.isfinite(expected).all()
     assert_same(result, expected)
-
-
-def test_ties_go_to_even_also_among_the_smallest():
-    steps = np.spacing(np.abs(FINITE[np.abs(FINITE) < LARGEST / 2]).astype(np.float16))
-    halves = FINITE[np.abs(FINITE) < LARGEST / 2]
-    for part in (0.5, -0.5, 0.25, -0.25, 0.75):
-        addition = part * steps.astype(np.float32)
-        result, _ = added(halves, addition)
-        assert_same(result, (halves.astype(np.float32) + addition).astype(np.float16))
-
-
-def test_only_a_new_infinity_is_reported():
-    top = np.array([LARGEST, 1.0], np.float16)
-    assert added(top, np.array([20.0, 0.0]))[1] is False
-    assert added(top, np.array([15.0, 0.0]))[1] is True
-    assert added(np.array([np.inf, np.nan], np.float16), np.array([1.0, 1.0]))[1] is True
 
 
 def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even():
@@ -86,12 +69,14 @@ def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even():
     assert tie.tolist() == [0x3F80, 0x3F82]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "largest"), [("BF16", 0x7F7F), ("F32", 3.4e38), ("F64", 1.7e308)], ids=str
-)
-def test_every_format_reports_a_new_infinity(dtype, largest):
+LARGEST = [("F16", 65504.0), ("BF16", 0x7F7F), ("F32", 3.4e38), ("F64", 1.7e308)]
+
+
+@pytest.mark.parametrize(("dtype", "largest"), LARGEST, ids=str)
+def test_only_a_new_infinity_is_reported(dtype, largest):
     numbers = np.array([largest, largest, 0], FORMATS[dtype].storage)
     with np.errstate(all="ignore"):
         assert add(numbers.copy(), np.array([0, 0, 1]), dtype)  # although their sum is infinite
         if dtype != "F64":  # a float32 is too small to make it infinite
             assert not add(numbers, np.array([3.0e38, 0, 1]), dtype)
+            assert add(numbers, np.array([0, 0, 1]), dtype)  # it was infinite before

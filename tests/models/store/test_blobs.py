@@ -3,17 +3,14 @@
 import contextlib
 import errno
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 from fakes.model_files import safetensors, sha256
-from fakes.model_store import PROJECT, about, add, files_below
+from fakes.model_store import about, add, files_below
 
 from worker.errors import FetchStopped, StoreFull, StoreNotWritable
 from worker.files import note_file
@@ -393,28 +390,6 @@ def test_the_second_downloads_if_the_first_has_failed_and_ends_when_its_job_is_c
             stop.set()
             with pytest.raises(FetchStopped):
                 answer.result(timeout=60)
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from worker.models.store.blobs import Blobs, StoreTiming
-from worker.http.client import NO_CANCEL
-with Blobs(Path(sys.argv[1]), StoreTiming(lease=86400)).lease("key", lambda: False, NO_CANCEL):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_the_lease_of_a_killed_process_on_this_host_ends_at_once(blobs):
-    """Its lease would last a day."""
-    arguments = [sys.executable, "-c", HOLDER, str(blobs.root)]
-    with subprocess.Popen(arguments, cwd=PROJECT, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout.readline() == b"held\n"
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
-    assert files_below(blobs.root / "leases") == ["key.lock"]
-    assert ask(blobs, lease=86400)
 
 
 def test_a_lease_of_another_host_ends_without_a_sign_of_life(blobs):

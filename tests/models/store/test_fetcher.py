@@ -141,7 +141,6 @@ KINDS = [
     (model_files.LORA, "lora", "SD1"),
     (model_files.VAE, "vae", None),
     (model_files.EMBEDDING, "embedding", "SD1"),
-    (model_files.UNKNOWN, "checkpoint", None),
 ]
 
 
@@ -153,10 +152,12 @@ def test_a_file_of_unannounced_kind_is_recognised_by_its_header(
     blob = fetch(manager, url)
     assert (blob.about.kind, blob.about.family) == (kind, family)
     assert manager.store.find(kind, "x") == blob.as_file()
-    if shapes == model_files.UNKNOWN:  # then it has the kind that the job names
-        (file,) = ensure(manager, url)
-        assert file.kind == "lora"
-        file.check()
+
+
+def test_a_file_that_is_no_model_is_refused_by_its_header(hosts, manager):
+    url = hosts.add_web("/x.safetensors", safetensors(model_files.UNKNOWN))
+    with pytest.raises(ModelNotSupported, match=r"no tensor `model\.diffusion_model\.input_blocks"):
+        fetch(manager, url)
 
 
 NAMES = [
@@ -502,7 +503,7 @@ def test_models_of_running_jobs_and_the_loaded_checkpoint_are_pinned(hosts, mana
     manager.release(one)
     assert manager.space.pinned == both | {lora}
     manager.release(other)
-    assert manager.space.pinned == {other.checkpoint.verified_sha256}
+    assert manager.space.pinned == both, "the first in the list is the engine's default"
 
 
 def test_four_jobs_at_once_with_two_models_fetch_each_model_once(hosts, manager):

@@ -92,3 +92,16 @@ def test_a_cache_that_cannot_be_written_is_a_warning(webui, checkpoint, spoiled,
         file.path.unlink()
     assert hash_cache.seed(webui, [file]) == 0
     assert "hash cache cannot be written" in caplog.text
+
+
+def test_an_embedding_is_reported_with_its_own_hash_after_a_newer_one_of_its_name(webui, tmp_path):
+    files = [ModelFile("embedding", tmp_path / name, "style", 1) for name in ("new", "old")]
+    for number, file in enumerate(files):
+        file.path.write_bytes(file.path.name.encode())
+        os.utime(file.path, (2 - number, 2 - number))
+        assert hash_cache.seed(webui, [file]) == 1
+        with cache_of(webui) as cache:
+            assert cache["textual_inversion/style"] == {
+                "mtime": 2 - number,
+                "sha256": file.sha256(),
+            }

@@ -138,3 +138,18 @@ def test_threads_can_look_while_the_folder_changes(folder):
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+def test_deeply_nested_folders_end_at_the_sixteenth_level(folder):
+    deepest = folder
+    for level in range(1, 40):
+        deepest /= f"{level}"
+        deepest.mkdir()
+        (deepest / f"at{level}.safetensors").touch()
+    listing = Listing(folder)
+    assert (len(listing.find("at16")), len(listing.find("at17"))) == (1, 0)
+
+
+def test_a_fifo_is_not_listed(folder):
+    os.mkfifo(folder / "pipe.safetensors")
+    assert "pipe.safetensors" not in names(Listing(folder))

@@ -1,6 +1,7 @@
 """The file that a reference meant is remembered for as long as the answer can be trusted."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -194,3 +195,11 @@ def test_a_build_trusts_an_earlier_one_only_about_fixed_references(folder, clock
     build.note(ref, MARKED, OTHER)
     clock.now += 60
     assert (build.sha256(ref), build.remote(ref)) == (OTHER, MARKED)
+
+
+def test_a_fifo_in_place_of_an_answer_does_not_block(known, folder):
+    known.note(FOX, REMOTE, DIGEST)
+    path = next(folder.iterdir())
+    path.unlink()
+    os.mkfifo(path)
+    assert References(folder).sha256(FOX) is None

@@ -1,6 +1,8 @@
 """Which file a name means: own files, fetched ones and baked ones, and their links."""
 
 import os
+import socket
+import threading
 
 import pytest
 from fakes import model_files
@@ -127,6 +129,16 @@ def test_the_operators_file_or_link_is_never_replaced(store, folders, loras, tmp
     assert seen(loras) == {FOX: ONE, linked.filename: TWO}
 
 
+def test_a_checkpoint_with_the_name_of_a_vae_is_linked_under_one_that_a1111_lists(
+    store, checkpoints
+):
+    checkpoint = fetched(store, safetensors(model_files.SD1), "fox.vae", "checkpoint")
+    vae = fetched(store, safetensors(model_files.VAE), "fox.vae", "vae")
+    assert store.link(checkpoint)[0].filename == "fox_vae.safetensors"
+    assert (checkpoints / "fox_vae.safetensors").resolve() == checkpoint.path
+    assert store.link(vae)[0].filename == "fox.vae.safetensors"
+
+
 def test_links_to_missing_files_are_removed_before_the_engine_starts(store, loras):
     store.link(fetched(store))
     gone = fetched(store, TWO, "cat")
@@ -222,7 +234,7 @@ def test_a_full_file_name_means_one_of_two_files_with_one_stem(folders, loras, o
 @pytest.mark.parametrize(
     ("files", "hint"),
     [
-        (["a/eyes.safetensors", "b/eyes.safetensors"], "Rename all but one of them"),
+        (["a/eyes.safetensors", "b/eyes.safetensors"], "name: 'a/eyes.safetensors' or 'b/"),
         (["eyes.pt", "eyes.safetensors"], "name: 'eyes.pt' or 'eyes.safetensors'."),
         (["EYES.safetensors", "Eyes.safetensors"], "'EYES.safetensors' or 'Eyes.safetensors'."),
     ],
@@ -235,11 +247,167 @@ def test_an_ambiguous_name_is_rejected_with_the_paths(folders, tmp_path, files, 
     error = store.not_found("lora", "eyes")
     assert error.message.endswith(f"is ambiguous in the model store: Lora/{', Lora/'.join(files)}.")
     assert hint in error.hint
-    assert all(store.find("lora", name) for name in error.details["near"] if "whole" in error.hint)
+    assert all(store.find("lora", name) for name in error.details["near"])
     target = put(tmp_path / "nas")  # two links to one file are one file
     for name in ("a", "b"):
         put(folders[1], f"{name}/{FOX}", link=target)
     assert store.find("lora", "fox").path == target
+
+
+CLASHES = [("foo_1", "foo,1"), ("a_b", "a:b"), ("a_b", "a<b"), ("Fox", "fox"), ("fox", "FOX")]
+
+
+@pytest.mark.parametrize("kind", ["lora", "checkpoint", "vae", "embedding"])
+@pytest.mark.parametrize("names", CLASHES)
+@pytest.mark.parametrize("in_one_folder", [True, False])
+def test_an_exact_file_name_wins_whatever_was_linked_before(folders, kind, names, in_one_folder):
+    """Also over a link of ours, over another case, and over an earlier folder."""
+    folder_of = {"lora": "Lora", "vae": "VAE", "embedding": "embeddings"}
+    folder = folder_of.get(kind, "Stable-diffusion")
+    for root, name, data in zip(folders[1:], names, (ONE, TWO), strict=True):
+        path = (folders[1] if in_one_folder else root) / folder / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    store = Store(*folders)
+    for file in store.files(kind):
+        store.link(file)
+    engine = folders[0] if kind == "embedding" else folders[0] / "models"
+    for name, data in zip(names, (ONE, TWO), strict=True):
+        for written in (name, f"{name}.safetensors"):
+            file = store.find(kind, written)
+            assert file.path.read_bytes() == data
+            linked, _ = store.link(file)
+            assert (engine / folder / linked.filename).read_bytes() == data
+
+
+NESTED = {"SDXL/own": ONE, "SDXL/photo/fourth": TWO, "SDXL_flat": THREE}
+TITLES = {
+    "SDXL/own": ["SDXL/own.safetensors", "SDXL/own", "SDXL_own", "sdxl/OWN.safetensors", "own"],
+    "SDXL/photo/fourth": ["SDXL/photo/fourth.safetensors", "SDXL_photo_fourth", "fourth"],
+    "SDXL_flat": ["SDXL_flat", "SDXL_flat.safetensors"],
+}
+
+
+@pytest.mark.parametrize("root", [0, 1, 2])
+@pytest.mark.parametrize(("path", "title"), [(p, t) for p, many in TITLES.items() for t in many])
+def test_a_file_in_a_subfolder_is_found_by_the_titles_of_a1111(folders, root, path, title):
+    folder = (folders[0] / "models", *folders[1:])[root]
+    for name, data in NESTED.items():
+        put(folder, f"{name}.safetensors", data)
+    assert Store(*folders).find("lora", title).path == folder / "Lora" / f"{path}.safetensors"
+
+
+def test_a_file_is_not_linked_beside_another_of_its_name_in_a_subfolder(store, folders, loras):
+    """A1111 distinguishes LoRAs only by their stems, wherever they lie."""
+    inside = put(folders[0] / "models", f"sub/{FOX}", TWO)
+    linked, _ = store.link(fetched(store))
+    assert linked.stem.startswith("fox-")
+    twin = put(folders[0] / "models", f"twin/{FOX}", THREE)
+    for path, data in ((inside, TWO), (twin, THREE)):
+        file, _ = store.link(store.find("lora", str(path.relative_to(loras))))
+        assert (loras / file.filename).read_bytes() == data
+
+
+def test_the_beginning_of_a_hash_names_a_fetched_checkpoint(store):
+    file = fetched(store, ONE, "model", "checkpoint")
+    other = fetched(store, TWO, "lora")
+    assert store.find("checkpoint", file.verified_sha256[:10].upper()) == file
+    assert store.find("checkpoint", other.verified_sha256[:10]) is None
+    assert store.find("checkpoint", "0" * 10) is None
+
+
+@pytest.mark.parametrize("by_other_worker", [False, True])
+def test_a_model_that_returns_after_its_eviction_is_new_to_the_engine(
+    store, other_worker, by_other_worker
+):
+    """Its dangling link has the same target, but the engine may have listed its folder since."""
+    file = fetched(store, ONE, "model", "checkpoint")
+    assert store.link(file) == (file, True)
+    assert store.link(file) == (file, False)
+    evict(other_worker, file)
+    fetched(other_worker if by_other_worker else store, ONE, "model", "checkpoint")
+    assert store.link(file) == (file, True)
+    assert store.link(file) == (file, False)
+    assert store.replaced == set(), "it has the same content"
+
+
+def test_a_replaced_file_of_the_operator_is_noticed_also_if_it_is_older(store, folders):
+    path = put(folders[1])
+    linked = store.link(store.find("lora", "fox"))[0]
+    put(folders[1], "new", TWO).replace(path)
+    os.utime(path, (1, 1))
+    assert store.link(store.find("lora", "fox")) == (linked, True)
+    assert store.replaced == {"lora"}
+
+
+def test_a_file_that_came_into_the_engines_own_folder_is_new(folders):
+    put(folders[0] / "models", "old.safetensors")
+    store = Store(*folders)
+    put(folders[0] / "models", "new.safetensors")
+    os.utime(folders[0] / "models/Lora/old.safetensors", (1, 1))
+    new = {name: store.link(store.find("lora", name))[1] for name in ("new", "new.safetensors")}
+    assert new == {"new": True, "new.safetensors": False}
+
+
+def test_the_names_of_arranged_files_keep_their_meaning(store, folders):
+    """A1111 does not load a VAE again if the loaded one has the same path."""
+    first = fetched(store, ONE, "fox", "vae")
+    assert store.arrange("vae", [store.named(first)])
+    assert store.arrange("vae", [])
+    assert not list((folders[0] / "models/VAE").iterdir())
+    evict(store, first)
+    second = store.named(fetched(store, TWO, "fox", "vae"))
+    assert second.stem.startswith("fox-")
+    assert store.named(first).stem == "fox"
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_arranging_never_touches_what_the_operator_put_into_the_engines_folder(
+    store, folders, tmp_path, is_link
+):
+    target = put(tmp_path / "nas", "whatever.safetensors", THREE) if is_link else None
+    own = put(folders[0] / "models", "easyneg.safetensors", THREE, target)
+    embeddings = folders[0] / "embeddings"
+    embeddings.mkdir()
+    own = own.rename(embeddings / own.name)
+    store.arrange("embedding", [fetched(store, ONE, "easyneg", "embedding")])
+    store.arrange("embedding", [])
+    assert own.read_bytes() == THREE
+
+
+SPECIAL = ["fifo", "socket", "device", "folder"]
+
+
+@pytest.mark.parametrize("what", SPECIAL)
+def test_what_is_not_a_regular_file_is_no_model(folders, monkeypatch, what):
+    """Opening a FIFO would block for ever."""
+    store = Store(*folders)
+    path = folders[1] / "Lora" / FOX
+    path.parent.mkdir(parents=True)
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "folder":
+        path.mkdir()
+    else:
+        monkeypatch.chdir(path.parent)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
+    assert store.find("lora", "fox") is None
+    assert list(store.files("lora")) == []
+    assert store.link(fetched(store, TWO))[0].path.read_bytes() == TWO
+
+
+@pytest.mark.parametrize("which", ["about", "blob"])
+def test_a_fifo_in_place_of_a_blob_or_its_metadata_does_not_block(store, which):
+    file = fetched(store)
+    path = file.path.with_suffix(".json") if which == "about" else file.path
+    path.unlink()
+    os.mkfifo(path)
+    fresh = type(store.fetched)(store.fetched.root)
+    assert fresh.find(file.verified_sha256) is None
+    assert [blob.sha256 for blob in fresh.all()] == []
 
 
 def test_the_error_for_a_pickle_names_the_setting_that_allows_it(folders):
@@ -269,3 +437,92 @@ def test_an_engine_that_loads_folders_gets_the_folder_that_was_converted_at_baki
     assert (checkpoints / "base/model_index.json").is_file()
     store.link(store.find("checkpoint", "new"))
     assert sorted(path.name for path in checkpoints.iterdir()) == ["base", "new.safetensors"]
+
+
+@pytest.mark.parametrize("root", [0, 1])
+def test_a_checkpoint_that_a1111_would_take_for_a_vae_gets_another_name(
+    store, folders, checkpoints, root
+):
+    folder = (folders[0] / "models", folders[1])[root] / "Stable-diffusion"
+    folder.mkdir(parents=True)
+    (folder / "x.vae.safetensors").write_bytes(ONE)
+    linked, _ = store.link(store.find("checkpoint", "x.vae.safetensors"))
+    assert linked.stem == "x_vae"
+    assert (checkpoints / "x_vae.safetensors").read_bytes() == ONE
+
+
+def test_a_fifo_in_place_of_a_download_or_its_lease_does_not_block(store):
+    downloads, leases = (store.fetched.root / name for name in ("downloads", "leases"))
+    for path in (downloads / "key.1.part", downloads / "key.2.json", leases / "key.lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(path)
+    (downloads / "key.2.part").write_bytes(ONE)
+    with store.fetched.lease("key", lambda: False, threading.Event()) as is_mine:
+        assert is_mine
+        assert not store.fetched.partial("key").exists()
+    assert store.fetched.partials() == []
+
+
+SSD = {
+    f"{model_files.UNET}{part}.weight": (1, 1)
+    for part in ("input_blocks.8.1.proj_in", "middle_block.0.in_layers.2")
+}
+V = {"v_pred": (0,)}
+CONFIGS = [
+    # tensors beside those of the family, and the .yaml that A1111 finds beside the checkpoint
+    (model_files.SDXL, {}, None),
+    (model_files.SDXL, V, "sdxl_v.yaml"),
+    (model_files.SDXL, V | {"ztsnr": (0,)}, "sdxl_v.yaml"),
+    (model_files.SDXL, SSD, "sdxl.yaml"),
+    (model_files.SDXL, SSD | V, "sdxl_v.yaml"),
+    (model_files.SDXL, SSD | {f"{model_files.UNET}middle_block.1.norm.weight": (1,)}, None),
+    (model_files.SD1, {}, None),
+    (model_files.SD1, V, "sd1_v.yaml"),
+    (model_files.SD1, V | {f"{model_files.UNET}input_blocks.0.0.weight": (1, 9, 3, 3)}, None),
+]
+
+
+def config_of(checkpoints, name="base"):
+    path = checkpoints / f"{name}.yaml"
+    return path.resolve().name if path.exists() else None
+
+
+@pytest.mark.parametrize(("family", "more", "config"), CONFIGS)
+def test_a1111_gets_a_yaml_of_ours_where_it_would_guess_wrongly(
+    store, folders, checkpoints, family, more, config
+):
+    path = folders[1] / "Stable-diffusion/base.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(safetensors(family | more))
+    store.link(store.find("checkpoint", "base"))
+    assert config_of(checkpoints) == config
+    own = path.with_suffix(".yaml")  # the operator's own wins
+    own.write_text("model: {}")
+    store.link(store.find("checkpoint", "base"))
+    assert (checkpoints / "base.yaml").resolve() == own
+    own.unlink()
+    store.link(store.find("checkpoint", "base"))
+    assert config_of(checkpoints) == config
+    path.write_bytes(safetensors(family, number=2))  # replaced by one that needs none
+    store.link(store.find("checkpoint", "base"))
+    assert config_of(checkpoints) is None
+    other = Store(folders[0].parent / "embedded", *folders[1:], diffusers=True)
+    path.write_bytes(safetensors(family | more, number=3))
+    other.link(other.find("checkpoint", "base"))
+    assert config_of(folders[0].parent / "embedded/models/Stable-diffusion") is None
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_checkpoint_in_the_engines_own_folder_gets_the_yaml_too(store, checkpoints, own):
+    path = checkpoints / "sub/v1.5.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(safetensors(model_files.SDXL | V))
+    config = path.with_name("v1.5.yaml")
+    if own:
+        config.write_text("model: {}")
+    for _ in range(2):
+        store.link(store.find("checkpoint", "v1.5"))
+        assert config.is_symlink() is not own
+    path.write_bytes(safetensors(model_files.SDXL))
+    store.link(store.find("checkpoint", "v1.5"))
+    assert config.exists() is own

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.errors import StoreFull, StoreNotWritable
-from worker.files import discard, note_file, storage_error, write_atomically
+from worker.files import discard, note_file, read_small, storage_error, write_atomically
 from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.schedule import Part, Parts
 from worker.models.download.source import FileVersion
@@ -147,7 +147,7 @@ def _read_note(path: Path) -> _Note:
     """The note of an earlier run; empty if the note is malformed or does not fit the file."""
     try:
         length = path.stat().st_size
-        content = json.loads(note_file(path).read_text())
+        content = json.loads(read_small(note_file(path)))
         size, marks = int(content["size"]), (content["etag"], content.get("modified"))
         done = [(int(start), int(end)) for start, end in content["done"]]
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):

@@ -114,7 +114,7 @@ def _forms() -> dict[frozenset[str], Form]:
 
 
 _FORMS = _forms()
-_PARTS = frozenset().union(*_FORMS) | {ALPHA}
+PARTS = frozenset().union(*_FORMS) | {ALPHA}  # all parts that the forms have
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def read_layers(name: str, tensors: Mapping[str, Tensor]) -> list[Layer]:
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, _, part = key.partition(".")
-        if part not in _PARTS:
+        if part not in PARTS:
             raise _unknown(name, f"the key {key!r}")
         if tensor.dtype not in FORMATS and (part, tensor.dtype) not in _WHOLE_ALPHAS:
             raise _unknown(name, f"{key!r} of dtype {tensor.dtype}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.errors import ModelNotFound
-from worker.files import storage_error, write_atomically
+from worker.files import read_small, storage_error, write_atomically
 from worker.formats.model_file import ModelFile, check_with_safetensors, file_sha256
 from worker.formats.names import SAFETENSORS, marked_stem
 from worker.job.model_fields import LoraReference
@@ -95,6 +95,8 @@ def _lora_to_merge(file: ModelFile, reference: LoraReference) -> LoraToMerge:
 
 
 def _sha256(file: ModelFile) -> str:
+    if file.converted_from:  # the same deltas, and the same merge for every engine
+        return file.converted_from.sha256
     return file.verified_sha256 or file_sha256(file.path)
 
 
@@ -115,8 +117,8 @@ def _file(store: Blobs, key: str) -> Path:
 
 def _read(store: Blobs, key: str) -> Blob | None:
     try:
-        note = json.loads(_file(store, key).read_text())
-    except (OSError, ValueError):
+        note = json.loads(read_small(_file(store, key)))
+    except (OSError, ValueError, RecursionError):
         return None
     return store.find(str(note.get("sha256"))) if isinstance(note, dict) else None
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
 import uuid
@@ -28,11 +29,14 @@ from filelock import SoftFileLease, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import FetchError, FetchStopped, ModelNotFound
-from worker.files import discard, note_file, storage_error, write_atomically
+from worker.files import discard, note_file, read_small, storage_error, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
 
+CONVERTED = "converted"  # source of a LoRA that was rewritten for A1111
+
 _SECOND = 1_000_000_000  # ns
+_MARK = 10  # digits of the hash that distinguish two files of one name
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,9 @@ class About:
     """The metadata file of a blob.
 
     Attributes:
-        stem: the clean name under which it is linked.
+        stem: the clean name under which it is linked; unique in its folder.
+        name: the clean name of its file at its host, which other files may have, too; empty in
+            metadata of older workers.
         mtime: the blob's modification time when it was verified; another time means that the
             blob may have changed. In whole seconds: image layers and some network volumes keep no
             fractions.
@@ -76,6 +82,7 @@ class About:
     title: str = ""
     family: str | None = None
     trained_words: tuple[str, ...] = ()
+    name: str = ""
 
 
 _ABOUT = TypeAdapter(About)
@@ -92,6 +99,7 @@ class Blob:
     def as_file(self) -> ModelFile:
         """The blob as a model file; leaves out how it was fetched."""
         about = self.about
+        name = about.name or about.stem.removesuffix(f"-{self.sha256[:_MARK]}")
         return ModelFile(
             about.kind,
             self.path,
@@ -100,6 +108,7 @@ class Blob:
             self.sha256,
             about.source,
             about.trained_words,
+            name,
         )
 
 
@@ -147,6 +156,12 @@ class Blobs:
         self._known[sha256] = blob
         return blob
 
+    def starting(self, digits: str) -> Iterator[Blob]:
+        """The blobs whose SHA-256 begins with these hex digits, in any case."""
+        for path in self._blobs.glob(f"{digits.lower()}*.json"):
+            if blob := self.find(path.stem):
+                yield blob
+
     def all(self) -> Iterator[Blob]:
         """Every blob, sorted by hash; without a check for changes."""
         for path in sorted(self._blobs.glob("*.json")):
@@ -174,11 +189,13 @@ class Blobs:
 
     def _read(self, sha256: str) -> Blob | None:
         try:
-            about = _ABOUT.validate_json(self._about_file(sha256).read_bytes())
+            about = _ABOUT.validate_json(read_small(self._about_file(sha256)))
         except (OSError, ValidationError):
             return None
         if about.suffix not in {SAFETENSORS, *PICKLES} or about.stem != clean_stem(about.stem):
             return None  # not written by a worker
+        if about.name and about.name != clean_stem(about.name):
+            return None
         return Blob(sha256, self._blobs / f"{sha256}{about.suffix}", about)
 
     def _about_file(self, sha256: str) -> Path:
@@ -284,7 +301,7 @@ class Blobs:
     def _claim(self, about: About, sha256: str, taken: Callable[[str], bool]) -> str:
         """A stem for the blob: on any file system, only one worker can create the link."""
         target = Path("..") / "blobs" / f"{sha256}{about.suffix}"
-        for stem in (about.stem, marked_stem(about.stem, sha256[:10])):
+        for stem in (about.stem, marked_stem(about.stem, sha256[:_MARK])):
             link = self._link(about.kind, stem, about.suffix)
             link.parent.mkdir(parents=True, exist_ok=True)
             if taken(stem):
@@ -313,7 +330,10 @@ class Blobs:
         folder = self.root / "leases"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lease = SoftFileLease(folder / f"{key}.lock", lease_duration=self._timing.lease)
+            lock = folder / f"{key}.lock"
+            if os.path.lexists(lock) and not _is_regular(lock):
+                lock.unlink()  # a FIFO would block whoever reads it
+            lease = SoftFileLease(lock, lease_duration=self._timing.lease)
             lease.acquire(
                 poll_interval=self._timing.poll,
                 cancel_check=lambda: is_there() or stop.is_set(),
@@ -343,7 +363,7 @@ class Blobs:
             raise storage_error(error) from error
         left = sorted(self._downloads.glob(f"{key}.*.part"), key=size_on_disk, reverse=True)
         for number, other in enumerate(left):
-            if number:
+            if number or not _is_regular(other):
                 discard(other)  # two runs, because no lease worked; the larger file is kept
                 continue
             with suppress(OSError):
@@ -354,6 +374,12 @@ class Blobs:
     def partials(self) -> list[Path]:
         """Downloads that are running or were abandoned."""
         return sorted(self._downloads.glob("*.part"))
+
+
+def _is_regular(partial: Path) -> bool:
+    """Whether a file and the note beside it, if there is one, can be opened without blocking."""
+    both = (path for path in (partial, note_file(partial)) if os.path.lexists(path))
+    return all(stat.S_ISREG(path.lstat().st_mode) for path in both)
 
 
 def size_on_disk(path: Path) -> int:

@@ -22,7 +22,7 @@ from pathlib import PurePosixPath
 
 from worker.errors import FetchError, ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
 from worker.files import discard, storage_error
-from worker.formats import architecture, safetensors_header
+from worker.formats import architecture, requirements, safetensors_header
 from worker.formats.architecture import Architecture
 from worker.formats.model_file import FOLDERS, check_with_safetensors
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
@@ -267,6 +267,7 @@ class Fetcher:
             title=remote.title,
             family=found.family or remote.family,
             trained_words=remote.trained_words,
+            name=stem_of(fetched.filename or remote.filename),
         )
         return self._blobs.add(
             fetched.path, fetched.sha256, about, lambda stem: self._is_taken(kind, stem)
@@ -303,7 +304,9 @@ class _Inspection:
             self.check_size(size)
         self.found = architecture.detect(header)
         kind = self._wanted.kind or _kind(self.found)
-        architecture.check_usable(self._name, kind, self.found)
+        # Whether the job names a VAE is not known here; it is checked with the whole job.
+        file = requirements.File(header, self.found, has_vae=True)
+        requirements.check(self._name, kind, file)
         return None
 
     def check_size(self, size: int) -> None:

@@ -5,11 +5,88 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
-from worker.formats.names import PICKLES, SAFETENSORS
+from worker.formats.names import PICKLES, SAFETENSORS, clean_stem
+
+_DEEPEST = 16  # levels of subfolders; each costs a `stat` per lookup
+
+
+class Index:
+    """The files of a folder at one time, by each form of their names.
+
+    A file can be named by its path below the folder, by its file name, or by either without the
+    suffix. A1111 also lists a checkpoint `SDXL/own.safetensors` under the name `SDXL_own`.
+
+    Args:
+        folder: the folder.
+        files: below it, sorted.
+    """
+
+    def __init__(self, folder: Path, files: list[Path]) -> None:
+        self.folder = folder
+        self.files = files
+
+    def exact(self, name: str) -> Iterator[list[Path]]:
+        """The files that the name means as it is written, the most precise form first."""
+        for forms in (self._paths, self._names, self._stems, self._flat):
+            yield forms.get(name, [])
+
+    def similar(self, name: str) -> Iterator[list[Path]]:
+        """The files that it means in another case."""
+        folded = name.casefold()
+        yield self._folded_names.get(folded, [])
+        yield self._folded.get(folded, [])
+
+    def with_stem(self, stem: str) -> list[Path]:
+        """The files with that stem; if there are none, those whose stem differs only in case."""
+        return self._stems.get(stem) or self._folded.get(stem.casefold(), [])
+
+    def with_clean_stem(self, folded: str) -> list[Path]:
+        """The files whose clean stem is this one, ignoring case."""
+        return self._clean.get(folded, [])
+
+    @cached_property
+    def _paths(self) -> dict[str, list[Path]]:
+        return _grouped((path.relative_to(self.folder).as_posix(), path) for path in self.files)
+
+    @cached_property
+    def _names(self) -> dict[str, list[Path]]:
+        return _grouped((path.name, path) for path in self.files)
+
+    @cached_property
+    def _stems(self) -> dict[str, list[Path]]:
+        forms = ((form, path) for path in self.files for form in self._without_suffix(path))
+        return _grouped(forms)
+
+    @cached_property
+    def _flat(self) -> dict[str, list[Path]]:
+        below = (path for path in self.files if path.parent != self.folder)
+        return _grouped((self._below(path).replace("/", "_"), path) for path in below)
+
+    @cached_property
+    def _folded_names(self) -> dict[str, list[Path]]:
+        return _grouped((name.casefold(), path) for path in self.files for name in self._full(path))
+
+    @cached_property
+    def _folded(self) -> dict[str, list[Path]]:
+        return _grouped((stem.casefold(), p) for stem, found in self._stems.items() for p in found)
+
+    @cached_property
+    def _clean(self) -> dict[str, list[Path]]:
+        return _grouped((clean_stem(path.stem).casefold(), path) for path in self.files)
+
+    def _below(self, path: Path) -> str:
+        return path.relative_to(self.folder).with_suffix("").as_posix()
+
+    def _without_suffix(self, path: Path) -> set[str]:
+        return {path.stem, self._below(path)}
+
+    def _full(self, path: Path) -> set[str]:
+        return {path.name, path.relative_to(self.folder).as_posix()}
 
 
 class Listing:
@@ -17,7 +94,7 @@ class Listing:
 
     If nothing has changed, a lookup costs one `stat` per folder, however many files there are. A
     file that is rewritten in place does not change its folder, so code that opens a file checks
-    the file's own size and time.
+    the file's own size and time. Only regular files and links are listed, down to 16 levels.
 
     Args:
         folder: searched with its subfolders; it need not exist yet.
@@ -33,20 +110,22 @@ class Listing:
         self._suffixes = (SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,)
         self._reading = threading.Lock()
         self._folders: dict[str, int | None] = {}  # folder -> modification time when it was read
-        self._files: list[Path] = []
-        self._by_stem: dict[str, list[Path]] = {}
-        self._by_folded: dict[str, list[Path]] = {}
+        self._index = Index(folder, [])
         self._sizes: dict[Path, int] = {}
+
+    def index(self, *, again: bool = True) -> Index:
+        """The files by their names; with `again=False` as they were at the last look."""
+        if again or not self._folders:
+            self._refresh()
+        return self._index
 
     def files(self) -> list[Path]:
         """All of them, sorted."""
-        self._refresh()
-        return self._files
+        return self.index().files
 
     def find(self, stem: str) -> list[Path]:
         """The files with that stem; if there are none, those whose stem differs only in case."""
-        self._refresh()
-        return self._by_stem.get(stem) or self._by_folded.get(stem.casefold(), [])
+        return self.index().with_stem(stem)
 
     def sizes(self) -> dict[Path, int]:
         """Size of each in bytes, read once per file; dangling links are left out."""
@@ -70,29 +149,32 @@ class Listing:
     def _read_all(self) -> None:
         self._generation += 1
         self._folders = {}
-        files = sorted(self._read(str(self.folder)))
-        by_stem: dict[str, list[Path]] = {}
-        by_folded: dict[str, list[Path]] = {}
-        for path in files:
-            by_stem.setdefault(path.stem, []).append(path)
-            by_folded.setdefault(path.stem.casefold(), []).append(path)
-        # Replaced as a whole, because other threads may be reading them.
-        self._files, self._by_stem, self._by_folded = files, by_stem, by_folded
+        files = sorted(self._read())
+        # Replaced as a whole, because other threads may be reading it.
+        self._index = Index(self.folder, files)
         self._sizes = {path: self._sizes[path] for path in files if path in self._sizes}
 
-    def _read(self, folder: str) -> Iterator[Path]:
-        changed = _changed(folder)
-        recently = changed is not None and time.time() - changed / 1e9 < self._settled
-        self._folders[folder] = -1 if recently else changed
-        # Another worker may remove a folder of a shared volume at any moment.
-        with suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self._read(entry.path)
-                elif entry.name.endswith(self._suffixes):
-                    yield Path(entry.path)
+    def _read(self) -> Iterator[Path]:
+        waiting = [(str(self.folder), 0)]
+        while waiting:
+            folder, depth = waiting.pop()
+            changed = _changed(folder)
+            recently = changed is not None and time.time() - changed / 1e9 < self._settled
+            self._folders[folder] = -1 if recently else changed
+            # Another worker may remove a folder of a shared volume at any moment.
+            with suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting += [(entry.path, depth + 1)] if depth < _DEEPEST else []
+                    elif entry.name.endswith(self._suffixes) and _is_plain(entry):
+                        yield Path(entry.path)
+
+
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file or a link: opening a FIFO or a device could block for ever."""
+    return entry.is_symlink() or entry.is_file(follow_symlinks=False)
 
 
 def _changed(folder: str) -> int | None:
@@ -100,3 +182,10 @@ def _changed(folder: str) -> int | None:
         return Path(folder).stat().st_mtime_ns
     except OSError:
         return None
+
+
+def _grouped(pairs: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for name, path in pairs:
+        groups.setdefault(name, []).append(path)
+    return groups

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import ModelArchived, ModelNotFound, WorkerError
-from worker.files import write_atomically
+from worker.files import read_small, write_atomically
 from worker.hosts.host import RemoteFile
 from worker.job.reference import ModelRef
 
@@ -161,7 +161,7 @@ class References:
 
     def _read(self, folder: Path, ref: ModelRef) -> _Entry | None:
         try:
-            return _ENTRY.validate_json((folder / _name(ref)).read_bytes())
+            return _ENTRY.validate_json(read_small(folder / _name(ref)))
         except (OSError, ValidationError):
             return None
 

@@ -9,12 +9,10 @@ the engine's folders are linked into them.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import os
-import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,17 @@ from typing import Any
 from worker.errors import ModelNotFound
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem, without_suffix
-from worker.models.store.blobs import Blob, Blobs
-from worker.models.store.listing import Listing
+from worker.models.store import engine_configs, links
+from worker.models.store.blobs import CONVERTED, Blob, Blobs
+from worker.models.store.links import point, points, target_of
+from worker.models.store.listing import Index, Listing
+from worker.models.store.naming import ambiguous, forms, mark_of, natural
+from worker.spelling import near_matches
 
 FETCHED = "fetched"
+
+# A1111 lists a checkpoint's hash by its first 10 digits.
+_SHORT_HASH = re.compile(r"[0-9a-f]{8,63}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,11 @@ class Store:
         pickles: whether files that can run code when they are loaded may be used.
         diffusers: whether the engine can load checkpoints that were converted into diffusers
             folders.
+
+    Attributes:
+        engine_folders: the engine's own folder for each kind.
+        fetched, baked: the fetched files of both stores.
+        replaced: kinds of which the operator has replaced a file under its name.
     """
 
     def __init__(
@@ -59,7 +69,7 @@ class Store:
     ) -> None:
         self._diffusers = diffusers
         self._pickles = pickles
-        self._engine = {
+        self.engine_folders = {
             kind: webui_dir / name if kind == "embedding" else webui_dir / "models" / name
             for kind, name in FOLDERS.items()
         }
@@ -70,7 +80,7 @@ class Store:
             folders = {kind: root / name for kind, name in FOLDERS.items()}
             return _Tree({k: Listing(f, pickles=pickles) for k, f in folders.items()}, blobs)
 
-        own = {kind: Listing(path, pickles=pickles) for kind, path in self._engine.items()}
+        own = {kind: Listing(path, pickles=pickles) for kind, path in self.engine_folders.items()}
         self._trees = (
             _Tree(own),
             tree(models_dir),
@@ -78,48 +88,82 @@ class Store:
             tree(baked_dir),
             tree(self.baked.root, self.baked),
         )
+        self._roots = (models_dir.resolve(), baked_dir.resolve())
+        self._made: dict[Path, Path] = {}  # our links since the start -> targets
+        self._shown = links.Shown()
+        self.replaced: set[Kind] = set()
         self._counted: dict[Kind, tuple[tuple[int, ...], dict[str, int]]] = {}
 
     # Look up ---------------------------------------------------------------------------------
 
-    def files(self, kind: Kind) -> Iterator[ModelFile]:
-        """Every file of that kind; of several with one stem, the first in search order."""
+    def files(self, kind: Kind, *, own: bool = False) -> Iterator[ModelFile]:
+        """Every file of that kind; of several with one stem, the first in search order.
+
+        Args:
+            kind: of the files.
+            own: leave out those that a worker fetched.
+        """
         seen: set[str] = set()
         for tree in self._trees:
             for path in tree.folders[kind].files():
-                stem = clean_stem(path.stem)
-                if stem not in seen and (file := self._model_file(kind, path)):
-                    seen.add(stem)
-                    yield file
+                file = None if own and tree.blobs else self._model_file(kind, path)
+                if file is None or file.stem in seen or self._is_ours(kind, path):
+                    continue
+                if own and file.source is not None:
+                    continue  # a link of the operator to a fetched file
+                seen.add(file.stem)
+                yield file
+
+    def own_generation(self, kind: Kind) -> tuple[int, ...]:
+        """Numbers that change when a file of the operator may have come or gone."""
+        return tuple(
+            tree.folders[kind].current_generation() for tree in self._trees if tree.blobs is None
+        )
 
     def find(self, kind: Kind, name: str) -> ModelFile | None:
-        """The file with that file name or stem, as written or else in any case.
+        """The file that the name means, see `Index`: as it is written, or else in any case.
 
         A damaged fetched file is not found, and neither is a name that several files have.
         """
-        sole = (files for files in self._meant(kind, name) if len(files) == 1)
-        return next((file for files in sole for file in files.values()), None)
+        files = list(self._meant(kind, name).values())
+        return files[0] if len(files) == 1 else None
 
-    def _meant(self, kind: Kind, name: str) -> Iterator[dict[Path, ModelFile]]:
-        """The files that the name can mean, tree by tree: path below the kind's folder -> file."""
-        listings = [tree.folders[kind] for tree in self._trees]
-        stem = without_suffix(name)
-        if stem != name:  # a full file name does not mean a file with another suffix
-            for one in listings:
-                exact = [path for path in one.find(stem) if path.name == name]
-                yield self._model_files(kind, one, exact)
-        for one in listings:
-            for candidate in dict.fromkeys((stem, clean_stem(stem))):
-                yield self._model_files(kind, one, one.find(candidate))
+    def _meant(self, kind: Kind, name: str) -> dict[Path, ModelFile]:
+        """The files that the name means: path below the kind's folder -> file.
+
+        An exact name in any folder comes before a similar one in another. A link of ours in the
+        engine's folder is not a file of its name: only a name that nothing else has means it.
+        """
+        indexes = [tree.folders[kind].index() for tree in self._trees]
+        for level in zip(*(forms(index, name) for index in indexes), strict=True):
+            for index, paths in zip(indexes, level, strict=True):
+                others = [path for path in paths if not self._is_ours(kind, path)]
+                if files := self._model_files(kind, index, others):
+                    return files
+        clean = clean_stem(without_suffix(name)).casefold()
+        for index in indexes:
+            files = self._model_files(kind, index, index.with_clean_stem(clean))
+            if files := {p: file for p, file in files.items() if file.stem.casefold() == clean}:
+                return files
+        by_hash = self._by_short_hash(name) if kind == "checkpoint" else []
+        return {file.path: file for file in by_hash}
+
+    def _by_short_hash(self, name: str) -> list[ModelFile]:
+        """The fetched checkpoints whose SHA-256 begins so."""
+        if not _SHORT_HASH.fullmatch(name.lower()):
+            return []
+        blobs = (found for store in (self.fetched, self.baked) for found in store.starting(name))
+        files = {blob.sha256: blob.as_file() for blob in blobs}
+        return [file for file in files.values() if file.kind == "checkpoint"]
 
     def _model_files(
-        self, kind: Kind, listing: Listing, paths: list[Path]
+        self, kind: Kind, index: Index, paths: Iterable[Path]
     ) -> dict[Path, ModelFile]:
         files: dict[Path, ModelFile] = {}
         for path in paths:
             file = self._model_file(kind, path)
-            if file and file not in files.values():  # two links to one file count once
-                files[path.relative_to(listing.folder)] = file
+            if file and all(file.path != other.path for other in files.values()):
+                files[path.relative_to(index.folder)] = file  # two links to one file count once
         return files
 
     def blob(self, sha256: str) -> Blob | None:
@@ -140,13 +184,14 @@ class Store:
 
     def not_found(self, kind: Kind, name: str) -> ModelNotFound:
         """The error for a name that no file has, with similar names, or that several files have."""
-        if several := next((files for files in self._meant(kind, name) if len(files) > 1), None):
-            return _ambiguous(kind, name, list(several))
+        if several := self._meant(kind, name):
+            return ambiguous(kind, name, list(several))
         paths = (path for tree in self._trees for path in tree.folders[kind].files())
-        known = list(dict.fromkeys(clean_stem(path.stem) for path in paths))
-        near = difflib.get_close_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
+        known = {clean_stem(path.stem) for path in paths}
+        near = near_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
         details: dict[str, Any] = {"kind": kind, "name": name, "near": near}
-        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else None
+        folder = f"Put the file into {FOLDERS[kind]}/ of MODELS_DIR, or name one that is in it."
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else folder
         if not self._pickles and name.lower().endswith(PICKLES):
             hint = "Such a file can run any code; it is used only with ALLOW_PICKLES=true."
         message = f"{kind} {name!r} is not in the model store ({len(known)} known)."
@@ -156,7 +201,7 @@ class Store:
         """Whether a file that was not fetched has that stem; a fetched file then gets another."""
         others = (tree for tree in self._trees if tree.blobs is not self.fetched)
         return any(
-            self.fetched.blob_of(_target(path)) is None
+            self.fetched.blob_of(target_of(path)) is None
             for tree in others
             for path in tree.folders[kind].find(stem)
         )
@@ -164,36 +209,174 @@ class Store:
     def _model_file(self, kind: Kind, path: Path) -> ModelFile | None:
         try:
             target = path.resolve(strict=True)
-            size = target.stat().st_size
+            status = target.stat()
         except (OSError, RuntimeError):  # before Python 3.13 a loop of links is a RuntimeError
             return None  # a dangling link, or removed by another worker
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO or a device could block for ever
+            return None
         for blobs in (self.fetched, self.baked):
             if sha256 := blobs.blob_of(target):
                 blob = blobs.find(sha256)
-                return blob.as_file() if blob else None
-        return ModelFile(kind, target, clean_stem(path.stem), size)
+                # A conversion is used only in place of its source.
+                is_own = blob and blob.about.source != CONVERTED
+                return blob.as_file() if blob and is_own else None
+        return ModelFile(kind, target, self._stem_for(kind, path), status.st_size)
+
+    def _stem_for(self, kind: Kind, path: Path) -> str:
+        """The file's clean stem; with a mark if that is the name of another file.
+
+        An exact name keeps its meaning: of `foo_1` and `foo,1`, only the first is named `foo_1`.
+        """
+        stem = clean_stem(path.stem)
+        if stem == path.stem:
+            return stem
+        indexes = [tree.folders[kind].index(again=False) for tree in self._trees]
+        rivals = [p for one in indexes for p in one.with_clean_stem(stem.casefold())]
+        rivals = [p for p in rivals if clean_stem(p.stem) == stem and not self._is_ours(kind, p)]
+        rivals.sort(key=lambda rival: rival.stem != stem)  # exact names first
+        if not rivals or rivals[0] == path or rivals[0].stem == path.stem:
+            return stem
+        return marked_stem(stem, mark_of(path))
 
     # Links -----------------------------------------------------------------------------------
 
     def link(self, file: ModelFile) -> tuple[ModelFile, bool]:
         """Link the file into the engine's folder; returns it as named there, and whether it is new.
 
-        A `.yaml` beside a checkpoint is linked too: A1111 reads from it what the weights do not
-        contain, such as v-prediction.
+        It is new if the engine has not seen this version of it. A checkpoint's `.yaml` is linked
+        too, or one of ours: A1111 reads from it what it does not find in the weights, such as
+        v-prediction.
         """
-        folder = self._engine[file.kind]
+        folder = self.engine_folders[file.kind]
         if converted := self._converted(file):
             return file, self._link_folder(folder / file.stem, converted)
+        file = self.named(file)
+        if self._is_in_engine(file):
+            self._link_config(file, file.path)
+            return file, self._note(file, file.path)
         link = folder / file.filename
-        if not _points(link, file.path):
-            file = _with_free_name(folder, file)
-            if file.path.is_relative_to(folder.resolve()) and file.path.stem == file.stem:
-                return file, False
-            link = folder / file.filename
-        config = file.path.with_suffix(".yaml")
-        if file.kind == "checkpoint" and config.is_file():
-            _point(folder / f"{file.stem}.yaml", config)
-        return file, _point(link, file.path)
+        self._link_config(file, link)
+        is_changed = point(link, file.path)
+        self._made[link] = file.path
+        return file, self._note(file, link, is_changed=is_changed)
+
+    def named(self, file: ModelFile) -> ModelFile:
+        """The file under its name in the engine's folder, which has no other meaning there.
+
+        The engine may have loaded another file under that name, even if that file is gone now:
+        another worker can have evicted it. A1111 knows checkpoints and LoRAs by their stems, so
+        for them a name with another suffix, or in a subfolder, is taken too. Of embeddings, A1111
+        reads all files again: the last meaning counts.
+        """
+        folder = self.engine_folders[file.kind]
+        if file.kind == "checkpoint" and file.stem.lower().endswith(".vae"):
+            file = replace(file, stem=f"{file.stem[:-4]}_vae")  # A1111 takes `x.vae.*` for a VAE
+        if points(folder / file.filename, file.path) or file.kind == "embedding":
+            return file
+        suffixes = [file.path.suffix]
+        if file.kind != "vae":
+            suffixes = [SAFETENSORS, *PICKLES]
+        same = [folder / f"{file.stem}{suffix}" for suffix in suffixes]
+        # As of the last look: finding the file was one, and every new link would cost another.
+        below = self._trees[0].folders[file.kind].index(again=False).with_stem(file.stem)
+        same += [path for path in below if path.stem == file.stem]
+        if all(self._means(path, file) for path in same):
+            return file
+        mark = file.verified_sha256 or mark_of(file.path)
+        return replace(file, stem=marked_stem(file.stem, mark[:10]))
+
+    def _means(self, path: Path, file: ModelFile) -> bool:
+        """Whether the name in the engine's folder is free, or the file's already."""
+        earlier = self._made.get(path)
+        if earlier is None and os.path.lexists(path):
+            earlier = target_of(path)
+        return earlier in {None, file.path}
+
+    def _is_in_engine(self, file: ModelFile) -> bool:
+        folder = self.engine_folders[file.kind].resolve()
+        return file.path.is_relative_to(folder) and file.path.stem == file.stem
+
+    def arrange(self, kind: Kind, files: Iterable[ModelFile]) -> bool:
+        """Let the engine see exactly these files, beside those that lie in its own folder.
+
+        Returns:
+            Whether the engine must read its folder again.
+        """
+        outside = [file for file in files if not self._is_in_engine(file)]
+        wanted = {file.filename: file for file in outside}
+        targets = {name: file.path for name, file in wanted.items()}
+        folder = self.engine_folders[kind]
+        changed = links.arrange(folder, targets, lambda path: self._is_ours(kind, path))
+        is_new = bool(changed)
+        for name, file in wanted.items():
+            if points(folder / name, file.path):  # else the operator has put another file there
+                self._made[folder / name] = file.path
+                is_new |= self._note(file, folder / name, is_changed=name in changed)
+        return is_new
+
+    def operators_in_engine(self, kind: Kind) -> list[Path]:
+        """The files of the operator in the engine's own folder, which cannot be hidden."""
+        paths = self._trees[0].folders[kind].files()
+        return [path for path in paths if not self._is_ours(kind, path)]
+
+    def hide(self, file: ModelFile) -> bool:
+        """Remove our link to the file; returns whether there was one."""
+        link = self.engine_folders[file.kind] / file.filename
+        if not points(link, file.path):
+            return False
+        link.unlink(missing_ok=True)
+        return True
+
+    def is_shown(self, file: ModelFile) -> bool:
+        """Whether the engine has a link to the file, and has seen this version."""
+        link = self.engine_folders[file.kind] / file.filename
+        return points(link, file.path) and self._shown.is_current(link)
+
+    def note_linked(self, file: ModelFile) -> bool:
+        """Note that a job can use the file, if it is linked; returns whether it is new."""
+        link = self.engine_folders[file.kind] / file.filename
+        return points(link, file.path) and self._note(file, link)
+
+    def in_engine(self, kind: Kind, name: str | None) -> ModelFile | None:
+        """The file behind a name in the engine's folder; without a name, the first in the list."""
+        index = self._trees[0].folders[kind].index()
+        paths = sorted(index.files, key=lambda path: natural(path.name))
+        if name:
+            paths = next(filter(None, forms(index, name)), paths)
+        file = self._model_file(kind, paths[0]) if paths else None
+        return replace(file, stem=paths[0].stem) if file else None
+
+    def _note(self, file: ModelFile, path: Path, *, is_changed: bool = False) -> bool:
+        is_new, is_replaced = self._shown.note(path, is_changed=is_changed)
+        if is_replaced and file.verified_sha256 is None:
+            self.replaced.add(file.kind)
+        return is_new
+
+    def _is_ours(self, kind: Kind, path: Path) -> bool:
+        """Whether a worker made this link in the engine's folder."""
+        if not path.is_relative_to(self.engine_folders[kind]) or not path.is_symlink():
+            return False
+        target = target_of(path)
+        return path in self._made or any(target.is_relative_to(root) for root in self._roots)
+
+    def _link_config(self, file: ModelFile, link: Path) -> None:
+        """Link the checkpoint's `.yaml` beside the path that the engine knows; remove an old one.
+
+        The operator's own has precedence, beside the file or beside the link.
+        """
+        if file.kind != "checkpoint":
+            return
+        place, own = link.with_name(f"{link.stem}.yaml"), file.path.with_suffix(".yaml")
+        is_own = own.is_file() and not engine_configs.is_ours(target_of(own))
+        config = own if is_own else self._config(file)
+        if config and config != place and (place.is_symlink() or not place.exists()):
+            point(place, config)
+        elif not config and place.is_symlink() and engine_configs.is_ours(target_of(place)):
+            place.unlink(missing_ok=True)  # of an earlier file with this name
+
+    def _config(self, file: ModelFile) -> Path | None:
+        """The file of ours that A1111 needs beside the checkpoint."""
+        return None if self._diffusers else engine_configs.find(file.architecture())
 
     def _converted(self, file: ModelFile) -> Path | None:
         """The checkpoint's diffusers folder, if it was converted and the engine can load it."""
@@ -209,14 +392,19 @@ class Store:
         beside = link.with_name(f"{link.name}{SAFETENSORS}")
         if beside.is_symlink():
             beside.unlink(missing_ok=True)
-        return _point(link, target)
+        return point(link, target)
 
     def remove_dangling_links(self) -> None:
         """Remove the links in the engine's folders whose targets are missing."""
-        for folder in self._engine.values():
+        for folder in self.engine_folders.values():
             for path in folder.glob("*"):
                 if path.is_symlink() and not path.exists():
                     path.unlink(missing_ok=True)
+                    self._made.pop(path, None)  # its name is free again
+
+    def count_links(self) -> int:
+        """Number of files that the engine sees."""
+        return sum(len(self._trees[0].folders[kind].files()) for kind in FOLDERS)
 
     # Numbers ---------------------------------------------------------------------------------
 
@@ -234,66 +422,3 @@ class Store:
             totals = {"count": len(by_stem), "total_size": sum(by_stem.values())}
             self._counted[kind] = (generations, totals)
         return self._counted[kind][1]
-
-
-def _ambiguous(kind: Kind, name: str, paths: list[Path]) -> ModelNotFound:
-    """The error for a name that several files have; a job can name a file, not a folder."""
-    shown = ", ".join(f"{FOLDERS[kind]}/{path}" for path in paths)
-    names = [path.name for path in paths]
-    hint = "Rename all but one of them; a job cannot name the folder."
-    if len(set(names)) == len(names):
-        hint = f"Give the whole file name: {' or '.join(map(repr, names))}."
-    message = f"{kind} {name!r} is ambiguous in the model store: {shown}."
-    return ModelNotFound(message, hint=hint, kind=kind, name=name, near=names)
-
-
-def _with_free_name(folder: Path, file: ModelFile) -> ModelFile:
-    """The file under a name that has no other meaning for the running engine.
-
-    The engine may have loaded another file under that name, even if that file is gone now: another
-    worker can have evicted it. A1111 knows checkpoints and LoRAs by their stems, so for them a
-    name with another suffix is taken too.
-    """
-    suffixes = (
-        [SAFETENSORS, *PICKLES] if file.kind in {"checkpoint", "lora"} else [file.path.suffix]
-    )
-    links = (folder / f"{file.stem}{suffix}" for suffix in suffixes)
-    if not any(_is_taken(link, file) for link in links):
-        return file
-    mark = file.verified_sha256 or hashlib.sha256(bytes(file.path)).hexdigest()
-    return replace(file, stem=marked_stem(file.stem, mark[:10]))
-
-
-def _is_taken(link: Path, file: ModelFile) -> bool:
-    # Prompts name an embedding by its stem, and the engine reads all of them again.
-    is_there = link.exists() if file.kind == "embedding" else os.path.lexists(link)
-    return is_there and _target(link) != file.path
-
-
-def _target(path: Path) -> Path:
-    """The target of a link, even if it is missing; a loop of links is its own target."""
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError):
-        return path.absolute()
-
-
-def _points(link: Path, target: Path) -> bool:
-    """Whether it is our link to the target. One system call: it runs for each file of each job."""
-    try:
-        return os.readlink(link) == str(target)  # noqa: PTH115 - a Path costs more than the call
-    except OSError:
-        return False
-
-
-def _point(link: Path, target: Path) -> bool:
-    """Make the link point to the target; returns whether anything changed."""
-    if _points(link, target) or (link.is_symlink() and _target(link) == target):
-        return False
-    link.parent.mkdir(parents=True, exist_ok=True)
-    # Replaced in one step: the engine sees the old file or the new one, never a gap.
-    temporary = link.with_name(f".{uuid.uuid4().hex}.link")
-    temporary.symlink_to(target)
-    with suppress(FileNotFoundError):  # two threads link the same model
-        temporary.replace(link)
-    return True

@@ -39,8 +39,7 @@ class SlowLine:
         await asyncio.sleep(0)  # for the transports to close
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+        task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
         self._connections.add(task)
         there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
         try:

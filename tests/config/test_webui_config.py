@@ -3,8 +3,8 @@ import json
 import pytest
 from fakes.recorded import recorded
 
+from worker.config.webui_config import OVERRIDABLE, RELIED_ON, set_checkpoint, write
 from worker.job.request import OverrideSettings
-from worker.webui.config_json import OVERRIDABLE, RELIED_ON, write
 
 
 def written(folder, checkpoint=None):
@@ -27,6 +27,13 @@ def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp
     expected = OVERRIDABLE | own | RELIED_ON
     assert written(tmp_path, checkpoint="y") == expected
     assert expected["samples_format"] == "png"
+
+
+def test_only_the_default_checkpoint_is_replaced_before_a_later_start(tmp_path):
+    before = written(tmp_path, checkpoint="aaa-odd")
+    set_checkpoint(tmp_path, "good")
+    after = json.loads((tmp_path / "config.json").read_text())
+    assert after == before | {"sd_model_checkpoint": "good"}
 
 
 def test_what_a_killed_start_was_writing_is_removed(tmp_path):

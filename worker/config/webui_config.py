@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
-from worker.files import unfinished_writes, write_atomically
+from worker.files import read_small, unfinished_writes, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,18 @@ RELIED_ON: dict[str, Any] = {
 }
 
 
+def checkpoint(webui_dir: Path) -> str | None:
+    """The name of the checkpoint that the engine loads for a job that names none."""
+    try:
+        options = json.loads(read_small(webui_dir / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    title = options.get("sd_model_checkpoint") if isinstance(options, dict) else None
+    if not isinstance(title, str):
+        return None
+    return title.rpartition(" [")[0] if title.endswith("]") else title  # without a title's hash
+
+
 def write(webui_dir: Path, checkpoint: str | None = None) -> None:
     """Add the missing settings to `config.json`; the operator's own values are kept.
 
@@ -76,6 +89,17 @@ def write(webui_dir: Path, checkpoint: str | None = None) -> None:
         left.unlink(missing_ok=True)
 
 
+def set_checkpoint(webui_dir: Path, checkpoint: str) -> None:
+    """Have the engine load this checkpoint at its next start; start.sh calls it at each restart.
+
+    Without it A1111 v1.9.3 would load what the file says, or else the first file by its name, even
+    if it cannot load that one.
+    """
+    path = webui_dir / "config.json"
+    options = _read(path) | {"sd_model_checkpoint": checkpoint}
+    write_atomically(path, json.dumps(options, indent=4))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         options = json.loads(path.read_text())
@@ -91,3 +115,7 @@ def _read(path: Path) -> dict[str, Any]:
         damaged.name,
     )
     return {}
+
+
+if __name__ == "__main__":
+    set_checkpoint(Path(sys.argv[1]), sys.argv[2])

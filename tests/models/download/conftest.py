@@ -1,1 +1,0 @@
-from fakes.hosts.fixtures import *  # noqa: F403 - fixtures

@@ -1,0 +1,38 @@
+"""Files of a shared volume are opened without blocking, and only a bounded part is read."""
+
+import os
+
+import pytest
+
+from worker.files import open_regular, read_small
+from worker.formats.model_file import file_sha256
+
+
+def test_a_regular_file_is_read(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert [read_small(one, limit=5) for one in (path, link)] == [b"12345"] * 2
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [fifo, device, os.mkdir, lambda path: path.symlink_to(path)])
+@pytest.mark.parametrize("read", [open_regular, read_small, file_sha256])
+def test_nothing_else_is_opened(tmp_path, make, read):
+    make(tmp_path / "x")
+    with pytest.raises(Exception, match=r"regular|directory|symbolic links"):
+        read(tmp_path / "x")
+
+
+def test_a_large_file_is_not_read_where_a_small_one_is_expected(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(6))
+    with pytest.raises(OSError, match="unexpectedly large"):
+        read_small(tmp_path / "large", limit=5)

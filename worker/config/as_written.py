@@ -1,0 +1,60 @@
+"""The value that a person meant with a variable, as files and consoles pass it on.
+
+`docker run --env-file` keeps quotes, a file from Windows ends its lines with CR, and a copied value
+has spaces around it. A shell would have removed them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+_PAIRS = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
+_INVISIBLE = "\ufeff\u200b\u200e\u200f"
+# `$HOME/x` and `${HOME}/x`, which only a shell replaces.
+_VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
+
+
+def as_meant(value: str) -> str:
+    """The value without spaces, line ends and one pair of quotes around it."""
+    value = _bare(value)
+    closing = _PAIRS.get(value[:1])
+    if closing and len(value) > 1 and value.endswith(closing):
+        inside = value[1:-1]
+        if not {value[0], closing} & set(inside):  # else they are the quotes of two words
+            return _bare(inside)
+    return value
+
+
+def _bare(value: str) -> str:
+    return value.strip().strip(_INVISIBLE).strip()
+
+
+def usual_word(word: str, kind: object) -> str:
+    """The word of a Literal with the same letters, whatever their case; others pass unchanged.
+
+    `warn` is short for `warning`; a text that is no Literal has the word `none`.
+    """
+    known = [one for one in get_args(kind) if isinstance(one, str)] or ["none"]
+    meant = {one.lower(): one for one in known}
+    meant |= {"warn": meant["warning"]} if "warning" in meant else {}
+    return meant.get(word.lower(), word)
+
+
+def as_path(text: str) -> Path:
+    """The path, with the home folder in place of `~`.
+
+    Raises:
+        ValueError: it has characters that only a shell would have replaced, or that no path needs.
+    """
+    if text[:1] in _PAIRS or text[-1:] in {*_PAIRS, *_PAIRS.values()}:
+        raise ValueError("has a quotation mark at one end only: remove it")
+    if found := _VARIABLE.search(text):
+        raise ValueError(f"has {found[0]}, which nothing replaces here: write the whole path")
+    if not text.isprintable():
+        raise ValueError("must be one line of printable characters")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("names the home of a user that this machine does not know") from None

@@ -1,0 +1,120 @@
+"""Whether the files of one job can be used, each alone and all together, by the worker's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from worker.errors import ModelMismatch, ModelNotSupported
+from worker.formats import architecture, lora_use, requirements
+from worker.formats.lora_layers import layers_of
+from worker.formats.model_file import ModelFile
+from worker.formats.safetensors_header import Header
+from worker.formats.stable_diffusion import FAMILIES
+from worker.job.models import Models
+
+EMBEDDED = "embedded"
+
+_EMBEDDED_FAMILIES = {None, "SD1", "SDXL"}
+_MORE_INPUTS = {"inpainting", "instruct-pix2pix", "depth"}
+
+
+def check_files(models: Models, engine: str) -> None:
+    """Check each file alone.
+
+    Raises:
+        ModelFileInvalid: a file is damaged.
+        ModelNotSupported: a file cannot be used as its kind, or not by this engine.
+    """
+    # The embedded engine builds its own VAE from the one in the checkpoint.
+    has_vae = models.vae is not None and engine != EMBEDDED
+    for file in models.files():
+        file.check(has_vae=has_vae)
+        if engine == EMBEDDED:
+            _check_embedded(file)
+        else:
+            found = file.architecture()
+            architecture.check_naming(file.stem, found)
+            architecture.check_config(file.stem, found, has_config=file.has_config)
+
+
+def check_together(models: Models, engine: str) -> tuple[str, ...]:
+    """Check the LoRAs, embeddings and the VAE against each checkpoint; returns warnings.
+
+    Raises:
+        ModelMismatch: a file belongs to another family, or has other sizes.
+        ModelNotSupported: a LoRA cannot be applied to the checkpoint.
+    """
+    checkpoints = [file for file in (models.checkpoint, models.hr_checkpoint) if file]
+    loras = [file for file in models.files() if file.kind == "lora"]
+    for checkpoint in checkpoints:
+        family = checkpoint.architecture()
+        for file in [*loras, *models.embeddings]:
+            architecture.check_match(checkpoint.stem, family, file.stem, file.architecture())
+        _check_sizes(checkpoint, models)
+    return tuple(
+        dict.fromkeys(note for file in loras for note in _notes(file, checkpoints, engine))
+    )
+
+
+def _notes(lora: ModelFile, checkpoints: Sequence[ModelFile], engine: str) -> Iterator[str]:
+    for checkpoint in checkpoints:
+        if engine == EMBEDDED and "diffusers naming" in lora.architecture().details:
+            continue  # the engine knows these names, and applies all of the file or refuses it
+        if found := lora.fit(checkpoint):
+            yield from lora_use.notes(lora.stem, found)
+    header = None if checkpoints else lora.header()
+    family = lora.architecture().family
+    if header and family in FAMILIES:  # the engine's own checkpoint, which is not known here
+        fits = lora_use.family_fits(lora_use.shapes_of(header))
+        if fits[family].used:
+            yield from lora_use.notes(lora.stem, fits[family])
+
+
+def _check_sizes(checkpoint: ModelFile, models: Models) -> None:
+    """Compare the embeddings and the VAE with the checkpoint's own tensors."""
+    header = checkpoint.header()
+    if header is None:
+        return
+    layers = layers_of(lora_use.shapes_of(header))
+    widths = {layers[name].shape[-1] for name in layers if name.endswith("token_embedding")}
+    for file in models.embeddings:
+        own = _widths(file.header())
+        if own and widths and own != widths:
+            raise ModelMismatch(
+                f"the embedding {file.stem!r} has vectors of {_listed(own)} numbers, but the"
+                f" checkpoint {checkpoint.stem!r} needs {_listed(widths)}.",
+                checkpoint=checkpoint.stem,
+                model=file.stem,
+            )
+    vae = models.vae.header() if models.vae else None
+    if models.vae and vae:
+        requirements.check_vae_sizes(models.vae.stem, vae, checkpoint.stem, header)
+
+
+def _widths(header: Header | None) -> set[int]:
+    shapes = lora_use.shapes_of(header) if header else {}
+    pair = [shapes[name] for name in ("clip_l", "clip_g") if name in shapes]
+    return {shape[-1] for shape in pair or shapes.values() if shape}
+
+
+def _listed(widths: Iterable[int]) -> str:
+    return " and ".join(map(str, sorted(widths)))
+
+
+def _check_embedded(file: ModelFile) -> None:
+    """What the embedded engine cannot draw with, though A1111 can.
+
+    It refuses LoRAs itself that it cannot apply as a whole; merged ones it does not even see.
+    """
+    found, reason = file.architecture(), None
+    if file.kind == "checkpoint" and found.family not in _EMBEDDED_FAMILIES:
+        reason = f"it is {found.family}"
+    elif file.kind == "checkpoint" and (special := {"SSD", *_MORE_INPUTS} & {*found.details}):
+        reason = f"it is an {special.pop()} model"
+    if reason:
+        raise ModelNotSupported(
+            f"{file.stem!r}: the embedded engine cannot draw with it, because {reason}.",
+            hint="Use a checkpoint of SD1 or SDXL, or the image with A1111.",
+            model=file.stem,
+            family=found.family,
+        )

@@ -1,0 +1,184 @@
+"""Says what is wrong with a job's input: short, on one line, and without secrets. Pure.
+
+The values come from outside: they may be huge, deeply nested, or written to look like lines of a
+log. Each is cut before anything else is done with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from worker.errors import InvalidInput
+from worker.job.foreign_fields import FOREIGN_NAMES, INSTEAD
+from worker.spelling import near_matches
+
+MAX_SHOWN = 12  # problems in one message
+_MAX_TEXT = 60  # characters of a value: a line's worth
+_CUT = 400  # characters of a value that are looked at
+_MAX_ITEMS, _MAX_LEVELS = 6, 3
+_LONGEST_NAME = 80
+_CLOSE = 0.8  # how similar a known field must be to be suggested: a wrong one would mislead
+
+# What a job may have: its schema needs about a hundred keys, and scripts have arguments.
+MAX_KEYS, MAX_VALUES, MAX_DEPTH = 2_000, 100_000, 60
+
+# The parts of a URL before the host and after the path may be secret. Each pattern consumes what
+# it looks at, so both are linear.
+_LOGIN = re.compile(r"(?<=://)[^/\s'\"]*@")
+_UNFINISHED = re.compile(r"(?<=://)[^/\s'\"]*\Z")
+_QUERY = re.compile(r"\?([^\s'\"]+)")
+
+
+ShowLocation = Callable[[tuple[int | str, ...]], str]
+
+
+def dotted(loc: tuple[int | str, ...]) -> str:
+    """`("loras", 0, "scale")` as `loras.0.scale`."""
+    return ".".join(map(str, loc))
+
+
+def shown(value: object) -> str:
+    """A caller's value as a message shows it: short, and without the secrets of a URL."""
+    text = _short(value, _MAX_LEVELS)
+    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
+
+
+def _short(value: object, levels: int) -> str:
+    if isinstance(value, str):
+        return repr(_redacted(value[:_CUT], is_cut=len(value) > _CUT))
+    if isinstance(value, bytes):
+        return repr(value[:_CUT])
+    if isinstance(value, Mapping | list | tuple):
+        return _short_container(value, levels)
+    return _redacted(repr(value), is_cut=False)
+
+
+def _redacted(text: str, *, is_cut: bool) -> str:
+    text = _LOGIN.sub("...@", text)
+    if is_cut:  # the `@` or the `=` may be behind the cut
+        text = _UNFINISHED.sub("...", text)
+    return _QUERY.sub(lambda found: "?..." if is_cut or "=" in found[1] else found[0], text)
+
+
+def _short_container(value: Mapping[object, object] | Sequence[object], levels: int) -> str:
+    opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+    if not levels and value:
+        return f"{opening}...{closing}"
+    first = list(islice(value, _MAX_ITEMS))
+    parts = [_short(one, levels - 1) for one in first]
+    if isinstance(value, Mapping):
+        parts = [
+            f"{part}: {_short(value[one], levels - 1)}"
+            for one, part in zip(first, parts, strict=True)
+        ]
+    parts += ["..."] if len(value) > _MAX_ITEMS else []
+    return f"{opening}{', '.join(parts)}{closing}"
+
+
+def shown_name(name: str) -> str:
+    """A caller's key on one line; quoted if it has characters that could forge a line."""
+    name = name[:_LONGEST_NAME]
+    return name if name.isprintable() else repr(name)
+
+
+def joined(problems: Sequence[str], total: int | None = None) -> str:
+    """The problems as one message; of many only the first, and how many there are."""
+    more = (len(problems) if total is None else total) - min(len(problems), MAX_SHOWN)
+    text = "; ".join(problems[:MAX_SHOWN])
+    return f"{text} (and {more} more)." if more else text.removesuffix(".") + "."
+
+
+def check_size(job_input: Mapping[str, object]) -> None:
+    """Refuse an input that would keep the worker busy by its size alone.
+
+    Raises:
+        InvalidInput: it has too many keys or values, or is nested too deeply.
+    """
+    keys = values = 0
+    level: Iterable[object] = [job_input]
+    for _ in range(MAX_DEPTH):
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, Mapping):
+                keys, values = keys + len(one), values + len(one)
+                inside: Iterable[object] = one.values()
+            else:
+                values += len(one) if isinstance(one, list) else 0
+                inside = one if isinstance(one, list) else ()
+            if keys > MAX_KEYS or values > MAX_VALUES:
+                what = f"{MAX_KEYS:,} keys" if keys > MAX_KEYS else f"{MAX_VALUES:,} values"
+                raise InvalidInput(f"the job's input has more than {what}.", hint=_TOO_LARGE)
+            inner.extend(part for part in inside if isinstance(part, Mapping | list))
+        if not inner:
+            return
+        level = inner
+    raise InvalidInput(
+        f"the job's input is nested more than {MAX_DEPTH} levels deep.", hint=_TOO_LARGE
+    )
+
+
+_TOO_LARGE = "Send only the fields that docs/api.md lists."
+
+
+# Pydantic's errors ------------------------------------------------------------------------------
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel], place: ShowLocation = dotted
+) -> list[str]:
+    """The first dozen problems, each with its field, its value and the remedy.
+
+    `model` is what was validated.
+    """
+    details = error.errors(include_url=False, include_context=False)[:MAX_SHOWN]
+    return list(dict.fromkeys(_problem(detail, model, place) for detail in details))
+
+
+def _problem(detail: ErrorDetails, model: type[BaseModel], place: ShowLocation) -> str:
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(detail["loc"], model, place)
+    where = shown_name(place(detail["loc"]))
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if not where:
+        return message
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    message = message[0].lower() + message[1:]
+    if isinstance(detail["input"], Mapping) and detail["type"] == "value_error":
+        return f"{where}: {message}"  # the message names the wrong part
+    return f"{where} = {shown(detail['input'])}: {message}"
+
+
+def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel], place: ShowLocation) -> str:
+    key, where = str(loc[-1])[:_LONGEST_NAME], shown_name(place(loc))
+    fields = _fields_at(model, loc[:-1])
+    if fields.keys() == {"task"}:
+        return f"the task takes no further fields, but got {place(loc)[:_LONGEST_NAME]!r}"
+    if key in INSTEAD and loc[-2:-1] in {(), ("override_settings",), ("defaults",)}:
+        return f"{where} {INSTEAD[key]}"
+    near = FOREIGN_NAMES.get(key)
+    known = [near] if near in fields else near_matches(key, fields, count=1, cutoff=_CLOSE)
+    did_you_mean = f" (did you mean `{known[0]}`?)" if known else ""
+    return f"{where} is not a known field{did_you_mean}"
+
+
+def _fields_at(model: type[BaseModel], loc: Iterable[int | str]) -> Mapping[str, FieldInfo]:
+    """The fields of the object at that place."""
+    for part in loc:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        model = next(_models_in(field.annotation), model) if field else model
+    return model.model_fields
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)

@@ -1,0 +1,88 @@
+"""Leaves out of a job what would have no effect on its picture, and says so. Pure.
+
+Each sentence is a warning in the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from worker.job.foreign_fields import HARMLESS, HARMLESS_OPTIONS, Harmless
+from worker.job.problems import shown
+
+# A1111 cuts off the fraction of these; clients calculate them.
+_WHOLE = ("steps", "hr_second_pass_steps", "width", "height", "hr_resize_x", "hr_resize_y")
+
+
+def without_effect(
+    asked: Mapping[str, Any], known: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The job without those fields, and a sentence about each; `known` are A1111's and ours."""
+    job = dict(asked)
+    notes = list(_drop_harmless(job, HARMLESS, ""))
+    if isinstance(job.get("override_settings"), Mapping):
+        job["override_settings"] = dict(job["override_settings"])
+        notes += _drop_harmless(job["override_settings"], HARMLESS_OPTIONS, "override_settings.")
+    notes += _drop_second_pass(job, known)
+    notes += _cut_fractions(job)
+    notes += _drop_idle(job)
+    notes += _uncertain(job)
+    return job, notes
+
+
+def _drop_harmless(
+    fields: dict[str, Any], table: Mapping[str, Harmless], prefix: str
+) -> Iterator[str]:
+    for name in sorted(fields.keys() & table.keys()):
+        if table[name].when(fields[name]):
+            del fields[name]
+            yield f"{prefix}{name} has no effect: {table[name].reason}."
+
+
+def _drop_second_pass(job: dict[str, Any], known: Collection[str]) -> Iterator[str]:
+    """Clients send the fields of a second pass with every job."""
+    if job.get("enable_hr") not in {None, False}:
+        return
+    fields = {name for name in job if name.startswith("hr_") and name in known}
+    asked = sorted(name for name in fields - {"hr_scale"} if job[name])
+    for name in fields:
+        del job[name]
+    if asked:
+        yield f"{', '.join(asked)}: no effect, because enable_hr is false."
+
+
+def _cut_fractions(job: dict[str, Any]) -> Iterator[str]:
+    for name in _WHOLE:
+        value = job.get(name)
+        if isinstance(value, float) and abs(value) < 2**53 and value != int(value):
+            job[name] = int(value)
+            yield f"{name} {value} is not a whole number: {int(value)} was used."
+
+
+def _drop_idle(job: dict[str, Any]) -> Iterator[str]:
+    if job.get("refiner_switch_at") is not None and job.get("refiner_checkpoint") is None:
+        del job["refiner_switch_at"]
+        yield "refiner_switch_at has no effect without refiner_checkpoint."
+    if job.get("save_images") is True:
+        del job["save_images"]
+        yield "save_images has no effect: the pictures are in the answer."
+    scripts = job.get("alwayson_scripts")
+    if isinstance(scripts, Mapping):
+        idle = [name for name, one in scripts.items() if one in (None, {}, {"args": []})]
+        job["alwayson_scripts"] = {name: one for name, one in scripts.items() if name not in idle}
+        for name in idle:
+            yield f"alwayson_scripts {shown(name)} has no effect: it has no args."
+
+
+def _uncertain(job: Mapping[str, Any]) -> Iterator[str]:
+    if job.get("restore_faces") is True:
+        yield (
+            "restore_faces: not proven. A1111 downloads a model for it, and leaves the faces as"
+            " they are if it cannot."
+        )
+    if job.get("scheduler") == "automatic":
+        yield (
+            "scheduler 'automatic' was read as 'Automatic', the sampler's own; A1111 would take"
+            " no schedule at all for the word in small letters."
+        )

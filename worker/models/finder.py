@@ -1,0 +1,94 @@
+"""Finds model files without a network: by name, by hash, or by a reference used before."""
+
+from __future__ import annotations
+
+from worker.errors import ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe
+from worker.formats.model_file import ModelFile
+from worker.formats.names import Kind
+from worker.job.reference import Sha256, StoreName, Wanted
+from worker.models.store.references import References
+from worker.models.store.store import Store
+
+
+class Finder:
+    """Finds what jobs name in one store. Thread-safe.
+
+    Args:
+        store: the folders.
+        references: which file each reference meant.
+    """
+
+    def __init__(self, store: Store, references: References) -> None:
+        self._store = store
+        self._references = references
+
+    def find(self, wanted: Wanted) -> ModelFile | None:
+        """The file, if it can be found without a network.
+
+        Raises:
+            ModelNotFound: the job gives a file name that the store does not have.
+        """
+        ref = wanted.ref
+        if isinstance(ref, StoreName):
+            return self.by_name(wanted.kind or "checkpoint", ref.name)
+        if file := self._local(wanted):
+            return file
+        sha256 = self._expected_sha256(wanted)
+        file = self._store.by_sha256(sha256) if sha256 else None
+        return file or self._operators_file(wanted)
+
+    def find_baked(self, wanted: Wanted) -> ModelFile | None:
+        """The file, if it is in the image; does not count as a use."""
+        ref = wanted.ref
+        if isinstance(ref, StoreName):
+            file = self._store.find(wanted.kind or "checkpoint", ref.name)
+            return file if file and self._store.is_baked(file) else None
+        if file := self._local(wanted):
+            return file if self._store.is_baked(file) else None
+        sha256 = self._expected_sha256(wanted)
+        blob = self._store.baked.find(sha256) if sha256 else None
+        return blob.as_file() if blob else None
+
+    def by_name(self, kind: Kind, name: str) -> ModelFile:
+        """By file name or stem; a LoRA also by the name from its training, as in A1111."""
+        file = self._store.find(kind, name)
+        if file is None and kind == "lora":
+            file = self._trained(name)
+        if file is None:
+            raise self._store.not_found(kind, name)
+        if file.verified_sha256:
+            self._store.by_sha256(file.verified_sha256)  # records the use
+        return file
+
+    def _trained(self, name: str) -> ModelFile | None:
+        """The only LoRA that was trained under the name; the operator's own come first."""
+        named = [file for file in self._store.files("lora") if _trained_name(file) == name]
+        own = [file for file in named if file.source is None]
+        return next((files[0] for files in (own, named) if len(files) == 1), None)
+
+    def _local(self, wanted: Wanted) -> ModelFile | None:
+        """The file in the store, if the reference can also be read as its path there."""
+        file = self._store.find(wanted.kind or "checkpoint", wanted.local) if wanted.local else None
+        if file and file.verified_sha256:
+            self._store.by_sha256(file.verified_sha256)  # records the use
+        return file
+
+    def _operators_file(self, wanted: Wanted) -> ModelFile | None:
+        """A file that the operator added; it is hashed only if the job gives its file name."""
+        if not isinstance(wanted.ref, Sha256) or not wanted.filename:
+            return None
+        file = self._store.find(wanted.kind or "checkpoint", wanted.filename)
+        return file if file and file.sha256() == wanted.ref.digest else None
+
+    def _expected_sha256(self, wanted: Wanted) -> str | None:
+        """The hash in the job, or that of the file that the reference resolved to last time."""
+        ref = wanted.ref
+        of_ref = ref.digest if isinstance(ref, Sha256) else None
+        return wanted.sha256 or of_ref or self._references.sha256(ref)
+
+
+def _trained_name(file: ModelFile) -> str | None:
+    try:
+        return file.metadata().get("ss_output_name")
+    except (ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe):
+        return None

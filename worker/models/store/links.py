@@ -1,0 +1,112 @@
+"""Links in the engine's folders, and which version of each file the engine has seen."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+_Version = tuple[int, int, int]  # inode, size in bytes, modification time in ns
+
+
+def target_of(path: Path) -> Path:
+    """The target of a link, even if it is missing; a loop of links is its own target."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # before Python 3.13 a loop of links is a RuntimeError
+        return path.absolute()
+
+
+def points(link: Path, target: Path) -> bool:
+    """Whether it is our link to the target. One system call: it runs for each file of each job."""
+    try:
+        return os.readlink(link) == str(target)  # noqa: PTH115 - a Path costs more than the call
+    except OSError:
+        return False
+
+
+def point(link: Path, target: Path) -> bool:
+    """Make the link point to the target; returns whether anything changed."""
+    if points(link, target) or (link.is_symlink() and target_of(link) == target):
+        return False
+    link.parent.mkdir(parents=True, exist_ok=True)
+    # Replaced in one step: the engine sees the old file or the new one, never a gap.
+    temporary = link.with_name(f".{uuid.uuid4().hex}.link")
+    temporary.symlink_to(target)
+    with suppress(FileNotFoundError):  # two threads link the same model
+        temporary.replace(link)
+    return True
+
+
+def arrange(folder: Path, wanted: Mapping[str, Path], is_ours: Callable[[Path], bool]) -> set[str]:
+    """Let the folder have exactly these links of ours; returns the names that changed.
+
+    Args:
+        folder: its other files and links are the operator's, and stay.
+        wanted: file name -> target.
+        is_ours: whether a link was made by a worker.
+    """
+    changed: set[str] = set()
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink() and entry.name not in wanted and is_ours(Path(entry.path)):
+                Path(entry.path).unlink(missing_ok=True)
+                changed.add(entry.name)
+    for name, target in wanted.items():
+        link = folder / name
+        if (not os.path.lexists(link) or is_ours(link)) and point(link, target):
+            changed.add(name)
+    return changed
+
+
+class Shown:
+    """The version of each file that the engine saw when it last read its folders.
+
+    A fetched model that was evicted and fetched again has the same link and the same name, but the
+    engine may have listed its folder in between. And the operator may replace a file of his own
+    under its name, also by an older one.
+
+    Args:
+        clock: seconds since the epoch. The engine lists its folders after this is made, so it has
+            seen every file that is older.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._since = clock()
+        self._versions: dict[Path, _Version] = {}
+
+    def is_current(self, path: Path) -> bool:
+        """Whether the engine has seen this version of the file."""
+        try:
+            before, now = self._before_and_now(path)
+        except OSError:
+            return False
+        return before == now
+
+    def note(self, path: Path, *, is_changed: bool = False) -> tuple[bool, bool]:
+        """Note that the engine will read this file or link before the next picture.
+
+        Args:
+            path: in the engine's folder.
+            is_changed: whether the link was made or changed just now.
+
+        Returns:
+            Whether the engine has not seen this version, and whether it has seen another one.
+        """
+        try:
+            before, now = self._before_and_now(path)
+        except OSError:  # gone again
+            self._versions.pop(path, None)
+            return is_changed, False
+        self._versions[path] = now
+        is_other = before != now
+        return is_changed or is_other, is_other and before is not None and not is_changed
+
+    def _before_and_now(self, path: Path) -> tuple[_Version | None, _Version]:
+        status = path.stat()
+        now = status.st_ino, status.st_size, status.st_mtime_ns
+        is_old = status.st_ctime < self._since
+        return self._versions.get(path, now if is_old else None), now

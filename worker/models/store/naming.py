@@ -1,0 +1,44 @@
+"""What a name can mean in the model folders, and how their files are named in the engine."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker.errors import ModelNotFound
+from worker.formats.model_file import FOLDERS
+from worker.formats.names import Kind, without_suffix
+from worker.models.store.listing import Index
+
+
+def forms(index: Index, name: str) -> Iterator[list[Path]]:
+    """What the name can mean in one folder, the most precise form first."""
+    stem = without_suffix(name)
+    yield from index.exact(name)
+    yield from index.exact(stem)  # a file of another format, if there is none of this
+    yield from index.similar(name)
+    yield from index.similar(stem)
+
+
+def natural(name: str) -> list[tuple[bool, int | str]]:
+    """A key that sorts as A1111 does: `model2` comes before `model10`."""
+    parts = re.split(r"(\d{1,18})", name.casefold())
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in parts]
+
+
+def ambiguous(kind: Kind, name: str, paths: list[Path]) -> ModelNotFound:
+    """The error for a name that several files have."""
+    shown = ", ".join(f"{FOLDERS[kind]}/{path}" for path in paths)
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [path.as_posix() for path in paths]
+    hint = f"Give the whole file name: {' or '.join(map(repr, names))}."
+    message = f"{kind} {name!r} is ambiguous in the model store: {shown}."
+    return ModelNotFound(message, hint=hint, kind=kind, name=name, near=names)
+
+
+def mark_of(path: Path) -> str:
+    """Ten digits that distinguish this file from others of its name."""
+    return hashlib.sha256(bytes(path)).hexdigest()[:10]
