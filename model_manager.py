@@ -227,6 +227,12 @@ class ModelManager:
         names = {file: new for file, new in made.items() if new != file}
         return replace(models.renamed(names), sources=(*models.sources, *names))
 
+    def _is_linked_as_it_is(self, file: ModelFile) -> bool:
+        if self.own.is_good(file) and not self._is_converted(file):
+            return True
+        self.store.hide(file)
+        return False
+
     def _is_converted(self, file: ModelFile) -> bool:
         is_for_a1111 = self._engine != "embedded"
         return is_for_a1111 and file.kind == "lora" and self.converted.needs(file)
@@ -282,7 +288,7 @@ class ModelManager:
     def _fetched(self, kind: Kind) -> list[ModelFile]:
         """The fetched files of kinds that act only where a job names them."""
         files = self.store.files(kind) if kind not in ARRANGED else ()
-        return [file for file in files if file.verified_sha256 and self.own.is_good(file)]
+        return [file for file in files if file.verified_sha256 and self._is_linked_as_it_is(file)]
 
     def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
         """The checkpoint that the template's jobs will load, if all of its models are present."""

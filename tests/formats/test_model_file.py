@@ -67,6 +67,6 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(file, monkeypatch):
     def forbidden(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(type(fox.path), "open", forbidden)
+    monkeypatch.setattr(model_file, "open_regular", forbidden)
     with pytest.raises(ModelFileInvalid, match=r"Permission denied\. Let the worker's user read"):
         fox.check()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from worker.errors import JobError, ModelNotSupported
 from worker.formats import stable_diffusion
 from worker.formats.architecture import Architecture, check_config, detect
+from worker.formats.json_metadata import metadata_fault
 from worker.formats.lora_layers import family_layers
 from worker.formats.lora_use import check_fit
 from worker.formats.requirements import File, check
@@ -288,8 +289,8 @@ METADATA = [
 
 
 @pytest.mark.parametrize(("metadata", "message"), METADATA)
-def test_a_loras_metadata_must_survive_strict_json(metadata, message):
-    found = problem("lora", LORA, metadata)
+def test_metadata_that_strict_json_cannot_hold_are_named(metadata, message):
+    found = metadata_fault(metadata)
     assert found is None if message is None else message in found
 
 

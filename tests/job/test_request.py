@@ -272,7 +272,7 @@ def test_what_stands_beside_the_input_is_not_ignored_in_silence():
 def test_the_fields_and_defaults_are_those_of_a1111_and_ours():
     ours = set(Txt2ImgRequest.model_fields)
     assert set(A1111_FIELDS) - ours == set()
-    assert ours - set(A1111_FIELDS) == OURS - {"sampler_index"}
+    assert ours - set(A1111_FIELDS) == OURS - {"sampler_index", "disable_extra_networks"}
     defaults = {name: field.get("default") for name, field in A1111_FIELDS.items()}
     # sampler_index is only the fallback for a missing sampler_name; A1111 fills it in.
     expected = defaults | {"sampler_index": None}

@@ -21,7 +21,6 @@ from functools import cached_property
 from worker.errors import ModelMismatch, ModelNotSupported
 from worker.formats import lora_use, stable_diffusion
 from worker.formats.architecture import Architecture, check_usable
-from worker.formats.json_metadata import metadata_fault
 from worker.formats.lora_layers import current_name
 from worker.formats.lora_modules import Shape
 from worker.formats.names import Kind
@@ -264,10 +263,6 @@ def check_vae_sizes(name: str, vae: Header, checkpoint_name: str, checkpoint: He
 # LoRAs ----------------------------------------------------------------------------------------
 
 
-def _strict_metadata(file: File) -> str | None:
-    return metadata_fault(file.header.metadata)
-
-
 def _layers(file: File) -> str | None:
     return "has no layers" if file.found.role is None else lora_use.fault(file.header)
 
@@ -291,10 +286,6 @@ _WITHOUT_PRODUCTS = ("F8_E4M3", "F8_E5M2")
 _PRODUCTS = ("hada_", "lokr_", "diff", "oft_", "a1.", "a2.", "b1.", "b2.", "w_norm", "b_norm")
 
 LORAS = (
-    Requirement(
-        "A1111 v1.9.3 answers 500 to every list of LoRAs as long as the file is in its folder.",
-        _strict_metadata,
-    ),
     Requirement("A1111 v1.9.3 would draw without it, or wrongly.", _layers),
     Requirement("A1111 v1.9.3 cannot compute with them and would draw without it.", _numbers),
 )

@@ -27,7 +27,7 @@ def check_files(models: Models, engine: str) -> None:
     """
     # The embedded engine builds its own VAE from the one in the checkpoint.
     has_vae = models.vae is not None and engine != EMBEDDED
-    for file in models.files():
+    for file in models.checked_files():
         file.check(has_vae=has_vae)
         if engine == EMBEDDED:
             _check_embedded(file)
@@ -45,7 +45,7 @@ def check_together(models: Models, engine: str) -> tuple[str, ...]:
         ModelNotSupported: a LoRA cannot be applied to the checkpoint.
     """
     checkpoints = [file for file in (models.checkpoint, models.hr_checkpoint) if file]
-    loras = [file for file in models.files() if file.kind == "lora"]
+    loras = [file for file in models.checked_files() if file.kind == "lora"]
     for checkpoint in checkpoints:
         family = checkpoint.architecture()
         for file in [*loras, *models.embeddings]:

@@ -64,6 +64,10 @@ class Models:
         parts = [self.checkpoint, *(lora for lora, _ in self.loras)] if self.merged else []
         return list(dict.fromkeys([*(file for file in parts if file), *self.engine_files()]))
 
+    def checked_files(self) -> list[ModelFile]:
+        """All files but the sources of conversions."""
+        return [file for file in self.files() if file not in self.sources]
+
     def engine_files(self) -> list[ModelFile]:
         """The files that the engine uses, each once."""
         named = [self.loaded, self.vae, self.refiner, self.hr_checkpoint]

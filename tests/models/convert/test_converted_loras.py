@@ -257,6 +257,20 @@ def test_training_words_stay_and_what_strict_json_cannot_hold_does_not(manager, 
     assert alphas == [8.0, 8.0]  # of the UNet; the text encoder has none, so its scale is 1
 
 
+def test_a_lora_whose_only_fault_is_its_metadata_is_used_without_them(manager, put, folders):
+    bad = {"ss_bucket_info": '{"mean_img_ar_error": NaN}', "ss_output_name": "fox"}
+    put(tensors("peft", "LoRA"), name="other")
+    source = put(load_file(used(manager, "other").path), metadata=bad)
+    file = used(manager)
+    assert (file.stem, file.converted_from.naming) == ("fox", "kohya")
+    assert (folders[0] / "Lora/fox.safetensors").resolve() == file.path
+    with safe_open(file.path, framework="numpy") as opened:
+        assert opened.metadata().keys() == {"ss_output_name", converted_loras.METADATA}
+    one, other = load_file(file.path), load_file(source)
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
 EMBEDDINGS = "text_encoders.clip_l.transformer.text_model.embeddings.token_embedding"
 
 
@@ -322,7 +336,7 @@ def test_numbers_that_cannot_be_compared_and_a_source_with_nan_are_refused(manag
     with pytest.raises(ModelFileInvalid, match="NaN"):
         used(manager)
     put({**state, key: state[key].astype(np.int8)}, "whole")
-    with pytest.raises(ModelNotSupported, match="dtype I8"):
+    with pytest.raises(ModelNotSupported, match="type I8"):
         used(manager, "whole")
     assert not list((folders[1] / "fetched").rglob("*.part"))
 

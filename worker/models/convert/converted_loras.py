@@ -20,7 +20,8 @@ from pathlib import Path
 from worker.errors import ModelFileInvalid, ModelNotFound
 from worker.files import discard, storage_error, write_atomically
 from worker.formats import architecture
-from worker.formats.lora_names import find_renaming
+from worker.formats.json_metadata import metadata_fault
+from worker.formats.lora_names import Renaming, find_renaming
 from worker.formats.model_file import (
     Conversion,
     ModelFile,
@@ -135,7 +136,7 @@ class ConvertedLoras:
         """Write the conversion and prove it; returns what it was made from."""
         before, digest = version(file.path), _sha256(file)
         with open_tensors(file.path, file.stem) as source:
-            renaming = find_renaming(file.stem, source.header, _family(source.header))
+            renaming = _renaming(file.stem, source.header)
             if renaming is None or version(file.path) != before:
                 raise ModelFileInvalid(f"{file.stem!r} was replaced while it was converted.")
             note = {"converted_from": digest, "naming": renaming.naming, "algorithm": ALGORITHM}
@@ -182,12 +183,19 @@ def _naming_of(file: ModelFile) -> str | None:
 @lru_cache(maxsize=4096)
 def _naming(path: Path, name: str, _size: int, _mtime_ns: int) -> str | None:
     with open_tensors(path, name) as file:
-        renaming = find_renaming(name, file.header, _family(file.header))
+        renaming = _renaming(name, file.header)
     return renaming.naming if renaming else None
 
 
-def _family(header: Header) -> str | None:
-    return architecture.detect(header).family
+def _renaming(name: str, header: Header) -> Renaming | None:
+    """The new names; the same ones if only the metadata must change.
+
+    A1111 answers 500 to every list of LoRAs as long as a file with such metadata is in its folder.
+    """
+    found = find_renaming(name, header, architecture.detect(header).family)
+    if found is None and metadata_fault(header.metadata):
+        return Renaming("kohya", {key: key for key in header.tensors}, {})
+    return found
 
 
 def _key(file: ModelFile) -> str:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from worker.errors import InternalError, ModelNotSupported
 from worker.files import storage_error
+from worker.formats.json_metadata import metadata_fault
 from worker.formats.lora_names import ADAPTER_METADATA, Renaming
 from worker.formats.safetensors_header import Tensor
 from worker.models.merge.float_formats import FORMATS
@@ -122,28 +123,9 @@ def _header(
 
 
 def strict_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata that A1111 can send as JSON, without hashes of the source's bytes.
-
-    A1111 decodes each text that begins with `{`, and `GET /sdapi/v1/loras` answers 500 if one of
-    them has NaN, Infinity or half of a surrogate pair.
-    """
-    return {
-        key: value
-        for key, value in metadata.items()
-        if key not in _OUTDATED and _is_strict(key) and _is_strict(value)
-    }
-
-
-def _is_strict(text: str) -> bool:
-    try:
-        value = json.loads(text) if text.startswith("{") else text
-    except (ValueError, RecursionError):
-        value = text  # A1111 keeps it as a text, too
-    try:
-        json.dumps([text, value], allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return False
-    return True
+    """The metadata that A1111 can send as JSON, without hashes of the source's bytes."""
+    kept = {key: value for key, value in metadata.items() if key not in _OUTDATED}
+    return {key: value for key, value in kept.items() if not metadata_fault({key: value})}
 
 
 def _data(source: TensorFile, tensor: Tensor) -> Iterator[memoryview]:

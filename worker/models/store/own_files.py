@@ -138,6 +138,7 @@ class OwnFiles:
             return True
         try:
             file.check()
+            self._is_replaced(file)  # raises an error if that is impossible
         except WorkerError as error:
             self._leave_out(file, error.message)
             return False
@@ -154,7 +155,10 @@ class OwnFiles:
 
     def _link(self, file: ModelFile) -> bool:
         try:
-            return not self._is_replaced(file) and self._store.link(file)[1]
+            if self._is_replaced(file):
+                self._store.hide(file)
+                return False
+            return self._store.link(file)[1]
         except WorkerError as error:
             self._leave_out(file, error.message)
             return False
