@@ -57,9 +57,9 @@ def check_together(models: Models, engine: str) -> tuple[str, ...]:
 
 
 def _notes(lora: ModelFile, checkpoints: Sequence[ModelFile], engine: str) -> Iterator[str]:
+    if engine == EMBEDDED:
+        return  # it knows more names than A1111, and applies all of the file or refuses it
     for checkpoint in checkpoints:
-        if engine == EMBEDDED and "diffusers naming" in lora.architecture().details:
-            continue  # the engine knows these names, and applies all of the file or refuses it
         if found := lora.fit(checkpoint):
             yield from lora_use.notes(lora.stem, found)
     header = None if checkpoints else lora.header()

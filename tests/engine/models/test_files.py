@@ -142,4 +142,4 @@ def test_unknown_tag_refreshes_the_list(lora, tmp_path):
     loras = Loras(tmp_path)
     lora("late")
     uses = loras.resolve([LoraTag("late", 1, 0.5), LoraTag("nope", 1, 1), LoraTag("late", 1, 1)])
-    assert [(use.lora.name, use.te, use.unet) for use in uses] == [("late", 2, 1.5)]
+    assert [(use.lora.name, use.te, use.unet) for use in uses] == [("late", 2, 2)]
