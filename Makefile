@@ -50,7 +50,7 @@ test: $(VENV)/.ready lint  ## run all checks and tests of CI, except the long te
 	$(BIN)/pytest -n auto --dist loadfile
 
 test-long: $(VENV)/.ready  ## run the tests that take minutes; CI does this nightly
-	$(BIN)/pytest -m long -n auto --dist loadfile
+	$(BIN)/pytest -m long -n auto --dist loadfile --timeout 3600
 
 lint: $(VENV)/.ready  ## check code, scripts, Dockerfile, requirements and YAML files
 	$(BIN)/ruff check .
