@@ -9,7 +9,7 @@ from worker.answer import Answer, Failure
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
 from worker.job.request import Txt2ImgRequest
-from worker.service.schema import Row, document, input_fields, output_fields, rows
+from worker.service.schema import Row, document, output_fields, rows
 from worker.service.tasks import Job, Task, Tasks
 
 
@@ -87,7 +87,8 @@ def test_the_schema_has_the_input_and_the_answer_of_every_task():
 
 
 def test_rows_name_each_field_with_its_type_and_description():
-    assert input_fields(TABLE["count"])[1] == Row("number", "integer, 1 to 9", "How far to count.")
+    count = rows(TABLE["count"].input, "validation", nested=False)
+    assert count[1] == Row("number", "integer, 1 to 9", "How far to count.")
     all_rows = [*rows(Failure), *(row for task in handler.TASKS for row in output_fields(task))]
     types = {row.name: row.type for row in all_rows}
     assert types["models[].sha256"] == "string or null"

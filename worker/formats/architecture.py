@@ -30,6 +30,8 @@ _SD_LATENTS = 4
 _LATENT_FAMILIES = {_SD_LATENTS: None, 16: "Flux or SD3", 32: "Flux.2"}
 _Z_IMAGE_WIDTH = 3840
 _INPUTS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
+# Models that take more than the four channels of a latent.
+MORE_INPUTS = frozenset(_INPUTS.values())
 
 _WITHOUT_ALL = "diffusion model without text encoder and VAE"
 _WITHOUT_TEXT = "diffusion model without text encoder"
@@ -379,12 +381,12 @@ def check_config(name: str, found: Architecture, *, has_config: bool) -> None:
     Raises:
         ModelNotSupported: it has v-prediction and other inputs than text, and no `.yaml` beside it.
     """
-    special = set(found.details) & set(_INPUTS.values())
+    special = MORE_INPUTS & {*found.details}
     if has_config or found.family == "SD2" or "v-prediction" not in found.details or not special:
         return
     raise ModelNotSupported(
-        f"{name!r} is a checkpoint for {special.pop()} with v-prediction; A1111 v1.9.3 draws it"
-        " wrongly without a configuration.",
+        f"{name!r} is a checkpoint for {next(iter(special))} with v-prediction; A1111 v1.9.3"
+        " draws it wrongly without a configuration.",
         hint=f"Put the model's `{name}.yaml` beside the file.",
         model=name,
         family=found.family,

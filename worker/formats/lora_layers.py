@@ -16,18 +16,11 @@ from functools import cache, lru_cache
 
 from worker.formats import stable_diffusion
 from worker.formats.lora_modules import Broken, Layer, Misfit, Shape, check_module
+from worker.formats.unet_names import RESNET
 
 BUNDLED = "bundle_emb"  # textual inversions inside a LoRA
 _INPAINTING = 9  # channels into the UNet; A1111 pads the delta of an ordinary LoRA
 
-_RESNET = {
-    "conv1": "in_layers_2",
-    "conv2": "out_layers_3",
-    "norm1": "in_layers_0",
-    "norm2": "out_layers_0",
-    "time_emb_proj": "emb_layers_1",
-    "conv_shortcut": "skip_connection",
-}
 _OPENCLIP = {"mlp_fc1": "mlp_c_fc", "mlp_fc2": "mlp_c_proj", "self_attn": "attn"}
 _ATTENTION = re.compile(r"(.*)_([qkv])_proj")
 _OUTPUT = re.compile(r"(.*)_out_proj")
@@ -166,7 +159,7 @@ def _middle_block(kind: str, place: str, path: str) -> str:
 
 
 def _inner(kind: str, path: str) -> str:
-    return f"1_{path}" if kind == "attentions" else f"0_{_RESNET.get(path, path)}"
+    return f"1_{path}" if kind == "attentions" else f"0_{RESNET.get(path, path)}"
 
 
 def _downsampler(level: str) -> str:

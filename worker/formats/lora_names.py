@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from worker.errors import ModelNotSupported
 from worker.formats import unet_names
+from worker.formats.lora_layers import BUNDLED
 from worker.formats.safetensors_header import Header, Tensor
 
 ADAPTER_METADATA = "lora_adapter_metadata"
@@ -86,7 +87,7 @@ _STARTS = {
     "lora_te1_": (_TEXT, _KOHYA),
     "lora_te2_": (_TEXT_2, _KOHYA),
 }
-_BUNDLED = "bundle_emb."  # an embedding inside the file; A1111 reads it by this name
+_BUNDLED = f"{BUNDLED}."  # A1111 reads these by the names that they have
 
 # Names that A1111 does not find although they have kohya's form: it expects SD1's upsampler here.
 _MISSED_IN_XL = ("add_embedding_linear_", "up_blocks_0_upsamplers_")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 
-_RESNET = {
+# Layers of a resnet: the name of diffusers -> the original one.
+RESNET = {
     "conv1": "in_layers_2",
     "conv2": "out_layers_3",
     "norm1": "in_layers_0",
@@ -48,7 +49,7 @@ def kohya_path(path: str, *, is_xl: bool) -> str | None:
     if block is None or block[1] not in names:
         return None
     inner = path[block.end() :]
-    of_resnet = _RESNET if is_xl else {new: old for old, new in _RESNET.items()}
+    of_resnet = RESNET if is_xl else {new: old for old, new in RESNET.items()}
     return f"{names[block[1]]}_{of_resnet.get(inner, inner)}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from worker.errors import ModelMismatch, ModelNotSupported
 from worker.formats import architecture, lora_use, requirements
+from worker.formats.architecture import MORE_INPUTS
 from worker.formats.lora_layers import layers_of
 from worker.formats.model_file import ModelFile
 from worker.formats.safetensors_header import Header
@@ -15,7 +16,6 @@ from worker.job.models import Models
 EMBEDDED = "embedded"
 
 _EMBEDDED_FAMILIES = {None, "SD1", "SDXL"}
-_MORE_INPUTS = {"inpainting", "instruct-pix2pix", "depth"}
 
 
 def check_files(models: Models, engine: str) -> None:
@@ -109,7 +109,7 @@ def _check_embedded(file: ModelFile) -> None:
     found, reason = file.architecture(), None
     if file.kind == "checkpoint" and found.family not in _EMBEDDED_FAMILIES:
         reason = f"it is {found.family}"
-    elif file.kind == "checkpoint" and (special := {"SSD", *_MORE_INPUTS} & {*found.details}):
+    elif file.kind == "checkpoint" and (special := {"SSD", *MORE_INPUTS} & {*found.details}):
         reason = f"it is an {special.pop()} model"
     if reason:
         raise ModelNotSupported(

@@ -10,12 +10,10 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.formats.names import stem_of
 from worker.job.model_fields import LoraReference, ModelReference
+from worker.job.nothing_asked import VAE_WORDS
 from worker.job.prompt import LoraTag
 from worker.job.reference import StoreName, Wanted, local_path, parse_reference
 from worker.job.request import OverrideSettings, Txt2ImgRequest
-
-# Values of `sd_vae` that are not the name of a file.
-_VAE_WORDS = {"Automatic", "None"}
 
 # Words as A1111's tokenizer splits a text: letters, single digits, and runs of other characters.
 _WORD = re.compile(r"[^\W\d_]+|\d|(?:[^\s\w]|_)+")
@@ -99,7 +97,7 @@ def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
     override = request.override_settings or OverrideSettings()
     names = {
         "checkpoint": override.sd_model_checkpoint,
-        "vae": None if override.sd_vae in _VAE_WORDS else override.sd_vae,
+        "vae": None if override.sd_vae in VAE_WORDS.values() else override.sd_vae,
         "refiner": request.refiner_checkpoint,
         "hr_checkpoint": request.hr_checkpoint_name,
     }

@@ -50,11 +50,6 @@ def document(tasks: Iterable[Task[Any]]) -> dict[str, Any]:
     }
 
 
-def input_fields(task: Task[Any]) -> list[Row]:
-    """The fields of the task's input."""
-    return rows(task.input, "validation", nested=False)
-
-
 def output_fields(task: Task[Any]) -> list[Row]:
     """The fields of the task's answer; after an object come the fields in it."""
     return rows(task.output)

@@ -143,7 +143,7 @@ def build(
         loras=prompts.reported_loras(request, body, styles),
         vae=models.vae.filename if models.vae else None,
         script_args=tuple(request.script_args) if request.script_name else (),
-        embeddings=_used_embeddings(models, prompts.words(request, styles, body).values()),
+        embeddings=_used_embeddings(models, prompts.encoded_texts(request, styles, body).values()),
     )
     found = (
         *_warnings(request, body),

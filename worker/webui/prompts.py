@@ -49,7 +49,7 @@ def check(request: Txt2ImgRequest, styles: Styles) -> None:
             prompt_checks.check(getattr(request, name), name)
     settings = request.override_settings
     if not (settings and settings.emphasis == "None"):  # then A1111 reads no brackets
-        for name, text in words(request, styles).items():
+        for name, text in encoded_texts(request, styles).items():
             prompt_checks.check_weights(text, name)
 
 
@@ -177,7 +177,7 @@ def _with_styles(text: str, request: Txt2ImgRequest, styles: Styles, part: str) 
     return without_comments(styled(text, (getattr(style, part) for style in chosen)))
 
 
-def words(
+def encoded_texts(
     request: Txt2ImgRequest, styles: Styles, body: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """The texts that A1111 encodes, by field: with styles, without comments and tags.

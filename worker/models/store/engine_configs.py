@@ -17,16 +17,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from worker.formats.architecture import Architecture
+from worker.formats.architecture import MORE_INPUTS, Architecture
 
 _FOLDER = Path(__file__).parent / "configs"
-_OTHER_INPUTS = {"inpainting", "instruct-pix2pix", "depth"}  # the files of ours take 4 channels
 
 
 def find(checkpoint: Architecture) -> Path | None:
     """The file that A1111 needs beside the checkpoint; None if it needs none, or there is none."""
     details = set(checkpoint.details)
-    if checkpoint.role != "checkpoint" or details & _OTHER_INPUTS:
+    if checkpoint.role != "checkpoint" or details & MORE_INPUTS:
         return None
     if "v-prediction" in details:
         name = {"SD1": "sd1_v.yaml", "SDXL": "sdxl_v.yaml"}.get(checkpoint.family or "")
