@@ -124,8 +124,10 @@ def serving(data_dir):
     thread.start()
     client = Client(bound.getsockname()[1])
     client.wait()
+    engine._queue(int)  # it has loaded: accelerate's loading is not safe in two threads at once
     yield client
     engine.close()
+    engine._jobs.shutdown()
     server.should_exit = True
     thread.join()
 
