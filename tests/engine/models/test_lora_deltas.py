@@ -108,11 +108,12 @@ def bare_peft(_family, _network, path, _original):
     return path, "lora_A", "lora_B"
 
 
-@unet_only
-def save_attn_procs(_family, _network, path, _original):
+def save_attn_procs(_family, network, path, _original):
     """Before peft, diffusers knew only the four projections of an attention."""
     block, _, layer = path.removesuffix(".0").rpartition(".")
-    return f"{block}.processor.{layer}_lora", "down", "up"
+    if network == "unet":
+        return f"{block}.processor.{layer}_lora", "down", "up"
+    return f"{network}.{block}.to_{layer.removesuffix('_proj')}_lora", "down", "up"
 
 
 def comfyui(_family, network, path, original):
@@ -131,7 +132,7 @@ def cases():
             yield from ((family, layer, naming) for naming in EVERYWHERE)
             if network == "unet":
                 yield from ((family, layer, naming) for naming in UNET_ONLY)
-            if layer.startswith("attention"):
+            if "attention" in layer or layer == "text 2":
                 yield family, layer, save_attn_procs
 
 
@@ -240,6 +241,8 @@ METADATA = {
     "rank-stabilized": ({"unet.lora_alpha": 8, "unet.use_rslora": True}, 8 / math.sqrt(RANK)),
     "a pattern": ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"attn1.to_q": 6}}, 6 / RANK),
     "a whole path": ({"unet.alpha_pattern": {f"^{DOWN_0}attn1.to_q$": 2}}, 2 / RANK),
+    "alternatives": ({"unet.alpha_pattern": {"attn2.to_q|attn1.to_q": 6}}, 6 / RANK),
+    "another network": ({"text_encoder.lora_alpha": 99}, 1),
     "another path": ({"unet.alpha_pattern": {"n1.to_q": 6, f"{DOWN_1}attn1.to_q": 6}}, 1),
 }
 

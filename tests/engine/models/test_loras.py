@@ -1,9 +1,10 @@
-"""LoRA files of every naming: the picture equals that of weights merged by hand, or a refusal."""
+"""Pictures with LoRAs equal those of weights merged by hand; other files are refused.
+
+What a file of any naming adds to one layer is in `test_lora_deltas.py`.
+"""
 
 import copy
-import json
 import re
-from functools import partial
 
 import numpy as np
 import pytest
@@ -39,26 +40,9 @@ def kohya_original(_kind, path):
     return "lora_unet_" + ORIGINAL_NAMES[path].replace(".", "_"), "lora_down", "lora_up"
 
 
-def dotted(down, up, kind, path):
+def peft(kind, path):
     prefix = "unet." if kind == "unet" else "text_encoder.text_model."
-    return prefix + path, down, up
-
-
-peft = partial(dotted, "lora_A", "lora_B")
-diffusers = partial(dotted, "lora.down", "lora.up")
-
-
-def peft_bare(_kind, path):
-    return f"base_model.model.{path}", "lora_A.default", "lora_B.default"
-
-
-def diffusers_old(kind, path):
-    """Before peft, the weights belonged to the attention's processors."""
-    if kind == "te":
-        path = re.sub(r"(q|k|v|out)_proj", r"to_\1", path)
-        return f"text_encoder.text_model.{path}_lora", "down", "up"
-    path = re.sub(r"\.(to_\w+)(\.0)?$", r".processor.\1_lora", path)
-    return f"unet.{path}", "down", "up"
+    return prefix + path, "lora_A", "lora_B"
 
 
 def factors(kind, pattern, rank=RANK, seed=0):
@@ -135,36 +119,16 @@ def check(model, plain):
     return check
 
 
+@pytest.mark.parametrize("naming", [kohya, kohya_original])
 @pytest.mark.parametrize(
     ("pattern", "alpha"),
-    [(ATTENTION, None), (CONVOLUTIONS, 1), (SINGLE_PIXELS, RANK), (REST, 6)],
-    ids=["attention", "convolutions", "single pixels", "rest"],
+    [(ATTENTION, None), (f"{CONVOLUTIONS}|{SINGLE_PIXELS}|{REST}", 6)],
+    ids=["attention", "others"],
 )
-def test_every_kind_of_layer_in_the_unet(lora, check, pattern, alpha):
+def test_every_layer_of_the_unet(lora, check, pattern, alpha, naming):
     found = factors("unet", pattern)
-    file = lora(state_of(found, kohya, alpha))
+    file = lora(state_of(found, naming, alpha))
     check([LoraUse(file, te=0, unet=0.8)], (found, 0.8 * (alpha or RANK) / RANK))
-
-
-@pytest.mark.parametrize(
-    ("kind", "naming"),
-    [
-        *(("te", naming) for naming in (kohya, peft, diffusers, diffusers_old)),
-        *(("unet", n) for n in (kohya_original, peft, peft_bare, diffusers, diffusers_old)),
-    ],
-)
-def test_every_naming(lora, check, kind, naming):
-    pattern = ATTENTION if kind == "unet" else CLIP_TARGETS
-    found = factors(kind, r".*_proj" if (kind, naming) == ("te", diffusers_old) else pattern)
-    check([LoraUse(lora(state_of(found, naming)), te=3, unet=1)], (found, 3 if kind == "te" else 1))
-
-
-def test_original_names_of_convolutions_and_matrices_for_single_pixels(lora, check):
-    found = factors("unet", f"{CONVOLUTIONS}|{SINGLE_PIXELS}|{REST}")
-    check([LoraUse(lora(state_of(found, kohya_original, 2)), te=1, unet=0.5)], (found, 0.25))
-    found = factors("unet", SINGLE_PIXELS)
-    flat = {key: value.flatten(1) for key, value in state_of(found, kohya).items()}
-    check([LoraUse(lora(flat), te=1, unet=1)], (found, 1))
 
 
 def test_several_loras_with_layers_of_different_rank_alpha_and_weight(lora, check):
@@ -178,22 +142,6 @@ def test_several_loras_with_layers_of_different_rank_alpha_and_weight(lora, chec
         LoraUse(lora(state_of(third, kohya), "without weight"), te=0, unet=0),
     ]
     check(uses, (first, 0.25), (second, 1), (third, -0.4), (text, -1.5))
-
-
-@pytest.mark.parametrize(
-    ("options", "scale"),
-    [
-        ({"unet.lora_alpha": 8, "unet.r": RANK}, 2),
-        ({"unet.lora_alpha": 4, "unet.use_rslora": True}, 2),
-        ({"unet.lora_alpha": 1, "unet.alpha_pattern": {"to_q|to_k|to_v|to_out.0": 6}}, 1.5),
-        ({"text_encoder.lora_alpha": 99}, 1),
-    ],
-    ids=str,
-)
-def test_alpha_in_the_metadata_of_diffusers(lora, check, options, scale):
-    metadata = {"lora_adapter_metadata": json.dumps(options)}
-    file = lora(state_of(FOUND, peft), metadata=metadata)
-    check([LoraUse(file, te=1, unet=0.5)], (FOUND, 0.5 * scale))
 
 
 def test_any_file_name_is_possible(lora, model, plain):

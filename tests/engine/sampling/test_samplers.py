@@ -113,8 +113,9 @@ def test_with_zero_terminal_snr_every_sampler_starts_from_pure_noise(name):
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
 def test_every_sampler_takes_any_number_of_steps_and_the_prediction_type(sampler):
-    for steps in (1, 2, 3, 60):
-        built = built_for(sampler.name, None, steps, "v_prediction")
+    built = built_for(sampler.name, None, 60, "v_prediction")
+    for steps in (60, 3, 2, 1):
+        built.set_timesteps(steps)
         # A1111's DDIM and PLMS never call the model for a single step, and show the noise
         assert bool(len(built.timesteps)) is (steps > 1 or sampler.name not in ("DDIM", "PLMS"))
         assert built.config.prediction_type == "v_prediction"
