@@ -26,12 +26,7 @@ from typing import Any
 
 from worker.config import webui_config
 from worker.config.settings import Settings
-from worker.errors import (
-    InvalidInput,
-    JobError,
-    ModelNotFound,
-    WorkerError,
-)
+from worker.errors import JobError, ModelNotFound, WorkerError
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import Kind
 from worker.hosts.registry import Hosts
@@ -42,12 +37,12 @@ from worker.job.models import (
     Models,
     assign_files,
     lora_tag,
-    meant_lora,
+    may_be_merged,
     name_embeddings,
     wanted_models,
     words,
 )
-from worker.job.prompt import add_lora_tags, lora_tags
+from worker.job.prompt import add_lora_tags
 from worker.job.reference import Wanted
 from worker.job.request import Txt2ImgRequest
 from worker.models import commands
@@ -159,7 +154,7 @@ class ModelManager:
             checkpoints = [file for file in named.values() if file.kind == "checkpoint"]
             hash_cache.seed(self._webui_dir, checkpoints if is_new else [])
             models = models.renamed(named)
-            self._check_names(models)
+            self.own.check_names(models.embeddings)
             self._in_use.append(models)
             self._pin(default)
         return models, is_new
@@ -209,7 +204,7 @@ class ModelManager:
         models = self._find_all(request, stop)
         if self._engine != "embedded":
             models = self.convert(models, stop)
-        if self._may_be_merged(request, models):
+        if may_be_merged(request, models):
             models = replace(models, merged=self.merged.find(models))
         with self._hiding_bad_files(models):
             models = self._check(models)
@@ -226,16 +221,6 @@ class ModelManager:
         made = {file: self.converted.get(file, stop) for file in dict.fromkeys(loras)}
         names = {file: new for file, new in made.items() if new != file}
         return replace(models.renamed(names), sources=(*models.sources, *names))
-
-    def _is_linked_as_it_is(self, file: ModelFile) -> bool:
-        if self.own.is_good(file) and not self._is_converted(file):
-            return True
-        self.store.hide(file)
-        return False
-
-    def _is_converted(self, file: ModelFile) -> bool:
-        is_for_a1111 = self._engine != "embedded"
-        return is_for_a1111 and file.kind == "lora" and self.converted.needs(file)
 
     def ensure(
         self, wanted: Sequence[Wanted], stop: threading.Event = NO_CANCEL
@@ -290,6 +275,18 @@ class ModelManager:
         files = self.store.files(kind) if kind not in ARRANGED else ()
         return [file for file in files if file.verified_sha256 and self._is_linked_as_it_is(file)]
 
+    def _is_linked_as_it_is(self, file: ModelFile) -> bool:
+        """Whether the engine can use the file itself; if not, our link to it is removed."""
+        if self.own.is_good(file) and not self._is_converted(file):
+            return True
+        self.store.hide(file)
+        return False
+
+    def _is_converted(self, file: ModelFile) -> bool:
+        """Whether the engine gets a conversion in place of the file."""
+        is_for_a1111 = self._engine != "embedded"
+        return is_for_a1111 and file.kind == "lora" and self.converted.needs(file)
+
     def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
         """The checkpoint that the template's jobs will load, if all of its models are present."""
         models = self._find_template(request, self.finder.find)
@@ -327,31 +324,8 @@ class ModelManager:
         return replace(
             models,
             embeddings=name_embeddings(request, models.embeddings),
-            written_loras=self._written_loras(request, models.loras),
+            written_loras=self.finder.written_loras(request, models.loras),
         )
-
-    def _may_be_merged(self, request: Txt2ImgRequest, models: Models) -> bool:
-        """Whether a merged checkpoint can replace the template's checkpoint and LoRAs.
-
-        Not with a second checkpoint, because LoRA tags apply to that one too; and not if the
-        prompt contains a tag of one of the LoRAs, because then the weight in the tag applies.
-        """
-        loras = {file for file, _ in models.loras}
-        second = models.refiner or models.hr_checkpoint
-        written = loras & set(models.written_loras.values())
-        return bool(request.template and models.checkpoint and loras and not second and not written)
-
-    def _written_loras(
-        self, request: Txt2ImgRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
-    ) -> dict[str, ModelFile]:
-        """The files that tags in the prompt mean; the job's own LoRAs come first."""
-        if request.disable_extra_networks:
-            return {}
-        tags = lora_tags(request.prompt) + lora_tags(request.hr_prompt)
-        return {
-            tag.name: meant_lora(tag.name, loras) or self.finder.by_name("lora", tag.name)
-            for tag in tags
-        }
 
     def _default_checkpoint(self) -> ModelFile | None:
         """The checkpoint that the engine loads for a job that names none, if it is known."""
@@ -367,18 +341,6 @@ class ModelManager:
         self.space.pinned = frozenset(
             file.verified_sha256 for file in files if file.verified_sha256
         )
-
-    def _check_names(self, models: Models) -> None:
-        """Refuse an embedding whose name a file has that lies in the engine's own folder."""
-        fixed = {words(path.stem): path for path in self.store.operators_in_engine("embedding")}
-        for file in models.embeddings:
-            other = fixed.get(words(file.stem))
-            if other and other.resolve() != file.path:
-                raise InvalidInput(
-                    f"another embedding in the engine's own folder is named {file.stem!r}.",
-                    hint="Give the job's embedding another `name`, and write it in the prompt.",
-                    field="embeddings",
-                )
 
     def _check(self, models: Models) -> Models:
         """Check that each file can be used, alone and with the checkpoints; adds the notes.

@@ -131,6 +131,18 @@ def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelF
     )
 
 
+def may_be_merged(request: Txt2ImgRequest, models: Models) -> bool:
+    """Whether a merged checkpoint can replace the template's checkpoint and LoRAs.
+
+    Not with a second checkpoint, because LoRA tags apply to that one too; and not if the prompt
+    contains a tag of one of the LoRAs, because then the weight in the tag applies.
+    """
+    loras = {file for file, _ in models.loras}
+    second = models.refiner or models.hr_checkpoint
+    written = loras & set(models.written_loras.values())
+    return bool(request.template and models.checkpoint and loras and not second and not written)
+
+
 # Embeddings -------------------------------------------------------------------------------------
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from worker.errors import ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
+from worker.job.model_fields import LoraReference
+from worker.job.models import meant_lora
+from worker.job.prompt import lora_tags
 from worker.job.reference import Sha256, StoreName, Wanted
+from worker.job.request import Txt2ImgRequest
 from worker.models.store.references import References
 from worker.models.store.store import Store
 
@@ -59,6 +65,22 @@ class Finder:
         if file.verified_sha256:
             self._store.by_sha256(file.verified_sha256)  # records the use
         return file
+
+    def written_loras(
+        self, request: Txt2ImgRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
+    ) -> dict[str, ModelFile]:
+        """The files that tags in the job's prompts mean; the job's own LoRAs come first.
+
+        Raises:
+            ModelNotFound: a tag means no file.
+            InvalidInput: a tag can mean two of the job's LoRAs, or cannot be read.
+        """
+        if request.disable_extra_networks:
+            return {}
+        tags = lora_tags(request.prompt) + lora_tags(request.hr_prompt)
+        return {
+            tag.name: meant_lora(tag.name, loras) or self.by_name("lora", tag.name) for tag in tags
+        }
 
     def _trained(self, name: str) -> ModelFile | None:
         """The only LoRA that was trained under the name; the operator's own come first."""

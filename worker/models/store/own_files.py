@@ -14,10 +14,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from worker.errors import WorkerError
+from worker.errors import InvalidInput, WorkerError
 from worker.files import read_small, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, version
 from worker.formats.names import Kind
+from worker.job.models import words
 from worker.models.store.store import Store
 
 _SHOWN = 20  # files in the answer of `health`
@@ -93,6 +94,22 @@ class OwnFiles:
         for file in files:
             self.is_good(file, again=True)
 
+    def check_names(self, embeddings: Iterable[ModelFile]) -> None:
+        """Refuse a job's embedding if another one in the engine's own folder has its name.
+
+        Raises:
+            InvalidInput: that file cannot be hidden, so A1111 might use it instead.
+        """
+        fixed = {words(path.stem): path for path in self._store.operators_in_engine("embedding")}
+        for file in embeddings:
+            other = fixed.get(words(file.stem))
+            if other and other.resolve() != file.path:
+                raise InvalidInput(
+                    f"another embedding in the engine's own folder is named {file.stem!r}.",
+                    hint="Give the job's embedding another `name`, and write it in the prompt.",
+                    field="embeddings",
+                )
+
     def _leave_out(self, file: ModelFile, reason: str) -> None:
         """Hide the file from the engine, and remember why; logged once per version of it."""
         known = self._left_out.get(file.path)
@@ -142,12 +159,7 @@ class OwnFiles:
         except WorkerError as error:
             self._leave_out(file, error.message)
             return False
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-            MemoryError,
-        ) as error:
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
             self._leave_out(file, f"it cannot be read: {type(error).__name__}.")
             return False
         self._left_out.pop(file.path, None)
