@@ -72,13 +72,13 @@ class Baking:
     Attributes:
         manager: its writable store is the folder to bake into.
         root: that folder.
-        merge, convert: whether to do these steps.
+        merge, diffusers: whether to make merged checkpoints, and diffusers folders.
     """
 
     manager: Manager
     root: Path
     merge: bool = False
-    convert: bool = False
+    diffusers: bool = False
 
     def run(self, templates: Mapping[str, Template]) -> list[Row]:
         """Bake the templates; returns a row for each file, or for each failure.
@@ -176,7 +176,7 @@ class Baking:
             models = self._as_a1111_reads(self.manager.find_models(template.request()))
             if models.loras:
                 models = replace(models, merged=self._merged(models))
-            return _entry(models), [*self._rows(models), *self._converted(models)]
+            return _entry(models), [*self._rows(models), *self._diffusers_rows(models)]
         except WorkerError as error:
             message = f"template {name!r}: {error}"
             return {}, [{"name": name, "code": error.code, "error": message}]
@@ -221,12 +221,12 @@ class Baking:
             for file in dict.fromkeys([*models.files(), *models.sources])
         ]
 
-    def _converted(self, models: Models) -> list[Row]:
+    def _diffusers_rows(self, models: Models) -> list[Row]:
         """The files of the checkpoint's diffusers folder, where there is one."""
         if models.loaded is None:
             return []
         folder = self.manager.store.fetched.diffusers(models.loaded.sha256() or "")
-        if not self.convert and not folder.is_dir():
+        if not self.diffusers and not folder.is_dir():
             return []
         return [
             {
@@ -237,7 +237,7 @@ class Baking:
                 "source": "converted",
                 "path": self._path(folder / file["path"]),
             }
-            for file in _convert(models.loaded.path, folder)["files"]
+            for file in _to_diffusers(models.loaded.path, folder)["files"]
         ]
 
     def _path(self, path: Path) -> str:
@@ -304,7 +304,7 @@ def _entry(models: Models) -> Row:
     }
 
 
-def _convert(checkpoint: Path, folder: Path) -> dict[str, Any]:
+def _to_diffusers(checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Make the diffusers folder, or list an existing one; needs the engine's packages.
 
     Raises:

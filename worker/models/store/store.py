@@ -49,8 +49,7 @@ class Store:
         models_dir: the writable store.
         baked_dir: the read-only store.
         pickles: whether files that can run code when they are loaded may be used.
-        diffusers: whether the engine can load checkpoints that were converted into diffusers
-            folders.
+        diffusers: whether the engine can load diffusers folders.
 
     Attributes:
         engine_folders: the engine's own folder for each kind.
@@ -248,8 +247,8 @@ class Store:
         v-prediction.
         """
         folder = self.engine_folders[file.kind]
-        if converted := self._converted(file):
-            return file, self._link_folder(folder / file.stem, converted)
+        if diffusers := self._diffusers_folder(file):
+            return file, self._link_folder(folder / file.stem, diffusers)
         file = self.named(file)
         if self._is_in_engine(file):
             self._link_config(file, file.path)
@@ -378,11 +377,11 @@ class Store:
         """The file of ours that A1111 needs beside the checkpoint."""
         return None if self._diffusers else engine_configs.find(file.architecture())
 
-    def _converted(self, file: ModelFile) -> Path | None:
-        """The checkpoint's diffusers folder, if it was converted and the engine can load it."""
+    def _diffusers_folder(self, file: ModelFile) -> Path | None:
+        """The checkpoint's diffusers folder, if it has one and the engine can load it."""
         if not self._diffusers or file.kind != "checkpoint" or not self.baked.has_diffusers:
             return None
-        # An operator's file has no converted folder: do not read its 7 GB for a hash.
+        # An operator's file has no such folder: do not read its 7 GB for a hash.
         sha256 = file.sha256() if self.is_baked(file) else file.verified_sha256
         folder = self.baked.diffusers(sha256 or "none")
         return folder if folder.is_dir() else None
