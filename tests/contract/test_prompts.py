@@ -22,47 +22,10 @@ from worker.webui import prompts
 from worker.webui.catalog import Style
 from worker.webui.payload import build
 
-PIECES = [
-    "<",
-    ">",
-    ":",
-    "lora",
-    "LoRA",
-    "lyco",
-    "x",
-    "y",
-    "te=",
-    "0.5",
-    "1",
-    " ",
-    "\n",
-    "#",
-    "(",
-    ")",
-]
-PIECES += [
-    "[",
-    "]",
-    "\\",
-    "|",
-    ":1.2)",
-    ":5]",
-    "BREAK",
-    "AND",
-    "<lora:x:1>",
-    "<lyco:y:0.5>",
-    "<a:b>",
-]
-PIECES += [
-    "<LORA:y:1>",
-    "<lora: x :te=0.2>",
-    "# <lora:x:1>",
-    "[<lora:y:2>:3]",
-    "é",
-    "\uff1c",
-    "&lt;",
-]
-PIECES += ["{a|b}", "__a__", "\u201cq\u201d", "<hypernet:h:1>", "<lora:x:1:1:4>", "<lora:y:lbw=A>"]
+PIECES = [*"<>:#()[]\\|xy1 \n\u00e9\uff1c", "lora", "LoRA", "lyco", "te=", "0.5", ":1.2)", ":5]"]
+PIECES += ["BREAK", "AND", "<lora:x:1>", "<lyco:y:0.5>", "<a:b>", "<LORA:y:1>", "&lt;", "{a|b}"]
+PIECES += ["<lora: x :te=0.2>", "# <lora:x:1>", "[<lora:y:2>:3]", "__a__", "\u201cq\u201d"]
+PIECES += ["<hypernet:h:1>", "<lora:x:1:1:4>", "<lora:y:lbw=A>"]
 texts = st.lists(st.sampled_from(PIECES), max_size=10).map("".join)
 STYLES = {
     "plain": Style("film"),

@@ -6,7 +6,9 @@ from fakes.model_files import safetensors
 from worker.errors import ModelMismatch, ModelNotSupported
 from worker.formats import stable_diffusion
 from worker.formats.lora_layers import family_layers
+from worker.formats.lora_use import check_fit, shapes_of
 from worker.formats.model_file import ModelFile
+from worker.formats.safetensors_header import parse_header
 from worker.job.compatibility import check_files, check_together
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models
@@ -78,12 +80,7 @@ OF_SDXL = lora("SDXL")
 ABSENT = lora("SDXL", "middle_block_1_transformer_blocks_5")  # SD1 has one transformer there
 ROWS = {
     "its own LoRA": ("SDXL", OF_SDXL, None, None),
-    "a layer that the checkpoint lacks": (
-        "SDXL",
-        OF_SDXL | X,
-        NOT_IN.format(1 + len(OF_SDXL) // 2),
-        None,
-    ),
+    "a layer that it lacks": ("SDXL", OF_SDXL | X, NOT_IN.format(1 + len(OF_SDXL) // 2), None),
     "a layer of another size": (
         "SD1",
         lora("SD1") | OTHER_SIZE,
@@ -124,9 +121,6 @@ FULL = {family: lora(family, divide=1, rank=1) for family in ("SD1", "SD2", "SDX
 @pytest.mark.parametrize("other", FULL)
 def test_a_lora_of_full_size_fits_only_its_own_family(own, other):
     """An SD1 LoRA fits some layers of SDXL by accident; the family that it fits best decides."""
-    from worker.formats.lora_use import check_fit, shapes_of
-    from worker.formats.safetensors_header import parse_header
-
     header = parse_header(safetensors(FULL[own]))
     layers = family_layers(other)
     if own == other:
@@ -138,9 +132,6 @@ def test_a_lora_of_full_size_fits_only_its_own_family(own, other):
 
 
 def test_a_lora_of_layers_that_two_families_share_fits_both():
-    from worker.formats.lora_use import check_fit
-    from worker.formats.safetensors_header import parse_header
-
     header = parse_header(safetensors(lora("SD1", "attn1", divide=1, rank=1)))
     for family in ("SD1", "SD2"):
         found = check_fit("l", header, "c", family_layers(family), family)

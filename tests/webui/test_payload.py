@@ -211,6 +211,11 @@ def test_of_two_passes_a1111_reports_the_loras_of_the_second(compose, job, prove
         ({"hr_scale": 2.0}, None),
         ({"prompt": "<lora:x:1>", "loras": ["x"]}, "already in the prompt"),
         ({"loras": ["plain"], "trigger_words": True}, "LoRA 'plain': its trained words are unkn"),
+        ({"styles": ["odd"]}, "style 'odd': '<LoRA:x:1>' is no tag that A1111 knows"),
+        ({"hr_negative_prompt": "<lora:x:1>"} | HIRES, "hr_negative_prompt has a LoRA tag"),
+        ({"prompt": "<lora:x>", "disable_extra_networks": True}, "its tags have no effect"),
+        ({"prompt": "<LoRA:x:1>"}, "is read as '<lora:x:1>'"),
+        ({"override_settings": {"emphasis": "None"}, "prompt": "(a:1.2.3)"}, None),
     ],
 )
 def test_a_field_without_its_usual_effect_gets_a_warning(compose, job, warning):
@@ -279,7 +284,6 @@ def test_the_loras_of_the_whole_prompt_are_proven(compose, job, proven):
     assert compose(job).expected.loras == proven
 
 
-HIRES = {"enable_hr": True, "denoising_strength": 0.5}
 TWICE = {"written_loras": {"Alias": LORAS["x"], "x": LORAS["x"]}}
 COPY = replace(file("lora", "copy"), verified_sha256="ab" * 32)
 
@@ -315,22 +319,6 @@ def test_one_file_under_two_names_is_refused():
     written = {"B": replace(COPY, stem="B")}
     with pytest.raises(InvalidInput, match=r"loras\.0 and the tag of 'B' are the same"):
         build(request, {}, Models(loras=tuple(loras[:1]), written_loras=written))
-
-
-@pytest.mark.parametrize(
-    ("job", "warning"),
-    [
-        ({"styles": ["odd"]}, "style 'odd': '<LoRA:x:1>' is no tag that A1111 knows"),
-        ({"hr_negative_prompt": "<lora:x:1>"} | HIRES, "hr_negative_prompt has a LoRA tag"),
-        ({"prompt": "<lora:x>", "disable_extra_networks": True}, "its tags have no effect"),
-        ({"prompt": "<LoRA:x:1>"}, "is read as '<lora:x:1>'"),
-        ({"override_settings": {"emphasis": "None"}, "prompt": "(a:1.2.3)"}, None),
-    ],
-)
-def test_what_a_prompt_does_not_do_gets_a_warning(compose, job, warning):
-    found = compose(job).warnings
-    assert len(found) == bool(warning)
-    assert (warning or "") in "".join(found)
 
 
 def test_an_embedding_in_a_comment_or_a_tag_is_not_used_but_one_in_a_style_is(compose):

@@ -20,45 +20,28 @@ from engine.models.loras import Lora
 RANK = 4
 WEIGHT = 0.7
 DOWN_0 = "down_blocks.0.attentions.0.transformer_blocks.0."
+INPUT_1 = "input_blocks.1.1.transformer_blocks.0."
+UP_3 = "up_blocks.3.resnets.0."
 DOWN_1 = "down_blocks.1.attentions.0.transformer_blocks.0."
 TEXT = "text_model.encoder.layers.1."
 
 # (network, path in diffusers, name in the original UNet)
 SD1 = {
-    "attention": (
-        "unet",
-        f"{DOWN_0}attn1.to_q",
-        "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
-    ),
-    "attention out": (
-        "unet",
-        f"{DOWN_0}attn2.to_out.0",
-        "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
-    ),
-    "feed forward": (
-        "unet",
-        f"{DOWN_0}ff.net.0.proj",
-        "input_blocks.1.1.transformer_blocks.0.ff.net.0.proj",
-    ),
+    "attention": ("unet", f"{DOWN_0}attn1.to_q", f"{INPUT_1}attn1.to_q"),
+    "attention out": ("unet", f"{DOWN_0}attn2.to_out.0", f"{INPUT_1}attn2.to_out.0"),
+    "feed forward": ("unet", f"{DOWN_0}ff.net.0.proj", f"{INPUT_1}ff.net.0.proj"),
     "convolution": ("unet", "down_blocks.0.resnets.1.conv2", "input_blocks.2.0.out_layers.3"),
     "convolution of stride 2": ("unet", "down_blocks.1.downsamplers.0.conv", "input_blocks.6.0.op"),
     "upsampler": ("unet", "up_blocks.1.upsamplers.0.conv", "output_blocks.5.2.conv"),
-    "shortcut": (
-        "unet",
-        "up_blocks.3.resnets.0.conv_shortcut",
-        "output_blocks.9.0.skip_connection",
-    ),
+    "shortcut": ("unet", f"{UP_3}conv_shortcut", "output_blocks.9.0.skip_connection"),
     "1x1 convolution": ("unet", "mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
     "time": ("unet", "time_embedding.linear_1", "time_embed.0"),
     "text attention": ("text_encoder", f"{TEXT}self_attn.v_proj", None),
     "text feed forward": ("text_encoder", f"{TEXT}mlp.fc2", None),
 }
+SECOND = "transformer_blocks.1.attn2.to_k"
 XL = {
-    "attention": (
-        "unet",
-        "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k",
-        "input_blocks.4.1.transformer_blocks.1.attn2.to_k",
-    ),
+    "attention": ("unet", f"down_blocks.1.attentions.0.{SECOND}", f"input_blocks.4.1.{SECOND}"),
     "matrix for 1x1": ("unet", "mid_block.attentions.0.proj_in", "middle_block.1.proj_in"),
     "convolution": ("unet", "up_blocks.0.resnets.2.conv1", "output_blocks.2.0.in_layers.2"),
     "size": ("unet", "add_embedding.linear_2", "label_emb.0.2"),
