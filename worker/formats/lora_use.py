@@ -133,11 +133,11 @@ def notes(name: str, found: Fit) -> list[str]:
     """Sentences about the layers of a LoRA that have no effect."""
     start = f"LoRA {name!r}: "
     absent, misfit, count = found.layers - found.known, found.known - found.used, found.layers
-    said = []
+    lines = []
     if absent:
-        said.append(f"{absent} of {count} layers are not in the checkpoint and have no effect.")
+        lines.append(f"{absent} of {count} layers are not in the checkpoint and have no effect.")
     if misfit:
-        said.append(f"{misfit} of {count} layers do not fit the checkpoint and have no effect.")
+        lines.append(f"{misfit} of {count} layers do not fit the checkpoint and have no effect.")
     if found.unread:
-        said.append(f"A1111 reads only a part of {found.unread} of {count} layers.")
-    return [start + one for one in said]
+        lines.append(f"A1111 reads only a part of {found.unread} of {count} layers.")
+    return [start + one for one in lines]

@@ -1,9 +1,9 @@
 """What A1111 v1.9.3 needs to draw with a file. Pure.
 
-A1111 loads almost anything: it ignores tensors that it does not know, and leaves the weights that
-a file lacks as they were, at random or from the model before. So a file is not searched for what
-is known to be wrong; it must have what A1111 reads. The table `REQUIREMENTS`
-has each requirement with its reason, in A1111's modules:
+A1111 loads almost anything: it ignores tensors that it does not know. Weights that a file lacks
+stay as they were, random or from the model before. So a file is not searched for known faults; it
+must have what A1111 reads. The table `REQUIREMENTS` has each requirement with its reason. The
+reasons come from these modules of A1111:
 
     sd_models.py                load_model_weights: `load_state_dict(strict=False)`
     sd_models_config.py         guess_model_config_from_state_dict: which model is built

@@ -177,7 +177,7 @@ def _comments(prompt: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_tags_behind_comments(prompt: str, name: str) -> None:
-    """Refuse a tag behind `#`, unless the whole line is a comment: nobody wants half a line."""
+    """Refuse a tag behind `#`, unless the whole line is a comment and so meant as one."""
     for before, behind in _comments(prompt):
         tags = tags_in(behind)
         if tags and before.strip():

@@ -25,7 +25,7 @@ from worker.stopwatch import Stopwatch
 
 Worker = TypeVar("Worker")
 
-# How similar a task must be to be suggested: txt2img is no answer to who asks for img2img.
+# How similar a task must be to be suggested: a job for img2img must not be told to use txt2img.
 _CLOSE = 0.8
 _LONGEST_NAME = 80
 

@@ -45,7 +45,7 @@ from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 Loading = tuple[str | None, str | None]  # names of checkpoint and VAE; None: the default ones
 
-# Puts what a job needs into the engine's folder of embeddings; returns whether that changed it.
+# Shows the engine the embeddings and the VAE of a job; returns whether its embeddings changed.
 Arrange = Callable[[], bool]
 
 log = logging.getLogger(__name__)

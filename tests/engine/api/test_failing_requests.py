@@ -29,6 +29,7 @@ def write_checkpoints(folder, good):
     states = {"empty": {}, "no-vae": without(good, ldm.VAE), "nan": spoil(good, float("nan"))}
     for name, state in ({"good": good, "sd2": sd2} | states).items():
         save_file(state, folder / f"{name}.safetensors")
+    (folder / "gone.safetensors").write_bytes(b"")
     (folder / "cut.safetensors").write_bytes(save(good)[:-1000])
 
 
@@ -64,14 +65,14 @@ def own_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(serve, own_dir):
     with serve(own_dir) as client:
+        (own_dir / "models/Stable-diffusion/gone.safetensors").unlink()
         yield client
 
 
 @pytest.fixture(scope="module")
-def fresh(serve, own_dir):
-    """The first picture of another engine."""
-    with serve(own_dir) as client:
-        return client.picture()
+def fresh(engine):
+    """The engine's first picture."""
+    return engine.picture()
 
 
 def checkpoint(name, **fields):
@@ -99,6 +100,7 @@ FAILING = [
     (checkpoint("no-vae"), cannot_load("no-vae", NO_VAE)),
     (checkpoint("no-vae", **KEPT), cannot_load("no-vae", NO_VAE)),
     (checkpoint("cut"), cannot_load("cut", CUT)),
+    (checkpoint("gone"), (500, "FileNotFoundError", "")),
     (checkpoint("sd2"), (422, "HTTPException", f"{LACKS}SD2 checkpoints: 'sd2.safetensors'")),
     (checkpoint("nan"), (500, "NansException", "A tensor with NaNs was produced in Unet.")),
     (lora("no-rank"), misfit("no-rank", f"the down of layer '{LAYER}' has no numbers: shape [0, ")),
