@@ -51,6 +51,7 @@ PARTS = [
     ("used", LINEAR, "weight:1x16 on_input:"),
     ("used", CONV, "weight:1x8x1x1 on_input:"),
     ("misfit", LINEAR, "weight:5 on_input:"),
+    ("misfit", CONV, "weight:1x24x1x1 on_input:"),
     ("broken", LINEAR, "weight:24"),
     ("broken", NORM, "weight:24 on_input:"),
     ("used", LINEAR, "lokr_w1:4x2 lokr_w2:6x8"),
@@ -61,11 +62,12 @@ PARTS = [
     ("used", LINEAR, "diff:24x16 diff_b:24"),
     ("used", CONV, "diff:24x72"),
     ("used", NORM, "diff:24 diff_b:24"),
-    ("misfit", LINEAR, "diff:24x16 diff_b:20"),
+    ("broken", LINEAR, "diff:24x16 diff_b:20"),  # the weight is changed, the bias is not
     ("broken", LINEAR, "diff:16x24"),  # reshaped
     ("broken", LINEAR, "diff_b:24"),
     ("used", NORM, "w_norm:24 b_norm:24"),
     ("misfit", NORM, "w_norm:20 b_norm:20"),
+    ("broken", NORM, "w_norm:24 b_norm:20"),
     ("broken", NORM, "w_norm:24"),
     ("used", LINEAR, GLORA.format(16)),
     ("misfit", CONV, GLORA.format(72)),
@@ -167,6 +169,23 @@ def test_norms_of_openclip_are_not_changed_and_those_of_the_unet_are():
     }
     found = fit(lora, family_layers("SDXL"))
     assert (found.layers, found.known, found.used) == (2, 2, 1)
+
+
+FAILS = [
+    ("SD1", UNET_NAME.replace("diffusion_model", "lora_unet").replace("to_q", "to_out")),
+    ("SD1", "lora_te1_text_model_embeddings_token_embedding"),
+    ("SD1", "lora_te1_text_model_embeddings_position_embedding"),
+    ("SD2", "model_token_embedding"),
+]
+
+
+@pytest.mark.parametrize(("family", "name"), FAILS)
+def test_a_name_on_which_a1111_fails_is_broken(family, name):
+    """It raises for a module without a weight, and for an embedding, and loads nothing."""
+    good = pair("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 640, 640)
+    found = fit(good | pair(name, 640, 640), family_layers(family))
+    assert found.used == 1
+    assert name in found.broken
 
 
 def test_one_layer_under_two_names_is_broken_because_a1111_keeps_only_one():

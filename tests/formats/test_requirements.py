@@ -236,6 +236,13 @@ LORAS = {
     # run: an AssertionError; nothing of the file is loaded
     "half a layer": ({k: v for k, v in LORA.items() if "down" in k}, "reads no kind of LoRA"),
     "only biases": (LORA | {"lora_unet_out_0.diff_b": (320,)}, "reads no kind of LoRA"),
+    "an embedding in two parts": (
+        LORA | {"bundle_emb.fox.emb_params": (4, 768), "bundle_emb.fox.emb_params_out": (4, 768)},
+        "the embedding 'fox', which has 2 tensors"),
+    "an embedding without a name": (LORA | {"bundle_emb.fox": (4, 768)}, "without a name"),
+    "embeddings as tools write them": (LORA | {
+        "bundle_emb.controlnet.clip_l": (2, 768), "bundle_emb.controlnet.clip_g": (2, 1280),
+        "bundle_emb.double_blocks_.string_to_param.*": (2, 768)}, None),
     "DoRA of outputs": (LORA | {"lora_unet_out_2.dora_scale": (4, 1, 1, 1)}, "is a DoRA"),
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from worker.errors import ModelMismatch, ModelNotSupported
 from worker.formats import lora_use
-from worker.formats.lora_layers import BUNDLED
+from worker.formats.embedding_vectors import BUNDLED
 from worker.formats.names import Kind
 from worker.formats.safetensors_header import Header, Tensor
 
@@ -141,7 +141,9 @@ class _Names:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
-        self.plain = "\n" + "\n".join(tensors) + "\n"
+        # the rest of such a name is a word that its author chose
+        shown = (BUNDLED + "." if name.startswith(BUNDLED + ".") else name for name in tensors)
+        self.plain = "\n" + "\n".join(shown) + "\n"
         self.text = self.plain.replace(".", "_")
 
     def has(self, marks: Iterable[str]) -> bool:

@@ -10,15 +10,15 @@ layer's weight; if the shapes do not fit, that layer stays as it was, and A1111 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 from worker.formats import stable_diffusion
+from worker.formats.embedding_vectors import BUNDLED
 from worker.formats.lora_modules import Broken, Layer, Misfit, Shape, check_module
 from worker.formats.unet_names import RESNET
 
-BUNDLED = "bundle_emb"  # textual inversions inside a LoRA
 _INPAINTING = 9  # channels into the UNet; A1111 pads the delta of an ordinary LoRA
 
 _OPENCLIP = {"mlp_fc1": "mlp_c_fc", "mlp_fc2": "mlp_c_proj", "self_attn": "attn"}
@@ -53,33 +53,47 @@ class Fit:
 def layers_of(shapes: Mapping[str, Shape]) -> dict[str, Layer]:
     """The layers of a checkpoint, under A1111's names, from its tensors' names and shapes."""
     found: dict[str, Layer] = {}
+    paths: set[str] = set()
     is_turbo = shapes.get("conditioner.embedders.0.model.ln_final.weight") == (1024,)
     for name, shape in shapes.items():
         path, _, part = name.rpartition(".")
-        layer = _layer_name(path, is_turbo=is_turbo)
-        if layer is None or not shape:
+        place = _place(path, is_turbo=is_turbo)
+        if place is None or not shape:
             continue
+        layer = place.replace(".", "_")
         if part == "weight":
             if shape[2:] and shape[1] == _INPAINTING:
                 shape = (shape[0], 4, *shape[2:])  # noqa: PLW2901
-            is_fixed = path.endswith(("token_embedding", "position_embedding")) or (
+            is_fixed = path.endswith("position_embedding") or (
                 len(shape) == 1 and ".model." in path and not path.startswith("model.")
             )
-            found[layer] = Layer(shape, is_fixed=is_fixed)
+            is_group = path.endswith("token_embedding")  # A1111 wraps it
+            found[layer] = Layer(shape, is_fixed=is_fixed, is_group=is_group)
         elif part == "in_proj_weight":
             found[layer] = Layer((shape[0] // 3, *shape[1:]), is_attention=True)
-    return found
+        else:
+            continue
+        paths.add(place)
+    groups = {group.replace(".", "_") for path in paths for group in _groups(path)}
+    return dict.fromkeys(groups, Layer((), is_group=True)) | found
 
 
-def _layer_name(path: str, *, is_turbo: bool) -> str | None:
-    """`model.diffusion_model.out.2` -> `diffusion_model_out_2`; None for a part of the VAE."""
+def _groups(path: str) -> Iterator[str]:
+    """`diffusion_model.out.2` -> `diffusion_model.out`, `diffusion_model`."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def _place(path: str, *, is_turbo: bool) -> str | None:
+    """`model.diffusion_model.out.2` -> `diffusion_model.out.2`; None for a part of the VAE."""
     if path.startswith("model.diffusion_model."):
-        return path.removeprefix("model.").replace(".", "_")
+        return path.removeprefix("model.")
     if path.startswith("cond_stage_model."):
-        return current_name(path).removeprefix("cond_stage_model.").replace(".", "_")
+        return current_name(path).removeprefix("cond_stage_model.")
     if path.startswith("conditioner.embedders."):
         inner = path.removeprefix("conditioner.embedders.")
-        return (inner.removeprefix("0.") if is_turbo else inner).replace(".", "_")
+        return inner.removeprefix("0.") if is_turbo else inner
     return None
 
 
@@ -200,20 +214,14 @@ _TEXT = re.compile(f"lora_te(2?)_text_model_encoder_layers_{_NUMBER}_(.+)")
 def fit(shapes: Mapping[str, Shape], layers: Layers) -> Fit:
     """How the LoRA with these tensors fits the model with these layers."""
     own = parts_by_layer(shapes)
-    places: dict[str, str] = {}  # A1111's name -> the LoRA's
+    places, broken = _places(own, layers)
     used: set[str] = set()
     misfits: dict[str, str] = {}
-    broken, unread = [], 0
-    for name, parts in own.items():
-        place = find(name, layers)
-        if place is None:
-            continue
-        if place in places:
-            broken.append(f"layers {places[place]!r} and {name!r} are the same layer")
-        places[place] = name
+    unread = 0
+    for place, name in places.items():
         layer = layers.get(place) or layers[place[: -len("_q_proj")]]
         try:
-            ignored = check_module({part: shapes[f"{name}.{part}"] for part in parts}, layer)
+            ignored = check_module({part: shapes[f"{name}.{part}"] for part in own[name]}, layer)
         except Misfit as reason:
             misfits[name] = str(reason)
         except Broken as reason:
@@ -225,6 +233,23 @@ def fit(shapes: Mapping[str, Shape], layers: Layers) -> Fit:
         used.remove(place)
         misfits[places[place]] = "A1111 needs q, k, v and out of this attention together"
     return Fit(len(own), len(places), len(used), misfits, next(iter(broken), None), unread)
+
+
+def _places(names: Iterable[str], layers: Layers) -> tuple[dict[str, str], list[str]]:
+    """A1111's name -> the LoRA's, of the layers that the model has; and why it would fail."""
+    places: dict[str, str] = {}
+    broken = []
+    for name in names:
+        place = find(name, layers)
+        if place is None:
+            continue
+        if place in layers and layers[place].is_group:
+            broken.append(f"A1111 fails on {name!r}, which has no weight, and loads nothing at all")
+            continue
+        if place in places:
+            broken.append(f"layers {places[place]!r} and {name!r} are the same layer")
+        places[place] = name
+    return places, broken
 
 
 def _incomplete(used: set[str], layers: Layers) -> list[str]:

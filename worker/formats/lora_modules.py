@@ -36,13 +36,16 @@ class Layer:
     Attributes:
         shape: of its weight.
         is_attention: OpenCLIP's attention, whose q, k and v are one matrix; `shape` is that of one.
-        is_fixed: A1111 does not change such a layer: an embedding, or a norm of OpenCLIP, whose
+        is_fixed: A1111 does not change such a layer: the positions, or a norm of OpenCLIP, whose
             own `forward` passes A1111's patch by.
+        is_group: it has no weight of its own, such as `to_out`, which contains `to_out.0`, or A1111
+            has wrapped it; A1111 fails on such a name.
     """
 
     shape: Shape
     is_attention: bool = False
     is_fixed: bool = False
+    is_group: bool = False
 
 
 def check_module(parts: Parts, layer: Layer) -> set[str]:
@@ -63,6 +66,8 @@ def check_module(parts: Parts, layer: Layer) -> set[str]:
             raise Broken(f"its {single} is not a single number")
     delta = kind.delta(parts, layer.shape)
     if layer.is_fixed:
+        if kind.delta in {_lora, _oft}:
+            raise Broken("A1111 can apply it only to a matrix or a convolution")
         raise Misfit("A1111 changes no layer of this kind")
     _check_delta(delta, layer.shape, parts)
     return set(parts) - _COMMON - kind.reads
@@ -211,7 +216,9 @@ def _ia3(parts: Parts, weight: Shape) -> Shape:
         raise Broken("it has no on_input")
     if len(weight) < _MATRIX:
         raise Broken("A1111 cannot apply an IA3 to a norm")
-    if math.prod(parts["weight"]) not in weight[:_MATRIX]:
+    # A1111 multiplies the outputs of a matrix only
+    ends = weight[:_MATRIX] if len(weight) == _MATRIX else weight[1:_MATRIX]
+    if math.prod(parts["weight"]) not in ends:
         raise Misfit(f"it has {math.prod(parts['weight'])} factors, the layer {_shown(weight)}")
     return weight
 
@@ -243,13 +250,15 @@ def _full(parts: Parts, weight: Shape) -> Shape:
     """The difference of the weights, and perhaps of the biases."""
     bias = parts.get("diff_b")
     if bias is not None and math.prod(bias) != weight[0]:
-        raise Misfit(f"its bias has {math.prod(bias)} elements, the layer's {weight[0]}")
+        raise Broken(f"its bias has {math.prod(bias)} elements, the layer's {weight[0]}")
     return _filled(parts["diff"], weight)
 
 
 def _norm(parts: Parts, weight: Shape) -> Shape:
     if parts["b_norm"] != weight[:1]:
-        raise Misfit(f"its bias is {_shown(parts['b_norm'])}, the layer {_shown(weight)}")
+        if _plain(parts["w_norm"]) == weight:
+            raise Broken(f"its bias is {_shown(parts['b_norm'])}, the layer {_shown(weight)}")
+        raise Misfit(f"it is {_shown(parts['w_norm'])}, the layer {_shown(weight)}")
     return parts["w_norm"]
 
 

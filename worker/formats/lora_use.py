@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 
 from worker.errors import ModelMismatch, ModelNotSupported
+from worker.formats.embedding_vectors import BUNDLED, bundled_fault
 from worker.formats.lora_layers import (
-    BUNDLED,
     Fit,
     Layers,
     family_layers,
@@ -67,6 +67,8 @@ def fault(header: Header) -> str | None:
     """
     shapes = shapes_of(header)
     own = parts_by_layer(shapes)
+    if reason := bundled_fault(shapes):
+        return reason
     if not own:
         bundled = any(name.startswith(f"{BUNDLED}.") for name in shapes)
         return None if bundled else "has no layers"

@@ -21,6 +21,7 @@ from functools import cached_property
 from worker.errors import ModelMismatch, ModelNotSupported
 from worker.formats import lora_use, stable_diffusion
 from worker.formats.architecture import Architecture, check_usable
+from worker.formats.embedding_vectors import embedding_fault
 from worker.formats.lora_layers import current_name
 from worker.formats.lora_modules import Shape
 from worker.formats.names import Kind
@@ -299,22 +300,6 @@ def _vectors(file: File) -> str | None:
     if any(tensor.dtype not in _FLOATS for tensor in file.header.tensors.values()):
         return "has vectors that are no floating-point numbers"
     return embedding_fault(shapes)
-
-
-def embedding_fault(shapes: Mapping[str, Shape]) -> str | None:
-    """Why A1111 does not read an embedding from these tensors; None if it does."""
-    matrix = 2
-    if {"clip_l", "clip_g"} <= shapes.keys():
-        small, large = shapes["clip_l"], shapes["clip_g"]
-        if len(small) != matrix or len(large) != matrix or small[0] != large[0]:
-            return "does not have as many vectors in `clip_l` as in `clip_g`"
-        return None
-    if half := {"clip_l", "clip_g"} & shapes.keys():
-        return f"has only `{half.pop()}`; an embedding for SDXL has `clip_l` and `clip_g`"
-    if len(shapes) != 1:
-        return f"has {len(shapes)} tensors, not one with the vectors, nor `clip_l` and `clip_g`"
-    ((name, shape),) = shapes.items()
-    return None if 0 < len(shape) <= matrix else f"has no list of vectors in {name!r}"
 
 
 EMBEDDINGS = (Requirement("A1111 v1.9.3 skips it, and its name is plain text.", _vectors),)
