@@ -21,7 +21,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from worker.errors import ModelNotSupported
 from worker.formats import unet_names
@@ -114,12 +114,17 @@ class Renaming:
         alphas: kohya's name of a tensor that the file does not have -> its value.
         zeros: names in the file that A1111 cannot apply. They are left out, and the file can be
             converted only if all of their values are 0.
+        factors: name in the file -> what its values are multiplied by.
+        folded: names in the file of alphas that are left out, because a factor has their effect ->
+            kohya's name.
     """
 
     naming: str
     keys: Mapping[str, str]
     alphas: Mapping[str, float]
     zeros: tuple[str, ...] = ()
+    factors: Mapping[str, float] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,30 @@ def test_it_is_converted_once_and_used_by_lists_and_tags_under_its_own_name(
     assert new_manager().link_everything() == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "multiplied"),
+    [("LoRA", "lora_up.weight"), ("LoHa", "hada_w1_a"), ("LoKr", "lokr_w2_a")],
+)
+@pytest.mark.parametrize("naming", ["kohya", "LyCORIS"])
+def test_a_doras_alpha_becomes_a_part_of_its_factors(manager, put, naming, kind, multiplied):
+    """A1111 multiplies by alpha / rank after it has normalised, its trainers do before that."""
+    old, new = NAMINGS["LyCORIS"][0]("attention"), lora_files.ATTENTION_NAMES[0]
+    old = new if naming == "kohya" else old
+    scale = {f"{old}.dora_scale": np.ones((1, inner("SD1", "attention")[0]), np.float16)}
+    source = tensors("LyCORIS", kind, layers=["attention"])
+    source = {f"{old}.{name.partition('.')[2]}": value for name, value in source.items()}
+    put(source | scale)
+    made = load_file(used(manager).path)
+    expected = source[f"{old}.{multiplied}"].astype(np.float32) * np.float32(ALPHA / RANK)
+    assert np.array_equal(made[f"{new}.{multiplied}"], expected)
+    assert made.keys() == {f"{new}.{name.partition('.')[2]}" for name in source | scale} - {
+        f"{new}.alpha"
+    }
+    assert not manager.converted.needs(used(manager))
+    put({**source, **scale, f"{old}.alpha": np.array(RANK, np.float32)})
+    assert f"{new}.alpha" in load_file(used(manager).path)
+
+
 def test_two_workers_of_one_volume_convert_it_once(new_manager, put, caplog, monkeypatch):
     put(tensors("peft", "LoRA"))
     both, make = threading.Barrier(2), converted_loras.ConvertedLoras._make

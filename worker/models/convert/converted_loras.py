@@ -30,14 +30,14 @@ from worker.formats.model_file import (
     version,
 )
 from worker.formats.names import PICKLES, SAFETENSORS
-from worker.formats.safetensors_header import Header
 from worker.http.client import NO_CANCEL
+from worker.models.convert.dora import without_alphas
 from worker.models.convert.lora_rewrite import rewrite, verify
-from worker.models.merge.tensor_file import open_tensors
+from worker.models.merge.tensor_file import TensorFile, open_tensors
 from worker.models.store.blobs import CONVERTED, About, Blob, Blobs
 from worker.models.store.space import SpaceBudget
 
-ALGORITHM = 1  # part of the key: raise it when results change
+ALGORITHM = 2  # part of the key: raise it when results change
 METADATA = "worker.converted_from"  # key in the metadata of the file
 _FOLDER = "converted"
 _HEADER = 1 << 20  # bytes; the new names make the header a little longer
@@ -136,7 +136,7 @@ class ConvertedLoras:
         """Write the conversion and prove it; returns what it was made from."""
         before, digest = version(file.path), _sha256(file)
         with open_tensors(file.path, file.stem) as source:
-            renaming = _renaming(file.stem, source.header)
+            renaming = _renaming(source)
             if renaming is None or version(file.path) != before:
                 raise ModelFileInvalid(f"{file.stem!r} was replaced while it was converted.")
             note = {"converted_from": digest, "naming": renaming.naming, "algorithm": ALGORITHM}
@@ -183,19 +183,22 @@ def _naming_of(file: ModelFile) -> str | None:
 @lru_cache(maxsize=4096)
 def _naming(path: Path, name: str, _size: int, _mtime_ns: int) -> str | None:
     with open_tensors(path, name) as file:
-        renaming = _renaming(name, file.header)
+        renaming = _renaming(file)
     return renaming.naming if renaming else None
 
 
-def _renaming(name: str, header: Header) -> Renaming | None:
-    """The new names; the same ones if only the metadata must change.
+def _renaming(source: TensorFile) -> Renaming | None:
+    """The new names; the same ones if only values or metadata must change.
 
     A1111 answers 500 to every list of LoRAs as long as a file with such metadata is in its folder.
     """
-    found = find_renaming(name, header, architecture.detect(header).family)
-    if found is None and metadata_fault(header.metadata):
-        return Renaming("kohya", {key: key for key in header.tensors}, {})
-    return found
+    header = source.header
+    found = find_renaming(source.name, header, architecture.detect(header).family)
+    same = Renaming("kohya", {key: key for key in header.tensors}, {})
+    changed = without_alphas(source, found or same)
+    if found or changed.factors or metadata_fault(header.metadata):
+        return changed
+    return None
 
 
 def _key(file: ModelFile) -> str:

@@ -78,6 +78,8 @@ def rewrite(source: TensorFile, renaming: Renaming, target: Path, added: Mapping
             for name in order:
                 if name in alphas:
                     file.write(alphas[name])
+                elif name in renaming.factors:
+                    file.write(_multiplied(source, renaming, name).tobytes())
                 else:
                     file.writelines(_data(source, source.header.tensors[name]))
             file.flush()
@@ -93,10 +95,10 @@ def _order(source: TensorFile, renaming: Renaming) -> list[str]:
     So each tensor begins at a multiple of its number's size, which torch requires.
     """
     tensors = source.header.tensors
-    kept = sorted(
-        renaming.keys, key=lambda name: (-_BITS.get(tensors[name].dtype, 8), tensors[name].begin)
-    )
-    wide = [name for name in kept if _BITS.get(tensors[name].dtype, 8) > _BITS["F32"]]
+    bits = {name: _BITS.get(tensors[name].dtype, 8) for name in renaming.keys}
+    bits |= dict.fromkeys(renaming.factors, _BITS["F32"])
+    kept = sorted(renaming.keys, key=lambda name: (-bits[name], tensors[name].begin))
+    wide = [name for name in kept if bits[name] > _BITS["F32"]]
     return [*wide, *renaming.alphas, *kept[len(wide) :]]
 
 
@@ -110,6 +112,8 @@ def _header(
     for name in order:
         is_new = name in renaming.alphas
         tensor = Tensor("F32", (), 0, 4) if is_new else source.header.tensors[name]
+        if name in renaming.factors:
+            tensor = Tensor("F32", tensor.shape, 0, 4 * math.prod(tensor.shape))
         end = position + tensor.end - tensor.begin
         document[renaming.keys.get(name, name)] = {
             "dtype": tensor.dtype,
@@ -120,6 +124,11 @@ def _header(
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def _multiplied(source: TensorFile, renaming: Renaming, name: str) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = source.floats(name) * np.float32(renaming.factors[name])
+    return values
 
 
 def strict_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -151,6 +160,12 @@ def verify(source: TensorFile, renaming: Renaming, target: Path) -> None:
         if set(new) != {*renaming.keys.values(), *renaming.alphas}:
             raise _differs(source, "the list of its tensors")
         for old_name, name in renaming.keys.items():
+            if old_name in renaming.factors:  # the delta must still be the same
+                if not np.array_equal(
+                    _multiplied(source, renaming, old_name), written.floats(name)
+                ):
+                    raise _differs(source, f"the values of {name!r}")
+                continue
             old = source.header.tensors[old_name]
             if (old.dtype, old.shape) != (new[name].dtype, new[name].shape):
                 raise _differs(source, f"the shape of {name!r}")
@@ -204,10 +219,11 @@ def _source_parts(source: TensorFile, renaming: Renaming) -> dict[str, dict[str,
     """
     kohya = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": ALPHA}
     found: dict[str, dict[str, str]] = {}
+    places = {**renaming.keys, **renaming.folded}
     for name in source.header.tensors:
         match = _ENDS.search(name)
-        if match and match.lastgroup and name in renaming.keys:
-            layer = renaming.keys[name].partition(".")[0]
+        if match and match.lastgroup and name in places:
+            layer = places[name].partition(".")[0]
             part = kohya.get(match.lastgroup) or match["same"]
             found.setdefault(layer, {})[part] = name
     # An alpha may also belong to a kind of layer that has no such delta.
@@ -237,7 +253,7 @@ def _delta(
 
 def _check_dtypes(source: TensorFile, renaming: Renaming) -> None:
     tensors = source.header.tensors
-    for name in (*renaming.keys, *renaming.zeros):
+    for name in (*renaming.keys, *renaming.folded, *renaming.zeros):
         is_number = name.endswith((".alpha", ".on_input")) and tensors[name].dtype in {"I32", "I64"}
         if tensors[name].dtype not in FORMATS and not is_number:
             raise ModelNotSupported(
