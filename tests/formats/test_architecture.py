@@ -156,6 +156,9 @@ DIFFUSERS_LORAS = [
     ("SD1", "$DU.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight:4x768"),
     ("SD2", "$DU.0.attentions.0.$K.lora.down.weight:4x1024"),
     ("SDXL", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight:8x1280"),
+    # convolutions alone: only SDXL's third level up has this size
+    ("SDXL", ("unet.up_blocks.2.resnets.0.conv1.lora_A.weight:8x960x3x3"
+     " unet.up_blocks.2.resnets.0.conv1.lora_B.weight:320x8x1x1")),
     ("Flux", "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight:8x3072"),
     ("SD3", "transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight:8x1536"),
     ("Qwen-Image", "transformer.transformer_blocks.0.img_mod.1.lora_A.weight:8x3072"),
