@@ -75,6 +75,9 @@ REFUSED = {
     "half a VAE": (without(SDXL, f"{VAE}encoder"), "tensors of the VAE"),
     "a VAE whose attention is a matrix": (SD1 | {f"{VAE}decoder.mid.attn_1.q.weight": (512, 512)},
                                           "other shapes than the VAE"),
+    # read: the picture that belongs to the text is missing; another number of channels is an error
+    "instruct-pix2pix": (SD1 | {FIRST: (320, 8, 3, 3)}, "is a model for instruct-pix2pix"),
+    "depth": (SD2 | {FIRST: (320, 5, 3, 3)}, "is a model for depth"),
     # read: A1111 does not know these names, and computes with eps or v, and without scales
     "Playground v2.5": (SDXL | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}, "EDM noise"),
     "CosXL": (SDXL | {"edm_vpred.sigma_max": ()}, r"\(CosXL\)"),

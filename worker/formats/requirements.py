@@ -40,6 +40,8 @@ DRAWN_WRONGLY = (
     ("a model quantised by ComfyUI", (".comfy_quant",)),
     ("a model quantised by bitsandbytes", (".absmax", ".quant_map")),
 )
+# A1111's `txt2img_image_conditioning` adds 5 channels to these, or none; they need 4 or 1.
+_WITH_PICTURE = ("instruct-pix2pix", "depth")
 # A1111 copies the numbers of other types as if they were weights.
 _FLOATS = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
 
@@ -134,6 +136,12 @@ def _first_layer(file: File) -> str | None:
     return None if len(shape) == convolution and dtype in _FLOATS else "has weights that are packed"
 
 
+def _other_inputs(file: File) -> str | None:
+    return next(
+        (f"is a model for {one}" for one in _WITH_PICTURE if one in file.found.details), None
+    )
+
+
 def _wrong_arithmetic(file: File) -> str | None:
     for words, ends in DRAWN_WRONGLY:
         if name := next((name for name in file.header.tensors if name.endswith(ends)), None):
@@ -209,6 +217,7 @@ _KEEPS = "A1111 v1.9.3 would draw with random weights or with those of the model
 
 CHECKPOINTS = (
     Requirement("A1111 v1.9.3 loads none of its weights and keeps the model before.", _first_layer),
+    Requirement("A1111 v1.9.3 needs a picture to draw with it, not a text alone.", _other_inputs),
     Requirement(
         "A1111 v1.9.3 does not know this and draws noise or wrong colours.", _wrong_arithmetic
     ),
