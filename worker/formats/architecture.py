@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from worker.errors import ModelMismatch, ModelNotSupported
-from worker.formats import lora_layers, lora_names, lora_use, stable_diffusion
+from worker.formats import lora_use
 from worker.formats.embedding_vectors import BUNDLED
 from worker.formats.names import Kind
 from worker.formats.safetensors_header import Header, Tensor
@@ -218,25 +218,8 @@ def _lora(names: _Names, header: Header) -> Architecture:
     declared = _declared(header.metadata).family
     if len(families) == 1 or declared in families:
         return Architecture("lora", families[0] if len(families) == 1 else declared, details)
-    family = None if families else _family_by_names(names) or _family_renamed(header)
+    family = None if families else _family_by_names(names) or lora_use.family_when_renamed(header)
     return Architecture("lora", family or declared, details)
-
-
-def _family_renamed(header: Header) -> str | None:
-    """The family whose layers fit after the tensors got kohya's names, such as convolutions."""
-    best: dict[int, list[str]] = {}
-    for family in stable_diffusion.FAMILIES:
-        try:
-            renaming = lora_names.find_renaming("", header, family)
-        except ModelNotSupported:
-            continue
-        if renaming:
-            keys = renaming.keys.items()
-            shapes = {new: header.tensors[name].shape for name, new in keys}
-            used = lora_layers.fit(shapes, lora_layers.family_layers(family)).used
-            best.setdefault(used, []).append(family)
-    number = max(best, default=0)
-    return best[number][0] if number and len(best[number]) == 1 else None
 
 
 def _naming(is_foreign: bool) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from worker.formats.lora_layers import (
     parts_by_layer,
 )
 from worker.formats.lora_modules import FOREIGN_PARTS, Shape, parts_fault
+from worker.formats.lora_names import find_renaming
 from worker.formats.safetensors_header import Header
 from worker.formats.stable_diffusion import FAMILIES
 
@@ -43,6 +44,21 @@ def families_of(fits: Mapping[str, Fit]) -> list[str]:
     """The families that it fits best; several if it has only layers that they share."""
     best = max(one.used for one in fits.values())
     return [family for family, one in fits.items() if one.used == best] if best else []
+
+
+def family_when_renamed(header: Header) -> str | None:
+    """The family that a LoRA in other tools' names fits best with kohya's; None for several."""
+    fits = {}
+    for family in FAMILIES:
+        try:
+            renaming = find_renaming("", header, family)
+        except ModelNotSupported:
+            continue
+        if renaming:
+            shapes = {new: header.tensors[name].shape for name, new in renaming.keys.items()}
+            fits[family] = fit(shapes, family_layers(family))
+    families = families_of(fits) if fits else []
+    return families[0] if len(families) == 1 else None
 
 
 def is_read(shapes: Mapping[str, Shape], fits: Mapping[str, Fit]) -> bool:
