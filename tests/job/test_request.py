@@ -8,9 +8,9 @@ from fakes.recorded import recorded
 from worker.config.settings import PROJECT
 from worker.errors import InvalidInput
 from worker.job.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
-from worker.job.problems import shown
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
 from worker.job.request import OverrideSettings, Txt2ImgRequest, input_of, parse
+from worker.shown import shown
 from worker.webui.payload import OURS
 
 SCHEMAS = recorded("openapi")["components"]["schemas"]
@@ -18,6 +18,7 @@ A1111_FIELDS = SCHEMAS["StableDiffusionProcessingTxt2Img"]["properties"]
 HIRES = {"enable_hr": True, "denoising_strength": 0.5}
 CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 3}}
 EQUAL_CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}}
+NO_MODELS = {"loras": [], "embeddings": []}
 NO_OPTIONS = {"override_settings": {}}
 REFINER = {"refiner_checkpoint": "x"}
 SAME_AS_FIRST = {
@@ -33,8 +34,8 @@ CLIENTS = json.loads(Path(__file__).with_name("client_bodies.json").read_text())
 TWO_CHECKPOINTS = {"checkpoint": "a", "override_settings": {"sd_model_checkpoint": "b"}}
 REFUSED = [
     # input, part of the message
-    ({"steps": 0}, "steps = 0: must be greater than or equal to 1"),
-    ({"steps": 151}, "steps = 151: must be less than or equal to 150"),
+    ({"steps": 0}, "steps = 0: must be at least 1"),
+    ({"steps": 151}, "steps = 151: must be at most 150"),
     ({"steps": True}, "steps = True: must be a number, not true or false"),
     ({"width": 0}, "width = 0"),
     ({"height": 2**40}, "height = 1099511627776"),
@@ -44,11 +45,13 @@ REFUSED = [
     ({"cfg_scale": float("nan")}, "cfg_scale = nan"),
     ({"cfg_scale": float("inf")}, "cfg_scale = inf"),
     ({"cfg_scale": 1e30}, "cfg_scale = 1e+30"),
-    ({"prompt": ["a cat"]}, "prompt = ['a cat']: must be a valid string"),
+    ({"prompt": ["a cat"]}, "prompt = ['a cat']: must be a text"),
     ({"prompt": "\ud83d"}, "unable to parse raw data as a unicode string"),
     ({"prompt": "a\x00b"}, "must not contain the character NUL"),
     ({"prompt": "x" * 40_000}, "at most 32768 characters"),
     ({"enable_hr": True}, "enable_hr needs denoising_strength"),
+    ({"enable_hr": []}, "enable_hr = []: must be true or false"),
+    ({"enable_hr": {"a": 1}}, "enable_hr = {'a': 1}: must be true or false"),
     (HIRES | {"hr_resize_x": 7}, "hr_resize makes a side of 7 pixels, less than 8"),
     (HIRES | {"width": 4096, "height": 64, "hr_resize_x": 100}, "makes a side of 1 pixels"),
     ({"refiner_checkpoint": "x"}, "refiner_checkpoint needs refiner_switch_at"),
@@ -174,6 +177,8 @@ ACCEPTED = [
     ({"override_settings": {"sd_vae": "", "sd_model_checkpoint": None}}, NO_OPTIONS),
     ({"styles": ["None", "", "fox"]}, {"styles": ["fox"]}),
     ({"loras": ["", None, {"name": "", "scale": 1}, "x"]}, {"loras": [{"name": "x"}]}),
+    ({"loras": ["None", {"name": "none", "scale": 0}], "embeddings": ["None"]}, NO_MODELS),
+    ({"override_settings": [], "alwayson_scripts": [], "comments": [], "output": []}, {}),
     ({"loras": [{"url": "https://a.b/x", "name": ""}]}, {"loras": [{"url": "https://a.b/x"}]}),
     ({"checkpoint": {"name": "x", "sha256": "", "url": None}}, {"checkpoint": {"name": "x"}}),
     (HIRES | SAME_AS_FIRST, HIRES),

@@ -52,7 +52,7 @@ def test_a_job_gets_the_task_that_it_names_or_the_first_one():
         ({"task": "coumt"}, "INVALID_INPUT: task = 'coumt' is not known. Did you mean 'count'?"),
         ({"task": "xyz"}, "task = 'xyz' is not known. This worker has the tasks 'count', 'rest'."),
         ({"task": ["rest"]}, "task = ['rest'] is not known."),
-        ({"number": 0}, "number = 0: must be greater than or equal to 1."),
+        ({"number": 0}, "number = 0: must be at least 1."),
         ({"numbre": 1}, "numbre is not a known field (did you mean `number`?)."),
         ({"task": "rest", "number": 1}, "the task takes no further fields, but got 'number'."),
         (None, "the job's input is None, not an object."),

@@ -109,7 +109,7 @@ REFUSED = [
     ({"sampler_name": "Eulr"}, "sampler_name 'Eulr'"),
     ({"scheduler": "Karas"}, "scheduler 'Karas'"),
     (HIRES | {"hr_upscaler": "Latnt"}, "hr_upscaler 'Latnt'"),
-    (HIRES | {"hr_sampler_name": "Eulr"}, "'Eulr'"),
+    (HIRES | {"hr_sampler_name": "Eulr"}, "hr_sampler_name 'Eulr'"),
     ({"script_name": "nope"}, "script_name 'nope'"),
     ({"alwayson_scripts": {"ADetailer": ON}}, "alwayson_scripts 'ADetailer': it has no such"),
     ({"alwayson_scripts": {"Refiner": ON}}, "only on A1111's own page. Send refiner_checkpoint"),
@@ -128,6 +128,31 @@ def test_unknown_names_and_too_few_steps_are_refused(catalog, job, message):
     with pytest.raises(InvalidInput) as raised:
         engine_names(parse(job), catalog)
     assert message in f"{raised.value.message} {raised.value.hint}"
+
+
+SECRETS = "https://a:hunter2@x.y/z?token=hunter3#key=hunter4"
+MENTIONS = [
+    *({name: SECRETS} for name in ("sampler_name", "scheduler", "sampler_index", "script_name")),
+    *(HIRES | {f"hr_{name}": SECRETS} for name in ("sampler_name", "scheduler", "upscaler")),
+    *({"prompt": f"a {tag}"} for tag in (f"<lora:{SECRETS}:1>", f"<x:{SECRETS}>")),
+    *({"prompt": f"a {text}"} for text in (f"{{{SECRETS}|b}}", SECRETS, f"lora:{SECRETS}:1")),
+    *({"negative_prompt": f"a {text}"} for text in (f"<lora:{SECRETS}:1>", SECRETS)),
+    {"sampler_name": f"Euler Karras {SECRETS}", "scheduler": "Uniform"},
+    {"styles": [SECRETS]},
+    {"alwayson_scripts": {SECRETS: {"args": [1]}}},
+    {SECRETS: 1},
+    {"override_settings": {SECRETS: 1}},
+    {"output": {"format": SECRETS}},
+]
+
+
+@pytest.mark.parametrize("job", MENTIONS, ids=lambda job: str(job)[:40])
+def test_what_is_said_of_a_job_has_no_secrets_of_a_url(compose, job):
+    try:
+        said = str(compose(job).warnings)
+    except InvalidInput as error:
+        said = f"{error} {error.details}"
+    assert "hunter" not in said
 
 
 def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):

@@ -6,7 +6,7 @@ values pass unchanged; `worker.job.request` checks them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 # Texts that may be empty: an empty prompt is a prompt.
@@ -26,6 +26,8 @@ _NOT_CHOSEN = {
 _ZERO_IS_UNSET = frozenset({"clip_skip", "CLIP_stop_at_last_layers"})
 
 _OBJECTS = frozenset({"override_settings", "output", "checkpoint", "vae"})
+# PHP and Lua write an empty object as `[]`, which A1111 reads as one.
+_EMPTY_OBJECTS = _OBJECTS | {"alwayson_scripts", "comments"}
 _MODEL_LISTS = frozenset({"loras", "embeddings"})
 _WEIGHTS = frozenset({"scale", "weight", "te", "unet", "trigger_words"})
 
@@ -74,17 +76,27 @@ def _filled(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(models: Iterable[Any]) -> Iterable[Any]:
-    """Without the empty rows of a form: no name, and at most a weight."""
+    """Without the empty rows of a form: no name or "None", and at most a weight."""
     for one in models:
-        is_row = isinstance(one, Mapping) and any(map(is_blank, one.values()))
-        if not is_blank(one) and not (is_row and _filled(one).keys() <= _WEIGHTS):
+        is_row = isinstance(one, Mapping) and any(map(_is_no_name, one.values()))
+        if not _is_no_name(one) and not (is_row and _named_by(one) <= _WEIGHTS):
             yield one
+
+
+def _is_no_name(value: object) -> bool:
+    return is_blank(value) or _folded(value) == "none"
+
+
+def _named_by(row: Mapping[str, Any]) -> Set[str]:
+    return {name for name, value in row.items() if not _is_no_name(value)}
 
 
 def _asks_nothing(name: str, value: object) -> bool:
     if isinstance(value, str):
         empty = not value.strip() and name not in _PROMPTS
         return empty or _folded(value) in _NOT_CHOSEN.get(name, ())
+    if value == [] and name in _EMPTY_OBJECTS:
+        return True
     return name in _ZERO_IS_UNSET and value == 0 and not isinstance(value, bool)
 
 

@@ -1,14 +1,8 @@
-"""Says what is wrong with a job's input: short, on one line, and without secrets. Pure.
-
-The values come from outside: they may be huge, deeply nested, or written to look like lines of a
-log. Each is cut before anything else is done with it.
-"""
+"""Says what is wrong with a job's input. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -17,24 +11,14 @@ from pydantic_core import ErrorDetails
 
 from worker.errors import InvalidInput
 from worker.job.foreign_fields import FOREIGN_NAMES, INSTEAD
+from worker.shown import shown, shown_name
 from worker.spelling import near_matches
 
 MAX_SHOWN = 12  # problems in one message
-_MAX_TEXT = 60  # characters of a value: a line's worth
-_CUT = 400  # characters of a value that are looked at
-_MAX_ITEMS, _MAX_LEVELS = 6, 3
-_LONGEST_NAME = 80
 _CLOSE = 0.8  # how similar a known field must be to be suggested: a wrong one would mislead
 
 # What a job may have: its schema needs about a hundred keys, and scripts have arguments.
 MAX_KEYS, MAX_VALUES, MAX_DEPTH = 2_000, 100_000, 60
-
-# The parts of a URL before the host and after the path may be secret. Each pattern consumes what
-# it looks at, so both are linear.
-_LOGIN = re.compile(r"(?<=://)[^/\s'\"]*@")
-_UNFINISHED = re.compile(r"(?<=://)[^/\s'\"]*\Z")
-_QUERY = re.compile(r"\?([^\s'\"]+)")
-
 
 ShowLocation = Callable[[tuple[int | str, ...]], str]
 
@@ -42,50 +26,6 @@ ShowLocation = Callable[[tuple[int | str, ...]], str]
 def dotted(loc: tuple[int | str, ...]) -> str:
     """`("loras", 0, "scale")` as `loras.0.scale`."""
     return ".".join(map(str, loc))
-
-
-def shown(value: object) -> str:
-    """A caller's value as a message shows it: short, and without the secrets of a URL."""
-    text = _short(value, _MAX_LEVELS)
-    return text if len(text) <= _MAX_TEXT else f"{text[: _MAX_TEXT - 3]}..."
-
-
-def _short(value: object, levels: int) -> str:
-    if isinstance(value, str):
-        return repr(_redacted(value[:_CUT], is_cut=len(value) > _CUT))
-    if isinstance(value, bytes):
-        return repr(value[:_CUT])
-    if isinstance(value, Mapping | list | tuple):
-        return _short_container(value, levels)
-    return _redacted(repr(value), is_cut=False)
-
-
-def _redacted(text: str, *, is_cut: bool) -> str:
-    text = _LOGIN.sub("...@", text)
-    if is_cut:  # the `@` or the `=` may be behind the cut
-        text = _UNFINISHED.sub("...", text)
-    return _QUERY.sub(lambda found: "?..." if is_cut or "=" in found[1] else found[0], text)
-
-
-def _short_container(value: Mapping[object, object] | Sequence[object], levels: int) -> str:
-    opening, closing = "{}" if isinstance(value, Mapping) else "[]"
-    if not levels and value:
-        return f"{opening}...{closing}"
-    first = list(islice(value, _MAX_ITEMS))
-    parts = [_short(one, levels - 1) for one in first]
-    if isinstance(value, Mapping):
-        parts = [
-            f"{part}: {_short(value[one], levels - 1)}"
-            for one, part in zip(first, parts, strict=True)
-        ]
-    parts += ["..."] if len(value) > _MAX_ITEMS else []
-    return f"{opening}{', '.join(parts)}{closing}"
-
-
-def shown_name(name: str) -> str:
-    """A caller's key on one line; quoted if it has characters that could forge a line."""
-    name = name[:_LONGEST_NAME]
-    return name if name.isprintable() else repr(name)
 
 
 def joined(problems: Sequence[str], total: int | None = None) -> str:
@@ -124,10 +64,29 @@ def check_size(job_input: Mapping[str, object]) -> None:
     )
 
 
+_LONGEST_KEY = 80  # characters of a key that are compared with known names
 _TOO_LARGE = "Send only the fields that docs/api.md lists."
 
 
 # Pydantic's errors ------------------------------------------------------------------------------
+
+# Its words -> those of our messages.
+_PLAIN_WORDS = {
+    "Input should": "must",
+    "String should": "must",
+    "List should": "must",
+    " after validation": "",
+    "must be a valid boolean": "must be true or false",
+    "must be a valid string": "must be a text",
+    "must be a valid number": "must be a number",
+    "must be a valid integer": "must be a whole number",
+    "must be a valid list": "must be a list",
+    "must be a valid dictionary": "must be an object",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    ", unable to parse string as a number": "",
+    ", unable to parse string as an integer": "",
+}
 
 
 def problems_of(
@@ -145,7 +104,9 @@ def _problem(detail: ErrorDetails, model: type[BaseModel], place: ShowLocation) 
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], model, place)
     where = shown_name(place(detail["loc"]))
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    message = detail["msg"].removeprefix("Value error, ")
+    for theirs, ours in _PLAIN_WORDS.items():
+        message = message.replace(theirs, ours)
     if not where:
         return message
     if detail["type"] == "missing":
@@ -157,10 +118,10 @@ def _problem(detail: ErrorDetails, model: type[BaseModel], place: ShowLocation) 
 
 
 def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel], place: ShowLocation) -> str:
-    key, where = str(loc[-1])[:_LONGEST_NAME], shown_name(place(loc))
+    key, where = str(loc[-1])[:_LONGEST_KEY], shown_name(place(loc))
     fields = _fields_at(model, loc[:-1])
     if fields.keys() == {"task"}:
-        return f"the task takes no further fields, but got {place(loc)[:_LONGEST_NAME]!r}"
+        return f"the task takes no further fields, but got {shown(place(loc))}"
     if key in INSTEAD and loc[-2:-1] in {(), ("override_settings",), ("defaults",)}:
         return f"{where} {INSTEAD[key]}"
     near = FOREIGN_NAMES.get(key)

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from worker.errors import InvalidInput
+from worker.shown import shown
 
 _COMMENT_LINE = re.compile(r"(?:\A|\n)#[^\n]*(?:\n|\Z)")
 _COMMENT = re.compile(r"#[^\n]*(?:\n|\Z)")
@@ -55,7 +56,7 @@ class Tag:
     @property
     def shown(self) -> str:
         """The tag in quotes for a message: on one line, and not too long."""
-        return repr(str(self)[:_SHOWN])
+        return shown(str(self), _SHOWN)
 
     @property
     def kind(self) -> str | None:
@@ -253,14 +254,14 @@ def _check_names(tag: Tag, items: list[str], named: Mapping[str, str]) -> None:
     unknown = sorted(named.keys() - set(_NAMED))
     if _is_named(items[0]) and items[0].partition("=")[0] in unknown:
         raise InvalidInput(
-            f"the LoRA tag {tag.shown} has no name: A1111 reads {items[0][:_SHOWN]!r} as an"
+            f"the LoRA tag {tag.shown} has no name: A1111 reads {shown(items[0])} as an"
             " argument, because it contains `=`.",
             hint="Name this LoRA in `loras`: the worker gives it a name without `=`.",
             field="prompt",
         )
     if unknown:
         raise InvalidInput(
-            f"the LoRA tag {tag.shown} has the argument {unknown[0][:_SHOWN]!r}, which A1111"
+            f"the LoRA tag {tag.shown} has the argument {shown(unknown[0])}, which A1111"
             " v1.9.3 would ignore.",
             hint="It reads te, unet and dyn. Block weights and steps need extensions.",
             field="prompt",

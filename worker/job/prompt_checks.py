@@ -25,6 +25,7 @@ from worker.job.prompt import (
     without_comments,
     without_tags,
 )
+from worker.shown import shown
 
 _SHOWN = 60  # characters of a prompt in a message
 _MOST = 12  # warnings for one prompt
@@ -82,7 +83,7 @@ def check_weights(text: str, name: str) -> None:
             finite = False
         if not finite:
             raise InvalidInput(
-                f"{name} has the weight {weight[:_SHOWN]!r}, which is not a number: A1111 would"
+                f"{name} has the weight {shown(weight)}, which is not a number: A1111 would"
                 " answer 500.",
                 hint="Write (words:1.2). A bracket that is meant as text is written \\( and \\).",
                 field=name,
@@ -101,7 +102,7 @@ def check_once(text: str, name: str) -> None:
         for one in names:
             if one in seen:
                 raise InvalidInput(
-                    f"{name} has the {word} {one[:_SHOWN]!r} twice: A1111 would add it twice, each"
+                    f"{name} has the {word} {shown(one)} twice: A1111 would add it twice, each"
                     " time with the last weight.",
                     hint="Write it once, with the weight that you want.",
                     field=name,
@@ -138,18 +139,18 @@ def _positive(prompt: str, name: str) -> Iterator[str]:
         yield f"{name}: {tag.shown} is applied in every step; the brackets around it do not matter."
     yield from _behind_comments(prompt, name)
     if bare := _BARE_TAG.search(without_tags(text)):
-        yield f"{name}: {bare[0]!r} is plain text. A LoRA is written <lora:name:0.8>."
+        yield f"{name}: {shown(bare[0])} is plain text. A LoRA is written <lora:name:0.8>."
     weight = without_tags(text).rpartition(":")[2].strip() if ":" in text else ""
     if _NUMBER.match(weight) and float(weight) != 1 and not _AND.search(text):
         end = f":{weight[:_SHOWN]}"
-        yield f"{name} ends with {end!r}, which A1111 reads as the whole prompt's weight."
+        yield f"{name} ends with {shown(end)}, which A1111 reads as the whole prompt's weight."
     yield from _text_warnings(without_tags(text), name)
 
 
 def _negative(prompt: str, name: str) -> Iterator[str]:
     text = without_comments(prompt)
     for tag in tags_in(text):
-        what = "LoRA" if tag.as_a1111_reads_it().kind == "lora" else f"{tag.word[:_SHOWN]!r}"
+        what = "LoRA" if tag.as_a1111_reads_it().kind == "lora" else shown(tag.word)
         yield f"{name} has a {what} tag, which A1111 reads as plain text there."
         break
     yield from _behind_comments(prompt, name)
@@ -159,11 +160,11 @@ def _negative(prompt: str, name: str) -> Iterator[str]:
 def _text_warnings(text: str, name: str) -> Iterator[str]:
     """What other tools would replace, and A1111 reads as plain text."""
     if wildcard := _WILDCARD.search(text):
-        yield f"{name}: {wildcard[0]!r} is plain text: A1111 has no wildcards."
+        yield f"{name}: {shown(wildcard[0])} is plain text: A1111 has no wildcards."
     if choice := next((one[0] for one in _CHOICE.finditer(text) if "|" in one[1]), None):
-        yield f"{name}: {choice[:_SHOWN]!r} is plain text: A1111 chooses no variant."
+        yield f"{name}: {shown(choice)} is plain text: A1111 chooses no variant."
     if embedding := _COMFYUI_EMBEDDING.search(text):
-        yield f"{name}: {embedding[0]!r} is ComfyUI's form: A1111 reads `embedding:` as a word."
+        yield f"{name}: {shown(embedding[0])} is ComfyUI's form: for A1111 `embedding:` is a word."
     if _read_brackets(text).has_break:
         yield f"{name}: BREAK inside brackets: A1111 v1.9.3 reads it as a word, not as a break."
 
@@ -195,8 +196,7 @@ def _behind_comments(prompt: str, name: str) -> Iterator[str]:
         for tag in tags_in(behind):
             yield f"{name}: {tag.shown} is in a comment, so it has no effect."
         if _HASH_AND_WORD.match(f"#{behind}"):
-            left_out = f"#{behind}"[:_SHOWN]
-            yield f"{name}: {left_out!r} is left out: `#` begins a comment."
+            yield f"{name}: {shown(f'#{behind}')} is left out: `#` begins a comment."
 
 
 def _check_near_tags(text: str, name: str) -> None:
@@ -209,7 +209,7 @@ def _check_near_tags(text: str, name: str) -> None:
         # Full-width, invisible or escaped characters look right in the message.
         what = "" if found.lower() in text.lower() else "other characters that look like "
         raise InvalidInput(
-            f"{name} has {what}{found[:_SHOWN]!r}, which A1111 does not read as a LoRA's tag.",
+            f"{name} has {what}{shown(found)}, which A1111 does not read as a LoRA's tag.",
             hint="Write <lora:name:0.8>, with plain ASCII characters and no space before `:`."
             " `#` begins a comment.",
             field=name,

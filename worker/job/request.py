@@ -36,8 +36,9 @@ from worker.job.model_fields import (
 )
 from worker.job.nothing_asked import without_blanks, without_nulls
 from worker.job.output_fields import Output
-from worker.job.problems import check_size, joined, problems_of, shown
+from worker.job.problems import check_size, joined, problems_of
 from worker.job.without_effect import without_effect
+from worker.shown import shown
 
 _LEAST_DENOISING = 0.01
 _LEAST_SIDE = 8  # pixels; A1111 rounds sides down to multiples of 8
@@ -267,7 +268,7 @@ class Txt2ImgRequest(JobFields):
             *(
                 (
                     (getattr(self, field) or "").casefold() == f"use same {word}",
-                    f"{field} cannot be {getattr(self, field)!r}, only hr_{field} can: name one",
+                    f"{field} cannot be 'Use same {word}', only hr_{field} can: name one",
                 )
                 for field, word in (("sampler_name", "sampler"), ("scheduler", "scheduler"))
             ),

@@ -17,6 +17,7 @@ from worker.job.nothing_asked import without_blanks
 from worker.job.reference import Wanted, parse_reference
 from worker.job.request import JobFields, Txt2ImgRequest
 from worker.job.template import Template, TemplatesFile
+from worker.shown import shown
 from worker.spelling import near_matches
 
 NONE = "none"  # DEFAULT_TEMPLATE: no template, unless the job names one
@@ -183,7 +184,7 @@ def _not_found(name: str, known: Mapping[str, Template]) -> TemplateNotFound:
     names = [*near, *(other for other in known if other not in near)]
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     return TemplateNotFound(
-        f"template {name[:80]!r} is not known.",
+        f"template {shown(name)} is not known.",
         hint=f"{hint}Known: {', '.join(map(repr, names)) or 'none'}.",
         near=near,
         templates=names,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from worker.job.foreign_fields import HARMLESS, HARMLESS_OPTIONS, Harmless
-from worker.job.problems import shown
+from worker.shown import shown
 
 # A1111 cuts off the fraction of these; clients calculate them.
 _WHOLE = ("steps", "hr_second_pass_steps", "width", "height", "hr_resize_x", "hr_resize_y")
@@ -42,7 +42,7 @@ def _drop_harmless(
 
 def _drop_second_pass(job: dict[str, Any], known: Collection[str]) -> Iterator[str]:
     """Clients send the fields of a second pass with every job."""
-    if job.get("enable_hr") not in {None, False}:
+    if (enabled := job.get("enable_hr")) is not None and enabled is not False:
         return
     fields = {name for name in job if name.startswith("hr_") and name in known}
     asked = sorted(name for name in fields - {"hr_scale"} if job[name])

@@ -17,9 +17,9 @@ from worker.answer import Answer
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
 from worker.job.nothing_asked import is_blank
-from worker.job.problems import shown
 from worker.job.request import check
 from worker.service.progress import JobProgress
+from worker.shown import shown
 from worker.spelling import near_matches
 from worker.stopwatch import Stopwatch
 

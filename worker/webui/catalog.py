@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.errors import InvalidInput
+from worker.shown import shown
 from worker.spelling import near_matches
 from worker.webui.answers import an_object, objects, text, texts
 
@@ -109,32 +110,33 @@ class Catalog:
             styles={text(s, "name"): Style.from_answer(s) for s in objects(list(styles))},
         )
 
-    def sampler(self, name: str, scheduler: str | None) -> tuple[str, str | None]:
+    def sampler(self, name: str, scheduler: str | None, prefix: str = "") -> tuple[str, str | None]:
         """Exact sampler name and scheduler label for a caller's spelling.
 
         A scheduler at the end of the sampler's name is split off, the longest first:
-        `DPM++ 2M SDE SGM Uniform` is SGM Uniform, not Uniform.
+        `DPM++ 2M SDE SGM Uniform` is SGM Uniform, not Uniform. `prefix` is `hr_` for the names of
+        the second pass.
 
         Raises:
             InvalidInput: an unknown sampler or scheduler, or two different schedulers.
         """
-        label = self.scheduler(scheduler) if scheduler else None
+        label = self.scheduler(scheduler, prefix) if scheduler else None
         exact = self.samplers.get(canonical(name))
         if exact:
             return exact, label
         for suffix in sorted(self.schedulers, key=len, reverse=True):
             exact = self.samplers.get(canonical(name).removesuffix(suffix))
             if exact and canonical(name).endswith(suffix):
-                return exact, self._one_scheduler(name, self.schedulers[suffix], label)
+                return exact, self._one_scheduler(name, self.schedulers[suffix], label, prefix)
         known = self.samplers.values()
         combined = (f"{n} {s}" for n in known for s in self.schedulers.values())
-        raise _unknown("sampler_name", name, known, combined)
+        raise _unknown(f"{prefix}sampler_name", name, known, combined)
 
-    def scheduler(self, name: str) -> str:
+    def scheduler(self, name: str, prefix: str = "") -> str:
         """The scheduler's label; raises `InvalidInput` for an unknown one."""
         label = self.schedulers.get(canonical(name))
         if label is None:
-            raise _unknown("scheduler", name, self.schedulers.values())
+            raise _unknown(f"{prefix}scheduler", name, self.schedulers.values())
         return label
 
     def check_script(self, field_name: str, value: str) -> None:
@@ -142,7 +144,7 @@ class Catalog:
         name = value.casefold()
         if field_name == "alwayson_scripts" and name in _PAGE_ONLY:
             raise InvalidInput(
-                f"{field_name} {value[:80]!r} has an effect only on A1111's own page.",
+                f"{field_name} {shown(value)} has an effect only on A1111's own page.",
                 hint=f"Send {_PAGE_ONLY[name]} instead.",
                 field=field_name,
             )
@@ -150,7 +152,7 @@ class Catalog:
             near = near_matches(value, self.scripts, cutoff=_CLOSE)
             known = f"Known: {', '.join(map(repr, sorted(self.scripts))) or 'none'}."
             raise InvalidInput(
-                f"this engine does not know {field_name} {value[:80]!r}: it has no such script,"
+                f"this engine does not know {field_name} {shown(value)}: it has no such script,"
                 " and extensions are not installed.",
                 hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else known,
                 field=field_name,
@@ -162,12 +164,13 @@ class Catalog:
         if value not in known:
             raise _unknown(field_name, value, known)
 
-    def _one_scheduler(self, name: str, in_name: str, given: str | None) -> str:
+    def _one_scheduler(self, name: str, in_name: str, given: str | None, prefix: str) -> str:
         if given and given not in (in_name, "Automatic"):
             raise InvalidInput(
-                f"sampler_name {name!r} names scheduler {in_name!r}, but scheduler is {given!r}.",
+                f"{prefix}sampler_name {shown(name)} names scheduler {in_name!r}, but"
+                f" {prefix}scheduler is {given!r}.",
                 hint="Leave out one of them.",
-                field="scheduler",
+                field=f"{prefix}scheduler",
             )
         return in_name
 
@@ -191,7 +194,7 @@ def _unknown(
     else:
         hint = f"Known: {', '.join(map(repr, known)) or 'none on this engine'}."
     return InvalidInput(
-        f"this engine does not know {field_name} {value[:80]!r}.",
+        f"this engine does not know {field_name} {shown(value)}.",
         hint=hint,
         field=field_name,
         near=near,

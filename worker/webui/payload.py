@@ -87,7 +87,7 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
     if request.hr_upscaler:
         catalog.check("hr_upscaler", request.hr_upscaler, catalog.upscalers)
     first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)
-    second_pass = _sampler(catalog, request.hr_sampler_name, request.hr_scheduler)
+    second_pass = _sampler(catalog, request.hr_sampler_name, request.hr_scheduler, "hr_")
     sampler = first_pass.get("sampler_name")
     _check_steps(request, sampler, request.steps, second_pass=False)
     if request.enable_hr:
@@ -96,12 +96,14 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
     return first_pass | {f"hr_{field}": value for field, value in second_pass.items()}
 
 
-def _sampler(catalog: Catalog, sampler: str | None, scheduler: str | None) -> dict[str, str]:
+def _sampler(
+    catalog: Catalog, sampler: str | None, scheduler: str | None, prefix: str = ""
+) -> dict[str, str]:
     fields: dict[str, str] = {}
     if scheduler:
-        fields["scheduler"] = scheduler = catalog.scheduler(scheduler)
+        fields["scheduler"] = scheduler = catalog.scheduler(scheduler, prefix)
     if sampler:
-        fields["sampler_name"], label = catalog.sampler(sampler, scheduler)
+        fields["sampler_name"], label = catalog.sampler(sampler, scheduler, prefix)
         fields |= {"scheduler": label} if label else {}
     return fields
 

@@ -1,0 +1,68 @@
+"""Shows a text from outside in a message: short, on one line, and without secrets. Pure.
+
+Such a text may be huge, deeply nested, or written to look like lines of a log. It is cut before
+anything else is done with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+_MAX_TEXT = 60  # characters of a value: a line's worth
+_CUT = 400  # characters of a value that are looked at
+_MAX_ITEMS, _MAX_LEVELS = 6, 3
+_LONGEST_NAME = 80
+
+# The parts of a URL before the host and behind the path may be secret. Each pattern consumes what
+# it looks at, so both are linear.
+_LOGIN = re.compile(r"(?<=://)[^/\s'\"]*@")
+_UNFINISHED = re.compile(r"(?<=://)[^/\s'\"]*\Z")
+_QUERY = re.compile(r"([?#])([^\s'\"]+)")
+
+
+def shown(value: object, longest: int = _MAX_TEXT) -> str:
+    """A caller's value as a message shows it: short, and without the secrets of a URL."""
+    text = _short(value, _MAX_LEVELS)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _short(value: object, levels: int) -> str:
+    if isinstance(value, str):
+        return repr(_redacted(value[:_CUT], is_cut=len(value) > _CUT))
+    if isinstance(value, bytes):
+        return repr(value[:_CUT])
+    if isinstance(value, Mapping | list | tuple):
+        return _short_container(value, levels)
+    return _redacted(repr(value), is_cut=False)
+
+
+def _redacted(text: str, *, is_cut: bool) -> str:
+    text = _LOGIN.sub("...@", text)
+    if is_cut:  # the `@` or the `=` may be behind the cut
+        text = _UNFINISHED.sub("...", text)
+    return _QUERY.sub(
+        lambda found: f"{found[1]}..." if is_cut or "=" in found[2] else found[0], text
+    )
+
+
+def _short_container(value: Mapping[object, object] | Sequence[object], levels: int) -> str:
+    opening, closing = "{}" if isinstance(value, Mapping) else "[]"
+    if not levels and value:
+        return f"{opening}...{closing}"
+    first = list(islice(value, _MAX_ITEMS))
+    parts = [_short(one, levels - 1) for one in first]
+    if isinstance(value, Mapping):
+        parts = [
+            f"{part}: {_short(value[one], levels - 1)}"
+            for one, part in zip(first, parts, strict=True)
+        ]
+    parts += ["..."] if len(value) > _MAX_ITEMS else []
+    return f"{opening}{', '.join(parts)}{closing}"
+
+
+def shown_name(name: str) -> str:
+    """A caller's key on one line; quoted if it has characters that could forge a line."""
+    text = _redacted(name[:_LONGEST_NAME], is_cut=len(name) > _LONGEST_NAME)
+    return text if text.isprintable() else repr(text)
