@@ -55,7 +55,10 @@ REFUSED = [
         (inside, "not a number")
         for inside in ("x:1,5", "x:a:te=1", "x:1:1:q", "x:1:1:1.5", "x:<lora:y:1")
     ),
-    *((inside, "has no name") for inside in ("te=1", ":1", " :1", "equal=x:1", "equal=x")),
+    *(
+        (inside, "has no name")
+        for inside in (" ", "\n#c:1\n", "te=1", ":1", " :1", "equal=x:1", "equal=x")
+    ),
     *((f"x:1:{named}", "would ignore") for named in ("lbw=OUTALL", "start=5", "TE=1", " te=1")),
     ("x:1:1:4:5", "has 4 weights"),
     *((f"x:1:dyn={rank}", f"dyn = {rank}") for rank in (0, -1)),

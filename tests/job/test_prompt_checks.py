@@ -3,7 +3,13 @@
 import pytest
 
 from worker.errors import InvalidInput
-from worker.job.prompt_checks import check, check_weights, negative_warnings, warnings
+from worker.job.prompt_checks import (
+    check,
+    check_structure,
+    check_weights,
+    negative_warnings,
+    warnings,
+)
 
 NOT_READ = "does not read as a LoRA's tag"
 REFUSED = [
@@ -38,6 +44,24 @@ def test_a_weight_for_which_a1111_answers_500_is_refused(weight):
     for text in (f"(a:{weight})", f"((a) [b:{weight})"):
         with pytest.raises(InvalidInput, match="which is not a number"):
             check_weights(text, "negative_prompt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((part * 401, "has 401 of the characters") for part in "()[]:|"),
+        ("(a:1.2), " * 134, "has 402 of the characters"),
+        *((f"[a:b: {step} ]", "is too large") for step in ("1e999", "-1.5E+400", "9" * 400)),
+    ],
+)
+def test_brackets_that_keep_a1111_for_minutes_or_make_it_fail_are_refused(text, message):
+    with pytest.raises(InvalidInput, match=message):
+        check_structure(text, "hr_prompt")
+
+
+@pytest.mark.parametrize("text", ["(a:1.2), " * 133, r"\(a\), " * 4000, "[a:b:1..2]", "[a:b:1e9]"])
+def test_brackets_that_a1111_reads_in_time_pass(text):
+    check_structure(text, "prompt")
 
 
 GOOD = [

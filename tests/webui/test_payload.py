@@ -115,6 +115,7 @@ REFUSED = [
     ({"alwayson_scripts": {"Refiner": ON}}, "only on A1111's own page. Send refiner_checkpoint"),
     ({"alwayson_scripts": {"Hypertyle": ON}}, "Did you mean 'Hypertile'?"),
     ({"styles": ["nope"]}, "styles 'nope'"),
+    ({"negative_prompt": "(a), " * 300}, "negative_prompt has 600 of the characters"),
     (SDE_KARRAS | {"steps": 1}, "steps = 1: sampler 'DPM++ 2M SDE' needs"),
     (UNI_PC | {"steps": 2}, "needs at least 3"),
     (UNI_PC | {"steps": 4, "override_settings": {"uni_pc_order": 5}}, "needs at least 5"),

@@ -71,7 +71,8 @@ class Tag:
         items = self.inside.split(":")
         place = _place_of_name(items)
         if place is not None:
-            items[place] = items[place].strip()
+            # Without any name it stays a tag, to be refused: `<lora:>` is none, but words.
+            items[place] = items[place].strip() or items[place]
         return Tag(word, ":".join(items), self.start, self.end)
 
 
@@ -267,7 +268,7 @@ def _check_names(tag: Tag, items: list[str], named: Mapping[str, str]) -> None:
             field="prompt",
         )
     place = _place_of_name(items)
-    if place is None or not items[place]:
+    if place is None or not items[place].strip():
         raise InvalidInput(f"the LoRA tag {tag.shown} has no name.", field="prompt")
 
 

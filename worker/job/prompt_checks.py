@@ -29,6 +29,7 @@ from worker.shown import shown
 
 _SHOWN = 60  # characters of a prompt in a message
 _MOST = 12  # warnings for one prompt
+MOST_PARTS = 400  # brackets and colons of a prompt: a minute of A1111's time
 _MEANT_LORA = "lora|loras|lyco|lycoris|locon|loha|lokr|hypernet|hypernetwork"
 # Angle quotation marks and brackets. NFKC replaces the full-width characters.
 _LIKE_BRACKETS = str.maketrans(
@@ -44,6 +45,8 @@ _WILDCARD = re.compile(r"(?<!\w)__[^\W_][\w./*-]{0,98}?__(?!\w)")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 _COMFYUI_EMBEDDING = re.compile(r"(?<!\w)embedding:\w[^\s,:()]{0,99}", re.IGNORECASE)
 _AND = re.compile(r"\bAND\b")
+_WHEN = re.compile(r":\s*([+-]?[.\d]+(?:[eE][+-]?\d+)?)\s*\]")  # when a schedule changes
+_STRUCTURE = re.compile(r"\\.|(?P<part>[()\[\]:|])", re.DOTALL)
 _NUMBER = re.compile(r"\A[-+]?(?:\d+\.?|\d*\.\d+)\Z")
 # A1111's own tokens as far as they matter for brackets; a weight ends with its bracket.
 _BRACKET = re.compile(
@@ -77,15 +80,49 @@ def check_weights(text: str, name: str) -> None:
         InvalidInput: names the weight.
     """
     for weight in _read_brackets(text).weights:
-        try:
-            finite = math.isfinite(float(weight))
-        except ValueError:
-            finite = False
-        if not finite:
+        if not _is_finite(weight, if_no_number=False):
             raise InvalidInput(
                 f"{name} has the weight {shown(weight)}, which is not a number: A1111 would"
                 " answer 500.",
                 hint="Write (words:1.2). A bracket that is meant as text is written \\( and \\).",
+                field=name,
+            )
+
+
+def _is_finite(text: str, *, if_no_number: bool) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return if_no_number
+
+
+def check_structure(text: str, name: str) -> None:
+    """Refuse a text for whose brackets A1111 takes minutes, or that it cannot read.
+
+    Its parser takes time in proportion to the cube of their number, and cannot be interrupted: 160
+    times `(a), ` took half a minute (measured), and a longer text outlives every job.
+
+    Args:
+        text: without comments and tags.
+        name: the field in the job.
+
+    Raises:
+        InvalidInput: says how many there are, or names the step.
+    """
+    parts = sum(1 for one in _STRUCTURE.finditer(text) if one["part"])
+    if parts > MOST_PARTS:
+        raise InvalidInput(
+            f"{name} has {parts} of the characters ( ) [ ] : and |, more than {MOST_PARTS}: A1111"
+            " would take minutes to read them.",
+            hint="Use fewer brackets; those that are meant as text are written \\( and \\).",
+            field=name,
+        )
+    for found in _WHEN.finditer(text):
+        if not _is_finite(found[1], if_no_number=True):  # A1111 reads that as words
+            raise InvalidInput(
+                f"{name} has a schedule whose step {shown(found[1])} is too large: A1111 would"
+                " answer 500.",
+                hint="Write [before:after:10] with a step, or with a part such as 0.5.",
                 field=name,
             )
 

@@ -48,8 +48,10 @@ def check(request: Txt2ImgRequest, styles: Styles) -> None:
         for name in POSITIVE:
             prompt_checks.check(getattr(request, name), name)
     settings = request.override_settings
-    if not (settings and settings.emphasis == "None"):  # then A1111 reads no brackets
-        for name, text in encoded_texts(request, styles).items():
+    reads_weights = not (settings and settings.emphasis == "None")
+    for name, text in encoded_texts(request, styles).items():
+        prompt_checks.check_structure(text, name)
+        if reads_weights:
             prompt_checks.check_weights(text, name)
 
 
