@@ -274,7 +274,7 @@ engine_exited() {
 # usage: is_uncounted REASON
 is_uncounted() {
   case $1 in
-    bad-model | out-of-memory | replaced-model) engine_was_ready ;;
+    bad-model | hung | out-of-memory | replaced-model) engine_was_ready ;;
     *) return 1 ;;
   esac
 }

@@ -76,7 +76,7 @@ def test_a_worker_whose_restarts_are_used_up_gives_up(new_worker, limit, window)
     assert f"are used up ({'status 139, ' * limit}now status 139)" in engine.cause
 
 
-@pytest.mark.parametrize("reason", ["poisoned", "hung", "damaged-cache"])
+@pytest.mark.parametrize("reason", ["poisoned", "damaged-cache"])
 def test_requested_restarts_count_too_and_their_causes_are_named(running, reason):
     worker = running(LASTING_ENGINE, REPORTING_HANDLER, MAX_ENGINE_RESTARTS="1")
     as_handler(worker).request_restart(reason)
@@ -86,7 +86,7 @@ def test_requested_restarts_count_too_and_their_causes_are_named(running, reason
     assert f"are used up ({reason}, now poisoned)" in worker.log()
 
 
-@pytest.mark.parametrize("reason", ["bad-model", "out-of-memory", "replaced-model"])
+@pytest.mark.parametrize("reason", ["bad-model", "hung", "out-of-memory", "replaced-model"])
 def test_restarts_that_a_job_or_a_file_caused_do_not_count(running, reason):
     worker = running(MAX_ENGINE_RESTARTS="1")
     for number in range(2, 5):

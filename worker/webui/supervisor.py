@@ -24,9 +24,9 @@ from worker.files import write_atomically
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 State = Literal["running", "restarting", "failed", "unknown"]
-# start.sh does not count the last three as failures of the engine; it has the rule.
+# start.sh does not count the last four as failures of the engine; it has the rule.
 Reason = Literal[
-    "poisoned", "hung", "damaged-cache", "out-of-memory", "bad-model", "replaced-model"
+    "poisoned", "damaged-cache", "hung", "out-of-memory", "bad-model", "replaced-model"
 ]
 
 _LARGEST_PID = 2**22  # of Linux
