@@ -15,11 +15,30 @@ _CUT = 400  # characters of a value that are looked at
 _MAX_ITEMS, _MAX_LEVELS = 6, 3
 _LONGEST_NAME = 80
 
-# The parts of a URL before the host and behind the path may be secret. Each pattern consumes what
-# it looks at, so both are linear.
-_LOGIN = re.compile(r"(?<=://)[^/\s'\"]*@")
+# The parts of a URL before the host and behind the path may be secret; a password may have a slash
+# in it, as it was copied. They meet at most `_CUT` characters.
+_LOGIN = re.compile(r"(?<=://)[^\s'\"]*@")
 _UNFINISHED = re.compile(r"(?<=://)[^/\s'\"]*\Z")
 _QUERY = re.compile(r"([?#])([^\s'\"]+)")
+
+# The words of pydantic -> those of our messages.
+_PLAIN_WORDS = {
+    "Input should": "must",
+    "String should": "must",
+    "List should": "must",
+    " after validation": "",
+    "must be a valid boolean": "must be true or false",
+    "must be a valid string": "must be a text",
+    "must be a valid number": "must be a number",
+    "must be a valid integer": "must be a whole number",
+    "must be a valid list": "must be a list",
+    "must be a valid dictionary": "must be an object",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    ", unable to parse string as a number": "",
+    ", unable to interpret input": "",
+    ", unable to parse string as an integer": "",
+}
 
 
 def shown(value: object, longest: int = _MAX_TEXT) -> str:
@@ -66,3 +85,11 @@ def shown_name(name: str) -> str:
     """A caller's key on one line; quoted if it has characters that could forge a line."""
     text = _redacted(name[:_LONGEST_NAME], is_cut=len(name) > _LONGEST_NAME)
     return text if text.isprintable() else repr(text)
+
+
+def in_plain_words(message: str) -> str:
+    """What pydantic says of a value, in the words of the other messages."""
+    message = message.removeprefix("Value error, ")
+    for theirs, ours in _PLAIN_WORDS.items():
+        message = message.replace(theirs, ours)
+    return message

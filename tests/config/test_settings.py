@@ -53,7 +53,17 @@ def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_not_set():
         ("TRUSTED_HOSTS", "'a.lan','b.lan'", "without https://"),
         ("ALLOW_PICKLES", "maybe", "ALLOW_PICKLES='maybe'"),
         ("WEBUI_ARGS", "--no-hashing", "--no-hashing is not allowed"),
-        ("TRUSTED_HOSTS", "https://mirror.example", "without https://"),
+        *(
+            ("TRUSTED_HOSTS", wrong, "without https://")
+            for wrong in ("https://mirror.example", "*", "a.lan:b:c", "*.lan", "[::1")
+        ),
+        ("WEBUI_ARGS", "--port=5", "--port is not allowed, because the worker asks at WEBUI_URL"),
+        ("ALLOW_PICKLES", "ja", "ALLOW_PICKLES='ja': must be true or false."),
+        ("JOB_CONCURRENCY", "1.5", "JOB_CONCURRENCY='1.5': must be a whole number."),
+        # no secret in a message
+        ("WEBUI_URL", f"http://a:{SECRET}@b:99999", "WEBUI_URL='http://...@b:99999': must look"),
+        ("HF_ENDPOINT", f"https://a.b/?t={SECRET}", "HF_ENDPOINT='https://a.b/?...': must look"),
+        ("WEBUI_ARGS", f"--api-auth a:{SECRET} 'b", "WEBUI_ARGS=***: No closing quotation"),
         *(("RESULT_LIMIT_MB", wrong, f"RESULT_LIMIT_MB={wrong!r}") for wrong in ("-1", "many")),
         ("BUCKET_PUBLIC_URL", "cdn.example", "BUCKET_PUBLIC_URL='cdn.example'"),
         ("CIVITAI_API_KEY", "two\nlines", "CIVITAI_API_KEY=***: must be one word of printable"),
@@ -90,6 +100,8 @@ AS_WRITTEN = [
     ("WEBUI_ARGS", '"--medvram --api"', ("--medvram", "--api")),
     ("WEBUI_ARGS", '"--a" "b c"\r', ("--a", "b c")),
     ("TRUSTED_HOSTS", '"a.lan, b.lan"\r', ("a.lan", "b.lan")),
+    ("TRUSTED_HOSTS", "a.lan;,[::1]:80,", ("a.lan", "[::1]:80")),
+    ("WEBUI_URL", "http://127.0.0.1:3000/sdapi/v1/", "http://127.0.0.1:3000"),
 ]
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import get_args
+from urllib.parse import urlsplit
 
 _PAIRS = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 _INVISIBLE = "\ufeff\u200b\u200e\u200f"
 # `$HOME/x` and `${HOME}/x`, which only a shell replaces.
 _VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
+_HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 
 
 def as_meant(value: str) -> str:
@@ -58,3 +60,32 @@ def as_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ValueError("names the home of a user that this machine does not know") from None
+
+
+def as_hosts(text: str) -> list[str]:
+    """The hosts of a list, in lower case; ValueError if one is no `host[:port]`."""
+    hosts = [host.lower() for host in re.split(r"[\s,;]+", text) if host]
+    if not all(map(_HOST.fullmatch, hosts)):
+        raise ValueError("must be host names such as mirror.example:8080, without https://")
+    return hosts
+
+
+def as_base_url(url: str) -> str:
+    """The URL to which a path is added, without a slash at its end and without A1111's own path.
+
+    Raises:
+        ValueError: it is no such URL.
+    """
+    parts = urlsplit(url)
+    try:
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:  # not a number, or too large
+        has_port = False
+    is_whole = url.isprintable() and not set(" ?#") & set(url)
+    if (
+        parts.scheme not in {"http", "https"}
+        or not (parts.hostname and has_port and is_whole)
+        or parts.netloc.endswith(":")
+    ):
+        raise ValueError("must look like http://127.0.0.1:3000")
+    return url.rstrip("/").removesuffix("/sdapi/v1")

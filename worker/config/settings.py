@@ -28,10 +28,11 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from worker.config import bucket_address
-from worker.config.as_written import as_meant, as_path, usual_word
+from worker.config.as_written import as_base_url, as_hosts, as_meant, as_path, usual_word
 from worker.config.bucket_address import BucketAddress
 from worker.config.credentials import CREDENTIALS, credentials
 from worker.errors import ConfigError
+from worker.shown import in_plain_words, shown
 
 PROJECT = Path(__file__).resolve().parents[2]
 VOLUME = Path("/runpod-volume")  # where RunPod mounts a network volume
@@ -219,21 +220,7 @@ class Settings(BaseModel):
     @field_validator("webui_url", "civitai_url", "hf_endpoint", "bucket_public_url")
     @classmethod
     def _base_url(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        try:
-            has_port = parts.port is None or parts.port > 0
-        except ValueError:  # not a number, or too large
-            has_port = False
-        is_whole = url.isprintable() and " " not in url
-        if (
-            parts.scheme not in {"http", "https"}
-            or not (parts.hostname and has_port and is_whole)
-            or parts.netloc.endswith(":")
-        ):
-            raise ValueError("must look like http://127.0.0.1:3000")
-        return url.rstrip("/")
+        return None if url is None else as_base_url(url)
 
     @field_validator(*CREDENTIALS)
     @classmethod
@@ -246,15 +233,17 @@ class Settings(BaseModel):
     @field_validator("trusted_hosts", mode="before")
     @classmethod
     def _hosts(cls, text: str | tuple[str, ...]) -> Sequence[str]:
-        hosts = re.split(r"[\s,]+", text.strip()) if isinstance(text, str) else text
-        if any(set("/\"'") & set(host) for host in hosts):
-            raise ValueError("must be host names such as mirror.example:8080, without https://")
-        return [host.lower() for host in hosts if host]
+        return as_hosts(text) if isinstance(text, str) else text
 
     @field_validator("webui_args", mode="before")
     @classmethod
     def _words(cls, text: str | tuple[str, ...]) -> Sequence[str]:
         words = shlex.split(text) if isinstance(text, str) else text
+        if bound := {word.partition("=")[0] for word in words} & {"--port", "--server-name"}:
+            raise ValueError(
+                f"{min(bound)} is not allowed, because the worker asks at WEBUI_URL, whose host and"
+                " port A1111 gets: set WEBUI_URL instead"
+            )
         if "--no-hashing" in words:
             raise ValueError(
                 "--no-hashing is not allowed, because hashes prove which LoRAs were used: remove it"
@@ -349,9 +338,11 @@ class Settings(BaseModel):
 
 
 def _problem(detail: ErrorDetails) -> str:
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    message = in_plain_words(detail["msg"])
     if not detail["loc"]:
         return message  # about several variables
     name = str(detail["loc"][0])
-    value = "***" if name in CREDENTIALS else repr(detail["input"])
+    given = detail["input"]
+    hidden = name in CREDENTIALS or "auth" in str(given)  # `--api-auth` of WEBUI_ARGS
+    value = "***" if hidden else shown(given)
     return f"{name.upper()}={value}: {message}"

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from worker.errors import InvalidInput
 from worker.job.foreign_fields import FOREIGN_NAMES, INSTEAD
-from worker.shown import shown, shown_name
+from worker.shown import in_plain_words, shown, shown_name
 from worker.spelling import near_matches
 
 MAX_SHOWN = 12  # problems in one message
@@ -70,24 +70,6 @@ _TOO_LARGE = "Send only the fields that docs/api.md lists."
 
 # Pydantic's errors ------------------------------------------------------------------------------
 
-# Its words -> those of our messages.
-_PLAIN_WORDS = {
-    "Input should": "must",
-    "String should": "must",
-    "List should": "must",
-    " after validation": "",
-    "must be a valid boolean": "must be true or false",
-    "must be a valid string": "must be a text",
-    "must be a valid number": "must be a number",
-    "must be a valid integer": "must be a whole number",
-    "must be a valid list": "must be a list",
-    "must be a valid dictionary": "must be an object",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    ", unable to parse string as a number": "",
-    ", unable to parse string as an integer": "",
-}
-
 
 def problems_of(
     error: ValidationError, model: type[BaseModel], place: ShowLocation = dotted
@@ -104,9 +86,7 @@ def _problem(detail: ErrorDetails, model: type[BaseModel], place: ShowLocation) 
     if detail["type"] == "extra_forbidden":
         return _unknown_key(detail["loc"], model, place)
     where = shown_name(place(detail["loc"]))
-    message = detail["msg"].removeprefix("Value error, ")
-    for theirs, ours in _PLAIN_WORDS.items():
-        message = message.replace(theirs, ours)
+    message = in_plain_words(detail["msg"])
     if not where:
         return message
     if detail["type"] == "missing":
