@@ -65,6 +65,7 @@ JOBS = [
     ({"template": "owl"}, "owl"),
     ({"template": " owl "}, "owl"),
     ({"template": None}, None),
+    ({"template": "None"}, None),
     ({"checkpoint": "mine"}, None),
     ({"checkpoint": None}, "fox"),
     ({"override_settings": {"sd_model_checkpoint": "mine"}}, None),

@@ -66,7 +66,8 @@ REFUSED = [
     (["broken.json", "--test_input", "{}"], "are two jobs"),
     (["--rp_serve_api", "broken.json"], "--rp_serve_api waits for jobs over HTTP"),
     (["--rp_api_port", "http"], "argument --rp_api_port"),
-    (["--rp_api_port", "70000"], "argument --rp_api_port"),
+    (["--rp_api_port", "70000"], "argument --rp_api_port: '70000' is no whole number from 1 to"),
+    *((["--rp_api_concurrency", wrong], "is no whole number from 1 to 64") for wrong in ("0", "x")),
     (["--rp_log_level", "loud"], "argument --rp_log_level"),
 ]
 

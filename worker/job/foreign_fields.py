@@ -104,7 +104,7 @@ HARMLESS_OPTIONS: dict[str, Harmless] = {
 _OTHER_NAMES = {
     "steps": "num_inference_steps inference_steps sampling_steps",
     "cfg_scale": "guidance_scale cfg guidance",
-    "batch_size": "num_images_per_prompt num_images num_outputs",
+    "batch_size": "num_images_per_prompt num_images num_outputs n",
     "n_iter": "batch_count",
     "sampler_name": "sampler",
     "scheduler": "scheduler_name schedule_type",
@@ -139,6 +139,7 @@ INSTEAD: dict[str, str] = {
     ' for it with "output": {"delivery": "s3"}',
     "webhook": _BESIDE,
     "policy": _BESIDE,
+    "size": "is one text in other APIs: send the two numbers `width` and `height`",
     "url": "is no field of a job: name a model's URL in `checkpoint`, `loras`, `vae` or"
     " `embeddings`",
     **dict.fromkeys(

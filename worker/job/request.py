@@ -210,7 +210,8 @@ class Txt2ImgRequest(JobFields):
 
     task: Literal["txt2img"] = Field("txt2img", description="The task: this one, or another task.")
     template: Name | None = Field(
-        None, description="Template for the fields that the job leaves out; null: no template."
+        None,
+        description="Template for the fields that the job leaves out; null or none: without one.",
     )
     checkpoint: ModelReference | None = Field(
         None, description="Checkpoint to use; if not given, the engine's default."

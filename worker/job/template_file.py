@@ -20,7 +20,7 @@ from worker.job.template import Template, TemplatesFile
 from worker.shown import shown
 from worker.spelling import near_matches
 
-NONE = "none"  # DEFAULT_TEMPLATE: no template, unless the job names one
+NONE = "none"  # for DEFAULT_TEMPLATE and for a job: no template
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,8 @@ class Templates:
             name = self.get_default_template()
         if not isinstance(name, str) or not name.strip():
             return job_input  # no template, or a value that the schema rejects
+        if name.strip().casefold() == NONE and name.strip() not in self.get_templates():
+            return {**job_input, "template": None}  # the word of DEFAULT_TEMPLATE
         return template.fill_in(name.strip(), self.get_template(name.strip()), job_input)
 
 

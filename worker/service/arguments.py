@@ -11,7 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,8 +90,8 @@ def _parser(program: str) -> _Parser:
         "--rp_serve_api", action="store_true", help="run RunPod's local API for jobs over HTTP"
     )
     parser.add_argument("--rp_api_host", default="localhost", help="its host")
-    parser.add_argument("--rp_api_port", type=_port, default=8000, help="its port")
-    parser.add_argument("--rp_api_concurrency", type=int, default=1, help="its processes")
+    parser.add_argument("--rp_api_port", type=_number(2**16 - 1), default=8000, help="its port")
+    parser.add_argument("--rp_api_concurrency", type=_number(64), default=1, help="its processes")
     parser.add_argument("--rp_log_level", type=str.upper, choices=_LEVELS, help="of the RunPod SDK")
     parser.add_argument("--rp_debugger", action="store_true", help="the RunPod SDK's debugger")
     parser.add_argument(
@@ -100,11 +100,14 @@ def _parser(program: str) -> _Parser:
     return parser
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 < port < 2**16:
-        raise ValueError("out of range")
-    return port
+def _number(most: int) -> Callable[[str], int]:
+    def read_number(text: str) -> int:
+        is_short = len(text) <= len(str(most))
+        if not (is_short and text.isascii() and text.isdecimal() and 0 < int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is no whole number from 1 to {most}")
+        return int(text)
+
+    return read_number
 
 
 def _for_sdk(given: argparse.Namespace, job: dict[str, Any] | None) -> tuple[str, ...]:
