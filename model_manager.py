@@ -209,7 +209,11 @@ class ModelManager:
         with self._hiding_bad_files(models):
             models = self._check(models)
         details = models.loaded.architecture().details if models.loaded else ()
-        return replace(models, zero_terminal_snr="zero-terminal-SNR" in details)
+        return replace(
+            models,
+            zero_terminal_snr="zero-terminal-SNR" in details,
+            has_bundle=any(file.has_bundle() for file in models.engine_files()),
+        )
 
     def convert(self, models: Models, stop: threading.Event = NO_CANCEL) -> Models:
         """The same models with each LoRA as A1111 can read it; see `ConvertedLoras`.

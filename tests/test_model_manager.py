@@ -474,3 +474,12 @@ def test_a_checkpoint_with_zero_terminal_snr_is_reported_to_the_payload(
         path.write_bytes(model_files.safetensors(model_files.SDXL | marks))
         models, _ = prepare(new_manager(engine=engine), checkpoint="noob")
         assert models.zero_terminal_snr is expected
+
+
+def test_a_lora_with_embeddings_in_its_file_is_reported_to_the_payload(manager, folders):
+    path = folders[1] / "Lora" / "both.safetensors"
+    path.parent.mkdir(parents=True)
+    for more, expected in (({"bundle_emb.fox.emb_params": (4, 768)}, True), ({}, False)):
+        path.write_bytes(model_files.safetensors(model_files.LORA | more))
+        for job in ({"loras": ["both"]}, {"prompt": "a fox <lora:both:1>"}):
+            assert prepare(manager, **job)[0].has_bundle is expected

@@ -25,11 +25,14 @@ from worker.webui.readiness import Ready
 from worker.webui.supervisor import EngineProcess
 from worker.webui.timing import EngineTiming
 
+UNSEEN = {"sd_models", "loras", "options"}  # they only read
+
 
 class Fake:
     """The WebUI, start.sh and readiness in one; notes what is asked, or does what `on` has."""
 
     can_restart = True
+    hypertile = False
 
     def __init__(self):
         self.process, self.asked, self.on = EngineProcess("running", pid=1), [], {}
@@ -47,6 +50,7 @@ class Fake:
             return {
                 "wait": Ready(Catalog({}, {}), self.process, 0.0, "default"),
                 "is_idle": True,
+                "options": {"hypertile": self.hypertile, "sd_model_checkpoint": "any"},
             }.get(name, [])
 
         return ask
@@ -61,11 +65,21 @@ class Fake:
         self.asked.append("request_restart")
         self.reasons.append(reason)
 
-    async def generate(self, arrange=None, *, checkpoint=None, loras=(), vae=None, **body):
-        settings = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
+    async def generate(
+        self,
+        arrange=None,
+        *,
+        checkpoint=None,
+        loras=(),
+        vae=None,
+        settings=(),
+        bundle=False,
+        **body,
+    ):
+        settings = dict(settings) | ({"sd_model_checkpoint": checkpoint} if checkpoint else {})
         settings |= {"sd_vae": vae} if vae else {}
         sent = {"width": 64, "height": 64, "override_settings": settings, **body}
-        payload = Payload(sent, Expected(1, checkpoint, frozenset(loras)))
+        payload = Payload(sent, Expected(1, checkpoint, frozenset(loras), has_bundle=bundle))
         await self.engine_client.generate(payload, Stopwatch(60), lambda _: None, arrange)
 
     def fail(self, error, **job):
@@ -81,7 +95,7 @@ class Fake:
         self.asked.clear()
         for _ in range(jobs):
             asyncio.run(self.generate(**job))
-        return [name for name in self.asked if name not in {"sd_models", "loras"}]
+        return [name for name in self.asked if name not in UNSEEN]
 
 
 @pytest.fixture
@@ -235,18 +249,50 @@ def test_embeddings_are_arranged_before_each_attempt_and_read_only_if_they_chang
     changes = iter([False, True, False, True])
     arrange = lambda: next(changes)  # noqa: E731 - it counts its calls
     assert fake.run(arrange=arrange) == ["wait", "txt2img"]
-    assert fake.run(arrange=arrange) == ["refresh_embeddings", "txt2img", "txt2img"]
+    assert fake.run(arrange=arrange) == ["txt2img", "refresh_embeddings", "txt2img"]
     fake.on["txt2img"] = Mock(side_effect=EnginePoisoned("x"))  # a new process: arranged again
-    again = ["txt2img", "request_restart", "wait", "refresh_embeddings", "txt2img", "txt2img"]
+    again = ["txt2img", "request_restart", "wait", "txt2img", "refresh_embeddings", "txt2img"]
     assert fake.run(arrange=arrange) == again
 
 
 def test_what_the_engine_kept_of_a_second_pass_is_cleared_by_the_next_job_that_has_one(fake):
     fake.run()
-    assert fake.run(arrange=lambda: True) == ["refresh_embeddings", "txt2img", "txt2img"]
+    assert fake.run(arrange=lambda: True) == ["txt2img", "refresh_embeddings", "txt2img"]
     assert fake.run() == ["txt2img"]
     assert fake.run(enable_hr=True) == ["hires", "hires"]
     assert fake.run(enable_hr=True) == ["hires"]
+
+
+def test_prompts_that_are_cut_otherwise_are_read_again(fake):
+    """A1111 reuses what it has of the same prompt, although comma_padding_backtrack differs."""
+    fake.run()
+    other = {"settings": {"comma_padding_backtrack": 0}}
+    for job in (other, {}):
+        assert fake.run(**job) == ["txt2img", "txt2img"]
+        assert fake.run(**job) == ["txt2img"]
+
+
+def test_embeddings_inside_a_lora_are_forgotten_before_the_next_job(fake):
+    """First another picture, which unloads the LoRA: its names would be missing in the folder."""
+    fake.run()
+    assert fake.run(bundle=True) == ["txt2img"]
+    again = ["txt2img", "refresh_embeddings", "txt2img"]
+    assert fake.run(bundle=True) == fake.run() == again
+    assert fake.run() == ["txt2img"]
+
+
+def test_options_that_a_script_has_changed_are_set_back(fake):
+    fake.run()
+    script = {"script_name": "X/Y/Z plot"}
+    assert fake.run(jobs=2, **script) == ["txt2img", "txt2img"]
+    fake.hypertile = True
+    assert fake.run() == ["set_options", "txt2img"]
+    assert fake.run() == ["txt2img"]  # without a script they are not compared
+    fake.hypertile = False
+    fake.run(**script)
+    fake.hypertile = True
+    fake.on["set_options"] = Mock(side_effect=EngineFault("frozen"))
+    assert fake.run()[:3] == ["set_options", "request_restart", "wait"]
 
 
 def test_a_cancelled_job_leaves_no_embedding_unread(fake):
@@ -269,7 +315,7 @@ def test_a_cancelled_job_leaves_no_embedding_unread(fake):
 
     fake.run()
     asyncio.run(cancelled())
-    assert fake.run(arrange=lambda: False) == ["refresh_embeddings", "txt2img", "txt2img"]
+    assert fake.run(arrange=lambda: False) == ["txt2img", "refresh_embeddings", "txt2img"]
 
 
 def test_a_failed_arrangement_counts_as_a_change(fake):
@@ -277,4 +323,4 @@ def test_a_failed_arrangement_counts_as_a_change(fake):
     arrange = Mock(side_effect=EngineFault("no space"))
     with pytest.raises(EngineFault):
         asyncio.run(fake.generate(arrange))
-    assert fake.run() == ["refresh_embeddings", "txt2img", "txt2img"]
+    assert fake.run() == ["txt2img", "refresh_embeddings", "txt2img"]

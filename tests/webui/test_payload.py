@@ -179,6 +179,23 @@ def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
     assert compose(script).expected.images is None  # the script decides
 
 
+def test_the_checkpoint_is_the_first_setting(compose):
+    """A1111 computes the empty prompt while it loads it, with the settings that came before."""
+    job = {"override_settings": {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": "base"}}
+    composed = compose(job, checkpoint=file("checkpoint", "base"))
+    assert next(iter(composed.body["override_settings"])) == "sd_model_checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("styles", "in_file", "expected"),
+    [([], False, False), ([], True, True), (["detail"], False, True), (["film"], False, False)],
+)
+def test_a_lora_may_have_embeddings_in_its_file(compose, styles, in_file, expected):
+    """That of a style is not looked up."""
+    composed = compose({"prompt": "a", "styles": styles}, has_bundle=in_file)
+    assert composed.expected.has_bundle == expected
+
+
 X, FOX, WORDS = {"name": "x"}, {"name": "fox"}, "a, fox, red fur <lora:fox:1>"
 
 
@@ -230,6 +247,7 @@ def test_of_two_passes_a1111_reports_the_loras_of_the_second(compose, job, prove
 @pytest.mark.parametrize(
     ("job", "warning"),
     [
+        ({"override_settings": {"pad_cond_uncond": True}}, "can depend on earlier jobs"),
         ({"width": 515}, "width 515 is not a multiple of 8: 512 was used."),
         ({"prompt": "a <hypernet:old:1>"}, "hypernetwork 'old': not proven"),
         ({"negative_prompt": "<lora:x:1>"}, "as plain text"),

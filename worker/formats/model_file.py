@@ -23,7 +23,7 @@ from worker.errors import ModelFileInvalid, ModelNotFound
 from worker.files import open_regular
 from worker.formats import architecture, lora_use, requirements, safetensors_header
 from worker.formats.architecture import Architecture
-from worker.formats.lora_layers import Fit, Layers, layers_of
+from worker.formats.lora_layers import BUNDLED, Fit, Layers, layers_of
 from worker.formats.names import PICKLES, Kind
 from worker.formats.safetensors_header import Header
 
@@ -129,6 +129,13 @@ class ModelFile:
         if self.path.suffix in PICKLES:
             return Architecture()
         return _contents(self.path, *version(self.path))[1]
+
+    def has_bundle(self) -> bool:
+        """Whether it is a LoRA with embeddings in its file; unknown, so true, for a pickle."""
+        if self.kind != "lora":
+            return False
+        header = self.header()
+        return header is None or any(name.startswith(f"{BUNDLED}.") for name in header.tensors)
 
     def metadata(self) -> dict[str, str]:
         """The header's free text, such as `ss_output_name`; raises ModelFileInvalid."""

@@ -32,6 +32,7 @@ class Models:
         sources: the files that LoRAs here were converted from; the engine does not use them.
         zero_terminal_snr: whether the checkpoint was trained with a noise schedule that ends in
             pure noise.
+        has_bundle: whether a LoRA has embeddings in its own file.
         notes: sentences for the caller about what the files cannot do together.
     """
 
@@ -45,6 +46,7 @@ class Models:
     merged: ModelFile | None = None
     sources: tuple[ModelFile, ...] = ()
     zero_terminal_snr: bool = False
+    has_bundle: bool = False
     notes: tuple[str, ...] = ()
 
     @property

@@ -26,12 +26,13 @@ from worker.stopwatch import Stopwatch
 from worker.webui import proof, recovery
 from worker.webui.catalog import Catalog
 from worker.webui.client import Txt2ImgAnswer, WebUI
-from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded
+from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.payload import (
     Expected,
     Payload,
     has_previews,
+    has_script,
     has_second_pass,
     smaller,
     switches_inside,
@@ -74,6 +75,7 @@ class Engine:
         self._lifecycle = Lifecycle(webui, supervisor, readiness, timing)
         self._runner = Txt2ImgRunner(webui, self._lifecycle, timing)
         self._checkpoint: str | None = None  # of the last picture
+        self._padding: object = None  # the comma padding that the last picture asked for
         self._loaded: Loading | None = None  # None: unknown, a job ended while it switched
         self._switching = False  # the attempt that runs, or the last one
         self._first_pictures = 0  # of the engine, when `_loaded` was noted
@@ -192,9 +194,8 @@ class Engine:
             await finish(asyncio.to_thread(self._arrange, arrange))
         if self._lifecycle.state.folders is Folders.STALE:
             await self._refresh(payload.expected)
-        if self._lifecycle.state.embeddings is Embeddings.STALE:
-            await asyncio.to_thread(self._webui.refresh_embeddings)
-            self._lifecycle.report(Event.EMBEDDINGS_READ)
+        if self._lifecycle.state.options is Options.CHANGED:
+            await asyncio.to_thread(self._lifecycle.restore_options)
         answer = await self._draw(payload, stopwatch)
         proof.check(answer.facts, answer.images, payload.expected)
         if payload.expected.embeddings:
@@ -217,11 +218,20 @@ class Engine:
     async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> Txt2ImgAnswer:
         """Make the picture; before it one with other prompts, if the old ones may not be reused."""
         self._note_switch(payload)
+        self._note_padding(payload)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
             await self._runner.post(throwaway(payload.body), stopwatch)
             used = Event.OTHER_PROMPTS_USED if two else Event.OTHER_PROMPT_USED
             self._lifecycle.report(used)
+        # After that: the other picture has unloaded the LoRAs, and the embeddings in their files.
+        if self._lifecycle.state.embeddings is Embeddings.STALE:
+            await asyncio.to_thread(self._webui.refresh_embeddings)
+            self._lifecycle.report(Event.EMBEDDINGS_READ)
+        if payload.expected.has_bundle:
+            self._lifecycle.report(Event.BUNDLE_USED)
+        if has_script(payload.body):
+            self._lifecycle.report(Event.SCRIPT_USED)
         answer = await self._runner.post(payload.body, stopwatch)
         checkpoint, is_script = answer.facts.get("sd_model_name"), payload.expected.images is None
         if checkpoint and not is_script:  # a script's facts are those of its first picture
@@ -241,6 +251,13 @@ class Engine:
         self._switching = self._loaded != wanted or switches_inside(payload.body)
         if self._switching:
             self._loaded = None  # until the picture is made
+
+    def _note_padding(self, payload: Payload) -> None:
+        """Note whether the prompts are cut into chunks otherwise than those of the last picture."""
+        padding = payload.body["override_settings"].get("comma_padding_backtrack")
+        if padding != self._padding:
+            self._lifecycle.report(Event.PADDING_CHANGED)
+        self._padding = padding
 
     async def _refresh(self, expected: Expected) -> None:
         """Let the engine read its model folders, and check that it lists the job's models."""

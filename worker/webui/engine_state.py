@@ -1,12 +1,13 @@
 """The state of the engine's client, as tables: from state and event to the next state.
 
-The client tracks six facts independently, and each has its own table below:
+The client tracks seven facts independently, and each has its own table below:
 
 - `Process`: may the engine's process be given a job?
 - `Loaded`: may the engine hold a model file that was replaced?
 - `Folders`: does the engine know the newest model files?
 - `Embeddings`: has the engine read the embeddings that are linked now?
 - `Conditioning`: may the engine reuse what it computed from the last prompt?
+- `Options`: may a script have changed the engine's options?
 - `Memory`: how often in a row did a picture not fit into the GPU's memory?
 
 `EngineState` holds one state of each, and its method `after` is the only way to the next one. An
@@ -38,6 +39,10 @@ class Event(Enum):
     REFRESH_DONE = "refresh done"
     REFRESH_FAILED = "refresh failed"
     EMBEDDINGS_CHANGED = "embeddings linked or unlinked"  # for one job
+    BUNDLE_USED = "LoRA with embeddings used"  # they lie in the LoRA's own file
+    PADDING_CHANGED = "other comma padding asked"
+    SCRIPT_USED = "script used"
+    OPTIONS_RESTORED = "options restored"
     EMBEDDINGS_READ = "embeddings read again"
     PROOF_FAILED = "model missing or picture wrong"  # as the proof found
     OTHER_PROMPT_USED = "other prompt used"
@@ -83,6 +88,13 @@ class Conditioning(Enum):
     GOOD = "the same prompts again give the right picture"
     HIRES_STALE = "before a second pass, a picture with another prompt must come first"
     STALE = "a picture with another prompt must come first"
+
+
+class Options(Enum):
+    """May a script have changed the engine's options?"""
+
+    OWN = "the engine's options are those of its first picture"
+    CHANGED = "the engine's options must be compared before the next picture"
 
 
 class Memory(Enum):
@@ -161,20 +173,28 @@ FOLDERS: Table[Folders] = {
     },
 }
 
-# One job generates at a time, and only its own links change in between.
+# One job generates at a time, and only its own links change in between. The embeddings inside a
+# LoRA's file take the place of others with their names. When A1111 unloads that LoRA, it forgets
+# the name, so the folder is read again after that.
+_UNREAD = dict.fromkeys((Event.EMBEDDINGS_CHANGED, Event.BUNDLE_USED), Embeddings.STALE)
 EMBEDDINGS: Table[Embeddings] = {
-    Embeddings.CURRENT: {Event.EMBEDDINGS_CHANGED: Embeddings.STALE},
-    Embeddings.STALE: {
-        Event.EMBEDDINGS_CHANGED: Embeddings.STALE,
-        Event.EMBEDDINGS_READ: Embeddings.CURRENT,
-    },
+    Embeddings.CURRENT: {**_UNREAD},
+    Embeddings.STALE: {**_UNREAD, Event.EMBEDDINGS_READ: Embeddings.CURRENT},
 }
 
 # A1111 keeps the conditioning of the last prompts, one of each pass, and reuses it for the same
-# text although a LoRA failed or another embedding has that name now. Another prompt in between
-# clears it; that of the second pass only a picture with a second pass.
+# text although a LoRA failed, another embedding has that name now, or the job asks for another
+# comma_padding_backtrack. Another prompt in between clears it, and unloads a LoRA; that of the
+# second pass only a picture with a second pass.
 _STALE = dict.fromkeys(
-    (Event.PROOF_FAILED, Event.LORA_REPLACED, Event.EMBEDDINGS_CHANGED), Conditioning.STALE
+    (
+        Event.PROOF_FAILED,
+        Event.LORA_REPLACED,
+        Event.EMBEDDINGS_CHANGED,
+        Event.BUNDLE_USED,
+        Event.PADDING_CHANGED,
+    ),
+    Conditioning.STALE,
 )
 CONDITIONING: Table[Conditioning] = {
     Conditioning.GOOD: {**_STALE},
@@ -184,6 +204,13 @@ CONDITIONING: Table[Conditioning] = {
         Event.OTHER_PROMPT_USED: Conditioning.HIRES_STALE,
         Event.OTHER_PROMPTS_USED: Conditioning.GOOD,
     },
+}
+
+# A1111 v1.9.3 restores what a job overrides; "x/y/z plot" also sets options for good, such as those
+# of Hypertile.
+OPTIONS: Table[Options] = {
+    Options.OWN: {Event.SCRIPT_USED: Options.CHANGED, Event.OPTIONS_RESTORED: Options.OWN},
+    Options.CHANGED: {Event.SCRIPT_USED: Options.CHANGED, Event.OPTIONS_RESTORED: Options.OWN},
 }
 
 # A new process does not reset this: if pictures do not fit there either, another worker may help.
@@ -207,6 +234,7 @@ TABLES: dict[str, Table[Any]] = {
     "folders": FOLDERS,
     "embeddings": EMBEDDINGS,
     "conditioning": CONDITIONING,
+    "options": OPTIONS,
     "memory": MEMORY,
 }
 
@@ -227,13 +255,14 @@ CANNOT_HAPPEN: dict[tuple[Enum, Event], str] = {
 
 @dataclass(frozen=True)
 class EngineState:
-    """One state of each of the six; the defaults are where a client begins."""
+    """One state of each of the seven; the defaults are where a client begins."""
 
     process: Process = Process.UNPROVEN
     loaded: Loaded = Loaded.CURRENT
     folders: Folders = Folders.CURRENT
     embeddings: Embeddings = Embeddings.CURRENT
     conditioning: Conditioning = Conditioning.GOOD
+    options: Options = Options.OWN
     memory: Memory = Memory.ENOUGH
 
     def after(self, event: Event) -> EngineState:
@@ -248,6 +277,7 @@ class EngineState:
             folders=_after(FOLDERS, self.folders, event),
             embeddings=_after(EMBEDDINGS, self.embeddings, event),
             conditioning=_after(CONDITIONING, self.conditioning, event),
+            options=_after(OPTIONS, self.options, event),
             memory=_after(MEMORY, self.memory, event),
         )
 

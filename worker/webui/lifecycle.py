@@ -11,9 +11,10 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
 from worker.config.webui_config import OVERRIDABLE
-from worker.errors import CacheDamaged, EngineNotReady, WorkerError
+from worker.errors import CacheDamaged, EngineFault, EngineNotReady, EnginePoisoned, WorkerError
 from worker.webui.catalog import Catalog
 from worker.webui.client import WebUI
 from worker.webui.engine_state import EngineState, Event, Process
@@ -21,6 +22,9 @@ from worker.webui.payload import LIVE_PREVIEWS
 from worker.webui.readiness import Readiness
 from worker.webui.supervisor import EngineProcess, Reason, Supervisor
 from worker.webui.timing import EngineTiming
+
+# A1111 sets these itself when it loads a checkpoint.
+_OF_CHECKPOINT = {"sd_model_checkpoint", "sd_checkpoint_hash"}
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ class Lifecycle:
         self._readiness = readiness
         self._timing = timing
         self._boot_timeout = 0.0
+        self._options: dict[str, Any] = {}  # of the engine when it had made its first picture
         self._proving = threading.Lock()  # held while a first picture is made
         self._lock = threading.Lock()  # held briefly, to change the two below
         self._state = EngineState()
@@ -136,6 +141,9 @@ class Lifecycle:
             self.catalog = ready.catalog
             self.default_checkpoint = ready.checkpoint
             self.first_pictures += 1
+            if ready.process != self._proven or not self._options:
+                with suppress(WorkerError):  # a picture does not depend on them
+                    self._options = self._webui.options()
             with self._lock:
                 self.restarts += self._proven is not None and ready.process != self._proven
                 self._proven = ready.process
@@ -143,6 +151,26 @@ class Lifecycle:
             log.info("ready: the first picture was made after %.1f s", ready.seconds)
         finally:
             self._proving.release()
+
+    def restore_options(self) -> None:
+        """Set the options back that a script has changed, and not restored.
+
+        Raises:
+            EnginePoisoned: that is impossible.
+        """
+        try:
+            now = self._webui.options()
+            changed = {
+                name: value
+                for name, value in self._options.items()
+                if name not in _OF_CHECKPOINT and now.get(name, value) != value
+            }
+            if changed:
+                log.warning("a script changed the engine's options, set back: %s", [*changed])
+                self._webui.set_options(changed)
+        except EngineFault as error:
+            raise EnginePoisoned(f"the options that a script changed remain: {error}") from error
+        self.report(Event.OPTIONS_RESTORED)
 
     def note_checkpoint(self, checkpoint: str | None) -> None:
         """Make this checkpoint, which has made a picture, the default if the engine has none."""

@@ -48,6 +48,7 @@ class Expected:
         embeddings: stems of the embeddings that a prompt uses.
         checkpoint_sha256: in lower-case hex; None if the file was not hashed yet.
         script_args: the arguments of the job's script, which may name further models.
+        has_bundle: whether a LoRA has embeddings in its own file.
     """
 
     images: int | None
@@ -57,6 +58,7 @@ class Expected:
     embeddings: frozenset[str] = frozenset()
     checkpoint_sha256: str | None = None
     script_args: tuple[Any, ...] = ()
+    has_bundle: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def build(
         vae=models.vae.filename if models.vae else None,
         script_args=tuple(request.script_args) if request.script_name else (),
         embeddings=_used_embeddings(models, prompts.encoded_texts(request, styles, body).values()),
+        # The files of LoRAs that styles name are not looked up.
+        has_bundle=models.has_bundle or prompts.has_styles_loras(request, styles),
     )
     found = (
         *_warnings(request, body),
@@ -167,10 +171,15 @@ def _second_models(models: Models) -> dict[str, str]:
 
 
 def _override_settings(request: Txt2ImgRequest, models: Models) -> dict[str, Any]:
+    """In A1111's order of work: the checkpoint first.
+
+    What it keeps of a checkpoint when it loads it, the empty prompt, then does not depend on the
+    job's other settings.
+    """
     given = request.override_settings
-    settings = given.model_dump(exclude_none=True) if given else {}
-    if models.loaded:
-        settings["sd_model_checkpoint"] = models.loaded.stem
+    settings: dict[str, Any] = {"sd_model_checkpoint": models.loaded.stem} if models.loaded else {}
+    if given:
+        settings |= given.model_dump(exclude_none=True, exclude={"sd_model_checkpoint"})
     if models.vae:
         settings["sd_vae"] = models.vae.filename
     if models.zero_terminal_snr:
@@ -201,6 +210,11 @@ def throwaway(body: Mapping[str, Any]) -> dict[str, Any]:
 def has_second_pass(body: Mapping[str, Any]) -> bool:
     """Whether the picture is enlarged and drawn again."""
     return bool(body.get("enable_hr"))
+
+
+def has_script(body: Mapping[str, Any]) -> bool:
+    """Whether code runs beside A1111's own, which may set options of the engine."""
+    return bool(body.get("script_name") or body.get("alwayson_scripts"))
 
 
 _NO_MODEL = {"", "none", "use same checkpoint"}
@@ -237,6 +251,11 @@ def _warnings(request: Txt2ImgRequest, body: Mapping[str, Any]) -> Iterable[str]
     for name in ("width", "height"):
         if body[name] != getattr(request, name):
             yield f"{name} {getattr(request, name)} is not a multiple of 8: {body[name]} was used."
+    if request.override_settings and request.override_settings.pad_cond_uncond:
+        yield (
+            "pad_cond_uncond: A1111 pads with the empty prompt of the checkpoint for which it built"
+            " its model, so the picture can depend on earlier jobs."
+        )
     yield from request.notes
 
 

@@ -179,6 +179,12 @@ def _with_styles(text: str, request: Txt2ImgRequest, styles: Styles, part: str) 
     return without_comments(styled(text, (getattr(style, part) for style in chosen)))
 
 
+def has_styles_loras(request: Txt2ImgRequest, styles: Styles) -> bool:
+    """Whether the job's styles name LoRAs."""
+    texts = (styles[name].prompt for name in request.styles or [] if name in styles)
+    return any(applied_loras(without_comments(text)) for text in texts)
+
+
 def encoded_texts(
     request: Txt2ImgRequest, styles: Styles, body: Mapping[str, str] | None = None
 ) -> dict[str, str]:

@@ -15,6 +15,7 @@ from fakes.a1111.models import (
     Conditioning,
     Embedding,
     HashCache,
+    Lora,
     Loras,
     lora_tags,
     read_embeddings,
@@ -46,6 +47,7 @@ class Engine:
         self.checkpoints = Checkpoints(folders, self.hashes)
         self.model = LoadedModel(self.checkpoints, self.options, faults)
         self._applied: list[AppliedLora] = []  # what the weights contain
+        self._bundled: dict[Path, set[str]] = {}  # embeddings that act, by the LoRA they lie in
         self.embeddings: dict[str, Embedding] = {}
         self._embeddings_read = -1  # modification time of their folder
         self._conditioning = Conditioning(), Conditioning()  # of the prompt, of the negative one
@@ -129,6 +131,8 @@ class Engine:
         if error := self.faults.error():
             raise error
         self._sample(job)
+        if fault := self.faults.take("script_sets"):  # for good, as "x/y/z plot" does
+            self.options.set(fault["option"], fault["value"])
         if self.faults.take("no_images"):
             job.images.clear()
         return job.answer()
@@ -138,10 +142,13 @@ class Engine:
             checkpoint = next(one for one in self.checkpoints.listed if one is not checkpoint)
         self._notice_embeddings()
         clip_skip = self.options.get("CLIP_stop_at_last_layers")
-        key = checkpoint, clip_skip, *(params[name] for name in ("steps", "width", "height"))
         texts = prompt, negative_prompt = self._without_comments(params)
+        loras = self._apply_loras(params, prompt)
+        tags = tuple(lora_tags(prompt))
+        key = checkpoint, clip_skip, tags, *(params[it] for it in ("steps", "width", "height"))
+        padding = self.options.get("comma_padding_backtrack")
         read, read_negative = (
-            conditioning.read(text, key, self.embeddings)
+            conditioning.read(text, key, self.embeddings, padding)
             for conditioning, text in zip(self._conditioning, texts, strict=True)
         )
         vae = self.options.get("sd_vae")
@@ -158,9 +165,10 @@ class Engine:
             timestamp=self.progress.timestamp,
             embeddings=read[0] | read_negative[0],
             conditioning=[read[1], read_negative[1]],
-            loras=self._apply_loras(params, prompt),
+            loras=loras,
             weights=[(item.lora.hash, item.te, item.unet) for item in self._applied],
             has_half_a_vae=self.model.has_half_a_vae,
+            settings=self.options.changed(),
         )
 
     def vaes(self) -> dict[str, Path]:
@@ -186,10 +194,24 @@ class Engine:
             return []  # the LoRAs of the last picture stay applied
         if not missing and self.loras:
             found = self.loras.apply(lora_tags(prompt))
+        self._apply_bundles([item.lora for item in found])
         # Names and weights are compared: another file of the same name changes nothing.
         if [item[:3] for item in found] != [item[:3] for item in self._applied]:
             self._applied = found
         return found
+
+    def _apply_bundles(self, loras: list[Lora]) -> None:
+        """Embeddings inside LoRAs; those of the last picture are forgotten by their names."""
+        before, self._bundled = self._bundled, {}
+        for name in (name for names in before.values() for name in names):
+            self.embeddings.pop(name, None)
+        for lora in loras:
+            acting = self._bundled[lora.path] = set()
+            for name, embedding in lora.bundle.items():
+                # A name in the folder comes first, unless this LoRA had taken it before.
+                if name in before.get(lora.path, ()) or name not in self.embeddings:
+                    self.embeddings[name] = embedding
+                    acting.add(name)
 
     def _sample(self, job: Job) -> None:
         slow, progress = self.faults.take("slow_steps"), self.progress

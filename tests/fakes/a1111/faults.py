@@ -36,6 +36,7 @@ KNOWN_FAULTS = ERROR_FAULTS.keys() | {
     "drop",  # the connection closes without an answer, and the job continues
     "slow_steps",  # {seconds}: per step
     "no_images",
+    "script_sets",  # {option, value}: a script sets an option for good
     "vae_load_fails",  # halfway: the next pictures are wrong, and no error says so
     "checkpoint_load_fails",  # {name}: the stem of the file; at every load
 }

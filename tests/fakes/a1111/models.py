@@ -14,6 +14,7 @@ import diskcache
 from safetensors import SafetensorError, safe_open
 
 TAG = re.compile(r"<(\w+):([^>]+)>")
+CHUNK = 75  # tokens; here, characters
 # Possible exceptions of the Lora extension; A1111 catches them all and drops the LoRAs.
 LORA_FAILURES = (OSError, ValueError, IndexError, SafetensorError, sqlite3.Error)
 
@@ -148,6 +149,15 @@ class Lora:
     hash: str
 
     @property
+    def bundle(self) -> dict[str, "Embedding"]:
+        """The embeddings in its file, by their names."""
+        with safe_open(self.path, framework="np") as file:
+            found = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+        parts = {name.split(".")[1]: it for name, it in found.items() if name[:11] == "bundle_emb."}
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
+        return {name: Embedding(digest[:12], digest) for name, digest in digests.items()}
+
+    @property
     def alias(self) -> str:
         return str(self.metadata.get("ss_output_name", self.path.stem))
 
@@ -255,19 +265,27 @@ class Conditioning:
 
     def __init__(self) -> None:
         self.key: Any = None
+        self.padding: Any = None
         self.embeddings: dict[str, Embedding] = {}
 
     def read(
-        self, text: str, key: Any, known: dict[str, Embedding]
+        self, text: str, key: Any, known: dict[str, Embedding], padding: Any
     ) -> tuple[dict[str, str], list[str]]:
-        """Hashes of the embeddings in the text, and their contents; no hashes if it is reused."""
+        """Hashes of the embeddings in the text, and what they and the padding of commas contain.
+
+        No hashes if it is reused; the padding does not prevent that.
+        """
         if self.key == (text, key):
-            return {}, sorted(one.content for one in self.embeddings.values())
+            return {}, self._contents()
         self.key = (text, key)
+        self.padding = padding if len(text) > CHUNK else None
         self.embeddings = {
             name: one
             for name, one in known.items()
             if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE)
         }
         hashes = {name: one.short for name, one in self.embeddings.items()}
-        return hashes, sorted(one.content for one in self.embeddings.values())
+        return hashes, self._contents()
+
+    def _contents(self) -> list[str]:
+        return [*sorted(one.content for one in self.embeddings.values()), str(self.padding)]

@@ -82,6 +82,7 @@ class Job:
     loras: list[AppliedLora]
     weights: list[tuple[str, float, float]]  # hash and weights of each LoRA inside the model
     has_half_a_vae: bool
+    settings: dict[str, Any]
     infotexts: list[str] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
 
@@ -141,6 +142,7 @@ class Job:
         words = TAG.sub("", self.prompt).split()
         line, half = self.infotext(index).removeprefix(self.prompt), self.has_half_a_vae
         parts = [words, line, self.weights, self.conditioning, self.schedule, partial, half]
+        parts.append(self.settings)
         colour = hashlib.sha256(repr(parts).encode()).digest()[:3]
         self.infotexts.append(self.infotext(index))
         self.images.append(png(*picture_size(self.params), colour, self.infotext(index)))

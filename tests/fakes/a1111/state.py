@@ -48,6 +48,12 @@ class Options:
         """GET /options: the defaults hide which keys are missing in `data`."""
         return {name: self.get(name) for name in DEFAULT_OPTIONS}
 
+    def changed(self) -> dict[str, Any]:
+        """What acts on the next picture, apart from what the picture names itself."""
+        named = {"sd_model_checkpoint", "sd_checkpoint_hash", "comma_padding_backtrack"}
+        given = self.data.items()
+        return {k: v for k, v in sorted(given) if v != DEFAULT_OPTIONS.get(k) and k not in named}
+
     def save(self) -> None:
         self.path.write_text(json.dumps(self.data))
 
