@@ -62,6 +62,17 @@ def test_a_checkpoint_that_cannot_be_loaded_and_sorts_first_stops_nothing(own, t
         assert '"good"' in (tmp_path / "webui/config.json").read_text()
 
 
+def test_a_bad_model_costs_no_worker_although_run_dir_is_gone(own):
+    """start.sh cannot be asked, so the engine is killed; its next start makes the folder again."""
+    with own(faults=(ODD | {"name": "second"},)) as worker:
+        before = picture(worker)
+        shutil.rmtree(worker.run_dir)
+        failed(worker.run(SMALL | {"checkpoint": "second"}), "ENGINE_ERROR")
+        assert picture(worker) == before
+        engine = completed(worker.run({"task": "health"}))["engine"]
+        assert engine["state"] == "running"
+
+
 def test_many_models_that_cannot_be_loaded_do_not_use_up_the_restarts(own):
     names = [f"odd{number}" for number in range(4)]
     faults = tuple(ODD | {"name": name} for name in names)

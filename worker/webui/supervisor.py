@@ -87,8 +87,9 @@ class Supervisor:
 
     @property
     def can_restart(self) -> bool:
-        """Whether start.sh runs this engine."""
-        return self._pid is not None and self.engine() != UNKNOWN
+        """Whether start.sh runs this engine; it once said so, even if RUN_DIR is gone now."""
+        is_known = self.engine() != UNKNOWN or self._last_pid is not None
+        return self._pid is not None and is_known
 
     def engine(self) -> EngineProcess:
         """The engine's process now; `restarting` as soon as a restart was requested."""
