@@ -228,12 +228,13 @@ class Engine:
         if self._lifecycle.state.embeddings is Embeddings.STALE:
             await asyncio.to_thread(self._webui.refresh_embeddings)
             self._lifecycle.report(Event.EMBEDDINGS_READ)
-        if payload.expected.has_bundle:
+        is_script = payload.expected.images is None
+        if payload.expected.has_bundle or is_script:  # its arguments may have tags
             self._lifecycle.report(Event.BUNDLE_USED)
         if has_script(payload.body):
             self._lifecycle.report(Event.SCRIPT_USED)
         answer = await self._runner.post(payload.body, stopwatch)
-        checkpoint, is_script = answer.facts.get("sd_model_name"), payload.expected.images is None
+        checkpoint = answer.facts.get("sd_model_name")
         if checkpoint and not is_script:  # a script's facts are those of its first picture
             self._loaded = (checkpoint, payload.expected.vae)
         return answer
