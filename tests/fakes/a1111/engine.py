@@ -131,7 +131,8 @@ class Engine:
         if error := self.faults.error():
             raise error
         self._sample(job)
-        if fault := self.faults.take("script_sets"):  # for good, as "x/y/z plot" does
+        script = params["script_name"]
+        if script and (fault := self.faults.take("script_sets")):  # for good, as "x/y/z plot" does
             self.options.set(fault["option"], fault["value"])
         if self.faults.take("no_images"):
             job.images.clear()

@@ -116,8 +116,8 @@ class Job:
         label = SCHEDULERS.get(name, "Automatic")
         return label if label != "Automatic" else None
 
-    def infotext(self, index: int) -> str:
-        """The text inside picture number `index`."""
+    def infotext(self, index: int, without: str = "") -> str:
+        """The text inside picture number `index`, `without` one of its fields."""
         params = self.params
         values = {
             "Steps": params["steps"],
@@ -134,13 +134,17 @@ class Job:
             "Version": "1.9.3",
         }
         negative = self.negative_prompt and f"\nNegative prompt: {self.negative_prompt}"
-        line = ", ".join(f"{key}: {_quote(v)}" for key, v in values.items() if v is not None)
+        line = ", ".join(
+            f"{key}: {_quote(v)}" for key, v in values.items() if v is not None and key != without
+        )
         return f"{self.prompt}{negative}\n{line}".strip()
 
     def draw(self, index: int, *, partial: bool) -> None:
         """Finish picture number `index`; an interrupted one looks different."""
         words = TAG.sub("", self.prompt).split()
-        line, half = self.infotext(index).removeprefix(self.prompt), self.has_half_a_vae
+        # A1111 reports no hashes of what it reuses; `conditioning` has what the embeddings contain.
+        text, half = self.infotext(index, without="TI hashes"), self.has_half_a_vae
+        line = text.removeprefix(self.prompt)
         parts = [words, line, self.weights, self.conditioning, self.schedule, partial, half]
         parts.append(self.settings)
         colour = hashlib.sha256(repr(parts).encode()).digest()[:3]
