@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from fakes.recorded import recorded
@@ -47,3 +48,10 @@ def test_a_damaged_config_is_renamed_because_a1111_would_exit(tmp_path, damaged)
     (tmp_path / "config.json").write_text(damaged)
     assert "samples_format" in written(tmp_path)
     assert (tmp_path / "config.json.damaged").read_text() == damaged
+
+
+def test_a_pipe_in_the_place_of_the_config_blocks_no_start(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    set_checkpoint(tmp_path, "good")
+    assert written(tmp_path)["sd_model_checkpoint"] == "good"
+    assert (tmp_path / "config.json.damaged").is_fifo()

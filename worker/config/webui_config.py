@@ -102,10 +102,10 @@ def set_checkpoint(webui_dir: Path, checkpoint: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        options = json.loads(path.read_text())
+        options = json.loads(read_small(path))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (OSError, ValueError, RecursionError):  # also of a pipe, which could block for ever
         options = None
     if isinstance(options, dict):
         return options
