@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from worker.errors import ModelNotSupported
 from worker.formats import unet_names
-from worker.formats.lora_layers import BUNDLED
+from worker.formats.embedding_vectors import BUNDLED
 from worker.formats.safetensors_header import Header, Tensor
 
 ADAPTER_METADATA = "lora_adapter_metadata"

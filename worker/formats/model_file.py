@@ -23,7 +23,8 @@ from worker.errors import ModelFileInvalid, ModelNotFound
 from worker.files import open_regular
 from worker.formats import architecture, lora_use, requirements, safetensors_header
 from worker.formats.architecture import Architecture
-from worker.formats.lora_layers import BUNDLED, Fit, Layers, layers_of
+from worker.formats.embedding_vectors import BUNDLED
+from worker.formats.lora_layers import Fit, Layers, layers_of
 from worker.formats.names import PICKLES, Kind
 from worker.formats.safetensors_header import Header
 
