@@ -1,10 +1,11 @@
 """The layers of real UNets have the names that the engine's own export gives them."""
 
 import pytest
-import torch
-from fakes import tiny_models
 
 from worker.formats.unet_names import kohya_path
+
+torch = pytest.importorskip("torch", reason="the engine's packages are not installed")
+tiny_models = pytest.importorskip("fakes.tiny_models")
 
 
 @pytest.mark.parametrize("is_xl", [False, True])
