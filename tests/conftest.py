@@ -82,6 +82,12 @@ def catalog() -> Catalog:
 
 
 @pytest.fixture
+def folders(tmp_path):
+    """The model folders of the engine, of the writable store and of the baked, read-only one."""
+    return tmp_path / "webui" / "models", tmp_path / "store", tmp_path / "baked"
+
+
+@pytest.fixture
 def new_worker(tmp_path):
     """Make workers; all of their processes are killed after the test."""
     workers = []

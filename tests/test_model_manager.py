@@ -23,12 +23,6 @@ HTML_REASON = "'bad.safetensors' cannot be used: the file is a web page, not a m
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """Of the engine, of the writable store and of the baked one."""
-    return tmp_path / "webui" / "models", tmp_path / "store", tmp_path / "baked"
-
-
-@pytest.fixture
 def new_manager(folders):
     engine, store, baked = folders
     return lambda **more: ModelManager(

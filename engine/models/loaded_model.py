@@ -171,7 +171,7 @@ class LoadedModel:
         return _to_image(self._decode(latents))
 
     def _size_hints(self, settings: PictureSettings) -> dict[str, tuple[int, int]]:
-        """What SDXL is told: the sides as requested, the same as in A1111, not the rounded ones."""
+        """SDXL's size conditioning: the requested sides, not the rounded ones, as in A1111."""
         if getattr(self.pipe, "text_encoder_2", None) is None:
             return {}
         size = (settings.height, settings.width)

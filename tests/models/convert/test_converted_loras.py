@@ -72,12 +72,6 @@ def tensors(naming, kind, *, alpha=ALPHA, layers=LAYERS):
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """Of the engine, of the writable store and of the operator's read-only models."""
-    return tmp_path / "webui" / "models", tmp_path / "store", tmp_path / "baked"
-
-
-@pytest.fixture
 def new_manager(folders):
     engine, store, baked = folders
     settings = Settings(

@@ -332,7 +332,7 @@ class Blobs:
             folder.mkdir(parents=True, exist_ok=True)
             lock = folder / f"{key}.lock"
             if os.path.lexists(lock) and not _is_regular(lock):
-                lock.unlink()  # a FIFO would block whoever reads it
+                lock.unlink()  # opening a FIFO would block a reader for ever
             lease = SoftFileLease(lock, lease_duration=self._timing.lease)
             lease.acquire(
                 poll_interval=self._timing.poll,
