@@ -1,78 +1,70 @@
-"""The content of a LoRA file: for each layer, under its name in the file, two factors of a matrix.
+"""The content of a LoRA file: for each layer, under its name in the file, its tensors by part.
 
-    kohya      lora_unet_..._to_q.lora_down.weight, .lora_up.weight, .alpha
-    peft       unet....to_q.lora_A.weight, .lora_B.weight
-    diffusers  unet....to_q.lora.down.weight, and older ...processor.to_q_lora.down.weight
+    kohya, LyCORIS  lora_unet_..._to_q.lora_down.weight, .lora_up.weight, .alpha, .hada_w1_a, ...
+    peft            unet....to_q.lora_A.weight, .lora_B.weight, .lora_magnitude_vector
+    diffusers       unet....to_q.lora.down.weight, and older ...processor.to_q_lora.down.weight
 
-A file is applied completely or refused: a LoRA that is applied only in part gives another picture
-than its author intended, and nothing in the answer would show this.
+The parts have kohya's names afterwards. A file is applied completely or refused: a LoRA that is
+applied only in part gives another picture than its author intended, and nothing in the answer would
+show this.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
+
+from engine.models.lora.deltas import Misfit, Parts
+
+__all__ = ["BUNDLED", "Misfit", "StateDict", "read"]
 
 StateDict = Mapping[str, torch.Tensor]
 
 _KEY = re.compile(
-    r"(?P<layer>.+?)(?:[._]lora|\.lora_linear_layer)?\."
-    r"(?:(?P<down>lora_down|lora_A(?:\.\w+)?|down)\.weight"
-    r"|(?P<up>lora_up|lora_B(?:\.\w+)?|up)\.weight"
+    r"(?P<layer>.+?)(?:"
+    r"(?:[._]lora|\.lora_linear_layer)?\.(?:"
+    r"(?P<down>lora_down|lora_A(?:\.\w+)?|down)\.weight|(?P<up>lora_up|lora_B(?:\.\w+)?|up)\.weight"
     r"|(?P<alpha>alpha))"
+    r"|\.(?P<lengths>lora_magnitude_vector)(?:\.\w+)*"
+    r"|\.(?P<same>lora_mid\.weight|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)"
+    r"|[ab][12]\.weight|oft_blocks|oft_diag|rescale|on_input|weight|diff|diff_b|[wb]_norm"
+    r"|dora_scale|scale|bias))"
 )
-# other kinds of networks, recognized by a part of their keys; A1111 can apply most of them
+_NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "lengths": "dora_scale"}
+SINGLE = ("alpha", "scale", "on_input")  # parts that are one number
+BUNDLED = "bundle_emb."  # begins the keys of embeddings in a LoRA
+# what A1111 does not read either
 _KINDS = {
-    "DoRA": r"\.(dora_scale|lora_magnitude_vector)",
-    "LoHa": r"\.hada_",
-    "LoKr": r"\.lokr_",
-    "GLoRA": r"\.[ab][12]\.weight$",
-    "OFT": r"\.(oft|boft)_",
-    "IA3": r"\.on_input$",
-    "LoCon in three factors": r"\.lora_mid\.",
-    "weight difference": r"\.diff(_b)?$",
-    "LoRA of norms": r"\.[wb]_norm$",
     "LoRA with biases": r"\.lora_\w+\.bias$",
-    "LoRA with an embedding": r"^bundle_emb\.",
+    "LoRA with an embedding": rf"^{re.escape(BUNDLED)}",
 }
-
 
 LONGEST_NAME = 120  # of a name from the file, in a message
 
 
-class Misfit(ValueError):
-    """The file cannot be applied completely; the message gives the reason."""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """`up` @ `down` is added to a layer, times alpha / rank; `alpha` is None if not in the file."""
-
-    down: torch.Tensor
-    up: torch.Tensor
-    alpha: float | None
-
-    @property
-    def rank(self) -> int:
-        """The number of columns of `up`, and of rows of `down`."""
-        return self.down.shape[0]
-
-
-def read(state: StateDict) -> dict[str, Factors]:
-    """{name of the layer: its factors}. Raises Misfit."""
-    matches = {key: _KEY.fullmatch(key) for key in state}
+def read(state: StateDict) -> dict[str, Parts]:
+    """{name of the layer: its tensors by part}. Raises Misfit."""
     _refuse_kinds(state)
-    if unknown := [key for key, match in matches.items() if match is None]:
-        first = unknown[0][:LONGEST_NAME]
-        raise Misfit(
-            f"{len(unknown)} of its {len(state)} keys are not LoRA keys (first: {first!r})"
-        )
     layers: dict[str, dict[str, torch.Tensor]] = {}
-    for key, match in matches.items():
-        if match and match.lastgroup:
-            layers.setdefault(match["layer"], {})[match.lastgroup] = state[key]
-    return {name: _factors(name, parts) for name, parts in layers.items()}
+    unknown = []
+    for key, tensor in state.items():
+        if match := _KEY.fullmatch(key):
+            group = match.lastgroup or ""
+            part = match[group] if group in {"same", "alpha"} else _NAMES[group]
+            own = layers.setdefault(match["layer"], {})
+            own[part] = _checked(match["layer"], part, tensor)
+            if group == "lengths":  # peft has one for each output
+                own[part] = tensor.reshape(-1, 1)
+        else:
+            unknown.append(key)
+    if unknown:
+        raise Misfit(
+            f"{len(unknown)} of its {len(state)} keys are not LoRA keys "
+            f"(first: {unknown[0][:LONGEST_NAME]!r})"
+        )
+    for name, parts in layers.items():
+        _check_factors(name[:LONGEST_NAME], parts)
+    return {**layers}
 
 
 def _refuse_kinds(state: StateDict) -> None:
@@ -81,18 +73,23 @@ def _refuse_kinds(state: StateDict) -> None:
             raise Misfit(f"it is a {kind}; the embedded engine cannot apply this kind")
 
 
-def _factors(name: str, parts: Mapping[str, torch.Tensor]) -> Factors:
-    name = name[:LONGEST_NAME]
-    if not {"down", "up"} <= parts.keys():
+def _checked(layer: str, part: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor if it has numbers; a single number without axes."""
+    what = f"the {part} of layer {layer[:LONGEST_NAME]!r}"
+    if not tensor.numel():
+        raise Misfit(f"{what} has no numbers: shape {[*tensor.shape]}")
+    if part in SINGLE:
+        if tensor.numel() != 1:
+            raise Misfit(f"{what} is not a single number")
+        tensor = tensor.reshape(())
+    elif not tensor.is_floating_point():
+        raise Misfit(f"{what} holds {tensor.dtype}, no fractions")
+    if not tensor.float().isfinite().all():
+        raise Misfit(f"{what} holds NaN or infinity")
+    return tensor
+
+
+def _check_factors(name: str, parts: Parts) -> None:
+    found = [part in parts for part in ("lora_down.weight", "lora_up.weight")]
+    if any(found) != all(found) or parts.keys() <= {"alpha", "scale", "dora_scale"}:
         raise Misfit(f"layer {name!r} does not have both of its matrices (down and up)")
-    for part, tensor in parts.items():
-        if not tensor.numel():
-            raise Misfit(f"the {part} of layer {name!r} has no numbers: shape {[*tensor.shape]}")
-        if not tensor.is_floating_point():
-            raise Misfit(f"the {part} of layer {name!r} holds {tensor.dtype}, no fractions")
-        if not tensor.float().isfinite().all():
-            raise Misfit(f"the {part} of layer {name!r} holds NaN or infinity")
-    alpha = parts.get("alpha")
-    if alpha is not None and alpha.numel() != 1:
-        raise Misfit(f"the alpha of layer {name!r} is not a single number")
-    return Factors(parts["down"], parts["up"], None if alpha is None else float(alpha))

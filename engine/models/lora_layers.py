@@ -2,26 +2,31 @@
 
 diffusers can load LoRA files too, but silently ignores what it does not know (unknown layers,
 DoRA's scales, the alphas in the metadata), and needs seconds. Here a file is applied completely or
-not at all. The model's own weights and modules never change: a hook adds the LoRA to a layer's
-output, and without the hook the model is the same as before, bit for bit.
+not at all. Each layer gets another weight for the time of the picture, as in A1111, and then the
+very tensor from before: the model is the same again, bit for bit. This serves every kind of LoRA
+(some depend on the weight, and have no output of their own), and costs no time in the steps.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
+from torch.nn import Conv2d, GroupNorm, LayerNorm, Linear, Parameter
 
 from engine.models import ldm
-from engine.models.lora_factors import LONGEST_NAME, Factors, Misfit, StateDict, read
+from engine.models.lora import deltas
+from engine.models.lora.deltas import Misfit, Parts
+from engine.models.lora_factors import LONGEST_NAME, SINGLE, StateDict, read
 
 UNET = "unet"
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+RESERVE = 4 * 10**9  # bytes on a GPU that drawing needs beside the weights
 KOHYA_PREFIXES = {
-    UNET: ("lora_unet_",),
+    # kohya's OFTs have a prefix of their own, LyCORIS without kohya's trainer another one
+    UNET: ("lora_unet_", "oft_unet_", "lycoris_"),
     # SD1 has `lora_te_`, SDXL's first has `lora_te1_`; some trainers write the latter for SD1 too
     "text_encoder": ("lora_te_", "lora_te1_"),
     "text_encoder_2": ("lora_te2_",),
@@ -29,7 +34,18 @@ KOHYA_PREFIXES = {
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 # ComfyUI's names of the networks
 COMFY_UNET = "diffusion_model."
-COMFY_TEXTS = {"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.clip_g."}
+COMFY_TEXTS = {
+    "text_encoder": ("text_encoders.clip_l.", "text_encoders.clip_h."),
+    "text_encoder_2": ("text_encoders.clip_g.",),
+}
+# OneTrainer's
+ONETRAINER_UNET = ("unet.", "lora_unet.")
+ONETRAINER_TEXTS = {
+    "text_encoder": ("clip_l.", "clip_h.", "lora_te.", "lora_te1."),
+    "text_encoder_2": ("clip_g.", "lora_te2."),
+}
+# A1111 changes no norm of OpenCLIP, whose blocks compute their norms themselves
+LAYERS = {UNET: (Linear, Conv2d, GroupNorm, LayerNorm), "text_encoder": (Linear, LayerNorm)}
 # a pattern of peft without repetition: matching takes no more than linear time
 _PLAIN_PATTERN = re.compile(r"[\w.|^$\\]{1,1000}")
 # names that diffusers wrote before it used peft
@@ -44,7 +60,7 @@ _OLD_NAMES = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer or a convolution, at `path` in the pipeline's `component`."""
+    """A linear layer, a convolution or a norm, at `path` in the pipeline's `component`."""
 
     component: str
     path: str
@@ -53,38 +69,54 @@ class Layer:
 
 @dataclass(frozen=True)
 class Addition:
-    """The matrices that one LoRA adds to one layer."""
+    """What one LoRA adds to one layer."""
 
     layer: Layer
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float
+    parts: Parts
 
-    def add(self, weight: float, device: torch.device) -> RemovableHandle:
-        """Add them to the layer's output until the handle is removed."""
-        module, dtype = self.layer.module, self.layer.module.weight.dtype
-        down, up = self.down.to(device, dtype), self.up.to(device, dtype)
-        scale = weight * self.scale
+    def add(self, weight: float, device: torch.device, dyn: int | None = None) -> ExitStack:
+        """Add it to the layer's weights until the stack is closed; computed on `device`.
 
-        def hook(_module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
-            # scaled between the two: there, overflow in half precision is least likely
-            return output + _through(up, scale * _through(down, inputs[0], module))
+        Several additions to a layer are closed in the opposite order, as an ExitStack does. `dyn`
+        is the rank that is used of a LoRA's.
+        """
+        module = self.layer.module
+        parts = {name: part.to(device, torch.float32) for name, part in self.parts.items()}
+        now = module.weight.data.to(device, torch.float32)
+        found = deltas.delta(parts, now, dyn)
+        added = ExitStack()
+        _replace(added, module, "weight", now + weight * found.weight)
+        if found.bias is not None:
+            now = 0 if module.bias is None else module.bias.data.to(device, torch.float32)
+            _replace(added, module, "bias", now + weight * found.bias)
+        return added
 
-        handle: RemovableHandle = module.register_forward_hook(hook)
-        return handle
+
+def _replace(until: ExitStack, module: Any, name: str, value: torch.Tensor) -> None:  # noqa: ANN401
+    """Give the module another parameter until the stack is closed, and then the former object."""
+    original = getattr(module, name)
+    like = module.weight.data
+    until.callback(_put_back, module, name, original)
+    value = value.to(like.dtype)
+    if original is not None and _is_nearly_full(like):
+        original.data = original.data.cpu()
+    setattr(module, name, Parameter(value.to(like.device), requires_grad=False))
 
 
-def _through(
-    weight: torch.Tensor,
-    given: torch.Tensor,
-    like: Any = None,  # noqa: ANN401 - a torch.nn.Conv2d
-) -> torch.Tensor:
-    """A matrix, or a convolution with the stride and the padding of the layer `like`."""
-    if weight.ndim == 2:  # noqa: PLR2004 - a matrix
-        return functional.linear(given, weight)
-    if like is None:
-        return functional.conv2d(given, weight)
-    return functional.conv2d(given, weight, None, like.stride, like.padding, like.dilation)
+def _put_back(module: Any, name: str, original: Parameter | None) -> None:  # noqa: ANN401
+    """The former parameter, where the present one is: an offloaded model moves meanwhile."""
+    if original is not None:
+        original.data = original.data.to(getattr(module, name).device)
+    setattr(module, name, original)
+
+
+def _is_nearly_full(weight: torch.Tensor) -> bool:
+    """Whether its GPU has too little memory for a copy of each layer, and for drawing."""
+    if weight.device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(weight.device)
+    unused = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    return free + unused < RESERVE
 
 
 class Layers:
@@ -99,15 +131,17 @@ class Layers:
 
     def _add(self, component: str, network: torch.nn.Module) -> None:
         originals = _original_names(network) if component == UNET else {}
+        is_openclip = getattr(network.config, "hidden_act", None) == "gelu"
+        kinds = (Linear,) if is_openclip else LAYERS.get(component, (Linear,))
         for path, module in network.named_modules():
-            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            if isinstance(module, kinds):
                 layer = Layer(component, path, module)
                 for name in _names(component, path, originals.get(path)):
                     self.by_name[name] = layer
 
     def additions(self, state: StateDict, metadata: Mapping[str, Any]) -> list[Addition]:
         """The additions of a LoRA file. Raises Misfit unless all of the file can be applied."""
-        found = {name: (self.find(name), factors) for name, factors in read(state).items()}
+        found = {name: (self.find(name), parts) for name, parts in read(state).items()}
         if missing := [name for name, (layer, _) in found.items() if layer is None]:
             raise Misfit(
                 f"{len(missing)} of its {len(found)} layers are not in the model "
@@ -117,10 +151,10 @@ class Layers:
             raise Misfit("it contains no LoRA layers")
         options = metadata.get(DIFFUSERS_METADATA)
         options = options if isinstance(options, dict) else {}
-        placed = [(layer, factors) for layer, factors in found.values() if layer]
+        placed = [(layer, parts) for layer, parts in found.values() if layer]
         if len({id(layer) for layer, _ in placed}) < len(placed):
             raise Misfit("it contains the same layer under two names")
-        return [_addition(layer, factors, options) for layer, factors in placed]
+        return [_addition(layer, parts, options) for layer, parts in placed]
 
     def find(self, name: str) -> Layer | None:
         """The layer with this name; a name with dots may be in one of the older forms."""
@@ -150,59 +184,57 @@ def _names(component: str, path: str, original: str | None) -> Iterator[str]:
     if component == UNET:
         yield bare
         yield COMFY_UNET + (original or path)
+        for name in {path, original or path}:
+            yield from (prefix + name for prefix in ONETRAINER_UNET)
     elif bare.startswith("encoder."):
         path = f"text_model.{bare}"
-        yield f"{COMFY_TEXTS[component]}transformer.{path}"
+        yield from (f"{prefix}transformer.{path}" for prefix in COMFY_TEXTS[component])
+        yield from (prefix + path for prefix in ONETRAINER_TEXTS[component])
     for prefix in KOHYA_PREFIXES[component]:
         for name in filter(None, (path, original)):
             yield prefix + name.replace(".", "_")
 
 
-def _addition(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> Addition:
-    """The factors, in the shapes that the layer needs."""
-    out, *inner = layer.module.weight.shape
-    rank, ones = factors.rank if factors.down.ndim else 0, [1] * len(inner[1:])
-    expected = {"down": [rank, *inner], "up": [out, rank, *ones]}
-    actual = {"down": factors.down, "up": factors.up}
-    for part, shape in expected.items():
-        if _trim(actual[part].shape) != _trim(shape):
-            raise Misfit(
-                f"its {part} matrix for {layer.component}.{layer.path} has the shape "
-                f"{list(actual[part].shape)}; the layer has {list(layer.module.weight.shape)}"
-            )
-    down, up = (actual[part].reshape(shape) for part, shape in expected.items())
-    return Addition(layer, down, up, _scale(layer, factors, options))
+def _addition(layer: Layer, parts: Parts, options: Mapping[str, Any]) -> Addition:
+    """The parts, after a computation without numbers that shows whether their shapes fit."""
+    if "alpha" not in parts and "lora_down.weight" in parts:
+        parts = {**parts, "alpha": torch.tensor(_alpha(layer, parts, options))}
+    shapes = {
+        name: part.float() if name in SINGLE else torch.empty(part.shape, device="meta")
+        for name, part in parts.items()
+    }
+    try:
+        deltas.delta(shapes, torch.empty(layer.module.weight.shape, device="meta"))
+    except (RuntimeError, Misfit, IndexError) as error:
+        given = ", ".join(f"{name} {[*part.shape]}" for name, part in sorted(parts.items()))
+        reason = f": {error}" if isinstance(error, Misfit) else ""
+        raise Misfit(
+            f"its tensors for {layer.component}.{layer.path} do not fit the layer, which has the "
+            f"shape {[*layer.module.weight.shape]} ({given[:LONGEST_NAME]}){reason}"
+        ) from error
+    return Addition(layer, parts)
 
 
-def _trim(shape: Any) -> list[int]:  # noqa: ANN401 - a list or a torch.Size
-    """Without trailing ones: files store a 1x1 convolution with or without them."""
-    trimmed = list(shape)
-    while len(trimmed) > 2 and trimmed[-1] == 1:  # noqa: PLR2004 - a matrix
-        trimmed.pop()
-    return trimmed
-
-
-def _scale(layer: Layer, factors: Factors, options: Mapping[str, Any]) -> float:
-    """The factor alpha / rank. An alpha that is not in the file equals the rank.
+def _alpha(layer: Layer, parts: Parts, options: Mapping[str, Any]) -> float:
+    """The alpha of a LoRA that is not in the file: the rank, or as the metadata say.
 
     diffusers writes alphas to the metadata: one for a network, and others for patterns of paths.
     """
-    if factors.alpha is not None:
-        return factors.alpha / factors.rank
+    rank = parts["lora_down.weight"].shape[0]
     own = {
         name.removeprefix(f"{layer.component}."): value
         for name, value in options.items()
         if name.startswith(f"{layer.component}.")
     }
-    alpha = own.get("lora_alpha", factors.rank)
+    alpha = own.get("lora_alpha", rank)
     for pattern, other in _patterns(own).items():
         if pattern.search(layer.path):
             alpha = other
             break
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise Misfit(f"its metadata have the alpha {str(alpha)[:LONGEST_NAME]!r}, not a number")
-    root: float = factors.rank ** (0.5 if own.get("use_rslora") else 1)
-    return float(alpha) / root
+    root: float = rank**0.5 if own.get("use_rslora") else 1.0
+    return float(alpha) * root
 
 
 def _patterns(options: Mapping[str, Any]) -> dict[re.Pattern[str], Any]:

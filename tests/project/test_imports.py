@@ -28,8 +28,8 @@ ROOMS = {
         *("worker.config", "worker"),
     ],
     "engine": [
-        *("engine.__main__", "engine.api", "engine.models", "engine.prompt", "engine.sampling"),
-        "engine",
+        *("engine.__main__", "engine.api", "engine.models", "engine.models.lora"),
+        *("engine.prompt", "engine.sampling", "engine"),
     ],
 }
 

@@ -167,9 +167,9 @@ def assert_adds(model, lora, path, down, up, scale):
     assert addition.layer.module is module
     given = example(module)
     plain = module(given)
-    handle = addition.add(WEIGHT, torch.device("cpu"))
+    added = addition.add(WEIGHT, torch.device("cpu"))
     with_lora = module(given)
-    handle.remove()
+    added.close()
     weight = reference(module.weight, down, up, WEIGHT * scale)
     expected = through(module, weight, given.double())
     assert (expected - plain).abs().max() > 0.1 * expected.abs().max()

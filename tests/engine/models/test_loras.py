@@ -153,15 +153,6 @@ def test_any_file_name_is_possible(lora, model, plain):
 
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 KINDS = {
-    "LoHa": {f"{TO_Q}.hada_w1_a": (32, 4), f"{TO_Q}.hada_w1_b": (4, 32)},
-    "LoKr": {f"{TO_Q}.lokr_w1": (4, 4), f"{TO_Q}.lokr_w2": (8, 8)},
-    "DoRA": {f"{TO_Q}.dora_scale": (32, 1)},
-    "GLoRA": {f"{TO_Q}.a1.weight": (4, 32), f"{TO_Q}.b1.weight": (4, 32)},
-    "OFT": {f"{TO_Q}.oft_blocks": (4, 8, 8)},
-    "IA3": {f"{TO_Q}.weight": (32,), f"{TO_Q}.on_input": (1,)},
-    "LoCon in three factors": {f"{TO_Q}.lora_mid.weight": (4, 4, 3, 3)},
-    "weight difference": {f"{TO_Q}.diff": (32, 32)},
-    "LoRA of norms": {"lora_unet_conv_norm_out.w_norm": (32,)},
     "LoRA with biases": {"unet.time_embedding.linear_1.lora_B.bias": (128,)},
     "LoRA with an embedding": {"bundle_emb.word.string_to_param.*": (1, 64)},
 }
@@ -179,7 +170,6 @@ def refusal(model, lora):
     message = str(caught.value)
     assert message.startswith(f"LoRA {lora.name!r} does not fit checkpoint 'alpha': ")
     assert len(message) < 300
-    assert not any(m._forward_hooks for m in model.pipe.unet.modules())
     return message
 
 
