@@ -94,6 +94,7 @@ def misfit(name, cause):
 LACKS = "the embedded engine does not support "
 CUT = "it is cut off, or not a safetensors file"
 NO_VAE = "it has no VAE"
+DOWN = f"the lora_down.weight of layer '{LAYER}'"
 KEPT = {"override_settings_restore_afterwards": False}
 FAILING = [
     (checkpoint("empty"), cannot_load("empty", "it is not an SD1 or SDXL checkpoint: it has no t")),
@@ -103,9 +104,9 @@ FAILING = [
     (checkpoint("gone"), (500, "FileNotFoundError", "")),
     (checkpoint("sd2"), (422, "HTTPException", f"{LACKS}SD2 checkpoints: 'sd2.safetensors'")),
     (checkpoint("nan"), (500, "NansException", "A tensor with NaNs was produced in Unet.")),
-    (lora("no-rank"), misfit("no-rank", f"the lora_down.weight of layer '{LAYER}' has no numbers: shape [0, ")),
-    (lora("nan-lora"), misfit("nan-lora", f"the lora_down.weight of layer '{LAYER}' holds NaN or infinity")),
-    (lora("whole-numbers"), misfit("whole-numbers", f"the lora_down.weight of layer '{LAYER}' holds torch.i")),
+    (lora("no-rank"), misfit("no-rank", f"{DOWN} has no numbers: shape [0, ")),
+    (lora("nan-lora"), misfit("nan-lora", f"{DOWN} holds NaN or infinity")),
+    (lora("whole-numbers"), misfit("whole-numbers", f"{DOWN} holds torch.i")),
     (lora("narrow"), misfit("narrow", "its tensors for unet.down_blocks.0.attentions.0.")),
     (lora("hada"), misfit("hada", "its tensors for unet.down_blocks.0.attentions.0.")),
     (lora("cut-lora"), misfit("cut-lora", CUT)),
