@@ -17,29 +17,36 @@ from typing import Any
 
 from engine.errors import Unsupported
 from engine.models import requirements
-from engine.models.ldm import CLIP, CLIP_XL, OPENCLIP_XL, UNET, VAE
-from engine.models.requirements import Config, Incomplete, Shapes
+from engine.models.ldm import CLIP, CLIP_XL, UNET, VAE
+from engine.models.requirements import TEXTS, Config, Family, Incomplete, Shapes
 
 CONFIG = "engine.config"
 CONFIGURABLE = ("attention_head_dim", "num_attention_heads", "norm_num_groups")
 MOST_BLOCKS = 100  # numbered parts in a row: SDXL has 32 at most
 
 LATENT_CHANNELS = 4
+INPAINTING_CHANNELS = 9  # and the mask, and the masked picture's latent
 HEAD_SIZE = 64
 CLIP_VOCABULARY = 49408
 MATRIX_RANK = 2
+FIRST_TRANSFORMER = "transformer_blocks.0.attn1.to_q.weight"
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What `from_single_file` needs: {component: configuration}, and the kind of pipeline."""
 
-    is_xl: bool
+    family: Family
     components: dict[str, Config]
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether it has SDXL's pipeline; the refiner lacks one of its text encoders."""
+        return self.family in ("SDXL", "refiner")
 
     def write(self, folder: Path) -> None:
         """Write the diffusers configuration folder."""
-        files = {"model_index.json": _model_index(self.is_xl)}
+        files = {"model_index.json": _model_index(self)}
         for name, config in self.components.items():
             file = "scheduler_config.json" if name == "scheduler" else "config.json"
             files[f"{name}/{file}"] = config
@@ -49,34 +56,45 @@ class Architecture:
 
 
 def infer(shapes: Shapes, metadata: Mapping[str, str]) -> Architecture:
-    """The architecture of an SD1.x or SDXL checkpoint; `shapes` is {key: shape of the tensor}.
+    """The architecture of a checkpoint of SD1, SD2, SDXL or its refiner; {key: shape of a tensor}.
 
     Raises Incomplete if the file is not a whole checkpoint, and Unsupported for a whole one that
-    the engine cannot draw with (SD2, inpainting, ...).
+    the engine cannot draw with (instruct-pix2pix, KOALA, ...).
     """
-    shapes = {requirements.today(key): shape for key, shape in shapes.items()}
+    names = requirements.today(shapes)
+    shapes = {names[key]: shape for key, shape in shapes.items()}
     requirements.check_kind(shapes)
-    is_xl = any(key.startswith(OPENCLIP_XL) for key in shapes)
+    family = requirements.family(shapes)
     try:
-        components = _components(shapes, is_xl, metadata)
+        components = _components(shapes, family, metadata)
     except (LookupError, StopIteration, TypeError) as error:
-        raise Incomplete("its shapes are not those of an SD1 or SDXL checkpoint") from error
+        raise Incomplete(requirements.OTHER_SHAPES) from error
     for name, options in _read_config(metadata).items():
         components[name] |= options
     check_channels(components["unet"])
-    requirements.check_complete(shapes, is_xl, components)
-    return Architecture(is_xl, components)
+    given = sum(components[name]["hidden_size"] for name in TEXTS[family])
+    if (wanted := components["unet"]["cross_attention_dim"]) != given:
+        raise Incomplete(
+            f"its UNet needs {wanted} numbers for a token, its text encoders give {given}"
+        )
+    requirements.check_complete(shapes, family, components)
+    return Architecture(family, components)
 
 
-def _components(shapes: Shapes, is_xl: bool, metadata: Mapping[str, str]) -> dict[str, Config]:
+def _components(shapes: Shapes, family: Family, metadata: Mapping[str, str]) -> dict[str, Config]:
+    is_xl = family in ("SDXL", "refiner")
     components = {
         "unet": _unet(_below(shapes, UNET), is_xl),
         "vae": _vae(_below(shapes, VAE), is_xl),
-        "text_encoder": _clip(_below(shapes, (CLIP_XL if is_xl else CLIP) + "text_model.")),
-        "scheduler": _scheduler(_prediction_type(shapes, metadata)),
+        "scheduler": _scheduler(shapes, metadata, family),
     }
-    if is_xl:
-        components["text_encoder_2"] = _openclip(_below(shapes, OPENCLIP_XL))
+    for name, prefix in TEXTS[family].items():
+        is_clip = prefix in (CLIP, CLIP_XL)
+        infer_text = _clip if is_clip else _openclip
+        components[name] = infer_text(_below(shapes, prefix + ("text_model." if is_clip else "")))
+    if family == "SD2":
+        # trained with the output of the last layer but one; the last one is never computed
+        components["text_encoder"]["num_hidden_layers"] -= 1
     return components
 
 
@@ -95,9 +113,9 @@ def _read_config(metadata: Mapping[str, str]) -> dict[str, Config]:
 
 
 def check_channels(unet: Mapping[str, Any]) -> None:
-    """Raise Unsupported for a UNet that has more inputs than the latent image."""
-    if unet["in_channels"] != LATENT_CHANNELS:
-        raise Unsupported("checkpoints whose UNet takes more than the latent image (inpainting)")
+    """Raise Unsupported for a UNet with other inputs than a picture, or those of inpainting."""
+    if unet["in_channels"] not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
+        raise Unsupported(f"checkpoints whose UNet takes {unet['in_channels']} channels")
 
 
 class _Part(dict[str, tuple[int, ...]]):
@@ -133,10 +151,9 @@ def _unet(shapes: Shapes, is_xl: bool) -> Config:
     blocks = range(_count(shapes, "input_blocks."))
     downsamplers = [i for i in blocks if f"input_blocks.{i}.0.op.weight" in shapes]
     layers = downsamplers[0] - 1 if downsamplers else len(blocks) - 1
-    firsts = [f"input_blocks.{1 + level * (layers + 1)}." for level in range(len(downsamplers) + 1)]
-    channels = [shapes[first + "0.out_layers.3.weight"][0] for first in firsts]
-    attention = [first + "1.norm.weight" in shapes for first in firsts]
-    depths = [max(1, _count(shapes, first + "1.transformer_blocks.")) for first in firsts]
+    firsts = [1 + level * (layers + 1) for level in range(len(downsamplers) + 1)]
+    channels = [shapes[f"input_blocks.{first}.0.out_layers.3.weight"][0] for first in firsts]
+    attention = [f"input_blocks.{first}.1.norm.weight" in shapes for first in firsts]
     context = next(s[1] for k, s in shapes.items() if k.endswith("attn2.to_k.weight"))
     projection = next(s for k, s in shapes.items() if k.endswith(".1.proj_in.weight"))
     linear = len(projection) == MATRIX_RANK
@@ -153,16 +170,45 @@ def _unet(shapes: Shapes, is_xl: bool) -> Config:
         "use_linear_projection": linear,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attention[::-1]],
-        "transformer_layers_per_block": depths,
         "norm_num_groups": _norm_groups(channels),
     }
-    if is_xl:
+    if "label_emb.0.0.weight" in shapes:
         config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": shapes["label_emb.0.0.weight"][1],
         }
-    return config
+    return config | _depths(shapes, firsts, attention, layers)
+
+
+def _depths(shapes: Shapes, firsts: list[int], attention: list[bool], layers: int) -> Config:
+    """The numbers of transformers in the attentions; SSD-1B and Vega lack some of SDXL's."""
+
+    def count(block: str) -> int:
+        return max(1, _count(shapes, f"{block}.1.transformer_blocks."))
+
+    middle = "UNetMidBlock2D"
+    down = [[count(f"input_blocks.{first + i}") for i in range(layers)] for first in firsts]
+    if f"middle_block.1.{FIRST_TRANSFORMER}" in shapes:
+        middle += "CrossAttn"
+        if not attention[-1]:
+            # the refiner's last level has no attention; diffusers takes the middle's depth from it
+            down[-1] = [count("middle_block")] * layers
+    up = [
+        [count(f"output_blocks.{level * (layers + 1) + i}") for i in range(layers + 1)]
+        for level in range(len(firsts))
+    ]
+    depths: Config = {
+        "mid_block_type": middle,
+        "transformer_layers_per_block": [one[0] if len(set(one)) == 1 else one for one in down],
+    }
+    is_uneven = any(len(set(one)) > 1 for one in down) or any(
+        is_used and {*there} != {*back}
+        for is_used, there, back in zip(attention, down, up[::-1], strict=True)
+    )
+    if is_uneven:
+        depths["reverse_transformer_layers_per_block"] = up
+    return depths
 
 
 def _vae(shapes: Shapes, is_xl: bool) -> Config:
@@ -221,18 +267,25 @@ def _openclip(shapes: Shapes) -> Config:
     return config | {
         "architectures": ["CLIPTextModelWithProjection"],
         "hidden_act": "gelu",
-        "projection_dim": shapes["text_projection"][1],
+        "projection_dim": shapes.get("text_projection", shapes["positional_embedding"])[1],
     }
 
 
-def _prediction_type(shapes: Shapes, metadata: Mapping[str, str]) -> str:
-    """What the UNet predicts: by our own entry, an empty tensor `v_pred`, or the model spec."""
+def _prediction_type(shapes: Shapes, metadata: Mapping[str, str], family: Family) -> str | None:
+    """What the UNet predicts: by our own entry, an empty tensor `v_pred`, or the model spec.
+
+    None if nothing tells SD2 (noise) from SD2 for 768 pixels (v-prediction).
+    """
     declared = metadata.get("modelspec.prediction_type", "")
-    is_v = "v_pred" in shapes or declared.startswith("v")
-    return metadata.get("prediction_type", "v_prediction" if is_v else "epsilon")
+    if "prediction_type" in metadata:
+        return metadata["prediction_type"]
+    if "v_pred" in shapes or declared.startswith("v"):
+        return "v_prediction"
+    return None if family == "SD2" and not declared else "epsilon"
 
 
-def _scheduler(prediction_type: str) -> Config:
+def _scheduler(shapes: Shapes, metadata: Mapping[str, str], family: Family) -> Config:
+    has_marker = "ztsnr" in shapes or metadata.get("ss_zero_terminal_snr") == "True"
     return {
         "_class_name": "EulerDiscreteScheduler",
         "num_train_timesteps": 1000,
@@ -240,22 +293,23 @@ def _scheduler(prediction_type: str) -> Config:
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "steps_offset": 1,
-        "prediction_type": prediction_type,
+        "prediction_type": _prediction_type(shapes, metadata, family),
+        "rescale_betas_zero_snr": has_marker,
     }
 
 
-def _model_index(is_xl: bool) -> Config:
+def _model_index(found: Architecture) -> Config:
     index: Config = {
-        "_class_name": "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline",
+        "_class_name": "StableDiffusionXLPipeline" if found.is_xl else "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     }
-    if is_xl:
-        second = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
-        index |= {name: ["transformers", cls] for name, cls in second.items()}
+    for end, kind in (("", "CLIPTextModel"), ("_2", "CLIPTextModelWithProjection")):
+        if f"text_encoder{end}" in found.components:
+            index |= {f"text_encoder{end}": ["transformers", kind]}
+            index |= {f"tokenizer{end}": ["transformers", "CLIPTokenizer"]}
+    if found.is_xl:
         return index | {"force_zeros_for_empty_prompt": True}
     absent = ("safety_checker", "feature_extractor", "image_encoder")
     return index | {name: [None, None] for name in absent} | {"requires_safety_checker": False}

@@ -30,6 +30,7 @@ from engine.models.checkpoints import FOLDER_MARK, WEIGHTS, file_sha256
 VARIANT = "fp16"
 HALF = "F16"  # as safetensors calls it
 XL_MARK = "text_encoder_2"
+FAMILIES = ("SD1", "SDXL")
 # a complete folder contains these and FOLDER_MARK
 FILES = (
     "scheduler/scheduler_config.json",
@@ -168,7 +169,7 @@ def _check_family(source: Path) -> None:
     if not source.is_file():
         raise NotConverted(f"{source} does not exist, or is not a file")
     try:
-        read_architecture(source)
+        family = read_architecture(source).family
     except (Unreadable, OSError) as error:
         raise NotConverted(f"{source} is damaged, or not a safetensors file: {error}") from error
     except Unsupported as error:
@@ -176,6 +177,8 @@ def _check_family(source: Path) -> None:
     except ValueError as error:
         text = f"{source} is not a complete SD1.x or SDXL checkpoint: {error}"
         raise NotConverted(text) from error
+    if family not in FAMILIES:
+        raise NotConverted(f"{source} is an {family} checkpoint; only SD1.x and SDXL are converted")
 
 
 def _unusable_tensor(pipe: Any) -> str | None:  # noqa: ANN401 - diffusers

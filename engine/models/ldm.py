@@ -1,7 +1,7 @@
 """Rename diffusers' tensors to the original (LDM, "CivitAI") keys of a single-file checkpoint.
 
 diffusers has only the other direction (`from_single_file`). The functions take and return state
-dicts: {key: tensor}. Covers Stable Diffusion 1.x and SDXL.
+dicts: {key: tensor}. Covers Stable Diffusion 1.x, 2.x and SDXL, also its refiner.
 """
 
 import re
@@ -18,6 +18,8 @@ VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 CLIP_XL = "conditioner.embedders.0.transformer."
 OPENCLIP_XL = "conditioner.embedders.1.model."
+OPENCLIP_SD2 = "cond_stage_model.model."
+OPENCLIP_REFINER = "conditioner.embedders.0.model."  # also of SD2.1 Turbo
 
 _UNET_TOP = {
     "time_embedding.linear_1": "time_embed.0",
@@ -123,8 +125,8 @@ def export_clip(state: StateDict, prefix: str = CLIP) -> StateDict:
     return {f"{prefix}text_model.{key}": value for key, value in plain.items()}
 
 
-def export_openclip(state: StateDict) -> StateDict:
-    """A CLIPTextModelWithProjection's state dict for OpenCLIP: q, k and v are one matrix."""
+def export_openclip(state: StateDict, prefix: str = OPENCLIP_XL) -> StateDict:
+    """The state dict of a CLIPTextModel(WithProjection) for OpenCLIP: q, k and v are one matrix."""
     exported: StateDict = {}
     for full, value in state.items():
         key = full.removeprefix("text_model.")
@@ -137,7 +139,7 @@ def export_openclip(state: StateDict) -> StateDict:
             for name, replacement in _OPENCLIP_RENAMES:
                 key = key.replace(name, replacement)
             exported[key] = value
-    return {OPENCLIP_XL + key: value for key, value in exported.items()}
+    return {prefix + key: value for key, value in exported.items()}
 
 
 def export_pipeline(pipe: Any, dtype: torch.dtype = torch.float16) -> StateDict:  # noqa: ANN401

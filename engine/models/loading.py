@@ -1,7 +1,13 @@
-"""Load a checkpoint offline: a single file (SD1.x, SDXL) or a diffusers folder."""
+"""Load a checkpoint offline: a single file, or a diffusers folder.
+
+diffusers' own `from_single_file` for a whole pipeline needs a configuration folder for each family,
+reads only models of the published sizes, and fills what a file lacks with random numbers. Its
+functions for single networks have none of these faults, and are used here.
+"""
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,11 +21,14 @@ from engine.errors import Unsupported
 from engine.models import architecture, odd_sizes, placement
 from engine.models.checkpoints import FOLDER_MARK
 from engine.models.files import open_tensors
-from engine.models.ldm import CLIP, CLIP_XL, OPENCLIP_XL, UNET, VAE
-from engine.models.requirements import today
+from engine.models.ldm import CLIP, CLIP_XL, OPENCLIP_SD2, OPENCLIP_XL, UNET, VAE
+from engine.models.requirements import TEXTS, Family, today
 from engine.prompt import tokenizer
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+# what a folder says that it is -> what it is read as: only its parts count
+FOLDERS = {f"StableDiffusion{xl}{task}Pipeline": PIPELINES[bool(xl)]
+           for xl in ("", "XL") for task in ("", "Img2Img", "Inpaint")}  # fmt: skip
 
 # their warnings are about weights, which the engine checks itself
 diffusers.utils.logging.set_verbosity(logging.CRITICAL)
@@ -28,11 +37,46 @@ transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
-    """A StableDiffusion(XL)Pipeline on its device, ready for pictures.
+@dataclass(frozen=True)
+class Parts:
+    """A checkpoint's networks, and what one must know to draw with them.
 
-    Raises Unsupported for models that need more than a prompt, and the exceptions of safetensors
-    and diffusers for files that are not valid.
+    The refiner has only SDXL's second text encoder, SD1 and SD2 only the first.
+    """
+
+    unet: Any
+    vae: Any
+    text_encoders: tuple[tuple[Any, Any], ...]  # (tokenizer, network), in the order of the vectors
+    prediction_type: str  # epsilon or v_prediction
+    zero_terminal_snr: bool  # the file says that it was trained with such a noise schedule
+    is_xl: bool
+    is_refiner: bool
+    is_inpainting: bool
+
+    @classmethod
+    def of(cls, pipe: Any) -> "Parts":  # noqa: ANN401 - diffusers
+        """The parts of a pipeline from `read_pipeline`."""
+        ends = [end for end in ("", "_2") if getattr(pipe, f"text_encoder{end}", None) is not None]
+        options = pipe.scheduler.config
+        return cls(
+            pipe.unet,
+            pipe.vae,
+            tuple(
+                (getattr(pipe, f"tokenizer{e}"), getattr(pipe, f"text_encoder{e}")) for e in ends
+            ),
+            options.prediction_type,
+            bool(options.get("rescale_betas_zero_snr")),
+            is_xl="_2" in ends,
+            is_refiner=ends == ["_2"],
+            is_inpainting=pipe.unet.config.in_channels == architecture.INPAINTING_CHANNELS,
+        )
+
+
+def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
+    """A StableDiffusion(XL)Pipeline on its device, ready for pictures; see `Parts`.
+
+    Raises Unsupported for models that need more than a prompt and a mask, and the exceptions of
+    safetensors and diffusers for files that are not valid.
     """
     gpu_memory = placement.measure()
     read = _read_folder if path.is_dir() else read_file
@@ -46,7 +90,21 @@ def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
             component.requires_grad_(False).eval()
     weights, needs_exact_vae = placement.weights_of(pipe), pipe.vae.config.force_upcast
     placement.apply(placement.decide(weights, needs_exact_vae, gpu_memory), pipe)
+    if pipe.scheduler.config.prediction_type is None:
+        pipe.scheduler.register_to_config(prediction_type=_measured_prediction(pipe))
     return pipe
+
+
+@torch.no_grad()
+def _measured_prediction(pipe: Any) -> str:  # noqa: ANN401 - diffusers
+    """What SD2's UNet predicts, by A1111's test: given noise alone, v is near its negative."""
+    unet = pipe.unet
+    like = {"device": pipe._execution_device, "dtype": unet.dtype}  # noqa: SLF001 - as diffusers
+    given = torch.full((1, unet.config.in_channels, 8, 8), 0.5, **like)
+    text = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, **like)
+    found = unet(given, 999, text, return_dict=False)[0] - given[:, : unet.config.out_channels]
+    pipe.maybe_free_model_hooks()
+    return "v_prediction" if float(found.float().mean()) < -1 else "epsilon"
 
 
 def read_architecture(path: Path) -> architecture.Architecture:
@@ -71,8 +129,8 @@ def read_file(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffuser
         return kind.from_pretrained(
             folder,
             local_files_only=True,
-            **_networks(state, folder, dtype, found.is_xl),
-            **_tokenizers(found.is_xl),
+            **_networks(state, folder, dtype, found.family),
+            **_tokenizers(found.family),
             # SD1's check for nudity; SDXL's pipeline does not accept these arguments
             **({} if found.is_xl else {"safety_checker": None, "feature_extractor": None}),
         )
@@ -84,40 +142,52 @@ def _read_state(file: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:  # no
     safetensors gives views of the file: the picture of a loaded checkpoint would change, or the
     process would end, if somebody wrote another file over it.
     """
-    prefixes = (UNET, VAE, CLIP, CLIP_XL, OPENCLIP_XL)
-    keys = [key for key in file.keys() if key.startswith(prefixes)]  # noqa: SIM118
-    return {today(key): file.get_tensor(key).to(dtype, copy=True) for key in keys}
+    prefixes = (UNET, VAE, CLIP, CLIP_XL, OPENCLIP_XL, OPENCLIP_SD2)
+    names = {old: new for old, new in today(file.keys()).items() if new.startswith(prefixes)}
+    return {new: file.get_tensor(old).to(dtype, copy=True) for old, new in names.items()}
 
 
 def _networks(
-    state: dict[str, torch.Tensor], folder: str, dtype: torch.dtype, is_xl: bool
+    state: dict[str, torch.Tensor], folder: str, dtype: torch.dtype, family: Family
 ) -> dict[str, Any]:
-    """The pipeline's networks, with the configurations in `folder`."""
-    texts: dict[str, Any] = {"text_encoder": transformers.CLIPTextModel}
-    if is_xl:
-        texts["text_encoder_2"] = transformers.CLIPTextModelWithProjection
+    """The pipeline's networks, with the configurations in `folder`; None for what it lacks."""
+    kinds = {
+        "text_encoder": transformers.CLIPTextModel,
+        "text_encoder_2": transformers.CLIPTextModelWithProjection,
+    }
     others = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
     given = {"config": folder, "torch_dtype": dtype, "local_files_only": True}
-    return {
-        name: create_diffusers_clip_model_from_ldm(  # type: ignore[no-untyped-call]
-            kind, state, subfolder=name, **given
-        )
-        for name, kind in texts.items()
-    } | {
-        name: kind.from_single_file(state, subfolder=name, **given) for name, kind in others.items()
-    }
+    absent = {"text_encoder": None} if family == "refiner" else {}
+    return (
+        absent
+        | {
+            name: create_diffusers_clip_model_from_ldm(  # type: ignore[no-untyped-call]
+                kinds[name], state, subfolder=name, **given
+            )
+            for name in TEXTS[family]
+        }
+        | {
+            name: kind.from_single_file(state, subfolder=name, **given)
+            for name, kind in others.items()
+        }
+    )
 
 
-def _tokenizers(is_xl: bool) -> dict[str, Any]:
-    first = {"tokenizer": tokenizer.build()}
-    return first | {"tokenizer_2": tokenizer.build(padding="!")} if is_xl else first
+def _tokenizers(family: Family) -> dict[str, Any]:
+    """OpenCLIP (SD2's text encoder, and SDXL's second one) was trained with `!` as padding."""
+    if family == "SD2":
+        return {"tokenizer": tokenizer.build(padding="!")}
+    first = None if family == "refiner" else tokenizer.build()
+    second = {} if family == "SD1" else {"tokenizer_2": tokenizer.build(padding="!")}
+    return {"tokenizer": first} | second
 
 
 def _read_folder(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffusers
     """Read a folder written by `save_pretrained`; the fp16 variant if there is one."""
-    kind = json.loads((path / FOLDER_MARK).read_text(encoding="utf-8"))["_class_name"]
-    if kind not in PIPELINES:
-        raise Unsupported(f"checkpoints of the kind {kind}")
+    named = json.loads((path / FOLDER_MARK).read_text(encoding="utf-8"))["_class_name"]
+    if named not in FOLDERS:
+        raise Unsupported(f"checkpoints of the kind {named}")
+    kind = FOLDERS[named]
     variant = "fp16" if any(path.rglob("*.fp16.safetensors")) else None
     pipe = getattr(diffusers, kind).from_pretrained(
         path,

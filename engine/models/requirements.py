@@ -5,8 +5,8 @@ further ones. Anything less would mean a picture of random or of half used weigh
 `load_model_weights`) does not check: it keeps what the previous checkpoint had there.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -19,11 +19,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
 
 FIRST = ldm.UNET + "input_blocks.0.0.weight"
-MIDDLE = ldm.UNET + "middle_block.1.transformer_blocks.0.attn1.to_q.weight"
-SD2_TEXT = "cond_stage_model.model."
-REFINER_TEXT = "conditioner.embedders.0.model."
-SD2_WIDTH = 1024  # of the text encoder of SD2.1 Turbo, which has the refiner's names
-PARTS = {ldm.UNET: "UNet", ldm.VAE: "VAE"}
+LAST = ldm.UNET + "input_blocks.8.1.norm.weight"  # of SDXL; KOALA has fewer blocks
+OTHER_SHAPES = "its shapes are not those of a checkpoint of Stable Diffusion"
+# attention in the first level: SD1 and SD2 have it, SDXL and its refiner have not
+FLAT = ldm.UNET + "input_blocks.1.1.norm.weight"
+Family = Literal["SD1", "SD2", "SDXL", "refiner"]
+# {diffusers' name of a text encoder: its prefix in the file} of each family
+TEXTS: Mapping[Family, Mapping[str, str]] = {
+    "SD1": {"text_encoder": ldm.CLIP},
+    "SD2": {"text_encoder": ldm.OPENCLIP_SD2},
+    "SDXL": {"text_encoder": ldm.CLIP_XL, "text_encoder_2": ldm.OPENCLIP_XL},
+    "refiner": {"text_encoder_2": ldm.OPENCLIP_XL},
+}
 
 
 class Incomplete(ValueError):
@@ -37,12 +44,27 @@ _OLD_CLIP = tuple(
 )
 
 
-def today(key: str) -> str:
-    """The key of a tensor under its present name: the oldest SD1 files lack `text_model.`."""
-    for old, new in _OLD_CLIP:
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key
+def today(keys: Iterable[str]) -> dict[str, str]:
+    """{key of a tensor in the file: its present name}.
+
+    The oldest SD1 files lack `text_model.`. SD2.1 Turbo has the names of SDXL's refiner, and the
+    refiner here those of SDXL's second text encoder, which is the same one.
+    """
+    keys = list(keys)
+    single = ldm.OPENCLIP_SD2 if FLAT in keys else ldm.OPENCLIP_XL
+    renames = (*_OLD_CLIP, (ldm.OPENCLIP_REFINER, single))
+    names = {}
+    for key in keys:
+        old, new = next((pair for pair in renames if key.startswith(pair[0])), ("", ""))
+        names[key] = new + key.removeprefix(old)
+    return names
+
+
+def family(shapes: Shapes) -> Family:
+    """The family of a checkpoint that passed `check_kind`; `shapes` has present names."""
+    if _has(shapes, ldm.OPENCLIP_XL):
+        return "SDXL" if _has(shapes, ldm.CLIP_XL) else "refiner"
+    return "SD2" if _has(shapes, ldm.OPENCLIP_SD2) else "SD1"
 
 
 def check_kind(shapes: Shapes) -> None:
@@ -51,11 +73,11 @@ def check_kind(shapes: Shapes) -> None:
     `shapes` has present names.
     """
     if FIRST not in shapes:
-        raise Incomplete(f"it is not an SD1 or SDXL checkpoint: {_instead(shapes)}")
+        raise Incomplete(f"it is not a checkpoint of Stable Diffusion: {_instead(shapes)}")
     for kind, is_it in _OTHERS.items():
         if is_it(shapes):
             raise Unsupported(f"{kind} checkpoints")
-    texts = (ldm.CLIP, ldm.CLIP_XL)
+    texts = [prefix for encoders in TEXTS.values() for prefix in encoders.values()]
     if not _has(shapes, *texts):
         raise Incomplete(f"it has no text encoder (no tensor begins with {texts[0]})")
     if not _has(shapes, ldm.VAE):
@@ -79,41 +101,29 @@ def _instead(shapes: Shapes) -> str:
     return f"it has no tensor {FIRST!r} (its first one is {first[:80]!r})"
 
 
-def _is_distilled(shapes: Shapes) -> bool:
-    """SSD-1B, Vega and KOALA are SDXL without some of its blocks."""
-    return _has(shapes, ldm.OPENCLIP_XL) and MIDDLE not in shapes
-
-
-def _is_refiner(shapes: Shapes) -> bool:
-    norm = shapes.get(REFINER_TEXT + "ln_final.weight")
-    return norm is not None and norm[:1] != (SD2_WIDTH,)
-
-
 # The order counts: a file may have several marks.
 _OTHERS: Mapping[str, Callable[[Shapes], bool]] = {
     "scaled fp8": lambda s: any(k.endswith((".scale_weight", "scaled_fp8")) for k in s),
     "EDM (Playground 2.5)": lambda s: "edm_mean" in s or "edm_std" in s,
     "EDM v-prediction (CosXL)": lambda s: "edm_vpred.sigma_max" in s,
-    "SDXL refiner": _is_refiner,
-    "SD2": lambda s: _has(s, SD2_TEXT, REFINER_TEXT),
     "unCLIP": lambda s: "embedder.model.ln_final.weight" in s,
     "Alt-Diffusion": lambda s: _has(s, "cond_stage_model.roberta."),
-    "distilled SDXL (SSD-1B, Vega, KOALA)": _is_distilled,
+    "instruct-pix2pix": lambda s: s[FIRST][1:2] == (8,),
+    "depth": lambda s: s[FIRST][1:2] == (5,),
+    "KOALA": lambda s: _has(s, ldm.OPENCLIP_XL) and LAST not in s,
 }
 
 
-def check_complete(shapes: Shapes, is_xl: bool, components: Mapping[str, Config]) -> None:
+def check_complete(shapes: Shapes, kind: Family, components: Mapping[str, Config]) -> None:
     """Raise Incomplete unless the file has exactly the tensors of these diffusers configurations.
 
     Other tensors are allowed outside the UNet: no part of the engine reads them.
     """
     try:
-        expected = _expected(is_xl, components)
+        expected = _expected(kind, components)
     except (LookupError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         cause = " ".join(str(error).split())[:100]
-        raise Incomplete(f"its shapes are not those of an SD1 or SDXL checkpoint ({cause})") from (
-            error
-        )
+        raise Incomplete(f"{OTHER_SHAPES} ({cause})") from error
     missing = [key for key in expected if key not in shapes]
     if missing:
         raise Incomplete(f"it lacks tensors of its architecture: {_list(missing)}")
@@ -137,22 +147,20 @@ def _trim(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _expected(is_xl: bool, components: Mapping[str, Config]) -> dict[str, tuple[int, ...]]:
+def _expected(kind: Family, components: Mapping[str, Config]) -> dict[str, tuple[int, ...]]:
     """{key in the file: shape} of the networks, which are made without memory for weights."""
     unet, vae = components["unet"], components["vae"]
     with torch.device("meta"):
-        networks = {
-            "unet": UNet2DConditionModel.from_config(unet),  # type: ignore[no-untyped-call]
-            "vae": AutoencoderKL.from_config(vae),  # type: ignore[no-untyped-call]
-            "text": CLIPTextModel(CLIPTextConfig(**components["text_encoder"])),
-        }
-        if is_xl:
-            second = CLIPTextConfig(**components["text_encoder_2"])
-            networks["text 2"] = CLIPTextModelWithProjection(second)
-    states = {name: network.state_dict() for name, network in networks.items()}
-    tensors: dict[str, torch.Tensor] = ldm.export_unet(states["unet"], unet["layers_per_block"])
-    tensors |= ldm.export_vae(states["vae"], len(vae["block_out_channels"]))
-    tensors |= ldm.export_clip(states["text"], ldm.CLIP_XL if is_xl else ldm.CLIP)
-    if is_xl:
-        tensors |= ldm.export_openclip(states["text 2"])
+        made = UNet2DConditionModel.from_config(unet)  # type: ignore[no-untyped-call]
+        tensors: dict[str, torch.Tensor] = ldm.export_unet(
+            made.state_dict(), unet["layers_per_block"]
+        )
+        made = AutoencoderKL.from_config(vae)  # type: ignore[no-untyped-call]
+        tensors |= ldm.export_vae(made.state_dict(), len(vae["block_out_channels"]))
+        for name, prefix in TEXTS[kind].items():
+            config = CLIPTextConfig(**components[name])
+            has_projection = name == "text_encoder_2"
+            encoder = (CLIPTextModelWithProjection if has_projection else CLIPTextModel)(config)
+            export = ldm.export_clip if prefix in (ldm.CLIP, ldm.CLIP_XL) else ldm.export_openclip
+            tensors |= export(encoder.state_dict(), prefix)
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}

@@ -101,6 +101,66 @@ def make_checkpoint(seed=0, xl=False):
     return {key: value.half().contiguous() for key, value in state.items()}
 
 
+SSD_DEPTHS = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": (1, (2, 2), (2, 1)),
+    "reverse_transformer_layers_per_block": ((1, 2, 3), (2, 1, 1), 1),
+}
+REFINER_UNET = {
+    "block_out_channels": UNET_CHANNELS,
+    "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+    "transformer_layers_per_block": 2,
+    "attention_head_dim": (1, 1, 1, 1),
+    "cross_attention_dim": XL_WIDTHS[1],
+    "projection_class_embeddings_input_dim": XL_WIDTHS[1] + 5 * 256,
+}
+# The other kinds of checkpoints: UNet, and the text encoders by their prefix in the file. SD2's
+# file has one layer more than is used.
+KINDS = {
+    "inpainting": (lambda: unet(in_channels=9), {ldm.CLIP: text_encoder}),
+    "SD2": (
+        lambda: unet(use_linear_projection=True, attention_head_dim=(1, 1, 1, 1)),
+        {ldm.OPENCLIP_SD2: lambda: CLIPTextModel(_text_config(WIDTH, 3, "gelu"))},
+    ),
+    "refiner": (
+        lambda: xl_unet(**REFINER_UNET),
+        {ldm.OPENCLIP_REFINER: second_text_encoder},
+    ),
+    "SSD-1B": (
+        lambda: xl_unet(**SSD_DEPTHS),
+        {
+            ldm.CLIP_XL: lambda: text_encoder(XL_WIDTHS[0]),
+            ldm.OPENCLIP_XL: second_text_encoder,
+        },
+    ),
+}
+
+
+def make_kind(kind, seed=0):
+    """The networks of one of KINDS: {prefix in the file: network}."""
+    make_unet, texts = KINDS[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        networks = {ldm.UNET: make_unet(), ldm.VAE: vae()}
+        return networks | {prefix: make() for prefix, make in texts.items()}
+
+
+def export(networks):
+    """The networks of `make_kind` as a checkpoint in original key naming, half precision."""
+    state = {}
+    for prefix, network in networks.items():
+        own = network.state_dict()
+        if prefix == ldm.UNET:
+            state |= ldm.export_unet(own, layers_per_block=2)
+        elif prefix == ldm.VAE:
+            state |= ldm.export_vae(own, len(VAE_CHANNELS))
+        else:
+            is_clip = prefix in (ldm.CLIP, ldm.CLIP_XL)
+            state |= (ldm.export_clip if is_clip else ldm.export_openclip)(own, prefix)
+    return {key: value.half().contiguous() for key, value in state.items()}
+
+
 def make_lora(seed=0, xl=False, sgm=False):
     """A LoRA in kohya's naming for every SD1 or SDXL checkpoint, with random weights.
 

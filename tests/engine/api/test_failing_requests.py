@@ -25,9 +25,10 @@ def spoil(state, value):
 
 
 def write_checkpoints(folder, good):
-    sd2 = without(good, ldm.CLIP) | {"cond_stage_model.model.ln_final.weight": torch.zeros(1024)}
+    first = f"{ldm.UNET}input_blocks.0.0.weight"
+    pix2pix = good | {first: torch.zeros(32, 8, 3, 3)}
     states = {"empty": {}, "no-vae": without(good, ldm.VAE), "nan": spoil(good, float("nan"))}
-    for name, state in ({"good": good, "sd2": sd2} | states).items():
+    for name, state in ({"good": good, "pix2pix": pix2pix} | states).items():
         save_file(state, folder / f"{name}.safetensors")
     (folder / "gone.safetensors").write_bytes(b"")
     (folder / "cut.safetensors").write_bytes(save(good)[:-1000])
@@ -97,12 +98,12 @@ NO_VAE = "it has no VAE"
 DOWN = f"the lora_down.weight of layer '{LAYER}'"
 KEPT = {"override_settings_restore_afterwards": False}
 FAILING = [
-    (checkpoint("empty"), cannot_load("empty", "it is not an SD1 or SDXL checkpoint: it has no t")),
+    (checkpoint("empty"), cannot_load("empty", "it is not a checkpoint of Stable Dif")),
     (checkpoint("no-vae"), cannot_load("no-vae", NO_VAE)),
     (checkpoint("no-vae", **KEPT), cannot_load("no-vae", NO_VAE)),
     (checkpoint("cut"), cannot_load("cut", CUT)),
     (checkpoint("gone"), (500, "FileNotFoundError", "")),
-    (checkpoint("sd2"), (422, "HTTPException", f"{LACKS}SD2 checkpoints: 'sd2.safetensors'")),
+    (checkpoint("pix2pix"), (422, "HTTPException", f"{LACKS}instruct-pix2pix checkpoints: 'p")),
     (checkpoint("nan"), (500, "NansException", "A tensor with NaNs was produced in Unet.")),
     (lora("no-rank"), misfit("no-rank", f"{DOWN} has no numbers: shape [0, ")),
     (lora("nan-lora"), misfit("nan-lora", f"{DOWN} holds NaN or infinity")),

@@ -211,7 +211,7 @@ NORM = ldm.UNET + "middle_block.1.norm.weight"
         ({NORM: torch.zeros(3)}, r"has the shape \[3\]"),
         ({ldm.VAE + "decoder.conv_in.bias": torch.full((32,), 1e5)}, r"cannot hold \(vae: decoder"),
         ({ldm.VAE: None}, "is not a complete SD1.x or SDXL checkpoint"),
-        ({ldm.UNET + "input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}, "does not support"),
+        ({ldm.UNET + "input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}, "does not support"),
     ],
 )
 def test_incomplete_checkpoint_is_refused(states, tmp_path, change, cause):
