@@ -126,21 +126,21 @@ def check_complete(shapes: Shapes, kind: Family, components: Mapping[str, Config
         raise Incomplete(f"{OTHER_SHAPES} ({cause})") from error
     missing = [key for key in expected if key not in shapes]
     if missing:
-        raise Incomplete(f"it lacks tensors of its architecture: {_list(missing)}")
+        raise Incomplete(f"it lacks tensors of its architecture: {first_ones(missing)}")
     for key, shape in expected.items():
-        if _trim(shapes[key]) != _trim(shape):
+        if without_ones(shapes[key]) != without_ones(shape):
             raise Incomplete(f"{key!r} has the shape {[*shapes[key]]}, expected {[*shape]}")
     further = [key for key in shapes if key.startswith(ldm.UNET) and key not in expected]
     if further:
-        raise Incomplete(f"its UNet has unknown tensors: {_list(further)}")
+        raise Incomplete(f"its UNet has unknown tensors: {first_ones(further)}")
 
 
-def _list(keys: list[str]) -> str:
+def first_ones(keys: list[str]) -> str:
     """For example: 2 (the first: 'a.weight')."""
     return f"{len(keys)} (the first: {keys[0][:120]!r})"
 
 
-def _trim(shape: tuple[int, ...]) -> tuple[int, ...]:
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Without trailing ones: the VAE's attention is stored as matrices or 1x1 convolutions."""
     while len(shape) > 2 and shape[-1] == 1:  # noqa: PLR2004 - a matrix
         shape = shape[:-1]
