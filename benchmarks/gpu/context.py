@@ -74,7 +74,7 @@ class Context:
     @property
     def running(self) -> WorkerProcess:
         """The worker. Raises Skipped if it is not running."""
-        if self.worker is None:
+        if self.worker is None or self.worker.has_ended:
             raise Skipped("the worker is not running")
         return self.worker
 
@@ -100,8 +100,10 @@ class Context:
         return self.worker
 
     def stop_worker(self) -> int:
-        """Stop the worker; returns start.sh's exit status."""
-        worker, self.worker = self.running, None
+        """Stop the worker; returns start.sh's exit status. Raises Skipped if there is none."""
+        worker, self.worker = self.worker, None
+        if worker is None:
+            raise Skipped("the worker is not running")
         return worker.stop()
 
     def submit(self, family: str = "SD1", **fields: Any) -> Job:  # noqa: ANN401 - fields of a job
@@ -127,25 +129,27 @@ class Context:
             StepTooLong, OutOfTime: it did not end in time, and was cancelled.
             WorkerFailed: the worker has ended.
         """
+        worker = self.running
         job = self.submit(family, **fields)
-        self.finish(job)
+        self.finish(job, worker)
         if job.error:
             raise JobFailed(job.error[:500])
         return job
 
-    def finish(self, job: Job) -> None:
+    def finish(self, job: Job, worker: WorkerProcess) -> None:
         """Wait for a job's end; cancel it if that does not come in time."""
         try:
             while not self.plane.wait(job, min(1.0, self.budget.left())):
-                self.running.check_alive()
+                worker.check_alive()
         except BaseException:
             self.plane.cancel(job)
             raise
 
     def health(self) -> dict[str, Any]:
         """The worker's answer to the task `health`, about its engine."""
+        worker = self.running
         job = self.plane.submit({"task": "health"})
-        self.finish(job)
+        self.finish(job, worker)
         if job.error:
             raise WorkerFailed(f"health failed: {job.error}")
         return dict(job.output["engine"])

@@ -10,7 +10,7 @@ from benchmarks.gpu.ballast import NoDriver, filled_gpu
 from benchmarks.gpu.context import Context, Outcome, Skipped, mean_difference, pixels
 from benchmarks.gpu.plane import POLL_SECONDS
 
-LONG: dict[str, Any] = {"steps": 150, "seed": 3}
+LONG: dict[str, Any] = {"steps": 150, "batch_size": 4, "seed": 3}
 IDLE_SECONDS = 30.0
 TOO_LARGE: dict[str, Any] = {"width": 4096, "height": 4096, "steps": 1, "batch_size": 4}
 SAME_PICTURE = 1.0  # mean difference, in 255ths: the GPU may choose other kernels
@@ -42,10 +42,11 @@ def run_out_of_memory(
     if context.on_cpu:
         raise Skipped("not provoked: the engine computes on the CPU")
     expected = pixels(context.run(seed=5))
+    worker = context.running
     try:
         with fill() as held:
             job = context.submit(**TOO_LARGE)
-            context.finish(job)
+            context.finish(job, worker)
     except NoDriver as error:
         raise Skipped(f"not provoked: {error}") from error
     figures = {"GB held by the proof": round(held / 1e9, 2), "error": job.error[:300]}

@@ -74,6 +74,7 @@ STEPS: tuple[Step, ...] = (
     _model("SD1"),
     Step("preflight", start.examine_machine, limit=45.0),
     Step("boot and first picture", start.boot, limit=150.0, least=20.0),
+    Step("versions", start.read_versions, limit=45.0),
     _speed("SD1", 1),
     _speed("SD1", 4),
     Step("pictures against the CPU's", pictures.compare_with_references),

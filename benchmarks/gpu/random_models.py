@@ -113,7 +113,7 @@ def write_checkpoint(
     path: Path, tensors: Shapes, seed: int, check_time: Callable[[], object] = lambda: None
 ) -> int:
     """Write a safetensors file; returns its size. `check_time` may raise between two tensors."""
-    header: dict[str, object] = {"__metadata__": {"modelspec.title": path.stem}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
         begin, end = end, end + 2 * math.prod(shape)

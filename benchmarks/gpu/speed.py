@@ -11,7 +11,7 @@ from benchmarks.gpu.plane import Job
 
 FEW_STEPS = 4
 MOST_STEPS = 44
-SECONDS_PER_FIGURE = 8.0
+SECONDS_PER_FIGURE, TINY_SECONDS = 8.0, 0.5
 OVERHEAD_STEPS, OVERHEAD_ROUNDS = 10, 3
 
 
@@ -24,7 +24,8 @@ def measure_speed(context: Context, family: str, batch: int) -> Outcome:
     size = context.size(family)
     first = context.run(family, batch_size=batch, steps=FEW_STEPS)
     few = context.run(family, batch_size=batch, steps=FEW_STEPS, seed=2)
-    fitting = round(SECONDS_PER_FIGURE / max(_generated(few) / FEW_STEPS, 1e-3))
+    seconds = TINY_SECONDS if context.tiny else SECONDS_PER_FIGURE
+    fitting = round(seconds / max(_generated(few) / FEW_STEPS, 1e-3))
     steps = FEW_STEPS + min(max(fitting, FEW_STEPS), MOST_STEPS - FEW_STEPS)
     many = context.run(family, batch_size=batch, steps=steps, seed=2)
     per_step = max(_generated(many) - _generated(few), 1e-6) / (steps - FEW_STEPS)

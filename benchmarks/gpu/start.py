@@ -77,12 +77,9 @@ def examine_machine(context: Context) -> Outcome:
 def boot(context: Context, *flags: str) -> Outcome:
     """Start the worker, and run its first job."""
     began = time.monotonic()
-    settings = Settings.from_environ(environ := context.worker_environment(*flags))
+    environ = context.worker_environment(*flags)
     environ["READY_TIMEOUT"] = str(round(context.budget.left(), 1))
     worker = context.start_worker(environ)
-    is_a1111 = context.engine == "a1111"
-    python = str(settings.webui_interpreter) if is_a1111 else environ["PYTHON"]
-    facts = torch_facts(python, context.budget.left())
     ready = worker.wait_until_ready(context.budget.left())
     job = context.run()
     until_picture = time.monotonic() - began
@@ -92,7 +89,6 @@ def boot(context: Context, *flags: str) -> Outcome:
         "seconds of the start": job.output.get("startup"),
         "seconds of the first job": round(job.seconds, 2),
         "seconds to the first picture": round(until_picture, 2),
-        "torch": facts,
         "health": health,
         "log": about_the_gpu(worker.log()),
     }
@@ -109,15 +105,22 @@ def boot_again(context: Context) -> Outcome:
     return boot(context, "--opt-sdp-attention", "--no-half-vae")
 
 
-def torch_facts(python: str, seconds: float) -> object:
+def read_versions(context: Context) -> Outcome:
     """Versions in the engine's environment, and what its torch says about the GPU."""
-    try:
-        done = subprocess.run(
-            [python, "-c", TORCH_FACTS], capture_output=True, text=True, timeout=seconds, check=True
-        )
-        return json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        return f"not known: {error}"
+    environ = context.worker_environment()
+    python = environ["PYTHON"]
+    if context.engine == "a1111":
+        python = str(Settings.from_environ(environ).webui_interpreter)
+    done = subprocess.run(
+        *([python, "-c", TORCH_FACTS],),
+        capture_output=True,
+        text=True,
+        timeout=context.budget.left(),
+        check=True,
+    )
+    facts = json.loads(done.stdout.splitlines()[-1])
+    checks = {} if context.on_cpu else {"torch can use CUDA": facts["CUDA is available"]}
+    return Outcome(facts, checks)
 
 
 def about_the_gpu(log: str) -> list[str]:

@@ -77,7 +77,8 @@ class WorkerProcess:
 
     def __init__(self, environ: Mapping[str, str], log_file: Path, plane: Plane) -> None:
         self.environ, self.log_file, self._plane = environ, log_file, plane
-        self.started = time.monotonic()
+        self._takes = plane.takes
+        self._started = time.monotonic()
         with log_file.open("wb") as log:
             self._process = subprocess.Popen(
                 [str(PROJECT / "start.sh")],
@@ -94,13 +95,18 @@ class WorkerProcess:
         Raises:
             WorkerFailed: it ended, or did not ask in time.
         """
-        before, deadline = self._plane.takes, time.monotonic() + seconds
-        while self._plane.takes == before:
+        deadline = time.monotonic() + seconds
+        while self._plane.takes == self._takes:
             self.check_alive()
             if time.monotonic() > deadline:
                 raise WorkerFailed(f"it took no job within {seconds:.0f} s: {self.last_lines()}")
-            self._plane.wait_until(lambda: self._plane.takes > before, 0.1)
-        return time.monotonic() - self.started
+            self._plane.wait_until(lambda: self._plane.takes > self._takes, 0.1)
+        return time.monotonic() - self._started
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether start.sh has ended."""
+        return self._process.poll() is not None
 
     def check_alive(self) -> None:
         """Raise WorkerFailed if it has ended."""
