@@ -79,6 +79,9 @@ image-test: export SOURCES ?=
 image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURCES=/srv/git, see image/tests
 	$(BIN)/pytest image/tests -o pythonpath=". tests image/tests" --timeout 3600 -v -s
 
+gpu-proof: $(VENV)/.ready  ## show on a machine with a GPU what works and how fast: 8 minutes; report/
+	$(BIN)/python -m benchmarks.gpu --out report
+
 lock: $(VENV)/.ready  ## update image/*.lock; UPGRADE=--upgrade takes newer versions
 	cd image && $(LOCK) --python-version 3.10 build.in -o build.lock
 	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides a1111.in -o a1111.lock
@@ -104,4 +107,4 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	  -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
-.PHONY: help run serve test test-long lint fmt docs image-test lock demo-model clean
+.PHONY: help run serve test test-long lint fmt docs image-test gpu-proof lock demo-model clean

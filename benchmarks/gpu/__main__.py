@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import machine, proof
+from benchmarks.gpu import machine, proof, start
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.plane import Plane
@@ -30,7 +30,7 @@ from benchmarks.gpu.report import Report
 
 ENGINES = ("a1111", "embedded")
 MINUTES = 8.0
-LAST_SECONDS = 15.0  # to stop the worker and to write the report
+LAST_SECONDS = 25.0  # to stop the worker and to write the report
 TINY_NOTE = "A dry run with tiny models: it shows that every step runs. No figure means anything."
 CPU_NOTE = "On the CPU: no figure says anything about a GPU."
 
@@ -69,6 +69,7 @@ def prove(options: argparse.Namespace, folder: Path, environ: Mapping[str, str])
             rows += proof.run_steps(context, proof.RECORD if options.record else proof.STEPS)
             if engine == "a1111" and not options.record:
                 rows += proof.run_steps(context, proof.SECOND_START)
+            start.remove_links(context)
     if not engines:
         rows.append(proof.Row("-", "engines", proof.FAILED, reason="no engine is here"))
     on_cpu = environ.get("DEVICE") == "cpu"

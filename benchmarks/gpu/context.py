@@ -16,6 +16,7 @@ from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.plane import Job, Plane
 from benchmarks.gpu.worker_process import WorkerFailed, WorkerProcess, environment
 
+SAME_PICTURE = 1.0  # mean difference, in 255ths: the GPU may choose other kernels
 PROMPT = "a red circle on a blue background"
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 

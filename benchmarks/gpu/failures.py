@@ -7,13 +7,19 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from benchmarks.gpu.ballast import NoDriver, filled_gpu
-from benchmarks.gpu.context import Context, Outcome, Skipped, mean_difference, pixels
+from benchmarks.gpu.context import (
+    SAME_PICTURE,
+    Context,
+    Outcome,
+    Skipped,
+    mean_difference,
+    pixels,
+)
 from benchmarks.gpu.plane import POLL_SECONDS
 
 LONG: dict[str, Any] = {"steps": 150, "batch_size": 4, "seed": 3}
 IDLE_SECONDS = 30.0
 TOO_LARGE: dict[str, Any] = {"width": 4096, "height": 4096, "steps": 1, "batch_size": 4}
-SAME_PICTURE = 1.0  # mean difference, in 255ths: the GPU may choose other kernels
 
 
 def cancel_a_job(context: Context) -> Outcome:

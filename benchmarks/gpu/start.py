@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 from benchmarks.gpu import random_models
 from benchmarks.gpu.context import Context, Outcome, Skipped
@@ -134,3 +135,11 @@ def end(context: Context) -> Outcome:
     status = context.stop_worker()
     seconds = round(time.monotonic() - began, 2)
     return Outcome({"exit status": status, "seconds": seconds}, {"it ends with 0": status == 0})
+
+
+def remove_links(context: Context) -> None:
+    """Remove the links to the random models from A1111's folder."""
+    if context.engine == "a1111":
+        for path in Path(context.environ["WEBUI_DIR"], "models").rglob("*"):
+            if path.is_symlink() and path.readlink().is_relative_to(context.folder):
+                path.unlink()

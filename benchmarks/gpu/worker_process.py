@@ -20,9 +20,9 @@ from worker.config.settings import PROJECT, Settings
 
 # The operator's choices that the proof keeps; its folders and its address are its own.
 KEPT = {"a1111_speedups", "device", "log_level", "webui_args", "webui_python"}
-ROUTE_SECONDS = 30.0
-STOP_SECONDS = 30.0
-KILL_SECONDS = 10.0
+ROUTE_SECONDS = 10.0
+STOP_SECONDS = 12.0
+KILL_SECONDS = 3.0
 
 
 class WorkerFailed(Exception):
@@ -61,7 +61,7 @@ def environment(
         "DEFAULT_TEMPLATE": "none",
         "RUN_DIR": str(folder / f"run-{engine}"),
         "RESULT_LIMIT_MB": "0",
-        "SHUTDOWN_GRACE": "20",
+        "SHUTDOWN_GRACE": "10",
     }
 
 
