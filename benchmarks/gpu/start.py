@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.gpu import random_models
 from benchmarks.gpu.context import Context, Outcome, Skipped
+from benchmarks.gpu.speed import memory_in_use
 from worker.config.settings import PROJECT, Settings
 
 SPARE_BYTES = 2_000_000_000  # of the disk
@@ -90,7 +91,8 @@ def boot(context: Context, *flags: str) -> Outcome:
         "seconds of the start": job.output.get("startup"),
         "seconds of the first job": round(job.seconds, 2),
         "seconds to the first picture": round(until_picture, 2),
-        "health": health,
+        "health": {name: it for name, it in health.items() if name != "memory"},
+        "GB in use": memory_in_use(context),
         "log": about_the_gpu(worker.log()),
     }
     context.attention = str(health.get("attention"))
