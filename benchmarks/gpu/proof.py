@@ -18,6 +18,7 @@ from benchmarks.gpu.worker_process import WorkerFailed
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 NO_TIME = "no time left"
+PATIENCE_ON_CPU = 10  # a dry run must not fail because the machine is slow
 # What a step may raise because of the machine, the worker or its answers.
 FAILURES = (
     *(JobFailed, WorkerFailed, StepTooLong, OSError, ValueError, LookupError, TypeError),
@@ -131,7 +132,7 @@ def run_step(context: Context, step: Step) -> Row:
         return row
     began = time.monotonic()
     try:
-        with context.budget.step(step.limit):
+        with context.budget.step(step.limit * (PATIENCE_ON_CPU if context.on_cpu else 1)):
             outcome = step.run(context)
     except Skipped as reason:
         row.reason = str(reason)

@@ -15,7 +15,10 @@ from benchmarks.gpu import proof
 from benchmarks.gpu.__main__ import prove
 from worker.config.settings import PROJECT
 
-OPTIONS = Namespace(image="IMAGE", minutes=15.0, tiny=True, record=False)
+# No step may fail because the machine is slow.
+pytestmark = pytest.mark.timeout(1900)
+
+OPTIONS = Namespace(image="IMAGE", minutes=30.0, tiny=True, record=False)
 ON_THE_CPU = {"DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 
 
@@ -23,11 +26,10 @@ def statuses(rows):
     return {row["step"]: row["status"] for row in rows}
 
 
-@pytest.mark.timeout(900)
 def test_the_embedded_engine_passes_every_step_and_the_command_reports_it(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--engine", "embedded"]
     done = subprocess.run(
-        [*command, "--out", tmp_path / "out", "--work", tmp_path, "--minutes", "15"],
+        [*command, "--out", tmp_path / "out", "--work", tmp_path, "--minutes", "30"],
         cwd=PROJECT,
         env=os.environ | ON_THE_CPU,
         capture_output=True,
@@ -50,7 +52,7 @@ def a1111(tmp_path):
     fake = environment(tmp_path, port=0)
     (tmp_path / "webui").mkdir()
     (tmp_path / "webui/webui.py").write_text(WEBUI_PY)
-    slow = json.dumps([{"fault": "slow_steps", "seconds": 0.02, "times": FOREVER}])
+    slow = json.dumps([{"fault": "slow_steps", "seconds": 0.05, "times": FOREVER}])
     names = ("PATH", "WEBUI_DIR", "WEBUI_PYTHON")
     given = {name: fake[name] for name in names} | ON_THE_CPU
     return {
