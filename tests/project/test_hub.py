@@ -6,7 +6,8 @@ import pytest
 from fakes.gpu import CUDA_121
 
 from worker.config.credentials import CREDENTIALS
-from worker.config.preflight import Gpu, gpu_findings
+from worker.config.gpu import gpu_findings
+from worker.config.nvidia_smi import Gpu
 from worker.config.settings import PROJECT, Settings
 from worker.job.request import parse
 
@@ -31,7 +32,7 @@ POOLS = {
 
 def works(capability):
     gpu = Gpu.read(f"a GPU, {capability}, 580.95.05, 24564, 24217")
-    return gpu_findings([gpu], CUDA_121, ()) == []
+    return not list(gpu_findings(gpu, CUDA_121, Settings(engine="a1111")))
 
 
 def test_exactly_the_gpus_that_work_are_offered_with_cuda_not_older_than_torchs():
