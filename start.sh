@@ -271,8 +271,8 @@ engine_exited() {
     remove_cache
     start_engine
   elif [[ $status == "$EXIT_UNFIT_MACHINE" ]]; then
-    give_up "$EXIT_UNFIT_MACHINE" "$status" "the engine cannot use the GPU, and is not restarted; its\
- last line shows why"
+    give_up "$EXIT_UNFIT_MACHINE" "$status" "the engine cannot use the GPU, as its last line\
+ explains: use another machine or repair its driver, or set DEVICE=cpu to compute on the CPU"
   else
     # An engine that could not boot once will not boot the next time.
     give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was\

@@ -56,10 +56,6 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket) -> None:
     """Serve until a signal ends the process."""
     # imported here: they take seconds to import, and need a newer Python than this module does
-    import uvicorn  # noqa: PLC0415
-
-    from engine.api.generation import Engine  # noqa: PLC0415
-    from engine.api.server import create_app  # noqa: PLC0415
     from engine.models import placement  # noqa: PLC0415
 
     try:
@@ -67,6 +63,12 @@ def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket)
     except placement.NoGpu as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(EXIT_UNFIT_MACHINE)
+
+    import uvicorn  # noqa: PLC0415
+
+    from engine.api.generation import Engine  # noqa: PLC0415
+    from engine.api.server import create_app  # noqa: PLC0415
+
     engine = Engine(arguments.data_dir.resolve(), options, arguments.threads)
 
     class Server(uvicorn.Server):

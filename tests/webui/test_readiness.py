@@ -107,6 +107,12 @@ def test_a_dead_engine_is_reported_at_the_next_poll(world):
     assert world.now < 0.8
 
 
+def test_an_engine_that_ended_because_it_cannot_use_the_gpu_is_reported_as_that(world):
+    world.report("failed 71")
+    with pytest.raises(GpuNotUsed, match="Exit status 71: the engine cannot use the GPU"):
+        world.readiness(loras=MISSING).wait(30)
+
+
 def test_an_engine_that_is_being_restarted_makes_no_first_picture(world):
     """It still answers, but not for long."""
     world.report("restarting 0")

@@ -36,6 +36,7 @@ from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 log = logging.getLogger(__name__)
 
 _NO_CUDA = {"error": "unavailable"}  # other errors only mean that the figures are not available
+EXIT_NO_GPU = 71  # of the embedded engine
 FIRST_PICTURE = {"prompt": "", "steps": 1, "width": 64, "height": 64, "seed": 1}
 
 
@@ -137,7 +138,8 @@ class Readiness:
         while True:
             process = self._supervisor.engine()
             if process.is_gone:
-                raise EngineNotReady(f"the engine's process ended. {likely_causes(process)}")
+                kind = GpuNotUsed if process.status == EXIT_NO_GPU else EngineNotReady
+                raise kind(f"the engine's process ended. {likely_causes(process)}")
             if process.state == "restarting":  # an answer would come from the old process
                 self._pause(deadline, "it is being restarted.")
                 continue
@@ -266,7 +268,7 @@ def check_gpu(memory: Mapping[str, Any]) -> int | None:
 _BY_STATUS = {
     1: "Exit status 1: the port is in use, config.json or the cache is damaged, or a package is"
     " missing.",
-    71: "Exit status 71: the engine cannot use the GPU.",
+    EXIT_NO_GPU: f"Exit status {EXIT_NO_GPU}: the engine cannot use the GPU.",
     2: "Exit status 2: WEBUI_ARGS has an unknown flag.",
     126: "Exit status 126: WEBUI_PYTHON cannot be executed.",
     127: "Exit status 127: WEBUI_PYTHON or the engine's folder does not exist.",
