@@ -34,26 +34,26 @@ def oldest_driver(cuda: str, capability: Capability | None) -> tuple[int, ...]:
     return for_cuda
 
 
+def has_code(capability: Capability) -> bool:
+    """Whether the images' torch can compute on these GPUs: all from Volta to Blackwell."""
+    return (7, 0) <= capability < (13, 0)
+
+
+def has_xformers(capability: Capability) -> bool:
+    """Whether A1111 uses xformers on these GPUs; on others it uses torch's own attention."""
+    return XFORMERS[0] <= capability <= XFORMERS[1]
+
+
 # Cards -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards of one kind, with their compute capability and their memory in GB."""
+    """Cards of one compute capability, and the sizes of their memory in GB."""
 
     names: str
     capability: Capability
     memory: tuple[int, ...]
-
-    @property
-    def has_kernels(self) -> bool:
-        """Whether the images' torch has code for them: from its oldest architecture on."""
-        return self.capability >= (7, 0)
-
-    @property
-    def has_xformers(self) -> bool:
-        """Whether A1111 uses xformers on them; elsewhere torch's own attention."""
-        return XFORMERS[0] <= self.capability <= XFORMERS[1]
 
 
 # RunPod's pools, with the names of hub.json's `gpuIds`, from docs.runpod.io/references/gpu-types
@@ -81,19 +81,29 @@ POOLS: dict[str, tuple[Cards, ...]] = {
     "BLACKWELL_180": (Cards("B200", (10, 0), (180,)),),
 }
 
-# Cards that people own or rent elsewhere, by age; developer.nvidia.com/cuda-gpus has all.
+# Cards that people own or rent elsewhere: developer.nvidia.com/cuda-gpus and cuda-legacy-gpus.
 OTHER_CARDS = (
-    Cards("GTX 900, Tesla M40 and older", (5, 2), (2, 24)),
-    Cards("GTX 10, Tesla P4 and P40", (6, 1), (2, 24)),
+    Cards("GTX 900, Tesla M40 and M60", (5, 2), (2, 4, 8, 12, 24)),
     Cards("Tesla P100", (6, 0), (12, 16)),
+    Cards("GTX 10, Tesla P4 and P40", (6, 1), (2, 4, 6, 8, 11, 24)),
     Cards("V100, Titan V", (7, 0), (12, 16, 32)),
-    Cards("GTX 16", (7, 5), (4, 6)),
-    Cards("RTX 20, T4", (7, 5), (6, 8, 11, 16)),
-    Cards("RTX 30, A2, A10", (8, 6), (4, 6, 8, 10, 12, 16, 24)),
+    Cards("GTX 16, RTX 20, T4", (7, 5), (4, 6, 8, 11, 16)),
     Cards("A30, A100 with 40 GB", (8, 0), (24, 40)),
+    Cards("RTX 30, A2, A10", (8, 6), (4, 6, 8, 10, 12, 16, 24)),
     Cards("RTX 40", (8, 9), (6, 8, 12, 16, 24)),
-    Cards("RTX 50, RTX PRO Blackwell", (12, 0), (8, 12, 16, 24, 32, 96)),
     Cards("B300", (10, 3), (288,)),
+    Cards("RTX 50, RTX PRO Blackwell", (12, 0), (8, 12, 16, 24, 32, 48, 72, 96)),
+)
+
+# NVIDIA's generations, each with its compute capabilities and cards that many know.
+GENERATIONS = (
+    ("Maxwell, Pascal", ((5, 0), (6, 1)), "GTX 900, GTX 10, P100"),
+    ("Volta", ((7, 0), (7, 0)), "V100"),
+    ("Turing", ((7, 5), (7, 5)), "GTX 16, RTX 20, T4"),
+    ("Ampere", ((8, 0), (8, 6)), "RTX 30, RTX A5000, A40, A100"),
+    ("Ada", ((8, 9), (8, 9)), "RTX 40, L4, L40S"),
+    ("Hopper", ((9, 0), (9, 0)), "H100, H200"),
+    ("Blackwell", ((10, 0), (12, 0)), "RTX 50, RTX PRO 6000, B200, B300"),
 )
 
 # `allowedCudaVersions` of hub.json: the newest CUDA that a host's driver supports. RunPod compares
