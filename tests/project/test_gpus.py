@@ -6,8 +6,10 @@ import math
 import pytest
 
 from worker.config import gpus
+from worker.config.settings import PROJECT
 from worker.formats import stable_diffusion
 
+SDXL = next(picture for picture in gpus.PICTURES if picture.name == "SDXL, 1024x1024")
 CARDS = [*itertools.chain(*gpus.POOLS.values()), *gpus.OTHER_CARDS]
 each_card = pytest.mark.parametrize("cards", CARDS, ids=lambda cards: cards.names)
 
@@ -36,9 +38,20 @@ def test_each_card_belongs_to_one_generation_and_all_of_that_generation_need_one
 
 def test_every_pool_of_runpod_can_draw_the_default_template():
     smallest = {pool: min(kind.memory[0] for kind in kinds) for pool, kinds in gpus.POOLS.items()}
-    sdxl = next(picture for picture in gpus.PICTURES if picture.name == "SDXL, 1024x1024")
     assert [
-        pool for pool, gb in smallest.items() if gb < gpus.size_for(sdxl.memory(single=True))
+        pool for pool, gb in smallest.items() if gb < gpus.size_for(SDXL.memory(single=True))
+    ] == []
+
+
+def test_the_documents_name_the_same_memory():
+    sdxl, sd1 = gpus.size_for(SDXL.memory(single=True)), gpus.size_for(gpus.SMALLEST_GPU)
+    sentences = {
+        "README.md": f"SDXL needs {sdxl} GB of GPU memory, SD1 needs {sd1} GB.",
+        "README.tr.md": f"SDXL {sdxl} GB, SD1 ise {sd1} GB GPU belleği ister.",
+        "docs/gpus.md": f"plan with {sdxl} GB for SDXL at 1024x1024",
+    }
+    assert [
+        page for page, text in sentences.items() if text not in (PROJECT / page).read_text()
     ] == []
 
 

@@ -58,9 +58,10 @@ class Cards:
 
 # RunPod's pools, with the names of hub.json's `gpuIds`, from docs.runpod.io/references/gpu-types
 # and, for ADA_32_PRO and Blackwell, from RunPod's table in runpod/flash (core/resources/gpu.py).
-# RunPod tries them in this order: two consumer cards that are fast for their price, then by price
-# (docs.runpod.io/serverless/pricing). RunPod also rents slices (MIG) of the RTX PRO 6000 with 24
-# and 48 GB, but documents no pool for them.
+# Their order is a preference, where RunPod regards one: two consumer cards that are fast for their
+# price, then by price (docs.runpod.io/serverless/pricing), with 16 GB behind 24 because SDXL just
+# fits. RunPod also rents slices (MIG) of the RTX PRO 6000 with 24 and 48 GB, but documents no pool
+# for them.
 POOLS: dict[str, tuple[Cards, ...]] = {
     "ADA_24": (Cards("RTX 4090", (8, 9), (24,)),),
     "ADA_32_PRO": (Cards("RTX 5090", (12, 0), (32,)),),
