@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +20,9 @@ from fakes.gpu import (
     write_worker_python,
 )
 
-from worker.config import gpu, preflight
-from worker.config.gpu import choose, gpu_findings, oldest_driver, values_of
+from worker.config import gpu, gpus, preflight
+from worker.config.gpu import choose, gpu_findings, values_of
+from worker.config.gpus import oldest_driver
 from worker.config.nvidia_smi import Gpu, with_report
 from worker.config.preflight import MachineLimits
 from worker.config.settings import PROJECT, Settings
@@ -103,6 +105,14 @@ A1111 = """
     580  xformers xformers xformers xformers sdp sdp
 """
 EMBEDDED = A1111.replace("xformers", "sdp")
+
+
+def test_the_documents_name_what_torch_was_built_for():
+    build = gpu.torch_build(Path(sys.executable), 60)
+    assert (gpus.CUDA, [*gpus.ARCHITECTURES]) == (CUDA_128["cuda"], CUDA_128["architectures"])
+    if not build or build["cuda"] is None:
+        pytest.skip("this Python's torch was built for the CPU")
+    assert (build["cuda"], build["architectures"]) == (gpus.CUDA, [*gpus.ARCHITECTURES])
 
 
 def cells():

@@ -19,23 +19,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from worker.config import nvidia_smi
+from worker.config.gpus import SMALLEST_GPU, WEIGHTS_OF_SD1, has_xformers, oldest_driver
 from worker.config.nvidia_smi import Gpu
 from worker.config.settings import PROJECT, Settings
 
 DEVICE_FILE = Path("/dev/nvidiactl")  # the driver's; it exists in each container with a GPU
 
-# CUDA's major version -> oldest driver that runs it, whatever its minor version:
-# docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
-OLDEST_DRIVER = {"11": (450, 80, 2), "12": (525, 60, 13), "13": (580, 65, 6)}
-# Oldest driver that knows Blackwell: that of CUDA 12.8, the first toolkit with its compute
-# capabilities (docs.nvidia.com/cuda/archive/12.8.0/cuda-toolkit-release-notes).
-BLACKWELL, OLDEST_DRIVER_OF_BLACKWELL = 10, (570,)
-SMALLEST_GPU = 3500  # MiB: SD1 at 512x512 in half precision
-WEIGHTS_OF_SD1 = 2000  # MiB, in half precision
 SMALL_MEMORY_FLAGS = {"--lowvram", "--medvram", "--medvram-sdxl"}
 
-# Compute capabilities for which xformers has kernels, and for which A1111 v1.9.3 uses it.
-XFORMERS = ((7, 5), (9, 0))
 _OPERATORS_ATTENTION = re.compile(r"--(force-enable-)?xformers|--opt-[a-z0-9-]*attention[a-z0-9-]*")
 
 ON_THE_CPU = "set DEVICE=cpu to compute on the CPU, which takes minutes for each picture"
@@ -310,14 +301,6 @@ def _torch_findings(gpu: Gpu, torch: Mapping[str, Any], settings: Settings) -> I
         )
 
 
-def oldest_driver(cuda: str, capability: tuple[int, int] | None) -> tuple[int, ...]:
-    """The oldest driver that runs this version of CUDA on a GPU of this compute capability."""
-    for_cuda = OLDEST_DRIVER.get(cuda.partition(".")[0], ())
-    if capability and capability[0] >= BLACKWELL:
-        return max(for_cuda, OLDEST_DRIVER_OF_BLACKWELL)
-    return for_cuda
-
-
 def _memory_findings(gpu: Gpu, settings: Settings) -> Iterator[Finding]:
     if SMALL_MEMORY_FLAGS.intersection(engine_flags(settings)):
         return
@@ -377,7 +360,7 @@ def attention(
     chosen = next(filter(_OPERATORS_ATTENTION.fullmatch, engine_flags(settings)), None)
     if chosen:
         return chosen
-    serves = capability and XFORMERS[0] <= capability <= XFORMERS[1]
+    serves = capability and has_xformers(capability)
     return "xformers" if settings.engine == "a1111" and serves and torch.get("xformers") else "sdp"
 
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from worker.config.gpu import ON_THE_CPU, SMALLEST_GPU
+from worker.config.gpu import ON_THE_CPU
+from worker.config.gpus import SMALLEST_GPU
 from worker.errors import (
     CacheDamaged,
     ConnectionLost,
