@@ -324,26 +324,38 @@ NO_DRIVER = (
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that"
     " the latest NVIDIA driver is installed and running."
 )
-NOTHING = "neither nvidia-smi nor the driver's device files are here"
+NO_DEVICE = "No devices were found"
+UNUSABLE = "nvidia-smi finds no usable GPU (NVIDIA-SMI has failed because it couldn't"
+CPU = "nothing promises an NVIDIA GPU here, so the engine computes on the CPU"
 WITHOUT = [
     # nvidia-smi's status and text (None: not installed), the device file, RunPod's number of GPUs;
-    # what start.sh does with A1111 and with the embedded engine, and a part of the sentence
-    (None, "", False, "", "71", "cpu sdp", NOTHING),
-    (None, "", False, "0", "71", "cpu sdp", NOTHING),
-    (None, "", False, "1", "71", "71", f"RUNPOD_GPU_COUNT=1, but {NOTHING}: start the container"),
-    (None, "", True, "", "cuda sdp", "cuda sdp", ""),  # the image has no nvidia-smi
-    (9, NO_DRIVER, False, "", "71", "cpu sdp", "couldn't communicate with the NVIDIA driver"),
-    (9, NO_DRIVER, False, "2", "71", "71", "RUNPOD_GPU_COUNT=2, but nvidia-smi finds no usable"),
-    (9, NO_DRIVER, True, "", "71", "71", "Nvidia-smi finds no usable GPU (NVIDIA-SMI has failed"),
-    (6, "No devices were found", False, "", "71", "cpu sdp", "(No devices were found)"),
+    # what start.sh does with A1111 and with the embedded engine, and a part of what it logs
+    (None, "", False, "", "71", "cpu sdp", "There is no NVIDIA GPU here, and A1111 needs", CPU),
+    (None, "", False, "0", "71", "cpu sdp", "There is no NVIDIA GPU here, and A1111 needs", CPU),
+    (None, "", False, "1", "71", "71", *["RUNPOD_GPU_COUNT=1, but nvidia-smi and the driver"] * 2),
+    (None, "", True, "", "cuda sdp", "cuda sdp", "", ""),  # the image has no nvidia-smi
+    (9, NO_DRIVER, False, "", "71", "cpu sdp", UNUSABLE, f"{CPU} (nvidia-smi: NVIDIA-SMI has"),
+    (9, NO_DRIVER, False, "2", "71", "71", UNUSABLE, UNUSABLE),
+    (9, NO_DRIVER, True, "", "71", "71", UNUSABLE, UNUSABLE),
+    (6, NO_DEVICE, False, "", "71", "cpu sdp", f"({NO_DEVICE})", f"{CPU} (nvidia-smi: {NO_DEVICE}"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "has_file", "count", "a1111", "embedded", "part"), WITHOUT
+    ("status", "text", "has_file", "count", "a1111", "embedded", "of_a1111", "of_embedded"), WITHOUT
 )
 def test_only_a_machine_that_promises_no_gpu_computes_on_the_cpu_and_says_so(
-    machine, monkeypatch, caplog, status, text, has_file, count, a1111, embedded, part
+    machine,
+    monkeypatch,
+    caplog,
+    status,
+    text,
+    has_file,
+    count,
+    a1111,
+    embedded,
+    of_a1111,
+    of_embedded,
 ):
     caplog.set_level(logging.INFO)
     if status is not None:
@@ -352,15 +364,12 @@ def test_only_a_machine_that_promises_no_gpu_computes_on_the_cpu_and_says_so(
         monkeypatch.setattr(gpu.nvidia_smi.shutil, "which", lambda _: None)
     if has_file:
         machine.device_file.touch()
-    for engine, does in zip(ENGINES, (a1111, embedded), strict=True):
+    outcomes = zip(ENGINES, (a1111, embedded), (of_a1111, of_embedded), strict=True)
+    for engine, does, part in outcomes:
         started = machine.start(engine, RUNPOD_GPU_COUNT=count)
         assert started.does == does
-        if does == "cpu sdp":
-            logged = [*started.sentences, caplog.messages[-1] if caplog.messages else ""]
-            assert "engine computes on the CPU" in "".join(logged)
-        else:
-            assert part in "".join(started.sentences)
-            assert ("DEVICE=cpu" in "".join(started.sentences)) == (does == "71")
+        assert part in " ".join([*started.sentences, *caplog.messages])
+        assert ("DEVICE=cpu" in "".join(started.sentences)) == (does == "71")
         assert machine.start(engine, RUNPOD_GPU_COUNT=count, DEVICE="cpu").does == "cpu sdp"
 
 

@@ -32,7 +32,7 @@ _OPERATORS_ATTENTION = re.compile(r"--(force-enable-)?xformers|--opt-[a-z0-9-]*a
 ON_THE_CPU = "set DEVICE=cpu to compute on the CPU, which takes minutes for each picture"
 _NAMES = {"a1111": "A1111", "embedded": "the embedded engine"}
 
-log = logging.getLogger("worker.config.preflight")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,39 +128,37 @@ def _without_gpus(
     settings: Settings, answer: nvidia_smi.Answer | None
 ) -> tuple[list[Finding], Compute]:
     on_gpu = Compute("cuda", attention(settings, None, {}))
-    on_cpu = Compute("cpu", attention(settings, None, {}))
     if answer is None and DEVICE_FILE.exists():
         return [], on_gpu  # without the driver's tools nothing else can be checked
-    problem = _why_none(answer)
-    if counts_gpus(settings) or DEVICE_FILE.exists() or (answer and answer.proves_a_gpu):
+    problem = _why_none(settings, answer)
+    promised = counts_gpus(settings) or DEVICE_FILE.exists() or (answer and answer.proves_a_gpu)
+    if promised or settings.engine == "a1111":
+        return [Finding(f"{problem}; or {ON_THE_CPU}.")], on_gpu
+    log.log(
+        logging.INFO if answer is None else logging.WARNING,
+        "nothing promises an NVIDIA GPU here, so the engine computes on the CPU%s",
+        f" (nvidia-smi: {answer.remarks})" if answer else "",
+    )
+    return [], Compute("cpu", attention(settings, None, {}))
+
+
+def _why_none(settings: Settings, answer: nvidia_smi.Answer | None) -> str:
+    if answer is None:
+        problem = "There is no NVIDIA GPU here, and A1111 needs one"
         if counts_gpus(settings):
-            problem = f"RUNPOD_GPU_COUNT={settings.runpod_gpu_count}, but {problem}"
-        return [Finding(_sentence(problem, answer))], on_gpu
-    if settings.engine == "a1111":
-        sentence = f"There is no NVIDIA GPU here, and A1111 needs one: {problem}"
-        return [Finding(_sentence(sentence, answer))], on_gpu
-    if answer is not None:
-        return [Finding(f"{problem}, so the engine computes on the CPU.", fatal=False)], on_cpu
-    log.info("there is no NVIDIA GPU here: the engine computes on the CPU")
-    return [], on_cpu
-
-
-def _why_none(answer: nvidia_smi.Answer | None) -> str:
-    if answer is None:
-        return "neither nvidia-smi nor the driver's device files are here"
-    if "not a valid field" in answer.remarks:  # drivers know compute_cap since 510
-        return f"the NVIDIA driver is too old ({answer.remarks})"
-    return f"nvidia-smi finds no usable GPU ({answer.remarks})"
-
-
-def _sentence(problem: str, answer: nvidia_smi.Answer | None) -> str:
-    remedy = "install or repair the NVIDIA driver of the host; a Blackwell GPU needs 570 or newer"
-    if answer is None:
-        remedy = (
-            "start the container with `--gpus all`, and install the NVIDIA Container Toolkit on the"
-            " host"
+            count = settings.runpod_gpu_count
+            problem = f"RUNPOD_GPU_COUNT={count}, but nvidia-smi and the driver are not here"
+        return (
+            f"{problem}: start the container with `--gpus all`, and install the NVIDIA Container"
+            " Toolkit on the host"
         )
-    return f"{problem[0].upper()}{problem[1:]}: {remedy}; or {ON_THE_CPU}."
+    problem = "nvidia-smi finds no usable GPU"
+    if "not a valid field" in answer.remarks:  # drivers know compute_cap since 510
+        problem = "The NVIDIA driver is too old"
+    return (
+        f"{problem} ({answer.remarks}): install or repair the NVIDIA driver of the host; a"
+        " Blackwell GPU needs 570 or newer"
+    )
 
 
 # Which GPU --------------------------------------------------------------------------------------
