@@ -35,7 +35,7 @@ class Gpu:
 
     Attributes:
         uuid: its UUID; empty if unknown.
-        is_mig: it is divided into MIG slices, and its memory is not that of our slice.
+        is_mig: it is divided into MIG slices, and the free memory is that of all of them.
         broken: why it must be reset before it can compute; empty if it need not.
         worries: sentences about errors with which it can still compute.
     """
@@ -144,7 +144,6 @@ def _with_entry(gpu: Gpu, entry: ElementTree.Element) -> Gpu:
         gpu,
         uuid=_text(entry, "uuid"),
         is_mig=is_mig,
-        total=None if is_mig else gpu.total,
         free=None if is_mig else gpu.free,
         broken=gpu.broken or _why_broken(entry),
         worries=tuple(_worries(entry)),
