@@ -36,7 +36,7 @@ run: export JOB_TEMPLATE = $(value TEMPLATE)
 run: export JOB = $(JOB_SCRIPT)
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.ready  ## make a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
 	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
@@ -66,6 +66,13 @@ lint: $(VENV)/.ready  ## check code, scripts, Dockerfile, requirements and YAML 
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
+
+# The programs that use these files, without a daemon. Not in `lint`, which also runs without Docker;
+# CI runs both. BAKE_TARGETS are all targets of the file.
+check-docker: BAKE_TARGETS = $(shell sed -n 's/^target "\([^"]*\)".*/\1/p' docker-bake.hcl)
+check-docker:  ## check compose.yaml and docker-bake.hcl with docker itself; needs no daemon
+	docker compose --profile '*' config --quiet
+	docker buildx bake -f docker-bake.hcl --print $(BAKE_TARGETS) > /dev/null
 
 fmt: $(VENV)/.ready  ## format the code
 	$(BIN)/ruff check --fix .
@@ -107,4 +114,4 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	  -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
-.PHONY: help run serve test test-long lint fmt docs image-test gpu-proof lock demo-model clean
+.PHONY: help run serve test test-long lint check-docker fmt docs image-test gpu-proof lock demo-model clean

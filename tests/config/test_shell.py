@@ -11,6 +11,7 @@ import threading
 import pytest
 from fakes.gpu import write_program
 
+from worker.config.gpu import Compute
 from worker.config.settings import PROJECT, Settings
 from worker.config.shell import assignments, for_start_sh
 
@@ -50,12 +51,17 @@ def start_sh(project, functions, **environ):
 def test_bash_reads_back_the_values_that_python_wrote():
     environ = {"WEBUI_DIR": "/x y/$(HOME);z", "ENGINE_RESTART_WINDOW": "0.5"}
     environ["WEBUI_ARGS"] = "--medvram 'a b' \"$(exit 1)\""
-    shell = for_start_sh(Settings.from_environ(environ), environ) + assignments({"none": None})
-    names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "${WEBUI_ARGS[@]}"'
+    compute = Compute("cuda", "sdp", "an 'RTX'", ("CUDA_VISIBLE_DEVICES=1",))
+    shell = for_start_sh(Settings.from_environ(environ), compute, environ)
+    shell += assignments({"none": None})
+    names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "$ENGINE_GPU"'
+    names += ' "${WEBUI_ARGS[@]}" "${ENGINE_ENVIRONMENT[@]}"'
     read = bash(f'{shell}printf "%s\\n" {names}')
 
-    texts = ["/x y/$(HOME);z", "/x y/$(HOME);z/venv/bin/python", "500", ""]
-    assert read.stdout.splitlines() == [*texts, "--medvram", "a b", "$(exit 1)"]
+    texts = ["/x y/$(HOME);z", "/x y/$(HOME);z/venv/bin/python", "500", "", "an 'RTX'"]
+    assert read.stdout.splitlines() == [
+        *(*texts, "--medvram", "a b", "$(exit 1)", "CUDA_VISIBLE_DEVICES=1")
+    ]
 
 
 def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
