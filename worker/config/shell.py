@@ -18,6 +18,8 @@ from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.errors import ConfigError
 
 _FOR_START_SH = (
+    # Its assignment also changes the variable of the environment, which A1111's extension reads.
+    "a1111_speedups",
     "engine",
     "engine_restart_window",
     "max_engine_restarts",
