@@ -93,6 +93,11 @@ class Settings(BaseModel):
     webui_args: tuple[str, ...] = Field(
         (), description="More flags for A1111; quotes work as in a shell."
     )
+    a1111_speedups: bool = Field(
+        True,
+        description="Whether A1111 draws with the speed parts of"
+        " [the worker's extension](modules/a1111-extension.md).",
+    )
     models_dir: Path = Field(
         default_factory=_default_models_dir,
         description="Folder of the model store. Default: `/runpod-volume/models` if that volume is"
