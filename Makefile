@@ -76,14 +76,16 @@ docs: $(VENV)/.ready  ## update the generated parts of the documents
 
 image-test: export BASES ?=
 image-test: export SOURCES ?=
+# Without overlay each layer would be a whole copy of the image.
+image-test: export STORAGE_DRIVER ?= overlay
 image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURCES=/srv/git, see image/tests
 	$(BIN)/pytest image/tests -o pythonpath=". tests image/tests" --timeout 3600 -v -s
 
 lock: $(VENV)/.ready  ## update image/*.lock; UPGRADE=--upgrade takes newer versions
 	cd image && $(LOCK) --python-version 3.10 build.in -o build.lock
-	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides a1111.in -o a1111.lock
+	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides --override torch.overrides a1111.in -o a1111.lock
 	cd image && $(LOCK) --python-version 3.10 ../requirements.txt -o worker.lock
-	cd image && $(LOCK) --python-version 3.12 ../requirements-engine.txt -o embedded.lock
+	cd image && $(LOCK) --python-version 3.12 --override torch.overrides ../requirements-engine.txt -o embedded.lock
 
 demo-model: $(VENV)/.ready  ## train the demo model again: two hours on two cores
 	$(BIN)/python -m training
