@@ -31,6 +31,7 @@ SHARED_LIBRARIES = (  # of a CPython
     " zlib1g"
 )
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+BEFORE_TORCH_210 = "45baf75"
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -46,6 +47,21 @@ def new_container(tmp_path: Path) -> Iterator[Any]:
     yield new
     for container in made:
         container.remove()
+
+
+@pytest.fixture(scope="session")
+def old_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The worker of the images with torch 2.1 and 2.13, before the ones with torch 2.10."""
+    folder = tmp_path_factory.mktemp("old")
+    git = ["git", "-C", str(PROJECT)]
+    if subprocess.run([*git, "cat-file", "-e", BEFORE_TORCH_210], check=False).returncode:
+        pytest.skip(f"this checkout does not have the commit {BEFORE_TORCH_210}")
+    paths = ("model_manager.py", "runpod_sdk.py", "templates.json", "worker")
+    archive = ["archive", BEFORE_TORCH_210, *paths]
+    with subprocess.Popen([*git, *archive], stdout=subprocess.PIPE) as tar:
+        run("tar", "x", "-C", folder, stdin=tar.stdout)
+    folder.chmod(0o755)
+    return folder
 
 
 # Build arguments of the Dockerfile --------------------------------------------------------------
@@ -142,3 +158,10 @@ def build(base_arguments: list[str]) -> Any:
         return tag, time.monotonic() - began
 
     return build
+
+
+@pytest.fixture(params=["a1111", "embedded"])
+def each_image(request: pytest.FixtureRequest, build: Any) -> tuple[str, str]:
+    """The target and the tag of both images."""
+    arguments = request.getfixturevalue("sources") if request.param == "a1111" else ()
+    return request.param, build(request.param, *arguments)[0]
