@@ -149,10 +149,11 @@ RUN --mount=type=secret,id=civitai_api_key \
 
 FROM embedded-system AS embedded-app
 WORKDIR /app
+COPY benchmarks benchmarks
 COPY demo models
 COPY templates.json test_input.json ./
 COPY engine engine
-COPY image/entrypoint.sh image/healthcheck.sh image/
+COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
 COPY worker worker
 RUN python3.12 -m compileall -q -j 0 .
@@ -191,6 +192,7 @@ LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
 
 FROM a1111-system AS a1111-app
 WORKDIR /app
+COPY benchmarks benchmarks
 COPY templates.json test_input.json ./
 COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
