@@ -11,6 +11,7 @@ here=$(dirname -- "${BASH_SOURCE[0]}")
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
 
+export TMPDIR=$tools
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 export UV_BUILD_CONSTRAINT=$here/build.lock  # to build the few packages that have no wheel
 export UV_COMPILE_BYTECODE=1
@@ -25,6 +26,7 @@ uv=$tools/bin/uv
 "$uv" pip install --python "$2" --no-deps --require-hashes -r "$3"
 
 cd "$2/lib/python$1/site-packages"
+shopt -s globstar
 while read -r pattern; do
   # shellcheck disable=SC2086  # a pattern of files
   [[ -z $pattern || $pattern == \#* ]] || rm -rf $pattern
