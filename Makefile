@@ -97,7 +97,7 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'The embedded engine needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@echo 'Installing into $(VENV): 2 to 5 minutes; 1.7 GB with the CPU build of torch, 6 GB with CUDA.'
+	@echo 'Installing into $(VENV): 2 to 5 minutes; 1.7 GB with the CPU build of torch, 8 GB with CUDA.'
 	flags='$(PIP_FLAGS)'; \
 	if [ -z "$$flags" ] && ! command -v nvidia-smi >/dev/null \
 	  && curl -sfI --max-time 5 -o /dev/null $(CPU_TORCH)/torch/; \
