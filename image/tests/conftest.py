@@ -160,7 +160,7 @@ def build(base_arguments: list[str]) -> Any:
     return build
 
 
-@pytest.fixture(params=["a1111", "embedded"])
+@pytest.fixture(scope="session", params=["a1111", "embedded"])
 def each_image(request: pytest.FixtureRequest, build: Any) -> tuple[str, str]:
     """The target and the tag of both images."""
     arguments = request.getfixturevalue("sources") if request.param == "a1111" else ()
