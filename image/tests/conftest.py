@@ -23,6 +23,7 @@ import pytest
 from containers import ISOLATION, Container, buildah, run
 from fakes.a1111.process import free_port
 
+from worker.config.ports import why_not_free
 from worker.config.settings import PROJECT
 
 DEBIAN = "http://deb.debian.org/debian"
@@ -127,7 +128,8 @@ def sources() -> Iterator[list[str]]:
     folder = os.environ.get("SOURCES")
     if not folder:
         pytest.skip("SOURCES is not set: no git repositories of A1111 and its dependencies")
-    port = free_port()
+    # Git's own port where it is free: with the same build arguments buildah uses its cache.
+    port = free_port() if why_not_free("127.0.0.1", 9418) else 9418
     settings = ("uploadpack.allowAnySHA1InWant=true", "uploadpack.allowFilter=true")
     options = [word for setting in (*settings, "safe.directory=*") for word in ("-c", setting)]
     where = ("--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}", folder)
