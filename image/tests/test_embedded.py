@@ -62,14 +62,14 @@ def test_a_job_from_the_command_line_leaves_a_picture(image, new_container):
     assert str(picture.stat().st_uid) == checks.WORKER
 
 
-def test_the_worker_stays_root_if_only_root_may_write_the_volume(image, new_container):
+def test_where_runpod_counts_a_gpu_and_none_is_there_it_ends_instead_of_using_the_cpu(
+    image, new_container
+):
     container = new_container(image)
-    store = container.file("/models")
-    (store / "blobs").mkdir()
-    container.start(JOB_TIMEOUT="soon")
+    container.start(RUNPOD_GPU_COUNT="1")
 
-    assert container.process.wait(60) == 78
-    assert "stays root, because user 1000 cannot write /models/blobs" in container.text()
+    assert container.process.wait(60) == 71
+    assert "RUNPOD_GPU_COUNT=1, but neither nvidia-smi" in container.text()
 
 
 def test_a_container_starts_again_after_root_has_made_a_folder_on_its_volume(image, new_container):
@@ -85,6 +85,8 @@ def test_a_container_starts_again_after_root_has_made_a_folder_on_its_volume(ima
             run("chown", checks.WORKER, folder)  # what the entry point advises
         container.start("--test_input", job, OUTPUT_DIR="/outputs")
         assert container.process.wait(BOOT) == 0, container.text()
+        stays_root = "stays root, because user 1000 cannot write /models/made-by-root"
+        assert (stays_root in container.text()) == (user == "0")
         pictures = sorted(
             container.file("/outputs").rglob("*.png"), key=lambda p: p.stat().st_mtime
         )
