@@ -182,6 +182,8 @@ RUN folder=$(mktemp -d) \
  && rm -r "$folder"
 ARG REVISION=unknown
 ARG VERSION=unknown
+# For the report of benchmarks/gpu.
+ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by diffusers" \
       org.opencontainers.image.licenses="MIT" \
@@ -227,6 +229,8 @@ RUN "$PYTHON" -c "import handler" \
  && setpriv --reuid=worker --regid=worker --clear-groups "$PYTHON" model_manager.py prepare-engine
 ARG REVISION=unknown
 ARG VERSION=unknown
+# For the report of benchmarks/gpu.
+ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by A1111 v1.9.3" \
       org.opencontainers.image.licenses="MIT AND AGPL-3.0-only" \

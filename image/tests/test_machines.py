@@ -1,7 +1,11 @@
 """What both images do on machines with GPUs of each generation; nvidia-smi is a script."""
 
+import json
+
 import pytest
 from fakes.gpu import write_nvidia_smi
+
+from worker.config import gpus
 
 CARDS = {  # compute capability -> a card
     "6.1": "NVIDIA GeForce GTX 1080 Ti",
@@ -14,6 +18,14 @@ CARDS = {  # compute capability -> a card
 }
 XFORMERS, SDP = "ENGINE_ATTENTION=xformers", "ENGINE_ATTENTION=sdp"
 TOO_OLD = "is too old for CUDA 12.8 on NVIDIA"
+
+
+def test_its_torch_has_code_for_the_gpus_of_the_table(each_image, new_container):
+    target, image = each_image
+    python = "/opt/a1111" if target == "a1111" else "/opt/worker"
+    build = json.loads(new_container(image).file(f"{python}/torch_build.json").read_text())
+
+    assert (build["cuda"], tuple(build["architectures"])) == (gpus.CUDA, gpus.ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 
@@ -92,3 +93,10 @@ def test_the_calculation_gives_what_others_measured_for_sdxl(single, measured):
     weights = gpus.WEIGHTS["SDXL"] * (1 + single)
     tensors = gpus.VAE * (1 + single) + gpus.WORKSPACE
     assert weights + tensors == pytest.approx(measured, rel=0.02)
+
+
+def test_it_describes_the_torch_that_the_images_get():
+    for name in ("a1111", "embedded"):
+        lock = (PROJECT / "image" / f"{name}.lock").read_text()
+        (runtime,) = re.findall(r"^nvidia-cuda-runtime-cu12==(\d+\.\d+)", lock, re.MULTILINE)
+        assert runtime == gpus.CUDA
