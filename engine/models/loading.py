@@ -1,8 +1,8 @@
 """Load a checkpoint offline: a single file, or a diffusers folder.
 
-diffusers' own `from_single_file` for a whole pipeline needs a configuration folder for each family,
-reads only models of the published sizes, and fills what a file lacks with random numbers. Its
-functions for single networks have none of these faults, and are used here.
+diffusers' `from_single_file` for a whole pipeline downloads the configuration unless it is given a
+folder with it, and does not check that the file has every tensor. So its functions for single
+networks are used, with a configuration that was derived from the file and checked against it.
 """
 
 import json
