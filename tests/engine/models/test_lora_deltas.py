@@ -105,8 +105,29 @@ def comfyui(_family, network, path, original):
     return f"text_encoders.{CLIPS[network]}.transformer.{path}", "lora_down", "lora_up"
 
 
-EVERYWHERE = (kohya, kohya_original, diffusers_peft, diffusers, comfyui)
-UNET_ONLY = (peft, bare_peft)
+def onetrainer(_family, network, path, original):
+    if network == "unet":
+        return f"unet.{original}", "lora_down", "lora_up"
+    return f"{CLIPS[network]}.{path}", "lora_down", "lora_up"
+
+
+def old_onetrainer(family, network, path, _original):
+    te = {"alpha": "lora_te.", "xl": "lora_te1."}[family]
+    prefix = {"unet": "lora_unet.", "text_encoder": te, "text_encoder_2": "lora_te2."}[network]
+    return prefix + path, "lora_down", "lora_up"
+
+
+@unet_only
+def lycoris(_family, _network, path, _original):
+    return f"lycoris_{path.replace('.', '_')}", "lora_down", "lora_up"
+
+
+EVERYWHERE = (
+    *(kohya, kohya_original, diffusers_peft, diffusers, comfyui),
+    onetrainer,
+    old_onetrainer,
+)
+UNET_ONLY = (peft, bare_peft, lycoris)
 
 
 def cases():

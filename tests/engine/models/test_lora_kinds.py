@@ -5,6 +5,7 @@ The formulas are those of A1111 v1.9.3 (extensions-builtin/Lora) and share no co
 
 import copy
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fakes.tiny_models import draw
 from safetensors.torch import save_file
 from scipy.linalg import block_diag
 
+from engine.models.lora_layers import Layers
 from engine.models.loras import Lora, LoraUse
 
 WEIGHT, ALPHA, RANK = 0.7, 3.0, 4
@@ -291,6 +293,37 @@ def test_pictures_change_and_are_the_same_again(model, tmp_path, case):
     plain = draw(model)
     assert not np.array_equal(draw(model, LoraUse(Lora(path, {}), te=2, unet=2)), plain)
     assert np.array_equal(draw(model), plain)
+
+
+def test_lengths_as_peft_writes_them_are_those_of_the_outputs(model):
+    _, path, _ = LAYERS["matrix"]
+    parts = parts_of(LORA | {"dora_scale": (32, 1), "alpha": 4.0})
+    ours = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+    state = {f"unet.{path}.{ours[part]}": parts[part] for part in ours}
+    state[f"unet.{path}.lora_magnitude_vector"] = parts["dora_scale"].flatten()
+    changed = []
+    for one in (state, named("matrix", parts)):
+        (addition,) = model._layers.additions(one, {})
+        with addition.add(WEIGHT, CPU):
+            changed.append(module_of(model, "matrix").weight.clone())
+    assert torch.equal(*changed)
+
+
+def test_the_first_layer_of_an_inpainting_model_changes_its_first_four_inputs():
+    unet = tiny_models.unet(in_channels=9).requires_grad_(False)
+    layers = Layers(SimpleNamespace(unet=unet))
+    parts = parts_of({"lora_up.weight": (32, 4, 1, 1), "lora_down.weight": (4, 4, 3, 3)})
+    (addition,) = layers.additions({f"lora_unet_conv_in.{k}": v for k, v in parts.items()}, {})
+    weight = unet.conv_in.weight
+    with addition.add(WEIGHT, CPU):
+        changed = (unet.conv_in.weight - weight).flatten(2).abs().sum((0, 2)) > 0
+    assert changed.tolist() == [True] * 4 + [False] * 5
+
+
+def test_norms_of_openclip_are_not_changed_as_in_a1111():
+    layers = Layers(SimpleNamespace(unet=None, text_encoder=tiny_models.second_text_encoder()))
+    assert layers.find("lora_te_text_model_encoder_layers_0_mlp_fc1")
+    assert layers.find("lora_te_text_model_encoder_layers_0_layer_norm1") is None
 
 
 MISFITS = {
