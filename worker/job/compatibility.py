@@ -15,7 +15,7 @@ from worker.job.models import Models
 
 EMBEDDED = "embedded"
 
-_EMBEDDED_FAMILIES = {None, "SD1", "SDXL"}
+_EMBEDDED_FAMILIES = {None, "SD1", "SD2", "SDXL"}
 
 
 def check_files(models: Models, engine: str) -> None:
@@ -109,12 +109,12 @@ def _check_embedded(file: ModelFile) -> None:
     found, reason = file.architecture(), None
     if file.kind == "checkpoint" and found.family not in _EMBEDDED_FAMILIES:
         reason = f"it is {found.family}"
-    elif file.kind == "checkpoint" and (special := {"SSD", *MORE_INPUTS} & {*found.details}):
-        reason = f"it is an {special.pop()} model"
+    elif file.kind == "checkpoint" and (special := MORE_INPUTS & {*found.details}):
+        reason = f"it is an {next(iter(special))} model"
     if reason:
         raise ModelNotSupported(
             f"{file.stem!r}: the embedded engine cannot draw with it, because {reason}.",
-            hint="Use a checkpoint of SD1 or SDXL, or the image with A1111.",
+            hint="Use a checkpoint of SD1, SD2 or SDXL, or the image with A1111.",
             model=file.stem,
             family=found.family,
         )
