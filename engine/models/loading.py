@@ -30,6 +30,8 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 FOLDERS = {f"StableDiffusion{xl}{task}Pipeline": PIPELINES[bool(xl)]
            for xl in ("", "XL") for task in ("", "Img2Img", "Inpaint")}  # fmt: skip
 
+VAE_FACTOR = 8  # pixels of a side for one of the latent
+
 # their warnings are about weights, which the engine checks itself
 diffusers.utils.logging.set_verbosity(logging.CRITICAL)
 diffusers.utils.logging.disable_progress_bar()
@@ -83,6 +85,8 @@ def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
     pipe = read(path, placement.precision(gpu_memory))
     pipe.set_progress_bar_config(disable=True)
     odd_sizes.follow(pipe.unet)
+    if Parts.of(pipe).is_inpainting:
+        pipe.unet.register_forward_pre_hook(_WholeMask(pipe.vae), with_kwargs=True)
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             # before the first picture: with gradients torch uses other kernels, and the picture
@@ -95,14 +99,49 @@ def read_pipeline(path: Path) -> Any:  # noqa: ANN401 - diffusers
     return pipe
 
 
+class _WholeMask:
+    """A UNet for inpainting that is given only latents paints everything: A1111's txt2img with it.
+
+    Its further inputs are a mask of ones, and a gray picture as the VAE encodes it.
+    """
+
+    def __init__(self, vae: Any) -> None:  # noqa: ANN401 - diffusers
+        self._vae = vae
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, _unet: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Complete the UNet's first argument."""
+        sample = given[0] if given else named["sample"]
+        if sample.shape[1] != architecture.LATENT_CHANNELS:
+            return given, named
+        further = self._further(sample).to(sample).expand(len(sample), -1, -1, -1)
+        named = {name: value for name, value in named.items() if name != "sample"}
+        return (torch.cat([sample, further], 1), *given[1:]), named
+
+    @torch.no_grad()
+    def _further(self, sample: torch.Tensor) -> torch.Tensor:
+        """(1, 5, height, width); encoded again only for another size or another VAE."""
+        mark = self._vae.encoder.conv_out.weight
+        if self._last and self._last[1].shape[2:] == sample.shape[2:]:
+            before = self._last[0]
+            if before.dtype == mark.dtype and torch.equal(before.to(mark.device), mark):
+                return self._last[1]
+        sides = (VAE_FACTOR * side for side in sample.shape[2:])
+        gray = torch.zeros(1, 3, *sides, device=sample.device, dtype=mark.dtype)
+        latent = self._vae.encode(gray).latent_dist.mean * self._vae.config.scaling_factor
+        further = torch.cat([torch.ones_like(latent[:, :1]), latent], 1)
+        self._last = (mark.detach().clone(), further)
+        return further
+
+
 @torch.no_grad()
 def _measured_prediction(pipe: Any) -> str:  # noqa: ANN401 - diffusers
     """What SD2's UNet predicts, by A1111's test: given noise alone, v is near its negative."""
     unet = pipe.unet
     like = {"device": pipe._execution_device, "dtype": unet.dtype}  # noqa: SLF001 - as diffusers
-    given = torch.full((1, unet.config.in_channels, 8, 8), 0.5, **like)
+    given = torch.full((1, architecture.LATENT_CHANNELS, 8, 8), 0.5, **like)
     text = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, **like)
-    found = unet(given, 999, text, return_dict=False)[0] - given[:, : unet.config.out_channels]
+    found = unet(given, 999, text, return_dict=False)[0] - given
     pipe.maybe_free_model_hooks()
     return "v_prediction" if float(found.float().mean()) < -1 else "epsilon"
 

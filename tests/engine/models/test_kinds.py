@@ -101,3 +101,26 @@ def test_markers_of_v_prediction_with_zero_terminal_snr(tmp_path):
     save_file(state | markers, tmp_path / "one.safetensors")
     parts = Parts.of(read_pipeline(tmp_path / "one.safetensors"))
     assert (parts.prediction_type, parts.zero_terminal_snr) == ("v_prediction", True)
+
+
+def test_an_inpainting_model_without_a_picture_paints_all_of_a_gray_one(tmp_path):
+    """As A1111's txt2img does; another VAE encodes the gray picture anew."""
+    networks = tiny_models.make_kind("inpainting")
+    pipe = read_pipeline(write(tmp_path / "one.safetensors", networks))
+    latent, text = torch.randn(2, 4, 6, 8), torch.randn(2, 5, tiny_models.WIDTH)
+    pictures = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        pipe.vae.encoder.conv_out.weight.data = torch.randn(8, 32, 3, 3)
+        with torch.no_grad():
+            gray = pipe.vae.encode(torch.zeros(1, 3, 48, 64)).latent_dist.mean * 0.18215
+            whole = torch.cat([torch.ones(1, 1, 6, 8), gray], 1).expand(2, -1, -1, -1)
+            expected = pipe.unet(torch.cat([latent, whole], 1), 500, text).sample
+            assert torch.equal(pipe.unet(latent, 500, text).sample, expected)
+            assert torch.equal(
+                pipe.unet(sample=latent, timestep=500, encoder_hidden_states=text).sample, expected
+            )
+        pictures.append(expected)
+    assert torch.equal(*pictures[:2])
+    assert not torch.equal(*pictures[1:])
+    assert tiny_models.draw(tiny_models.load(tmp_path / "one.safetensors")).std() > 1
