@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from worker.errors import ModelMismatch, ModelNotSupported
 from worker.formats import architecture, lora_use, requirements
-from worker.formats.architecture import MORE_INPUTS
 from worker.formats.lora_layers import layers_of
 from worker.formats.model_file import ModelFile
 from worker.formats.safetensors_header import Header
@@ -106,15 +105,11 @@ def _check_embedded(file: ModelFile) -> None:
 
     It refuses LoRAs itself that it cannot apply as a whole; merged ones it does not even see.
     """
-    found, reason = file.architecture(), None
-    if file.kind == "checkpoint" and found.family not in _EMBEDDED_FAMILIES:
-        reason = f"it is {found.family}"
-    elif file.kind == "checkpoint" and (special := MORE_INPUTS & {*found.details}):
-        reason = f"it is an {next(iter(special))} model"
-    if reason:
+    family = file.architecture().family
+    if file.kind == "checkpoint" and family not in _EMBEDDED_FAMILIES:
         raise ModelNotSupported(
-            f"{file.stem!r}: the embedded engine cannot draw with it, because {reason}.",
+            f"{file.stem!r}: the embedded engine cannot draw with it, because it is {family}.",
             hint="Use a checkpoint of SD1, SD2 or SDXL, or the image with A1111.",
             model=file.stem,
-            family=found.family,
+            family=family,
         )
