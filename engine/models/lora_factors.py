@@ -33,7 +33,7 @@ _KEY = re.compile(
 _NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "lengths": "dora_scale"}
 SINGLE = ("alpha", "scale", "on_input")  # parts that are one number
 BUNDLED = "bundle_emb."  # begins the keys of embeddings in a LoRA
-# what A1111 does not read either
+# A1111 does not read such biases; embeddings are taken out before (`embeddings.take_bundled`)
 _KINDS = {
     "LoRA with biases": r"\.lora_\w+\.bias$",
     "LoRA with an embedding": rf"^{re.escape(BUNDLED)}",
