@@ -531,6 +531,13 @@ def test_the_operators_xformers_is_a_warning_where_it_cannot_work(machine, line,
         assert [part for part in parts if part not in started.sentences[0]] == []
 
 
+def test_the_flags_of_a1111s_own_variable_count_as_well(machine):
+    write_nvidia_smi(machine.bin, RTX_4090)
+    started = machine.start("a1111", WEBUI_ARGS="--api-log", COMMANDLINE_ARGS='"--use-cpu all"')
+    assert started.does == "cpu sdp"
+    assert started.line.strip().endswith("--api-log --use-cpu all")
+
+
 def test_without_xformers_or_a_known_capability_torchs_attention_is_used(machine):
     write_nvidia_smi(machine.bin, RTX_4090)
     assert machine.start("a1111", CUDA_128 | {"xformers": None}).does == "cuda sdp"

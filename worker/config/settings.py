@@ -91,7 +91,9 @@ class Settings(BaseModel):
         description="Python that runs A1111's webui.py; a relative path starts at `WEBUI_DIR`.",
     )
     webui_args: tuple[str, ...] = Field(
-        (), description="More flags for A1111; quotes work as in a shell."
+        (),
+        description="More flags for A1111; quotes work as in a shell. Those of A1111's own variable"
+        " `COMMANDLINE_ARGS` are added.",
     )
     models_dir: Path = Field(
         default_factory=_default_models_dir,
@@ -293,6 +295,9 @@ class Settings(BaseModel):
             ConfigError: names every wrong variable, its value and what it must be.
         """
         given = {name: as_meant(environ.get(name.upper(), "")) for name in cls.model_fields}
+        # A1111 itself reads it, and adds it to its flags: so the checks must know it.
+        a1111s = as_meant(environ.get("COMMANDLINE_ARGS", ""))
+        given["webui_args"] = f"{given['webui_args']} {a1111s}".strip()
         given |= credentials(environ)
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})
