@@ -74,9 +74,9 @@ class Settings(BaseModel):
     )
     device: Literal["auto", "cpu"] = Field(
         "auto",
-        description="Where the engine computes. `auto`: on the GPU, and start.sh ends with 71 if"
-        " the machine promises one that cannot be used; on the CPU only where no GPU is promised"
-        " (the `embedded` engine). `cpu`: on the CPU, which takes minutes for a picture.",
+        description="Where the engine computes. `auto`: on the GPU; start.sh ends with 71 if the"
+        " machine has one that cannot be used. Without any GPU the `embedded` engine computes on"
+        " the CPU, and A1111 ends with 71. `cpu`: on the CPU, which takes minutes for a picture.",
     )
     webui_url: str = Field(
         "http://127.0.0.1:3000",
