@@ -160,9 +160,55 @@ ECC = "<ecc_errors><volatile>{}</volatile><aggregate><dram_uncorrectable>9</dram
 ECC += "</aggregate></ecc_errors>"
 NO_PERMISSION = "[Insufficient Permissions]"
 
+# What the report of an A100 can have, beside its line.
+REPORTS = {
+    # errors of the memory: the GPU computes on
+    "ECC": (
+        ECC.format(
+            "<sram_uncorrectable_parity>1</sram_uncorrectable_parity>"
+            "<dram_correctable>7</dram_correctable><dram_uncorrectable>32</dram_uncorrectable>"
+        ),
+        *("cuda", "has 33 uncorrected memory errors (ECC) since its driver was loaded"),
+    ),
+    "ECC of a GPU before Ampere": (
+        ECC.format("<double_bit><l2_cache>1</l2_cache><total>2</total></double_bit>"),
+        *("cuda", "A100-SXM4-80GB has 2 uncorrected memory errors"),
+    ),
+    "retired pages": (
+        "<retired_pages><pending_retirement>Yes</pending_retirement></retired_pages>",
+        *("cuda", "has memory pages that are retired at its next reset"),
+    ),
+    "a row that cannot be replaced": (
+        "<remapped_rows><remapped_row_failure>Yes</remapped_row_failure></remapped_rows>",
+        *("cuda", "has failed to replace a broken row of its memory"),
+    ),
+    "a reset that can wait": (
+        "<gpu_recovery_action>Drain and Reset</gpu_recovery_action>",
+        *("cuda", "asks for its recovery (Drain and Reset)"),
+    ),
+    "nothing to report": (
+        "<gpu_recovery_action>None</gpu_recovery_action><gpu_reset_status><reset_required>"
+        "Requested functionality has been deprecated</reset_required></gpu_reset_status>"
+        + ECC.format("<dram_uncorrectable>N/A</dram_uncorrectable>"),
+        *("cuda", ""),
+    ),
+    # a GPU that has failed
+    "a reset": (
+        "<gpu_recovery_action>Reset</gpu_recovery_action>",
+        *("71", "A100-SXM4-80GB has failed (recovery action: Reset): reset it"),
+    ),
+    "a reset, with an older driver": (
+        "<gpu_reset_status><reset_required>Yes</reset_required></gpu_reset_status>",
+        *("71", "has failed (reset required: Yes)"),
+    ),
+    "a reset in a value": (
+        "<temperature><gpu_temp>GPU requires reset</gpu_temp></temperature>",
+        *("71", "has failed (GPU requires reset)"),
+    ),
+}
 # Texts of real machines: what nvidia-smi prints, its status, its report; what start.sh does with
 # either engine, and a part of the sentence that it logs.
-FAULTS = {
+FAULTS = {name: ([A100], 0, *row) for name, row in REPORTS.items()} | {
     # MIG slices: in a container nvidia-smi may not see the memory, and the whole card's is not ours
     "a MIG slice": (
         [f"NVIDIA A100-SXM4-80GB, 8.0, 535.161.08, {NO_PERMISSION}, {NO_PERMISSION}"],
@@ -173,68 +219,7 @@ FAULTS = {
         *(0, "<mig_mode><current_mig>Enabled</current_mig></mig_mode>", "cuda", ""),
     ),
     "a vGPU": (["NVIDIA H100L-2-24C, [N/A], 550.54.15, 24576, [N/A]"], 0, "", "cuda", ""),
-    # errors of the memory: the GPU computes on
-    "ECC": (
-        [A100],
-        0,
-        ECC.format(
-            "<sram_uncorrectable_parity>1</sram_uncorrectable_parity>"
-            "<dram_correctable>7</dram_correctable><dram_uncorrectable>32</dram_uncorrectable>"
-        ),
-        "cuda",
-        "A100-SXM4-80GB has 33 uncorrected memory errors (ECC) since its driver was loaded",
-    ),
-    "ECC of a GPU before Ampere": (
-        [A100],
-        0,
-        ECC.format("<double_bit><l2_cache>1</l2_cache><total>2</total></double_bit>"),
-        *("cuda", "has 2 uncorrected memory errors"),
-    ),
-    "retired pages": (
-        [A100],
-        0,
-        "<retired_pages><pending_retirement>Yes</pending_retirement></retired_pages>",
-        *("cuda", "has memory pages that are retired at its next reset"),
-    ),
-    "a row that cannot be replaced": (
-        [A100],
-        0,
-        "<remapped_rows><remapped_row_failure>Yes</remapped_row_failure></remapped_rows>",
-        *("cuda", "has failed to replace a broken row of its memory"),
-    ),
-    "a reset that can wait": (
-        [A100],
-        0,
-        "<gpu_recovery_action>Drain and Reset</gpu_recovery_action>",
-        *("cuda", "asks for its recovery (Drain and Reset)"),
-    ),
-    "nothing to report": (
-        [A100],
-        0,
-        "<gpu_recovery_action>None</gpu_recovery_action><gpu_reset_status><reset_required>"
-        "Requested functionality has been deprecated</reset_required></gpu_reset_status>"
-        + ECC.format("<dram_uncorrectable>N/A</dram_uncorrectable>"),
-        *("cuda", ""),
-    ),
     # a GPU that has failed
-    "a reset": (
-        [A100],
-        0,
-        "<gpu_recovery_action>Reset</gpu_recovery_action>",
-        *("71", "A100-SXM4-80GB has failed (recovery action: Reset): reset it"),
-    ),
-    "a reset, with an older driver": (
-        [A100],
-        0,
-        "<gpu_reset_status><reset_required>Yes</reset_required></gpu_reset_status>",
-        *("71", "has failed (reset required: Yes)"),
-    ),
-    "a reset in a value": (
-        [A100],
-        0,
-        "<temperature><gpu_temp>GPU requires reset</gpu_temp></temperature>",
-        *("71", "has failed (GPU requires reset)"),
-    ),
     "a lost GPU that is listed": (
         ["NVIDIA GeForce RTX 3090, 8.6, 550.54.15, [GPU is lost], [GPU is lost]"],
         *(0, "", "71", "RTX 3090 has failed (GPU is lost)"),
@@ -409,22 +394,11 @@ WITHOUT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("status", "text", "has_file", "count", "a1111", "embedded", "of_a1111", "of_embedded"), WITHOUT
-)
+@pytest.mark.parametrize("row", WITHOUT)
 def test_only_a_machine_that_promises_no_gpu_computes_on_the_cpu_and_says_so(
-    machine,
-    monkeypatch,
-    caplog,
-    status,
-    text,
-    has_file,
-    count,
-    a1111,
-    embedded,
-    of_a1111,
-    of_embedded,
+    machine, monkeypatch, caplog, row
 ):
+    status, text, has_file, count, a1111, embedded, *parts = row
     caplog.set_level(logging.INFO)
     if status is not None:
         write_nvidia_smi(machine.bin, text, status=status)
@@ -432,7 +406,7 @@ def test_only_a_machine_that_promises_no_gpu_computes_on_the_cpu_and_says_so(
         monkeypatch.setattr(gpu.nvidia_smi.shutil, "which", lambda *_, **__: None)
     if has_file:
         machine.device_file.touch()
-    outcomes = zip(ENGINES, (a1111, embedded), (of_a1111, of_embedded), strict=True)
+    outcomes = zip(ENGINES, (a1111, embedded), parts, strict=True)
     for engine, does, part in outcomes:
         started = machine.start(engine, RUNPOD_GPU_COUNT=count)
         assert started.does == does
