@@ -13,6 +13,7 @@ from PIL import Image
 
 from engine.errors import NansException, Unsupported
 from engine.models import checkpoints
+from engine.models.architecture import LATENT_CHANNELS
 from engine.models.checkpoints import Checkpoint
 from engine.models.files import Identity, Unreadable
 from engine.models.loading import read_pipeline
@@ -157,18 +158,30 @@ class LoadedModel:
             settings.seed,
             zero_terminal_snr=settings.zero_terminal_snr,
         )
+        generator = torch.Generator().manual_seed(settings.seed)
         latents = self.pipe(
             **conditioning.at(0),
             **self._size_hints(settings),
-            width=settings.width // 8 * 8,
-            height=settings.height // 8 * 8,
+            latents=self._noise(settings, generator),
             num_inference_steps=settings.steps,
             guidance_scale=settings.cfg_scale,
-            generator=torch.Generator().manual_seed(settings.seed),
+            width=settings.width // 8 * 8,
+            height=settings.height // 8 * 8,
+            generator=generator,
             callback_on_step_end=after_call,
             output_type="latent",
         ).images
         return _to_image(self._decode(latents))
+
+    def _noise(self, settings: PictureSettings, generator: torch.Generator) -> torch.Tensor:
+        """The noise that the picture begins with, drawn in single precision.
+
+        The pipeline would draw it in the UNet's precision: on a GPU the same seed would give other
+        numbers than on the CPU and in A1111.
+        """
+        size = (settings.height // 8, settings.width // 8)
+        noise = torch.randn((1, LATENT_CHANNELS, *size), generator=generator)
+        return noise.to(self.pipe.unet.dtype)
 
     def _size_hints(self, settings: PictureSettings) -> dict[str, tuple[int, int]]:
         """SDXL's size conditioning: the requested sides, not the rounded ones, as in A1111."""

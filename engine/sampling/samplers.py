@@ -240,7 +240,7 @@ def build(
         sigmas = sampler.sigmas(scheduler)
         wanted = getattr(diffusers, sampler.cls)
         cls = schedulers.following(wanted, lambda steps: sigmas(steps, levels))
-    built = cls.from_config(config)
+    built = schedulers.in_single_precision(cls).from_config(config)
     if zero_terminal_snr:
         built.alphas_cumprod, built.levels = alphas, levels
     if isinstance(built, schedulers.Ddim):

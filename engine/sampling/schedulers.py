@@ -4,6 +4,7 @@ In many combinations, diffusers' own noise levels differ from k-diffusion's, the
 and the last step ends differently. The arithmetic of a step is the same.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,28 @@ def following(base: type, sigmas: Sigmas) -> Any:  # noqa: ANN401 - diffusers
     A class that calls the model twice per step must be created with `use_karras_sigmas`.
     """
     return type(base.__name__, (_Follows, base), {"wanted": staticmethod(sigmas)})
+
+
+def in_single_precision(base: Any) -> Any:  # noqa: ANN401 - diffusers
+    """The scheduler class `base`, with steps that compute and draw noise in single precision.
+
+    diffusers draws the noise of a step in the precision of the UNet's output. In half precision the
+    same seed gives other numbers, so a GPU would draw another picture than the CPU and A1111.
+    """
+
+    @functools.wraps(base.step)  # the pipeline passes only the parameters that it finds there
+    def step(
+        self: Any,  # noqa: ANN401
+        model_output: torch.Tensor,
+        timestep: Any,  # noqa: ANN401
+        sample: torch.Tensor,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> tuple[Any, ...]:
+        kwargs["return_dict"] = False  # as the pipeline asks
+        made = base.step(self, model_output.float(), timestep, sample.float(), **kwargs)
+        return (made[0].to(sample.dtype), *made[1:])
+
+    return type(base.__name__, (base,), {"step": step})
 
 
 class _Follows:

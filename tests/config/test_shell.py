@@ -71,6 +71,12 @@ def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
     assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
 
 
+@pytest.mark.parametrize(("given", "read"), [("no", "False"), ("1", "True"), ("", "True")])
+def test_the_engine_gets_the_checked_setting_of_the_speedups(project, given, read):
+    names = start_sh(project, "env | grep -a ^A1111_SPEEDUPS= || true", A1111_SPEEDUPS=given)
+    assert names == f"A1111_SPEEDUPS={read}\n"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
 def test_a_changed_default_reaches_the_entry_point_which_ends_with_a_wrong_setting(project):
     change(project, "settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')

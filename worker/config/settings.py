@@ -95,6 +95,11 @@ class Settings(BaseModel):
         description="More flags for A1111; quotes work as in a shell. Those of A1111's own variable"
         " `COMMANDLINE_ARGS` are added.",
     )
+    a1111_speedups: bool = Field(
+        True,
+        description="Whether A1111 draws with the speed parts of"
+        " [the worker's extension](modules/a1111-extension.md).",
+    )
     models_dir: Path = Field(
         default_factory=_default_models_dir,
         description="Folder of the model store. Default: `/runpod-volume/models` if that volume is"

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # image/entrypoint.sh needs only the settings, and soon
     from worker.config.gpu import Compute
 
 _FOR_START_SH = (
+    # Its assignment also changes the variable of the environment, which A1111's extension reads.
+    "a1111_speedups",
     "engine",
     "engine_restart_window",
     "max_engine_restarts",
