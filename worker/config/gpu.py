@@ -310,10 +310,11 @@ def _memory_findings(gpu: Gpu, settings: Settings) -> Iterator[Finding]:
         return
     name, is_a1111 = _NAMES[settings.engine], settings.engine == "a1111"
     if gpu.free is not None and gpu.free < WEIGHTS_OF_SD1 <= (gpu.total or 0):
+        # Only the embedded engine has a smaller model, the demo model.
         yield Finding(
-            f"Only {gpu.free} of {gpu.total} MiB of {gpu.name} are free, and even the smallest"
-            f" model needs {WEIGHTS_OF_SD1} MiB: end the other programs on this GPU, or"
-            f" {ON_THE_CPU}."
+            f"Only {gpu.free} of {gpu.total} MiB of {gpu.name} are free, and SD1 needs at least"
+            f" {WEIGHTS_OF_SD1} MiB: end the other programs on this GPU, or {ON_THE_CPU}.",
+            fatal=is_a1111,
         )
     elif gpu.total and gpu.total < SMALLEST_GPU:
         # The embedded engine moves parts of a model to the RAM by itself.
@@ -406,5 +407,12 @@ def torch_build(python: Path, timeout: float) -> Any:  # noqa: ANN401 - JSON
         )
         # A package that prints something when it is imported does so before.
         return json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError) as error:
+        printed = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        log.warning(
+            "the torch of %s cannot be asked for which GPUs it was built (%s), so driver and GPU"
+            " are not checked",
+            python,
+            (printed.splitlines() or [str(error)])[-1][:300],
+        )
         return None
