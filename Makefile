@@ -109,7 +109,8 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo 'Installing into $(VENV): 2 to 5 minutes; 1.7 GB with the CPU build of torch, 8 GB with CUDA.'
 	flags='$(PIP_FLAGS)'; \
-	if [ -z "$$flags" ] && ! command -v nvidia-smi >/dev/null \
+	if [ -z "$$flags" ] && [ ! -e /dev/nvidiactl ] \
+	  && ! (PATH="$$PATH:/usr/lib/wsl/lib" && command -v nvidia-smi >/dev/null) \
 	  && curl -sfI --max-time 5 -o /dev/null $(CPU_TORCH)/torch/; \
 	then flags='--extra-index-url $(CPU_TORCH)'; fi; \
 	$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $$flags \

@@ -187,7 +187,8 @@ name_default_checkpoint() {
 }
 
 start_engine() {
-  local -a command compute environment preload unset=()
+  # WEBUI_ARGS has its flags already, and A1111 would add them again.
+  local -a command compute environment preload unset=(-u COMMANDLINE_ARGS)
   local folder name
   name_default_checkpoint
   engine_command

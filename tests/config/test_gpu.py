@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from fakes.gpu import (
     write_worker_python,
 )
 
-from worker.config import gpu, gpus, preflight
+from worker.config import gpu, gpus, nvidia_smi, preflight
 from worker.config.gpu import choose, gpu_findings, values_of
 from worker.config.gpus import oldest_driver
 from worker.config.nvidia_smi import Gpu, with_report
@@ -29,6 +30,7 @@ from worker.config.settings import PROJECT, Settings
 from worker.config.shell import for_start_sh
 
 ENGINES = ("a1111", "embedded")
+CUDA_118 = CUDA_121 | {"cuda": "11.8"}
 FOR_THE_CPU = {"cuda": None, "architectures": [], "xformers": None}
 
 
@@ -158,9 +160,55 @@ ECC = "<ecc_errors><volatile>{}</volatile><aggregate><dram_uncorrectable>9</dram
 ECC += "</aggregate></ecc_errors>"
 NO_PERMISSION = "[Insufficient Permissions]"
 
+# What the report of an A100 can have, beside its line.
+REPORTS = {
+    # errors of the memory: the GPU computes on
+    "ECC": (
+        ECC.format(
+            "<sram_uncorrectable_parity>1</sram_uncorrectable_parity>"
+            "<dram_correctable>7</dram_correctable><dram_uncorrectable>32</dram_uncorrectable>"
+        ),
+        *("cuda", "has 33 uncorrected memory errors (ECC) since its driver was loaded"),
+    ),
+    "ECC of a GPU before Ampere": (
+        ECC.format("<double_bit><l2_cache>1</l2_cache><total>2</total></double_bit>"),
+        *("cuda", "A100-SXM4-80GB has 2 uncorrected memory errors"),
+    ),
+    "retired pages": (
+        "<retired_pages><pending_retirement>Yes</pending_retirement></retired_pages>",
+        *("cuda", "has memory pages that are retired at its next reset"),
+    ),
+    "a row that cannot be replaced": (
+        "<remapped_rows><remapped_row_failure>Yes</remapped_row_failure></remapped_rows>",
+        *("cuda", "has failed to replace a broken row of its memory"),
+    ),
+    "a reset that can wait": (
+        "<gpu_recovery_action>Drain and Reset</gpu_recovery_action>",
+        *("cuda", "asks for its recovery (Drain and Reset)"),
+    ),
+    "nothing to report": (
+        "<gpu_recovery_action>None</gpu_recovery_action><gpu_reset_status><reset_required>"
+        "Requested functionality has been deprecated</reset_required></gpu_reset_status>"
+        + ECC.format("<dram_uncorrectable>N/A</dram_uncorrectable>"),
+        *("cuda", ""),
+    ),
+    # a GPU that has failed
+    "a reset": (
+        "<gpu_recovery_action>Reset</gpu_recovery_action>",
+        *("71", "A100-SXM4-80GB has failed (recovery action: Reset): reset it"),
+    ),
+    "a reset, with an older driver": (
+        "<gpu_reset_status><reset_required>Yes</reset_required></gpu_reset_status>",
+        *("71", "has failed (reset required: Yes)"),
+    ),
+    "a reset in a value": (
+        "<temperature><gpu_temp>GPU requires reset</gpu_temp></temperature>",
+        *("71", "has failed (GPU requires reset)"),
+    ),
+}
 # Texts of real machines: what nvidia-smi prints, its status, its report; what start.sh does with
 # either engine, and a part of the sentence that it logs.
-FAULTS = {
+FAULTS = {name: ([A100], 0, *row) for name, row in REPORTS.items()} | {
     # MIG slices: in a container nvidia-smi may not see the memory, and the whole card's is not ours
     "a MIG slice": (
         [f"NVIDIA A100-SXM4-80GB, 8.0, 535.161.08, {NO_PERMISSION}, {NO_PERMISSION}"],
@@ -171,68 +219,7 @@ FAULTS = {
         *(0, "<mig_mode><current_mig>Enabled</current_mig></mig_mode>", "cuda", ""),
     ),
     "a vGPU": (["NVIDIA H100L-2-24C, [N/A], 550.54.15, 24576, [N/A]"], 0, "", "cuda", ""),
-    # errors of the memory: the GPU computes on
-    "ECC": (
-        [A100],
-        0,
-        ECC.format(
-            "<sram_uncorrectable_parity>1</sram_uncorrectable_parity>"
-            "<dram_correctable>7</dram_correctable><dram_uncorrectable>32</dram_uncorrectable>"
-        ),
-        "cuda",
-        "A100-SXM4-80GB has 33 uncorrected memory errors (ECC) since its driver was loaded",
-    ),
-    "ECC of a GPU before Ampere": (
-        [A100],
-        0,
-        ECC.format("<double_bit><l2_cache>1</l2_cache><total>2</total></double_bit>"),
-        *("cuda", "has 2 uncorrected memory errors"),
-    ),
-    "retired pages": (
-        [A100],
-        0,
-        "<retired_pages><pending_retirement>Yes</pending_retirement></retired_pages>",
-        *("cuda", "has memory pages that are retired at its next reset"),
-    ),
-    "a row that cannot be replaced": (
-        [A100],
-        0,
-        "<remapped_rows><remapped_row_failure>Yes</remapped_row_failure></remapped_rows>",
-        *("cuda", "has failed to replace a broken row of its memory"),
-    ),
-    "a reset that can wait": (
-        [A100],
-        0,
-        "<gpu_recovery_action>Drain and Reset</gpu_recovery_action>",
-        *("cuda", "asks for its recovery (Drain and Reset)"),
-    ),
-    "nothing to report": (
-        [A100],
-        0,
-        "<gpu_recovery_action>None</gpu_recovery_action><gpu_reset_status><reset_required>"
-        "Requested functionality has been deprecated</reset_required></gpu_reset_status>"
-        + ECC.format("<dram_uncorrectable>N/A</dram_uncorrectable>"),
-        *("cuda", ""),
-    ),
     # a GPU that has failed
-    "a reset": (
-        [A100],
-        0,
-        "<gpu_recovery_action>Reset</gpu_recovery_action>",
-        *("71", "A100-SXM4-80GB has failed (recovery action: Reset): reset it"),
-    ),
-    "a reset, with an older driver": (
-        [A100],
-        0,
-        "<gpu_reset_status><reset_required>Yes</reset_required></gpu_reset_status>",
-        *("71", "has failed (reset required: Yes)"),
-    ),
-    "a reset in a value": (
-        [A100],
-        0,
-        "<temperature><gpu_temp>GPU requires reset</gpu_temp></temperature>",
-        *("71", "has failed (GPU requires reset)"),
-    ),
     "a lost GPU that is listed": (
         ["NVIDIA GeForce RTX 3090, 8.6, 550.54.15, [GPU is lost], [GPU is lost]"],
         *(0, "", "71", "RTX 3090 has failed (GPU is lost)"),
@@ -254,14 +241,11 @@ FAULTS = {
         ["Failed to initialize NVML: Driver/library version mismatch", "NVML version: 565.57"],
         *(18, "", "71", "Driver/library version mismatch NVML version: 565.57"),
     ),
-    "a driver before 510": (
-        ['Field "compute_cap" is not a valid field to query.'],
-        *(2, "", "71", 'The NVIDIA driver is too old (Field "compute_cap" is not'),
-    ),
     "a warning": (
         ["WARNING: infoROM is corrupted at gpu 0000:B3:00.0", RTX_4090],
         *(14, "", "cuda", "nvidia-smi reports: WARNING: infoROM is corrupted at gpu 0000:B3:00.0"),
     ),
+    "no output": ([], *(0, "", "71", "finds no usable GPU (status 0 without a text)")),
     "a warning alone": (
         ["WARNING: infoROM is corrupted at gpu 0000:B3:00.0"],
         *(14, "", "71", "finds no usable GPU (WARNING: infoROM"),
@@ -269,7 +253,7 @@ FAULTS = {
     # memory
     "a full GPU": (
         ["NVIDIA A100-SXM4-80GB, 8.0, 550.54.15, 81920, 900"],
-        *(0, "", "71", "Only 900 of 81920 MiB of NVIDIA A100-SXM4-80GB are free, and even the"),
+        *(0, "", "71 cuda", "Only 900 of 81920 MiB of NVIDIA A100-SXM4-80GB are free, and SD1"),
     ),
     "a busy GPU": (
         ["NVIDIA A100-SXM4-80GB, 8.0, 550.54.15, 81920, 2500"],
@@ -294,7 +278,9 @@ def test_a_fault_ends_the_start_or_is_a_warning_and_never_leads_to_the_cpu(machi
     report = report_of(elements) if elements else "no XML"
     write_nvidia_smi(machine.bin, *lines, status=status, report=report)
     started = machine.start(engine)
-    assert started.does.split()[0] == does
+    of_a1111, _, of_embedded = does.partition(" ")
+    expected = (engine == "embedded" and of_embedded) or of_a1111
+    assert started.does.split()[0] == expected
     assert len(started.sentences) == (part != "")
     assert part in "".join(started.sentences)
     on_cpu = machine.start(engine, DEVICE="cpu")
@@ -303,10 +289,79 @@ def test_a_fault_ends_the_start_or_is_a_warning_and_never_leads_to_the_cpu(machi
 
 def test_a_driver_that_hangs_is_fatal(machine, monkeypatch):
     write_program(machine.bin / "nvidia-smi", "exec sleep 60")
-    monkeypatch.setattr(gpu.nvidia_smi, "ask", lambda _, ask=gpu.nvidia_smi.ask: ask(0.2))
+    monkeypatch.setattr(nvidia_smi, "ask", lambda _, ask=nvidia_smi.ask: ask(0.2))
     for engine in ENGINES:
         started = machine.start(engine)
         assert (started.does, "(no answer in 0.2 s)" in started.sentences[0]) == ("71", True)
+
+
+def test_an_nvidia_smi_that_no_signal_ends_holds_nothing_up(machine, monkeypatch):
+    """As in the driver of a failed GPU: it is still running when the answer is there."""
+    hanging = []
+
+    def kill(process):
+        hanging.append(process)
+
+    monkeypatch.setattr(subprocess.Popen, "kill", kill)
+    monkeypatch.setattr(nvidia_smi, "_UNTIL_KILLED", 0.1)
+    write_program(machine.bin / "nvidia-smi", "exec sleep 60")
+    answer = nvidia_smi.ask(0.1)
+    monkeypatch.undo()
+    assert [process.poll() for process in hanging] == [None, None]
+    assert (answer.gpus, answer.status) == ((), nvidia_smi.NO_STATUS)
+    for process in hanging:
+        process.kill()
+        process.wait()
+
+
+def test_the_output_of_nvidia_smi_has_a_limit(machine, monkeypatch):
+    monkeypatch.setattr(nvidia_smi, "_MAX_OUTPUT", 4096)
+    write_program(machine.bin / "nvidia-smi", f"echo {RTX_4090}; exec yes")
+    answer = nvidia_smi.ask(60)
+    assert (len(answer.gpus), answer.status, len(answer.remarks)) == (1, -signal.SIGXFSZ, 300)
+
+
+def test_where_path_lacks_the_folder_of_wsl_nvidia_smi_is_found(machine, monkeypatch):
+    write_nvidia_smi(machine.bin.parent / "wsl", RTX_4090)
+    monkeypatch.setattr(nvidia_smi, "WSL", str(machine.bin.parent / "wsl"))
+    assert machine.start("embedded").does == "cuda sdp"
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch", "does", "part"),
+    [
+        ("470.182.03", CUDA_128, "71", "The NVIDIA driver 470.182.03 is too old for CUDA 12.8"),
+        ("470.182.03", CUDA_118, "cuda sdp", ""),
+        ("580.95.05", CUDA_128, "cuda sdp", ""),  # nvidia-smi is older than the driver
+    ],
+)
+def test_an_nvidia_smi_before_510_lists_gpus_without_their_compute_capability(
+    machine, driver, torch, does, part
+):
+    unknown = 'Field "compute_cap" is not a valid field to query.'
+    listed = f"*count*) echo NVIDIA A100-SXM4-80GB, 1, {driver}, 81920, 81000"
+    script = f"case $1 in *compute_cap*) echo '{unknown}'; exit 2;; {listed};; esac"
+    write_program(machine.bin / "nvidia-smi", script)
+    started = machine.start("a1111", torch)
+    assert (started.does, part in "".join(started.sentences)) == (does, True)
+
+
+def test_a_newer_cuda_than_the_drivers_own_is_used_where_cuda_compat_provides_it(machine):
+    for cuda, does in (("12.4", "71"), ("13.0", "cuda xformers")):
+        write_nvidia_smi(machine.bin, A100, report=report_of("", cuda=cuda))
+        assert machine.start("a1111", CUDA_128 | {"cuda": "13.0"}).does == does
+
+
+def test_warnings_around_the_report_hide_nothing_and_a_broken_one_hides_no_gpu(machine):
+    report = report_of("<gpu_recovery_action>Reset</gpu_recovery_action>")
+    entities = f'<!DOCTYPE a [<!ENTITY x "x">]>{report_of("<uuid>&x;</uuid>")}'
+    for text, does in (
+        (f"WARNING: a\n{report}\nWARNING: infoROM is corrupted", "71"),
+        (report[:-1], "cuda sdp"),
+        (entities, "cuda sdp"),
+    ):
+        write_nvidia_smi(machine.bin, A100, report=text)
+        assert machine.start("embedded").does == does
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -341,30 +396,19 @@ WITHOUT = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("status", "text", "has_file", "count", "a1111", "embedded", "of_a1111", "of_embedded"), WITHOUT
-)
+@pytest.mark.parametrize("row", WITHOUT)
 def test_only_a_machine_that_promises_no_gpu_computes_on_the_cpu_and_says_so(
-    machine,
-    monkeypatch,
-    caplog,
-    status,
-    text,
-    has_file,
-    count,
-    a1111,
-    embedded,
-    of_a1111,
-    of_embedded,
+    machine, monkeypatch, caplog, row
 ):
+    status, text, has_file, count, a1111, embedded, *parts = row
     caplog.set_level(logging.INFO)
     if status is not None:
         write_nvidia_smi(machine.bin, text, status=status)
     else:
-        monkeypatch.setattr(gpu.nvidia_smi.shutil, "which", lambda _: None)
+        monkeypatch.setattr(gpu.nvidia_smi.shutil, "which", lambda *_, **__: None)
     if has_file:
         machine.device_file.touch()
-    outcomes = zip(ENGINES, (a1111, embedded), (of_a1111, of_embedded), strict=True)
+    outcomes = zip(ENGINES, (a1111, embedded), parts, strict=True)
     for engine, does, part in outcomes:
         started = machine.start(engine, RUNPOD_GPU_COUNT=count)
         assert started.does == does
@@ -394,6 +438,7 @@ BY_BUS = "CUDA_DEVICE_ORDER=PCI_BUS_ID"
         ({}, ("--device-id", "0", "--api"), "GTX 1080 has compute capability 6.1", None),
         ({"CUDA_VISIBLE_DEVICES": ""}, (), "CUDA_VISIBLE_DEVICES='' hides every GPU", None),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, (), "CUDA_VISIBLE_DEVICES='-1' hides every GPU", None),
+        ({"CUDA_VISIBLE_DEVICES": "²"}, (), "hides every GPU", None),  # a digit, but no number
         ({}, ("--device-id", "3"), "--device-id 3 of WEBUI_ARGS names no GPU", None),
         # CUDA's own order is unknown: one good GPU is enough
         ({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, (), "busy", []),
@@ -444,6 +489,31 @@ def test_the_operators_flags_win(machine, words, chosen):
     assert "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1" in before
 
 
+@pytest.mark.parametrize(
+    ("line", "environ", "on"),
+    [
+        ("RTX 5090, 12.0, 580.95.05, 32607, 32000", {}, "on RTX 5090"),
+        (RTX_4090, {}, None),
+        (RTX_4090.replace("8.9", "[N/A]"), {}, None),
+        (RTX_4090, {"DEVICE": "cpu"}, "on the CPU"),
+    ],
+)
+def test_the_operators_xformers_is_a_warning_where_it_cannot_work(machine, line, environ, on):
+    write_nvidia_smi(machine.bin, line)
+    for flag in ("--xformers", "--force-enable-xformers"):
+        started = machine.start("a1111", WEBUI_ARGS=flag, **environ)
+        assert (started.does != "71", len(started.sentences)) == (True, on is not None)
+        parts = [] if on is None else [f"code for A1111's VAE {on}", f"remove {flag} from WEBUI_"]
+        assert [part for part in parts if part not in started.sentences[0]] == []
+
+
+def test_the_flags_of_a1111s_own_variable_count_as_well(machine):
+    write_nvidia_smi(machine.bin, RTX_4090)
+    started = machine.start("a1111", WEBUI_ARGS="--api-log", COMMANDLINE_ARGS='"--use-cpu all"')
+    assert started.does == "cpu sdp"
+    assert started.line.strip().endswith("--api-log --use-cpu all")
+
+
 def test_without_xformers_or_a_known_capability_torchs_attention_is_used(machine):
     write_nvidia_smi(machine.bin, RTX_4090)
     assert machine.start("a1111", CUDA_128 | {"xformers": None}).does == "cuda sdp"
@@ -479,6 +549,8 @@ def test_code_for_a_gpu_is_machine_code_of_its_generation_or_older_ptx():
     assert "7.5" in about(TINY.replace("3072, 3000", "15360, 15000"), PTX)[0][1]
     assert about("NVIDIA A100, SXM4, 8.0, 550.54.15, 81920, 81000") == []  # a comma in the name
     assert about(BLACKWELL, None) == []  # a torch that cannot be imported
+    odd = PTX | {"architectures": ["gfx1030", "sm_90a", "sm_100f", "sm_120f", ""]}
+    assert (about(BLACKWELL, odd), about(TINY, odd)[0][0]) == ([], True)
 
 
 @pytest.mark.parametrize(
@@ -514,5 +586,9 @@ def test_where_no_file_describes_torch_it_is_asked_itself(tmp_path):
     write_program(python, f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
     build = {"cuda": "12.8", "architectures": ["sm_80", "sm_90"]}
     assert gpu.torch_build(python, 60).items() >= build.items()
+    (tmp_path / "sitecustomize.py").write_text("print('a line before it')")
+    assert gpu.torch_build(python, 60).items() >= build.items()
+    write_program(python, "echo no JSON")
+    assert gpu.torch_build(python, 60) is None
     write_program(python, "exit 1")  # without a torch
     assert gpu.torch_build(python, 60) is None

@@ -33,11 +33,12 @@ def write_nvidia_smi(folder: Path, *gpus: str, status: int = 0, report: str = ""
     write_program(folder / "nvidia-smi", program)
 
 
-def report_of(*gpus: str) -> str:
+def report_of(*gpus: str, cuda: str = "12.4") -> str:
     """The report of `nvidia-smi -q -x`, of which each GPU has only these elements."""
     entries = "".join(f"<gpu>{elements}</gpu>" for elements in gpus)
+    version = f"<cuda_version>{cuda}</cuda_version>"
     doctype = '<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">'
-    return f'<?xml version="1.0" ?>{doctype}<nvidia_smi_log>{entries}</nvidia_smi_log>'
+    return f'<?xml version="1.0" ?>{doctype}<nvidia_smi_log>{version}{entries}</nvidia_smi_log>'
 
 
 def write_webui_python(environment: Path, torch: object = CUDA_128) -> Path:

@@ -108,7 +108,8 @@ SECRETS |= {"CIVITAI_API_KEY_FILE": "/dev/null", "BUCKET_ENDPOINT_URL": "http://
 def given(tmp_path_factory):
     """A worker that was started with everything, and what its two programs noted."""
     folder = tmp_path_factory.mktemp("given")
-    worker = Worker(folder, free_port(), WEBUI_ARGS="--ckpt-dir '/a b' --medvram", **SECRETS)
+    flags = {"WEBUI_ARGS": "--ckpt-dir '/a b'", "COMMANDLINE_ARGS": "--medvram"}
+    worker = Worker(folder, free_port(), **flags, **SECRETS)
     library = re.search(r"/\S+/lib[mc]\b\S*\.so\S*", Path("/proc/self/maps").read_text())[0]
     worker.has_tcmalloc(shutil.copy(library, folder / MINIMAL))  # real and harmless
     (folder / "model_manager.py").unlink()
@@ -124,6 +125,7 @@ def test_a1111_gets_our_flags_then_the_operators_words_and_a_complete_config_jso
     where = ["--server-name", "127.0.0.1", "--port", str(worker.port)]
     assert engine["arguments"][:7] == ["--api", "--nowebui", *where, "--xformers"]
     assert engine["arguments"][-3:] == ["--ckpt-dir", "/a b", "--medvram"]
+    assert "COMMANDLINE_ARGS" not in engine["environ"]
     assert engine["folder"] == str(worker.webui)
     assert json.loads(engine["options"]).keys() >= OVERRIDABLE.keys() | RELIED_ON.keys()
 

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from worker.config import nvidia_smi
-from worker.config.gpus import SMALLEST_GPU, WEIGHTS_OF_SD1, has_xformers, oldest_driver
+from worker.config.gpus import (
+    SMALLEST_GPU,
+    WEIGHTS_OF_SD1,
+    XFORMERS,
+    has_xformers,
+    oldest_driver,
+)
 from worker.config.nvidia_smi import Gpu
 from worker.config.settings import PROJECT, Settings
 
@@ -67,7 +73,7 @@ def examine(
     if settings.engine == "external":
         return [], Compute("")
     if uses_cpu(settings):
-        return [], Compute("cpu", attention(settings, None, {}))
+        return [*flag_findings(settings, None)], Compute("cpu", attention(settings, None, {}))
     answer = nvidia_smi.ask(timeout)
     if answer is None or not answer.gpus:
         return _without_gpus(settings, answer)
@@ -76,6 +82,7 @@ def examine(
         return [choice], Compute("cuda")
     torch = torch_build(engine_python(settings), timeout)
     found, gpu, environment = _judge(choice, torch, settings)
+    found += flag_findings(settings, gpu)
     if answer.remarks:
         found.append(Finding(f"nvidia-smi reports: {answer.remarks}", fatal=False))
     chosen = attention(settings, gpu.capability, torch or {})
@@ -152,12 +159,9 @@ def _why_none(settings: Settings, answer: nvidia_smi.Answer | None) -> str:
             f"{problem}: start the container with `--gpus all`, and install the NVIDIA Container"
             " Toolkit on the host"
         )
-    problem = "nvidia-smi finds no usable GPU"
-    if "not a valid field" in answer.remarks:  # drivers know compute_cap since 510
-        problem = "The NVIDIA driver is too old"
     return (
-        f"{problem} ({answer.remarks}): install or repair the NVIDIA driver of the host; a"
-        " Blackwell GPU needs 570 or newer"
+        f"nvidia-smi finds no usable GPU ({answer.remarks}): install or repair the NVIDIA driver of"
+        " the host; a Blackwell GPU needs 570 or newer"
     )
 
 
@@ -200,7 +204,7 @@ def choose(
         )
     if seen is None or environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID") != "PCI_BUS_ID":
         return Choice(gpus)
-    number = int(numbers[0]) if numbers and numbers[0].isdigit() else 0
+    number = int(numbers[0]) if numbers and numbers[0].isdecimal() else 0
     if number >= len(seen):
         return Finding(
             f"--device-id {number} of WEBUI_ARGS names no GPU: nvidia-smi lists {len(gpus)},"
@@ -216,7 +220,7 @@ def _visible(gpus: Sequence[Gpu], names: str) -> list[Gpu] | None:
         if name.startswith("MIG-") or (name.startswith("GPU-") and not gpus[0].uuid):
             return None  # nvidia-smi's list has no slices, and without its report no UUIDs
         found = [gpu for gpu in gpus if name.startswith("GPU-") and gpu.uuid.startswith(name)]
-        if name.isdigit() and int(name) < len(gpus):
+        if name.isdecimal() and int(name) < len(gpus):
             found = [gpus[int(name)]]
         if not found:
             break
@@ -285,7 +289,9 @@ def _torch_findings(gpu: Gpu, torch: Mapping[str, Any], settings: Settings) -> I
         )
         return
     oldest = oldest_driver(torch["cuda"], gpu.capability)
-    if (driver := _version(gpu.driver)) and driver < oldest:
+    # NVIDIA's cuda-compat gives GPUs of data centres a newer CUDA than their driver's own.
+    has_cuda = _version(gpu.cuda) >= _version(torch["cuda"])
+    if (driver := _version(gpu.driver)) and driver < oldest and not has_cuda:
         yield Finding(
             f"The NVIDIA driver {gpu.driver} is too old for CUDA {torch['cuda']} on {gpu.name}:"
             f" install {'.'.join(map(str, oldest))} or newer on the host (on RunPod: select newer"
@@ -304,10 +310,11 @@ def _memory_findings(gpu: Gpu, settings: Settings) -> Iterator[Finding]:
         return
     name, is_a1111 = _NAMES[settings.engine], settings.engine == "a1111"
     if gpu.free is not None and gpu.free < WEIGHTS_OF_SD1 <= (gpu.total or 0):
+        # Only the embedded engine has a smaller model, the demo model.
         yield Finding(
-            f"Only {gpu.free} of {gpu.total} MiB of {gpu.name} are free, and even the smallest"
-            f" model needs {WEIGHTS_OF_SD1} MiB: end the other programs on this GPU, or"
-            f" {ON_THE_CPU}."
+            f"Only {gpu.free} of {gpu.total} MiB of {gpu.name} are free, and SD1 needs at least"
+            f" {WEIGHTS_OF_SD1} MiB: end the other programs on this GPU, or {ON_THE_CPU}.",
+            fatal=is_a1111,
         )
     elif gpu.total and gpu.total < SMALLEST_GPU:
         # The embedded engine moves parts of a model to the RAM by itself.
@@ -333,13 +340,18 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 
 def _runs_on(capability: tuple[int, int], architectures: Iterable[str]) -> bool:
-    """Machine code runs on its major version from its minor version on; PTX on anything newer."""
+    """Machine code runs on its major version from its minor version on; PTX on anything newer.
+
+    One with a letter (sm_90a) is for fewer GPUs than that, and then torch's own error tells it.
+    """
     for architecture in architectures:
-        kind, _, digits = architecture.rstrip("a").partition("_")
-        major, minor = int(digits[:-1]), int(digits[-1])
-        if kind == "compute" and (major, minor) <= capability:
+        parts = re.fullmatch("(sm|compute)_([0-9]+)([0-9])[a-z]?", architecture)
+        if not parts:
+            continue
+        major, minor = int(parts[2]), int(parts[3])
+        if parts[1] == "compute" and (major, minor) <= capability:
             return True
-        if kind == "sm" and major == capability[0] and minor <= capability[1]:
+        if parts[1] == "sm" and major == capability[0] and minor <= capability[1]:
             return True
     return False
 
@@ -355,11 +367,26 @@ def attention(
     A1111 v1.9.3 would use the operators of xformers for its VAE also on GPUs for which they do not
     exist, and fail at each picture. A flag of the operator is respected.
     """
-    chosen = next(filter(_OPERATORS_ATTENTION.fullmatch, engine_flags(settings)), None)
-    if chosen:
+    if chosen := operators_attention(settings):
         return chosen
     serves = capability and has_xformers(capability)
     return "xformers" if settings.engine == "a1111" and serves and torch.get("xformers") else "sdp"
+
+
+def operators_attention(settings: Settings) -> str:
+    """The flag of WEBUI_ARGS that chooses an implementation; empty if there is none."""
+    return next(filter(_OPERATORS_ATTENTION.fullmatch, engine_flags(settings)), "")
+
+
+def flag_findings(settings: Settings, gpu: Gpu | None) -> Iterator[Finding]:
+    """The operator's flag for xformers where A1111's VAE cannot use it; no GPU: on the CPU."""
+    flag = operators_attention(settings)
+    if "xformers" in flag and (not gpu or (gpu.capability or XFORMERS[1]) > XFORMERS[1]):
+        yield Finding(
+            f"xformers has no code for A1111's VAE on {gpu.name if gpu else 'the CPU'}, so that"
+            f" every picture may fail: remove {flag} from WEBUI_ARGS.",
+            fatal=False,
+        )
 
 
 def torch_build(python: Path, timeout: float) -> Any:  # noqa: ANN401 - JSON
@@ -378,6 +405,14 @@ def torch_build(python: Path, timeout: float) -> Any:  # noqa: ANN401 - JSON
             timeout=timeout,
             check=True,
         )
-    except (OSError, subprocess.SubprocessError):
+        # A package that prints something when it is imported does so before.
+        return json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError) as error:
+        printed = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        log.warning(
+            "the torch of %s cannot be asked for which GPUs it was built (%s), so driver and GPU"
+            " are not checked",
+            python,
+            (printed.splitlines() or [str(error)])[-1][:300],
+        )
         return None
-    return json.loads(done.stdout)

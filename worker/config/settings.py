@@ -74,9 +74,9 @@ class Settings(BaseModel):
     )
     device: Literal["auto", "cpu"] = Field(
         "auto",
-        description="Where the engine computes. `auto`: on the GPU, and start.sh ends with 71 if"
-        " the machine promises one that cannot be used; on the CPU only where no GPU is promised"
-        " (the `embedded` engine). `cpu`: on the CPU, which takes minutes for a picture.",
+        description="Where the engine computes. `auto`: on the GPU; start.sh ends with 71 if the"
+        " machine has one that cannot be used. Without any GPU the `embedded` engine computes on"
+        " the CPU, and A1111 ends with 71. `cpu`: on the CPU, which takes minutes for a picture.",
     )
     webui_url: str = Field(
         "http://127.0.0.1:3000",
@@ -91,7 +91,9 @@ class Settings(BaseModel):
         description="Python that runs A1111's webui.py; a relative path starts at `WEBUI_DIR`.",
     )
     webui_args: tuple[str, ...] = Field(
-        (), description="More flags for A1111; quotes work as in a shell."
+        (),
+        description="More flags for A1111; quotes work as in a shell. Those of A1111's own variable"
+        " `COMMANDLINE_ARGS` are added.",
     )
     a1111_speedups: bool = Field(
         True,
@@ -298,6 +300,9 @@ class Settings(BaseModel):
             ConfigError: names every wrong variable, its value and what it must be.
         """
         given = {name: as_meant(environ.get(name.upper(), "")) for name in cls.model_fields}
+        # A1111 itself reads it, and adds it to its flags: so the checks must know it.
+        a1111s = as_meant(environ.get("COMMANDLINE_ARGS", ""))
+        given["webui_args"] = f"{given['webui_args']} {a1111s}".strip()
         given |= credentials(environ)
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})
