@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from engine.api import options as option
-from engine.api.drawing import Drawing
+from engine.api.drawing import Drawing, Models
 from engine.api.infotext import Facts, encode_png
 from engine.api.job import Job
 from engine.api.options import Options
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FOLDERS = ("models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings")
+# names of the second pass's and the refiner's checkpoint that mean the job's own
+NO_OTHER_CHECKPOINT = (None, "", "None", "none", "Use same checkpoint")
 MODEL_SUFFIXES = (".safetensors", ".pt", ".ckpt")
 
 
@@ -176,18 +178,54 @@ class Engine:
         settings = self._override(request)
         job = Job(request, settings)  # with the options as the jobs before it left them
         with self.progress.running("scripts_txt2img", job.count * job.passes):
-            model = self._use(self._checkpoint(settings[option.CHECKPOINT]))
-            if not request.override_settings_restore_afterwards:
-                # only now: a checkpoint that cannot be loaded would make all later jobs fail
-                self.options.values = {name: settings[name] for name in option.DEFAULTS}
-            drawing = Drawing(job, model, self.loras, self.progress)
-            with drawing.open():
+            models = self._models(job)
+            drawing = Drawing(job, models, self.loras, self.progress)
+            with drawing.open() as model:
+                if not request.override_settings_restore_afterwards:
+                    # only now: a checkpoint that cannot be loaded would make all later jobs fail
+                    self.options.values = {name: settings[name] for name in option.DEFAULTS}
+                digest = model.sha256[:HASH_DIGITS]
                 pictures = drawing.pictures()
-            names = (model.checkpoint.stem, model.sha256[:HASH_DIGITS])
-            used = Used(*names, *drawing.lora_hashes(), drawing.pads)
+            used = Used(
+                models.first.stem,
+                digest,
+                *drawing.lora_hashes(),
+                drawing.pads,
+                self._title(models.second),
+                drawing.refined,
+            )
             facts = Facts.of(job, used, self.progress.job_timestamp)
-        log.info("made %d of %d pictures with %s", len(pictures), job.count, model.checkpoint.name)
+        log.info("made %d of %d pictures with %s", len(pictures), job.count, models.first.name)
         return pictures, facts
+
+    def _models(self, job: Job) -> Models:
+        """The job's checkpoints. Raises RuntimeError for an unknown one."""
+        request, second = job.request, None
+        if job.second is not None and request.hr_checkpoint_name not in NO_OTHER_CHECKPOINT:
+            second = self._closest(str(request.hr_checkpoint_name))
+        refiner = None
+        if request.refiner_checkpoint not in NO_OTHER_CHECKPOINT:
+            refiner = self._closest(str(request.refiner_checkpoint))
+        first = self._checkpoint(job.settings[option.CHECKPOINT])
+        return Models(self._use, first, second, refiner if refiner != (second or first) else None)
+
+    def _closest(self, name: str) -> Checkpoint:
+        """As in A1111, the shortest title that contains `name` will do."""
+        titles = {c.title(self.checkpoints.known_sha256(c)): c for c in self.checkpoints.all}
+        containing = [title for title in titles if name in title]
+        found = self.checkpoints.find(name)
+        if found is None and containing:
+            found = titles[min(containing, key=len)]
+        if found is None:
+            raise RuntimeError(f"Could not find checkpoint with name {name}")
+        return found
+
+    def _title(self, checkpoint: Checkpoint | None) -> str:
+        """A1111's short title: the name, and the hash if it is known."""
+        if checkpoint is None:
+            return ""
+        sha256 = self.checkpoints.known_sha256(checkpoint)
+        return f"{checkpoint.stem} [{sha256[:HASH_DIGITS]}]" if sha256 else checkpoint.stem
 
     def _override(self, request: Txt2Img) -> dict[str, Any]:
         """The options for this request."""

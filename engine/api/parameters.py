@@ -51,7 +51,7 @@ def _ensd(job: Job) -> int | None:
 @dataclass(frozen=True)
 class Used:
     """What a job was drawn with: the checkpoint, the hashes of the LoRAs of both passes by name,
-    and whether a prompt was padded.
+    whether a prompt was padded, and the titles of the second pass's checkpoint and the refiner.
     """
 
     model_name: str
@@ -59,11 +59,13 @@ class Used:
     loras: Mapping[str, str]
     later_loras: Mapping[str, str]
     pads: bool = False
+    second: str = ""
+    refiner: str = ""
 
 
 def optional_entries(job: Job, used: Used) -> dict[str, Any]:
     """What A1111 collects in `extra_generation_params`; only LoRAs that were applied are listed."""
-    entries = {} if job.second is None else _second_pass(job, job.second)
+    entries = {} if job.second is None else _second_pass(job, job.second, used)
     entries |= _hashes(used.loras)
     emphasis = job.settings["emphasis"]
     texts = job.first.texts.text + job.first.texts.negative
@@ -82,6 +84,9 @@ def optional_entries(job: Job, used: Used) -> dict[str, Any]:
         entries |= _step_entries(job, job.second.sampling.sampler)
         if job.settings[option.EXTRA_NOISE]:
             entries["Extra noise"] = job.settings[option.EXTRA_NOISE]
+    if used.refiner:
+        entries["Refiner"] = used.refiner
+        entries["Refiner switch at"] = job.request.refiner_switch_at
     return entries
 
 
@@ -90,9 +95,11 @@ def _hashes(loras: Mapping[str, str]) -> dict[str, Any]:
     return {"Lora hashes": hashes} if hashes else {}
 
 
-def _second_pass(job: Job, second: Pass) -> dict[str, Any]:
+def _second_pass(job: Job, second: Pass, used: Used) -> dict[str, Any]:
     request = job.request
     entries: dict[str, Any] = {"Denoising strength": request.denoising_strength}
+    if used.second:
+        entries["Hires checkpoint"] = used.second
     if request.hr_sampler_name not in (None, job.first.sampling.sampler.name):
         entries["Hires sampler"] = request.hr_sampler_name
     texts, first = second.texts, job.first.texts

@@ -93,7 +93,7 @@ class Txt2Img(BaseModel):
         unread = ACCEPTED if self.enable_hr else ACCEPTED | OF_SECOND_PASS
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
-            if name not in unread and value != info.default and not _has_no_effect(name, value):
+            if name not in unread and value != info.default and not _has_no_effect(value):
                 raise Unsupported(f"{name} with the value {shown(value)}")
         self._check_numbers()
         self._check_sizes()
@@ -181,6 +181,7 @@ SUPPORTED = frozenset(
         *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "tiling"),
         *("enable_hr", "firstphase_width", "firstphase_height", "denoising_strength", "hr_scale"),
         *("hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
+        *("hr_checkpoint_name", "refiner_checkpoint", "refiner_switch_at"),
         *("hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt"),
         "do_not_save_samples",
         "do_not_save_grid",
@@ -193,21 +194,14 @@ SUPPORTED = frozenset(
 # A1111 does not use these either, unless another field is set that is refused here.
 WITHOUT_EFFECT = frozenset(
     {
-        "refiner_switch_at",  # without refiner_checkpoint
         "script_args",  # without script_name
         "force_task_id",  # an id for the web UI's progress bar
         "comments",  # the web UI shows them below a picture
     }
 )
-OF_SECOND_PASS = {"hr_checkpoint_name", "firstpass_image"}  # not read without enable_hr
+OF_SECOND_PASS = {"firstpass_image"}  # not read without enable_hr
 ACCEPTED = SUPPORTED | WITHOUT_EFFECT
-# values other than the default that have no effect
-NO_EFFECT: dict[str, tuple[object, ...]] = {
-    "refiner_checkpoint": ("None", "none"),
-    "hr_checkpoint_name": ("Use same checkpoint",),
-}
 
 
-def _has_no_effect(name: str, value: object) -> bool:
-    empty = value is None or value is False or value in ("", [], {})
-    return empty or value in NO_EFFECT.get(name, ())
+def _has_no_effect(value: object) -> bool:
+    return value is None or value is False or value in ("", [], {})

@@ -78,16 +78,18 @@ def check_upscaler(name: str | None) -> None:
 
 
 def enlarge(
-    model: LoadedModel, latent: torch.Tensor, target: Target, upscaler: str | None, seed: int
-) -> torch.Tensor:
-    """The latent picture in the size of the second pass; without an upscaler, "Latent"."""
+    model: LoadedModel, latent: torch.Tensor, target: Target, upscaler: str | None
+) -> torch.Tensor | Image.Image:
+    """The latent picture in the size of the second pass, or the picture in the target's size.
+
+    Without an upscaler it is "Latent".
+    """
     if upscaler is None or upscaler in LATENT_MODES:
         mode, antialias = LATENT_MODES[upscaler or LATENT]
         size = (target.height // LATENT_FACTOR, target.width // LATENT_FACTOR)
         larger = functional.interpolate(latent, size=size, mode=mode, antialias=antialias)
         return target.cropped(larger)
-    small = to_image(model.decode(latent))
-    return target.cropped(model.encode(to_pixels(upscale(small, target, upscaler)), seed))
+    return upscale(to_image(model.decode(latent)), target, upscaler)
 
 
 def to_pixels(picture: Image.Image) -> torch.Tensor:

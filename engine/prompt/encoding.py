@@ -160,7 +160,8 @@ class _Encoder:
         """
         rows = [one for chunks in texts for one in chunks]
         hidden, pooled = self._run(_token_rows(self.tokenizer, rows), options.clip_skip)
-        weights = torch.tensor([[1.0, *one.weights, 1.0] for one in rows]).to(hidden)
+        hidden = hidden.float()  # half precision would round the weights
+        weights = torch.tensor([[1.0, *one.weights, 1.0] for one in rows], device=hidden.device)
         hidden, weights = (one.reshape(len(texts), -1, *one.shape[1:]) for one in (hidden, weights))
         numbers = range(hidden.shape[1])
         counts = counts.to(hidden)

@@ -143,8 +143,10 @@ def test_loras_of_the_second_pass_follow_and_padding_is_told():
     extra = facts(used, **SECOND_PASS).extra
     assert extra["Lora hashes"] == "b: 2"
     assert extra["Pad conds"] is True
-    alone = facts(Used("tinyB", "9045917406", {}, {"b": "2"}), **SECOND_PASS).extra
-    assert list(alone)[-1] == "Lora hashes"
+    later = {"second": "x [1]", "refiner": "y [2]"}
+    alone = facts(Used("tinyB", "9045917406", {}, {"b": "2"}, **later), **SECOND_PASS).extra
+    assert list(alone)[:2] == ["Denoising strength", "Hires checkpoint"]
+    assert list(alone)[-3:] == ["Lora hashes", "Refiner", "Refiner switch at"]
 
 
 def test_quote():

@@ -109,9 +109,9 @@ def test_refused_as_recorded(client, name):
 
 UNSUPPORTED = [
     *({"save_images": True}, {"restore_faces": True}, {"styles": ["a"]}, {"infotext": "Steps: 3"}),
-    *({"refiner_checkpoint": "beta"}, {"override_settings": {"sd_vae": "some.safetensors"}}),
+    {"override_settings": {"sd_vae": "some.safetensors"}},
     *({"override_settings": {name: value}} for name, value in (("emphasis", "x"), ("nope", 1))),
-    {"hr_checkpoint_name": "beta", "enable_hr": True, "denoising_strength": 0.5},
+    {"firstpass_image": "x", "enable_hr": True, "denoising_strength": 0.5},
     {"override_settings": {"token_merging_ratio": 0.5}},
 ]
 
@@ -129,7 +129,8 @@ WITHOUT_EFFECT = [
     {"restore_faces": False, "tiling": False, "styles": [], "script_name": ""},
     {"restore_faces": None, "tiling": None, "do_not_save_grid": True},
     {"hr_scale": 1.5, "hr_upscaler": "nope", "hr_prompt": "x", "hr_sampler_name": "nope"},
-    {"hr_checkpoint_name": "nope", "firstpass_image": "x"},
+    {"hr_checkpoint_name": "nope", "firstpass_image": "x", "refiner_switch_at": 0.5},
+    {"refiner_checkpoint": "alpha", "refiner_switch_at": 0.1},  # the same checkpoint
     {"hr_second_pass_steps": 9, "hr_resize_x": 128, "hr_scheduler": "Karras"},
     {"denoising_strength": 0.2, "subseed": 5, "eta": 0.5},  # Euler has no eta
     {"seed_resize_from_h": -1, "seed_resize_from_w": 512, "s_tmin": 0.1, "s_tmax": 9},
@@ -184,7 +185,8 @@ IMPOSSIBLE = [
     *(({"override_settings": {name: value}}, error) for name, value, error in WRONG_OPTIONS),
     *((SECOND_PASS | fields, error) for fields, error in WRONG_SECOND_PASSES),
     ({"eta": 1e30, "sampler_name": "DDIM"}, "NansException"),
-    ({"subseed": 2**64}, "ValueError"),
+    *(({"subseed": 2**64}, "ValueError"), ({"refiner_checkpoint": "nope"}, "RuntimeError")),
+    (SECOND_PASS | {"hr_checkpoint_name": "nope"}, "RuntimeError"),
     ({"seed_resize_from_w": 9, "seed_resize_from_h": 10**9}, "ValueError"),
     ({"prompt": "<lora:style.v1:abc>"}, "HTTPException"),
 ]
@@ -228,6 +230,29 @@ def test_second_pass_has_its_own_prompts_sampler_and_loras(client):
     ):
         assert not np.array_equal(client.picture(**SECOND_PASS, **own), plain), own
     assert np.array_equal(client.picture(**SECOND_PASS), plain)
+
+
+def test_another_checkpoint_takes_over_and_the_next_picture_is_the_first_ones_again(client, cat):
+    """Both checkpoints have the same architecture, and other weights."""
+    beta = {"override_settings": {"sd_model_checkpoint": "beta"}}
+    at_once = {"refiner_checkpoint": "beta", "refiner_switch_at": 0}
+    assert np.array_equal(client.picture(**at_once), client.picture(**beta))
+    halfway = {"refiner_checkpoint": "beta", "refiner_switch_at": 0.5, "steps": 4}
+    one, other = client.pictures(**halfway, n_iter=2)
+    assert np.array_equal(client.picture(**halfway), one)
+    assert np.array_equal(client.picture(**halfway, seed=2), other)
+    info = client.info(**halfway)
+    assert info["sd_model_name"] == "alpha"
+    entries = info["extra_generation_params"]
+    assert (entries["Refiner"][:6], entries["Refiner switch at"]) == ("beta [", 0.5)
+    second = SECOND_PASS | {"hr_checkpoint_name": "beta"}
+    found = client.info(**second)
+    assert found["extra_generation_params"]["Hires checkpoint"].startswith("beta [")
+    assert not np.array_equal(client.picture(**second), client.picture(**SECOND_PASS))
+    assert np.array_equal(
+        client.picture(**second, prompt="a cat<lora:style.v1:0>"), client.picture(**second)
+    )
+    assert np.array_equal(client.picture(), cat)
 
 
 VARIED = [
