@@ -58,6 +58,7 @@ OPTIONS: Fields = {
     "always_discard_next_to_last_sigma": False,
     "sgm_noise_multiplier": False,
     "sd_noise_schedule": "Default",
+    "no_dpmpp_sde_batch_determinism": False,
     "uni_pc_variant": "bh1",
     "uni_pc_skip_type": "time_uniform",
     "uni_pc_order": 3,
@@ -184,6 +185,10 @@ FEATURES: dict[str, Fields] = {
     "batch": {"batch_size": 2, "sampler_name": "Euler a"},
     "batch, SDE": {"batch_size": 2, "sampler_name": "DPM++ SDE"},
     "batch with subseed": {"batch_size": 2, "subseed": 3, "subseed_strength": 0.4},
+    "no_dpmpp_sde_batch_determinism": {
+        "sampler_name": "DPM++ SDE",
+        "override_settings": {"no_dpmpp_sde_batch_determinism": True},
+    },
     "tiling": {"tiling": True},
     "odd size": {"width": 200, "height": 136},
     "fewer steps than Restart needs": {"sampler_name": "Restart", "steps": 5},

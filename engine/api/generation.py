@@ -24,6 +24,7 @@ from engine.models import files
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
 from engine.models.loaded_model import LoadedModel
 from engine.models.loras import Loras
+from engine.prompt.styles import Styles
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Engine:
         self.options = options
         self.checkpoints = Checkpoints(data_dir / FOLDERS[0])
         self.loras = Loras(data_dir / FOLDERS[1])
+        self.styles = Styles(data_dir / "styles.csv")
         self.progress = Progress()
         self._model: LoadedModel | None = None
         self._jobs = ThreadPoolExecutor(1, "job", torch.set_num_threads, (threads,))
@@ -161,7 +163,7 @@ class Engine:
         request.check()
         overrides = request.override_settings or {}
         option.check(overrides)
-        Job(request, self.options.merged(overrides))
+        Job(request, self.options.merged(overrides), self.styles)
         pictures, facts = self._queue(self._generate, request)
         infotexts = map(facts.infotext, range(len(pictures)))
         encoded = [encode_png(p, text) for p, text in zip(pictures, infotexts, strict=True)]
@@ -176,7 +178,9 @@ class Engine:
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
         settings = self._override(request)
-        job = Job(request, settings)  # with the options as the jobs before it left them
+        job = Job(
+            request, settings, self.styles
+        )  # with the options as the jobs before it left them
         with self.progress.running("scripts_txt2img", job.count * job.passes):
             models = self._models(job)
             drawing = Drawing(job, models, self.loras, self.progress)

@@ -45,6 +45,7 @@ class Facts:
     seed_resize: tuple[int, int]
     denoising_strength: float | None
     job_timestamp: str
+    styles: list[str]
     main: Mapping[str, Any]
     extra: Mapping[str, Any]
 
@@ -71,6 +72,7 @@ class Facts:
             (request.seed_resize_from_w, request.seed_resize_from_h),
             request.denoising_strength,
             timestamp,
+            request.styles or [],
             parameters.main_entries(job),
             parameters.optional_entries(job, used),
         )
@@ -129,7 +131,7 @@ class Facts:
             "extra_generation_params": {**self.extra, **hidden},
             "index_of_first_image": 0,
             "infotexts": [self.infotext(i) for i in range(made)],
-            "styles": [],
+            "styles": self.styles,
             "job_timestamp": self.job_timestamp,
             "clip_skip": self.clip_skip,
             "is_using_inpainting_conditioning": False,

@@ -13,6 +13,7 @@ from engine.api.request import Txt2Img
 from engine.api.second_pass import Target
 from engine.prompt import syntax
 from engine.prompt.encoding import TextOptions
+from engine.prompt.styles import Styles
 from engine.sampling import samplers
 from engine.sampling.denoiser import Guidance
 from engine.sampling.draw import Sampling
@@ -56,8 +57,10 @@ class Pass:
 class Job:
     """A request with the options that apply to it. Raises Refused, ValueError, LookupError."""
 
-    def __init__(self, request: Txt2Img, settings: Mapping[str, Any]) -> None:
-        self.request, self.settings = request, settings
+    def __init__(
+        self, request: Txt2Img, settings: Mapping[str, Any], styles: Styles | None = None
+    ) -> None:
+        self.request, self.settings, self._styles = request, settings, styles or Styles()
         width, height = request.first_size
         sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
         texts = self._read(request.prompt, request.negative_prompt)
@@ -70,11 +73,10 @@ class Job:
             self.second = self._second(self.target)
         self.seed, self.subseed = _resolve(request.seed), _resolve(request.subseed)
 
-    def _read(self, *both: str) -> Texts:
+    def _read(self, prompt: str, negative: str) -> Texts:
+        prompt, negative = self._styles.apply(prompt, negative, self.request.styles or ())
         if self.settings[option.COMMENTS]:
-            prompt, negative = map(syntax.without_comments, both)
-        else:
-            prompt, negative = both
+            prompt, negative = map(syntax.without_comments, (prompt, negative))
         text, tags = syntax.extract_loras(prompt)
         return Texts(prompt, negative, text, [] if self.request.disable_extra_networks else tags)
 
@@ -109,6 +111,7 @@ class Job:
             ),
             settings["sgm_noise_multiplier"],
             settings[option.NOISE_SCHEDULE] == option.ZERO_TERMINAL_SNR,
+            not settings[option.NO_BATCH_DETERMINISM],
         )
 
     def _step_options(self, sampler: Sampler) -> StepOptions:

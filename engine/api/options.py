@@ -21,6 +21,7 @@ VAE = "sd_vae"
 COMMENTS = "enable_prompt_comments"
 OWN_VAE = ("Automatic", "None")
 EXTRA_NOISE = "img2img_extra_noise"
+NO_BATCH_DETERMINISM = "no_dpmpp_sde_batch_determinism"
 PAD = "pad_cond_uncond"
 NOISE_SCHEDULE = "sd_noise_schedule"
 RANDN_SOURCE = "randn_source"
@@ -44,6 +45,7 @@ ALL: dict[str, Any] = {
     "token_merging_ratio": 0.0,
     "token_merging_ratio_hr": 0.0,
     PAD: False,
+    NO_BATCH_DETERMINISM: False,
     "enable_pnginfo": True,
     "add_model_name_to_info": True,
     "add_model_hash_to_info": True,
@@ -100,7 +102,13 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "uni_pc_order": (int, 1, 50),
 }
 _SWITCHES = {
-    *("tiling", PAD, "always_discard_next_to_last_sigma", "sgm_noise_multiplier"),
+    *(
+        "tiling",
+        PAD,
+        NO_BATCH_DETERMINISM,
+        "always_discard_next_to_last_sigma",
+        "sgm_noise_multiplier",
+    ),
     *("uni_pc_lower_order_final", COMMENTS),
 }
 CHANGEABLE = {CHECKPOINT, *_WORDS, *_RANGES, *_SWITCHES}

@@ -167,6 +167,7 @@ SUPPORTED = frozenset(
     {
         "prompt",
         "negative_prompt",
+        "styles",
         "seed",
         "sampler_name",
         "sampler_index",

@@ -42,7 +42,7 @@ def create_app(engine: Engine) -> FastAPI:
 
 
 def _gets(engine: Engine) -> dict[str, Endpoint]:
-    """The GET endpoints. The engine has no scripts, styles or embeddings."""
+    """The GET endpoints. The engine has no scripts or embeddings."""
     return {
         "/options": engine.get_options,
         "/sd-models": engine.checkpoints.describe,
@@ -54,7 +54,7 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
         "/memory": describe_memory,
         "/upscalers": describe_upscalers,
         "/latent-upscale-modes": lambda: [{"name": name} for name in second_pass.LATENT_MODES],
-        "/prompt-styles": describe_nothing,
+        "/prompt-styles": engine.styles.describe,
         "/cmd-flags": engine.get_flags,
         "/hypernetworks": describe_nothing,
         "/face-restorers": describe_nothing,

@@ -28,6 +28,7 @@ class Sampling:
     sigma_options: SigmaOptions = field(default_factory=SigmaOptions)
     sgm_noise_multiplier: bool = False
     zero_terminal_snr: bool = False
+    batch_determinism: bool = True  # of the Brownian noise, see `BrownianNoise`
 
     @property
     def levels(self) -> Levels:
@@ -169,7 +170,9 @@ class _Run:
         noise: StepNoise = self._noise
         sampler = self._sampling.sampler
         if sampler.options.get("brownian_noise"):
-            noise = BrownianNoise(self._noise, all_sigmas)
+            same = self._sampling.batch_determinism
+            spread = all_sigmas if same else sigmas
+            noise = BrownianNoise(self._noise, spread, batch_determinism=same)
         options = replace(self._sampling.step_options, ends=ends)
         return self._stoppable(
             x, lambda: sampler.function(self._denoiser.at_sigma, x, sigmas, noise, options)

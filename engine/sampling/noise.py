@@ -19,6 +19,7 @@ Shape = tuple[int, ...]
 CHANNELS = 4
 FACTOR = 8  # pixels of the picture for one of the latent image
 SEEDS = 2**64
+LARGEST_RANDOM = 2**63 - 1
 SOURCES = ("CPU", "GPU", "NV")
 # noises that point in the same direction are mixed in a straight line
 _PARALLEL = 0.9995
@@ -131,15 +132,24 @@ class BrownianNoise:
     Its numbers depend on the seed and the sigmas only, not on the number of steps in between.
     """
 
-    def __init__(self, noise: Noise, sigmas: torch.Tensor) -> None:
-        """For all steps of `sigmas`, the last of which may be 0."""
+    def __init__(
+        self, noise: Noise, sigmas: torch.Tensor, *, batch_determinism: bool = True
+    ) -> None:
+        """For all steps of `sigmas`, the last of which may be 0.
+
+        Without `batch_determinism`, the seed is the first number of torch's generator for the
+        picture's seed: A1111's option `no_dpmpp_sde_batch_determinism`.
+        """
         self._noise = noise
-        seeds = noise.seeds
+        seeds, entropy = noise.seeds, noise.seeds.seed % SEEDS
+        if not batch_determinism:
+            generator = torch.Generator().manual_seed(entropy)
+            entropy = int(torch.randint(0, LARGEST_RANDOM, [], generator=generator))
         on_gpu = seeds.source == "GPU"
         start = torch.zeros(noise.shape, device=noise.device if on_gpu else "cpu")
         with self._random():
             self._tree = torchsde.BrownianTree(
-                sigmas[sigmas > 0].min(), start, sigmas.max(), entropy=seeds.seed % SEEDS
+                sigmas[sigmas > 0].min(), start, sigmas.max(), entropy=entropy
             )
 
     def __call__(self, sigma: torch.Tensor, following: torch.Tensor) -> torch.Tensor:

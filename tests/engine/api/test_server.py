@@ -108,7 +108,7 @@ def test_refused_as_recorded(client, name):
 
 
 UNSUPPORTED = [
-    *({"save_images": True}, {"restore_faces": True}, {"styles": ["a"]}, {"infotext": "Steps: 3"}),
+    *({"save_images": True}, {"restore_faces": True}, {"infotext": "Steps: 3"}),
     {"override_settings": {"sd_vae": "some.safetensors"}},
     *({"override_settings": {name: value}} for name, value in (("emphasis", "x"), ("nope", 1))),
     {"firstpass_image": "x", "enable_hr": True, "denoising_strength": 0.5},
@@ -126,7 +126,7 @@ def test_unsupported_field_is_refused_by_name(client, field):
 
 
 WITHOUT_EFFECT = [
-    {"restore_faces": False, "tiling": False, "styles": [], "script_name": ""},
+    {"restore_faces": False, "tiling": False, "styles": ["None", "nope"], "script_name": ""},
     {"restore_faces": None, "tiling": None, "do_not_save_grid": True},
     {"hr_scale": 1.5, "hr_upscaler": "nope", "hr_prompt": "x", "hr_sampler_name": "nope"},
     {"hr_checkpoint_name": "nope", "firstpass_image": "x", "refiner_switch_at": 0.5},

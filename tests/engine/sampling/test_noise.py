@@ -81,3 +81,11 @@ def test_steps_of_a_brownian_motion_add_up_and_are_independent(source):
     assert abs((high * low).mean()) < 0.1
     assert torch.equal(brownian(source=source)(sigmas[1], sigmas[2]), low)
     assert not torch.equal(brownian(2, source)(sigmas[1], sigmas[2]), low)
+
+
+def test_the_other_seed_of_the_brownian_motion_is_drawn_from_the_picture_s_seed():
+    sigmas = torch.tensor([14.0, 6.0, 0.0])
+    seed = torch.randint(0, 2**63 - 1, [], generator=torch.Generator().manual_seed(1)).item()
+    found = BrownianNoise(Noise(Seeds(1), SHAPE), sigmas, batch_determinism=False)
+    expected = BrownianNoise(Noise(Seeds(seed), SHAPE), sigmas)
+    assert torch.equal(found(sigmas[0], sigmas[1]), expected(sigmas[0], sigmas[1]))
