@@ -1,7 +1,7 @@
 # The worker's images. docs/subsystems/container-management.md lists stages, sizes and arguments.
 #
 #   docker build -t a1111-worker .                                 A1111 v1.9.3, no model
-#   docker build -t a1111-worker:embedded --target embedded .      without A1111: for the newest GPUs, or none
+#   docker build -t a1111-worker:embedded --target embedded .      without A1111: with diffusers
 
 ARG A1111_PYTHON_IMAGE=docker.io/library/python:3.10-slim-bookworm@sha256:68d914ec641a0b69267ce65184d000a2bc3a9ee2590ab702b82250ab2385735a
 ARG EMBEDDED_PYTHON_IMAGE=docker.io/library/python:3.12-slim-bookworm@sha256:782412e85d0f0984994c290652577d4018aff08145c85b262bb63dc0c7522254
@@ -31,26 +31,64 @@ ENV PYTHON=/opt/worker/bin/python \
     PYTHONUNBUFFERED=1
 
 # --- Python environments -------------------------------------------------------------------------
-# Each is installed in its final stage: copying it from another one costs 6 GB and a minute.
+# Each is installed in its final stage: copying it from another one costs 6 GB and a minute. The
+# largest are installed in parts, because layers are downloaded beside each other.
+
+FROM a1111-system AS a1111-lock
+COPY image/a1111.lock image/split_lock.py /build/
+RUN python3.10 /build/split_lock.py /build/a1111.lock /lock
 
 FROM a1111-system AS a1111-python
 ARG INDEX_URL=https://pypi.org/simple
-COPY image/build.lock image/a1111.lock image/install-python.sh image/torch_build.py /build/
+COPY image/build.lock image/install-python.sh image/unused-files /build/
+COPY --from=a1111-lock /lock/cudnn.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    /build/install-python.sh 3.10 /opt/a1111 /build/a1111.lock \
- && /opt/a1111/bin/python /build/torch_build.py > /opt/a1111/torch_build.json
+    /build/install-python.sh 3.10 /opt/a1111 /build/cudnn.lock
+COPY --from=a1111-lock /lock/blas.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.10 /opt/a1111 /build/blas.lock
+COPY --from=a1111-lock /lock/cuda.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.10 /opt/a1111 /build/cuda.lock
+COPY --from=a1111-lock /lock/torch.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.10 /opt/a1111 /build/torch.lock
+COPY --from=a1111-lock /lock/rest.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.10 /opt/a1111 /build/rest.lock
+COPY image/torch_build.py /build/
+RUN /opt/a1111/bin/python /build/torch_build.py > /opt/a1111/torch_build.json
 
 FROM a1111-system AS worker-python
 ARG INDEX_URL=https://pypi.org/simple
-COPY image/build.lock image/install-python.sh image/worker.lock /build/
+COPY image/build.lock image/install-python.sh image/unused-files image/worker.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
     /build/install-python.sh 3.10 /opt/worker /build/worker.lock
 
+FROM embedded-system AS embedded-lock
+COPY image/embedded.lock image/split_lock.py /build/
+RUN python3.12 /build/split_lock.py /build/embedded.lock /lock
+
 FROM embedded-system AS embedded-python
 ARG INDEX_URL=https://pypi.org/simple
-COPY image/build.lock image/embedded.lock image/install-python.sh /build/
+COPY image/build.lock image/install-python.sh image/unused-files /build/
+COPY --from=embedded-lock /lock/cudnn.lock /build/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    /build/install-python.sh 3.12 /opt/worker /build/embedded.lock
+    /build/install-python.sh 3.12 /opt/worker /build/cudnn.lock
+COPY --from=embedded-lock /lock/blas.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.12 /opt/worker /build/blas.lock
+COPY --from=embedded-lock /lock/cuda.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.12 /opt/worker /build/cuda.lock
+COPY --from=embedded-lock /lock/torch.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.12 /opt/worker /build/torch.lock
+COPY --from=embedded-lock /lock/rest.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /build/install-python.sh 3.12 /opt/worker /build/rest.lock
+COPY image/torch_build.py /build/
+RUN /opt/worker/bin/python /build/torch_build.py > /opt/worker/torch_build.json
 
 # --- A1111 v1.9.3 and its companions -------------------------------------------------------------
 
@@ -81,8 +119,9 @@ RUN /build/fetch-source.sh stable-diffusion-stability-ai cf1d67a6fd5ea1aa600c4df
       "salesforce/BLIP pharmapsychotic/BLIP" LICENSE.txt configs models \
  && /build/fetch-source.sh CLIP d05afc436d78f1c48dc0dbf8e5980a9d471f35f6 \
       "openai/CLIP rom1504/CLIP" LICENSE clip \
- && ln -s repositories/CLIP/clip ../clip \
- && python3.10 -m compileall -q -j 0 ..
+ && ln -s repositories/CLIP/clip ../clip
+COPY image/a1111_extension /src/webui/extensions-builtin/a1111-worker
+RUN python3.10 -m compileall -q -j 0 /src/webui
 
 FROM a1111-python AS clip-tokenizer
 COPY engine/__init__.py /build/engine/
@@ -110,10 +149,11 @@ RUN --mount=type=secret,id=civitai_api_key \
 
 FROM embedded-system AS embedded-app
 WORKDIR /app
+COPY benchmarks benchmarks
 COPY demo models
 COPY templates.json test_input.json ./
 COPY engine engine
-COPY image/entrypoint.sh image/healthcheck.sh image/
+COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
 COPY worker worker
 RUN python3.12 -m compileall -q -j 0 .
@@ -131,9 +171,19 @@ WORKDIR /app
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
 ENTRYPOINT ["/app/image/entrypoint.sh"]
 COPY --from=embedded-app /app /app
-RUN "$PYTHON" -c "import engine.api.server, handler, model_manager"
+# A first job, as the worker's user and in folders that do not stay.
+RUN folder=$(mktemp -d) \
+ && chown worker "$folder" \
+ && DEVICE=cpu MODELS_DIR=$folder/models OUTPUT_DIR=$folder/outputs RUN_DIR=$folder/run \
+    WEBUI_DIR=$folder/data WEBUI_URL=http://127.0.0.1:38417 \
+    setpriv --reuid=worker --regid=worker --clear-groups \
+    ./start.sh --test_input '{"input": {"prompt": "a red circle on a blue background"}}' \
+ && test -n "$(find "$folder/outputs" -name "*.png" -size +1k)" \
+ && rm -r "$folder"
 ARG REVISION=unknown
 ARG VERSION=unknown
+# For the report of benchmarks/gpu.
+ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by diffusers" \
       org.opencontainers.image.licenses="MIT" \
@@ -144,6 +194,7 @@ LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
 
 FROM a1111-system AS a1111-app
 WORKDIR /app
+COPY benchmarks benchmarks
 COPY templates.json test_input.json ./
 COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
@@ -178,6 +229,8 @@ RUN "$PYTHON" -c "import handler" \
  && setpriv --reuid=worker --regid=worker --clear-groups "$PYTHON" model_manager.py prepare-engine
 ARG REVISION=unknown
 ARG VERSION=unknown
+# For the report of benchmarks/gpu.
+ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by A1111 v1.9.3" \
       org.opencontainers.image.licenses="MIT AND AGPL-3.0-only" \

@@ -36,7 +36,7 @@ run: export JOB_TEMPLATE = $(value TEMPLATE)
 run: export JOB = $(JOB_SCRIPT)
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.ready  ## make a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
 	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
@@ -67,6 +67,13 @@ lint: $(VENV)/.ready  ## check code, scripts, Dockerfile, requirements and YAML 
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
 
+# The programs that use these files, without a daemon. Not in `lint`, which also runs without Docker;
+# CI runs both. BAKE_TARGETS are all targets of the file.
+check-docker: BAKE_TARGETS = $(shell sed -n 's/^target "\([^"]*\)".*/\1/p' docker-bake.hcl)
+check-docker:  ## check compose.yaml and docker-bake.hcl with docker itself; needs no daemon
+	docker compose --profile '*' config --quiet
+	docker buildx bake -f docker-bake.hcl --print $(BAKE_TARGETS) > /dev/null
+
 fmt: $(VENV)/.ready  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -76,14 +83,19 @@ docs: $(VENV)/.ready  ## update the generated parts of the documents
 
 image-test: export BASES ?=
 image-test: export SOURCES ?=
+# Without overlay each layer would be a whole copy of the image.
+image-test: export STORAGE_DRIVER ?= overlay
 image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURCES=/srv/git, see image/tests
 	$(BIN)/pytest image/tests -o pythonpath=". tests image/tests" --timeout 3600 -v -s
 
+gpu-proof: $(VENV)/.ready  ## show on a machine with a GPU what works and how fast: 8 minutes; report/
+	$(BIN)/python -m benchmarks.gpu --out report
+
 lock: $(VENV)/.ready  ## update image/*.lock; UPGRADE=--upgrade takes newer versions
 	cd image && $(LOCK) --python-version 3.10 build.in -o build.lock
-	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides a1111.in -o a1111.lock
+	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides --override torch.overrides a1111.in -o a1111.lock
 	cd image && $(LOCK) --python-version 3.10 ../requirements.txt -o worker.lock
-	cd image && $(LOCK) --python-version 3.12 ../requirements-engine.txt -o embedded.lock
+	cd image && $(LOCK) --python-version 3.12 --override torch.overrides ../requirements-engine.txt -o embedded.lock
 
 demo-model: $(VENV)/.ready  ## train the demo model again: two hours on two cores
 	$(BIN)/python -m training
@@ -95,13 +107,14 @@ $(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'The embedded engine needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@echo 'Installing into $(VENV): 2 to 5 minutes; 1.7 GB with the CPU build of torch, 6 GB with CUDA.'
+	@echo 'Installing into $(VENV): 2 to 5 minutes; 1.7 GB with the CPU build of torch, 8 GB with CUDA.'
 	flags='$(PIP_FLAGS)'; \
-	if [ -z "$$flags" ] && ! command -v nvidia-smi >/dev/null \
+	if [ -z "$$flags" ] && [ ! -e /dev/nvidiactl ] \
+	  && ! (PATH="$$PATH:/usr/lib/wsl/lib" && command -v nvidia-smi >/dev/null) \
 	  && curl -sfI --max-time 5 -o /dev/null $(CPU_TORCH)/torch/; \
 	then flags='--extra-index-url $(CPU_TORCH)'; fi; \
 	$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $$flags \
 	  -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
 
-.PHONY: help run serve test test-long lint fmt docs image-test lock demo-model clean
+.PHONY: help run serve test test-long lint check-docker fmt docs image-test gpu-proof lock demo-model clean

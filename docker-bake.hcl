@@ -48,7 +48,7 @@ target "baked" {
   secret = ["id=civitai_api_key,env=CIVITAI_API_KEY"]
 }
 
-# diffusers instead of A1111, for the newest GPUs or none; with the demo model.
+# diffusers instead of A1111, for GPUs or none; with the demo model.
 target "embedded" {
   inherits = ["common"]
   target   = "embedded"

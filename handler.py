@@ -30,11 +30,12 @@ from model_manager import ModelManager
 from worker import log
 from worker.answer import failure, plain, to_json
 from worker.config.credentials import secret_values
+from worker.config.gpu import must_use_gpu
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.delivery.bucket import Bucket
 from worker.delivery.delivery import MB, Delivery
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
-from worker.errors import ConfigError, InternalError, JobError, WorkerError
+from worker.errors import ConfigError, GpuNotUsed, InternalError, JobError, WorkerError
 from worker.http.client import SafeHttpClient
 from worker.job import request
 from worker.job.models import Models
@@ -59,7 +60,7 @@ from worker.webui.recovery import MemoryGrowth
 from worker.webui.supervisor import Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
-EXIT_ENGINE_NOT_READY = 69  # EX_UNAVAILABLE of sysexits.h, as in start.sh
+EXIT_ENGINE_NOT_READY, EXIT_UNFIT_MACHINE = 69, 71  # of sysexits.h, as in start.sh
 
 logger = logging.getLogger("worker.handler")
 
@@ -242,6 +243,8 @@ class Handler:
     async def report_health(self, job: Job, _checked: object) -> result.Health:
         """What the worker, its engine and its model store are doing."""
         engine = await asyncio.to_thread(self._engine.health)
+        names = ("device", "gpu", "attention")
+        engine |= {name: getattr(self._settings, f"engine_{name}") for name in names}
         models = await asyncio.to_thread(self._models.health)
         return result.Health.model_construct(
             worker=self.counters.health(self.startup, asked_by=job.id),
@@ -313,7 +316,8 @@ def build(settings: Settings, timing: EngineTiming = DEFAULT_TIMING) -> tuple[Ha
     """
     webui = WebUI(settings.webui_url, timing=timing)
     supervisor = Supervisor(settings.run_dir, settings.supervisor_pid, timing=timing)
-    readiness = Readiness(webui, supervisor, settings.engine_address, timing=timing)
+    address, needs_gpu = settings.engine_address, must_use_gpu(settings)
+    readiness = Readiness(webui, supervisor, address, needs_gpu=needs_gpu, timing=timing)
     limit = settings.memory_growth_limit_gb
     growth = MemoryGrowth(round(limit * 1e9)) if limit else None
     engine = Engine(webui, supervisor, readiness, growth, timing=timing)
@@ -360,12 +364,14 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
         handler.startup = boot(engine.boot, settings.ready_timeout, background)
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
-        return EXIT_ENGINE_NOT_READY
+        if not isinstance(error, GpuNotUsed):
+            return EXIT_ENGINE_NOT_READY
+        runpod_sdk.report_unhealthy(Fitness.engine_has_the_gpu.__name__, error.message)
+        return EXIT_UNFIT_MACHINE
     logger.info("ready for jobs %s", handler.startup)
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
     handler.post_progress = runpod_sdk.post_progress
-    has_gpu = settings.runpod_gpu_count not in {"", "0"}
-    checks = Fitness(settings, WebUI(settings.webui_url), has_gpu=has_gpu).checks()
+    checks = Fitness(settings, WebUI(settings.webui_url)).checks()
     runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0
 

@@ -91,6 +91,19 @@ def start(
     runpod.serverless.start(config)
 
 
+def report_unhealthy(check: str, reason: str) -> None:
+    """Report to RunPod that this worker failed a check, so that it is replaced; for at most 2 s.
+
+    For a fault that is found before `start`, which reports failed checks itself. Outside RunPod,
+    and with another release of the SDK, nothing is sent.
+    """
+    if differences():
+        return
+    from runpod.serverless.modules import rp_fitness  # noqa: PLC0415
+
+    rp_fitness._report_unhealthy(check, reason)  # noqa: SLF001 - the guard knows this release
+
+
 async def post_progress(job: RunPodJob, output: object) -> bool:
     """Report a job's progress; returns whether RunPod accepted it. Call it in the handler's loop.
 

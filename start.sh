@@ -7,7 +7,7 @@
 #   2    an argument is not understood; nothing was started
 #   69   the engine never became ready
 #   70   the engine's restarts are used up
-#   71   this machine cannot run the engine, or a port is taken; nothing was started
+#   71   this machine cannot run the engine, such as a GPU that cannot be used; or a port is taken
 #   78   bad configuration; nothing was started
 #   143  a signal came before anything was started
 #
@@ -16,8 +16,8 @@
 # explains why. If this script is killed, the handler kills the engine and ends by itself.
 set -Eeuo pipefail
 
-readonly EXIT_ENGINE_NOT_READY=69 EXIT_RESTARTS_USED_UP=70 EXIT_BAD_CONFIGURATION=78
-readonly EXIT_STOPPED_EARLY=143
+readonly EXIT_ENGINE_NOT_READY=69 EXIT_RESTARTS_USED_UP=70 EXIT_UNFIT_MACHINE=71
+readonly EXIT_BAD_CONFIGURATION=78 EXIT_STOPPED_EARLY=143
 # In milliseconds: bash's SECONDS has whole seconds, so a difference of 1 can be almost 0 s.
 readonly ENGINE_STOP_MS=5000     # from TERM to KILL; A1111 reacts to TERM only when it is idle
 readonly HANDLER_REPORT_MS=5000  # for the handler to report that the engine is gone
@@ -61,7 +61,8 @@ read_arguments() {
 }
 
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
-# place that reads and checks the environment, and worker/config/preflight.py checks the machine.
+# place that reads and checks the environment. worker/config/preflight.py checks the machine, and
+# sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
 read_settings() {
   local settings
   settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
@@ -139,31 +140,38 @@ find_tcmalloc() {
   fi
 }
 
-# Sets `attention`: `--xformers`, except on a CPU, which xformers does not support, and except if
-# the operator chose another implementation by a flag.
-choose_attention() {
-  attention=(--xformers)
-  if [[ " ${WEBUI_ARGS[*]} " =~ \ --(use-cpu|opt-[a-z0-9-]*attention[a-z0-9-]*)\  ]]; then
-    attention=()
-  fi
+# Sets `compute`: A1111's flags for its device and for the attention that preflight has chosen. Those
+# of the operator stand behind them, so they win.
+choose_compute() {
+  compute=()
+  # A CPU computes in single precision; without these flags the first picture would fail.
+  [[ $ENGINE_DEVICE != cpu ]] || compute=(--use-cpu all --precision full --no-half)
+  case $ENGINE_ATTENTION in
+    xformers) compute+=(--xformers) ;;
+    sdp) compute+=(--opt-sdp-attention) ;;
+  esac  # else it is a flag in WEBUI_ARGS
 }
 
-# Sets `command` and `folder`.
+# Sets `command`, `folder` and `environment`.
 engine_command() {
   preload=()
+  environment=("${ENGINE_ENVIRONMENT[@]}" HF_HUB_OFFLINE=1)
   if [[ $ENGINE == embedded ]]; then
     folder=$HERE
-    command=("$PYTHON" -m engine --host "$WEBUI_HOST" --port "$WEBUI_PORT" --data-dir "$WEBUI_DIR")
+    command=("$PYTHON" -m engine --device "$ENGINE_DEVICE" --host "$WEBUI_HOST" --port "$WEBUI_PORT"
+      --data-dir "$WEBUI_DIR")
     return
   fi
   find_tcmalloc
-  choose_attention
+  choose_compute
+  # torch 2.6 and later refuse pickles that A1111's own check has already passed, such as embeddings.
+  environment+=("${preload[@]}" TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1)
   folder=$WEBUI_DIR
   # --nowebui: with the UI there is a moment at boot when a request ends A1111. It would listen on
   # every address without --server-name, and download 4 GB without --no-download-sd-model if there
   # is no model.
   command=("$WEBUI_PYTHON" -u webui.py --api --nowebui --server-name "$WEBUI_HOST"
-    --port "$WEBUI_PORT" "${attention[@]}" --no-download-sd-model --do-not-download-clip
+    --port "$WEBUI_PORT" "${compute[@]}" --no-download-sd-model --do-not-download-clip
     --skip-version-check --skip-python-version-check --skip-torch-cuda-test
     --disable-console-progressbars --no-prompt-history "${WEBUI_ARGS[@]}")
 }
@@ -179,7 +187,8 @@ name_default_checkpoint() {
 }
 
 start_engine() {
-  local -a attention command preload unset=()
+  # WEBUI_ARGS has its flags already, and A1111 would add them again.
+  local -a command compute environment preload unset=(-u COMMANDLINE_ARGS)
   local folder name
   name_default_checkpoint
   engine_command
@@ -187,11 +196,12 @@ start_engine() {
     unset+=(-u "$name")
   done
   # setsid: a process group of its own, so that all of its processes can be killed.
-  (cd "$folder" && exec env "${unset[@]}" "${preload[@]}" HF_HUB_OFFLINE=1 setsid "${command[@]}") &
+  (cd "$folder" && exec env "${unset[@]}" "${environment[@]}" setsid "${command[@]}") &
   engine_pid=$!
   rm -f "$RUN_DIR/engine.restart" || true
   write_state running "$engine_pid"
-  log "engine $ENGINE started (pid $engine_pid)"
+  log "engine $ENGINE started (pid $engine_pid): device $ENGINE_DEVICE${ENGINE_GPU:+ ($ENGINE_GPU)},\
+ attention $ENGINE_ATTENTION"
 }
 
 engine_was_ready() {
@@ -261,6 +271,9 @@ engine_exited() {
  cache, which may be damaged"
     remove_cache
     start_engine
+  elif [[ $status == "$EXIT_UNFIT_MACHINE" ]]; then
+    give_up "$EXIT_UNFIT_MACHINE" "$status" "the engine cannot use the GPU, as its last line\
+ explains: use another machine or repair its driver, or set DEVICE=cpu to compute on the CPU"
   else
     # An engine that could not boot once will not boot the next time.
     give_up "$EXIT_ENGINE_NOT_READY" "$status" "the engine ended with status $status before it was\
@@ -307,7 +320,8 @@ restart_on_request() {
 # --- processes ----------------------------------------------------------------------------------
 
 start_handler() {
-  (cd "$HERE" && SUPERVISOR_PID=$$ RUN_DIR=$RUN_DIR exec setsid "$PYTHON" handler.py "$@") &
+  (cd "$HERE" && export SUPERVISOR_PID=$$ RUN_DIR ENGINE_DEVICE ENGINE_GPU ENGINE_ATTENTION &&
+    exec setsid "$PYTHON" handler.py "$@") &
   handler_pid=$!
 }
 

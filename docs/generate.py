@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from docs import gpu_tables
 from handler import TASKS
 from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
@@ -284,6 +285,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "exit-statuses": exit_statuses,
     "comparison": functools.partial(comparison, "en"),
     "comparison-tr": functools.partial(comparison, "tr"),
+    "gpu-generations": lambda: table(*gpu_tables.generations("en")),
+    "gpu-generations-tr": lambda: table(*gpu_tables.generations("tr")),
+    "gpu-pools": lambda: table(*gpu_tables.pools()),
+    "gpu-cards": lambda: table(*gpu_tables.other_cards()),
+    "gpu-memory": lambda: table(*gpu_tables.memory()),
     "rooms": rooms,
     "room-arrows": room_arrows,
 }

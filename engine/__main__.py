@@ -1,7 +1,8 @@
 """`python -m engine --data-dir DIR`: the embedded engine as a process.
 
-Exit status: 1 if it cannot start (Python too old, port in use, config.json damaged), with one line
-on stderr that gives the reason; otherwise the status of the signal that ended it.
+Exit status: 1 if it cannot start (Python too old, port in use, config.json damaged), 71 if
+`--device cuda` is not possible, each with one line on stderr that gives the reason; otherwise the
+status of the signal that ended it.
 """
 
 import argparse
@@ -19,6 +20,7 @@ log = logging.getLogger("engine")
 OLDEST_PYTHON = (3, 11)
 SHUTDOWN_SECONDS = 5
 KEEP_ALIVE_SECONDS = 30  # the same as A1111
+EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
 
 def read_arguments() -> argparse.Namespace:
@@ -27,6 +29,12 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=3000)
     parser.add_argument("--data-dir", type=Path, required=True, help="a folder in A1111's layout")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto: a GPU if torch can use one; cuda: a GPU, and never the CPU; cpu: never a GPU",
+    )
     parser.add_argument(
         "--threads",
         type=int,
@@ -48,6 +56,14 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket) -> None:
     """Serve until a signal ends the process."""
     # imported here: they take seconds to import, and need a newer Python than this module does
+    from engine.models import placement  # noqa: PLC0415
+
+    try:
+        placement.use(arguments.device)
+    except placement.NoGpu as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_UNFIT_MACHINE)
+
     import uvicorn  # noqa: PLC0415
 
     from engine.api.generation import Engine  # noqa: PLC0415

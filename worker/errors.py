@@ -35,6 +35,7 @@
     │   ├── ModelNotListed
     │   ├── EngineFault
     │   └── EngineNotReady
+    │       └── GpuNotUsed
     ├── ProofError              the engine answered 200, but with another picture than requested
     │   ├── WrongCheckpoint
     │   ├── LoraNotApplied
@@ -299,6 +300,10 @@ class EngineNotReady(EngineError):
     """The engine's process ended and is not restarted, or it made no first picture in time."""
 
     code = "ENGINE_NOT_READY"
+
+
+class GpuNotUsed(EngineNotReady):
+    """The machine promises a GPU, but the engine does not use it: only another machine helps."""
 
 
 class ProofError(WorkerError):

@@ -6,18 +6,41 @@ pictures) and always uses single precision; any other VAE does after its first o
 """
 
 import logging
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 log = logging.getLogger(__name__)
+
+Device = Literal["auto", "cuda", "cpu"]
 
 GB = 10**9
 # Needed in addition to the weights, at 1024x1024.
 ACTIVATIONS = 3 * GB  # of the UNet
 WHOLE_VAE = 9 * GB  # decoding the picture in one piece, in single precision
 LEAST_ACTIVATIONS = 1 * GB
+
+
+class NoGpu(RuntimeError):
+    """The GPU must be used and cannot be; on the CPU a picture would take minutes."""
+
+
+_device: Device = "auto"  # of the process, see `use`
+
+
+def use(device: Device) -> None:
+    """Decide for the whole process where it computes, before anything else uses CUDA.
+
+    Raises:
+        NoGpu: `cuda` is not possible.
+    """
+    global _device  # noqa: PLW0603 - torch has one state of CUDA for the process, too
+    _device = device
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the libraries, and for GET /memory
+    measure()
 
 
 @dataclass(frozen=True)
@@ -64,10 +87,24 @@ def decide(weights: int, needs_exact_vae: bool, gpu_memory: int | None) -> Place
 
 
 def measure() -> int | None:
-    """The first GPU's memory in bytes, None without a GPU."""
+    """The first GPU's memory in bytes, None without a GPU.
+
+    Raises:
+        NoGpu: this process must use one, and cannot, or not any more.
+    """
     if not torch.cuda.is_available():
+        if _device == "cuda":
+            raise NoGpu(f"this engine must use the GPU, but CUDA is not available: {_why()}")
         return None
     return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _why() -> str:
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:  # torch for the CPU; driver or GPU
+        return " ".join(str(error).split())
+    return "torch finds no GPU"
 
 
 def precision(gpu_memory: int | None) -> torch.dtype:

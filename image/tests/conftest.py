@@ -23,6 +23,7 @@ import pytest
 from containers import ISOLATION, Container, buildah, run
 from fakes.a1111.process import free_port
 
+from worker.config.ports import why_not_free
 from worker.config.settings import PROJECT
 
 DEBIAN = "http://deb.debian.org/debian"
@@ -31,6 +32,7 @@ SHARED_LIBRARIES = (  # of a CPython
     " zlib1g"
 )
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+BEFORE_TORCH_210 = "45baf75"
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -46,6 +48,21 @@ def new_container(tmp_path: Path) -> Iterator[Any]:
     yield new
     for container in made:
         container.remove()
+
+
+@pytest.fixture(scope="session")
+def old_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The worker of the images with torch 2.1 and 2.13, before the ones with torch 2.10."""
+    folder = tmp_path_factory.mktemp("old")
+    git = ["git", "-C", str(PROJECT)]
+    if subprocess.run([*git, "cat-file", "-e", BEFORE_TORCH_210], check=False).returncode:
+        pytest.skip(f"this checkout does not have the commit {BEFORE_TORCH_210}")
+    paths = ("model_manager.py", "runpod_sdk.py", "templates.json", "worker")
+    archive = ["archive", BEFORE_TORCH_210, *paths]
+    with subprocess.Popen([*git, *archive], stdout=subprocess.PIPE) as tar:
+        run("tar", "x", "-C", folder, stdin=tar.stdout)
+    folder.chmod(0o755)
+    return folder
 
 
 # Build arguments of the Dockerfile --------------------------------------------------------------
@@ -111,7 +128,8 @@ def sources() -> Iterator[list[str]]:
     folder = os.environ.get("SOURCES")
     if not folder:
         pytest.skip("SOURCES is not set: no git repositories of A1111 and its dependencies")
-    port = free_port()
+    # Git's own port where it is free: with the same build arguments buildah uses its cache.
+    port = free_port() if why_not_free("127.0.0.1", 9418) else 9418
     settings = ("uploadpack.allowAnySHA1InWant=true", "uploadpack.allowFilter=true")
     options = [word for setting in (*settings, "safe.directory=*") for word in ("-c", setting)]
     where = ("--listen=127.0.0.1", f"--port={port}", f"--base-path={folder}", folder)
@@ -142,3 +160,10 @@ def build(base_arguments: list[str]) -> Any:
         return tag, time.monotonic() - began
 
     return build
+
+
+@pytest.fixture(scope="session", params=["a1111", "embedded"])
+def each_image(request: pytest.FixtureRequest, build: Any) -> tuple[str, str]:
+    """The target and the tag of both images."""
+    arguments = request.getfixturevalue("sources") if request.param == "a1111" else ()
+    return request.param, build(request.param, *arguments)[0]

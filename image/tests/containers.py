@@ -2,20 +2,26 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from fakes.a1111.process import free_port
+from fakes.hosts.model_hosts import ModelHosts
 
 from worker.config.settings import PROJECT
 
 ISOLATION = ("--isolation", "chroot")
+OLD_CODE = "/old"  # where a test has copied the worker before the last change of the images
 
 
 def run(*command: object, **more: Any) -> str:
@@ -28,6 +34,38 @@ def run(*command: object, **more: Any) -> str:
 
 def buildah(*arguments: object) -> str:
     return run("buildah", *arguments)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of an image: its size unpacked, in bytes, and the paths of its files."""
+
+    size: int
+    files: frozenset[str]
+
+
+def layers(image: str) -> list[Layer]:
+    """The image's layers, the base image's first, read where the overlay driver keeps them."""
+    store = json.loads(buildah("info"))["store"]
+    assert store["GraphDriverName"] == "overlay", "set STORAGE_DRIVER=overlay"
+    root = Path(store["GraphRoot"])
+    known = json.loads((root / "overlay-layers/layers.json").read_text())
+    by_digest = {layer["diff-digest"]: layer for layer in known if "diff-digest" in layer}
+    digests = json.loads(buildah("inspect", "--type", "image", image))["OCIv1"]["rootfs"][
+        "diff_ids"
+    ]
+    return [
+        Layer(layer.get("diff-size", 0), _files(root / "overlay" / layer["id"] / "diff"))
+        for layer in map(by_digest.__getitem__, digests)
+    ]
+
+
+def _files(folder: Path) -> frozenset[str]:
+    return frozenset(
+        os.path.join(path, name)[len(str(folder)) :]  # noqa: PTH118 - fast, for 60,000 files
+        for path, _, names in os.walk(folder)
+        for name in names
+    )
 
 
 class Container:
@@ -50,6 +88,24 @@ class Container:
         """Run a command to its end."""
         command = self.command(*words, **environ)
         return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def old_manager(self, *words: str, **environ: object) -> None:
+        """Run the old model manager as the worker's user."""
+        self.run("chown", "worker:worker", "/models")
+        command = f'cd {OLD_CODE} && exec "$PYTHON" model_manager.py {shlex.join(words)}'
+        as_worker = ("setpriv", "--reuid=worker", "--regid=worker", "--clear-groups")
+        environ |= {"MODELS_DIR": "/models"}
+        done = self.run(*as_worker, "bash", "-c", command, **environ)
+        assert done.returncode == 0, done.stderr
+
+    def fetch_with_old_code(self, old_code: Path, model: Path) -> None:
+        """Let the worker of an older image download a model to the volume."""
+        shutil.copytree(old_code, self.file(OLD_CODE))
+        with ModelHosts() as hosts:
+            hosts.add_model(version_id=7, data=model, name=model.name)
+            trusted = ",".join(urlsplit(url).netloc for url in (hosts.civitai, hosts.storage))
+            address = {"CIVITAI_URL": hosts.civitai, "TRUSTED_HOSTS": trusted}
+            self.old_manager("fetch", "7", CIVITAI_API_KEY=hosts.civitai_key, **address)
 
     def entry_point(self, *arguments: object, **environ: object) -> list[str]:
         """The command that `docker run IMAGE ARGUMENTS` would run."""
@@ -143,7 +199,7 @@ def _answers(url: str) -> bool:
 @contextmanager
 def changed_code() -> Iterator[None]:
     """Add a comment to a file of the worker while the block lasts."""
-    file = PROJECT / "worker" / "pace.py"
+    file = PROJECT / "worker" / "log.py"
     before = file.read_bytes()
     file.write_bytes(before + b"# changed by image/tests\n")
     try:

@@ -36,7 +36,7 @@ def write_checkpoint(path: Path) -> Path:
         )
     )
     # Zero in a new model. With it the mean of A1111's text encoding is 0, and A1111 divides by it.
-    torch.nn.init.normal_(text_encoder.text_model.final_layer_norm.bias, std=0.1)
+    torch.nn.init.normal_(text_encoder.final_layer_norm.bias, std=0.1)
     state = ldm.export_unet(unet.state_dict(), LAYERS)
     state |= ldm.export_vae(vae.state_dict(), 4)
     state |= ldm.export_clip(text_encoder.state_dict())

@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import checks
 import pytest
-from containers import LocalApi, changed_code
+from containers import LocalApi, changed_code, run
+from fakes import tiny_models
 from fakes.a1111.process import free_port
 from fakes.runpod_plane import RunPodPlane
 
@@ -61,14 +62,50 @@ def test_a_job_from_the_command_line_leaves_a_picture(image, new_container):
     assert str(picture.stat().st_uid) == checks.WORKER
 
 
-def test_the_worker_stays_root_if_only_root_may_write_the_volume(image, new_container):
+def test_where_runpod_counts_a_gpu_and_none_is_there_it_ends_instead_of_using_the_cpu(
+    image, new_container
+):
     container = new_container(image)
-    store = container.file("/models")
-    (store / "blobs").mkdir()
-    container.start(JOB_TIMEOUT="soon")
+    container.start(RUNPOD_GPU_COUNT="1")
 
-    assert container.process.wait(60) == 78
-    assert "stays root, because user 1000 cannot write /models/blobs" in container.text()
+    assert container.process.wait(60) == 71
+    assert "RUNPOD_GPU_COUNT=1, but" in container.text()
+
+
+def test_a_container_starts_again_after_root_has_made_a_folder_on_its_volume(image, new_container):
+    """As the worker's user, then as root, then again as the worker's user."""
+    container = new_container(image)
+    job = json.dumps({"input": {"prompt": "a green star"}})
+    folder = container.file("/models") / "made-by-root"
+    for number, user in enumerate((checks.WORKER, "0", checks.WORKER), 1):
+        if user == "0":
+            folder.mkdir()
+            folder.chmod(0o755)
+        elif folder.exists():
+            run("chown", checks.WORKER, folder)  # what the entry point advises
+        container.start("--test_input", job, OUTPUT_DIR="/outputs")
+        assert container.process.wait(BOOT) == 0, container.text()
+        stays_root = "stays root, because user 1000 cannot write /models/made-by-root"
+        assert (stays_root in container.text()) == (user == "0")
+        pictures = sorted(
+            container.file("/outputs").rglob("*.png"), key=lambda p: p.stat().st_mtime
+        )
+        assert len(pictures) == number
+        assert str(pictures[-1].stat().st_uid) == user
+
+
+def test_the_models_of_the_image_before_serve_the_new_one(image, new_container, old_code, tmp_path):
+    """The old worker fetches the model; the new one has no network."""
+    container = new_container(image)
+    checkpoint = tmp_path / "alpha.safetensors"
+    tiny_models.write(tiny_models.make_checkpoint(), checkpoint)
+    container.fetch_with_old_code(old_code, checkpoint)
+    job = {"prompt": "a fox", "checkpoint": "alpha.safetensors", "steps": 2}
+    environ = {"DEFAULT_TEMPLATE": "none", "OUTPUT_DIR": "/outputs"}
+    container.start("--test_input", json.dumps({"input": job}), **environ)
+
+    assert container.process.wait(BOOT) == 0, container.text()
+    assert len([*container.file("/outputs").rglob("*.png")]) == 1
 
 
 def test_a_wrong_setting_ends_it_with_78(image, new_container):

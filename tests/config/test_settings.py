@@ -57,6 +57,7 @@ def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_not_set():
             ("TRUSTED_HOSTS", wrong, "without https://")
             for wrong in ("https://mirror.example", "*", "a.lan:b:c", "*.lan", "[::1")
         ),
+        ("COMMANDLINE_ARGS", "--port=5", "WEBUI_ARGS='--port=5': --port is not allowed"),
         ("WEBUI_ARGS", "--port=5", "--port is not allowed, because the worker asks at WEBUI_URL"),
         ("ALLOW_PICKLES", "ja", "ALLOW_PICKLES='ja': must be true or false."),
         ("JOB_CONCURRENCY", "1.5", "JOB_CONCURRENCY='1.5': must be a whole number."),

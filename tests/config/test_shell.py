@@ -11,6 +11,7 @@ import threading
 import pytest
 from fakes.gpu import write_program
 
+from worker.config.gpu import Compute
 from worker.config.settings import PROJECT, Settings
 from worker.config.shell import assignments, for_start_sh
 
@@ -50,12 +51,17 @@ def start_sh(project, functions, **environ):
 def test_bash_reads_back_the_values_that_python_wrote():
     environ = {"WEBUI_DIR": "/x y/$(HOME);z", "ENGINE_RESTART_WINDOW": "0.5"}
     environ["WEBUI_ARGS"] = "--medvram 'a b' \"$(exit 1)\""
-    shell = for_start_sh(Settings.from_environ(environ), environ) + assignments({"none": None})
-    names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "${WEBUI_ARGS[@]}"'
+    compute = Compute("cuda", "sdp", "an 'RTX'", ("CUDA_VISIBLE_DEVICES=1",))
+    shell = for_start_sh(Settings.from_environ(environ), compute, environ)
+    shell += assignments({"none": None})
+    names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "$ENGINE_GPU"'
+    names += ' "${WEBUI_ARGS[@]}" "${ENGINE_ENVIRONMENT[@]}"'
     read = bash(f'{shell}printf "%s\\n" {names}')
 
-    texts = ["/x y/$(HOME);z", "/x y/$(HOME);z/venv/bin/python", "500", ""]
-    assert read.stdout.splitlines() == [*texts, "--medvram", "a b", "$(exit 1)"]
+    texts = ["/x y/$(HOME);z", "/x y/$(HOME);z/venv/bin/python", "500", "", "an 'RTX'"]
+    assert read.stdout.splitlines() == [
+        *(*texts, "--medvram", "a b", "$(exit 1)", "CUDA_VISIBLE_DEVICES=1")
+    ]
 
 
 def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
@@ -63,6 +69,12 @@ def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
     environ = {"MY_WHISPER": "1", "HF_TOKEN": "2", "RUNPOD_POD_ID": "3", "HARMLESS": "4"}
     names = start_sh(project, 'printf "%s\\n" "${HIDDEN_FROM_ENGINE[@]}"', **environ).split()
     assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
+
+
+@pytest.mark.parametrize(("given", "read"), [("no", "False"), ("1", "True"), ("", "True")])
+def test_the_engine_gets_the_checked_setting_of_the_speedups(project, given, read):
+    names = start_sh(project, "env | grep -a ^A1111_SPEEDUPS= || true", A1111_SPEEDUPS=given)
+    assert names == f"A1111_SPEEDUPS={read}\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")

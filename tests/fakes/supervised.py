@@ -15,7 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fakes.gpu import RTX_4090, write_nvidia_smi, write_program, write_webui_python
+from fakes.gpu import (
+    RTX_4090,
+    write_nvidia_smi,
+    write_program,
+    write_webui_python,
+    write_worker_python,
+)
 
 TESTS = Path(__file__).resolve().parents[1]
 PROJECT = TESTS.parent
@@ -134,8 +140,9 @@ def environment(folder: Path, port: int) -> dict[str, str]:
     write_nvidia_smi(folder / "bin", RTX_4090)
     return {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
+        "PYTHON": str(write_worker_python(folder / "worker-python")),
         "ENGINE": "a1111",
+        "FAKE_A1111_CUDA": "1",
         "WEBUI_URL": f"http://127.0.0.1:{port}",
         "WEBUI_DIR": str(folder / "webui"),
         "WEBUI_PYTHON": str(write_webui_python(folder / "a1111")),

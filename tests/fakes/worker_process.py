@@ -34,7 +34,12 @@ class WorkerProcess:
     """A started worker; its engine reads `webui`, its model store is `store`."""
 
     def __init__(
-        self, folder: Path, plane: RunPodPlane, environ: Mapping[str, str], handler: Path
+        self,
+        folder: Path,
+        plane: RunPodPlane,
+        environ: Mapping[str, str],
+        handler: Path,
+        arguments: tuple[str, ...],
     ) -> None:
         self.plane = plane
         self.webui, self.store = folder / "webui", folder / "models"
@@ -53,7 +58,7 @@ class WorkerProcess:
         (project / "handler.py").symlink_to(handler)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [project / "start.sh"],
+                [project / "start.sh", *arguments],
                 env={**settings, **plane.worker_env(), **environ},
                 stdout=log,
                 stderr=log,
@@ -135,12 +140,14 @@ def running_worker(
     wait: bool = True,
     handler: Path = QUICK_HANDLER,
     hosts: Any = None,
+    arguments: tuple[str, ...] = (),
     **environ: str,
 ) -> Iterator[WorkerProcess]:
     """A worker with small model files in its store; all of its processes are killed at the end.
 
     `wait=False` does not wait until it takes jobs. `handler` is its program: HANDLER is the real
-    one, the other has shorter waits. `hosts` are the ModelHosts that it fetches from.
+    one, the other has shorter waits. `hosts` are the ModelHosts that it fetches from, and
+    `arguments` are those of start.sh.
     """
     if hosts:
         environ = environment_for(hosts, folder) | environ
@@ -150,7 +157,7 @@ def running_worker(
     for name in loras:
         write_safetensors(folder / "models/Lora" / f"{name}.safetensors")
     environ["FAKE_A1111_FAULTS"] = json.dumps(faults)
-    worker = WorkerProcess(folder, plane, environ, handler)
+    worker = WorkerProcess(folder, plane, environ, handler, arguments)
     try:
         if wait:
             worker.wait_until_taking_jobs()

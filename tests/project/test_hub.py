@@ -1,47 +1,34 @@
-"""The Hub's files: settings that exist, GPUs and CUDA versions that A1111's torch supports."""
+"""The Hub's files: settings that exist; GPUs, CUDA versions and memory as in the table of GPUs."""
 
 import json
 
 import pytest
-from fakes.gpu import CUDA_121
 
+from worker.config import gpus
 from worker.config.credentials import CREDENTIALS
-from worker.config.preflight import Gpu, gpu_findings
 from worker.config.settings import PROJECT, Settings
 from worker.job.request import parse
 
 HUB, TESTS = (json.loads((PROJECT / f".runpod/{n}.json").read_text()) for n in ("hub", "tests"))
 INPUTS = [one for one in HUB["config"]["env"] if "input" in one]
-
-# RunPod's pools of GPUs (docs.runpod.io/references/gpu-types): the oldest and the newest in each.
-POOLS = {
-    "AMPERE_16": ("8.6", "8.9"),  # A4000, RTX 2000 and 4000 Ada
-    "AMPERE_24": ("8.6", "8.6"),  # A4500, A5000, RTX 3090
-    "ADA_24": ("8.9", "8.9"),  # L4, RTX 4090
-    "ADA_32_PRO": ("12.0", "12.0"),  # RTX 5090
-    "AMPERE_48": ("8.6", "8.6"),  # A40, A6000
-    "ADA_48_PRO": ("8.9", "8.9"),  # L40, L40S, RTX 6000 Ada
-    "AMPERE_80": ("8.0", "8.0"),  # A100
-    "ADA_80_PRO": ("9.0", "9.0"),  # H100
-    "HOPPER_141": ("9.0", "9.0"),  # H200
-    "BLACKWELL_96": ("12.0", "12.0"),
-    "BLACKWELL_180": ("10.0", "10.0"),
-}
+SDXL = next(picture for picture in gpus.PICTURES if picture.name == "SDXL, 1024x1024")
 
 
-def works(capability):
-    gpu = Gpu.read(f"a GPU, {capability}, 580.95.05, 24564, 24217")
-    return gpu_findings([gpu], CUDA_121, ()) == []
+def test_it_offers_the_pools_and_the_cuda_versions_of_the_table_of_gpus():
+    assert HUB["config"]["gpuIds"].split(",") == list(gpus.POOLS)
+    for file in (HUB, TESTS):
+        assert file["config"]["allowedCudaVersions"] == list(gpus.CUDA_OF_HOSTS)
+    assert HUB["config"]["gpuCount"] == 1
 
 
-def test_exactly_the_gpus_that_work_are_offered_with_cuda_not_older_than_torchs():
-    usable = {pool for pool, capabilities in POOLS.items() if all(map(works, capabilities))}
-    assert set(HUB["config"]["gpuIds"].split(",")) == usable
-    for file in (HUB, TESTS):  # RunPod filters by the newest CUDA that a host's driver supports
-        names = file["config"]["allowedCudaVersions"]
-        versions = [tuple(map(int, name.split("."))) for name in names]
-        assert versions == sorted(versions, reverse=True)
-        assert names[-1] == CUDA_121["cuda"]
+def test_it_names_the_memory_of_the_table_of_gpus():
+    (given,) = [entry["input"] for entry in INPUTS if entry["key"] == "WEBUI_ARGS"]
+    sdxl = gpus.size_for(SDXL.memory(single=True))
+    sd1 = gpus.size_for(gpus.SMALLEST_GPU)
+    assert f"SDXL needs a GPU of {sdxl} GB, and SD1 one of {sd1} GB" in given["description"]
+    sizes = {option["value"]: option["label"] for option in given["options"]}
+    assert f"Less than {sdxl} GB" in sizes["--medvram"]
+    assert f"Less than {sd1} GB" in sizes["--lowvram"]
 
 
 @pytest.mark.parametrize("entry", INPUTS, ids=lambda entry: entry["key"])

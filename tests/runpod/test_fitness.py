@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from worker.config.settings import Settings
-from worker.errors import ConnectionLost, EngineFault
+from worker.errors import ConnectionLost, GpuNotUsed
 from worker.runpod.fitness import Fitness
 
 CUDA = {"system": {"free": 1, "used": 1, "total": 2}}
@@ -17,10 +17,10 @@ NO_CUDA = {"error": "unavailable"}
 
 @pytest.fixture
 def fitness(tmp_path):
-    def make(cuda=CUDA, *, memory=None, has_gpu=True, **settings):
-        settings = {"engine": "a1111", "models_dir": tmp_path} | settings
+    def make(cuda=CUDA, *, memory=None, **settings):
+        settings = {"engine": "a1111", "models_dir": tmp_path, "engine_device": "cuda"} | settings
         engine = SimpleNamespace(memory=memory or (lambda: {"ram": {}, "cuda": cuda}))
-        return Fitness(Settings(**settings), engine, has_gpu=has_gpu)
+        return Fitness(Settings(**settings), engine)
 
     return make
 
@@ -38,8 +38,10 @@ def test_an_engine_that_is_gone_or_without_the_promised_gpu_fails(fitness):
 
     with pytest.raises(ConnectionLost):
         fitness(memory=gone).engine_answers()
-    with pytest.raises(EngineFault, match="cannot use CUDA"):
-        fitness(cuda=NO_CUDA).engine_has_the_gpu()
+    for how in ({}, {"engine_device": None, "runpod_gpu_count": "1"}):
+        for engine in ("a1111", "embedded"):
+            with pytest.raises(GpuNotUsed, match="cannot use CUDA"):
+                fitness(cuda=NO_CUDA, engine=engine, **how).engine_has_the_gpu()
 
 
 NO_FIGURE = {"cuda": {"error": "some figure is not available"}}
@@ -48,8 +50,9 @@ NO_FIGURE = {"cuda": {"error": "some figure is not available"}}
 @pytest.mark.parametrize(
     "how",
     [
-        *({"has_gpu": False}, {"engine": "embedded"}, {"engine": "external"}),
-        *({"webui_args": "--use-cpu all"}, NO_FIGURE),
+        *({"engine_device": None}, {"engine_device": None, "runpod_gpu_count": "0"}),
+        *({"engine_device": "cpu", "runpod_gpu_count": "1"}, {"engine": "external"}),
+        *({"webui_args": "--use-cpu all"}, {"device": "cpu"}, NO_FIGURE),
     ],
 )
 def test_a_gpu_that_is_not_needed_may_be_missing(fitness, how):

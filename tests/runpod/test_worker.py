@@ -143,13 +143,22 @@ def test_with_another_release_the_plain_sdk_runs_and_a_warning_is_logged(own):
         assert "the plain RunPod SDK takes and posts jobs, because it is runpod" in worker.log()
 
 
-def test_an_unfit_worker_reports_it_and_takes_no_job(tmp_path):
-    """The whole worker: the fake A1111 has no GPU, and RunPod promises one."""
+TEST_INPUT = ("--test_input", '{"input": {"prompt": "a fox"}}')
+
+
+@pytest.mark.parametrize("arguments", [(), TEST_INPUT, ("--rp_serve_api",)])
+def test_a_worker_whose_engine_does_not_use_the_gpu_ends_with_71_and_reports_it(
+    tmp_path, arguments
+):
+    """The whole worker: nvidia-smi lists a GPU, and the fake A1111 has no CUDA."""
     with (
         RunPodPlane() as plane,
-        running_worker(tmp_path, plane, wait=False, RUNPOD_GPU_COUNT="1") as worker,
+        running_worker(
+            tmp_path, plane, wait=False, arguments=arguments, FAKE_A1111_CUDA=""
+        ) as worker,
     ):
-        assert worker.process.wait(SOON) == 1
+        assert worker.process.wait(SOON) == 71
+        assert "would compute on the CPU, although this machine has a GPU" in worker.log()
         assert plane.events("take") == []
         report = plane.events("ping")[0]["query"]
         assert (report["status"], report["check"]) == ("unhealthy", "engine_has_the_gpu")

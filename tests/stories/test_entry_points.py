@@ -36,6 +36,7 @@ def environ(tmp_path):
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
         "ENGINE": "embedded",
+        "DEVICE": "cpu",
         "DEFAULT_TEMPLATE": "none",
         "WEBUI_URL": f"http://127.0.0.1:{free_port()}",
         "RUNPOD_LOG_LEVEL": "WARN",
@@ -118,7 +119,12 @@ def real(tmp_path_factory):
             tiny_models.write(state, data)
             file = {"data": data, "name": data.name, "kind": "LORA" if number > 1 else "Checkpoint"}
             models.append(hosts.add_model(version_id=number, model_id=number, **file))
-        more = {"ENGINE": "embedded", "OMP_NUM_THREADS": "1", "READY_TIMEOUT": str(BOOT)}
+        more = {
+            "ENGINE": "embedded",
+            "DEVICE": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "READY_TIMEOUT": str(BOOT),
+        }
         own = {"checkpoints": (), "loras": (), "wait": False}
         with running_worker(folder, plane, hosts=hosts, **own, **more) as worker:
             plane.wait_for("take", BOOT)

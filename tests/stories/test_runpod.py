@@ -140,6 +140,7 @@ def test_health_is_answered_while_a_job_runs(worker):
     assert running[job]["phase"] in {"load", "generate"}
     assert health["worker"]["jobs"]["failures"]["INVALID_INPUT"] >= 1
     facts = {"state": "running", "ready": True, "restarts": 0}
+    facts |= {"device": "cuda", "gpu": "NVIDIA GeForce RTX 4090", "attention": "xformers"}
     assert health["engine"].items() >= facts.items()
     assert health["engine"]["memory"]["ram"]["used"] > 0
     assert health["models"]["stored"]["checkpoints"]["count"] == 2

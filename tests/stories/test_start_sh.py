@@ -68,32 +68,21 @@ def test_a_port_that_is_in_use_starts_nothing(new_worker, engine):
     assert f"cannot listen on port {worker.port} of 127.0.0.1 (Address already" in worker.log()
 
 
-def test_a1111_without_a_gpu_starts_only_on_the_cpu_and_without_xformers(new_worker):
-    refused, started = new_worker(), new_worker(WEBUI_ARGS="--use-cpu all")
+@pytest.mark.parametrize("engine", ["a1111", "embedded"])
+def test_a_gpu_that_cannot_be_used_starts_nothing_unless_the_operator_says_so(new_worker, engine):
+    refused, started = new_worker(ENGINE=engine), new_worker(ENGINE=engine, DEVICE="cpu")
     for worker in (refused, started):
-        write_nvidia_smi(worker.folder / "bin", "No devices were found", status=6)
+        text = "Failed to initialize NVML: Unknown Error"
+        write_nvidia_smi(worker.folder / "bin", text, status=255)
         worker.start()
     assert (refused.end(), refused.story()) == (UNFIT_MACHINE, [])
     (line,) = refused.log().splitlines()
-    assert "nvidia-smi finds no usable GPU (No devices were found): repair the NVIDIA" in line
-    assert "--xformers" not in started.await_event("engine started")["arguments"]
-
-
-@pytest.mark.parametrize(
-    ("words", "chosen"),
-    [
-        ("", "--xformers"),
-        ("--medvram", "--xformers"),
-        ("--opt-channelslast", "--xformers"),
-        ("--use-cpu all", ""),
-        ("--opt-sdp-attention", ""),
-        ("--medvram --opt-sub-quad-attention", ""),
-        ("--opt-split-attention-v1 --medvram", ""),
-    ],
-)
-def test_xformers_is_used_unless_the_flags_exclude_it(words, chosen):
-    done = call(f'WEBUI_ARGS=({words}); choose_attention; echo "${{attention[*]}}"')
-    assert done.stdout == f"{chosen}\n"
+    assert f"finds no usable GPU ({text}): install or repair the NVIDIA driver" in line
+    arguments = started.await_event("engine started")["arguments"]
+    on_cpu = ["--use-cpu", "all"] if engine == "a1111" else ["--device", "cpu"]
+    assert " ".join(on_cpu) in " ".join(arguments)
+    assert started.await_event("handler started")["environ"]["ENGINE_DEVICE"] == "cpu"
+    assert "device cpu, attention sdp" in started.log()
 
 
 # What the programs are given --------------------------------------------------------------------
@@ -119,7 +108,8 @@ SECRETS |= {"CIVITAI_API_KEY_FILE": "/dev/null", "BUCKET_ENDPOINT_URL": "http://
 def given(tmp_path_factory):
     """A worker that was started with everything, and what its two programs noted."""
     folder = tmp_path_factory.mktemp("given")
-    worker = Worker(folder, free_port(), WEBUI_ARGS="--ckpt-dir '/a b' --medvram", **SECRETS)
+    flags = {"WEBUI_ARGS": "--ckpt-dir '/a b'", "COMMANDLINE_ARGS": "--medvram"}
+    worker = Worker(folder, free_port(), **flags, **SECRETS)
     library = re.search(r"/\S+/lib[mc]\b\S*\.so\S*", Path("/proc/self/maps").read_text())[0]
     worker.has_tcmalloc(shutil.copy(library, folder / MINIMAL))  # real and harmless
     (folder / "model_manager.py").unlink()
@@ -135,6 +125,7 @@ def test_a1111_gets_our_flags_then_the_operators_words_and_a_complete_config_jso
     where = ["--server-name", "127.0.0.1", "--port", str(worker.port)]
     assert engine["arguments"][:7] == ["--api", "--nowebui", *where, "--xformers"]
     assert engine["arguments"][-3:] == ["--ckpt-dir", "/a b", "--medvram"]
+    assert "COMMANDLINE_ARGS" not in engine["environ"]
     assert engine["folder"] == str(worker.webui)
     assert json.loads(engine["options"]).keys() >= OVERRIDABLE.keys() | RELIED_ON.keys()
 
@@ -144,6 +135,10 @@ def test_the_handler_gets_the_arguments_of_start_sh_and_knows_it_and_the_engine(
     assert handler["arguments"] == ["--test_input", '{"input": {"prompt": "a  fox"}}']
     assert handler["environ"]["SUPERVISOR_PID"] == str(worker.process.pid)
     assert as_handler(worker).engine() == EngineProcess("running", pid=engine["pid"])
+    names = ("ENGINE_DEVICE", "ENGINE_GPU", "ENGINE_ATTENTION")
+    chosen = [handler["environ"][name] for name in names]
+    assert chosen == ["cuda", "NVIDIA GeForce RTX 4090", "xformers"]
+    assert "device cuda (NVIDIA GeForce RTX 4090), attention xformers" in worker.log()
     assert worker.run_dir.stat().st_mode & 0o077 == 0
 
 
@@ -152,6 +147,7 @@ def test_secrets_reach_the_handler_and_tcmalloc_the_engine(given):
     assert handler["environ"].items() >= SECRETS.items()
     assert not engine["environ"].keys() & SECRETS.keys()
     assert (engine["has_tcmalloc"], handler["has_tcmalloc"]) == (True, False)
+    assert engine["environ"]["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
 
 
 def test_each_program_has_a_process_group_of_its_own(given):
@@ -165,7 +161,8 @@ def test_the_embedded_engine_gets_its_address_and_its_folder(new_worker):
     worker.start()
     engine = worker.await_event("engine started")
     address = ["--host", "127.0.0.1", "--port", str(worker.port)]
-    assert engine["arguments"] == [*address, "--data-dir", str(worker.webui)]
+    data = ["--data-dir", str(worker.webui)]
+    assert engine["arguments"] == ["--device", "cuda", *address, *data]
     assert engine["folder"] == str(worker.folder)
     assert "LD_PRELOAD" not in engine["environ"]
 
@@ -212,7 +209,8 @@ def test_without_tcmalloc_a1111_starts_with_a_warning(new_worker, ldconfig):
 def test_the_header_lists_every_exit_status():
     text = START_SH.read_text()
     header = set(re.findall(r"^#   (\d+)  ", text, re.MULTILINE))
-    constants = set(re.findall(r"\bEXIT_[A-Z_]+=(\d+)", text)) | {str(EXIT_UNFIT_MACHINE)}
+    constants = set(re.findall(r"\bEXIT_[A-Z_]+=(\d+)", text))
+    assert str(EXIT_UNFIT_MACHINE) in constants
     constants.add("2")  # argparse's own
     assert header == constants == {"2", "69", "70", "71", "78", "143"}
 

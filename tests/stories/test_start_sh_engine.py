@@ -17,7 +17,7 @@ from fakes.supervised import (
 
 from worker.webui.supervisor import UNKNOWN, EngineProcess
 
-NOT_READY, RESTARTS_USED_UP = 69, 70
+NOT_READY, RESTARTS_USED_UP, NO_GPU = 69, 70, 71
 KILLED = 128 + signal.SIGKILL
 REPORTING_HANDLER = "me.serve(checks=True, status=3)"
 
@@ -36,13 +36,22 @@ def test_an_engine_that_was_ready_is_restarted_after_a_crash_without_its_old_gro
     assert worker.stop() == 0
 
 
-def test_an_engine_that_could_not_boot_is_never_restarted_and_leaves_nothing(new_worker):
-    worker = new_worker("me.have_child(); me.crash(0)", REPORTING_HANDLER)
+@pytest.mark.parametrize(
+    ("ended_with", "status", "text"),
+    [
+        (0, NOT_READY, "ended with status 0 before it was ready"),
+        (NO_GPU, NO_GPU, "cannot use the GPU, as its last line explains"),
+    ],
+)
+def test_an_engine_that_could_not_boot_is_never_restarted_and_leaves_nothing(
+    new_worker, ended_with, status, text
+):
+    worker = new_worker(f"me.have_child(); me.crash({ended_with})", REPORTING_HANDLER)
     worker.start()
-    assert worker.end() == NOT_READY
-    assert as_handler(worker).engine() == EngineProcess("failed", status=0)
+    assert worker.end() == status
+    assert as_handler(worker).engine() == EngineProcess("failed", status=ended_with)
     assert worker.story().count("engine started") == 1
-    assert "ended with status 0 before it was ready" in worker.log()
+    assert text in worker.log()
 
 
 def test_a_restarted_engine_that_cannot_boot_is_not_tried_again(running):

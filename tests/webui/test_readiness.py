@@ -10,6 +10,7 @@ from worker.errors import (
     EngineFault,
     EngineNotReady,
     EnginePoisoned,
+    GpuNotUsed,
     NoCheckpoint,
     RouteMissing,
 )
@@ -30,12 +31,14 @@ class World:
         calls: the engine's routes with the time of the request.
         later: the lines that start.sh writes at a time.
         listed: the engine's checkpoints.
+        cuda: its answer about CUDA.
         unusable: those with which it makes no picture; the default is the first one.
     """
 
     def __init__(self, folder):
         self.now, self.calls, self.later, self.folder = 0.0, [], {}, folder
         self.listed, self.unusable = ["one", "two"], set()
+        self.cuda = {"error": "unavailable"}
         self.report("running 123")
 
     def report(self, line):
@@ -64,15 +67,16 @@ class World:
             return {
                 "catalog": Catalog({}, {}),
                 "sd_models": [{"model_name": name} for name in self.listed],
+                "memory": {"ram": {}, "cuda": self.cuda},
             }.get(route, [])
 
         return call
 
-    def readiness(self, port=None, **errors):
+    def readiness(self, port=None, *, needs_gpu=False, **errors):
         """Wait for an engine that answers with these errors; with a port, it is an external one."""
         supervisor, self.errors = Supervisor(self.folder, pid=None if port else 1), errors
-        time = {"clock": lambda: self.now, "sleep": self.sleep}
-        return Readiness(self, supervisor, ("127.0.0.1", port), **time)
+        how = {"clock": lambda: self.now, "sleep": self.sleep, "needs_gpu": needs_gpu}
+        return Readiness(self, supervisor, ("127.0.0.1", port), **how)
 
 
 @pytest.fixture
@@ -101,6 +105,12 @@ def test_a_dead_engine_is_reported_at_the_next_poll(world):
     with pytest.raises(EngineNotReady, match="not enough memory"):
         world.readiness(loras=MISSING).wait(30)
     assert world.now < 0.8
+
+
+def test_an_engine_that_ended_because_it_cannot_use_the_gpu_is_reported_as_that(world):
+    world.report("failed 71")
+    with pytest.raises(GpuNotUsed, match="Exit status 71: the engine cannot use the GPU"):
+        world.readiness(loras=MISSING).wait(30)
 
 
 def test_an_engine_that_is_being_restarted_makes_no_first_picture(world):
@@ -182,6 +192,32 @@ def test_a_fault_that_stays_is_reported_with_its_cause(world):
         assert "txt2img" in errors or 10 <= world.now - started < 11
 
 
+def test_an_engine_without_the_gpu_is_reported_at_once_and_draws_nothing(world):
+    with pytest.raises(GpuNotUsed, match="cannot use CUDA and would compute on the CPU"):
+        world.readiness(needs_gpu=True).wait(390)
+    assert (world.now, "txt2img" in [route for route, _ in world.calls]) == (0, False)
+    assert world.readiness().wait(10).checkpoint == "one"  # where the CPU is meant
+
+
+@pytest.mark.parametrize(
+    ("cuda", "logged"),
+    [
+        ({"system": {"free": 1, "used": 1, "total": 10 << 30}}, ["with 10240 MiB of memory"]),
+        ({"system": {"total": 2 << 30}}, ["with 2048 MiB", "and SD1 needs 3500 MiB: use a larger"]),
+        ({"error": "out of memory"}, []),  # the figures are missing, but not CUDA
+    ],
+)
+def test_the_memory_of_the_gpu_is_logged_because_nvidia_smi_hides_that_of_a_slice(
+    world, caplog, cuda, logged
+):
+    caplog.set_level(logging.INFO)
+    world.cuda = cuda
+    assert world.readiness(needs_gpu=True).wait(10).checkpoint == "one"
+    found = [message for message in caplog.messages if "GPU" in message]
+    assert len(found) == len(logged)
+    assert all(part in message for part, message in zip(logged, found, strict=True))
+
+
 def test_a_missing_route_gets_a_hint_whether_the_webui_answers(world):
     assert "lists 2 checkpoints, but not this route" in world.readiness().what_answers()
     assert "is not the WebUI's API" in world.readiness(sd_models=MISSING).what_answers()
@@ -192,6 +228,7 @@ CAUSES = {
     EngineProcess("failed", status=139): "Segmentation fault",
     EngineProcess("failed", status=1): "port is in use",
     EngineProcess("failed", status=2): "WEBUI_ARGS",
+    EngineProcess("failed", status=71): "cannot use the GPU",
     EngineProcess("failed", status=42): "Exit status 42",
     EngineProcess("failed", status=0, cause="no restart (hung)"): r"^No restart \(hung\)\.$",
     EngineProcess("failed", status=137, cause="no restart"): r"No restart\. Killed \(137\)",

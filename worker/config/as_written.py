@@ -7,6 +7,7 @@ has spaces around it. A shell would have removed them.
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
@@ -60,6 +61,25 @@ def as_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ValueError("names the home of a user that this machine does not know") from None
+
+
+def as_flags(text: str) -> list[str]:
+    """The words of A1111's flags.
+
+    Raises:
+        ValueError: a quote is not closed, or the worker cannot work with one of the flags.
+    """
+    words = shlex.split(text)
+    if bound := {word.partition("=")[0] for word in words} & {"--port", "--server-name"}:
+        raise ValueError(
+            f"{min(bound)} is not allowed, because the worker asks at WEBUI_URL, whose host and"
+            " port A1111 gets: set WEBUI_URL instead"
+        )
+    if "--no-hashing" in words:
+        raise ValueError(
+            "--no-hashing is not allowed, because hashes prove which LoRAs were used: remove it"
+        )
+    return words
 
 
 def as_hosts(text: str) -> list[str]:

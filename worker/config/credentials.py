@@ -6,8 +6,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic_core import ErrorDetails
+
 from worker.config.as_written import as_meant
 from worker.errors import ConfigError
+from worker.shown import in_plain_words, shown
 
 # A variable whose name contains one of these words holds a secret.
 SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
@@ -65,3 +68,15 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
 def hidden_from_engine(environ: Mapping[str, str]) -> list[str]:
     """The names of the variables that start.sh removes from the engine's environment."""
     return [name for name in environ if SECRET_NAME.search(name) or _PLATFORM_NAME.match(name)]
+
+
+def problem_with(detail: ErrorDetails) -> str:
+    """A wrong setting: its name, its value unless that is secret, and what it must be."""
+    message = in_plain_words(detail["msg"])
+    if not detail["loc"]:
+        return message  # about several variables
+    name = str(detail["loc"][0])
+    given = detail["input"]
+    hidden = name in CREDENTIALS or "auth" in str(given)  # `--api-auth` of WEBUI_ARGS
+    value = "***" if hidden else shown(given)
+    return f"{name.upper()}={value}: {message}"

@@ -8,7 +8,6 @@ the variable of the same name in upper case.
 from __future__ import annotations
 
 import re
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,14 +24,19 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from worker.config import bucket_address
-from worker.config.as_written import as_base_url, as_hosts, as_meant, as_path, usual_word
+from worker.config.as_written import (
+    as_base_url,
+    as_flags,
+    as_hosts,
+    as_meant,
+    as_path,
+    usual_word,
+)
 from worker.config.bucket_address import BucketAddress
-from worker.config.credentials import CREDENTIALS, credentials
+from worker.config.credentials import CREDENTIALS, credentials, problem_with
 from worker.errors import ConfigError
-from worker.shown import in_plain_words, shown
 
 PROJECT = Path(__file__).resolve().parents[2]
 VOLUME = Path("/runpod-volume")  # where RunPod mounts a network volume
@@ -68,6 +72,12 @@ class Settings(BaseModel):
         "embedded",
         description="Engine that start.sh starts; `external`: none, jobs go to `WEBUI_URL`.",
     )
+    device: Literal["auto", "cpu"] = Field(
+        "auto",
+        description="Where the engine computes. `auto`: on the GPU; start.sh ends with 71 if the"
+        " machine has one that cannot be used. Without any GPU the `embedded` engine computes on"
+        " the CPU, and A1111 ends with 71. `cpu`: on the CPU, which takes minutes for a picture.",
+    )
     webui_url: str = Field(
         "http://127.0.0.1:3000",
         description="URL of the engine; `a1111` and `embedded` listen on its host and port.",
@@ -81,7 +91,14 @@ class Settings(BaseModel):
         description="Python that runs A1111's webui.py; a relative path starts at `WEBUI_DIR`.",
     )
     webui_args: tuple[str, ...] = Field(
-        (), description="More flags for A1111; quotes work as in a shell."
+        (),
+        description="More flags for A1111; quotes work as in a shell. Those of A1111's own variable"
+        " `COMMANDLINE_ARGS` are added.",
+    )
+    a1111_speedups: bool = Field(
+        True,
+        description="Whether A1111 draws with the speed parts of"
+        " [the worker's extension](modules/a1111-extension.md).",
     )
     models_dir: Path = Field(
         default_factory=_default_models_dir,
@@ -211,6 +228,13 @@ class Settings(BaseModel):
     supervisor_pid: int | None = Field(
         None, description="Set by start.sh: its process, which restarts the engine on request."
     )
+    engine_device: Literal["cuda", "cpu"] | None = Field(
+        None, description="Set by start.sh: where the engine computes."
+    )
+    engine_gpu: str | None = Field(None, description="Set by start.sh: name of the engine's GPU.")
+    engine_attention: str | None = Field(
+        None, description="Set by start.sh: the engine's implementation of attention."
+    )
     runpod_gpu_count: str = Field("", description="Set by RunPod: number of GPUs of this worker.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the log lines that are written."
@@ -237,20 +261,12 @@ class Settings(BaseModel):
 
     @field_validator("webui_args", mode="before")
     @classmethod
-    def _words(cls, text: str | tuple[str, ...]) -> Sequence[str]:
-        words = shlex.split(text) if isinstance(text, str) else text
-        if bound := {word.partition("=")[0] for word in words} & {"--port", "--server-name"}:
-            raise ValueError(
-                f"{min(bound)} is not allowed, because the worker asks at WEBUI_URL, whose host and"
-                " port A1111 gets: set WEBUI_URL instead"
-            )
-        if "--no-hashing" in words:
-            raise ValueError(
-                "--no-hashing is not allowed, because hashes prove which LoRAs were used: remove it"
-            )
-        return words
+    def _flags(cls, text: str | tuple[str, ...]) -> Sequence[str]:
+        return as_flags(text) if isinstance(text, str) else text
 
-    @field_validator("engine", "log_format", "log_level", "default_template", mode="before")
+    @field_validator(
+        "device", "engine", "log_format", "log_level", "default_template", mode="before"
+    )
     @classmethod
     def _word(cls, word: str | None, info: ValidationInfo) -> str | None:
         return word and usual_word(word, cls.model_fields[str(info.field_name)].annotation)
@@ -284,13 +300,16 @@ class Settings(BaseModel):
             ConfigError: names every wrong variable, its value and what it must be.
         """
         given = {name: as_meant(environ.get(name.upper(), "")) for name in cls.model_fields}
+        # A1111 itself reads it, and adds it to its flags: so the checks must know it.
+        a1111s = as_meant(environ.get("COMMANDLINE_ARGS", ""))
+        given["webui_args"] = f"{given['webui_args']} {a1111s}".strip()
         given |= credentials(environ)
         try:
             return cls.model_validate({name: value for name, value in given.items() if value})
         except ValidationError as error:
             # Leave out defaults that failed only because they depend on a wrong value.
             wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
-            raise ConfigError("; ".join(map(_problem, wrong)) + ".") from None
+            raise ConfigError("; ".join(map(problem_with, wrong)) + ".") from None
 
     @property
     def bucket(self) -> BucketAddress | None:
@@ -335,14 +354,3 @@ class Settings(BaseModel):
     def engine_address(self) -> tuple[str, int]:
         """Host and port to which the engine is bound."""
         return _address(self.webui_url)
-
-
-def _problem(detail: ErrorDetails) -> str:
-    message = in_plain_words(detail["msg"])
-    if not detail["loc"]:
-        return message  # about several variables
-    name = str(detail["loc"][0])
-    given = detail["input"]
-    hidden = name in CREDENTIALS or "auth" in str(given)  # `--api-auth` of WEBUI_ARGS
-    value = "***" if hidden else shown(given)
-    return f"{name.upper()}={value}: {message}"

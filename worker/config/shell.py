@@ -12,12 +12,18 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from worker.config.credentials import hidden_from_engine
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.errors import ConfigError
 
+if TYPE_CHECKING:  # image/entrypoint.sh needs only the settings, and soon
+    from worker.config.gpu import Compute
+
 _FOR_START_SH = (
+    # Its assignment also changes the variable of the environment, which A1111's extension reads.
+    "a1111_speedups",
     "engine",
     "engine_restart_window",
     "max_engine_restarts",
@@ -39,7 +45,7 @@ def _quoted(value: object) -> str:
     return shlex.quote("" if value is None else str(value))
 
 
-def for_start_sh(settings: Settings, environ: Mapping[str, str]) -> str:
+def for_start_sh(settings: Settings, compute: Compute, environ: Mapping[str, str]) -> str:
     """All values that start.sh needs."""
     host, port = settings.engine_address
     values = {name: getattr(settings, name) for name in _FOR_START_SH} | {
@@ -47,6 +53,10 @@ def for_start_sh(settings: Settings, environ: Mapping[str, str]) -> str:
         "webui_host": host,
         "webui_port": port,
         "webui_python": settings.webui_interpreter,
+        "engine_device": compute.device,
+        "engine_gpu": compute.gpu,
+        "engine_attention": compute.attention,
+        "engine_environment": compute.environment,
         "hidden_from_engine": hidden_from_engine(environ),
     }
     # bash has no fractions

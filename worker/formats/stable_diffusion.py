@@ -21,7 +21,7 @@ _VAE_WIDTHS = (128, 256, 512, 512)
 
 
 @dataclass(frozen=True)
-class _UNet:
+class UNet:
     """A UNet's measures.
 
     Attributes:
@@ -44,33 +44,37 @@ class _UNet:
 
 
 @dataclass(frozen=True)
-class _Family:
-    """A UNet, and the text encoders by the prefix of their names: (kind, width, layers, used)."""
+class Family:
+    """A UNet, a VAE's widths, and the text encoders by the prefix of their names.
 
-    unet: _UNet
+    A text encoder is (kind, width, layers, used layers).
+    """
+
+    unet: UNet
     text: dict[str, tuple[str, int, int, int]]
+    vae: tuple[int, ...] = _VAE_WIDTHS
 
 
 # SD2 and SDXL use the output of the last layer but one, except for SDXL's pooled vector. Files of
 # SD2 often leave out the layer that is not used.
 _FAMILIES = {
-    "SD1": _Family(
-        _UNet(320, (1, 2, 4, 4), (1, 1, 1, 0), 1, 768, linear=False),
+    "SD1": Family(
+        UNet(320, (1, 2, 4, 4), (1, 1, 1, 0), 1, 768, linear=False),
         {"cond_stage_model.transformer.": ("CLIP", 768, 12, 12)},
     ),
-    "SD2": _Family(
-        _UNet(320, (1, 2, 4, 4), (1, 1, 1, 0), 1, 1024),
+    "SD2": Family(
+        UNet(320, (1, 2, 4, 4), (1, 1, 1, 0), 1, 1024),
         {"cond_stage_model.model.": ("OpenCLIP", 1024, 24, 23)},
     ),
-    "SDXL": _Family(
-        _UNet(320, (1, 2, 4), (0, 2, 10), 10, 2048, added=2816),
+    "SDXL": Family(
+        UNet(320, (1, 2, 4), (0, 2, 10), 10, 2048, added=2816),
         {
             "conditioner.embedders.0.transformer.": ("CLIP", 768, 12, 11),
             "conditioner.embedders.1.model.": ("OpenCLIP", 1280, 32, 32),
         },
     ),
-    "SDXL refiner": _Family(
-        _UNet(384, (1, 2, 4, 4), (0, 4, 4, 0), 4, 1280, added=2560),
+    "SDXL refiner": Family(
+        UNet(384, (1, 2, 4, 4), (0, 4, 4, 0), 4, 1280, added=2560),
         {"conditioner.embedders.0.model.": ("OpenCLIP", 1280, 32, 32)},
     ),
 }
@@ -87,18 +91,20 @@ def unet(family: str) -> Shapes:
 @cache
 def text_encoders(family: str, *, used: bool = True) -> Shapes:
     """The tensors of the text encoders; with `used`, only those that a picture depends on."""
-    found: Shapes = {}
-    for prefix, (kind, width, layers, needed) in _FAMILIES[family].text.items():
-        count, is_pooled = needed if used else layers, "conditioner" in prefix
-        made = _clip(width, count) if kind == "CLIP" else _openclip(width, count, is_pooled)
-        found |= {prefix + name: shape for name, shape in made}
-    return found
+    return dict(_text_encoders(_FAMILIES[family], used=used))
 
 
 @cache
 def vae() -> Shapes:
     """The tensors of the autoencoder that SD1, SD2 and SDXL share, without a prefix."""
-    return dict(_vae())
+    return dict(_vae(_VAE_WIDTHS))
+
+
+def checkpoint(family: str | Family) -> Shapes:
+    """All tensors of a checkpoint; a `Family` of your own gives a smaller one."""
+    made = _FAMILIES[family] if isinstance(family, str) else family
+    parts = dict(_unet(made.unet)) | dict(_text_encoders(made, used=False))
+    return parts | {VAE + name: shape for name, shape in _vae(made.vae)}
 
 
 @cache
@@ -113,7 +119,14 @@ def _module(name: str, *shape: int, bias: bool = True) -> Iterator[tuple[str, Sh
         yield f"{name}.bias", shape[:1]
 
 
-def _unet(net: _UNet) -> Iterator[tuple[str, Shape]]:
+def _text_encoders(family: Family, *, used: bool) -> Iterator[tuple[str, Shape]]:
+    for prefix, (kind, width, layers, needed) in family.text.items():
+        count, is_pooled = needed if used else layers, "conditioner" in prefix
+        made = _clip(width, count) if kind == "CLIP" else _openclip(width, count, is_pooled)
+        yield from ((prefix + name, shape) for name, shape in made)
+
+
+def _unet(net: UNet) -> Iterator[tuple[str, Shape]]:
     time = 4 * net.width
     yield from _module(f"{UNET}time_embed.0", time, net.width)
     yield from _module(f"{UNET}time_embed.2", time, time)
@@ -141,7 +154,7 @@ def _unet(net: _UNet) -> Iterator[tuple[str, Shape]]:
     yield from _module(f"{UNET}out.2", 4, net.width, 3, 3)
 
 
-def _outputs(net: _UNet, channels: int, skips: list[int]) -> Iterator[tuple[str, Shape]]:
+def _outputs(net: UNet, channels: int, skips: list[int]) -> Iterator[tuple[str, Shape]]:
     """The way up: three blocks a level, each with the output of its block on the way down."""
     number = 0
     for level in range(len(net.levels) - 1, -1, -1):
@@ -165,7 +178,7 @@ def _residual(prefix: str, given: int, out: int, time: int) -> Iterator[tuple[st
         yield from _module(f"{prefix}skip_connection", out, given, 1, 1)
 
 
-def _transformer(prefix: str, width: int, depth: int, net: _UNet) -> Iterator[tuple[str, Shape]]:
+def _transformer(prefix: str, width: int, depth: int, net: UNet) -> Iterator[tuple[str, Shape]]:
     if not depth:
         return
     size = () if net.linear else (1, 1)
@@ -214,15 +227,15 @@ def _openclip(width: int, layers: int, is_pooled: bool) -> Iterator[tuple[str, S
     yield from _module("ln_final", width)
 
 
-def _vae() -> Iterator[tuple[str, Shape]]:
-    top = _VAE_WIDTHS[-1]
-    yield from _module("encoder.conv_in", _VAE_WIDTHS[0], 3, 3, 3)
-    channels = _VAE_WIDTHS[0]
-    for level, width in enumerate(_VAE_WIDTHS):
+def _vae(widths: tuple[int, ...]) -> Iterator[tuple[str, Shape]]:
+    top = widths[-1]
+    yield from _module("encoder.conv_in", widths[0], 3, 3, 3)
+    channels = widths[0]
+    for level, width in enumerate(widths):
         for place in range(2):
             yield from _vae_block(f"encoder.down.{level}.block.{place}.", channels, width)
             channels = width
-        if level < len(_VAE_WIDTHS) - 1:
+        if level < len(widths) - 1:
             yield from _module(f"encoder.down.{level}.downsample.conv", width, width, 3, 3)
     yield from _vae_middle("encoder.", top)
     yield from _module("encoder.norm_out", top)
@@ -231,12 +244,10 @@ def _vae() -> Iterator[tuple[str, Shape]]:
     yield from _module("post_quant_conv", 4, 4, 1, 1)
     yield from _module("decoder.conv_in", top, 4, 3, 3)
     yield from _vae_middle("decoder.", top)
-    for level in range(len(_VAE_WIDTHS) - 1, -1, -1):
+    for level in range(len(widths) - 1, -1, -1):
         for place in range(3):
-            yield from _vae_block(
-                f"decoder.up.{level}.block.{place}.", channels, _VAE_WIDTHS[level]
-            )
-            channels = _VAE_WIDTHS[level]
+            yield from _vae_block(f"decoder.up.{level}.block.{place}.", channels, widths[level])
+            channels = widths[level]
         if level:
             yield from _module(f"decoder.up.{level}.upsample.conv", channels, channels, 3, 3)
     yield from _module("decoder.norm_out", channels)

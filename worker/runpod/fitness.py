@@ -12,9 +12,10 @@ import logging
 import tempfile
 from collections.abc import Callable
 
+from worker.config.gpu import must_use_gpu
 from worker.config.settings import Settings
-from worker.errors import EngineFault
 from worker.webui.client import WebUI
+from worker.webui.readiness import check_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -22,19 +23,13 @@ logger = logging.getLogger(__name__)
 # provide models.
 _BROKEN_STORAGE = frozenset({errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN})
 
-_NO_CUDA = {"error": "unavailable"}  # other errors only mean that the figures are not available
-
 
 class Fitness:
-    """The checks; each raises WorkerError or OSError, with the reason, if the worker is unfit.
+    """The checks; each raises WorkerError or OSError, with the reason, if the worker is unfit."""
 
-    `has_gpu` is whether the platform promises a GPU.
-    """
-
-    def __init__(self, settings: Settings, webui: WebUI, *, has_gpu: bool) -> None:
+    def __init__(self, settings: Settings, webui: WebUI) -> None:
         self._settings = settings
         self._webui = webui
-        self._has_gpu = has_gpu
 
     def checks(self) -> list[Callable[[], None]]:
         """All checks in the order to run them; RunPod gets the failed one's function name."""
@@ -63,9 +58,6 @@ class Fitness:
         self._webui.memory()
 
     def engine_has_the_gpu(self) -> None:
-        """A1111 on a machine with a GPU uses it, unless WEBUI_ARGS contains --use-cpu."""
-        wants_cpu = "--use-cpu" in self._settings.webui_args
-        if self._settings.engine != "a1111" or wants_cpu or not self._has_gpu:
-            return
-        if self._webui.memory().get("cuda") == _NO_CUDA:
-            raise EngineFault("the machine has a GPU, but A1111 cannot use CUDA.", hint="")
+        """An engine on a machine that promises a GPU still uses it, unless it need not."""
+        if must_use_gpu(self._settings):
+            check_gpu(self._webui.memory())

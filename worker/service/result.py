@@ -267,6 +267,14 @@ class EngineHealth(AnswerPart):
         " start.sh."
     )
     ready: bool = Field(description="Whether it has made a picture since its start and answers.")
+    device: Literal["cuda", "cpu"] | None = Field(
+        description="Where it computes; null if start.sh has not started it."
+    )
+    gpu: str | None = Field(description="Name of its GPU; null on the CPU, or if unknown.")
+    attention: str | None = Field(
+        description="Its implementation of attention: `xformers`, `sdp` (torch's own), or the flag"
+        " of `WEBUI_ARGS` that chooses another; null if start.sh has not started it."
+    )
     checkpoint: str | None = Field(description="The checkpoint of its last picture.")
     restarts: int = Field(description="Number of its restarts.")
     retiring: str | None = Field(description="Why this worker asks to be replaced, if it does.")

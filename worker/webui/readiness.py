@@ -10,20 +10,25 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from worker.config.gpu import ON_THE_CPU
+from worker.config.gpus import SMALLEST_GPU
 from worker.errors import (
     CacheDamaged,
     ConnectionLost,
     EngineFault,
     EngineNotReady,
+    GpuNotUsed,
     NoCheckpoint,
     RouteMissing,
     WorkerError,
 )
+from worker.webui import answers
+from worker.webui.answers import reading
 from worker.webui.catalog import Catalog
 from worker.webui.client import WebUI
 from worker.webui.supervisor import EngineProcess, Supervisor
@@ -31,6 +36,8 @@ from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 log = logging.getLogger(__name__)
 
+_NO_CUDA = {"error": "unavailable"}  # other errors only mean that the figures are not available
+EXIT_NO_GPU = 71  # of the embedded engine
 FIRST_PICTURE = {"prompt": "", "steps": 1, "width": 64, "height": 64, "seed": 1}
 
 
@@ -58,6 +65,7 @@ class Readiness:
         webui: its API.
         supervisor: reports its process.
         address: its host and port.
+        needs_gpu: an engine that does not use CUDA is a fault.
         timing: the waits.
         clock: returns seconds; tests pass their own.
         sleep: waits for seconds; tests pass their own.
@@ -69,6 +77,7 @@ class Readiness:
         supervisor: Supervisor,
         address: tuple[str, int],
         *,
+        needs_gpu: bool = False,
         timing: EngineTiming = DEFAULT_TIMING,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -76,6 +85,7 @@ class Readiness:
         self._webui = webui
         self._supervisor = supervisor
         self._address = address
+        self._needs_gpu = needs_gpu
         self._timing = timing
         self._clock = clock
         self._sleep = sleep
@@ -87,6 +97,7 @@ class Readiness:
 
         Raises:
             EngineNotReady: the process ended, or the timeout passed; names the likely causes.
+            GpuNotUsed: the engine computes on the CPU, and must not.
             CacheDamaged: only the LoRA routes are missing: the cache must be removed.
         """
         started = self._clock()
@@ -128,14 +139,18 @@ class Readiness:
         while True:
             process = self._supervisor.engine()
             if process.is_gone:
-                raise EngineNotReady(f"the engine's process ended. {likely_causes(process)}")
+                kind = GpuNotUsed if process.status == EXIT_NO_GPU else EngineNotReady
+                raise kind(f"the engine's process ended. {likely_causes(process)}")
             if process.state == "restarting":  # an answer would come from the old process
                 self._pause(deadline, "it is being restarted.")
                 continue
             try:
                 catalog, listed = self._answers()
+                self._check_gpu()
                 checkpoint = self._first_picture(deadline, faults, listed)
                 return Ready(catalog, process, self._clock() - started, checkpoint)
+            except GpuNotUsed:
+                raise
             except (ConnectionLost, RouteMissing) as error:
                 self._check_routes(error, self._clock() - started)
                 last: WorkerError = error
@@ -154,6 +169,22 @@ class Readiness:
             self._webui.loras()  # the last route that A1111 mounts
         listed = [str(model.get("model_name")) for model in self._webui.sd_models()]
         return self._webui.catalog(), listed
+
+    def _check_gpu(self) -> None:
+        """Before the first picture: A1111 without CUDA computes on the CPU, without an error."""
+        if not self._needs_gpu:
+            return
+        total = check_gpu(self._webui.memory())
+        if total is None:
+            return
+        log.info("the engine uses a GPU with %d MiB of memory", total)
+        if total < SMALLEST_GPU:  # of a MIG slice, nvidia-smi did not know it
+            log.warning(
+                "the GPU has %d MiB of memory, and SD1 needs %d MiB: use a larger GPU or MIG slice;"
+                " A1111 also runs with WEBUI_ARGS=--lowvram, slowly",
+                total,
+                SMALLEST_GPU,
+            )
 
     def _attempts(self, listed: Sequence[str]) -> int:
         others = min(len(listed), self._timing.first_picture_checkpoints)
@@ -216,9 +247,29 @@ class Readiness:
         self._sleep(self._timing.ready_poll)
 
 
+def check_gpu(memory: Mapping[str, Any]) -> int | None:
+    """The GPU's memory in MiB, from the engine's answer to GET /memory; None if it has no figure.
+
+    Raises:
+        GpuNotUsed: the engine does not use CUDA.
+    """
+    with reading("memory"):
+        cuda = answers.an_object(memory["cuda"], "cuda")
+        if cuda == _NO_CUDA:
+            raise GpuNotUsed(
+                "the engine cannot use CUDA and would compute on the CPU, although this machine has"
+                " a GPU.",
+                hint="Use another machine or repair its driver (the engine's log above may name the"
+                f" reason), or {ON_THE_CPU}.",
+            )
+        system = cuda.get("system")
+        return round(answers.number(system, "total") / 2**20) if system else None
+
+
 _BY_STATUS = {
     1: "Exit status 1: the port is in use, config.json or the cache is damaged, or a package is"
     " missing.",
+    EXIT_NO_GPU: f"Exit status {EXIT_NO_GPU}: the engine cannot use the GPU.",
     2: "Exit status 2: WEBUI_ARGS has an unknown flag.",
     126: "Exit status 126: WEBUI_PYTHON cannot be executed.",
     127: "Exit status 127: WEBUI_PYTHON or the engine's folder does not exist.",

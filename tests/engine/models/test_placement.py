@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 
 import pytest
 import torch
@@ -37,6 +38,28 @@ def test_without_a_gpu_and_as_text():
     assert cpu == Placement("cpu", torch.float32, torch.float32)
     assert str(cpu) == "cpu, float32, VAE float32, no memory savings"
     assert str(gpu) == "cuda, float16, VAE float32, VAE tiling, CPU offload"
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("auto", (None, True)), ("cpu", (None, False)), ("cuda", ("CUDA is not available: ", True))],
+)
+def test_an_engine_that_must_use_the_gpu_never_falls_back(monkeypatch, device, expected):
+    monkeypatch.setattr(placement, "_device", "auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    problem = None
+    try:
+        placement.use(device)
+        assert placement.measure() is None
+    except placement.NoGpu as error:
+        problem = str(error)
+        with pytest.raises(placement.NoGpu):  # nor later, when the GPU is lost
+            placement.measure()
+    part, sees_gpus = expected
+    assert (problem is None) == (part is None)
+    assert (part or "") in (problem or "")
+    assert (os.environ["CUDA_VISIBLE_DEVICES"] == "3") is sees_gpus
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@
 
 It reads real model files below DIR, answers what v1.9.3 answers (tests/fakes/recorded), and does
 wrong what v1.9.3 does wrong. More faults come from FAKE_A1111_FAULTS at start, a JSON list such as
-`[{"fault": "slow_boot", "seconds": 2}]`, or later from `POST /_fake/faults`.
+`[{"fault": "slow_boot", "seconds": 2}]`, or later from `POST /_fake/faults`. It reports a GPU if
+FAKE_A1111_CUDA is set.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -27,8 +28,8 @@ STATIC_ROUTES = (
     "latent-upscale-modes",
     "prompt-styles",
     "scripts",
-    "memory",
 )
+CUDA = {"system": {"free": 24 << 30, "used": 1 << 30, "total": 25 << 30}}  # with FAKE_A1111_CUDA
 
 
 class Routes:
@@ -60,6 +61,8 @@ class Routes:
             ],
             "embeddings": self._embeddings,
         }
+        memory = recorded("get_memory") | ({"cuda": CUDA} if os.getenv("FAKE_A1111_CUDA") else {})
+        gets["memory"] = lambda: memory
         gets |= {name: lambda n=name: recorded(f"get_{n}") for name in STATIC_ROUTES}
         posts: dict[str, Callable[..., Any]] = {
             "txt2img": self.txt2img,

@@ -1,0 +1,1 @@
+"""Measures the worker and its engines."""

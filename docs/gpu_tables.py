@@ -1,0 +1,77 @@
+"""The tables about GPUs, from worker/config/gpus.py; docs/generate.py writes them."""
+
+from __future__ import annotations
+
+import json
+
+from worker.config import gpus
+from worker.config.gpus import Capability, Cards
+from worker.config.settings import PROJECT
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def generations(language: str) -> Table:
+    """Which generations of GPUs the images run on; docs/gpus.json has the words."""
+    words = json.loads((PROJECT / "docs" / "gpus.json").read_text())[language]
+    rows: list[tuple[str, ...]] = []
+    for name, (oldest, _), examples in gpus.GENERATIONS:
+        runs = gpus.has_code(oldest)
+        driver = words["driver"].format(_driver(oldest)) if runs else ""
+        rows.append((name, examples, words["yes" if runs else "no"], driver))
+    return tuple(words["head"]), rows
+
+
+def pools() -> Table:
+    """RunPod's pools, in the order of hub.json."""
+    head = (
+        *("pool", "GPUs", "memory, GB", "compute capability", "oldest driver"),
+        *("A1111's attention", "SDXL up to"),
+    )
+    return head, [
+        (f"`{pool}`", *_cards(cards), _largest(cards.memory[0]))
+        for pool, kinds in gpus.POOLS.items()
+        for cards in kinds
+    ]
+
+
+def other_cards() -> Table:
+    """Cards that are in no pool."""
+    head = ("GPUs", "memory, GB", "compute capability", "oldest driver", "A1111's attention")
+    return head, [_cards(cards) for cards in gpus.OTHER_CARDS]
+
+
+def memory() -> Table:
+    """The memory that each picture needs."""
+    head = ("picture", "VAE in half precision", "VAE in single precision")
+    return head, [
+        (picture.name, _needed(picture.memory()), _needed(picture.memory(single=True)))
+        for picture in gpus.PICTURES
+    ]
+
+
+def _needed(mebibytes: int) -> str:
+    return f"{gpus.size_for(mebibytes)} GB ({mebibytes:,} MiB)"
+
+
+def _cards(cards: Cards) -> tuple[str, ...]:
+    sizes = " to ".join(str(size) for size in sorted({cards.memory[0], cards.memory[-1]}))
+    known = (cards.names, sizes, ".".join(map(str, cards.capability)))
+    if not gpus.has_code(cards.capability):
+        return (*known, "", "torch has no code for them")
+    attention = "xformers" if gpus.has_xformers(cards.capability) else "sdp"
+    return (*known, _driver(cards.capability), attention)
+
+
+def _driver(capability: Capability) -> str:
+    return ".".join(map(str, gpus.oldest_driver(gpus.CUDA, capability)))
+
+
+def _largest(gigabytes: int) -> str:
+    """The largest picture of SDXL, one at a time, whatever its VAE."""
+    sides = [
+        picture.side
+        for picture in gpus.PICTURES
+        if picture.family == "SDXL" and gpus.size_for(picture.memory(single=True)) <= gigabytes
+    ]
+    return f"{max(sides)}x{max(sides)}"

@@ -1,0 +1,116 @@
+"""The list of parts; switches them on and reports which are on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from a1111_worker import lora, pickles, sampling, unet
+from a1111_worker.expect import NotAsExpected
+
+
+@dataclass(frozen=True)
+class Part:
+    """One change: its name in the log, and the function that makes it in these modules."""
+
+    name: str
+    change: Callable[..., None]
+    modules: tuple[str, ...]
+
+
+PICKLES = [
+    Part("members of new pickle files", pickles.allow_new_members, ("modules.safe",)),
+    Part("numpy 2's names in pickle files", pickles.allow_new_names, ("modules.safe",)),
+]
+SPEEDUPS = [
+    Part(
+        "no state_dict() in SDXL's steps",
+        unet.find_inpainting_by_attribute,
+        ("sgm.models.diffusion",),
+    ),
+    Part(
+        "timestep frequencies kept on the device",
+        unet.keep_frequencies,
+        (
+            "modules.devices",
+            "ldm.modules.diffusionmodules.openaimodel",
+            "sgm.modules.diffusionmodules.openaimodel",
+        ),
+    ),
+    Part(
+        "sigmas on the CPU",
+        sampling.keep_sigmas_on_cpu,
+        ("modules.sd_samplers_kdiffusion", "k_diffusion.sampling"),
+    ),
+    Part(
+        "one check for NaN",
+        sampling.check_for_nans_once,
+        ("modules.devices", "modules.sd_samplers_cfg_denoiser", "modules.processing"),
+    ),
+    Part("no bias copies without a LoRA", lora.skip_layers_without_lora, ("networks",)),
+]
+CHECKPOINTING = "no gradient checkpointing"
+
+_OFF = {"0", "false", "no", "off", "n", "f"}  # what pydantic reads as false in other settings
+_asked: set[str] = set()  # each part once, also if A1111 loads its extensions again
+
+
+def _logger() -> logging.Logger:
+    # A1111 has no handler for logs unless it is asked for one, and Python then drops INFO.
+    logger = logging.getLogger("a1111-worker")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
+
+
+log = _logger()
+
+
+def is_on(environ: Mapping[str, str]) -> bool:
+    """Whether the speed parts are on; start.sh passes the checked setting on."""
+    return environ.get("A1111_SPEEDUPS", "").strip().lower() not in _OFF
+
+
+def switch_on(environ: Mapping[str, str]) -> list[str]:
+    """Make all changes that the settings allow; returns the names of those that were made."""
+    speed = is_on(environ)
+    parts = [part for part in PICKLES + SPEEDUPS * speed if part.name not in _asked]
+    made = [part.name for part in parts if _made(part)]
+    if speed:
+        _asked.add(CHECKPOINTING)
+        made.append(CHECKPOINTING)
+    else:
+        log.info("A1111_SPEEDUPS=false: no speed part is on")
+    log.info("on: %s", ", ".join(made))
+    return made
+
+
+def _made(part: Part) -> bool:
+    _asked.add(part.name)
+    try:
+        part.change(*map(import_module, part.modules))
+    except (NotAsExpected, ImportError, AttributeError) as reason:
+        _report(part.name, reason)
+        return False
+    return True
+
+
+def prepare_model(model: Any) -> None:
+    """A1111 calls this with each model that it has loaded."""
+    if CHECKPOINTING not in _asked:
+        return
+    try:
+        unet.remove_checkpointing(model)
+    except (NotAsExpected, AttributeError) as reason:
+        _report(CHECKPOINTING, reason)
+
+
+def _report(name: str, reason: Exception) -> None:
+    log.warning("%r is off, because this A1111 differs from v1.9.3: %s", name, reason)

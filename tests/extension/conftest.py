@@ -1,0 +1,207 @@
+"""Modules with the names and shapes of those of A1111 v1.9.3 that the extension changes.
+
+They contain no code of A1111. The build of the image draws with the real ones.
+"""
+
+import math
+import pickle
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "image/a1111_extension"))
+
+
+class Autograd(torch.autograd.Function):
+    """What gradient checkpointing calls for each block."""
+
+    calls = 0
+
+    @staticmethod
+    def forward(ctx, run, *tensors):
+        Autograd.calls += 1
+        return run(tensors[0])
+
+
+class Block(torch.nn.Module):
+    def __init__(self, flag):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        setattr(self, flag, True)
+        self.flag = flag
+
+    def forward(self, x):
+        if getattr(self, self.flag):
+            return Autograd.apply(self.linear, x, *self.parameters())
+        return self.linear(x)
+
+
+class UNet(torch.nn.Module):
+    """A first layer for so many channels of a picture, and two blocks with checkpointing."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        first = torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 1))
+        self.input_blocks = torch.nn.ModuleList([first])
+        self.use_checkpoint = True
+        self.blocks = torch.nn.Sequential(Block("checkpoint"), Block("use_checkpoint"))
+
+    def forward(self, x, t, cond):
+        return self.blocks(self.input_blocks[0](x).mean((2, 3))) + t
+
+
+class Wrapper(torch.nn.Module):
+    """What A1111 has as `model.model`."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.diffusion_model = unet
+
+    def forward(self, x, t, cond):
+        return self.diffusion_model(x, t, cond)
+
+
+class DiffusionEngine(torch.nn.Module):
+    def __init__(self, unet):
+        super().__init__()
+        self.model = Wrapper(unet)
+
+    def apply_model(self, x, t, cond):
+        weight = self.model.state_dict().get("diffusion_model.input_blocks.0.0.weight")
+        if weight is not None and weight.shape[1] == 9:
+            x = torch.cat([x] + cond["c_concat"], dim=1)
+        return self.model(x, t, cond)
+
+
+def timestep_embedding(timesteps, dim, max_period=10000, repeat_only=False):
+    if repeat_only:
+        return timesteps[:, None].repeat(1, dim)
+    exponents = -math.log(max_period) * torch.arange(0, dim // 2, dtype=torch.float32) / (dim // 2)
+    angles = timesteps[:, None].float() * torch.exp(exponents).to(timesteps.device)[None]
+    odd = [torch.zeros(len(timesteps), 1)] * (dim % 2)
+    embedding = torch.cat([torch.cos(angles), torch.sin(angles), *odd], dim=-1)
+    return embedding.half() if devices.unet_needs_upcast else embedding
+
+
+def append_dims(x, dims):
+    return x[(...,) + (None,) * (dims - x.ndim)]
+
+
+def to_d(x, sigma, denoised):
+    return (x - denoised) / append_dims(sigma, x.ndim)
+
+
+class OnGpu:
+    """Sigmas that count how often they come back from the GPU."""
+
+    def __init__(self, values):
+        self.values, self.copies = values, 0
+
+    def cpu(self):
+        self.copies += 1
+        return self.values
+
+
+shared = types.SimpleNamespace(device="cuda")
+
+
+class KDiffusionSampler:
+    def get_sigmas(self, p, steps):
+        return p(torch.linspace(10, 0, steps), shared.device)
+
+
+class NansException(Exception):
+    pass
+
+
+def test_for_nans(x, where):
+    devices.checks.append(where)
+    if torch.isnan(x).all():
+        raise NansException(f"A tensor with all NaNs was produced in {where}")
+
+
+class CFGDenoiser:
+    def forward(self, x):
+        devices.test_for_nans(x, "unet")
+        return x
+
+
+def decode_latent_batch(model, batch, target_device=None, check_for_nans=False):
+    pictures = [model(latent) for latent in batch]
+    for picture in pictures:
+        if check_for_nans:
+            devices.test_for_nans(picture, "vae")
+    return pictures
+
+
+def network_apply_weights(self):
+    layer = self.network_layer_name
+    if getattr(self, "network_bias_backup", None) is None:
+        self.network_bias_backup = self.bias.to("cpu", copy=True)
+    if getattr(self, "network_current_names", ()) != tuple(networks.loaded_networks):
+        self.bias.data = self.network_bias_backup + len(networks.loaded_networks)
+        self.network_current_names = tuple(networks.loaded_networks)
+    return layer
+
+
+allowed_zip_names_re = re.compile(r"^([^/]+)/((data/\d+)|version|(data\.pkl))$")
+
+
+def check_zip_filenames(filename, names):
+    for name in names:
+        if not safe.allowed_zip_names_re.match(name):
+            raise ValueError(f"bad file inside {filename}: {name}")
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if module == "numpy.core.multiarray" and name == "scalar":
+            return "numpy's scalar"
+        raise ValueError(f"{module}.{name} is forbidden")
+
+
+devices = networks = safe = types.SimpleNamespace()
+
+
+def module(name, **contents):
+    one = types.ModuleType(name)
+    vars(one).update(contents)
+    return one
+
+
+@pytest.fixture
+def a1111(monkeypatch):
+    """The modules by their last names; importing them by their full names gets the same ones."""
+    openaimodel = "modules.diffusionmodules.openaimodel"
+    made = {
+        "devices": module("modules.devices", unet_needs_upcast=False, checks=[]),
+        "denoiser": module("modules.sd_samplers_cfg_denoiser"),
+        "processing": module("modules.processing", decode_latent_batch=decode_latent_batch),
+        "safe": module("modules.safe", allowed_zip_names_re=allowed_zip_names_re),
+        "samplers": module("modules.sd_samplers_kdiffusion"),
+        "sampling": module("k_diffusion.sampling", to_d=to_d),
+        "diffusion": module("sgm.models.diffusion"),
+        "ldm": module(f"ldm.{openaimodel}", timestep_embedding=timestep_embedding),
+        "sgm": module(f"sgm.{openaimodel}", timestep_embedding=timestep_embedding),
+        "networks": module("networks", loaded_networks=[]),
+    }
+    made["devices"].test_for_nans = test_for_nans
+    made["networks"].network_apply_weights = network_apply_weights
+    made["safe"].check_zip_filenames = check_zip_filenames
+    # The extension changes classes; these belong to one test.
+    for room, original in (
+        ("denoiser", CFGDenoiser),
+        ("samplers", KDiffusionSampler),
+        ("diffusion", DiffusionEngine),
+        ("safe", RestrictedUnpickler),
+    ):
+        setattr(made[room], original.__name__, type(original.__name__, (original,), {}))
+    for one in made.values():
+        monkeypatch.setitem(sys.modules, one.__name__, one)
+    for name in ("devices", "networks", "safe"):
+        monkeypatch.setitem(globals(), name, made[name])
+    return types.SimpleNamespace(**made)
