@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from engine.models.checkpoints import Checkpoint, old_hash
-from engine.models.loaded_model import LoadedModel, PictureSettings
-from engine.sampling import samplers
+from engine.models.loaded_model import LoadedModel, PictureSettings, plain_settings
+from engine.prompt.encoding import TextOptions
+from engine.sampling.noise import Seeds
 from training import scenes
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -141,15 +142,16 @@ def load(path: Path) -> LoadedModel:
 
 def picture(model: LoadedModel, prompt: str, settings: PictureSettings) -> Image.Image:
     """One picture, as the embedded engine makes it."""
-    conditioning = model.encode(prompt, "", 1, settings.sampler.calls(settings.steps))
-    return model.picture(conditioning, settings, lambda *_: False)
+    calls = settings.sampling.sampler.calls(settings.sampling.steps)
+    conditioning = model.text_encoder(TextOptions()).conditioning(prompt, "", calls)
+    return model.picture(conditioning, settings)
 
 
 def measure(model: LoadedModel, count: int, settings: PictureSettings) -> Score:
     """The score of `count` pictures; picture i has the seed of `settings` plus i."""
     wanted = prompts(count)
     pictures = (
-        picture(model, text, replace(settings, seed=settings.seed + i))
+        picture(model, text, replace(settings, seeds=Seeds(settings.seeds.seed + i)))
         for i, (_, text) in enumerate(wanted)
     )
     return Score.of((scene, look(p)) for (scene, _), p in zip(wanted, pictures, strict=True))
@@ -165,10 +167,8 @@ def main() -> None:
     parser.add_argument("--cfg-scale", type=float, default=4.0)
     parser.add_argument("--sampler", default="Euler a")
     given = parser.parse_args()
-    sampler = samplers.find_sampler(given.sampler)
-    settings = PictureSettings(
-        0, given.side, given.side, given.steps, given.cfg_scale, sampler, None
-    )
+    size = (given.side, given.side)
+    settings = plain_settings(given.sampler, given.steps, 0, size, given.cfg_scale)
     sys.stdout.write(f"{measure(load(given.checkpoint), given.prompts, settings)}\n")
 
 

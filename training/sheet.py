@@ -10,9 +10,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from engine.models.loaded_model import LoadedModel, PictureSettings
+from engine.models.loaded_model import LoadedModel, plain_settings
 from engine.models.loras import Loras, LoraUse
-from engine.sampling import samplers
 from training import adherence
 
 COLUMNS, ROWS = 8, 3
@@ -23,8 +22,7 @@ SEED = 1  # of the prompts; the measurement uses other ones
 def draw(model: LoadedModel, lora: LoraUse) -> Image.Image:
     """The whole sheet; picture i has seed i."""
     asked = [text for _, text in adherence.prompts(COLUMNS * ROWS, SEED)]
-    euler = samplers.find_sampler("Euler a")
-    settings = [PictureSettings(i, SIDE, SIDE, 20, 4.0, euler, None) for i in range(len(asked))]
+    settings = [plain_settings("Euler a", 20, i, (SIDE, SIDE), 4.0) for i in range(len(asked))]
     pictures = [adherence.picture(model, *pair) for pair in zip(asked, settings, strict=True)]
     with model.with_loras([lora]):
         again = [

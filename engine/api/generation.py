@@ -3,9 +3,8 @@
 import gc
 import json
 import logging
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,24 +13,26 @@ import torch
 from PIL import Image
 
 from engine.api import options as option
+from engine.api.drawing import Drawing, Models
 from engine.api.infotext import Facts, encode_png
+from engine.api.job import Job
 from engine.api.options import Options
+from engine.api.parameters import Used
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
 from engine.models import files
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
-from engine.models.loaded_model import LoadedModel, PictureSettings
-from engine.models.loras import Loras, LoraUse
-from engine.prompt import syntax
-from engine.sampling import samplers
+from engine.models.loaded_model import LoadedModel
+from engine.models.loras import Loras
+from engine.prompt.styles import Styles
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FOLDERS = ("models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings")
+# names of the second pass's and the refiner's checkpoint that mean the job's own
+NO_OTHER_CHECKPOINT = (None, "", "None", "none", "Use same checkpoint")
 MODEL_SUFFIXES = (".safetensors", ".pt", ".ckpt")
-IGNORE_SCHEDULER = ("DDIM", "PLMS", "UniPC")  # these samplers have their own schedule
-RANDOM_SEEDS = 2**32 - 1  # A1111 chooses a seed from 0 to 2^32 - 2
 
 
 class Engine:
@@ -49,6 +50,7 @@ class Engine:
         self.options = options
         self.checkpoints = Checkpoints(data_dir / FOLDERS[0])
         self.loras = Loras(data_dir / FOLDERS[1])
+        self.styles = Styles(data_dir / "styles.csv")
         self.progress = Progress()
         self._model: LoadedModel | None = None
         self._jobs = ThreadPoolExecutor(1, "job", torch.set_num_threads, (threads,))
@@ -161,9 +163,8 @@ class Engine:
         request.check()
         overrides = request.override_settings or {}
         option.check(overrides)
-        settings = self.options.merged(overrides)
-        job = _Job(request, has_comments=bool(settings[option.COMMENTS]))
-        pictures, facts = self._queue(self._generate, job)
+        Job(request, self.options.merged(overrides), self.styles)
+        pictures, facts = self._queue(self._generate, request)
         infotexts = map(facts.infotext, range(len(pictures)))
         encoded = [encode_png(p, text) for p, text in zip(pictures, infotexts, strict=True)]
         return {
@@ -172,37 +173,63 @@ class Engine:
             "info": json.dumps(facts.info(len(pictures)), ensure_ascii=False),
         }
 
-    def _generate(self, job: "_Job") -> tuple[list[Image.Image], Facts]:
+    def _generate(self, request: Txt2Img) -> tuple[list[Image.Image], Facts]:
         """The requested pictures; after an interrupt fewer, and the last one unfinished."""
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
-        request = job.request
         settings = self._override(request)
-        count = request.n_iter * request.batch_size
-        with self.progress.running("scripts_txt2img", count):
-            model = self._use(self._checkpoint(settings[option.CHECKPOINT]))
-            if not request.override_settings_restore_afterwards:
-                # only now: a checkpoint that cannot be loaded would make all later jobs fail
-                self.options.values = {name: settings[name] for name in option.DEFAULTS}
-            uses = self.loras.resolve(job.tags)
-            with model.with_loras(uses):
-                facts = job.facts(model, uses, settings, self.progress.job_timestamp)
-                pictures = self._pictures(job, model, facts)
-        log.info("made %d of %d pictures with %s", len(pictures), count, model.checkpoint.name)
+        job = Job(
+            request, settings, self.styles
+        )  # with the options as the jobs before it left them
+        with self.progress.running("scripts_txt2img", job.count * job.passes):
+            models = self._models(job)
+            drawing = Drawing(job, models, self.loras, self.progress)
+            with drawing.open() as model:
+                if not request.override_settings_restore_afterwards:
+                    # only now: a checkpoint that cannot be loaded would make all later jobs fail
+                    self.options.values = {name: settings[name] for name in option.DEFAULTS}
+                digest = model.sha256[:HASH_DIGITS]
+                pictures = drawing.pictures()
+            used = Used(
+                models.first.stem,
+                digest,
+                *drawing.lora_hashes(),
+                drawing.pads,
+                self._title(models.second),
+                drawing.refined,
+            )
+            facts = Facts.of(job, used, self.progress.job_timestamp)
+        log.info("made %d of %d pictures with %s", len(pictures), job.count, models.first.name)
         return pictures, facts
 
-    def _pictures(self, job: "_Job", model: LoadedModel, facts: Facts) -> list[Image.Image]:
-        """Make pictures one by one: in a batch, the same seed gives slightly different pixels."""
-        pictures: list[Image.Image] = []
-        calls = job.sampler.calls(job.request.steps)
-        conditioning = model.encode(job.text, job.negative_prompt, facts.clip_skip, calls)
-        for number, seed in enumerate(facts.seeds):
-            self.progress.begin_picture(number)
-            settings = job.picture_settings(seed, facts)
-            pictures.append(model.picture(conditioning, settings, self.progress.step))
-            if self.progress.stopping:
-                break
-        return pictures
+    def _models(self, job: Job) -> Models:
+        """The job's checkpoints. Raises RuntimeError for an unknown one."""
+        request, second = job.request, None
+        if job.second is not None and request.hr_checkpoint_name not in NO_OTHER_CHECKPOINT:
+            second = self._closest(str(request.hr_checkpoint_name))
+        refiner = None
+        if request.refiner_checkpoint not in NO_OTHER_CHECKPOINT:
+            refiner = self._closest(str(request.refiner_checkpoint))
+        first = self._checkpoint(job.settings[option.CHECKPOINT])
+        return Models(self._use, first, second, refiner if refiner != (second or first) else None)
+
+    def _closest(self, name: str) -> Checkpoint:
+        """As in A1111, the shortest title that contains `name` will do."""
+        titles = {c.title(self.checkpoints.known_sha256(c)): c for c in self.checkpoints.all}
+        containing = [title for title in titles if name in title]
+        found = self.checkpoints.find(name)
+        if found is None and containing:
+            found = titles[min(containing, key=len)]
+        if found is None:
+            raise RuntimeError(f"Could not find checkpoint with name {name}")
+        return found
+
+    def _title(self, checkpoint: Checkpoint | None) -> str:
+        """A1111's short title: the name, and the hash if it is known."""
+        if checkpoint is None:
+            return ""
+        sha256 = self.checkpoints.known_sha256(checkpoint)
+        return f"{checkpoint.stem} [{sha256[:HASH_DIGITS]}]" if sha256 else checkpoint.stem
 
     def _override(self, request: Txt2Img) -> dict[str, Any]:
         """The options for this request."""
@@ -213,82 +240,6 @@ class Engine:
 
     def _checkpoint(self, alias: str | None) -> Checkpoint:
         return (self.checkpoints.find(alias) if alias else None) or self._default()
-
-
-class _Job:
-    """A parsed request: its sampler, scheduler, LoRA tags and text. Raises Refused.
-
-    Attributes:
-        prompt, negative_prompt: without comments, as in the answer.
-        text: the prompt without tags.
-        tags: the LoRA tags that apply.
-    """
-
-    def __init__(self, request: Txt2Img, *, has_comments: bool) -> None:
-        self.request = request
-        both = (request.prompt, request.negative_prompt)
-        self.prompt, self.negative_prompt = (
-            syntax.without_comments(text) if has_comments else text for text in both
-        )
-        sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
-        self.sampler = sampler.with_eta(request.eta)
-        self.scheduler = samplers.find_scheduler(self.sampler, request.scheduler)
-        self.text, tags = syntax.extract_loras(self.prompt)
-        self.tags = [] if request.disable_extra_networks else tags
-        syntax.refuse_unsupported(self.text)
-
-    def picture_settings(self, seed: int, facts: Facts) -> PictureSettings:
-        """The settings of the picture with this seed."""
-        request = self.request
-        return PictureSettings(
-            seed,
-            request.width,
-            request.height,
-            request.steps,
-            request.cfg_scale,
-            self.sampler,
-            self.scheduler,
-            zero_terminal_snr=facts.noise_schedule == option.ZERO_TERMINAL_SNR,
-        )
-
-    def facts(
-        self, model: LoadedModel, uses: list[LoraUse], settings: Mapping[str, Any], timestamp: str
-    ) -> Facts:
-        """The facts for the answer; picture i has the first seed plus i."""
-        request = self.request
-        seed = _resolve_seed(request.seed)
-        return Facts(
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            seeds=[seed + i for i in range(request.n_iter * request.batch_size)],
-            subseed=_resolve_seed(request.subseed),
-            width=request.width,
-            height=request.height,
-            sampler_name=self.sampler.name,
-            asked_schedule=request.scheduler,
-            schedule_label=self._schedule_label(),
-            eta_ddim=request.eta if self.sampler.name == "DDIM" and request.eta else None,
-            cfg_scale=request.cfg_scale,
-            steps=request.steps,
-            batch_size=request.batch_size,
-            model_name=model.checkpoint.stem,
-            model_hash=model.sha256[:HASH_DIGITS],
-            clip_skip=settings[option.CLIP_SKIP],
-            noise_schedule=settings[option.NOISE_SCHEDULE],
-            lora_hashes={use.lora.name: use.lora.hash() for use in uses},
-            seed_resize=(request.seed_resize_from_w, request.seed_resize_from_h),
-            denoising_strength=request.denoising_strength,
-            job_timestamp=timestamp,
-        )
-
-    def _schedule_label(self) -> str | None:
-        """The label of a computed schedule, also if it is the sampler's default (as in A1111)."""
-        computed = self.scheduler.name != "automatic" and self.sampler.name not in IGNORE_SCHEDULER
-        return self.scheduler.label if computed else None
-
-
-def _resolve_seed(seed: int | None) -> int:
-    return secrets.randbelow(RANDOM_SEEDS) if seed in (None, -1) else int(seed or 0)
 
 
 def _log_failure(loading: Future[None]) -> None:

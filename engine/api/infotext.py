@@ -10,59 +10,76 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from engine import __version__
+from engine.api import options as option
+from engine.api import parameters
+from engine.api.job import Job
+from engine.api.parameters import Used
 
 VERSION = f"embedded-{__version__}"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The values that were used for one request; `seeds` has one entry per requested picture.
+    """The values that were used for one job, as A1111 tells them.
 
-    `asked_schedule` is the request's `scheduler`; `schedule_label` is the computed schedule, None
-    for k-diffusion's own. `seed_resize` and `denoising_strength` have no effect and
-    are only repeated, the same as in A1111.
+    `seeds` and `subseeds` have one entry per requested picture. `asked_schedule` is the request's
+    `scheduler`; `main` and `extra` are the entries that are not always there, see
+    `engine.api.parameters`.
     """
 
     prompt: str
     negative_prompt: str
     seeds: list[int]
-    subseed: int
+    subseeds: list[int]
+    subseed_strength: float
     width: int
     height: int
     sampler_name: str
     asked_schedule: str | None
-    schedule_label: str | None
-    eta_ddim: float | None
     cfg_scale: float
     steps: int
     batch_size: int
     model_name: str
     model_hash: str
     clip_skip: int
-    lora_hashes: Mapping[str, str]
     seed_resize: tuple[int, int]
     denoising_strength: float | None
     job_timestamp: str
-    noise_schedule: str = "Default"
+    styles: list[str]
+    main: Mapping[str, Any]
+    extra: Mapping[str, Any]
 
-    @property
-    def extra_generation_params(self) -> dict[str, Any]:
-        """The optional entries; only LoRAs that were applied are listed."""
-        params: dict[str, Any] = {}
-        if self.lora_hashes:
-            hashes = (f"{_bare(name)}: {value}" for name, value in self.lora_hashes.items())
-            params["Lora hashes"] = ", ".join(hashes)
-        if self.schedule_label is not None:
-            params["Schedule type"] = self.schedule_label
-        if self.eta_ddim is not None:
-            params["Eta DDIM"] = self.eta_ddim
-        if self.noise_schedule != "Default":
-            params["Noise Schedule"] = self.noise_schedule
-        return params
+    @classmethod
+    def of(cls, job: Job, used: Used, timestamp: str) -> "Facts":
+        """The facts of a job that was drawn."""
+        request, first = job.request, job.first
+        return cls(
+            first.texts.prompt,
+            first.texts.negative,
+            job.seeds,
+            [job.subseed + i for i in range(job.count)],
+            request.subseed_strength,
+            first.width,
+            first.height,
+            first.sampling.sampler.name,
+            request.scheduler,
+            request.cfg_scale,
+            request.steps,
+            request.batch_size,
+            used.model_name,
+            used.model_hash,
+            job.settings[option.CLIP_SKIP],
+            (request.seed_resize_from_w, request.seed_resize_from_h),
+            request.denoising_strength,
+            timestamp,
+            request.styles or [],
+            parameters.main_entries(job),
+            parameters.optional_entries(job, used),
+        )
 
     def infotext(self, index: int) -> str:
         """The text of picture `index`: byte for byte the same as A1111's, except the version."""
-        extra = self.extra_generation_params
+        extra = dict(self.extra)
         entries = {
             "Steps": self.steps,
             "Sampler": self.sampler_name,
@@ -71,8 +88,9 @@ class Facts:
             "Seed": self.seeds[index],
             "Size": f"{self.width}x{self.height}",
             "Model hash": self.model_hash,
-            "Model": _bare(self.model_name),
-            "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
+            "Model": parameters.bare(self.model_name),
+            "Variation seed": self.subseeds[index] if self.subseed_strength else None,
+            **self.main,
             **extra,
             "Version": VERSION,
         }
@@ -84,6 +102,7 @@ class Facts:
     def info(self, made: int) -> dict[str, Any]:
         """A1111's `info` with its keys in its order, after `made` pictures."""
         count = len(self.seeds)
+        hidden = dict.fromkeys(parameters.HIRES_PROMPTS & self.extra.keys())
         return {
             "prompt": self.prompt,
             "all_prompts": [self.prompt] * count,
@@ -91,9 +110,9 @@ class Facts:
             "all_negative_prompts": [self.negative_prompt] * count,
             "seed": self.seeds[0],
             "all_seeds": self.seeds,
-            "subseed": self.subseed,
-            "all_subseeds": [self.subseed + i for i in range(count)],
-            "subseed_strength": 0,
+            "subseed": self.subseeds[0],
+            "all_subseeds": self.subseeds,
+            "subseed_strength": self.subseed_strength,
             "width": self.width,
             "height": self.height,
             "sampler_name": self.sampler_name,
@@ -109,10 +128,10 @@ class Facts:
             "seed_resize_from_w": self.seed_resize[0],
             "seed_resize_from_h": self.seed_resize[1],
             "denoising_strength": self.denoising_strength,
-            "extra_generation_params": self.extra_generation_params,
+            "extra_generation_params": {**self.extra, **hidden},
             "index_of_first_image": 0,
             "infotexts": [self.infotext(i) for i in range(made)],
-            "styles": [],
+            "styles": self.styles,
             "job_timestamp": self.job_timestamp,
             "clip_skip": self.clip_skip,
             "is_using_inpainting_conditioning": False,
@@ -124,10 +143,6 @@ def quote(value: object) -> str:
     """The value as text; as a JSON string if it contains a separator."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
-
-
-def _bare(name: str) -> str:
-    return name.replace(",", "").replace(":", "")
 
 
 def encode_png(picture: Image.Image, infotext: str) -> str:

@@ -20,7 +20,11 @@ MOST_CLIP_SKIP = 12  # layers of CLIP; A1111's setting ends there, too
 VAE = "sd_vae"
 COMMENTS = "enable_prompt_comments"
 OWN_VAE = ("Automatic", "None")
+EXTRA_NOISE = "img2img_extra_noise"
+NO_BATCH_DETERMINISM = "no_dpmpp_sde_batch_determinism"
+PAD = "pad_cond_uncond"
 NOISE_SCHEDULE = "sd_noise_schedule"
+RANDN_SOURCE = "randn_source"
 ZERO_TERMINAL_SNR = "Zero Terminal SNR"
 
 # A1111's names and order, and A1111's defaults except for two.
@@ -31,14 +35,17 @@ ALL: dict[str, Any] = {
     "emphasis": "Original",
     "comma_padding_backtrack": 20,
     CLIP_SKIP: 1,
-    "randn_source": "CPU",  # A1111: GPU
+    RANDN_SOURCE: "CPU",  # A1111: GPU
     "tiling": False,
     "sdxl_crop_top": 0,
     "sdxl_crop_left": 0,
     VAE: "Automatic",
+    EXTRA_NOISE: 0.0,
     "s_min_uncond": 0.0,
     "token_merging_ratio": 0.0,
     "token_merging_ratio_hr": 0.0,
+    PAD: False,
+    NO_BATCH_DETERMINISM: False,
     "enable_pnginfo": True,
     "add_model_name_to_info": True,
     "add_model_hash_to_info": True,
@@ -65,8 +72,47 @@ ALL: dict[str, Any] = {
     "lora_add_hashes_to_infotext": True,
     COMMENTS: True,
 }
-# these can be changed
-DEFAULTS = {name: ALL[name] for name in (CHECKPOINT, CLIP_SKIP, VAE, NOISE_SCHEDULE, COMMENTS)}
+# The options that can be changed, and the values that they can have. A word that is not one of
+# these is a feature that the engine does not have.
+_WORDS = {
+    VAE: OWN_VAE,
+    NOISE_SCHEDULE: ("Default", ZERO_TERMINAL_SNR),
+    "emphasis": ("None", "Ignore", "Original", "No norm"),
+    RANDN_SOURCE: ("CPU", "GPU", "NV"),
+    "uni_pc_variant": ("bh1", "bh2", "vary_coeff"),
+    "uni_pc_skip_type": ("time_uniform", "time_quadratic", "logSNR"),
+}
+_RANGES: dict[str, tuple[type, float, float]] = {
+    CLIP_SKIP: (int, 0, MOST_CLIP_SKIP),
+    "comma_padding_backtrack": (int, 0, 74),
+    "sdxl_crop_top": (int, 0, 8192),
+    "sdxl_crop_left": (int, 0, 8192),
+    EXTRA_NOISE: (float, 0, 10),
+    "s_min_uncond": (float, 0, 10_000),
+    "eta_ddim": (float, 0, 1),
+    "eta_ancestral": (float, 0, 1),
+    "s_churn": (float, 0, 10_000),
+    "s_tmin": (float, 0, 10_000),
+    "s_tmax": (float, 0, 10_000),
+    "s_noise": (float, 0, 10),
+    "sigma_min": (float, 0, 10_000),
+    "sigma_max": (float, 0, 10_000),
+    "rho": (float, 0, 100),
+    "eta_noise_seed_delta": (int, 0, 2**32),
+    "uni_pc_order": (int, 1, 50),
+}
+_SWITCHES = {
+    *(
+        "tiling",
+        PAD,
+        NO_BATCH_DETERMINISM,
+        "always_discard_next_to_last_sigma",
+        "sgm_noise_multiplier",
+    ),
+    *("uni_pc_lower_order_final", COMMENTS),
+}
+CHANGEABLE = {CHECKPOINT, *_WORDS, *_RANGES, *_SWITCHES}
+DEFAULTS = {name: value for name, value in ALL.items() if name in CHANGEABLE}
 WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
 
@@ -80,8 +126,8 @@ class Options:
         content = self._read()
         if content.get(VAE, "Automatic") not in OWN_VAE:
             log.warning("%s: the embedded engine ignores %s", file, VAE)
-        read = (CHECKPOINT, CLIP_SKIP, NOISE_SCHEDULE, COMMENTS)
-        known = {name: content[name] for name in read if name in content}
+        read = CHANGEABLE - {VAE}
+        known = {name: value for name, value in content.items() if name in read}
         check(known)
         self.values: dict[str, Any] = DEFAULTS | known
 
@@ -120,14 +166,20 @@ def check(changes: Mapping[str, Any]) -> None:
     for name, value in changes.items():
         if name in WITHOUT_EFFECT or (name in FIXED and value == FIXED[name]):
             continue
-        if name not in DEFAULTS:
+        is_unknown_word = name in _WORDS and value not in _WORDS[name]
+        if name not in CHANGEABLE or is_unknown_word:
             raise Unsupported(f"the option {shown(name)} with the value {shown(value)}")
-        known = {VAE: OWN_VAE, NOISE_SCHEDULE: ("Default", ZERO_TERMINAL_SNR)}
-        if name in known and value not in known[name]:
-            raise Unsupported(f"the option {shown(name)} with the value {shown(value)}")
-        if name == CLIP_SKIP and not isinstance(value, int):
-            raise TypeError(f"{CLIP_SKIP} must be a number, not {shown(value)}")
-        if name == CLIP_SKIP and not 0 <= value <= MOST_CLIP_SKIP:
-            raise ValueError(f"{CLIP_SKIP} must be 0 to {MOST_CLIP_SKIP}, not {shown(value)}")
+        if name in _RANGES:
+            _check_number(name, value, *_RANGES[name])
+        if name in _SWITCHES and not isinstance(value, bool):
+            raise TypeError(f"{name} must be true or false, not {shown(value)}")
         if name == CHECKPOINT and not isinstance(value, str | None):
             raise TypeError(f"{CHECKPOINT} must be a text, not {shown(value)}")
+
+
+def _check_number(name: str, value: object, kind: type, least: float, most: float) -> None:
+    kinds = (int,) if kind is int else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, not {shown(value)}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be {least} to {most}, not {shown(value)}")

@@ -90,27 +90,28 @@ class Txt2Img(BaseModel):
         """
         for script in filter(None, [self.script_name, *self.alwayson_scripts]):
             raise Refused(f"Script {shown(script)} not found")
+        unread = ACCEPTED if self.enable_hr else ACCEPTED | OF_SECOND_PASS
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
-            if name not in ACCEPTED and value != info.default and not _has_no_effect(name, value):
+            if name not in unread and value != info.default and not _has_no_effect(value):
                 raise Unsupported(f"{name} with the value {shown(value)}")
-        if min(self.seed_resize_from_h, self.seed_resize_from_w) > 0:
-            size = f"{self.seed_resize_from_w}x{self.seed_resize_from_h}"
-            raise Unsupported(f"seed_resize_from_w and seed_resize_from_h with the value {size}")
-        if self.cfg_scale < 1:
-            raise Unsupported(f"cfg_scale below 1 ({self.cfg_scale})")
         self._check_numbers()
+        self._check_sizes()
+        if self.enable_hr:
+            self._check_second_pass()
         self._check_answer()
+
+    @property
+    def first_size(self) -> tuple[int, int]:
+        """The size of the first pass, which may have fields of its own."""
+        if self.firstphase_width or self.firstphase_height:
+            return self.firstphase_width, self.firstphase_height
+        return self.width, self.height
 
     def _check_numbers(self) -> None:
         for name in ("steps", "batch_size", "n_iter"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {shown(getattr(self, name))}")
-        size = f"size {shown(self.width)}x{shown(self.height)}"
-        if min(self.width, self.height) < LATENT_FACTOR:
-            raise ValueError(f"{size} is too small: each side needs {LATENT_FACTOR} pixels")
-        if max(self.width, self.height) > LONGEST_SIDE:
-            raise ValueError(f"{size} is too large: each side has {LONGEST_SIDE} pixels at most")
         if self.steps > MOST_STEPS:
             raise ValueError(f"steps must be at most {MOST_STEPS}, not {shown(self.steps)}")
         pictures = self.batch_size * self.n_iter
@@ -118,8 +119,37 @@ class Txt2Img(BaseModel):
             raise ValueError(
                 f"batch_size times n_iter must be at most {MOST_PICTURES}, not {shown(pictures)}"
             )
-        if not MIN_SEED <= (self.seed or 0) <= MAX_SEED - pictures:
-            raise ValueError(f"seed must be {MIN_SEED} to 2^64 - 1, not {shown(self.seed)}")
+        for name in ("seed", "subseed"):
+            seed = getattr(self, name)
+            if not MIN_SEED <= (seed or 0) <= MAX_SEED - pictures:
+                raise ValueError(f"{name} must be {MIN_SEED} to 2^64 - 1, not {shown(seed)}")
+
+    def _check_sizes(self) -> None:
+        width, height = self.first_size
+        size = f"size {shown(width)}x{shown(height)}"
+        if min(width, height) < LATENT_FACTOR:
+            raise ValueError(f"{size} is too small: each side needs {LATENT_FACTOR} pixels")
+        if max(width, height) > LONGEST_SIDE:
+            raise ValueError(f"{size} is too large: each side has {LONGEST_SIDE} pixels at most")
+        others = (self.seed_resize_from_w, self.seed_resize_from_h)
+        if min(others) > 0 and not LATENT_FACTOR <= min(others) <= max(others) <= LONGEST_SIDE:
+            raise ValueError(
+                f"seed_resize_from_w and seed_resize_from_h must be {LATENT_FACTOR} to "
+                f"{LONGEST_SIDE}, not {shown(others)}"
+            )
+
+    def _check_second_pass(self) -> None:
+        if self.denoising_strength is None:
+            raise ValueError("enable_hr needs a denoising_strength")
+        if not 0 <= self.denoising_strength <= 1:
+            raise ValueError(
+                f"denoising_strength must be 0 to 1, not {shown(self.denoising_strength)}"
+            )
+        if not 0 <= self.hr_second_pass_steps <= MOST_STEPS:
+            raise ValueError(
+                f"hr_second_pass_steps must be 0 to {MOST_STEPS}, not "
+                f"{shown(self.hr_second_pass_steps)}"
+            )
 
     def _check_answer(self) -> None:
         """Raise Refused if the answer, which repeats the request, could not be written."""
@@ -137,6 +167,7 @@ SUPPORTED = frozenset(
     {
         "prompt",
         "negative_prompt",
+        "styles",
         "seed",
         "sampler_name",
         "sampler_index",
@@ -147,7 +178,12 @@ SUPPORTED = frozenset(
         "cfg_scale",
         "width",
         "height",
-        "eta",  # if the sampler has one, see `Sampler.with_eta`
+        *("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise"),
+        *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "tiling"),
+        *("enable_hr", "firstphase_width", "firstphase_height", "denoising_strength", "hr_scale"),
+        *("hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
+        *("hr_checkpoint_name", "refiner_checkpoint", "refiner_switch_at"),
+        *("hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt"),
         "do_not_save_samples",
         "do_not_save_grid",
         "override_settings",
@@ -159,40 +195,14 @@ SUPPORTED = frozenset(
 # A1111 does not use these either, unless another field is set that is refused here.
 WITHOUT_EFFECT = frozenset(
     {
-        "subseed",  # without subseed_strength
-        "seed_resize_from_h",  # checked together
-        "seed_resize_from_w",
-        "s_tmin",  # without s_churn
-        "s_tmax",
-        "refiner_switch_at",  # without refiner_checkpoint
-        "denoising_strength",  # without enable_hr, as the fields up to hr_negative_prompt
-        "firstpass_image",
-        "hr_scale",
-        "hr_upscaler",
-        "hr_second_pass_steps",
-        "hr_resize_x",
-        "hr_resize_y",
-        "hr_checkpoint_name",
-        "hr_sampler_name",
-        "hr_scheduler",
-        "hr_prompt",
-        "hr_negative_prompt",
         "script_args",  # without script_name
         "force_task_id",  # an id for the web UI's progress bar
         "comments",  # the web UI shows them below a picture
     }
 )
+OF_SECOND_PASS = {"firstpass_image"}  # not read without enable_hr
 ACCEPTED = SUPPORTED | WITHOUT_EFFECT
-# values other than the default that have no effect
-NO_EFFECT: dict[str, tuple[object, ...]] = {
-    "s_churn": (0,),
-    "s_noise": (1,),
-    "s_min_uncond": (0,),
-    "refiner_checkpoint": ("None", "none"),
-}
 
 
-def _has_no_effect(name: str, value: object) -> bool:
-    """0 is not in general such a value: an `s_noise` of 0 gives another picture."""
-    empty = value is None or value is False or value in ("", [], {})
-    return empty or value in NO_EFFECT.get(name, ())
+def _has_no_effect(value: object) -> bool:
+    return value is None or value is False or value in ("", [], {})

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from engine import __version__
+from engine.api import second_pass
 from engine.api.generation import Engine
 from engine.api.request import Txt2Img
 from engine.errors import Refused
@@ -41,7 +42,7 @@ def create_app(engine: Engine) -> FastAPI:
 
 
 def _gets(engine: Engine) -> dict[str, Endpoint]:
-    """The GET endpoints. The engine has no scripts, styles, upscalers or embeddings."""
+    """The GET endpoints. The engine has no scripts or embeddings."""
     return {
         "/options": engine.get_options,
         "/sd-models": engine.checkpoints.describe,
@@ -51,9 +52,9 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
         "/schedulers": lambda: [scheduler.describe() for scheduler in samplers.SCHEDULERS],
         "/progress": engine.progress.describe,
         "/memory": describe_memory,
-        "/upscalers": describe_nothing,
-        "/latent-upscale-modes": describe_nothing,
-        "/prompt-styles": describe_nothing,
+        "/upscalers": describe_upscalers,
+        "/latent-upscale-modes": lambda: [{"name": name} for name in second_pass.LATENT_MODES],
+        "/prompt-styles": engine.styles.describe,
         "/cmd-flags": engine.get_flags,
         "/hypernetworks": describe_nothing,
         "/face-restorers": describe_nothing,
@@ -124,6 +125,12 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
 def _answer(status: int, error: str, detail: str = "", errors: str = "") -> JSONResponse:
     body = {"error": error, "detail": _writable(detail), "body": "", "errors": _writable(errors)}
     return JSONResponse(body, status_code=status)
+
+
+def describe_upscalers() -> list[dict[str, Any]]:
+    """The answer of GET /upscalers: those that need no model."""
+    nothing = {"model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+    return [{"name": name} | nothing for name in second_pass.UPSCALERS]
 
 
 def describe_nothing() -> list[Any]:

@@ -1,7 +1,7 @@
 """A checkpoint in memory: load it, apply LoRAs to it, and make one picture."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import Conv2d
 
 from engine.errors import NansException, Unsupported
 from engine.models import checkpoints
-from engine.models.architecture import LATENT_CHANNELS
 from engine.models.checkpoints import Checkpoint
 from engine.models.files import Identity, Unreadable
 from engine.models.loading import read_pipeline
@@ -21,9 +21,13 @@ from engine.models.lora_factors import Misfit
 from engine.models.lora_layers import UNET, Addition, Layers
 from engine.models.loras import Lora, LoraUse
 from engine.models.requirements import Incomplete
-from engine.prompt import encoding
-from engine.prompt.encoding import Conditioning
-from engine.sampling import samplers
+from engine.prompt.encoding import TextEncoder, TextOptions
+from engine.sampling import denoiser, draw, samplers
+from engine.sampling.conditioning import Conditioning
+from engine.sampling.denoiser import Guidance
+from engine.sampling.draw import Sampling, Watch
+from engine.sampling.noise import CHANNELS, FACTOR, SEEDS, Noise, Seeds
+from engine.sampling.step_options import StepOptions
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +39,23 @@ LOAD_ERRORS = (OSError, LookupError, StopIteration, TypeError, ValueError, Runti
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """The settings of one picture, apart from its text."""
+    """The settings of one picture, apart from its text; the sides are cut to multiples of 8."""
 
-    seed: int
+    seeds: Seeds
     width: int
     height: int
-    steps: int
-    cfg_scale: float
-    sampler: samplers.Sampler
-    scheduler: samplers.Scheduler | None
-    zero_terminal_snr: bool = False  # of the noise schedule
+    sampling: Sampling
+
+
+def plain_settings(
+    sampler_name: str, steps: int, seed: int, size: tuple[int, int], cfg_scale: float
+) -> PictureSettings:
+    """The settings of a picture with A1111's defaults for everything else."""
+    sampler = samplers.find_sampler(sampler_name)
+    scheduler = samplers.find_scheduler(sampler, None)
+    eta = StepOptions(eta=sampler.default_eta)
+    sampling = Sampling(sampler, scheduler, steps, Guidance(cfg_scale), eta)
+    return PictureSettings(Seeds(seed), *size, sampling)
 
 
 def _shorten(error: BaseException) -> str:
@@ -94,9 +105,9 @@ class LoadedModel:
             raise RuntimeError(text) from error
         return cls(checkpoint, sha256, pipe, before)
 
-    def encode(self, text: str, negative: str, clip_skip: int, calls: int) -> Conditioning:
-        """Encode both prompts (without tags) for a picture that calls the model `calls` times."""
-        return encoding.encode(self.pipe, text, negative, clip_skip, calls)
+    def text_encoder(self, options: TextOptions) -> TextEncoder:
+        """Encodes prompts without tags."""
+        return TextEncoder(self.pipe, options)
 
     @contextmanager
     def with_loras(self, uses: Sequence[LoraUse]) -> Iterator[None]:
@@ -104,7 +115,7 @@ class LoadedModel:
 
         Raises RuntimeError for a file that is damaged or does not fit this checkpoint.
         """
-        device = self.pipe._execution_device  # noqa: SLF001 - also right for an offloaded part
+        device = self._device
         with ExitStack() as added:
             for use in uses:
                 for addition, weight in self._additions(use):
@@ -131,81 +142,66 @@ class LoadedModel:
             f"LoRA {lora.name!r} does not fit checkpoint {self.checkpoint.stem!r}: {cause}"
         )
 
-    def picture(
-        self,
-        conditioning: Conditioning,
-        settings: PictureSettings,
-        on_step: Callable[[int, int], bool],
-    ) -> Image.Image:
-        """One RGB picture; its sides are rounded down to multiples of 8.
+    @contextmanager
+    def tiling(self) -> Iterator[None]:
+        """Pictures whose opposite borders fit together: convolutions look across the border."""
+        networks = (self.pipe.unet, self.pipe.vae)
+        layers = [one for net in networks for one in net.modules() if type(one) is Conv2d]
+        for layer in layers:
+            layer.padding_mode = "circular"
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.padding_mode = "zeros"
 
-        `on_step(done, steps)` is called after each step. If it returns true, the picture ends there
-        and is decoded unfinished. Raises NansException.
-        """
-
-        def after_call(pipe: Any, index: int, _time: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-            # samplers of second order call the model twice in a step
-            done = (index + 1) * settings.steps // pipe.num_timesteps
-            if on_step(done, settings.steps):
-                pipe._interrupt = True  # noqa: SLF001 - as diffusers documents
-            return kwargs | self._guided(conditioning.at(index + 1))
-
+    def denoising_model(
+        self, conditioning: Conditioning, extra: torch.Tensor | None = None
+    ) -> denoiser.Model:
+        """The UNet for the samplers; `extra` are the further inputs of an inpainting model."""
         prediction = self.pipe.scheduler.config.prediction_type
-        self.pipe.scheduler = samplers.build(
-            settings.sampler,
-            settings.scheduler,
-            prediction,
-            settings.seed,
-            zero_terminal_snr=settings.zero_terminal_snr,
-        )
-        generator = torch.Generator().manual_seed(settings.seed)
-        latents = self.pipe(
-            **conditioning.at(0),
-            **self._size_hints(settings),
-            latents=self._noise(settings, generator),
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.cfg_scale,
-            width=settings.width // 8 * 8,
-            height=settings.height // 8 * 8,
-            generator=generator,
-            callback_on_step_end=after_call,
-            output_type="latent",
-        ).images
-        return _to_image(self._decode(latents))
+        return denoiser.Model(self.pipe.unet, prediction, conditioning, extra)
 
-    def _noise(self, settings: PictureSettings, generator: torch.Generator) -> torch.Tensor:
-        """The noise that the picture begins with, drawn in single precision.
+    def noise(self, seeds: Seeds, width: int, height: int) -> Noise:
+        """The noise for a picture of this size in pixels."""
+        shape = (CHANNELS, height // FACTOR, width // FACTOR)
+        return Noise(seeds, shape, self._device)
 
-        The pipeline would draw it in the UNet's precision: on a GPU the same seed would give other
-        numbers than on the CPU and in A1111.
-        """
-        size = (settings.height // 8, settings.width // 8)
-        noise = torch.randn((1, LATENT_CHANNELS, *size), generator=generator)
-        return noise.to(self.pipe.unet.dtype)
-
-    def _size_hints(self, settings: PictureSettings) -> dict[str, tuple[int, int]]:
-        """SDXL's size conditioning: the requested sides, not the rounded ones, as in A1111."""
-        if getattr(self.pipe, "text_encoder_2", None) is None:
-            return {}
-        size = (settings.height, settings.width)
-        return {"original_size": size, "target_size": size}
-
-    def _guided(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`given` under the names of the pipeline's variables, the negative prompt first."""
-        own = {"prompt_embeds": "prompt_embeds", "pooled_prompt_embeds": "add_text_embeds"}
-        both = self.pipe.do_classifier_free_guidance
-        return {
-            own[name]: torch.cat([given[f"negative_{name}"], given[name]]) if both else given[name]
-            for name in own
-            if name in given
-        }
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.pipe._execution_device  # noqa: SLF001 - also right if offloaded
+        return device
 
     @torch.no_grad()
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def latent(
+        self, conditioning: Conditioning, settings: PictureSettings, watch: Watch
+    ) -> torch.Tensor:
+        """The latent picture; if `watch` stops it, it is unfinished."""
+        noise = self.noise(settings.seeds, settings.width, settings.height)
+        return draw.from_noise(self.denoising_model(conditioning), settings.sampling, noise, watch)
+
+    def picture(
+        self, conditioning: Conditioning, settings: PictureSettings, watch: Watch | None = None
+    ) -> Image.Image:
+        """One RGB picture. Raises NansException."""
+        return to_image(self.decode(self.latent(conditioning, settings, watch or Watch())))
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
+        """(1, 3, height, width) in -1..1 -> the latent picture, with the VAE's noise for `seed`."""
+        vae = self.pipe.vae
+        found = vae.encode(pixels.to(self._device, vae.dtype)).latent_dist
+        generator = torch.Generator().manual_seed(seed % SEEDS)
+        noise = torch.randn(found.mean.shape, generator=generator).to(found.mean)
+        latent: torch.Tensor = (found.mean + found.std * noise) * vae.config.scaling_factor
+        return latent.float()
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """(1, 4, height / 8, width / 8) -> (height, width, 3) in -1..1.
 
         A VAE that overflows in half precision is used in single precision from then on, the same
-        as in A1111; otherwise the pictures would be black.
+        as in A1111; otherwise the pictures would be black. Raises NansException.
         """
         if not latents.isfinite().all():
             raise NansException("A tensor with NaNs was produced in Unet.")
@@ -217,14 +213,14 @@ class LoadedModel:
             vae.to(torch.float32)
             pixels = vae.decode(scaled.float(), return_dict=False)[0]
         self.pipe.maybe_free_model_hooks()
+        if not pixels.isfinite().all():
+            raise NansException("A tensor with NaNs was produced in VAE.")
         picture: torch.Tensor = pixels[0].permute(1, 2, 0).float().cpu()
         return picture
 
 
-def _to_image(pixels: torch.Tensor) -> Image.Image:
+def to_image(pixels: torch.Tensor) -> Image.Image:
     """The picture of (height, width, 3) in -1..1."""
-    if not pixels.isfinite().all():
-        raise NansException("A tensor with NaNs was produced in VAE.")
     # A1111 cuts off what is behind the point
     levels = ((pixels + 1) / 2).clamp(0, 1).numpy() * np.float32(255)
     return Image.fromarray(levels.astype(np.uint8))

@@ -1,7 +1,7 @@
-"""A1111's way of encoding prompts: chunks of 75 tokens with emphasis, for diffusers' pipelines."""
+"""A1111's way of encoding prompts: chunks of 75 tokens with emphasis, for diffusers' networks."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +9,34 @@ import torch
 
 from engine.errors import Unsupported
 from engine.prompt.schedule import schedule
-from engine.prompt.syntax import parse
+from engine.prompt.syntax import Span, parse, split_parts
 from engine.prompt.tokenizer import clean
+from engine.sampling.conditioning import Conditioning, Embeds, Schedule
 
 CHUNK = 75
-COMMA_BACKTRACK = 20
 # 19,200 tokens: more than twice as many as English words in the longest prompt (32,768 characters)
 MOST_CHUNKS = 256
+MOST_ROWS = 16  # chunks that are encoded at once
 # below this, the mean of an encoding is rounding noise, and restoring it would divide by zero
 SMALLEST_MEAN = 1e-5
+EMPHASES = ("None", "Ignore", "Original", "No norm")
+# the sizes that SDXL's refiner takes in place of a target size, with and without the prompt
+AESTHETIC_SCORES = (6.0, 2.5)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """A1111's options of the prompt, and SDXL's size conditioning as (width, height), (left, top).
+
+    `emphasis` is one of EMPHASES.
+    """
+
+    clip_skip: int = 1
+    emphasis: str = "Original"
+    comma_padding_backtrack: int = 20
+    pad_cond_uncond: bool = False
+    size: tuple[int, int] = (512, 512)
+    crop: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -31,8 +50,8 @@ class Chunk:
 class _Chunker:
     """Fills chunks; a chunk that overflows soon after a comma ends at the comma."""
 
-    def __init__(self, comma: int, end: int) -> None:
-        self.comma, self.end = comma, end
+    def __init__(self, comma: int, end: int, backtrack: int) -> None:
+        self.comma, self.end, self.backtrack = comma, end, backtrack
         self.chunks: list[Chunk] = []
         self.tokens: list[tuple[int, float]] = []
 
@@ -52,22 +71,23 @@ class _Chunker:
         self.tokens.append((token, weight))
 
     def _after_comma(self) -> int:
-        """The number of tokens after the last comma; 0 if it is more than 20 tokens back."""
+        """The number of tokens after the last comma; 0 if it is too far back."""
         commas = [i for i, (token, _) in enumerate(self.tokens) if token == self.comma]
-        if not commas or len(self.tokens) - commas[-1] > COMMA_BACKTRACK:
+        if not commas or len(self.tokens) - commas[-1] > self.backtrack:
             return 0
         return len(self.tokens) - 1 - commas[-1]
 
 
-def chunk(tokenizer: Any, text: str) -> list[Chunk]:  # noqa: ANN401 - transformers is untyped here
+def chunk(tokenizer: Any, text: str, options: TextOptions) -> list[Chunk]:  # noqa: ANN401 - transformers is untyped here
     """The prompt's tokens in at least one chunk, without the start and end tokens.
 
     Raises Unsupported for too many chunks, ValueError for a weight that is not a number.
     """
-    spans = parse(text)
+    # A1111 does not read any brackets then, nor BREAK
+    spans = [Span(text, 1.0)] if options.emphasis == "None" else parse(text)
     parts = [",", *(clean(span.text) for span in spans)]
     ids: list[list[int]] = tokenizer(parts, add_special_tokens=False, verbose=False).input_ids
-    chunker = _Chunker(ids[0][-1], tokenizer.eos_token_id)
+    chunker = _Chunker(ids[0][-1], tokenizer.eos_token_id, options.comma_padding_backtrack)
     for span, tokens in zip(spans, ids[1:], strict=True):
         if span.is_break:
             chunker.flush()
@@ -103,119 +123,135 @@ def _hidden(encoder: Any, output: Any, clip_skip: int, is_xl: bool) -> torch.Ten
     return last
 
 
-def _emphasize(encoded: torch.Tensor, weights: list[float]) -> torch.Tensor:
-    """One chunk (77, width), each token times its weight, then scaled to the original mean."""
-    if all(weight == 1 for weight in weights):
+def _emphasize(
+    encoded: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor, emphasis: str
+) -> torch.Tensor:
+    """One chunk of several texts (texts, 77, width), each token times its weight.
+
+    Then all are scaled to the mean that they had before. It is the mean over all entries of the
+    prompt's schedule, in which text i stands `counts[i]` times, because A1111 encodes them at once.
+    """
+    if emphasis in ("None", "Ignore") or bool((weights == 1).all()):
         return encoded
-    factors = torch.tensor([1.0, *weights, 1.0], device=encoded.device, dtype=encoded.dtype)
-    weighted = encoded * factors[:, None]
-    mean, new_mean = encoded.mean(), weighted.mean()
+    weighted = encoded * weights[..., None]
+    if emphasis == "No norm":
+        return weighted
+    shares = counts / counts.sum()
+    mean, new_mean = ((z.mean((1, 2)) * shares).sum() for z in (encoded, weighted))
     if min(mean.abs(), new_mean.abs()) < SMALLEST_MEAN:
         return weighted
     return weighted * (mean / new_mean)
 
 
-def _encode(
-    tokenizer: Any,  # noqa: ANN401 - diffusers' components are untyped
-    encoder: Any,  # noqa: ANN401
-    chunks: Sequence[Chunk],
-    clip_skip: int,
-    is_xl: bool,
-) -> tuple[torch.Tensor, Any]:
-    """Tensor (1, 77 x chunks, width), and the first chunk's pooled vector if there is one."""
-    rows = _token_rows(tokenizer, chunks).to(encoder.device)
-    output = encoder(rows, output_hidden_states=True)
-    hidden = _hidden(encoder, output, clip_skip, is_xl)
-    parts = [_emphasize(z, part.weights) for z, part in zip(hidden, chunks, strict=True)]
-    pooled = getattr(output, "text_embeds", None)
-    return torch.cat(parts)[None], None if pooled is None else pooled[:1]
-
-
-def _condition(pipe: Any, chunks: Sequence[Chunk], clip_skip: int) -> dict[str, torch.Tensor]:  # noqa: ANN401
-    """`prompt_embeds`, and SDXL's `pooled_prompt_embeds`, of one prompt."""
-    is_xl = getattr(pipe, "text_encoder_2", None) is not None
-    embeds, _ = _encode(pipe.tokenizer, pipe.text_encoder, chunks, clip_skip, is_xl)
-    if not is_xl:
-        return {"prompt_embeds": embeds}
-    second, pooled = _encode(pipe.tokenizer_2, pipe.text_encoder_2, chunks, 1, is_xl)
-    return {"prompt_embeds": torch.cat([embeds, second], -1), "pooled_prompt_embeds": pooled}
-
-
-Embeds = dict[str, torch.Tensor]
-
-
-def _encode_texts(pipe: Any, texts: Iterable[str], clip_skip: int) -> dict[str, Embeds]:  # noqa: ANN401
-    """The encoding of each text of one prompt's schedule.
-
-    All have the same number of chunks, as in A1111: empty ones are added.
-    """
-    chunks = {text: chunk(pipe.tokenizer, text) for text in texts}
-    length = max(map(len, chunks.values()))
-    empty = chunk(pipe.tokenizer, "")
-    return {
-        text: _condition(pipe, own + empty * (length - len(own)), clip_skip)
-        for text, own in chunks.items()
-    }
-
-
-def _zeros(encoded: dict[str, Embeds]) -> dict[str, Embeds]:
-    """SDXL was trained with zeros in place of an encoded empty negative prompt."""
-    return {
-        text: {name: torch.zeros_like(value) for name, value in embeds.items()}
-        for text, embeds in encoded.items()
-    }
-
-
-def _pair(positive: Embeds, negative: Embeds) -> Embeds:
-    """The keyword arguments of a StableDiffusion(XL)Pipeline call for two encoded prompts.
-
-    A1111 calls the model once for each prompt if they differ in length; diffusers makes one call
-    for both. Repeating the chunks of a prompt does not change its attention, so both are repeated
-    up to a common length. Raises Unsupported if that is too long.
-    """
-    lengths = [embeds["prompt_embeds"].shape[1] for embeds in (positive, negative)]
-    common = math.lcm(*lengths)
-    if common > MOST_CHUNKS * (CHUNK + 2):
-        one, other = (length // (CHUNK + 2) for length in lengths)
-        raise Unsupported(f"a prompt of {one} chunks with a negative prompt of {other}")
-    both: Embeds = {}
-    for prefix, embeds in (("", positive), ("negative_", negative)):
-        times = common // embeds["prompt_embeds"].shape[1]
-        both |= {f"{prefix}{name}": value for name, value in embeds.items()}
-        both[f"{prefix}prompt_embeds"] = embeds["prompt_embeds"].repeat(1, times, 1)
-    return both
-
-
 @dataclass(frozen=True)
-class Conditioning:
-    """The text for the model as stretches of calls: (last call, keyword arguments)."""
+class _Encoder:
+    """A text encoder with its tokenizer."""
 
-    stretches: Sequence[tuple[int, dict[str, torch.Tensor]]]
+    tokenizer: Any
+    network: Any
+    is_xl: bool
 
-    def at(self, call: int) -> dict[str, torch.Tensor]:
-        """The keyword arguments for call number `call`, counted from 0.
+    def encode(
+        self, texts: Sequence[Sequence[Chunk]], counts: torch.Tensor, options: TextOptions
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(texts, 77 x chunks, width), and the first chunks' pooled vectors if there are some.
 
-        A1111 compares this number with the schedule, which counts from 1: a change happens one call
-        later than written. The engine does the same, so that its pictures match A1111's.
+        All texts have the same number of chunks.
         """
-        return next(
-            (given for last, given in self.stretches if call <= last), self.stretches[-1][1]
+        rows = [one for chunks in texts for one in chunks]
+        hidden, pooled = self._run(_token_rows(self.tokenizer, rows), options.clip_skip)
+        hidden = hidden.float()  # half precision would round the weights
+        weights = torch.tensor([[1.0, *one.weights, 1.0] for one in rows], device=hidden.device)
+        hidden, weights = (one.reshape(len(texts), -1, *one.shape[1:]) for one in (hidden, weights))
+        numbers = range(hidden.shape[1])
+        counts = counts.to(hidden)
+        emphasized = [
+            _emphasize(hidden[:, i], weights[:, i], counts, options.emphasis) for i in numbers
+        ]
+        firsts = None if pooled is None else pooled[:: len(texts[0])]
+        return torch.cat(emphasized, 1), firsts
+
+    def _run(self, rows: torch.Tensor, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden, pooled = [], []
+        for some in torch.split(rows.to(self.network.device), MOST_ROWS):
+            output = self.network(some, output_hidden_states=True)
+            hidden.append(_hidden(self.network, output, clip_skip, self.is_xl))
+            if (vectors := getattr(output, "text_embeds", None)) is not None:
+                pooled.append(vectors)
+        return torch.cat(hidden), torch.cat(pooled) if pooled else None
+
+
+class TextEncoder:
+    """Encodes prompts with a checkpoint's one or two text encoders."""
+
+    def __init__(self, pipe: Any, options: TextOptions) -> None:  # noqa: ANN401 - diffusers
+        """`pipe` has diffusers' names: tokenizer, text_encoder, tokenizer_2, text_encoder_2."""
+        found = [
+            (getattr(pipe, "tokenizer" + end, None), getattr(pipe, "text_encoder" + end, None))
+            for end in ("", "_2")
+        ]
+        self.is_xl = found[1][1] is not None
+        self._encoders = [_Encoder(*one, self.is_xl) for one in found if one[1] is not None]
+        self._options = options
+        self._is_refiner = self.is_xl and len(self._encoders) == 1
+
+    def schedule(
+        self, text: str, calls: int, base_calls: int | None = None, *, is_negative: bool = False
+    ) -> Schedule:
+        """A prompt without tags for a picture that calls the model `calls` times."""
+        stretches = schedule(text, calls, base_calls)
+        counts = Counter(text for _, text in stretches)
+        encoded = self._encode(counts, is_negative=is_negative)
+        return Schedule([(last, encoded[text]) for last, text in stretches])
+
+    def _encode(self, counts: Counter[str], *, is_negative: bool = False) -> dict[str, Embeds]:
+        """The encoding of each text of one prompt's schedule.
+
+        All have the same number of chunks, as in A1111: empty ones are added.
+        """
+        tokenizer = self._encoders[0].tokenizer
+        chunks = [chunk(tokenizer, text, self._options) for text in counts]
+        length = max(map(len, chunks))
+        empty = chunk(tokenizer, "", self._options)
+        chunks = [own + empty * (length - len(own)) for own in chunks]
+        times = torch.tensor([float(count) for count in counts.values()])
+        results = [one.encode(chunks, times, self._options) for one in self._encoders]
+        joined = torch.cat([hidden for hidden, _ in results], -1)
+        if not self.is_xl:
+            return {text: Embeds(joined[i : i + 1]) for i, text in enumerate(counts)}
+        pooled = results[-1][1]
+        if pooled is None:
+            raise TypeError("the second text encoder gives no pooled vector")
+        if is_negative and counts.keys() == {""}:
+            # SDXL was trained with zeros in place of an encoded empty prompt
+            joined, pooled = torch.zeros_like(joined), torch.zeros_like(pooled)
+        sizes = self._sizes(is_negative=is_negative).to(joined.device)
+        return {
+            text: Embeds(joined[i : i + 1], pooled[i : i + 1], sizes)
+            for i, text in enumerate(counts)
+        }
+
+    def _sizes(self, *, is_negative: bool) -> torch.Tensor:
+        """The requested size, not the rounded one, as in A1111."""
+        (width, height), (left, top) = self._options.size, self._options.crop
+        last = [AESTHETIC_SCORES[is_negative]] if self._is_refiner else [height, width]
+        return torch.tensor([[height, width, top, left, *last]], dtype=torch.float32)
+
+    @torch.no_grad()
+    def conditioning(
+        self, prompt: str, negative: str, calls: int, base_calls: int | None = None
+    ) -> Conditioning:
+        """Both prompts, without tags, for a picture that calls the model `calls` times.
+
+        The second pass of highres fix gives the calls of the first one as `base_calls`. Raises
+        IndexError if `clip_skip` is more than the text encoder's number of layers, the same as
+        A1111.
+        """
+        parts = split_parts(prompt)
+        known = {text: self.schedule(text, calls, base_calls) for text, _ in parts}
+        empty = self._encode(Counter([""]))[""].text if self._options.pad_cond_uncond else None
+        return Conditioning(
+            [(known[text], weight) for text, weight in parts],
+            self.schedule(negative, calls, base_calls, is_negative=True),
+            empty,
         )
-
-
-@torch.no_grad()
-def encode(pipe: Any, prompt: str, negative: str, clip_skip: int, calls: int) -> Conditioning:  # noqa: ANN401
-    """Encode both prompts, without LoRA tags, for a picture that calls the model `calls` times.
-
-    Raises IndexError if `clip_skip` is more than the text encoder's number of layers, the same as
-    A1111.
-    """
-    schedules = [dict(schedule(text, calls)) for text in (prompt, negative)]
-    encoded = [_encode_texts(pipe, set(texts.values()), clip_skip) for texts in schedules]
-    if getattr(pipe, "text_encoder_2", None) is not None and encoded[1].keys() == {""}:
-        encoded[1] = _zeros(encoded[1])
-    stretches = []
-    for last in sorted({end for texts in schedules for end in texts}):
-        one, other = (next(t for end, t in texts.items() if last <= end) for texts in schedules)
-        stretches.append((last, _pair(encoded[0][one], encoded[1][other])))
-    return Conditioning(stretches)

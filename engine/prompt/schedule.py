@@ -18,18 +18,30 @@ _CLOSING = {")": "(", "]": "["}
 
 
 @dataclass(frozen=True)
+class _Pass:
+    """The calls of the model: all `calls` of them, after the `before` of an earlier pass."""
+
+    calls: int
+    before: int | None
+
+    def last_call(self, when: str) -> int:
+        """The call of this pass that `when` means; below 1 if it was in the earlier pass."""
+        moment = float(when)
+        if "." in when:
+            share = moment if self.before is None else moment - 1.0
+            return min(self.calls, int(share * self.calls))
+        return min(self.calls, int(moment - (self.before or 0)))
+
+
+@dataclass(frozen=True)
 class _Switch:
     before: "_Nodes"
     after: "_Nodes"
     when: str
 
-    def last_call(self, calls: int) -> int:
-        share = "." in self.when
-        return min(calls, int(float(self.when) * calls) if share else int(float(self.when)))
-
-    def chosen(self, call: int, calls: int) -> "_Nodes":
+    def chosen(self, call: int, one: _Pass) -> "_Nodes":
         """What stands here in this call."""
-        return self.before if call <= self.last_call(calls) else self.after
+        return self.before if call <= one.last_call(self.when) else self.after
 
     @property
     def parts(self) -> Sequence["_Nodes"]:
@@ -40,7 +52,7 @@ class _Switch:
 class _Alternate:
     options: Sequence["_Nodes"]
 
-    def chosen(self, call: int, _calls: int) -> "_Nodes":
+    def chosen(self, call: int, _: _Pass) -> "_Nodes":
         """What stands here in this call."""
         return self.options[(call - 1) % len(self.options)]
 
@@ -165,8 +177,11 @@ def _switch(parts: Sequence[_Nodes]) -> _Switch:
     return _Switch(texts[0] if len(texts) > 1 else (), texts[-1], written)
 
 
-def schedule(text: str, calls: int) -> list[tuple[int, str]]:
+def schedule(text: str, calls: int, before: int | None = None) -> list[tuple[int, str]]:
     """The text of each stretch of the `calls` calls of the model: (last call, text).
+
+    The second pass of highres fix counts on from the `before` calls of the first one: a `when` of
+    1.5 is in its middle.
 
     >>> schedule("a [cat:dog:0.5]", 10)
     [(5, 'a cat'), (10, 'a dog')]
@@ -175,10 +190,11 @@ def schedule(text: str, calls: int) -> list[tuple[int, str]]:
         nodes = _Reader().read(text)
     except _NotWellFormed:
         return [(calls, text)]
-    return [(end, _text_at(nodes, end, calls)) for end in sorted({calls, *_ends(nodes, calls)})]
+    one = _Pass(calls, before)
+    return [(end, _text_at(nodes, end, one)) for end in sorted({calls, *_ends(nodes, one)})]
 
 
-def _ends(nodes: _Nodes, calls: int) -> Iterator[int]:
+def _ends(nodes: _Nodes, one: _Pass) -> Iterator[int]:
     """The calls after which the text changes."""
     waiting = [nodes]
     while waiting:
@@ -187,12 +203,12 @@ def _ends(nodes: _Nodes, calls: int) -> Iterator[int]:
                 continue
             waiting += node.parts
             if isinstance(node, _Alternate):
-                yield from range(1, calls + 1)
-            elif (last := node.last_call(calls)) >= 1:
+                yield from range(1, one.calls + 1)
+            elif (last := one.last_call(node.when)) >= 1:
                 yield last
 
 
-def _text_at(nodes: _Nodes, call: int, calls: int) -> str:
+def _text_at(nodes: _Nodes, call: int, one: _Pass) -> str:
     texts, readers = [], [iter(nodes)]
     while readers:
         node = next(readers[-1], None)
@@ -201,5 +217,5 @@ def _text_at(nodes: _Nodes, call: int, calls: int) -> str:
         elif isinstance(node, str):
             texts.append(node)
         else:
-            readers.append(iter(node.chosen(call, calls)))
+            readers.append(iter(node.chosen(call, one)))
     return "".join(texts)

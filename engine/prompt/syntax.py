@@ -5,9 +5,10 @@ r"""A1111's prompt syntax: comments, LoRA tags and emphasis.
     (x)  (x:1.3)  [x]    emphasis: x1.1, x1.3, /1.1; brackets nest and multiply; \( is a bracket
     BREAK                starts a new chunk of 75 tokens, unless a bracket gives it a weight
 
-Text that changes between steps ([a:b:0.5], [a|b]) is read by `engine.prompt.schedule`. AND and a
-weight of the whole prompt are refused; otherwise they would be encoded as words. The patterns are
-linear in the text's length (tests/job/test_patterns.py).
+    a :1.2 AND b :0.8    several prompts at once, each with its weight (see `split_parts`)
+
+Text that changes between steps ([a:b:0.5], [a|b]) is read by `engine.prompt.schedule`. The patterns
+are linear in the text's length (tests/job/test_patterns.py).
 """
 
 import re
@@ -19,6 +20,7 @@ from engine.errors import Refused, Unsupported
 EMPHASIS = 1.1
 BREAK = "BREAK"
 BREAK_WEIGHT = -1.0  # A1111's mark of a break; a bracket multiplies it, which makes it a word
+MOST_PARTS = 100  # joined by AND
 DEEPEST = 100  # open brackets; each multiplies the weights of all text behind it
 
 _COMMENT_LINE = re.compile(r"(?:\A|\n)#[^\n]*(?:\n|\Z)")
@@ -92,16 +94,26 @@ def _read_tag(arguments: str) -> LoraTag:
     return LoraTag(places[0], te, weights.get("unet", te))
 
 
-def refuse_unsupported(text: str) -> None:
-    """Raise Unsupported for the part of A1111's syntax that the engine does not have.
+def split_parts(text: str) -> list[tuple[str, float]]:
+    """The parts of a prompt that are joined by AND, with the weight at the end of each.
 
-    It is for a prompt without tags; A1111 reads both as plain text in a negative prompt.
+    It is for a prompt without tags; A1111 reads both as plain text in a negative prompt. Raises
+    Unsupported for too many parts: each is one more call of the model.
+
+    >>> split_parts("a cat :1.2 AND a dog")
+    [('a cat', 1.2), (' a dog', 1.0)]
     """
-    if _AND.search(text):
-        raise Unsupported("composable prompts (AND)")
-    weight = text.rpartition(":")[2].strip() if ":" in text else ""
-    if _NUMBER.match(weight) and float(weight) != 1:
-        raise Unsupported(f"a weight of the whole prompt (it ends with ':{weight}')")
+    parts = _AND.split(text)
+    if len(parts) > MOST_PARTS:
+        raise Unsupported(f"a prompt of {len(parts)} parts joined by AND ({MOST_PARTS} at most)")
+    return [_split_weight(part) for part in parts]
+
+
+def _split_weight(part: str) -> tuple[str, float]:
+    before, colon, weight = part.rstrip().rpartition(":")
+    if colon and _NUMBER.match(weight.lstrip()):
+        return before.rstrip(), float(weight)
+    return part.rstrip(), 1.0
 
 
 class _Parser:

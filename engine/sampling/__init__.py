@@ -1,1 +1,1 @@
-"""A1111's samplers and noise schedules, built from diffusers' schedulers."""
+"""A1111's samplers: the denoiser, noise schedules, random numbers, and the samplers themselves."""

@@ -1,30 +1,23 @@
-"""A1111's samplers and schedulers, built from diffusers' schedulers.
-
-Names, aliases and options are those in A1111 v1.9.3's answers. diffusers has no counterpart of
-"DPM++ 2S a", "DPM fast", "DPM adaptive" and "Restart", so the engine does not list them.
-"""
+"""A1111's samplers and schedulers: names, aliases and options as in A1111 v1.9.3's answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
 import torch
 
-from engine.errors import SamplerNotFound, Unsupported
-from engine.sampling import noise_schedules, schedulers
+from engine.errors import SamplerNotFound
+from engine.sampling import (
+    dpm_solver,
+    multistep,
+    noise_schedules,
+    one_step,
+    timesteps,
+    unipc,
+)
+from engine.sampling.noise_schedules import Levels
 
-Sigmas = Callable[..., torch.Tensor]  # of (steps, training sigmas)
-
-TRAINING = {
-    "num_train_timesteps": noise_schedules.TRAINING_STEPS,
-    "beta_start": noise_schedules.BETA_START,
-    "beta_end": noise_schedules.BETA_END,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "linspace",  # otherwise the first noise is scaled unlike k-diffusion's
-}
-# lets the schedulers that call the model twice per step use other sigmas, see `schedulers`
-TWICE = {"use_karras_sigmas": True}
+Sigmas = Callable[..., torch.Tensor]  # of (steps, levels, smallest, largest, rho=)
 
 
 @dataclass(frozen=True)
@@ -50,17 +43,49 @@ class Scheduler:
 
 
 @dataclass(frozen=True)
+class SigmaOptions:
+    """A1111's options that change the sigmas; 0 means the schedule's own value."""
+
+    sigma_min: float = 0.0
+    sigma_max: float = 0.0
+    rho: float = 0.0
+    always_discard_next_to_last_sigma: bool = False
+
+
+@dataclass(frozen=True)
 class Sampler:
-    """A sampler as listed by GET /samplers, and its diffusers scheduler class."""
+    """A sampler as listed by GET /samplers, and its function.
+
+    `steps_over_times`: it is one of those that are not from k-diffusion. `reads` names the options
+    that A1111 passes to it.
+    """
 
     name: str
     aliases: list[str]
-    cls: str
-    config: dict[str, Any] = field(default_factory=dict)
+    function: Callable[..., torch.Tensor]
     options: dict[str, str] = field(default_factory=dict)
-    own_schedule: bool = False  # a class of `engine.sampling.schedulers`
-    any_schedule: bool = True
-    eta: float | None = None  # the amount of noise added in each step; None: no noise
+    reads: frozenset[str] = frozenset()
+    steps_over_times: bool = False
+
+    @property
+    def discards_sigma(self) -> bool:
+        """Whether A1111 leaves out the last sigma before 0."""
+        return self.options.get("discard_next_to_last_sigma") == "True"
+
+    @property
+    def is_lcm(self) -> bool:
+        """Whether it uses the levels of consistency models."""
+        return self.function is one_step.lcm
+
+    @property
+    def eta_option(self) -> str:
+        """The option that is used without a field `eta`."""
+        return "eta_ddim" if self.steps_over_times else "eta_ancestral"
+
+    @property
+    def default_eta(self) -> float:
+        """The eta that is not written into the infotext."""
+        return 0.0 if self.steps_over_times else 1.0
 
     def describe(self) -> dict[str, Any]:
         """The entry of GET /samplers."""
@@ -70,22 +95,22 @@ class Sampler:
         """The number of calls of the model that A1111 expects for this number of steps."""
         return 2 * steps if self.options.get("second_order") == "True" else steps
 
-    def with_eta(self, eta: float | None) -> "Sampler":
-        """The sampler with this `eta`; samplers that add no noise ignore it, the same as in A1111.
-
-        Raises Unsupported if diffusers has no such factor.
-        """
-        if eta is None or self.eta in (None, eta):
-            return self
-        if self.name != "DDIM":
-            raise Unsupported(f"eta with the value {eta!r} with sampler {self.name!r}")
-        return replace(self, eta=eta)
-
-    def sigmas(self, scheduler: Scheduler) -> Sigmas:
-        """The scheduler's sigmas, without the last one if A1111 discards it for this sampler."""
-        if self.options.get("discard_next_to_last_sigma") != "True":
-            return scheduler.sigmas
-        return lambda steps, *levels: scheduler.sigmas(steps + 1, *levels)[:steps]
+    def sigmas(
+        self, scheduler: Scheduler, steps: int, levels: Levels, options: SigmaOptions
+    ) -> torch.Tensor:
+        """`steps` sigmas and the 0 after them."""
+        discards = self.discards_sigma or options.always_discard_next_to_last_sigma
+        arguments = {}
+        if scheduler.default_rho != -1 and options.rho not in (0, scheduler.default_rho):
+            arguments["rho"] = options.rho
+        found = scheduler.sigmas(
+            steps + discards,
+            levels,
+            options.sigma_min or levels.smallest,
+            options.sigma_max or levels.largest,
+            **arguments,
+        )[:steps]
+        return torch.cat([found, found.new_zeros(1)])
 
 
 _UNIFORM = Scheduler("uniform", "Uniform", noise_schedules.uniform, need_inner_model=True)
@@ -94,8 +119,9 @@ SCHEDULERS = (
     _UNIFORM,
     Scheduler("karras", "Karras", noise_schedules.karras, default_rho=7.0),
     Scheduler("exponential", "Exponential", noise_schedules.exponential),
-    # with A1111's rho of 1, equal to the exponential schedule
-    Scheduler("polyexponential", "Polyexponential", noise_schedules.exponential, default_rho=1.0),
+    Scheduler(
+        "polyexponential", "Polyexponential", noise_schedules.polyexponential, default_rho=1.0
+    ),
     Scheduler(
         "sgm_uniform",
         "SGM Uniform",
@@ -105,93 +131,61 @@ SCHEDULERS = (
     ),
 )
 
-_MULTISTEP = "DPMSolverMultistepScheduler"
-# k-diffusion does not lower the order of a solver for few steps
-_ORDER = {"lower_order_final": False}
-_SDE = {"algorithm_type": "sde-dpmsolver++"} | _ORDER
+_KARRAS = {"scheduler": "karras"}
 _BROWNIAN = {"scheduler": "exponential", "brownian_noise": "True"}
-_DPM2 = {"scheduler": "karras", "discard_next_to_last_sigma": "True"}
+_DISCARD = {"discard_next_to_last_sigma": "True"}
+_ENSD = {"uses_ensd": "True"}
+_TWICE = {"second_order": "True"}
+
+_CHURN = frozenset({"s_churn", "s_tmin", "s_tmax", "s_noise"})
+_ETA = frozenset({"eta"})
+_BOTH = frozenset({"eta", "s_noise"})
+_DPM2 = _KARRAS | _DISCARD | _TWICE
 
 SAMPLERS = (
-    Sampler(
-        "DPM++ 2M",
-        ["k_dpmpp_2m"],
-        _MULTISTEP,
-        {"algorithm_type": "dpmsolver++"} | _ORDER,
-        {"scheduler": "karras"},
-    ),
+    Sampler("DPM++ 2M", ["k_dpmpp_2m"], multistep.dpmpp_2m, _KARRAS),
     Sampler(
         "DPM++ SDE",
         ["k_dpmpp_sde"],
-        "DPMSolverSDEScheduler",
-        TWICE,
-        {"scheduler": "karras", "second_order": "True", "brownian_noise": "True"},
-        eta=1.0,
+        one_step.dpmpp_sde,
+        _KARRAS | _TWICE | {"brownian_noise": "True"},
+        _BOTH,
     ),
-    Sampler("DPM++ 2M SDE", ["k_dpmpp_2m_sde"], _MULTISTEP, _SDE, _BROWNIAN, eta=1.0),
+    Sampler("DPM++ 2M SDE", ["k_dpmpp_2m_sde"], multistep.dpmpp_2m_sde, _BROWNIAN, _BOTH),
     Sampler(
         "DPM++ 2M SDE Heun",
         ["k_dpmpp_2m_sde_heun"],
-        _MULTISTEP,
-        _SDE | {"solver_type": "heun"},
+        multistep.dpmpp_2m_sde_heun,
         _BROWNIAN | {"solver_type": "heun"},
-        eta=1.0,
+        _BOTH,
+    ),
+    Sampler(
+        "DPM++ 2S a",
+        ["k_dpmpp_2s_a"],
+        one_step.dpmpp_2s_ancestral,
+        _KARRAS | _ENSD | _TWICE,
+        _BOTH,
     ),
     Sampler(
         "DPM++ 3M SDE",
         ["k_dpmpp_3m_sde"],
-        _MULTISTEP,
-        _SDE | {"solver_order": 3},
-        {
-            "scheduler": "exponential",
-            "discard_next_to_last_sigma": "True",
-            "brownian_noise": "True",
-        },
-        eta=1.0,
+        multistep.dpmpp_3m_sde,
+        {"scheduler": "exponential"} | _DISCARD | {"brownian_noise": "True"},
+        _BOTH,
     ),
-    Sampler(
-        "Euler a",
-        ["k_euler_a", "k_euler_ancestral"],
-        "EulerAncestralDiscreteScheduler",
-        {},
-        {"uses_ensd": "True"},
-        eta=1.0,
-    ),
-    Sampler("Euler", ["k_euler"], "EulerDiscreteScheduler"),
-    Sampler("LMS", ["k_lms"], "LMSDiscreteScheduler"),
-    Sampler("Heun", ["k_heun"], "HeunDiscreteScheduler", TWICE, {"second_order": "True"}),
-    Sampler("DPM2", ["k_dpm_2"], "KDPM2DiscreteScheduler", TWICE, _DPM2 | {"second_order": "True"}),
-    Sampler(
-        "DPM2 a",
-        ["k_dpm_2_a"],
-        "KDPM2AncestralDiscreteScheduler",
-        TWICE,
-        _DPM2 | {"uses_ensd": "True", "second_order": "True"},
-        eta=1.0,
-    ),
-    Sampler(
-        "DDIM",
-        ["ddim"],
-        "Ddim",
-        {"clip_sample": False, "set_alpha_to_one": False},
-        own_schedule=True,
-        eta=0.0,
-    ),
-    Sampler(
-        "PLMS",
-        ["plms"],
-        "Plms",
-        {"skip_prk_steps": True, "set_alpha_to_one": False},
-        own_schedule=True,
-    ),
-    Sampler(
-        "UniPC",
-        ["unipc"],
-        "UniPc",
-        {"solver_order": 3, "solver_type": "bh1"},
-        own_schedule=True,
-    ),
-    Sampler("LCM", ["k_lcm"], "Lcm", own_schedule=True, any_schedule=False),
+    Sampler("Euler a", ["k_euler_a", "k_euler_ancestral"], one_step.euler_ancestral, _ENSD, _ETA),
+    Sampler("Euler", ["k_euler"], one_step.euler, reads=_CHURN),
+    Sampler("LMS", ["k_lms"], multistep.lms),
+    Sampler("Heun", ["k_heun"], one_step.heun, _TWICE, _CHURN),
+    Sampler("DPM2", ["k_dpm_2"], one_step.dpm_2, _DPM2, _CHURN),
+    Sampler("DPM2 a", ["k_dpm_2_a"], one_step.dpm_2_ancestral, _DPM2 | _ENSD, _BOTH),
+    Sampler("DPM fast", ["k_dpm_fast"], dpm_solver.dpm_fast, _ENSD, _BOTH),
+    Sampler("DPM adaptive", ["k_dpm_ad"], dpm_solver.dpm_adaptive, _ENSD, _ETA),
+    Sampler("Restart", ["restart"], one_step.restart, _KARRAS | _TWICE),
+    Sampler("DDIM", ["ddim"], timesteps.ddim, reads=_ETA, steps_over_times=True),
+    Sampler("PLMS", ["plms"], timesteps.plms, steps_over_times=True),
+    Sampler("UniPC", ["unipc"], unipc.unipc, steps_over_times=True),
+    Sampler("LCM", ["k_lcm"], one_step.lcm),
 )
 
 _BY_NAME = {sampler.name: sampler for sampler in SAMPLERS}
@@ -209,40 +203,8 @@ def find_scheduler(sampler: Sampler, name: str | None) -> Scheduler:
     """The scheduler with this name or label; without a name, or for "Automatic", the sampler's own.
 
     An unknown name gives the uniform one, and so does "automatic", because A1111 compares with the
-    label "Automatic" only. Raises Unsupported for a pair that A1111 has and the engine does not.
+    label "Automatic" only.
     """
     if not name or name == "Automatic":
-        return _SCHEDULER_BY_NAME[sampler.options.get("scheduler", "automatic")]
-    scheduler = _SCHEDULER_BY_NAME.get(name, SCHEDULERS[0])
-    if not sampler.any_schedule and scheduler.sigmas is not noise_schedules.uniform:
-        raise Unsupported(f"scheduler {scheduler.label!r} with sampler {sampler.name!r}")
-    return scheduler
-
-
-def build(
-    sampler: Sampler,
-    scheduler: Scheduler | None,
-    prediction_type: str,
-    seed: int,
-    *,
-    zero_terminal_snr: bool = False,
-) -> Any:  # noqa: ANN401
-    """The diffusers scheduler for one picture; without `scheduler`, with the sampler's own one."""
-    scheduler = scheduler or find_scheduler(sampler, None)
-    alphas = noise_schedules.ZERO_SNR_ALPHAS if zero_terminal_snr else noise_schedules.ALPHAS
-    levels = noise_schedules.levels_of(alphas)
-    config = TRAINING | {"prediction_type": prediction_type} | sampler.config
-    if sampler.cls == "DPMSolverSDEScheduler":
-        config["noise_sampler_seed"] = seed  # otherwise its noise differs each time
-    if sampler.own_schedule:
-        cls = getattr(schedulers, sampler.cls)
-    else:
-        sigmas = sampler.sigmas(scheduler)
-        wanted = getattr(diffusers, sampler.cls)
-        cls = schedulers.following(wanted, lambda steps: sigmas(steps, levels))
-    built = schedulers.in_single_precision(cls).from_config(config)
-    if zero_terminal_snr:
-        built.alphas_cumprod, built.levels = alphas, levels
-    if isinstance(built, schedulers.Ddim):
-        built.eta = sampler.eta or 0.0
-    return built
+        name = sampler.options.get("scheduler", "automatic")
+    return _SCHEDULER_BY_NAME.get(name, SCHEDULERS[0])

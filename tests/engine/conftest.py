@@ -6,7 +6,6 @@ import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,16 +24,6 @@ from engine.api.server import create_app
 # on a busy machine, several threads mostly wait for each other
 torch.set_num_threads(1)
 SMALL = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64}
-
-
-def pytest_collection_modifyitems(items):
-    """Ignore the warnings about details of diffusers' schedulers; their numbers are right."""
-    numpy = pytest.mark.filterwarnings("ignore:__array(_wrap)?__ :DeprecationWarning")
-    rounding = pytest.mark.filterwarnings("ignore:Should have t[ab][<>]=t[01] but:UserWarning")
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(numpy)
-            item.add_marker(rounding)
 
 
 @pytest.fixture(scope="session")

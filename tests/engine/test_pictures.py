@@ -5,8 +5,8 @@ import pytest
 import torch
 from fakes import tiny_models
 
-from engine.models.loaded_model import PictureSettings
-from engine.sampling import samplers
+from engine.models.loaded_model import plain_settings
+from engine.prompt.encoding import TextOptions
 
 LORAS = {
     "alpha": ("style.v1", "style.v1-unet", "style.v1-te"),
@@ -39,8 +39,8 @@ def same(*pictures):
 
 CHANGES = [
     *({"seed": 2}, {"prompt": "a dog"}, {"prompt": "a (cat:1.5)"}, {"negative_prompt": "blurry"}),
-    *({"cfg_scale": 3}, {"steps": 3}, {"width": 128}, {"sampler_name": "DPM++ 2M"}),
-    {"scheduler": "Karras"},
+    *({"cfg_scale": 3}, {"steps": 3}, {"width": 128}, {"sampler_name": "Euler a"}),
+    {"scheduler": "SGM Uniform"},
 ]
 
 
@@ -87,14 +87,14 @@ def test_pooled_vectors_follow_prompt_editing(data_dir):
         seen.append((kwargs["added_cond_kwargs"]["text_embeds"], kwargs["encoder_hidden_states"]))
 
     model.pipe.unet.register_forward_pre_hook(record, with_kwargs=True)
-    switching = model.encode("a [cat:dog:0.5]", "a [tree:house:0.5]", 1, 4)
-    settings = PictureSettings(1, 64, 64, 4, 7, samplers.find_sampler("Euler"), None)
-    model.picture(switching, settings, lambda *_: False)
-    for call, found in enumerate(seen):
+    encoder = model.text_encoder(TextOptions())
+    switching = encoder.conditioning("a [cat:dog:0.5]", "a [tree:house:0.5]", 4)
+    model.picture(switching, plain_settings("Euler", 4, 1, (64, 64), 7))
+    for call, (pooled, text) in enumerate(seen):
         texts = ("a cat", "a tree") if call <= 2 else ("a dog", "a house")
-        plain = model.encode(*texts, 1, 4).at(0)
-        for name, tensor in zip(("pooled_prompt_embeds", "prompt_embeds"), found, strict=True):
-            assert torch.equal(tensor, torch.cat([plain[f"negative_{name}"], plain[name]]))
+        both = encoder.conditioning(*texts, 4).at(0)
+        assert torch.allclose(pooled, torch.cat([one.pooled for one in both]), atol=1e-5)
+        assert torch.allclose(text, torch.cat([one.text for one in both]), atol=1e-5)
     assert len(seen) == 4
 
 
@@ -123,11 +123,11 @@ def test_half_precision_draws_the_same_picture(tmp_path, sampler):
     """As on a GPU: the noise must not depend on the precision."""
     tiny_models.write(tiny_models.make_checkpoint(), tmp_path / "half.safetensors")
     model = tiny_models.load(tmp_path / "half.safetensors")
-    settings = PictureSettings(1, 64, 64, 4, 2, samplers.find_sampler(sampler), None)
+    settings = plain_settings(sampler, 4, 1, (64, 64), 2)
 
     def draw():
-        encoded = model.encode("a cat", "", 1, 8)
-        return np.asarray(model.picture(encoded, settings, lambda *_: False), dtype=int)
+        encoded = model.text_encoder(TextOptions()).conditioning("a cat", "", 8)
+        return np.asarray(model.picture(encoded, settings), dtype=int)
 
     single = draw()
     for name in ("unet", "vae", "text_encoder"):

@@ -15,8 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from engine.models import ldm
 from engine.models.checkpoints import Checkpoint
-from engine.models.loaded_model import LoadedModel, PictureSettings
-from engine.sampling import samplers
+from engine.models.loaded_model import LoadedModel, plain_settings
+from engine.prompt.encoding import TextOptions
 
 WIDTH = 64  # of SD1's text encoder, and of what the UNet attends to
 UNET_CHANNELS = (32, 64, 64, 64)
@@ -222,7 +222,8 @@ def load(path):
 
 def draw(model, *uses):
     """A picture of the loaded model with these LoRAs: (64, 64, 3) integers."""
-    settings = PictureSettings(1, 64, 64, 2, 7, samplers.find_sampler("Euler"), None)
+    encoder = model.text_encoder(TextOptions())
     with model.with_loras(uses):
-        conditioning = model.encode("a (red:1.2) cat", "a dog", 1, 2)
-        return np.asarray(model.picture(conditioning, settings, lambda *_: False), dtype=int)
+        conditioning = encoder.conditioning("a (red:1.2) cat", "a dog", 2)
+        settings = plain_settings("Euler", 2, 1, (64, 64), 7)
+        return np.asarray(model.picture(conditioning, settings), dtype=int)

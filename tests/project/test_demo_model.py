@@ -32,10 +32,9 @@ def model():
 
 
 def settings(seed):
-    from engine.models.loaded_model import PictureSettings
-    from engine.sampling import samplers
+    from engine.models.loaded_model import plain_settings
 
-    return PictureSettings(seed, 256, 256, 8, 4.0, samplers.find_sampler("Euler a"), None)
+    return plain_settings("Euler a", 8, seed, (256, 256), 4.0)
 
 
 def draw(model, prompt, **weights):

@@ -49,6 +49,6 @@ def test_unsupported_values_are_refused_by_name():
     options.check({"live_previews_enable": True, "sd_noise_schedule": "Zero Terminal SNR"})
     with pytest.raises(Unsupported, match="sd_noise_schedule"):
         options.check({"sd_noise_schedule": "Cosine"})
-    for change in ({"sd_vae": "x"}, {"samples_format": "jpg"}, {"eta_noise_seed_delta": 1}):
+    for change in ({"sd_vae": "x"}, {"samples_format": "jpg"}, {"token_merging_ratio": 0.1}):
         with pytest.raises(Unsupported, match=next(iter(change))):
             options.check(change)

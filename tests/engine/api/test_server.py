@@ -108,15 +108,11 @@ def test_refused_as_recorded(client, name):
 
 
 UNSUPPORTED = [
-    *({"enable_hr": True}, {"save_images": True}, {"restore_faces": True}, {"tiling": True}),
-    *({"subseed_strength": 0.5}, {"styles": ["a"]}, {"s_churn": 1}, {"s_noise": 0}),
-    *({"firstphase_width": 64}, {"infotext": "Steps: 3"}, {"cfg_scale": 0.5}),
-    {"seed_resize_from_h": 64, "seed_resize_from_w": 64},
-    {"eta": 0, "sampler_name": "Euler a"},
+    *({"save_images": True}, {"restore_faces": True}, {"infotext": "Steps: 3"}),
     {"override_settings": {"sd_vae": "some.safetensors"}},
-    {"override_settings": {"eta_noise_seed_delta": 31337}},
-    {"prompt": "a cat AND a dog"},
-    {"scheduler": "Karras", "sampler_name": "LCM"},
+    *({"override_settings": {name: value}} for name, value in (("emphasis", "x"), ("nope", 1))),
+    {"firstpass_image": "x", "enable_hr": True, "denoising_strength": 0.5},
+    {"override_settings": {"token_merging_ratio": 0.5}},
 ]
 
 
@@ -126,16 +122,25 @@ def test_unsupported_field_is_refused_by_name(client, field):
     assert (status, error) == (422, "HTTPException")
     assert message.startswith("the embedded engine does not support ")
     name = next(iter(field.get("override_settings", field)))
-    assert ("AND" if name == "prompt" else name) in message
+    assert name in message
 
 
 WITHOUT_EFFECT = [
-    {"restore_faces": False, "tiling": False, "styles": [], "script_name": ""},
+    {"restore_faces": False, "tiling": False, "styles": ["None", "nope"], "script_name": ""},
     {"restore_faces": None, "tiling": None, "do_not_save_grid": True},
-    {"hr_scale": 1.5, "hr_upscaler": "Lanczos", "hr_prompt": "x", "hr_sampler_name": "Euler"},
+    {"hr_scale": 1.5, "hr_upscaler": "nope", "hr_prompt": "x", "hr_sampler_name": "nope"},
+    {"hr_checkpoint_name": "nope", "firstpass_image": "x", "refiner_switch_at": 0.5},
+    {"refiner_checkpoint": "alpha", "refiner_switch_at": 0.1},  # the same checkpoint
     {"hr_second_pass_steps": 9, "hr_resize_x": 128, "hr_scheduler": "Karras"},
     {"denoising_strength": 0.2, "subseed": 5, "eta": 0.5},  # Euler has no eta
     {"seed_resize_from_h": -1, "seed_resize_from_w": 512, "s_tmin": 0.1, "s_tmax": 9},
+    {
+        "s_churn": 0,
+        "s_noise": 1,
+        "s_min_uncond": 0,
+        "firstphase_width": 64,
+        "firstphase_height": 64,
+    },
     {"script_args": [1, 2], "comments": {"a": 1}},
     {"refiner_checkpoint": "None", "refiner_switch_at": 0.8},
     {"override_settings": {"sd_vae": "Automatic", "samples_format": "png"}},
@@ -151,6 +156,17 @@ def test_fields_without_effect_are_accepted(client, cat, fields):
     assert np.array_equal(client.picture(**fields), cat)
 
 
+WRONG_OPTIONS = [
+    *(("eta_ddim", "1", "TypeError"), ("s_churn", True, "TypeError"), ("tiling", 1, "TypeError")),
+    *(("uni_pc_order", 1.5, "TypeError"), ("uni_pc_order", 0, "ValueError")),
+]
+SECOND_PASS = {"enable_hr": True, "denoising_strength": 0.5}
+WRONG_SECOND_PASSES = [
+    *(({"denoising_strength": None}, "ValueError"), ({"denoising_strength": 2}, "ValueError")),
+    *(({"hr_upscaler": "ESRGAN_4x"}, "LookupError"), ({"hr_scale": 1e9}, "ValueError")),
+    *(({"hr_scale": 0.01}, "ValueError"), ({"hr_second_pass_steps": -1}, "ValueError")),
+    ({"hr_resize_x": -64, "hr_resize_y": 64}, "ValueError"),
+]
 IMPOSSIBLE = [
     ({"steps": 0}, "ValueError"),
     ({"batch_size": 0}, "ValueError"),
@@ -166,6 +182,12 @@ IMPOSSIBLE = [
     ),
     *(({"width": 10**30}, "ValueError"), ({"n_iter": 10**6}, "ValueError")),
     *(({"seed": 2**64}, "ValueError"), ({"seed": -(10**40)}, "ValueError")),
+    *(({"override_settings": {name: value}}, error) for name, value, error in WRONG_OPTIONS),
+    *((SECOND_PASS | fields, error) for fields, error in WRONG_SECOND_PASSES),
+    ({"eta": 1e30, "sampler_name": "DDIM"}, "NansException"),
+    *(({"subseed": 2**64}, "ValueError"), ({"refiner_checkpoint": "nope"}, "RuntimeError")),
+    (SECOND_PASS | {"hr_checkpoint_name": "nope"}, "RuntimeError"),
+    ({"seed_resize_from_w": 9, "seed_resize_from_h": 10**9}, "ValueError"),
     ({"prompt": "<lora:style.v1:abc>"}, "HTTPException"),
 ]
 
@@ -174,6 +196,91 @@ IMPOSSIBLE = [
 def test_impossible_numbers(client, field, error):
     status = 422 if error == "HTTPException" else 500
     assert refusal(client.txt2img(**field))[:2] == (status, error)
+
+
+@pytest.mark.parametrize(
+    "upscaler", [None, *(m["name"] for m in recorded("get_latent-upscale-modes"))]
+)
+def test_second_pass_in_the_latent_picture(client, upscaler):
+    fields = SECOND_PASS | {"hr_upscaler": upscaler, "hr_scale": 1.5, "width": 72}
+    assert client.picture(**fields).shape == (96, 104, 3)
+
+
+@pytest.mark.parametrize("upscaler", ["None", "Lanczos", "Nearest"])
+def test_second_pass_of_the_enlarged_picture(client, cat, upscaler):
+    fields = SECOND_PASS | {"hr_upscaler": upscaler, "hr_resize_x": 128, "hr_resize_y": 96}
+    found = client.picture(**fields)
+    assert found.shape == (96, 128, 3)
+    assert np.array_equal(client.picture(**fields), found)
+    # what is made of nothing anew is the enlarged picture, as far as the VAE keeps it
+    kept = client.pictures(**SECOND_PASS | {"denoising_strength": 0, "hr_upscaler": upscaler})
+    assert kept[0].shape == (128, 128, 3)
+    assert np.array_equal(client.picture(), cat)
+
+
+def test_second_pass_has_its_own_prompts_sampler_and_loras(client):
+    plain = client.picture(**SECOND_PASS)
+    for own in (
+        {"hr_prompt": "a dog"},
+        {"hr_negative_prompt": "blue"},
+        {"hr_sampler_name": "Heun"},
+        {"hr_scheduler": "SGM Uniform"},
+        {"hr_second_pass_steps": 3},
+        {"hr_prompt": "a cat<lora:style.v1:1>"},
+    ):
+        assert not np.array_equal(client.picture(**SECOND_PASS, **own), plain), own
+    assert np.array_equal(client.picture(**SECOND_PASS), plain)
+
+
+def test_another_checkpoint_takes_over_and_the_next_picture_is_the_first_ones_again(client, cat):
+    """Both checkpoints have the same architecture, and other weights."""
+    beta = {"override_settings": {"sd_model_checkpoint": "beta"}}
+    at_once = {"refiner_checkpoint": "beta", "refiner_switch_at": 0}
+    assert np.array_equal(client.picture(**at_once), client.picture(**beta))
+    halfway = {"refiner_checkpoint": "beta", "refiner_switch_at": 0.5, "steps": 4}
+    one, other = client.pictures(**halfway, n_iter=2)
+    assert np.array_equal(client.picture(**halfway), one)
+    assert np.array_equal(client.picture(**halfway, seed=2), other)
+    info = client.info(**halfway)
+    assert info["sd_model_name"] == "alpha"
+    entries = info["extra_generation_params"]
+    assert (entries["Refiner"][:6], entries["Refiner switch at"]) == ("beta [", 0.5)
+    second = SECOND_PASS | {"hr_checkpoint_name": "beta"}
+    found = client.info(**second)
+    assert found["extra_generation_params"]["Hires checkpoint"].startswith("beta [")
+    assert not np.array_equal(client.picture(**second), client.picture(**SECOND_PASS))
+    assert np.array_equal(
+        client.picture(**second, prompt="a cat<lora:style.v1:0>"), client.picture(**second)
+    )
+    assert np.array_equal(client.picture(), cat)
+
+
+VARIED = [
+    *({"cfg_scale": 0.5}, {"cfg_scale": -3}, {"subseed": 5, "subseed_strength": 0.5}),
+    *({"seed_resize_from_w": 96, "seed_resize_from_h": 96}, {"tiling": True}),
+    *({"prompt": "a cat AND a dog"}, {"prompt": "a cat:1.5"}, {"s_churn": 2}),
+    *({"s_min_uncond": 20.0, "steps": 3}, {"prompt": "a cat BREAK cat"}),
+    *({"override_settings": {name: value}} for name, value in {
+        "randn_source": "NV", "sgm_noise_multiplier": True, "s_churn": 1.0,
+        "always_discard_next_to_last_sigma": True,
+    }.items()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", VARIED, ids=str)
+def test_what_varies_a_picture(client, cat, fields):
+    found = client.picture(**fields)
+    assert not np.array_equal(found, cat)
+    assert np.array_equal(client.picture(**fields), found)
+    assert np.array_equal(client.picture(), cat)
+
+
+def test_with_a_variation_all_pictures_have_the_same_seed(client):
+    info = client.info(batch_size=2, subseed=5, subseed_strength=0.5)
+    assert (info["all_seeds"], info["all_subseeds"]) == ([1, 1], [5, 6])
+    one, other = client.pictures(batch_size=2, subseed=5, subseed_strength=0.5)
+    assert np.array_equal(client.picture(subseed=6, subseed_strength=0.5), other)
+    assert not np.array_equal(one, other)
 
 
 def test_skip_ends_one_picture(client):

@@ -57,8 +57,8 @@ def test_set_options(api, default_options):
     alpha = draw(api)
     assert api.set_options(default_options) is None
     assert api.get_options() == default_options
-    answer = api.set_options({"CLIP_stop_at_last_layers": 2, "eta_noise_seed_delta": 1})
-    assert "eta_noise_seed_delta" in answer["detail"]
+    answer = api.set_options({"CLIP_stop_at_last_layers": 2, "token_merging_ratio": 0.5})
+    assert "token_merging_ratio" in answer["detail"]
     assert api.get_options() == default_options
     api.set_options({"CLIP_stop_at_last_layers": 2})
     assert api.get_options()["CLIP_stop_at_last_layers"] == 2
@@ -86,8 +86,8 @@ def test_options_and_flags_are_those_of_a1111(api, data_dir):
 
 
 EMPTY = [
-    *("upscalers", "latent-upscale-modes", "hypernetworks", "face-restorers", "realesrgan-models"),
-    *("prompt-styles", "sd-vae", "extensions", "script-info"),
+    *("hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "sd-vae"),
+    *("extensions", "script-info"),
 ]
 
 
@@ -96,6 +96,8 @@ def test_lists_are_those_of_a1111(api, client):
     assert api.get_schedulers() == recorded("get_schedulers")
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
     assert api.get_embeddings() == recorded("get_embeddings")
+    assert api.get_latent_upscale_modes() == recorded("get_latent-upscale-modes")
+    assert api.get_upscalers() == recorded("get_upscalers")[:3]
     for name in EMPTY:
         assert api.custom_get(name, baseurl=True) == []
     entry = {lora["name"]: lora for lora in api.get_loras()}["style.v1"]

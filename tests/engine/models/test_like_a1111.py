@@ -8,8 +8,8 @@ from fakes import tiny_models
 from torch.nn import functional
 
 from engine.models import odd_sizes
-from engine.models.loaded_model import PictureSettings, _to_image
-from engine.sampling import samplers
+from engine.models.loaded_model import plain_settings, to_image
+from engine.prompt.encoding import TextOptions
 
 
 @pytest.fixture(scope="module", params=["alpha", "xl"])
@@ -18,15 +18,15 @@ def model(request, data_dir):
 
 
 def picture(model, width=64, height=64, steps=2, sampler="Euler", prompt="a cat"):
-    settings = PictureSettings(1, width, height, steps, 7, samplers.find_sampler(sampler), None)
-    conditioning = model.encode(prompt, "", 1, steps)
-    return np.asarray(model.picture(conditioning, settings, lambda *_: False), dtype=int)
+    encoder = model.text_encoder(TextOptions(size=(width, height)))
+    settings = plain_settings(sampler, steps, 1, (width, height), 7)
+    return np.asarray(model.picture(encoder.conditioning(prompt, "", steps), settings), dtype=int)
 
 
 def test_levels_are_cut_off_not_rounded():
     levels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 0.999, 2 * 77.99 / 255 - 1])
     pixels = levels[None, :, None].expand(1, 7, 3)
-    shown = np.asarray(_to_image(pixels))[0, :, 0]
+    shown = np.asarray(to_image(pixels))[0, :, 0]
     assert shown.tolist() == [0, 0, 127, 255, 255, 254, 77]
 
 
@@ -39,7 +39,7 @@ def test_a_single_step_of_ddim_and_plms_is_the_noise(model, sampler):
     assert np.array_equal(picture(model, steps=1, sampler=sampler, prompt="a dog"), one)
     assert calls == []
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    assert np.array_equal(np.asarray(_to_image(model._decode(noise)), dtype=int), one)
+    assert np.array_equal(np.asarray(to_image(model.decode(noise)), dtype=int), one)
     picture(model, steps=2, sampler=sampler)
     assert calls
     handle.remove()

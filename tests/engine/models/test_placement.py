@@ -10,9 +10,10 @@ import torch
 from engine.errors import NansException
 from engine.models import placement
 from engine.models.checkpoints import Checkpoint
-from engine.models.loaded_model import LoadedModel, _to_image
+from engine.models.loaded_model import LoadedModel
 from engine.models.loading import read_pipeline
 from engine.models.placement import GB, Placement
+from engine.prompt.encoding import TextOptions
 
 SDXL, SD1 = 7 * GB, 2 * GB
 TILED = {"tiled_vae": True}
@@ -85,18 +86,18 @@ def test_weights_are_counted_in_half_precision(pipe):
 
 
 def test_pictures_with_tiles_and_slices(model):
-    exact = model._decode(latents(24))
+    exact = model.decode(latents(24))
     model.pipe.vae.tile_latent_min_size = 16  # of 24: several tiles for a small picture
     model.pipe.vae.tile_sample_min_size = 128
     before = model.pipe.unet
     model.pipe.unet = copy.deepcopy(before)
     saving = {"tiled_vae": True, "sliced_attention": True}
     placement.apply(Placement("cpu", torch.float32, torch.float32, **saving), model.pipe)
-    tiled = model._decode(latents(24))
+    tiled = model.decode(latents(24))
     assert tiled.shape == exact.shape
     assert not torch.equal(tiled, exact)
     assert (tiled - exact).abs().mean() < 0.2
-    text = model.encode("a cat", "", 1, 1).at(0)["prompt_embeds"]
+    text = model.text_encoder(TextOptions()).schedule("a cat", 1).at(0).text
     noise = latents(8)
     networks = (model.pipe.unet, before)
     sliced, whole = (unet(noise, 500, text, return_dict=False)[0] for unet in networks)
@@ -113,17 +114,17 @@ def overflow(vae):
 
 def test_only_a_vae_that_overflows_uses_single_precision_from_then_on(model, caplog):
     vae = model.pipe.vae
-    exact = model._decode(latents())
+    exact = model.decode(latents())
     vae.to(torch.float16)
-    picture = model._decode(latents())
+    picture = model.decode(latents())
     assert (picture - exact).abs().max() < 0.05  # the weights were rounded
     assert (vae.dtype, picture.dtype, caplog.records) == (torch.float16, torch.float32, [])
     overflow(vae.float())
-    assert (model._decode(latents()) - exact).abs().max() < 0.05
+    assert (model.decode(latents()) - exact).abs().max() < 0.05
     vae.to(torch.float16)
     assert not vae.decode(latents().half() / 0.18215, return_dict=False)[0].isfinite().all()
     with caplog.at_level(logging.WARNING, "engine.models.loaded_model"):
-        picture, again = (model._decode(latents()) for _ in range(2))
+        picture, again = (model.decode(latents()) for _ in range(2))
     assert picture.dtype == vae.dtype == torch.float32
     assert (picture - exact).abs().max() < 0.05
     assert torch.equal(picture, again)
@@ -136,9 +137,9 @@ def test_not_finite_numbers_are_an_error_of_the_unet_or_the_vae(model, number):
     broken = latents()
     broken[0, 0, 0, 0] = number
     with pytest.raises(NansException, match="Unet"):
-        model._decode(broken)
+        model.decode(broken)
     torch.nn.init.constant_(model.pipe.vae.decoder.conv_out.bias, number)
     for precision in (torch.float32, torch.float16):
         model.pipe.vae.to(precision)
         with pytest.raises(NansException, match="VAE"):
-            _to_image(model._decode(latents()))
+            model.decode(latents())

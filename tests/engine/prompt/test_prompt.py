@@ -5,6 +5,7 @@ from engine.errors import Refused, Unsupported
 from engine.prompt import encoding, syntax, tokenizer
 from engine.prompt.syntax import LoraTag
 
+PLAIN = encoding.TextOptions()
 BREAK = ("BREAK", -1.0)
 SPANS = [
     *(("", [("", 1.0)]), ("a cat", [("a cat", 1.0)]), ("BREAKFAST", [("BREAKFAST", 1.0)])),
@@ -65,12 +66,20 @@ def test_tags_are_in_a1111s_order_by_kind():
     assert [tag.name for tag in tags] == ["a", "c", "b"]
 
 
-def test_and_and_a_weight_of_the_whole_prompt_are_refused():
-    for text in ("[a:b:0.5]", "[cat|dog]", "SAND", "and", "a cat:1", "16:9 cat"):
-        syntax.refuse_unsupported(text)
-    for text, what in (("a cat AND a dog", "AND"), ("a cat, 16:9", "':9'")):
-        with pytest.raises(Unsupported, match=what):
-            syntax.refuse_unsupported(text)
+PARTS = [
+    *(
+        ("a cat", [("a cat", 1)]),
+        ("SAND and AN", [("SAND and AN", 1)]),
+        ("a cat:1.5 ", [("a cat", 1.5)]),
+    ),
+    ("a AND b :-.5 AND c: 2.", [("a", 1), (" b", -0.5), (" c", 2)]),
+    *(("16:9", [("16", 9)]), ("[a:b:0.5]", [("[a:b:0.5]", 1)]), ("", [("", 1)])),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), PARTS)
+def test_parts_joined_by_and_have_weights(text, parts):
+    assert syntax.split_parts(text) == parts
 
 
 @pytest.mark.parametrize("text", ["(a:1.2.3)", "(a:.)", "((a) b: -. )"])
@@ -83,18 +92,9 @@ def test_what_takes_too_long_is_refused_at_once(clip):
     with pytest.raises(Unsupported, match="100 open brackets"):
         syntax.parse("(a" * 5000)
     with pytest.raises(Unsupported, match="256 chunks"):
-        encoding.chunk(clip, "BREAK " * 5000)
-    embeds = [{"prompt_embeds": torch.zeros(1, 77 * chunks, 1)} for chunks in (63, 64)]
-    with pytest.raises(Unsupported, match="63 chunks with a negative prompt of 64"):
-        encoding._pair(*embeds)
-
-
-def test_prompts_of_different_length_are_repeated_to_a_common_one():
-    one, other = (torch.rand(1, 77 * chunks, 4) for chunks in (2, 3))
-    pair = encoding._pair({"prompt_embeds": one, "pooled": one}, {"prompt_embeds": other})
-    assert torch.equal(pair["prompt_embeds"], torch.cat([one] * 3, 1))
-    assert torch.equal(pair["negative_prompt_embeds"], torch.cat([other] * 2, 1))
-    assert torch.equal(pair["pooled"], one)
+        encoding.chunk(clip, "BREAK " * 5000, PLAIN)
+    with pytest.raises(Unsupported, match="101 parts joined by AND"):
+        syntax.split_parts("AND " * 100)
 
 
 # text and the ids of A1111's own tokenizer (transformers 4.30.2 with ftfy 6.3.1)
@@ -111,14 +111,9 @@ CLEANED = [
 
 @pytest.mark.parametrize(("text", "ids"), CLEANED)
 def test_text_is_cleaned_as_a1111_cleans_it(clip, text, ids):
-    assert [one for one in encoding.chunk(clip, text)[0].ids if one != clip.eos_token_id] == ids
-
-
-def test_text_changes_one_call_later_than_written():
-    """A1111 counts calls from 0, its schedule from 1."""
-    first, second = {"prompt_embeds": torch.zeros(1)}, {"prompt_embeds": torch.ones(1)}
-    conditioning = encoding.Conditioning([(2, first), (4, second)])
-    assert [conditioning.at(call) is first for call in range(6)] == [True] * 3 + [False] * 3
+    assert [
+        one for one in encoding.chunk(clip, text, PLAIN)[0].ids if one != clip.eos_token_id
+    ] == ids
 
 
 @pytest.fixture(scope="module")
@@ -132,23 +127,48 @@ def test_tokens_are_those_of_clip(clip):
 
 def test_chunks_have_75_tokens_and_end_at_a_near_comma_and_at_break(clip):
     for words, chunks in {0: 1, 75: 1, 76: 2, 150: 2, 151: 3}.items():
-        found = encoding.chunk(clip, "cat " * words)
+        found = encoding.chunk(clip, "cat " * words, PLAIN)
         assert len(found) == chunks
         assert {len(c.ids) for c in found} == {len(c.weights) for c in found} == {75}
-    first, second = encoding.chunk(clip, "cat " * 70 + ", " + "dog " * 10)
+    first, second = encoding.chunk(clip, "cat " * 70 + ", " + "dog " * 10, PLAIN)
     assert (first.ids.count(2368), second.ids.count(1929)) == (70, 10)
-    first, _ = encoding.chunk(clip, "cat " * 10 + ", " + "dog " * 80)
+    first, _ = encoding.chunk(clip, "cat " * 10 + ", " + "dog " * 80, PLAIN)
     assert first.ids.count(1929) == 64
-    first, second = encoding.chunk(clip, "cat BREAK (dog:1.5)")
+    first, second = encoding.chunk(clip, "cat BREAK (dog:1.5)", PLAIN)
     assert (first.ids[:2], second.ids[:2]) == ([2368, 49407], [1929, 49407])
     assert second.weights == [1.5] + [1.0] * 74
 
 
-def test_emphasis_keeps_the_mean():
-    encoded = torch.rand(77, 8, generator=torch.Generator().manual_seed(0)) + 1
-    weighted = encoding._emphasize(encoded, [2.0] + [1.0] * 74)
-    assert torch.isclose(weighted.mean(), encoded.mean())
-    ratio = weighted[1] / encoded[1] / (weighted[0] / encoded[0])
+def test_brackets_are_words_without_emphasis_and_commas_are_ignored_without_backtracking(clip):
+    none = encoding.TextOptions(emphasis="None")
+    (plain,) = encoding.chunk(clip, "(cat:1.5) BREAK dog", none)
+    assert set(plain.weights) == {1.0}
+    assert clip.decode(plain.ids[:8]) == "( cat : 1 . 5 ) break"
+    text = "cat " * 70 + ", " + "dog " * 10
+    first, _ = encoding.chunk(clip, text, encoding.TextOptions(comma_padding_backtrack=0))
+    assert first.ids.count(1929) == 4
+
+
+def emphasized(encoded, weights, emphasis="Original", counts=(1.0,)):
+    return encoding._emphasize(encoded, weights, torch.tensor(counts), emphasis)
+
+
+def test_emphasis_keeps_the_mean_of_all_texts_of_a_schedule():
+    encoded = torch.rand(2, 77, 8, generator=torch.Generator().manual_seed(0)) + 1
+    weights = torch.ones(2, 77)
+    weights[0, 1] = 2
+    counts = (3.0, 1.0)
+    weighted = emphasized(encoded, weights, counts=counts)
+
+    def mean(z):
+        return (z.mean((1, 2)) * torch.tensor(counts) / 4).sum()
+
+    assert torch.isclose(mean(weighted), mean(encoded))
+    ratio = weighted[0, 1] / encoded[0, 1] / (weighted[1, 0] / encoded[1, 0])
     assert torch.allclose(ratio, torch.full((8,), 2.0))
-    weighted = encoding._emphasize(torch.zeros(77, 8), [2.0] + [1.0] * 74)  # the mean is 0
-    assert torch.equal(weighted, torch.zeros(77, 8))
+    assert torch.equal(emphasized(encoded, weights, "Ignore", counts), encoded)
+    assert torch.equal(
+        emphasized(encoded, weights, "No norm", counts), encoded * weights[..., None]
+    )
+    zero = emphasized(torch.zeros(1, 77, 8), weights[:1])  # the mean is 0
+    assert torch.equal(zero, torch.zeros(1, 77, 8))

@@ -71,3 +71,14 @@ def test_switch(before, after, when):
         when: f"x{before}y",
         CALLS: f"x{after}y",
     }
+
+
+SECOND_PASS = [
+    *(("[a:b:0.5]", [(8, "b")]), ("[a:b:1.5]", [(4, "a"), (8, "b")]), ("[a:b:3]", [(8, "b")])),
+    *(("[a:b:12]", [(2, "a"), (8, "b")]), ("[a:b:99]", [(8, "a")])),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SECOND_PASS)
+def test_the_second_pass_counts_on_from_the_first(text, expected):
+    assert schedule(text, 8, before=CALLS) == expected

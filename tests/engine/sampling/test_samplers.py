@@ -1,150 +1,179 @@
-import numpy as np
+"""Every sampler, on a model whose solution is known.
+
+The data are normal numbers of size SIZE. The best guess of a number in noise of a sigma is then
+x * SIZE^2 / (SIZE^2 + sigma^2), and without new noise, a sampler must scale what it began with.
+"""
+
+import math
+from itertools import pairwise
+
 import pytest
-from fakes.recorded import recorded
+import torch
 
-from engine.errors import SamplerNotFound, Unsupported
-from engine.sampling import noise_schedules, samplers
+from engine.errors import NansException
+from engine.sampling import dpm_solver, multistep, one_step, samplers
+from engine.sampling.noise import BrownianNoise, Noise, Seeds
+from engine.sampling.noise_schedules import karras, training_levels
+from engine.sampling.step_options import StepOptions
+from engine.sampling.timesteps import TimePath
 
-ABSENT = {"DPM++ 2S a", "DPM fast", "DPM adaptive", "Restart"}
-
-
-def test_samplers_and_schedulers_equal_the_recorded_ones():
-    expected = [entry for entry in recorded("get_samplers") if entry["name"] not in ABSENT]
-    assert [sampler.describe() for sampler in samplers.SAMPLERS] == expected
-    found = [scheduler.describe() for scheduler in samplers.SCHEDULERS]
-    assert found == recorded("get_schedulers")
-
-
-def test_only_exact_names_of_samplers_are_accepted():
-    for name in ("", "euler", "k_euler", "DPM++ 2M Karras", *ABSENT):
-        with pytest.raises(SamplerNotFound):
-            samplers.find_sampler(name)
+SIZE, SHAPE = 0.5, (4, 32, 32)
+LEVELS = training_levels()
+OVER_SIGMAS = [one for one in samplers.SAMPLERS if not one.steps_over_times and not one.is_lcm]
+OVER_TIMES = [one for one in samplers.SAMPLERS if one.steps_over_times]
 
 
-def test_find_scheduler():
-    for expected, names in {
-        "karras": (None, "", "Automatic", "Karras"),
-        "uniform": ("uniform",),
-        "sgm_uniform": ("SGM Uniform", "sgm_uniform"),
-        "automatic": ("automatic", "unknown"),  # the same as in A1111: uniform sigmas
-    }.items():
-        for name in names:
-            found = samplers.find_scheduler(samplers.find_sampler("DPM++ 2M"), name)
-            assert found.name == expected, name
-    found = samplers.find_scheduler(samplers.find_sampler("Euler"), None)
-    assert found.sigmas is noise_schedules.uniform
-    with pytest.raises(Unsupported, match="Karras"):
-        samplers.find_scheduler(samplers.find_sampler("LCM"), "Karras")
+def by_name(some):
+    return {"argnames": "sampler", "argvalues": some, "ids": lambda sampler: sampler.name}
 
 
-# --------------------------------------------------------------------------------------- sigmas
-
-STEPS = 20
-BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-ALPHAS = np.cumprod(1 - BETAS)
-LEVELS = np.sqrt((1 - ALPHAS) / ALPHAS)
+def denoise(x, sigma):
+    return x * SIZE**2 / (SIZE**2 + sigma**2)
 
 
-def level(time):
-    """The sigma of a time, which may be between two training times."""
-    return np.exp(np.interp(time, np.arange(1000), np.log(LEVELS)))
+def predict(x, time):
+    """The noise in the picture; between two training levels, log(alpha) is linear."""
+    logs, below = LEVELS.alphas.log(), int(min(float(time), 998))
+    alpha = torch.lerp(logs[below], logs[below + 1], float(time) - below).exp()
+    return x * (1 - alpha).sqrt() / (alpha * SIZE**2 + 1 - alpha)
 
 
-def formula(schedule, steps):
-    """A1111's sigmas, from the formulas in the papers."""
-    first, last, part = LEVELS[-1], LEVELS[0], np.linspace(0, 1, steps)
-    exponential = first * (last / first) ** part
-    return {
-        "uniform": level(999 * (1 - part)),
-        "karras": (first ** (1 / 7) + part * (last ** (1 / 7) - first ** (1 / 7))) ** 7,
-        **dict.fromkeys(("exponential", "polyexponential"), exponential),
-        "sgm_uniform": level(999 - 999 / steps * np.arange(steps)),
-    }[schedule]
+def sample(sampler, steps, seed=1, **options):
+    """The first noise, and the result."""
+    noise = Noise(Seeds(seed), SHAPE)
+    x = noise.first()
+    if sampler.steps_over_times:
+        path = TimePath(torch.arange(1, 1000, 1000 // steps), LEVELS)
+        return x, sampler.function(predict, x, path, noise, StepOptions(**options))
+    down = karras(steps, None, LEVELS.smallest, LEVELS.largest)
+    sigmas = torch.cat([down, torch.zeros(1)])
+    x = x * sigmas[0]
+    given = StepOptions(ends=(LEVELS.largest, LEVELS.smallest), **options)
+    if "brownian_noise" in sampler.options:
+        noise = BrownianNoise(noise, sigmas)
+    return x, sampler.function(denoise, x, sigmas, noise, given)
 
 
-SCHEDULES = ["uniform", "karras", "exponential", "polyexponential", "sgm_uniform"]
-FOLLOWING = [sampler.name for sampler in samplers.SAMPLERS if not sampler.own_schedule]
-ONE_CALL = [n for n in FOLLOWING if samplers.find_sampler(n).calls(1) == 1]
+def error(sampler, steps, **options):
+    """The distance from the exact solution, in sizes of the data."""
+    x, result = sample(sampler, steps, **options)
+    first = LEVELS.alphas[-1 if "UniPC" in sampler.name else 1000 - 1000 // steps]
+    start = (first * SIZE**2 + 1 - first).sqrt() if sampler.steps_over_times else None
+    exact = x * SIZE / (start or math.hypot(SIZE, LEVELS.largest))
+    return (result - exact).abs().max().item() / SIZE
 
 
-def built_for(name, schedule, steps=STEPS, prediction="epsilon", **more):
-    sampler = samplers.find_sampler(name)
-    scheduler = samplers.find_scheduler(sampler, schedule)
-    built = samplers.build(sampler, scheduler, prediction, 1, **more)
-    built.set_timesteps(steps)
-    return built
+def is_restarting(sampler):
+    """Its jumps back add noise whatever its options are."""
+    return sampler.name == "Restart"
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", FOLLOWING)
-def test_every_sampler_uses_the_sigmas_of_every_schedule(name, schedule):
-    """If a step calls the model twice, diffusers lists most sigmas twice."""
-    built = built_for(name, schedule)
-    discards = "discard_next_to_last_sigma" in samplers.find_sampler(name).options
-    expected = formula(schedule, STEPS + discards)[:STEPS]
-    found = built.sigmas.numpy()
-    distinct = found[np.diff(found, prepend=np.inf) != 0]
-    assert np.allclose(distinct, [*expected, 0], rtol=2e-4)
-    if name in {"Heun", *ONE_CALL}:  # the times are not rounded; some of diffusers' are
-        assert np.allclose(level(built.timesteps.numpy()), found[:-1], rtol=1e-3)
-
-
-# Lin et al., 2023, algorithm 1; the last one is A1111's in place of 0
-ROOTS = np.sqrt(ALPHAS)
-RESCALED = ((ROOTS - ROOTS[-1]) * ROOTS[0] / (ROOTS[0] - ROOTS[-1])) ** 2
-RESCALED[-1] = 4.8973451890853435e-08
-ZERO_SNR_LEVELS = np.sqrt((1 - RESCALED) / RESCALED)
-
-
-@pytest.mark.parametrize("name", [sampler.name for sampler in samplers.SAMPLERS])
-def test_with_zero_terminal_snr_every_sampler_starts_from_pure_noise(name):
-    built = built_for(name, "karras" if name in FOLLOWING else None, zero_terminal_snr=True)
-    assert np.allclose(built.alphas_cumprod.numpy(), RESCALED, rtol=1e-3)
-    if name in FOLLOWING:
-        found = built.sigmas.numpy()
-        smallest = found[found > 0].min()
-        assert np.isclose(found[0], ZERO_SNR_LEVELS[-1], rtol=1e-3)
-        if "discard_next_to_last_sigma" not in samplers.find_sampler(name).options:
-            assert np.isclose(smallest, ZERO_SNR_LEVELS[0], rtol=1e-3)
-        assert np.isclose(float(built.timesteps[0]), 999, atol=0.01)
-    if name == "UniPC":
-        assert np.isclose(float(built.sigmas[0]), ZERO_SNR_LEVELS[-1], rtol=1e-3)
-
-
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
-def test_every_sampler_takes_any_number_of_steps_and_the_prediction_type(sampler):
-    built = built_for(sampler.name, None, 60, "v_prediction")
-    for steps in (60, 3, 2, 1):
-        built.set_timesteps(steps)
-        # A1111's DDIM and PLMS never call the model for a single step, and show the noise
-        assert bool(len(built.timesteps)) is (steps > 1 or sampler.name not in ("DDIM", "PLMS"))
-        assert built.config.prediction_type == "v_prediction"
+@pytest.mark.parametrize(**by_name(OVER_SIGMAS + OVER_TIMES))
+def test_without_noise_every_sampler_finds_the_exact_solution(sampler):
+    steps = 19 if is_restarting(sampler) else 100
+    found = error(sampler, steps, eta=0.0)
+    # DPM fast and adaptive end at the smallest sigma, not at 0
+    assert found < (0.2 if steps == 19 else 0.12)
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "first", "last", "calls"),
-    [
-        ("DDIM", 20, 951, 51, 19),
-        ("DDIM", 30, 991, 34, 30),  # the distance 1000 / 30 is rounded down
-        ("PLMS", 20, 951, 51, 20),  # two in the first step
-        ("UniPC", 20, 999, 49.95, 20),
-        ("UniPC", 30, 999, 999 / 31, 31),
-        ("LCM", 4, 999, 19, 4),
-        ("LCM", 60, 999, 19, 60),
-    ],
+    ("name", "order"), [("Euler", 1), ("Heun", 2), ("DPM2", 2), ("DPM++ 2M", 2), ("DPM++ 2S a", 2)]
 )
-def test_samplers_with_their_own_times(name, steps, first, last, calls):
-    times = built_for(name, None, steps).timesteps.numpy()
-    assert np.allclose(times[[0, -1]], [first, last], atol=0.01)
-    assert len(times) == calls
+def test_twice_the_steps_divide_the_error_by_two_to_the_order(name, order):
+    """Down to a sigma above 0: the step to 0 has an error of its own."""
+    sampler, errors = samplers.find_sampler(name), []
+    for steps in (40, 80):
+        sigmas, noise = karras(steps + 1, None, 0.5, 10.0), Noise(Seeds(1), SHAPE)
+        x = noise.first() * 10
+        found = sampler.function(denoise, x, sigmas, noise, StepOptions(eta=0.0))
+        exact = x * math.hypot(SIZE, 0.5) / math.hypot(SIZE, 10.0)
+        errors.append((found - exact).abs().max())
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
 
 
-def test_eta_is_accepted_without_effect_or_used_by_ddim_or_refused():
-    for name, eta in {"Euler": 0, "DPM++ 2M": 0.3, "Euler a": 1, "DDIM": 0, "LCM": None}.items():
-        sampler = samplers.find_sampler(name)
-        assert sampler.with_eta(eta) == sampler
-    sampler = samplers.find_sampler("DDIM").with_eta(0.5)
-    assert samplers.build(sampler, samplers.SCHEDULERS[0], "epsilon", 1).eta == 0.5
-    for name in ("Euler a", "DPM2 a", "DPM++ SDE", "DPM++ 3M SDE"):
-        with pytest.raises(Unsupported, match=r"eta with the value 0\.5"):
-            samplers.find_sampler(name).with_eta(0.5)
+@pytest.mark.parametrize(
+    **by_name([one for one in OVER_SIGMAS if "eta" in one.reads or is_restarting(one)])
+)
+def test_with_noise_the_results_have_the_size_of_the_data(sampler):
+    _, plain = sample(sampler, 60, eta=0.0)
+    _, noisy = sample(sampler, 60, eta=1.0)
+    assert is_restarting(sampler) or not torch.allclose(plain, noisy, atol=0.1)
+    assert noisy.std().item() == pytest.approx(SIZE, rel=0.1)
+    _, other = sample(sampler, 60, seed=2, eta=1.0)
+    correlation = torch.corrcoef(torch.stack([noisy.flatten(), other.flatten()]))[0, 1]
+    assert abs(correlation) < 0.1
+
+
+@pytest.mark.parametrize("name", ["Euler", "Heun", "DPM2"])
+def test_churn_adds_noise_between_its_bounds(name):
+    sampler = samplers.find_sampler(name)
+    _, plain = sample(sampler, 40)
+    _, churned = sample(sampler, 40, s_churn=10.0)
+    assert not torch.allclose(plain, churned, atol=0.1)
+    assert churned.std().item() == pytest.approx(SIZE, rel=0.1)
+    _, outside = sample(sampler, 40, s_churn=10.0, s_tmin=15.0)
+    assert torch.equal(plain, outside)
+
+
+def test_ddim_with_eta_has_the_size_of_the_data_and_lcm_ends_at_a_denoised_picture():
+    _, noisy = sample(samplers.find_sampler("DDIM"), 50, eta=1.0)
+    assert noisy.std().item() == pytest.approx(SIZE, rel=0.1)
+    sigmas, noise = torch.tensor([14.0, 2.0, 0.0]), Noise(Seeds(1), SHAPE)
+    x = noise.first() * 14
+    again = Noise(Seeds(1), SHAPE)
+    again.first()
+    expected = denoise(denoise(x, sigmas[0]) + 2 * again(), sigmas[1])
+    assert torch.equal(one_step.lcm(denoise, x, sigmas, noise, StepOptions()), expected)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2", "vary_coeff"])
+@pytest.mark.parametrize("skip", ["time_uniform", "time_quadratic", "logSNR"])
+def test_every_form_of_unipc_finds_the_solution(variant, skip):
+    sampler = samplers.find_sampler("UniPC")
+    words = {"uni_pc_variant": variant, "uni_pc_skip_type": skip}
+    for order in (1, 2, 3):
+        # the corrector of the authors' vary_coeff is not exact, see `unipc`
+        largest = 0.3 if variant == "vary_coeff" else 0.15
+        assert error(sampler, 50, uni_pc_order=order, **words) < largest
+    for steps in (1, 2):  # fewer than the order
+        assert sample(sampler, steps, **words)[1].isfinite().all()
+    for word in words:
+        with pytest.raises(ValueError, match=f"{word} must be"):
+            sample(sampler, 5, **words | {word: "x"})
+
+
+@pytest.mark.parametrize("known", [1, 2, 3, 4])
+def test_lms_integrates_polynomials_exactly(known):
+    places = [5.0, 6.5, 7.0, 9.0][:known]
+    factors = multistep.lms_factors(torch.tensor(places).double().numpy(), 4.0)
+    for power in range(known):
+        whole = (4.0 ** (power + 1) - 5.0 ** (power + 1)) / (power + 1)
+        assert sum(factors * [place**power for place in places]) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("steps", [*range(1, 20), 20, 24, 35, 36, 40, 60])
+def test_restart_and_dpm_fast_make_as_many_steps_as_asked(steps):
+    down = torch.cat([karras(steps, None, 0.03, 14.6), torch.zeros(1)])
+    found = one_step.restart_steps(down)
+    assert len(found) == steps
+    assert (found[0][0], found[-1][1]) == (down[0], 0)
+    jumps = sum(bool(one[1] < two[0]) for one, two in pairwise(found))
+    assert jumps == (steps >= 20) + (steps >= 36)
+    calls = []
+    options = StepOptions(ends=(14.6, 0.03), eta=0.0)
+
+    def counted(x, sigma):
+        calls.append(sigma)
+        return denoise(x, sigma)
+
+    noise = Noise(Seeds(1), SHAPE)
+    dpm_solver.dpm_fast(counted, noise.first(), down, noise, options)
+    assert len(calls) == steps
+
+
+def test_dpm_adaptive_fails_at_once_if_the_model_gives_nan():
+    noise = Noise(Seeds(1), SHAPE)
+    with pytest.raises(NansException):
+        dpm_solver.dpm_adaptive(
+            lambda x, _: x * math.nan, noise.first(), torch.zeros(1), noise, StepOptions()
+        )

@@ -1,0 +1,162 @@
+"""The pictures of a job: one by one, each in one or two passes, with up to three checkpoints."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from engine.api import options as option
+from engine.api import second_pass
+from engine.api.job import Job, Pass
+from engine.api.progress import Progress
+from engine.api.request import LATENT_FACTOR
+from engine.models.checkpoints import HASH_DIGITS, Checkpoint
+from engine.models.loaded_model import LoadedModel, PictureSettings, to_image
+from engine.models.loras import Loras, LoraUse
+from engine.sampling import denoiser, draw
+from engine.sampling.conditioning import Conditioning
+from engine.sampling.draw import Start, Watch
+from engine.sampling.noise import Seeds
+
+
+@dataclass(frozen=True)
+class Models:
+    """The checkpoints of a job; `load` may free the one that was loaded before."""
+
+    load: Callable[[Checkpoint], LoadedModel]
+    first: Checkpoint
+    second: Checkpoint | None = None
+    refiner: Checkpoint | None = None
+
+
+class Drawing:
+    """Draws the pictures of a job. While it is open, the LoRAs of one pass are applied."""
+
+    def __init__(self, job: Job, models: Models, loras: Loras, progress: Progress) -> None:
+        self._job, self._models, self._progress = job, models, progress
+        self._uses = {id(one): loras.resolve(one.texts.tags) for one in self._passes()}
+        self._stack = ExitStack()  # of what is changed in the model
+        self._model: LoadedModel | None = None
+        self._applied: tuple[Path, list[LoraUse]] | None = None
+        self._encoded: dict[tuple[int, Path], Conditioning] = {}
+        self.refined = ""  # by this checkpoint, with its hash
+
+    def _passes(self) -> list[Pass]:
+        return [one for one in (self._job.first, self._job.second) if one is not None]
+
+    def lora_hashes(self) -> tuple[dict[str, str], dict[str, str]]:
+        """{name: hash} of the LoRAs of the first and of the second pass."""
+        first, *others = (
+            {use.lora.name: use.lora.hash() for use in self._uses[id(one)]}
+            for one in self._passes()
+        )
+        return first, others[0] if others else {}
+
+    @property
+    def pads(self) -> bool:
+        """Whether the shorter of both prompts was padded."""
+        return any(one.pads for one in self._encoded.values())
+
+    @contextmanager
+    def open(self) -> Iterator[LoadedModel]:
+        """Gives the model of the first pass; afterwards it is the same as before, bit for bit."""
+        try:
+            yield self._use(self._models.first, self._job.first)
+        finally:
+            self._stack.close()
+
+    def _use(self, checkpoint: Checkpoint, one: Pass) -> LoadedModel:
+        """The loaded checkpoint, with the LoRAs of this pass."""
+        uses = self._uses[id(one)]
+        if self._model is None or self._applied != (checkpoint.path, uses):
+            self._stack.close()
+            self._model = self._applied = None
+            model = self._models.load(checkpoint)
+            if self._job.tiling:
+                self._stack.enter_context(model.tiling())
+            self._stack.enter_context(model.with_loras(uses))
+            self._model, self._applied = model, (checkpoint.path, uses)
+        return self._model
+
+    def _conditioning(self, checkpoint: Checkpoint, one: Pass) -> Conditioning:
+        """The prompts of a pass, encoded by this checkpoint with the LoRAs of the pass."""
+        key = (id(one), checkpoint.path)
+        if key not in self._encoded:
+            encoder = self._use(checkpoint, one).text_encoder(self._job.text_options(one))
+            texts = one.texts
+            self._encoded[key] = encoder.conditioning(
+                texts.text, texts.negative, one.calls, one.base_calls
+            )
+        return self._encoded[key]
+
+    def pictures(self) -> list[Image.Image]:
+        """All pictures; after an interrupt fewer, and the last one unfinished.
+
+        They are made one by one: in a batch, the same seed gives slightly different pixels.
+        """
+        made: list[Image.Image] = []
+        for number in range(self._job.count):
+            self._progress.begin_picture(number * self._job.passes)
+            made.append(self._picture(number))
+            if self._progress.stopping:
+                break
+        return made
+
+    def _picture(self, number: int) -> Image.Image:
+        seeds, first, second = self._job.noise_of(number), self._job.first, self._job.second
+        model = self._use(self._models.first, first)
+        conditioning = self._conditioning(self._models.first, first)
+        settings = PictureSettings(seeds, first.width, first.height, first.sampling)
+        latent = model.latent(conditioning, settings, self._watch(first))
+        if second is not None and not (self._progress.skipped or self._progress.stopping):
+            self._progress.begin_picture(number * self._job.passes + 1)
+            latent = self._enlarged(second, latent, seeds)
+        last = model if self._model is None else self._model  # perhaps a refiner
+        return to_image(last.decode(latent))
+
+    def _watch(self, one: Pass) -> Watch:
+        """A refiner takes part in the second pass if there is one, as with A1111's default."""
+        refiner, at = self._models.refiner, self._job.request.refiner_switch_at
+        if refiner is None or one is not self._passes()[-1]:
+            return Watch(self._progress.step)
+        taking_part = refiner
+        changed = False
+
+        def switch(model: denoiser.Model, share: float) -> denoiser.Model:
+            nonlocal changed
+            if changed or (at is not None and share < at):
+                return model
+            changed = True
+            loaded = self._use(taking_part, one)
+            self.refined = f"{taking_part.stem} [{loaded.sha256[:HASH_DIGITS]}]"
+            return loaded.denoising_model(self._conditioning(taking_part, one))
+
+        return Watch(self._progress.step, switch)
+
+    @torch.no_grad()
+    def _enlarged(self, one: Pass, latent: torch.Tensor, seeds: Seeds) -> torch.Tensor:
+        """The latent picture of the second pass."""
+        job, request = self._job, self._job.request
+        if job.target is None or request.denoising_strength is None or self._model is None:
+            raise ValueError("the second pass has no size or no denoising_strength")
+        checkpoint = self._models.second or self._models.first
+        larger = second_pass.enlarge(self._model, latent, job.target, request.hr_upscaler)
+        model = self._use(checkpoint, one)
+        if isinstance(larger, Image.Image):
+            larger = job.target.cropped(model.encode(second_pass.to_pixels(larger), seeds.seed))
+        height, width = (side * LATENT_FACTOR for side in larger.shape[2:])
+        return draw.from_picture(
+            model.denoising_model(self._conditioning(checkpoint, one)),
+            one.sampling,
+            model.noise(seeds, width, height),
+            Start(
+                larger,
+                request.denoising_strength,
+                fix_steps=True,
+                extra_noise=job.settings[option.EXTRA_NOISE],
+            ),
+            watch=self._watch(one),
+        )
