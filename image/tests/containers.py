@@ -38,8 +38,9 @@ def buildah(*arguments: object) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of an image: its size unpacked, in bytes, and the paths of its files."""
+    """A layer of an image: its digest, its size unpacked, in bytes, and the paths of its files."""
 
+    digest: str
     size: int
     files: frozenset[str]
 
@@ -55,8 +56,12 @@ def layers(image: str) -> list[Layer]:
         "diff_ids"
     ]
     return [
-        Layer(layer.get("diff-size", 0), _files(root / "overlay" / layer["id"] / "diff"))
-        for layer in map(by_digest.__getitem__, digests)
+        Layer(
+            digest,
+            by_digest[digest].get("diff-size", 0),
+            _files(root / "overlay" / by_digest[digest]["id"] / "diff"),
+        )
+        for digest in digests
     ]
 
 

@@ -20,7 +20,7 @@ LORA = {  # for SDXL
 
 
 def test_its_python_environments_are_installed_from_the_lock_files(build, new_container):
-    container = new_container(build("a1111-python")[0])
+    container = new_container(build("a1111-python"))
     modules = "torch, torchvision, xformers.ops, gradio, pytorch_lightning, cv2, open_clip"
     done = container.run(
         "/opt/a1111/bin/python", "-c", f"import {modules}; print(torch.__version__)"
@@ -35,7 +35,7 @@ def test_its_python_environments_are_installed_from_the_lock_files(build, new_co
 
 @pytest.fixture(scope="module")
 def image(build, sources):
-    return build("a1111", *sources)[0]
+    return build("a1111", *sources)
 
 
 def test_without_a_gpu_it_ends_at_once_with_one_sentence(image, new_container):
@@ -112,7 +112,7 @@ def test_templates_are_baked_and_no_layer_has_the_key(build, new_container, tmp_
             version_id=135867, data=safetensors(LORA), name="xl.safetensors", kind="LORA"
         )
         mirrors = (hosts.civitai, hosts.storage, hosts.storage_b)
-        image, _ = build(
+        image = build(
             "models",
             "BAKE=--template jib_mix_realistic",
             f"CIVITAI_URL={hosts.civitai}",

@@ -21,8 +21,7 @@ A1111, EMBEDDED = "a1111", "embedded"
 
 def whole(family, divide=32):
     """A checkpoint with all of a family's tensors, smaller in every axis by the same factor."""
-    shapes = stable_diffusion.network(family)
-    shapes |= {stable_diffusion.VAE + name: shape for name, shape in stable_diffusion.vae().items()}
+    shapes = stable_diffusion.checkpoint(family)
     return {name: tuple(smaller(axis, divide) for axis in shape) for name, shape in shapes.items()}
 
 

@@ -7,12 +7,13 @@ original classes gave. A tensor that has no effect on a picture is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
+Shapes = Mapping[str, Shape]  # the same object for all callers, so it cannot be changed
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -85,19 +86,19 @@ TEXT_ENCODERS = {family: tuple(one.text) for family, one in _FAMILIES.items()}
 @cache
 def unet(family: str) -> Shapes:
     """The UNet's tensors, for a latent of four channels."""
-    return dict(_unet(_FAMILIES[family].unet))
+    return MappingProxyType(dict(_unet(_FAMILIES[family].unet)))
 
 
 @cache
 def text_encoders(family: str, *, used: bool = True) -> Shapes:
     """The tensors of the text encoders; with `used`, only those that a picture depends on."""
-    return dict(_text_encoders(_FAMILIES[family], used=used))
+    return MappingProxyType(dict(_text_encoders(_FAMILIES[family], used=used)))
 
 
 @cache
 def vae() -> Shapes:
     """The tensors of the autoencoder that SD1, SD2 and SDXL share, without a prefix."""
-    return dict(_vae(_VAE_WIDTHS))
+    return MappingProxyType(dict(_vae(_VAE_WIDTHS)))
 
 
 def checkpoint(family: str | Family) -> Shapes:
@@ -110,7 +111,7 @@ def checkpoint(family: str | Family) -> Shapes:
 @cache
 def network(family: str) -> Shapes:
     """UNet and text encoders: what a LoRA can change."""
-    return unet(family) | text_encoders(family, used=False)
+    return MappingProxyType({**unet(family), **text_encoders(family, used=False)})
 
 
 def _module(name: str, *shape: int, bias: bool = True) -> Iterator[tuple[str, Shape]]:

@@ -355,6 +355,13 @@ def test_a_partial_file_of_an_earlier_run_is_taken_over_with_its_note(blobs):
     assert not blobs.partial("new").exists()
 
 
+def test_a_partial_file_that_nobody_can_continue_is_removed(blobs):
+    """Its process was killed before it wrote the first note."""
+    blobs.partial("key").write_bytes(bytes(4096))
+    assert not again(blobs).partial("key").exists()
+    assert blobs.partials() == []
+
+
 def lease(blobs, key="key", is_there=lambda: False, stop=NO_CANCEL, **timing):
     """Ask for a lease as another process does; the context is whether it may download."""
     return Blobs(blobs.root, StoreTiming(poll=0.01, **timing)).lease(key, is_there, stop)

@@ -366,9 +366,11 @@ class Blobs:
             if number or not _is_regular(other):
                 discard(other)  # two runs, because no lease worked; the larger file is kept
                 continue
-            with suppress(OSError):
+            try:
                 note_file(other).replace(note_file(mine))
                 other.replace(mine)
+            except OSError:  # without a note nobody can continue it
+                discard(other)
         return mine
 
     def partials(self) -> list[Path]:
