@@ -9,8 +9,8 @@ and with `--infotexts` also the generation parameters that differ.
     python -m benchmarks.parity --a1111 http://127.0.0.1:7860 --record tests/engine/parity
 
 writes the pictures of A1111 that a test compares with. It needs the demo model as `demo` (for
-A1111 with `benchmarks/demo-model.yaml` beside it), and as `demo-eps` the same file, read as a model
-that predicts the noise. docs/modules/engine-parity.md tells how both are set up.
+A1111 with `benchmarks/demo_in_a1111/demo.yaml` beside it), and as `demo-eps` the same file, read
+as a model that predicts the noise. docs/modules/engine-parity.md describes how to set up both.
 """
 
 import argparse
@@ -27,6 +27,8 @@ import numpy as np
 import requests
 from PIL import Image
 
+from engine.api.options import CHECKPOINT, DEFAULTS, VAE
+
 Fields = dict[str, Any]
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,29 +43,7 @@ BASE: Fields = {
     "sampler_name": "Euler",
 }
 # Sent with every request: A1111 keeps an option that its config.json does not have.
-OPTIONS: Fields = {
-    "randn_source": "CPU",
-    "emphasis": "Original",
-    "comma_padding_backtrack": 20,
-    "CLIP_stop_at_last_layers": 1,
-    "pad_cond_uncond": False,
-    "img2img_extra_noise": 0.0,
-    "eta_ancestral": 1.0,
-    "eta_ddim": 0.0,
-    "s_churn": 0.0,
-    "sigma_min": 0.0,
-    "sigma_max": 0.0,
-    "rho": 0.0,
-    "eta_noise_seed_delta": 0,
-    "always_discard_next_to_last_sigma": False,
-    "sgm_noise_multiplier": False,
-    "sd_noise_schedule": "Default",
-    "no_dpmpp_sde_batch_determinism": False,
-    "uni_pc_variant": "bh1",
-    "uni_pc_skip_type": "time_uniform",
-    "uni_pc_order": 3,
-    "uni_pc_lower_order_final": True,
-}
+OPTIONS: Fields = {name: value for name, value in DEFAULTS.items() if name not in {CHECKPOINT, VAE}}
 HIGHRES: Fields = {"enable_hr": True, "denoising_strength": 0.6, "hr_scale": 1.5}
 LONG = "a red circle, " * 40
 

@@ -1,4 +1,4 @@
-"""What the model is told about a picture: encoded text, and when it changes."""
+"""The conditioning of a picture: its encoded prompts, and at which step they change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

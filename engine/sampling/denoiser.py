@@ -48,7 +48,7 @@ class Guidance:
 
 @dataclass
 class Model:
-    """A UNet, what it predicts, and what it is told; a refiner replaces it during the picture.
+    """A UNet, its prediction type and its conditioning; a refiner replaces it during the picture.
 
     `extra` are further input channels: the mask and the masked picture of an inpainting model.
     """
