@@ -23,7 +23,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs import gpu_tables
-from handler import TASKS
 from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
 from worker.errors import WorkerError
@@ -31,8 +30,9 @@ from worker.job import template
 from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
 from worker.job.request import JobFields, Txt2ImgRequest
-from worker.service import schema
-from worker.service.result import Progress
+from worker.service.report import Progress
+from worker.tasks import schema
+from worker.tasks.table import TASKS
 from worker.webui import engine_state
 
 PART = re.compile(

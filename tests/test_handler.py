@@ -16,7 +16,8 @@ from model_manager import ModelManager
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
-from worker.service.schema import document
+from worker.tasks.schema import document
+from worker.tasks.table import TASKS
 from worker.webui.client import Txt2ImgAnswer
 from worker.webui.engine import Engine
 from worker.webui.supervisor import Supervisor
@@ -81,8 +82,8 @@ def worker(tmp_path, catalog, templates_file):
 
 @pytest.mark.parametrize("retiring", ["", "out of memory"])
 def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(worker, retiring):
-    worker._engine.retiring = retiring
-    worker.startup = {"engine": 1.5, "total": 1.5}
+    worker.worker.engine.retiring = retiring
+    worker.worker.startup.seconds = {"engine": 1.5, "total": 1.5}
     picture = {"prompt": "a fox", "steps": 2}
     jobs = [picture, picture, {"task": "health"}, {"task": "templates"}]
 
@@ -91,22 +92,22 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
 
     answers = asyncio.run(story())
 
-    tasks = [handler.TASKS[job.get("task", "txt2img")] for job in jobs]
+    tasks = [TASKS[job.get("task", "txt2img")] for job in jobs]
     for task, answer in zip(tasks, answers, strict=True):
         assert "error" not in answer, answer
         assert answer == json.loads(json.dumps(answer, allow_nan=False))
         task.output.model_validate(answer, strict=True, extra="forbid")
         assert ("refresh_worker" in answer) == bool(retiring)
-    assert {task.name for task in tasks} == {task.name for task in handler.TASKS}
+    assert {task.name for task in tasks} == {task.name for task in TASKS}
     first, second, health, listed = answers
-    assert (first["startup"], second.get("startup")) == (worker.startup, None)
+    assert (first["startup"], second.get("startup")) == (worker.worker.startup.seconds, None)
     assert (first["template"], first["info"][:17]) == ("fox", '{"sd_model_name":')
     base = {"kind": "checkpoint", "name": "base", "sha256": "a" * 64, "source": "job"}
     assert first["models"] == [base]
     assert first["cache_info"]["checkpoints_cached"] == 1
     assert " ".join(first["timings"]) == "validate prepare queue generate deliver total"
     assert health["worker"]["jobs"]["completed"] == 2
-    assert health["engine"]["memory"] == worker._engine.memory()
+    assert health["engine"]["memory"] == worker.worker.engine.memory()
     (fox,) = listed["templates"]
     assert (fox["template"], fox["baked"], fox["merged"]) == ("fox", False, False)
     assert listed["default_template"] == "fox"
@@ -122,7 +123,7 @@ def test_the_schema_is_printed_without_runpod_and_without_an_engine():
     done = subprocess.run(command, cwd=PROJECT, env=wrong, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     schema = json.loads(done.stdout)
-    assert schema == json.loads(json.dumps(document(handler.TASKS)))
+    assert schema == json.loads(json.dumps(document(TASKS)))
     clip_skip = schema["$defs"]["Txt2ImgRequest"]["properties"]["clip_skip"]["anyOf"][0]
     assert clip_skip == {"type": "integer", "minimum": 1, "maximum": 12}
     assert not re.search(rb'"[gl]e":', done.stdout)  # all bounds have JSON Schema's names

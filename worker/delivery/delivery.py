@@ -27,10 +27,10 @@ from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.delivery.output_dir import OutputDir, cleaned
 from worker.delivery.put_url import put
 from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultTooLarge
+from worker.generation.picture import Picture, from_engine
 from worker.http.client import SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
 from worker.webui.client import Txt2ImgAnswer
-from worker.webui.picture import Picture, from_engine
 
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
 # Bytes kept free for what is added after the size is measured: the last timings, a warning.

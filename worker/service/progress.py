@@ -41,7 +41,7 @@ class JobProgress:
         post: sends one report to RunPod; None: nothing is sent.
 
     Attributes:
-        latest: the newest report, see `worker.service.result.Progress`.
+        latest: the newest report, see `worker.service.report.Progress`.
     """
 
     def __init__(self, post: Post | None = None, timing: ProgressTiming = DEFAULT_TIMING) -> None:

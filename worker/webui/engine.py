@@ -22,13 +22,9 @@ from worker.errors import (
     WorkerError,
 )
 from worker.formats.names import Kind
-from worker.stopwatch import Stopwatch
-from worker.webui import proof, recovery
-from worker.webui.catalog import Catalog
-from worker.webui.client import Txt2ImgAnswer, WebUI
-from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
-from worker.webui.lifecycle import Lifecycle
-from worker.webui.payload import (
+from worker.generation import proof
+from worker.generation.catalog import Catalog
+from worker.generation.payload import (
     Expected,
     Payload,
     has_previews,
@@ -38,6 +34,11 @@ from worker.webui.payload import (
     switches_inside,
     throwaway,
 )
+from worker.stopwatch import Stopwatch
+from worker.webui import recovery
+from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
+from worker.webui.lifecycle import Lifecycle
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import Action, Consequence, MemoryGrowth
 from worker.webui.runner import ReportProgress, Txt2ImgRunner, finish
