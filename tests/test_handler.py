@@ -18,7 +18,7 @@ from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
 from worker.tasks.schema import document
 from worker.tasks.table import TASKS
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 from worker.webui.engine import Engine
 from worker.webui.supervisor import Supervisor
 
@@ -40,7 +40,7 @@ class StubEngine(Engine):
         report({"phase": "generate", "step": 1, "steps": 2})
         facts = {"sd_model_name": "base", "extra_generation_params": {}}
         image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
-        return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
+        return PictureAnswer([image], payload.body, json.dumps(facts), facts)
 
     def memory(self):
         return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}

@@ -17,7 +17,7 @@ from worker.generation.payload import (
     throwaway,
 )
 from worker.job.models import Models
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 
 def file(kind, stem):

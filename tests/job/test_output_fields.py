@@ -4,7 +4,7 @@ import re
 import pytest
 
 from worker.errors import InvalidInput
-from worker.job.request import parse
+from worker.job.txt2img import parse
 from worker.job.template import parse as parse_templates
 
 SECRET = "5ecret-5ignature"

@@ -8,9 +8,10 @@ from fakes.recorded import recorded
 from worker.config.settings import PROJECT
 from worker.errors import InvalidInput
 from worker.generation.payload import OURS
-from worker.job.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
+from worker.clients.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
-from worker.job.request import OverrideSettings, Txt2ImgRequest, input_of, parse
+from worker.job.request import OverrideSettings, input_of
+from worker.job.txt2img import Txt2ImgRequest, parse
 from worker.shown import shown
 
 SCHEMAS = recorded("openapi")["components"]["schemas"]

@@ -11,7 +11,7 @@ from docs.generate import PAGES
 from worker.config.credentials import SECRET_NAME
 from worker.config.settings import PROJECT
 from worker.job import template
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 TEXTS = {page: page.read_text() for page in PAGES}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

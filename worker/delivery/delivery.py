@@ -30,7 +30,7 @@ from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultT
 from worker.generation.picture import Picture, from_engine
 from worker.http.client import SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
 # Bytes kept free for what is added after the size is measured: the last timings, a warning.
@@ -148,7 +148,7 @@ class Delivery:
                 ) from None
 
     def deliver(
-        self, generated: Txt2ImgAnswer, answer: JobAnswer, output: Output, job_id: str
+        self, generated: PictureAnswer, answer: JobAnswer, output: Output, job_id: str
     ) -> JobAnswer:
         """Deliver the pictures; returns when they are delivered.
 

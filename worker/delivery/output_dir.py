@@ -12,7 +12,7 @@ from typing import Any
 from worker import log
 from worker.errors import DeliveryFailed, ResultTooLarge
 from worker.generation.picture import Picture
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 
 _NAMED = 4  # files in one message; `files` in the job's answer has all
 
@@ -27,7 +27,7 @@ class OutputDir:
 
     def save(
         self,
-        picture: Txt2ImgAnswer,
+        picture: PictureAnswer,
         answer: Mapping[str, Any],
         pictures: Sequence[Picture],
         job_id: str,
@@ -75,7 +75,7 @@ def write(pictures: Sequence[Picture], folder: Path, job_id: str) -> list[Path]:
     return files
 
 
-def summary(answer: Txt2ImgAnswer, result: Mapping[str, Any], files: Sequence[Path]) -> str:
+def summary(answer: PictureAnswer, result: Mapping[str, Any], files: Sequence[Path]) -> str:
     """A few lines for a person: prompt, seed, models, seconds, files and warnings."""
     facts = answer.facts
     size = f"{facts['width']}x{facts['height']}"

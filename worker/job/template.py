@@ -25,7 +25,8 @@ from worker.formats.names import without_suffix
 from worker.job.model_fields import LoraReference, ModelReference, Name, Strict
 from worker.job.models import wanted_models
 from worker.job.problems import joined, problems_of
-from worker.job.request import JobFields, Txt2ImgRequest
+from worker.job.request import TemplateDefaults
+from worker.job.txt2img import Txt2ImgRequest
 
 # Fields that belong together: if the job has one of a group, the template's whole group is ignored.
 _TOGETHER = (
@@ -61,15 +62,15 @@ class Template(Strict):
     loras: list[LoraReference] = Field(
         default_factory=list, max_length=32, description="LoRAs with their scales."
     )
-    defaults: JobFields = Field(
-        default_factory=JobFields,
+    defaults: TemplateDefaults = Field(
+        default_factory=TemplateDefaults,
         description="Values for any other field of a job, such as steps or negative_prompt.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_in_their_place(cls, value: object) -> object:
-        misplaced = set(value) & set(JobFields.model_fields) if isinstance(value, Mapping) else ()
+        misplaced = set(value) & set(TemplateDefaults.model_fields) if isinstance(value, Mapping) else ()
         if misplaced:
             raise ValueError(f"{', '.join(sorted(misplaced))} must be inside `defaults`")
         return value

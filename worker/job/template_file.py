@@ -13,9 +13,9 @@ from worker.errors import ConfigError, TemplateNotFound, WorkerError
 from worker.formats.names import Kind
 from worker.job import template
 from worker.job.model_fields import ModelReference
-from worker.job.nothing_asked import without_blanks
+from worker.clients.nothing_asked import without_blanks
 from worker.job.reference import Wanted, parse_reference
-from worker.job.request import JobFields, Txt2ImgRequest
+from worker.job.request import PictureRequest, TemplateDefaults
 from worker.job.template import Template, TemplatesFile
 from worker.shown import shown
 from worker.spelling import near_matches
@@ -143,7 +143,7 @@ class Templates:
         return template.fill_in(name.strip(), self.get_template(name.strip()), job_input)
 
 
-def hint_about_default(wanted: Txt2ImgRequest, job_input: object, error: WorkerError) -> str:
+def hint_about_default(wanted: PictureRequest, job_input: object, error: WorkerError) -> str:
     """The hint that a missing model belongs to the default template; empty if it does not."""
     is_default = isinstance(job_input, Mapping) and "template" not in job_input
     if not (wanted.template and is_default):
@@ -193,7 +193,7 @@ def _not_found(name: str, known: Mapping[str, Template]) -> TemplateNotFound:
     )
 
 
-def _public(defaults: JobFields) -> dict[str, Any]:
+def _public(defaults: TemplateDefaults) -> dict[str, Any]:
     """The defaults with only the names of models: a URL may be signed."""
     shown = defaults.model_dump(mode="json", exclude_unset=True)
     if defaults.vae:

@@ -105,7 +105,7 @@ class Undelivered(Answer):
     )
 
 
-class Txt2ImgResult(Undelivered):
+class PictureResult(Undelivered):
     """The answer of the task `txt2img`: A1111's own three keys, and ours."""
 
     delivery: DeliveryReport = Field(description="How the pictures were delivered.")

@@ -13,16 +13,16 @@ from worker.answer import plain
 from worker.errors import WorkerError
 from worker.generation import payload
 from worker.generation.payload import Payload
-from worker.job import request
+from worker.job import txt2img
 from worker.job.models import Models
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.job.template_file import hint_about_default
 from worker.service.waiting import in_thread
 from worker.tasks import picture_result
-from worker.tasks.picture_result import Txt2ImgResult, Undelivered
+from worker.tasks.picture_result import PictureResult, Undelivered
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 
 
 def check(worker: Worker, job: Job) -> Txt2ImgRequest:
@@ -38,7 +38,7 @@ def check(worker: Worker, job: Job) -> Txt2ImgRequest:
     return wanted
 
 
-async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Txt2ImgResult:
+async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> PictureResult:
     """From the checked input to the delivered pictures."""
     async with prepared(worker, job, wanted) as ready:
         async with worker.turns.next(job.stopwatch):
@@ -72,7 +72,7 @@ async def prepared(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> AsyncIte
         worker.models.release(models)
 
 
-async def generate(worker: Worker, job: Job, ready: Ready) -> Txt2ImgAnswer:
+async def generate(worker: Worker, job: Job, ready: Ready) -> PictureAnswer:
     """Draw and prove; only for the job whose turn it is."""
     with job.stopwatch.phase("generate"):
         return await worker.engine.generate(
@@ -84,8 +84,8 @@ async def generate(worker: Worker, job: Job, ready: Ready) -> Txt2ImgAnswer:
 
 
 async def deliver(
-    worker: Worker, job: Job, ready: Ready, generated: Txt2ImgAnswer
-) -> Txt2ImgResult:
+    worker: Worker, job: Job, ready: Ready, generated: PictureAnswer
+) -> PictureResult:
     """The result with the delivered pictures."""
     with job.stopwatch.phase("deliver"):
         described = await _describe(worker, job, ready, generated)
@@ -93,7 +93,7 @@ async def deliver(
             worker.delivery.deliver, generated, plain(described), ready.wanted.output, job.id
         )
     delivered["timings"] = job.stopwatch.timings()
-    return Txt2ImgResult.model_construct(**delivered)
+    return PictureResult.model_construct(**delivered)
 
 
 def find_or_fetch(worker: Worker, wanted: Txt2ImgRequest, stop: threading.Event) -> Models:
@@ -127,7 +127,7 @@ def _arrange(worker: Worker, models: Models) -> bool:
 
 
 async def _describe(
-    worker: Worker, job: Job, ready: Ready, generated: Txt2ImgAnswer
+    worker: Worker, job: Job, ready: Ready, generated: PictureAnswer
 ) -> Undelivered:
     """The result before its delivery."""
     used = await asyncio.to_thread(picture_result.models_used, generated.facts, ready.models)
@@ -154,5 +154,5 @@ TXT2IMG = Task(
     fields=Txt2ImgRequest,
     read=check,
     run=run,
-    output=Txt2ImgResult,
+    output=PictureResult,
 )

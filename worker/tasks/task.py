@@ -16,7 +16,7 @@ from pydantic import Field, create_model
 from worker.answer import Answer
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
-from worker.job.nothing_asked import is_blank
+from worker.clients.nothing_asked import is_blank
 from worker.job.request import check
 from worker.service.progress import JobProgress
 from worker.shown import shown

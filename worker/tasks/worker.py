@@ -11,7 +11,7 @@ from worker.config.settings import Settings
 from worker.delivery.delivery import Delivery
 from worker.formats.names import Kind
 from worker.job.models import Models
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
 from worker.service.counters import Counters
 from worker.service.waiting import Turns
@@ -23,7 +23,7 @@ class JobModels(Protocol):
     """What tasks use of the model manager; `model_manager.ModelManager` describes each method."""
 
     def prepare_models_for_request(
-        self, request: Txt2ImgRequest, stop: threading.Event = ...
+        self, request: PictureRequest, stop: threading.Event = ...
     ) -> tuple[Models, bool]:
         """Find, fetch, check and link the job's models."""
 
@@ -45,7 +45,7 @@ class JobModels(Protocol):
     def health(self) -> dict[str, Any]:
         """The numbers for the task `health`."""
 
-    def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
+    def template_state(self, request: PictureRequest) -> dict[str, bool]:
         """Whether a template's models are in the image."""
 
 

@@ -36,12 +36,12 @@ from worker.generation.payload import (
 )
 from worker.stopwatch import Stopwatch
 from worker.webui import recovery
-from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.client import PictureAnswer, WebUI
 from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import Action, Consequence, MemoryGrowth
-from worker.webui.runner import ReportProgress, Txt2ImgRunner, finish
+from worker.webui.runner import ReportProgress, Runner, finish
 from worker.webui.supervisor import Reason, Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
@@ -74,7 +74,7 @@ class Engine:
         self._memory_growth = memory_growth
         self._timing = timing
         self._lifecycle = Lifecycle(webui, supervisor, readiness, timing)
-        self._runner = Txt2ImgRunner(webui, self._lifecycle, timing)
+        self._runner = Runner(webui, self._lifecycle, timing)
         self._checkpoint: str | None = None  # of the last picture
         self._padding: object = None  # the comma padding that the last picture asked for
         self._loaded: Loading | None = None  # None: unknown, a job ended while it switched
@@ -154,7 +154,7 @@ class Engine:
         stopwatch: Stopwatch,
         report: ReportProgress,
         arrange: Arrange | None = None,
-    ) -> Txt2ImgAnswer:
+    ) -> PictureAnswer:
         """Generate and prove, with at most `recovery.MAX_ATTEMPTS` attempts.
 
         Args:
@@ -185,7 +185,7 @@ class Engine:
 
     async def _attempt(
         self, payload: Payload, stopwatch: Stopwatch, arrange: Arrange | None
-    ) -> Txt2ImgAnswer:
+    ) -> PictureAnswer:
         self._switching = False
         if self._lifecycle.state.loaded is Loaded.OUTDATED:
             await asyncio.to_thread(self._lifecycle.replace_outdated)
@@ -216,13 +216,13 @@ class Engine:
             if changed:
                 self._lifecycle.report(Event.EMBEDDINGS_CHANGED)
 
-    async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> Txt2ImgAnswer:
+    async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> PictureAnswer:
         """Make the picture; before it one with other prompts, if the old ones may not be reused."""
         self._note_switch(payload)
         self._note_padding(payload)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
-            await self._runner.post(throwaway(payload.body), stopwatch)
+            await self._runner.post("txt2img", throwaway(payload.body), stopwatch)
             used = Event.OTHER_PROMPTS_USED if two else Event.OTHER_PROMPT_USED
             self._lifecycle.report(used)
         # After that: the other picture has unloaded the LoRAs, and the embeddings in their files.
@@ -234,7 +234,7 @@ class Engine:
             self._lifecycle.report(Event.BUNDLE_USED)
         if has_script(payload.body):
             self._lifecycle.report(Event.SCRIPT_USED)
-        answer = await self._runner.post(payload.body, stopwatch)
+        answer = await self._runner.post(payload.route, payload.body, stopwatch)
         checkpoint = answer.facts.get("sd_model_name")
         if checkpoint and not is_script:  # a script's facts are those of its first picture
             self._loaded = (checkpoint, payload.expected.vae)

@@ -1,4 +1,4 @@
-"""One txt2img at a time: posted, followed, and stopped when its job ends before it does.
+"""One job in the engine at a time: posted, followed, and stopped when its job ends before it does.
 
 A caller that stops waiting for a POST first makes sure that nothing runs in the engine any more.
 So no job is sent again while it may still run, and no job waits for an abandoned one.
@@ -17,7 +17,7 @@ from typing import Any
 from worker.errors import WorkerError
 from worker.generation import picture
 from worker.stopwatch import Stopwatch
-from worker.webui.client import Txt2ImgAnswer, WebUI, of_generation
+from worker.webui.client import PictureAnswer, WebUI, of_generation
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.timing import EngineTiming
 
@@ -26,27 +26,30 @@ ReportProgress = Callable[[Mapping[str, Any]], None]
 log = logging.getLogger(__name__)
 
 
-class Txt2ImgRunner:
-    """Runs one txt2img after the other. Not for concurrent use."""
+class Runner:
+    """Has the engine make one picture after the other. Not for concurrent use."""
 
     def __init__(self, webui: WebUI, lifecycle: Lifecycle, timing: EngineTiming) -> None:
         self._webui = webui
         self._lifecycle = lifecycle
         self._timing = timing
 
-    async def post(self, body: Mapping[str, Any], stopwatch: Stopwatch) -> Txt2ImgAnswer:
+    async def post(
+        self, route: str, body: Mapping[str, Any], stopwatch: Stopwatch
+    ) -> PictureAnswer:
         """Generate; at the deadline, or when the job is cancelled, the engine is stopped first.
 
         Raises:
             JobTimeout, asyncio.CancelledError: after the engine has stopped, or counts as hung.
-            WorkerError: as from `WebUI.txt2img`.
+            WorkerError: as from `WebUI.generate`.
         """
         if not stopwatch.left():
             raise stopwatch.expired("no picture")
         # The deadline is kept here and not by the socket: the POST must stay open until the engine
         # has stopped, because its end is the best sign of that.
         patience = stopwatch.left() + 2 * self._timing.stop_patience
-        posted = asyncio.ensure_future(asyncio.to_thread(self._webui.txt2img, body, patience))
+        posting = asyncio.to_thread(self._webui.generate, route, body, patience)
+        posted = asyncio.ensure_future(posting)
         try:
             done, _ = await asyncio.wait({posted}, timeout=stopwatch.left())
         except asyncio.CancelledError:
@@ -57,7 +60,7 @@ class Txt2ImgRunner:
             raise stopwatch.expired("no picture")
         return posted.result()
 
-    async def _stop(self, posted: asyncio.Future[Txt2ImgAnswer]) -> None:
+    async def _stop(self, posted: asyncio.Future[PictureAnswer]) -> None:
         """Interrupt until the POST returns; its partial picture is dropped."""
         # Nothing awaits it any more: take its exception, or asyncio logs it as never retrieved.
         posted.add_done_callback(lambda future: future.cancelled() or future.exception())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from worker.job.foreign_fields import HARMLESS, HARMLESS_OPTIONS, Harmless
+from worker.clients.foreign_fields import HARMLESS, HARMLESS_OPTIONS, Harmless
 from worker.shown import shown
 
 # A1111 cuts off the fraction of these; clients calculate them.
