@@ -88,7 +88,9 @@ def errors() -> str:
 def job_fields() -> str:
     """The fields of a job that are not A1111's: only these have a description."""
     names = list(Txt2ImgRequest.model_fields)
-    return _fields(Txt2ImgRequest, sorted(names, key=lambda name: name in TemplateDefaults.model_fields))
+    return _fields(
+        Txt2ImgRequest, sorted(names, key=lambda name: name in TemplateDefaults.model_fields)
+    )
 
 
 def output_fields() -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from fakes.recorded import recorded
 
+from worker.clients.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
 from worker.config.settings import PROJECT
 from worker.errors import InvalidInput
 from worker.generation.payload import OURS
-from worker.clients.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
 from worker.job.request import OverrideSettings, input_of
 from worker.job.txt2img import Txt2ImgRequest, parse

@@ -55,7 +55,7 @@ class Fake:
 
         return ask
 
-    def generate(self, _route, body, _timeout):
+    def draw(self, _route, body, _timeout):
         self.asked.append("hires" if body.get("enable_hr") else "txt2img")
         self.on.pop("txt2img", lambda: None)()
         name = body["override_settings"].get("sd_model_checkpoint", "default")

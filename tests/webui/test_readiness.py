@@ -49,7 +49,7 @@ class World:
         for due in [due for due in self.later if self.now >= due]:
             self.report(self.later.pop(due))
 
-    def generate(self, _route, body, **_):
+    def draw(self, _route, body, **_):
         self.note("txt2img")
         name = body.get("override_settings", {}).get("sd_model_checkpoint", self.listed[0])
         if name in self.unusable:

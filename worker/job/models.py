@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from worker.clients.nothing_asked import VAE_WORDS
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.formats.names import stem_of
 from worker.job.model_fields import LoraReference, ModelReference
-from worker.clients.nothing_asked import VAE_WORDS
 from worker.job.prompt import LoraTag
 from worker.job.reference import StoreName, Wanted, local_path, parse_reference
 from worker.job.request import OverrideSettings, PictureRequest

@@ -1,4 +1,4 @@
-"""What the inputs of the jobs that draw have in common: A1111's fields by their own names, and ours.
+"""The input of a job that draws, without its task's own fields: A1111's fields, and ours.
 
 The models here, in `worker.job.txt2img` and in `worker.job.img2img` are the schema (`python
 handler.py --schema` prints it as JSON Schema). They are stricter than A1111, which ignores unknown
@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from worker.clients.nothing_asked import without_blanks, without_nulls
+from worker.clients.without_effect import without_effect
 from worker.errors import InvalidInput
 from worker.job.model_fields import (
     Float,
@@ -35,12 +37,9 @@ from worker.job.model_fields import (
     Strict,
     no_nul,
 )
-from worker.clients.nothing_asked import without_blanks, without_nulls
 from worker.job.output_fields import Output
 from worker.job.problems import check_size, joined, problems_of
-from worker.clients.without_effect import without_effect
 from worker.shown import shown
-
 
 
 def _strict_json(value: JsonValue) -> JsonValue:

@@ -1,4 +1,4 @@
-"""The tasks that draw: check, prepare the models, generate and prove, deliver."""
+"""The tasks that draw: check, prepare models and pictures, generate and prove, deliver."""
 
 from __future__ import annotations
 
@@ -8,37 +8,44 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from worker.answer import plain
 from worker.errors import WorkerError
-from worker.generation import payload
+from worker.generation import init_images, payload
+from worker.generation.init_images import InitImages
 from worker.generation.payload import Payload
-from worker.job import txt2img
+from worker.job import request
+from worker.job.img2img import Img2ImgRequest
 from worker.job.models import Models
 from worker.job.request import PictureRequest
 from worker.job.template_file import hint_about_default
-from worker.service.waiting import in_thread
+from worker.job.txt2img import Txt2ImgRequest
+from worker.service.waiting import in_thread, together
 from worker.tasks import picture_result
 from worker.tasks.picture_result import PictureResult, Undelivered
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 from worker.webui.client import PictureAnswer
 
+Request = TypeVar("Request", bound=PictureRequest)
 
-def check(worker: Worker, job: Job) -> Txt2ImgRequest:
+
+def check(worker: Worker, job: Job, model: type[Request]) -> Request:
     """The job's input, completed from its template and checked.
 
     Raises:
         InvalidInput: names what is wrong.
     """
     with job.stopwatch.phase("validate"):
-        wanted = request.parse(worker.templates.fill_in(job.input))
+        filled = worker.templates.fill_in(job.input, model.model_fields)
+        wanted = request.check(filled, model)
         job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
         worker.delivery.check(wanted.output)
     return wanted
 
 
-async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> PictureResult:
+async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult:
     """From the checked input to the delivered pictures."""
     async with prepared(worker, job, wanted) as ready:
         async with worker.turns.next(job.stopwatch):
@@ -50,23 +57,24 @@ async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> PictureResult
 class Ready:
     """A job whose models are found, checked and linked, and which the engine can draw."""
 
-    wanted: Txt2ImgRequest
+    wanted: PictureRequest
     models: Models
     payload: Payload
 
 
 @asynccontextmanager
-async def prepared(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> AsyncIterator[Ready]:
-    """Have the job's models ready while the body runs.
+async def prepared(worker: Worker, job: Job, wanted: PictureRequest) -> AsyncIterator[Ready]:
+    """Have the job's models and pictures ready while the body runs.
 
     Raises:
-        WorkerError: names what the engine or the store does not have; the engine was not used.
+        WorkerError: names what the engine or the store does not have, or which picture cannot be
+            used; the engine was not used.
     """
-    names = payload.engine_names(wanted, worker.engine.catalog)
-    with job.stopwatch.phase("prepare"):
-        models = await _prepare(worker, job, wanted)
+    catalog = worker.engine.catalog
+    names = payload.engine_names(wanted, catalog)
+    models, brought = await _models_and_pictures(worker, job, wanted)
     try:
-        composed = payload.build(wanted, names, models, worker.engine.catalog.styles)
+        composed = payload.build(wanted, names, models, catalog.styles, brought)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
@@ -96,7 +104,7 @@ async def deliver(
     return PictureResult.model_construct(**delivered)
 
 
-def find_or_fetch(worker: Worker, wanted: Txt2ImgRequest, stop: threading.Event) -> Models:
+def find_or_fetch(worker: Worker, wanted: PictureRequest, stop: threading.Event) -> Models:
     """The job's models, pinned; the engine lists its folders again before the next picture."""
     models, new = worker.models.prepare_models_for_request(wanted, stop)
     if new:
@@ -106,7 +114,38 @@ def find_or_fetch(worker: Worker, wanted: Txt2ImgRequest, stop: threading.Event)
     return models
 
 
-async def _prepare(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Models:
+async def _models_and_pictures(
+    worker: Worker, job: Job, wanted: PictureRequest
+) -> tuple[Models, InitImages | None]:
+    """Both at the same time; the first failure ends the other one."""
+    return await together(
+        _prepare(worker, job, wanted),
+        _read_pictures(worker, job, wanted),
+        undo=worker.models.release,
+    )
+
+
+async def _read_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> InitImages | None:
+    """The pictures that the job brings, checked; None for a job of txt2img."""
+    if not isinstance(wanted, Img2ImgRequest):
+        return None
+
+    def read(stop: threading.Event) -> InitImages:
+        return init_images.read(wanted, worker.images.read_all(wanted.images, stop))
+
+    with job.stopwatch.phase("images"):
+        brought = await in_thread(read, job.stopwatch, undo=lambda _: None)
+    if brought is None:
+        raise job.stopwatch.expired("the job's pictures were not read")
+    return brought
+
+
+async def _prepare(worker: Worker, job: Job, wanted: PictureRequest) -> Models:
+    with job.stopwatch.phase("prepare"):
+        return await _find_models(worker, job, wanted)
+
+
+async def _find_models(worker: Worker, job: Job, wanted: PictureRequest) -> Models:
     prepare = functools.partial(find_or_fetch, worker, wanted)
     try:
         models = await in_thread(prepare, job.stopwatch, undo=worker.models.release)
@@ -152,7 +191,15 @@ TXT2IMG = Task(
     name="txt2img",
     description="Makes pictures from a prompt; the task of a job that names none.",
     fields=Txt2ImgRequest,
-    read=check,
+    read=functools.partial(check, model=Txt2ImgRequest),
+    run=run,
+    output=PictureResult,
+)
+IMG2IMG = Task(
+    name="img2img",
+    description="Makes pictures from a picture and a prompt, or draws a masked part of it anew.",
+    fields=Img2ImgRequest,
+    read=functools.partial(check, model=Img2ImgRequest),
     run=run,
     output=PictureResult,
 )

@@ -6,4 +6,4 @@ from worker.tasks import health, pictures, templates
 from worker.tasks.task import Tasks
 from worker.tasks.worker import Worker
 
-TASKS: Tasks[Worker] = Tasks(pictures.TXT2IMG, templates.TASK, health.TASK)
+TASKS: Tasks[Worker] = Tasks(pictures.TXT2IMG, pictures.IMG2IMG, templates.TASK, health.TASK)

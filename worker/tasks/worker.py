@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from worker.config.settings import Settings
 from worker.delivery.delivery import Delivery
 from worker.formats.names import Kind
+from worker.images.reader import ImageReader
 from worker.job.models import Models
 from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
@@ -69,6 +70,7 @@ class Worker:
     """One engine and one model store. Jobs run side by side, but only one of them generates.
 
     Attributes:
+        images: reads the pictures that jobs bring.
         tasks: the table of tasks, for tasks that run or describe others.
         counters: jobs by how they ended.
         turns: gives the engine to one job after the other.
@@ -79,6 +81,7 @@ class Worker:
     models: JobModels
     templates: Templates
     delivery: Delivery
+    images: ImageReader
     tasks: Tasks[Worker]
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(default_factory=Turns)

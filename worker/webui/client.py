@@ -109,8 +109,8 @@ class WebUI:
 
     # Generation ------------------------------------------------------------------------------
 
-    def generate(self, route: str, body: Mapping[str, Any], timeout: float) -> PictureAnswer:
-        """Generate by POST to txt2img or img2img; blocks until the engine returns the pictures.
+    def draw(self, route: str, body: Mapping[str, Any], timeout: float) -> PictureAnswer:
+        """Draw by POST to txt2img or img2img; blocks until the engine returns the pictures.
 
         Raises:
             ConnectionLost: there was no answer.

@@ -41,14 +41,14 @@ class Runner:
 
         Raises:
             JobTimeout, asyncio.CancelledError: after the engine has stopped, or counts as hung.
-            WorkerError: as from `WebUI.generate`.
+            WorkerError: as from `WebUI.draw`.
         """
         if not stopwatch.left():
             raise stopwatch.expired("no picture")
         # The deadline is kept here and not by the socket: the POST must stay open until the engine
         # has stopped, because its end is the best sign of that.
         patience = stopwatch.left() + 2 * self._timing.stop_patience
-        posting = asyncio.to_thread(self._webui.generate, route, body, patience)
+        posting = asyncio.to_thread(self._webui.draw, route, body, patience)
         posted = asyncio.ensure_future(posting)
         try:
             done, _ = await asyncio.wait({posted}, timeout=stopwatch.left())
