@@ -24,6 +24,7 @@ from worker.webui.supervisor import Supervisor
 
 SECRET = "/volume/private/token-abcdef"
 FOX = {"name": "Fox", "checkpoint": "base"}
+PICTURE = base64.b64encode(png(64, 64, b"\x01\x02\x03", "")).decode()
 
 
 class StubEngine(Engine):
@@ -35,12 +36,11 @@ class StubEngine(Engine):
         super().__init__(self, Supervisor(folder, None), None)
         self.catalog = catalog
 
-    async def generate(self, payload, _stopwatch, report, arrange):
+    async def generate(self, _payload, _stopwatch, report, arrange):
         arrange()
         report({"phase": "generate", "step": 1, "steps": 2})
         facts = {"sd_model_name": "base", "extra_generation_params": {}}
-        image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
-        return PictureAnswer([image], payload.body, json.dumps(facts), facts)
+        return PictureAnswer([PICTURE], {"prompt": "a fox"}, json.dumps(facts), facts)
 
     def memory(self):
         return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}
@@ -84,8 +84,9 @@ def worker(tmp_path, catalog, templates_file):
 def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(worker, retiring):
     worker.worker.engine.retiring = retiring
     worker.worker.startup.seconds = {"engine": 1.5, "total": 1.5}
-    picture = {"prompt": "a fox", "steps": 2}
-    jobs = [picture, picture, {"task": "health"}, {"task": "templates"}]
+    picture = {"prompt": "a fox", "steps": 2, "width": 64, "height": 64}
+    from_picture = {"task": "img2img", "init_images": [PICTURE], "steps": 2}
+    jobs = [picture, picture, {"task": "health"}, {"task": "templates"}, from_picture]
 
     async def story():
         return [await worker({"id": "job-1", "input": job}) for job in jobs]
@@ -99,13 +100,15 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
         task.output.model_validate(answer, strict=True, extra="forbid")
         assert ("refresh_worker" in answer) == bool(retiring)
     assert {task.name for task in tasks} == {task.name for task in TASKS}
-    first, second, health, listed = answers
+    first, second, health, listed, drawn = answers
     assert (first["startup"], second.get("startup")) == (worker.worker.startup.seconds, None)
     assert (first["template"], first["info"][:17]) == ("fox", '{"sd_model_name":')
     base = {"kind": "checkpoint", "name": "base", "sha256": "a" * 64, "source": "job"}
     assert first["models"] == [base]
     assert first["cache_info"]["checkpoints_cached"] == 1
     assert " ".join(first["timings"]) == "validate prepare queue generate deliver total"
+    assert {"prepare", "images"} < drawn["timings"].keys()
+    assert PICTURE not in json.dumps(drawn["parameters"])
     assert health["worker"]["jobs"]["completed"] == 2
     assert health["engine"]["memory"] == worker.worker.engine.memory()
     (fox,) = listed["templates"]

@@ -24,7 +24,7 @@ _LEAST_SIDE, _LARGEST_SIDE = 64, 4096
 _LEAST_LATENT = 8  # pixels of a side that become one of the latent picture
 _CONTENTS = {0: "fill", 2: "latent noise", 3: "latent nothing"}  # of the masked part; 1: unreported
 _WHITE = 255
-_HALF = 128  # with mask_round A1111 takes the levels below this as black
+_HALF = 128  # with mask_round A1111 takes grey below this as black, and alpha up to this
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,13 @@ def _marks(request: Img2ImgRequest, mask: InputImage) -> bool:
     """Whether the mask marks any pixel, read as A1111 reads it: its alpha, or else its grey."""
     with Image.open(io.BytesIO(mask.data), formats=("PNG", "JPEG", "WEBP")) as image:
         band = image.getchannel("A") if image.mode == "RGBA" else None
-        if band is None or band.getextrema() == (_WHITE, _WHITE):
-            band = image.convert("L")
-        low, high = cast("tuple[int, int]", band.getextrema())
-    level = _WHITE - low if request.inpainting_mask_invert else high
-    return level >= (_HALF if request.mask_round else 1)
+        is_alpha = band is not None and band.getextrema() != (_WHITE, _WHITE)
+        grey = band if band and is_alpha else image.convert("L")
+        low, high = cast("tuple[int, int]", grey.getextrema())
+    if not request.mask_round:
+        return low < _WHITE if request.inpainting_mask_invert else high > 0
+    least = _HALF + 1 if is_alpha else _HALF
+    return low < least if request.inpainting_mask_invert else high >= least
 
 
 def _size(image: InputImage) -> Size:
@@ -139,17 +141,18 @@ def drawn_size(request: Img2ImgRequest, picture: Size) -> Size:
     A side that the job leaves out follows from the picture: both are its own, or a smaller size of
     the same shape if it is large; one fits the other.
     """
-    given = request.model_fields_set
-    if {"width", "height"} <= given:
-        return request.width // 8 * 8, request.height // 8 * 8
-    width, height = picture
-    if "width" in given:
-        return request.width // 8 * 8, _side(request.width * height / width)
-    if "height" in given:
-        return _side(request.height * width / height), request.height // 8 * 8
-    smaller = min(1.0, (_MOST_PIXELS / (width * height)) ** 0.5)
-    larger = max(smaller, _LEAST_SIDE / min(width, height))
-    return _side(width * larger), _side(height * larger)
+    given = request.model_fields_set & {"width", "height"}
+    width, height = request.width // 8 * 8, request.height // 8 * 8
+    own_width, own_height = picture
+    if given == {"width"}:
+        return width, _side(width * own_height / own_width)
+    if given == {"height"}:
+        return _side(height * own_width / own_height), height
+    if given:
+        return width, height
+    smaller = min(1.0, (_MOST_PIXELS / (own_width * own_height)) ** 0.5)
+    scale = max(smaller, _LEAST_SIDE / min(picture))
+    return _side(own_width * scale), _side(own_height * scale)
 
 
 def _side(length: float) -> int:
@@ -166,6 +169,8 @@ def reported(request: Img2ImgRequest) -> dict[str, object]:
     facts: dict[str, object] = {"Denoising strength": request.denoising_strength}
     if request.initial_noise_multiplier not in {None, 1}:
         facts["Noise multiplier"] = request.initial_noise_multiplier
+    if extra := request.override_settings and request.override_settings.img2img_extra_noise:
+        facts["Extra noise"] = extra
     if not request.mask:
         return facts
     across, down = request.blur
