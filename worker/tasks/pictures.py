@@ -48,7 +48,7 @@ def check(worker: Worker, job: Job, model: type[Request]) -> Request:
 async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult:
     """From the checked input to the delivered pictures."""
     async with prepared(worker, job, wanted) as ready:
-        async with worker.turns.next(job.stopwatch):
+        async with worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models)):
             generated = await generate(worker, job, ready)
         return await deliver(worker, job, ready, generated)
 
@@ -72,12 +72,19 @@ async def prepared(worker: Worker, job: Job, wanted: PictureRequest) -> AsyncIte
     """
     catalog = worker.engine.catalog
     names = payload.engine_names(wanted, catalog)
-    models, brought = await _models_and_pictures(worker, job, wanted)
+    with job.stopwatch.phase("prepare"):
+        async with worker.preparing:
+            models, brought = await _models_and_pictures(worker, job, wanted)
     try:
         composed = payload.build(wanted, names, models, catalog.styles, brought)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
+
+
+def _checkpoint(worker: Worker, models: Models) -> str:
+    """The checkpoint that the engine must have loaded for these models."""
+    return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
 
 
 async def generate(worker: Worker, job: Job, ready: Ready) -> PictureAnswer:
@@ -141,11 +148,6 @@ async def _read_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> In
 
 
 async def _prepare(worker: Worker, job: Job, wanted: PictureRequest) -> Models:
-    with job.stopwatch.phase("prepare"):
-        return await _find_models(worker, job, wanted)
-
-
-async def _find_models(worker: Worker, job: Job, wanted: PictureRequest) -> Models:
     prepare = functools.partial(find_or_fetch, worker, wanted)
     try:
         models = await in_thread(prepare, job.stopwatch, undo=worker.models.release)
