@@ -42,6 +42,7 @@ from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
 from worker.job.template_file import Templates, hint_about_default
 from worker.models.store.progress import listener
+from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
 from worker.service import result, schema
 from worker.service.arguments import read as read_arguments
@@ -91,6 +92,7 @@ class Handler:
         self._models = models
         self._templates = templates
         self._delivery = build_delivery(settings)
+        self._wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
         self._turns = Turns()
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -132,12 +134,12 @@ class Handler:
     # The task txt2img: check, prepare, generate and prove, deliver -------------------------------
 
     def check(self, job: Job) -> Txt2ImgRequest:
-        """The job's input, completed from its template and checked."""
+        """The job's input, completed from its template and checked, with resolved wildcards."""
         with job.stopwatch.phase("validate"):
             wanted = request.parse(self._templates.fill_in(job.input))
             job.stopwatch.limit(wanted.timeout or self._settings.job_timeout)
             self._delivery.check(wanted.output)
-        return wanted
+            return self._wildcards.resolve(wanted)
 
     async def make_pictures(self, job: Job, wanted: Txt2ImgRequest) -> result.Txt2ImgResult:
         """From the checked input to the delivered pictures."""
@@ -212,6 +214,7 @@ class Handler:
             timings=job.stopwatch.timings(),
             warnings=list(composed.warnings),
             template=wanted.template,
+            resolved=result.resolved_prompts(wanted),
             startup=self._startup_once(),
         )
 
