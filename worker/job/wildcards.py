@@ -33,7 +33,8 @@ from worker.shown import shown
 LONGEST = 32_768  # characters of a prompt, as `worker.job.request.Text`
 MOST_LEVELS = 40  # groups and files inside one another
 MOST_CHOSEN = 100  # options of one group
-MOST_WORK = 4_000_000  # characters and lines that are read for one job: about three seconds
+MOST_CHOICES = 5_000  # of one job: about half a second
+MOST_READ = 2_000_000  # characters and lines for one job: about another half
 
 _UNIT = 10**6  # the weight 1: weights are whole numbers, so that choices are exact everywhere
 _SHOWN = 40
@@ -45,7 +46,7 @@ _TOKEN = re.compile(
     |(?P<unknown>[$%]\{{|\{{%)
     |(?P<open>\{{)|(?P<bar>\|)|(?P<close>\}})|(?P<dollars>\$\$)
     |(?P<wildcard>__(?P<sampler>[@!]|~?)(?P<name>{_NAME})(?P<values>\([^()\n]{{0,99}}\))?__)
-    |(?P<tag><(?=\w+:))|(?P<tag_end>>)""",
+    |(?P<tag><(?=\w{{1,40}}:))|(?P<tag_end>>)""",
     re.VERBOSE,
 )
 _BRACKET = re.compile(r"\\[^#\n]|#[^\n]*|[{}|[\]]")
@@ -152,15 +153,18 @@ class _Draws:
 
 @dataclass
 class _Budget:
-    """What may still be read for one job."""
+    """What one job has read and chosen."""
 
-    left: int = MOST_WORK
+    read: int = 0
+    choices: int = 0
 
-    def spend(self, amount: int) -> None:
-        self.left -= amount
-        if self.left < 0:
+    def spend(self, amount: int, *, choices: int = 0) -> None:
+        self.read += amount
+        self.choices += choices
+        if self.read > MOST_READ or self.choices > MOST_CHOICES:
             raise InvalidInput(
-                f"the job's wildcards need more than {MOST_WORK:,} characters and lines.",
+                f"the job's wildcards need more than {MOST_CHOICES:,} choices, or more than"
+                f" {MOST_READ:,} characters and lines.",
                 hint="Use fewer wildcards, or smaller files.",
             )
 
@@ -409,7 +413,7 @@ class _Choices:
         """So many different items; fewer if the others have the weight 0."""
         left, picked = list(items), list[Item]()
         while left and len(picked) < count:
-            self._budget.spend(len(left))
+            self._budget.spend(len(left), choices=1)
             sums = list(accumulate(item.weight for item in left))
             if not sums[-1]:
                 break
