@@ -372,22 +372,17 @@ class _Choices:
         self._levels += 1
         if self._levels > MOST_LEVELS:
             raise self._refused(f"is nested more than {MOST_LEVELS} levels deep")
-        if isinstance(part, _Wildcard):
-            (line,) = self._pick(self._lines(part.name), 1)
-            text = self._line(line, part)
-        elif wildcard := part.only_wildcard():
-            lines = self._pick_some(part, self._lines(wildcard.name))
-            text = self._joined(part, [self._line(line, wildcard) for line in lines])
+        group = part if isinstance(part, _Group) else _Group(0)  # of one line
+        wildcard = part.only_wildcard() if isinstance(part, _Group) else part
+        if wildcard:
+            lines = self._pick_some(group, self._lines(wildcard.name))
+            pieces = [self._line(line, wildcard) for line in lines]
         else:
-            options = self._pick_some(part, part.options)
-            text = self._joined(part, [self.words(option.parts) for option in options])
+            pieces = [self.words(one.parts) for one in self._pick_some(group, group.options)]
         self._levels -= 1
-        return text
-
-    def _joined(self, group: _Group, pieces: Sequence[str]) -> str:
         if group.separator is None:
             return "".join(pieces)
-        return self.words([group.separator.join(one.strip() for one in pieces if one.strip())])
+        return group.separator.join(one.strip() for one in pieces if one.strip())
 
     def _line(self, line: Line, wildcard: _Wildcard) -> str:
         if line.file in self._files:
@@ -402,15 +397,12 @@ class _Choices:
         return text
 
     def _pick_some(self, group: _Group, items: Sequence[Item]) -> list[Item]:
+        """As many different items as the group chooses; fewer if the others have the weight 0."""
         most = min(len(items) if group.most is None else group.most, len(items))
         if most > MOST_CHOSEN:
             raise self._refused(f"has a group with {most} options to choose, above {MOST_CHOSEN}")
         fewest = min(group.fewest, most)
-        extra = self._draws.below(most - fewest + 1) if most > fewest else 0
-        return self._pick(items, fewest + extra)
-
-    def _pick(self, items: Sequence[Item], count: int) -> list[Item]:
-        """So many different items; fewer if the others have the weight 0."""
+        count = fewest + (self._draws.below(most - fewest + 1) if most > fewest else 0)
         left, picked = list(items), list[Item]()
         while left and len(picked) < count:
             self._budget.spend(len(left), choices=1)
