@@ -92,9 +92,9 @@ def test_wildcards_are_resolved_before_the_job_is_checked_and_the_answer_has_the
 
     async def story():
         jobs = [job, *(job | {"prompt": prompt} for prompt in wrong), {"prompt": "{a|b}"}]
-        answers = [await worker({"id": "job-1", "input": one}) for one in jobs]
-        seed = answers[0]["parameters"]["seed"]
-        return [*answers, await worker({"id": "job-2", "input": job | {"seed": seed}})]
+        batch = await worker({"id": "job-1", "input": {"task": "batch", "inputs": jobs}})
+        seed = batch["results"][0]["parameters"]["seed"]
+        return [*batch["results"], await worker({"id": "job-2", "input": job | {"seed": seed}})]
 
     first, no_lora, no_weight, unclosed, unknown, without, again = asyncio.run(story())
     sent = first["parameters"]

@@ -4,7 +4,13 @@ import pytest
 
 from worker.errors import InvalidInput
 from worker.job.request import parse
-from worker.models.wildcard_files import LARGEST_FILE, MOST_FILES, MOST_SEEDS, WildcardFiles
+from worker.models.wildcard_files import (
+    LARGEST_FILE,
+    MOST_CHARACTERS,
+    MOST_FILES,
+    MOST_SEEDS,
+    WildcardFiles,
+)
 
 WRITTEN = {
     "own/wildcards/colors.txt": "red",
@@ -93,11 +99,14 @@ def test_without_any_file_the_error_names_the_folder(tmp_path):
         resolved(WildcardFiles(tmp_path), "__colors__")
 
 
-def test_a_job_reads_a_bounded_number_of_files(files, tmp_path):
+def test_a_job_reads_a_bounded_number_of_files_and_characters(files, tmp_path):
     for number in range(MOST_FILES + 1):
         (tmp_path / f"own/wildcards/n{number}.txt").write_text("a")
-    with pytest.raises(InvalidInput, match=f"more than {MOST_FILES} files"):
-        resolved(files, "__n*__")
+    for number in range(MOST_CHARACTERS // LARGEST_FILE + 1):
+        (tmp_path / f"own/wildcards/large{number}.txt").write_text("a" * LARGEST_FILE)
+    for pattern in ("n", "large"):
+        with pytest.raises(InvalidInput, match=f"more than {MOST_FILES} files"):
+            resolved(files, f"__{pattern}*__")
 
 
 def test_a_file_that_is_added_or_changed_is_used_by_the_next_job(files, tmp_path):

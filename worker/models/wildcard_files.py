@@ -21,7 +21,7 @@ FOLDER, SUFFIX = "wildcards", ".txt"
 PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt")
 
 LARGEST_FILE = 1 << 20  # bytes
-MOST_FILES = 200  # that one job may read
+MOST_FILES, MOST_CHARACTERS = 200, 4_000_000  # of the files that one job reads
 MOST_SEEDS = 2**32 - 2  # A1111 chooses a seed below this number for a job with -1
 
 _GLOB = re.compile(r"[*?]")
@@ -69,6 +69,7 @@ class _Reader:
     def __init__(self, paths: dict[str, tuple[Path, Path]]) -> None:
         self._paths = paths
         self._read: dict[str, list[Line]] = {}
+        self._characters = 0
 
     def lines(self, name: str) -> list[Line]:
         """The lines of all files that the name in a prompt means.
@@ -92,16 +93,23 @@ class _Reader:
 
     def _of(self, name: str) -> list[Line]:
         if name not in self._read:
-            if len(self._read) >= MOST_FILES:
+            content = _content(name, *self._paths[name])
+            self._characters += len(content)
+            if len(self._read) >= MOST_FILES or self._characters > MOST_CHARACTERS:
                 raise InvalidInput(
-                    f"the job's wildcards need more than {MOST_FILES} files.",
+                    f"the job's wildcards need more than {MOST_FILES} files, or files with more"
+                    f" than {MOST_CHARACTERS:,} characters together.",
                     hint="Name fewer wildcards, or use a narrower pattern.",
                 )
-            self._read[name] = _read(name, *self._paths[name])
+            self._read[name] = wildcards.lines_of(content, name)
+        if not self._read[name]:
+            file = f"{FOLDER}/{name}{SUFFIX}"
+            hint = "Write one option on each line."
+            raise InvalidInput(f"{file!r} has no line with words.", hint=hint)
         return self._read[name]
 
 
-def _read(name: str, path: Path, folder: Path) -> list[Line]:
+def _content(name: str, path: Path, folder: Path) -> str:
     file = f"{FOLDER}/{name}{SUFFIX}"
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -117,9 +125,7 @@ def _read(name: str, path: Path, folder: Path) -> list[Line]:
         content = "\0"
     if "\0" in content:
         raise InvalidInput(f"{file!r} is not a text in UTF-8.", hint="Save it in UTF-8.")
-    if lines := wildcards.lines_of(content, name):
-        return lines
-    raise InvalidInput(f"{file!r} has no line with words.", hint="Write one option on each line.")
+    return content
 
 
 _LARGEST = f"It must be a file of at most {LARGEST_FILE >> 20} MiB."
