@@ -32,7 +32,7 @@ Request = TypeVar("Request", bound=PictureRequest)
 
 
 def check(worker: Worker, job: Job, model: type[Request]) -> Request:
-    """The job's input, completed from its template and checked.
+    """The job's input, completed from its template and checked, with its wildcards resolved.
 
     Raises:
         InvalidInput: names what is wrong.
@@ -42,7 +42,7 @@ def check(worker: Worker, job: Job, model: type[Request]) -> Request:
         wanted = request.check(filled, model)
         job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
         worker.delivery.check(wanted.output)
-    return wanted
+        return worker.wildcards.resolve(wanted)
 
 
 async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult:
@@ -185,6 +185,7 @@ async def _describe(
         timings=job.stopwatch.timings(),
         warnings=list(ready.payload.warnings),
         template=ready.wanted.template,
+        resolved=picture_result.resolved_prompts(ready.wanted),
         startup=worker.startup.once(),
     )
 

@@ -15,6 +15,7 @@ from worker.images.reader import ImageReader
 from worker.job.models import Models
 from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
+from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
 from worker.service.waiting import BatchTurn, Turns
 from worker.tasks.task import Tasks
@@ -73,6 +74,7 @@ class Worker:
     Attributes:
         images: reads the pictures that jobs bring.
         tasks: the table of tasks, for tasks that run or describe others.
+        wildcards: resolves the prompts of jobs that ask for it.
         counters: jobs by how they ended.
         turns: gives the engine to one job after the other.
         preparing: open while a job's models are found or fetched; a batch limits how many are.
@@ -85,6 +87,7 @@ class Worker:
     delivery: Delivery
     images: ImageReader
     tasks: Tasks[Worker]
+    wildcards: WildcardFiles
     counters: Counters = field(default_factory=Counters)
     turns: Turns | BatchTurn = field(default_factory=Turns)
     preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
