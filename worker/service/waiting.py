@@ -56,7 +56,7 @@ class Turns:
                     self._engine.release()
 
             if not await _is_done_in_time(turn, stopwatch, give_up):
-                raise stopwatch.expired("the engine was busy with other jobs; no picture")
+                raise stopwatch.expired("the engine was busy with other jobs; no result")
         try:
             yield
         finally:
