@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -57,8 +57,15 @@ class Attempts:
         self._runner = runner
         self._timing = timing
 
-    async def until_done(self, work: Work[T], stopwatch: Stopwatch, report: ReportProgress) -> T:
+    async def until_done(
+        self, work: Work[T], stopwatch: Stopwatch, report: ReportProgress | None = None
+    ) -> T:
         """The result of the first attempt that succeeds, of at most `recovery.MAX_ATTEMPTS`.
+
+        Args:
+            work: what the engine is to do.
+            stopwatch: the job's deadline.
+            report: is called with the progress of pictures; None: it is not asked for.
 
         Raises:
             WorkerError: of the last attempt; `attempts` in its details counts them.
@@ -67,7 +74,7 @@ class Attempts:
         failures: list[WorkerError] = []
         while True:
             try:
-                async with self._runner.followed(report, preview=work.preview):
+                async with self._followed(report, work):
                     result = await work.attempt()
             except WorkerError as error:
                 error.details["attempts"] = len(failures) + 1
@@ -76,6 +83,11 @@ class Attempts:
             else:
                 self._lifecycle.report(Event.PICTURE_MADE)
                 return result
+
+    def _followed(
+        self, report: ReportProgress | None, work: Work[T]
+    ) -> AbstractAsyncContextManager[None]:
+        return self._runner.followed(report, preview=work.preview) if report else nullcontext()
 
     async def _recover(
         self, error: WorkerError, earlier: list[WorkerError], work: Work[T], stopwatch: Stopwatch

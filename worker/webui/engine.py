@@ -176,7 +176,7 @@ class Engine:
         self._lifecycle.note_checkpoint(self._checkpoint)
         return answer
 
-    async def call(self, call: Call[T], stopwatch: Stopwatch, report: ReportProgress) -> T:
+    async def call(self, call: Call[T], stopwatch: Stopwatch) -> T:
         """Compute something without a prompt, such as an enlarged picture; as `generate` does it.
 
         Raises:
@@ -185,20 +185,21 @@ class Engine:
         """
         attempt = functools.partial(self._attempt_call, call, stopwatch)
         work = Work(attempt, lambda: call.smaller)
-        return await self._attempts.until_done(work, stopwatch, report)
+        return await self._attempts.until_done(work, stopwatch)
 
     async def _attempt_call(self, call: Call[T], stopwatch: Stopwatch) -> T:
         await self._await_ready(stopwatch)
         await self._restore_options()
         try:
-            answer = await self._runner.run(
-                functools.partial(self._webui.post, call.route, call.body), stopwatch
-            )
+            return await self._runner.run(functools.partial(self._ask, call), stopwatch)
         except RouteMissing as error:  # the first picture has shown that all routes are there
             raise EngineRefused(
                 error.message, hint="Use an A1111 v1.9.3: this engine cannot run the task."
             ) from error
-        with reading(call.route):
+
+    def _ask(self, call: Call[T], timeout: float) -> T:
+        answer = self._webui.post(call.route, call.body, timeout)
+        with reading(call.route):  # here, in the thread: the answer may be a large picture
             return call.read(answer)
 
     async def listed(self, route: str) -> Any:  # noqa: ANN401 - JSON
