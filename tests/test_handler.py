@@ -1,5 +1,4 @@
 import asyncio
-import base64
 import json
 import re
 import subprocess
@@ -8,45 +7,19 @@ import threading
 from unittest.mock import Mock
 
 import pytest
-from fakes.a1111.picture import png
 from fakes.a1111.process import write_safetensors
+from fakes.stub_engine import StubEngine, handler_with
 
 import handler
-from model_manager import ModelManager
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
 from worker.tasks.schema import document
 from worker.tasks.table import TASKS
-from worker.webui.client import Txt2ImgAnswer
 from worker.webui.engine import Engine
-from worker.webui.supervisor import Supervisor
 
 SECRET = "/volume/private/token-abcdef"
 FOX = {"name": "Fox", "checkpoint": "base"}
-
-
-class StubEngine(Engine):
-    """An engine whose pictures and memory are these, without a process."""
-
-    catalog, retiring = None, ""
-
-    def __init__(self, catalog, folder):
-        super().__init__(self, Supervisor(folder, None), None)
-        self.catalog = catalog
-
-    async def generate(self, payload, _stopwatch, report, arrange):
-        arrange()
-        report({"phase": "generate", "step": 1, "steps": 2})
-        facts = {"sd_model_name": "base", "extra_generation_params": {}}
-        image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
-        return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
-
-    def memory(self):
-        return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}
-
-    def sd_models(self):
-        return [{"model_name": "base", "sha256": "a" * 64}]
 
 
 @pytest.fixture
@@ -74,10 +47,7 @@ def run():
 def worker(tmp_path, catalog, templates_file):
     """A handler with a model store of one checkpoint, for one event loop."""
     write_safetensors(tmp_path / "models/Stable-diffusion/base.safetensors")
-    folders = {"MODELS_DIR": "models", "BAKED_MODELS_DIR": "baked", "WEBUI_DIR": "webui"}
-    settings = Settings.from_environ({name: str(tmp_path / one) for name, one in folders.items()})
-    engine = StubEngine(catalog, tmp_path)
-    return handler.Handler(settings, engine, ModelManager(settings), Templates(templates_file))
+    return handler_with(StubEngine(catalog, tmp_path), tmp_path, templates_file)
 
 
 @pytest.mark.parametrize("retiring", ["", "out of memory"])
@@ -98,7 +68,6 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
         assert answer == json.loads(json.dumps(answer, allow_nan=False))
         task.output.model_validate(answer, strict=True, extra="forbid")
         assert ("refresh_worker" in answer) == bool(retiring)
-    assert {task.name for task in tasks} == {task.name for task in TASKS}
     first, second, health, listed = answers
     assert (first["startup"], second.get("startup")) == (worker.worker.startup.seconds, None)
     assert (first["template"], first["info"][:17]) == ("fox", '{"sd_model_name":')

@@ -11,7 +11,8 @@ from docs.generate import PAGES
 from worker.config.credentials import SECRET_NAME
 from worker.config.settings import PROJECT
 from worker.job import template
-from worker.job.request import parse
+from worker.job.request import check
+from worker.tasks.table import TASKS
 
 TEXTS = {page: page.read_text() for page in PAGES}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -49,7 +50,8 @@ def test_every_example_is_valid(page):
         elif "output" in example:
             assert set(example["output"]) == answer_keys()
         else:
-            parse(example["input"])
+            job = example["input"]
+            check(job, TASKS.of(job).input)
 
 
 def answer_keys() -> set[str]:

@@ -41,7 +41,7 @@ def check(worker: Worker, job: Job) -> Txt2ImgRequest:
 async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Txt2ImgResult:
     """From the checked input to the delivered pictures."""
     async with prepared(worker, job, wanted) as ready:
-        async with worker.turns.next(job.stopwatch):
+        async with worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models)):
             generated = await generate(worker, job, ready)
         return await deliver(worker, job, ready, generated)
 
@@ -64,12 +64,18 @@ async def prepared(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> AsyncIte
     """
     names = payload.engine_names(wanted, worker.engine.catalog)
     with job.stopwatch.phase("prepare"):
-        models = await _prepare(worker, job, wanted)
+        async with worker.preparing:
+            models = await _prepare(worker, job, wanted)
     try:
         composed = payload.build(wanted, names, models, worker.engine.catalog.styles)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
+
+
+def _checkpoint(worker: Worker, models: Models) -> str:
+    """The checkpoint that the engine must have loaded for these models."""
+    return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
 
 
 async def generate(worker: Worker, job: Job, ready: Ready) -> Txt2ImgAnswer:

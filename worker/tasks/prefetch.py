@@ -111,7 +111,8 @@ async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Prefetched:
         return find_or_fetch(worker, wanted, stop), stored
 
     with job.stopwatch.phase("prepare"):
-        prepared = await in_thread(prepare, job.stopwatch, undo=lambda made: release(made[0]))
+        async with worker.preparing:
+            prepared = await in_thread(prepare, job.stopwatch, undo=lambda made: release(made[0]))
     if prepared is None:
         hint = "The downloaded part is kept: send the job again, or raise `timeout`."
         raise job.stopwatch.expired("the models were not ready", hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worker.tasks import (
+    batch,
     health,
     interrogate,
     pictures,
@@ -21,6 +22,7 @@ TASKS: Tasks[Worker] = Tasks(
     upscale.TASK,
     interrogate.TASK,
     png_info.TASK,
+    batch.TASK,
     prefetch.TASK,
     *LISTS,
     templates.TASK,

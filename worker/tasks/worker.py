@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
 from worker.job.template_file import Templates
 from worker.service.counters import Counters
-from worker.service.waiting import Turns, in_thread
+from worker.service.waiting import BatchTurn, Turns, in_thread
 from worker.tasks.task import Job, Tasks
 from worker.webui.engine import Engine
 
@@ -84,6 +85,7 @@ class Worker:
         tasks: the table of tasks, for tasks that run or describe others.
         counters: jobs by how they ended.
         turns: gives the engine to one job after the other.
+        preparing: open while a job's models are found or fetched; a batch limits how many are.
     """
 
     settings: Settings
@@ -94,7 +96,8 @@ class Worker:
     images: ImageReader
     tasks: Tasks[Worker]
     counters: Counters = field(default_factory=Counters)
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns | BatchTurn = field(default_factory=Turns)
+    preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
     startup: Startup = field(default_factory=Startup)
 
     async def read_images(self, job: Job, images: Mapping[str, str]) -> dict[str, InputImage]:
@@ -110,7 +113,8 @@ class Worker:
         """
         with job.stopwatch.phase("prepare"):
             read = functools.partial(self.images.read_all, images)
-            found = await in_thread(read, job.stopwatch, undo=lambda _: None)
+            async with self.preparing:
+                found = await in_thread(read, job.stopwatch, undo=lambda _: None)
         if found is None:
             raise job.stopwatch.expired("the pictures of the job were not read")
         return found
