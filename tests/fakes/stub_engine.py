@@ -4,7 +4,11 @@ import base64
 import json
 
 import handler
+from fakes.a1111.extras import Extras, read_extras
+from fakes.a1111.faults import Faults
 from fakes.a1111.picture import png
+from fakes.a1111.state import Options
+from fakes.recorded import recorded
 from model_manager import ModelManager
 from worker.config.settings import Settings
 from worker.job.template_file import Templates
@@ -21,6 +25,7 @@ class StubEngine(Engine):
     def __init__(self, catalog, folder):
         super().__init__(self, Supervisor(folder, None), None)
         self.catalog = catalog
+        self.extras = Extras(folder / "webui", Options(folder / "config.json"), Faults(""))
 
     async def generate(self, payload, _stopwatch, report, arrange):
         arrange()
@@ -28,6 +33,14 @@ class StubEngine(Engine):
         facts = {"sd_model_name": "base", "extra_generation_params": {}}
         image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
         return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
+
+    async def call(self, call, _stopwatch):
+        if call.route == "interrogate":
+            return call.read({"caption": "a fox"})
+        return call.read(self.extras.enlarge(read_extras(call.body)))
+
+    async def listed(self, route):
+        return recorded(f"get_{route}")
 
     def memory(self):
         return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}
