@@ -20,8 +20,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from worker.config import webui_config
@@ -188,12 +189,30 @@ class ModelManager:
             replaced, self.store.replaced = self.store.replaced, set()
             return replaced
 
-    def release(self, models: Models) -> None:
-        """Unpin the models of a job that has ended."""
+    def release(self, models: Models, *, was_loaded: bool = True) -> None:
+        """Unpin the models of a job that has ended.
+
+        Args:
+            models: those that the job had.
+            was_loaded: whether the engine may have loaded the checkpoint, which then stays pinned.
+        """
         with self._lock:
             self._in_use.remove(models)
-            self._loaded = models.loaded or self._loaded
+            self._loaded = (models.loaded if was_loaded else None) or self._loaded
             self._pin(self._default_checkpoint())
+
+    def stored(self, request: PictureRequest) -> set[Path]:
+        """The files of the job's models that are found without a download."""
+        found: set[Path] = set()
+        for wanted in wanted_models(request).values():
+            with suppress(ModelNotFound):  # the search for all of them reports it
+                file = self.finder.find(wanted)
+                found |= {file.path} if file else set()
+        return found
+
+    def list_files(self, kind: Kind) -> list[ModelFile]:
+        """The model files of this kind that a job can name; of several with one stem, the first."""
+        return list(self.store.files(kind))
 
     def find_models(self, request: PictureRequest, stop: threading.Event = NO_CANCEL) -> Models:
         """Find, fetch and check every model of the job, without linking them.

@@ -33,7 +33,7 @@ def test_a_job_that_gives_up_its_turn_lets_the_next_one_in(end):
     assert after == "done"
     assert isinstance(ended, JobTimeout if end == "late" else asyncio.CancelledError)
     if end == "late":
-        assert "the engine was busy with other jobs; no picture within 0.01 s" in str(ended)
+        assert "the engine was busy with other jobs; no result within 0.01 s" in str(ended)
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ def test_a_job_that_still_runs_after_a_lost_connection_is_stopped_before_it_is_r
 def test_a_deadline_stops_the_engine_and_the_next_job_does_not_wait(worker):
     worker.fault("slow_steps", seconds=1)
     job = worker.run(SMALL | {"steps": 100, "timeout": 2})
-    assert "no picture within 2 s" in failed(job, "JOB_TIMEOUT")
+    assert "no result within 2 s" in failed(job, "JOB_TIMEOUT")
     assert worker.engine_is_idle()
 
 

@@ -90,7 +90,7 @@ def test_the_error_of_a_job_that_waited_past_its_deadline_says_so(worker):
     first = start_long(worker)
     job = worker.run(SMALL | {"timeout": 1})
     message = failed(job, "JOB_TIMEOUT")
-    assert "the engine was busy with other jobs; no picture within 1" in message
+    assert "the engine was busy with other jobs; no result within 1" in message
     assert job["output"]["timings"]["queue"] > 0
     cancel(worker, first)
 

@@ -1,4 +1,4 @@
-"""Field names of other programs: which have no effect here, and what to send instead. Pure.
+"""Names of other programs for fields and tasks: harmless here, or what to send instead. Pure.
 
 `HARMLESS` is the list of names that a job may have although the worker does not know them: other
 tools for A1111 send them, and they would not change the picture of A1111 v1.9.3. Such a field is
@@ -198,3 +198,68 @@ INSTEAD: dict[str, str] = {
     "forge_additional_modules": _FORGE_ONLY,
     "samples_format": "is not used here: a job chooses the format with output.format",
 }
+
+# Of the task upscale, in a job that does not name it.
+INSTEAD |= dict.fromkeys(
+    (
+        *("upscaler_1", "upscaler_2", "extras_upscaler_2_visibility", "upscaling_resize"),
+        *("upscaling_resize_w", "upscaling_resize_h", "upscaling_crop", "imageList"),
+        *("gfpgan_visibility", "codeformer_visibility", "codeformer_weight", "upscale_first"),
+    ),
+    'belongs to the task "upscale": send "task": "upscale"',
+)
+
+# Tasks --------------------------------------------------------------------------------------------
+
+_MODELS_LISTED = "the worker lets the engine read new model files by itself"
+_LOADED = "the worker lets the engine load the checkpoint that a job names"
+_TRAINING = "this worker does not train models"
+_OPTIONS = "a job sends the options for its own picture in `override_settings`"
+_OPERATOR = "only the operator can change that, with the endpoint's settings"
+_CANCEL = "RunPod's /cancel ends a job"
+
+# Routes of A1111's API below /sdapi/v1/, and words of other programs for a task -> our task, or a
+# sentence about what there is instead.
+TASKS_OF_OTHERS: dict[str, str] = {
+    **dict.fromkeys(("text2img", "text-to-image", "text2image", "t2i", "generate"), "txt2img"),
+    **dict.fromkeys(("image-to-image", "image2image", "i2i", "inpaint", "outpaint"), "img2img"),
+    **dict.fromkeys(("inpainting", "image-variation"), "img2img"),
+    **dict.fromkeys(("extra-single-image", "extra-batch-images", "extras"), "upscale"),
+    **dict.fromkeys(("upscaling", "upscaler", "enlarge", "enhance"), "upscale"),
+    **dict.fromkeys(("png-info", "pnginfo"), "png_info"),
+    **dict.fromkeys(("caption", "describe", "clip-interrogate"), "interrogate"),
+    **dict.fromkeys(("sd-models", "checkpoints", "checkpoint"), "models"),
+    **dict.fromkeys(("sd-vae", "vae"), "vaes"),
+    **dict.fromkeys(("lora", "sd-loras"), "loras"),
+    **dict.fromkeys(("latent-upscale-modes", "realesrgan-models"), "upscalers"),
+    **dict.fromkeys(("script-info", "extensions-scripts"), "scripts"),
+    "prompt-styles": "styles",
+    **dict.fromkeys(("memory", "status", "ping", "system-info", "queue"), "health"),
+    **dict.fromkeys(
+        ("download", "sync", "preload", "warmup", "v1/download", "v1/sync"), "prefetch"
+    ),
+    **dict.fromkeys(("help", "openapi", "openapi.json", "docs"), "schema"),
+    **dict.fromkeys(("options", "set-options", "settings"), _OPTIONS),
+    **dict.fromkeys(("refresh-checkpoints", "refresh-vae", "refresh-loras"), _MODELS_LISTED),
+    **dict.fromkeys(("refresh-embeddings", "refresh"), _MODELS_LISTED),
+    **dict.fromkeys(("unload-checkpoint", "reload-checkpoint"), _LOADED),
+    **dict.fromkeys(("interrupt", "skip", "cancel", "stop"), _CANCEL),
+    "progress": "RunPod's /status has the progress of a job",
+    **dict.fromkeys(("train", "training", "train/embedding", "train/hypernetwork"), _TRAINING),
+    **dict.fromkeys(("create/embedding", "create/hypernetwork", "preprocess"), _TRAINING),
+    **dict.fromkeys(("dreambooth", "train-lora", "merge"), _TRAINING),
+    **dict.fromkeys(("cmd-flags", "extensions", "install-extension"), _OPERATOR),
+    **dict.fromkeys(("server-kill", "server-restart", "server-stop"), _OPERATOR),
+    "hypernetworks": "a prompt names a hypernetwork with a tag: <hypernet:name:1>",
+    "face-restorers": "the task upscale restores faces with gfpgan_visibility or"
+    " codeformer_visibility",
+    "controlnet": "a txt2img or img2img job has ControlNet in `alwayson_scripts`, if it is"
+    " installed; this worker returns no maps of its preprocessors",
+    "controlnet/detect": "this worker returns no maps of ControlNet's preprocessors",
+}
+
+
+def task_instead(word: str) -> str | None:
+    """Our task, or a sentence, for another program's word for a task or for a route; or None."""
+    word = word.strip().casefold().strip("/").removeprefix("sdapi/v1/").partition("?")[0]
+    return TASKS_OF_OTHERS.get(word.replace("_", "-").replace(" ", "-"))

@@ -61,6 +61,9 @@ RELIED_ON: dict[str, Any] = {
     "show_progress_type": "Approx cheap",  # "Approx NN" would fetch a decoder from GitHub
     "show_progress_every_n_steps": 1,
     "api_enable_requests": False,  # the worker fetches the pictures that a job names by URL
+    # A1111 finds an enlarged picture again by its pixels without its width, so a picture of another
+    # width can be the answer.
+    "upscaling_max_images_in_cache": 0,
 }
 
 

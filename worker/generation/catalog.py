@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.errors import InvalidInput
-from worker.generation.answers import an_object, objects, text, texts
+from worker.generation.answers import an_object, number, objects, text, texts
 from worker.shown import shown
 from worker.spelling import near_matches
 
 _DRAWING = ("txt2img", "img2img")  # the tasks that have scripts
 _CLOSE = 0.8  # how similar a script must be to be suggested
+_USUAL_SCALE = 4.0  # of an upscaler's model, where the engine does not say it
 
 # Always-on scripts of A1111 v1.9.3 that its API does not run (`setup_for_ui_only` in
 # modules/scripts.py), and the fields that have their effect.
@@ -72,6 +73,7 @@ class Catalog:
         samplers: canonical spelling -> exact name.
         schedulers: canonical spelling -> label, e.g. `sgmuniform` -> `SGM Uniform`.
         upscalers: the values of `hr_upscaler`.
+        enlargers: the values of `upscaler_1` -> by how much their models enlarge a picture.
         scripts: by task, the values of `script_name` and `alwayson_scripts`, in lower case, as
             A1111 compares them.
         styles: the values of `styles`, each with its texts.
@@ -82,6 +84,7 @@ class Catalog:
     upscalers: frozenset[str] = field(default_factory=frozenset)
     scripts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     styles: Mapping[str, Style] = field(default_factory=dict)
+    enlargers: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_answers(
@@ -109,6 +112,10 @@ class Catalog:
             upscalers=frozenset(text(u, "name") for u in upscaling),
             scripts={task: frozenset(texts(by_task.get(task), task)) for task in _DRAWING},
             styles={text(s, "name"): Style.from_answer(s) for s in objects(list(styles))},
+            enlargers={
+                text(u, "name"): number({"scale": u.get("scale") or _USUAL_SCALE}, "scale")
+                for u in objects(list(upscalers))
+            },
         )
 
     def sampler(self, name: str, scheduler: str | None, prefix: str = "") -> tuple[str, str | None]:

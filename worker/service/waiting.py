@@ -13,7 +13,7 @@ from worker.stopwatch import Stopwatch
 T = TypeVar("T")
 U = TypeVar("U")
 
-_BUSY = "the engine was busy with other jobs; no picture"
+_BUSY = "the engine was busy with other jobs; no result"
 
 
 async def in_thread(

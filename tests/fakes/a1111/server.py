@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from safetensors import SafetensorError
 
 from fakes.a1111.engine import Engine
+from fakes.a1111.extras import Extras, read_extras
 from fakes.a1111.faults import Faults
 from fakes.a1111.picture import png
 from fakes.a1111.request import ApiError, engine_error, read_request
@@ -28,6 +29,7 @@ STATIC_ROUTES = (
     "latent-upscale-modes",
     "prompt-styles",
     "scripts",
+    "script-info",
 )
 CUDA = {"system": {"free": 24 << 30, "used": 1 << 30, "total": 25 << 30}}  # with FAKE_A1111_CUDA
 
@@ -38,6 +40,7 @@ class Routes:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.faults = engine.faults
+        self.extras = Extras(engine.data_dir, engine.options, engine.faults)
         self._queue = ThreadPoolExecutor(max_workers=1)
 
     async def _in_turn(self, work: Callable[..., Any], *args: Any) -> Any:
@@ -67,6 +70,8 @@ class Routes:
         posts: dict[str, Callable[..., Any]] = {
             "txt2img": self.draws("txt2img"),
             "img2img": self.draws("img2img"),
+            "extra-single-image": self.enlarge,
+            "interrogate": self.describe,
             "options": self.set_options,
             "interrupt": self.interrupt,
             "refresh-checkpoints": self._queued(engine.checkpoints.refresh),
@@ -96,6 +101,13 @@ class Routes:
             return JSONResponse(await self._in_turn(self.engine.draw, params))
 
         return endpoint
+
+    async def enlarge(self, request: Request) -> Response:
+        params = read_extras(request.state.body)
+        return JSONResponse(await self._in_turn(self.extras.enlarge, params))
+
+    async def describe(self, request: Request) -> Response:
+        return JSONResponse(await self._in_turn(self.extras.describe, request.state.body))
 
     async def set_options(self, request: Request) -> None:
         changes = request.state.body
