@@ -40,6 +40,7 @@ from worker.images.reader import ImageReader
 from worker.job import request
 from worker.job.template_file import Templates
 from worker.models.store.progress import listener
+from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
 from worker.service.arguments import read as read_arguments
 from worker.service.progress import JobProgress, ProgressReport
@@ -79,7 +80,9 @@ class Handler:
         self.post_progress: PostProgress | None = None
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
-        self.worker = Worker(settings, engine, models, templates, delivery, images, TASKS)
+        wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
+        parts = (settings, engine, models, templates, delivery, images)
+        self.worker = Worker(*parts, TASKS, wildcards)
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""

@@ -29,7 +29,8 @@ from worker.errors import WorkerError
 from worker.job import template
 from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
-from worker.job.request import JobFields, Txt2ImgRequest
+from worker.job.request import TemplateDefaults
+from worker.job.txt2img import Txt2ImgRequest
 from worker.service.report import Progress
 from worker.tasks import schema
 from worker.tasks.table import TASKS
@@ -87,7 +88,9 @@ def errors() -> str:
 def job_fields() -> str:
     """The fields of a job that are not A1111's: only these have a description."""
     names = list(Txt2ImgRequest.model_fields)
-    return _fields(Txt2ImgRequest, sorted(names, key=lambda name: name in JobFields.model_fields))
+    return _fields(
+        Txt2ImgRequest, sorted(names, key=lambda name: name in TemplateDefaults.model_fields)
+    )
 
 
 def output_fields() -> str:

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from fakes.a1111.picture import png
 from fakes.a1111.process import write_safetensors
-from fakes.stub_engine import StubEngine, handler_with
+from fakes.stub_engine import PICTURE, StubEngine, handler_with
 
 import handler
 from worker.config.settings import PROJECT, Settings
@@ -58,13 +58,15 @@ def worker(tmp_path, catalog, templates_file):
 def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(worker, retiring):
     worker.worker.engine.retiring = retiring
     worker.worker.startup.seconds = {"engine": 1.5, "total": 1.5}
-    picture = {"prompt": "a fox", "steps": 2}
+    picture = {"prompt": "a fox", "steps": 2, "width": 64, "height": 64}
     brings = {"image": base64.b64encode(png(24, 16, b"\1\2\3", INFOTEXT)).decode()}
+    from_picture = {"task": "img2img", "init_images": [PICTURE], "steps": 2}
     jobs = [
         *(picture, picture, {"task": "health"}, {"task": "templates"}),
         {"task": "upscale", "upscaler_1": "Lanczos", **brings},
         *({"task": task, **brings} for task in ("png_info", "interrogate")),
         {"task": "prefetch", "checkpoint": "base"},
+        from_picture,
         {"task": "batch", "inputs": [{"task": "schema"}]},
         *({"task": task.name} for task in (schema.TASK, *LISTS)),
     ]
@@ -80,13 +82,15 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
         assert answer == json.loads(json.dumps(answer, allow_nan=False))
         task.output.model_validate(answer, strict=True, extra="forbid")
         assert ("refresh_worker" in answer) == bool(retiring)
-    first, second, health, listed, upscaled, read, described, prefetched = answers[:8]
+    first, second, health, listed, upscaled, read, described, prefetched, drawn = answers[:9]
     assert (first["startup"], second.get("startup")) == (worker.worker.startup.seconds, None)
     assert (first["template"], first["info"][:17]) == ("fox", '{"sd_model_name":')
     base = {"kind": "checkpoint", "name": "base", "sha256": "a" * 64, "source": "job"}
     assert first["models"] == [base]
     assert first["cache_info"]["checkpoints_cached"] == 1
     assert " ".join(first["timings"]) == "validate prepare queue generate deliver total"
+    assert {"prepare", "images"} < drawn["timings"].keys()
+    assert PICTURE not in json.dumps(drawn["parameters"])
     assert health["worker"]["jobs"]["completed"] == 2
     assert health["engine"]["memory"] == worker.worker.engine.memory()
     (fox,) = listed["templates"]
@@ -96,6 +100,50 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
     assert (read["info"], read["parameters"]["Seed"]) == (INFOTEXT, "1")
     (model,) = prefetched["models"]
     assert (model["name"], model["fetched"]) == ("base.safetensors", False)
+
+
+def test_wildcards_are_resolved_before_the_job_is_checked_and_the_answer_has_the_prompts(
+    worker, tmp_path
+):
+    (tmp_path / "models/wildcards").mkdir()
+    (tmp_path / "models/wildcards/animal.txt").write_text("fox\nowl\n")
+    job = {"prompt": "a {red|blue} __animal__", "negative_prompt": "{dark}", "wildcards": True}
+    wrong = ("<lora:{x|x}:1>", "<lora:{x|x}:y>", "a {b", "__animals__")
+
+    async def story():
+        jobs = [job, *(job | {"prompt": prompt} for prompt in wrong), {"prompt": "{a|b}"}]
+        batch = await worker({"id": "job-1", "input": {"task": "batch", "inputs": jobs}})
+        seed = batch["results"][0]["parameters"]["seed"]
+        return [*batch["results"], await worker({"id": "job-2", "input": job | {"seed": seed}})]
+
+    first, no_lora, no_weight, unclosed, unknown, without, again = asyncio.run(story())
+    sent = first["parameters"]
+    assert sent["prompt"] in {
+        f"a {color} {one}" for color in ("red", "blue") for one in ("fox", "owl")
+    }
+    assert first["resolved"] == {"prompt": sent["prompt"], "negative_prompt": "dark"}
+    assert (again["resolved"], sent["seed"] >= 0) == (first["resolved"], True)
+    assert "wildcards" not in sent
+    assert "resolved" not in without
+    assert "'{a|b}' is plain text without `wildcards: true`" in without["warnings"][0]
+    assert "lora 'x'" in no_lora["error"]
+    assert [no_lora["code"], no_weight["code"]] == ["MODEL_NOT_FOUND", "INVALID_INPUT"]
+    assert "prompt has a { without }" in unclosed["error"]
+    assert "Did you mean __animal__?" in unknown["error"]
+
+
+def test_a_default_template_with_wildcards_gets_its_models_before_a_prompt_is_chosen(
+    worker, templates_file, caplog
+):
+    defaults = {"wildcards": True, "prompt": "<lora:{a|b}:1>"}
+    content = {"templates": {"fox": FOX | {"defaults": defaults}}, "default_template": "fox"}
+    templates_file.write_text(json.dumps(content))
+    ready = threading.Event()
+    ready.set()
+    worker.prepare_default_template(threading.Event(), ready)
+    assert "not available" not in caplog.text
+    answer = asyncio.run(worker({"id": "job-1", "input": {}}))
+    assert re.search("lora '[ab]'", answer["error"])
 
 
 def test_the_schema_is_printed_without_runpod_and_without_an_engine():

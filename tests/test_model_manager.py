@@ -16,7 +16,7 @@ from model_manager import ModelManager
 from worker.config.settings import Settings
 from worker.errors import InvalidInput, ModelFileInvalid, ModelNotFound
 from worker.formats.model_file import file_sha256
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 CHECKPOINTS = "Stable-diffusion"
 HTML_REASON = "'bad.safetensors' cannot be used: the file is a web page, not a model: '<html>'."

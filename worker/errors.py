@@ -43,6 +43,7 @@
     │   ├── WrongCheckpoint
     │   ├── LoraNotApplied
     │   ├── WrongVae
+    │   ├── WrongDrawing
     │   └── IncompleteAnswer
     ├── DeliveryFailed
     ├── BatchFailed
@@ -354,6 +355,13 @@ class WrongVae(ProofError):
 
     code = "WRONG_VAE"
     default_hint = "The picture was discarded. Check that the file is a VAE."
+
+
+class WrongDrawing(ProofError):
+    """The engine drew with another mask, strength or size than the job asks for."""
+
+    code = "WRONG_DRAWING"
+    default_hint = "The picture was discarded. Check the engine's log, and its extensions."
 
 
 class IncompleteAnswer(ProofError):

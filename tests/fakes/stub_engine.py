@@ -12,9 +12,11 @@ from fakes.recorded import recorded
 from model_manager import ModelManager
 from worker.config.settings import Settings
 from worker.job.template_file import Templates
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 from worker.webui.engine import Engine
 from worker.webui.supervisor import Supervisor
+
+PICTURE = base64.b64encode(png(64, 64, b"\x01\x02\x03", "")).decode()
 
 
 class StubEngine(Engine):
@@ -31,8 +33,8 @@ class StubEngine(Engine):
         arrange()
         report({"phase": "generate", "step": 1, "steps": 2})
         facts = {"sd_model_name": "base", "extra_generation_params": {}}
-        image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
-        return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
+        parameters = {name: one for name, one in payload.body.items() if name != "init_images"}
+        return PictureAnswer([PICTURE], parameters, json.dumps(facts), facts)
 
     async def call(self, call, _stopwatch):
         if call.route == "interrogate":

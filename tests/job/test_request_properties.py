@@ -15,7 +15,8 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.generation.payload import build, engine_names
 from worker.job.models import Models
-from worker.job.request import OverrideSettings, Txt2ImgRequest, parse
+from worker.job.request import OverrideSettings
+from worker.job.txt2img import Txt2ImgRequest, parse
 
 NAMES = ["DPM++ 2M Karras", "Euler a", "euler", "k_dpmpp_sde", "Karras", "SGM Uniform", "nope", ""]
 NAMES += ["Latent", "Lanczos", "nope", "None"]

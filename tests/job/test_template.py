@@ -7,7 +7,7 @@ from worker.config.settings import PROJECT
 from worker.errors import ConfigError
 from worker.job import template
 from worker.job.reference import CivitAIVersion
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 CIVITAI = "https://civitai.com/api/download/models"
 BASE = {"name": "Base", "url": f"{CIVITAI}/1", "filename": "b.safetensors"}

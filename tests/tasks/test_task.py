@@ -8,7 +8,7 @@ from worker.answer import Answer, Failure
 from worker.errors import InvalidInput
 from worker.job.foreign_fields import TASKS_OF_OTHERS
 from worker.job.model_fields import Strict
-from worker.job.request import Txt2ImgRequest
+from worker.job.txt2img import Txt2ImgRequest
 from worker.tasks.schema import Row, document, output_fields, rows
 from worker.tasks.table import TASKS
 from worker.tasks.task import Job, Task, Tasks

@@ -21,7 +21,7 @@ from worker.generation.call import Call
 from worker.generation.catalog import Catalog
 from worker.generation.payload import Expected, Payload
 from worker.stopwatch import Stopwatch
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 from worker.webui.engine import Engine
 from worker.webui.readiness import Ready
 from worker.webui.supervisor import EngineProcess
@@ -57,11 +57,11 @@ class Fake:
 
         return ask
 
-    def txt2img(self, body, _timeout):
+    def draw(self, _route, body, _timeout):
         self.asked.append("hires" if body.get("enable_hr") else "txt2img")
         self.on.pop("txt2img", lambda: None)()
         name = body["override_settings"].get("sd_model_checkpoint", "default")
-        return Txt2ImgAnswer(["x"], {}, "{}", {"sd_model_name": name})
+        return PictureAnswer(["x"], {}, "{}", {"sd_model_name": name})
 
     def request_restart(self, reason):
         self.asked.append("request_restart")

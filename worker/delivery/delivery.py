@@ -56,7 +56,7 @@ _R = TypeVar("_R")
 
 
 class Made(Protocol):
-    """Pictures of the engine, such as a `worker.webui.client.Txt2ImgAnswer`."""
+    """Pictures of the engine, such as a `worker.webui.client.PictureAnswer`."""
 
     @property
     def images(self) -> Sequence[str]:

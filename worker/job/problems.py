@@ -9,8 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from worker.clients.foreign_fields import FOREIGN_NAMES, INSTEAD
 from worker.errors import InvalidInput
-from worker.job.foreign_fields import FOREIGN_NAMES, INSTEAD
 from worker.shown import in_plain_words, shown, shown_name
 from worker.spelling import near_matches
 

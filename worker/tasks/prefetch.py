@@ -16,10 +16,11 @@ from worker.answer import Absent, Answer, AnswerPart, left_out
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
-from worker.job import request
+from worker.job import txt2img
 from worker.job.model_fields import Strict
 from worker.job.models import Models, wanted_models
-from worker.job.request import Txt2ImgRequest, check
+from worker.job.request import check
+from worker.job.txt2img import Txt2ImgRequest
 from worker.service.waiting import in_thread
 from worker.tasks import picture_result
 from worker.tasks.picture_result import CacheInfo
@@ -91,7 +92,7 @@ def check_input(worker: Worker, job: Job) -> Txt2ImgRequest:
         given = {name: one for name, one in _mapping(job.input).items() if name in FIELDS}
         asked = worker.templates.fill_in(given)
         needed = [more for name, more in _NEEDED.items() if _mapping(asked).get(name)]
-        wanted = request.parse(functools.reduce(operator.or_, needed, dict(_mapping(asked))))
+        wanted = txt2img.parse(functools.reduce(operator.or_, needed, dict(_mapping(asked))))
         job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
         if not wanted_models(wanted):
             raise InvalidInput("the job names no model.", hint=f"Send {', '.join(FIELDS[:5])}.")

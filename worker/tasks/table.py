@@ -19,6 +19,7 @@ from worker.tasks.worker import Worker
 
 TASKS: Tasks[Worker] = Tasks(
     pictures.TXT2IMG,
+    pictures.IMG2IMG,
     upscale.TASK,
     interrogate.TASK,
     png_info.TASK,

@@ -14,10 +14,10 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from pydantic import Field, create_model
 
 from worker.answer import Answer
+from worker.clients.foreign_fields import task_instead
+from worker.clients.nothing_asked import is_blank
 from worker.errors import InvalidInput
-from worker.job.foreign_fields import task_instead
 from worker.job.model_fields import Strict
-from worker.job.nothing_asked import is_blank
 from worker.job.request import check
 from worker.service.progress import JobProgress
 from worker.shown import shown

@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import Field, StrictBool, model_validator
 
 from worker.answer import Answer, AnswerPart, plain
+from worker.clients.nothing_asked import is_blank
 from worker.errors import InvalidInput
 from worker.generation import enlarged
 from worker.generation.call import Call
@@ -21,7 +22,6 @@ from worker.generation.enlarged import Enlarged, Size
 from worker.images.input_image import InputImage
 from worker.job.image_fields import ImageText
 from worker.job.model_fields import Float, Int, Name, Strict
-from worker.job.nothing_asked import is_blank
 from worker.job.output_fields import Output
 from worker.job.request import check
 from worker.tasks.picture_result import DeliveryReport

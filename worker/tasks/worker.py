@@ -17,8 +17,9 @@ from worker.formats.names import Kind
 from worker.images.input_image import InputImage
 from worker.images.reader import ImageReader
 from worker.job.models import Models
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
+from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
 from worker.service.waiting import BatchTurn, Turns, in_thread
 from worker.tasks.task import Job, Tasks
@@ -29,14 +30,14 @@ class JobModels(Protocol):
     """What tasks use of the model manager; `model_manager.ModelManager` describes each method."""
 
     def prepare_models_for_request(
-        self, request: Txt2ImgRequest, stop: threading.Event = ...
+        self, request: PictureRequest, stop: threading.Event = ...
     ) -> tuple[Models, bool]:
         """Find, fetch, check and link the job's models."""
 
     def release(self, models: Models, *, was_loaded: bool = True) -> None:
         """Unpin the models of a job that has ended."""
 
-    def stored(self, request: Txt2ImgRequest) -> set[Path]:
+    def stored(self, request: PictureRequest) -> set[Path]:
         """The files of the job's models that need no download."""
 
     def list_files(self, kind: Kind) -> list[ModelFile]:
@@ -57,7 +58,7 @@ class JobModels(Protocol):
     def health(self) -> dict[str, Any]:
         """The numbers for the task `health`."""
 
-    def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
+    def template_state(self, request: PictureRequest) -> dict[str, bool]:
         """Whether a template's models are in the image."""
 
 
@@ -83,6 +84,7 @@ class Worker:
     Attributes:
         images: reads the pictures that jobs bring.
         tasks: the table of tasks, for tasks that run or describe others.
+        wildcards: resolves the prompts of jobs that ask for it.
         counters: jobs by how they ended.
         turns: gives the engine to one job after the other.
         preparing: open while a job's models are found or fetched; a batch limits how many are.
@@ -95,6 +97,7 @@ class Worker:
     delivery: Delivery
     images: ImageReader
     tasks: Tasks[Worker]
+    wildcards: WildcardFiles
     counters: Counters = field(default_factory=Counters)
     turns: Turns | BatchTurn = field(default_factory=Turns)
     preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)

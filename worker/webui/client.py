@@ -32,6 +32,8 @@ from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
 _READ_OF_ERRORS = 5000  # bytes
+# Pictures that the job brought; with include_init_images A1111 would repeat them.
+_BROUGHT = {"init_images", "mask", "latent_mask"}
 
 # Texts in an answer with status 500 -> the fault; checked in this order (measured on v1.9.3).
 _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
@@ -66,12 +68,12 @@ _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Txt2ImgAnswer:
-    """What txt2img returned.
+class PictureAnswer:
+    """What txt2img or img2img returned.
 
     Attributes:
         images: base64 PNG without `data:` prefix.
-        parameters: the request as the engine understood it.
+        parameters: the request as the engine understood it, without the pictures in it.
         info: A1111's JSON string with what the pictures were made from.
         facts: `info`, parsed; `worker.generation.answers.facts` has the types of its fields.
     """
@@ -107,23 +109,24 @@ class WebUI:
 
     # Generation ------------------------------------------------------------------------------
 
-    def txt2img(self, body: Mapping[str, Any], timeout: float) -> Txt2ImgAnswer:
-        """Generate; blocks until the engine returns the pictures.
+    def draw(self, route: str, body: Mapping[str, Any], timeout: float) -> PictureAnswer:
+        """Draw by POST to txt2img or img2img; blocks until the engine returns the pictures.
 
         Raises:
             ConnectionLost: there was no answer.
             IncompleteAnswer: the answer has no pictures or no info.
             WorkerError: see `error_from_answer`.
         """
-        answer = self.post("txt2img", body, timeout)
+        answer = self.post(route, body, timeout)
         try:
             images = answers.texts(answer["images"], "images")
             parameters, info = answers.an_object(answer["parameters"]), answers.text(answer, "info")
         except (LookupError, TypeError) as error:
             raise IncompleteAnswer(
-                "the engine's answer to txt2img has no images or info."
+                f"the engine's answer to {route} has no images or info."
             ) from error
-        return Txt2ImgAnswer(images, parameters, info, answers.facts(info))
+        parameters = {name: v for name, v in parameters.items() if name not in _BROUGHT}
+        return PictureAnswer(images, parameters, info, answers.facts(info))
 
     def progress(self, *, preview: bool = False) -> dict[str, Any]:
         """Progress of the running job; `current_image` is its preview in base64, or None."""

@@ -32,7 +32,7 @@ from worker.generation.payload import (
 )
 from worker.stopwatch import Stopwatch
 from worker.webui.attempts import Attempts, Work
-from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.client import PictureAnswer, WebUI
 from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.readiness import Readiness
@@ -160,7 +160,7 @@ class Engine:
         stopwatch: Stopwatch,
         report: ReportProgress,
         arrange: Arrange | None = None,
-    ) -> Txt2ImgAnswer:
+    ) -> PictureAnswer:
         """Generate and prove, with at most `recovery.MAX_ATTEMPTS` attempts.
 
         Args:
@@ -222,7 +222,7 @@ class Engine:
 
     async def _attempt(
         self, payload: Payload, stopwatch: Stopwatch, arrange: Arrange | None
-    ) -> Txt2ImgAnswer:
+    ) -> PictureAnswer:
         self._switching = False
         await self._await_ready(stopwatch)
         if arrange:
@@ -260,13 +260,13 @@ class Engine:
             if changed:
                 self._lifecycle.report(Event.EMBEDDINGS_CHANGED)
 
-    async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> Txt2ImgAnswer:
+    async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> PictureAnswer:
         """Make the picture; before it one with other prompts, if the old ones may not be reused."""
         self._note_switch(payload)
         self._note_padding(payload)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
-            await self._post(throwaway(payload.body), stopwatch)
+            await self._post("txt2img", throwaway(payload.body), stopwatch)
             used = Event.OTHER_PROMPTS_USED if two else Event.OTHER_PROMPT_USED
             self._lifecycle.report(used)
         # After that: the other picture has unloaded the LoRAs, and the embeddings in their files.
@@ -278,14 +278,16 @@ class Engine:
             self._lifecycle.report(Event.BUNDLE_USED)
         if has_script(payload.body):
             self._lifecycle.report(Event.SCRIPT_USED)
-        answer = await self._post(payload.body, stopwatch)
+        answer = await self._post(payload.route, payload.body, stopwatch)
         checkpoint = answer.facts.get("sd_model_name")
         if checkpoint and not is_script:  # a script's facts are those of its first picture
             self._loaded = (checkpoint, payload.expected.vae)
         return answer
 
-    async def _post(self, body: Mapping[str, Any], stopwatch: Stopwatch) -> Txt2ImgAnswer:
-        return await self._runner.run(functools.partial(self._webui.txt2img, body), stopwatch)
+    async def _post(
+        self, route: str, body: Mapping[str, Any], stopwatch: Stopwatch
+    ) -> PictureAnswer:
+        return await self._runner.run(functools.partial(self._webui.draw, route, body), stopwatch)
 
     def _note_switch(self, payload: Payload) -> None:
         """Note whether the engine must load another checkpoint or VAE for this job.

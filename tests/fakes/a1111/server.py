@@ -68,7 +68,8 @@ class Routes:
         gets["memory"] = lambda: memory
         gets |= {name: lambda n=name: recorded(f"get_{n}") for name in STATIC_ROUTES}
         posts: dict[str, Callable[..., Any]] = {
-            "txt2img": self.txt2img,
+            "txt2img": self.draws("txt2img"),
+            "img2img": self.draws("img2img"),
             "extra-single-image": self.enlarge,
             "interrogate": self.describe,
             "options": self.set_options,
@@ -87,14 +88,19 @@ class Routes:
                     f"/sdapi/v1/{name}", endpoint, methods=[method], response_model=None
                 )
 
-    async def txt2img(self, request: Request) -> Response:
-        if self.faults.take("no_route"):
-            return JSONResponse({"detail": "Not Found"}, 404)
-        params = read_request(request.state.body)
-        refuse_before_queue(params)
-        if self.faults.take("drop"):
-            request.state.transport.abort()
-        return JSONResponse(await self._in_turn(self.engine.txt2img, params))
+    def draws(self, route: str) -> Callable[[Request], Any]:
+        """The endpoint of txt2img or img2img."""
+
+        async def endpoint(request: Request) -> Response:
+            if self.faults.take("no_route"):
+                return JSONResponse({"detail": "Not Found"}, 404)
+            params = read_request(request.state.body, route)
+            refuse_before_queue(params)
+            if self.faults.take("drop"):
+                request.state.transport.abort()
+            return JSONResponse(await self._in_turn(self.engine.draw, params))
+
+        return endpoint
 
     async def enlarge(self, request: Request) -> Response:
         params = read_extras(request.state.body)

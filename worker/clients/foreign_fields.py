@@ -21,6 +21,13 @@ def _is_empty(value: Any) -> bool:  # noqa: ANN401 - any JSON
     return value is None or value is False or value in ("", [], {})
 
 
+def _is_one_of(*values: Any) -> Callable[[Any], bool]:  # noqa: ANN401 - any JSON
+    """Whether it asks for nothing, or is one of the values that clients send unasked."""
+    return lambda value: (
+        _is_empty(value) or (not isinstance(value, list | dict) and value in values)
+    )
+
+
 def _is_no_module(value: Any) -> bool:  # noqa: ANN401 - any JSON
     return _is_empty(value) or value == ["Use same choices"]
 
@@ -54,6 +61,25 @@ _NOT_IN_API = "A1111 v1.9.3, API_NOT_ALLOWED in modules/api/models.py: its API l
 _FORGE = "Forge, modules/processing.py"
 _IMG2IMG = "the img2img request of A1111's API; clients send one body for both"
 _NO_IMG2IMG = "it belongs to img2img"
+_TXT2IMG = "the txt2img request of A1111's API; clients send one body for both"
+
+# The fields of img2img, with the values that are A1111's defaults in its API or on its page.
+_IMG2IMG_UNASKED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("init_images", "mask", "latent_mask", "include_init_images"), ()),
+    "resize_mode": (0,),
+    **dict.fromkeys(("mask_blur", "mask_blur_x", "mask_blur_y"), (0, 4)),
+    "mask_round": (True,),
+    "inpainting_fill": (0, 1),
+    "inpaint_full_res": (0, 1),
+    "inpaint_full_res_padding": (0, 32),
+    "inpainting_mask_invert": (0,),
+    "initial_noise_multiplier": (0, 1),
+}
+# The fields of txt2img's second pass.
+SECOND_PASS = {
+    *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
+    *("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt"),
+}
 
 HARMLESS: dict[str, Harmless] = {
     "seed_enable_extras": Harmless(
@@ -80,8 +106,15 @@ HARMLESS: dict[str, Harmless] = {
     "distilled_cfg_scale": Harmless(_FORGE, "only Flux models read it"),
     "hr_distilled_cfg": Harmless(_FORGE, "only Flux models read it"),
     **{
-        name: Harmless(_IMG2IMG, _NO_IMG2IMG, _is_empty)
-        for name in ("init_images", "mask", "latent_mask", "include_init_images")
+        name: Harmless(_IMG2IMG, _NO_IMG2IMG, _is_one_of(*values))
+        for name, values in _IMG2IMG_UNASKED.items()
+    },
+    "image_cfg_scale": Harmless(
+        _IMG2IMG, "only InstructPix2Pix checkpoints read it, and this worker uses none"
+    ),
+    **{
+        name: Harmless(_TXT2IMG, "it belongs to txt2img", _is_one_of(0))
+        for name in ("enable_hr", "firstphase_width", "firstphase_height")
     },
     **{
         name: Harmless("webuiapi and the pages of other workers: a unit each", "it is empty", when)
@@ -111,6 +144,7 @@ _OTHER_NAMES = {
     "checkpoint": "model model_name sd_model sd_model_checkpoint ckpt ckpt_name checkpoint_name",
     "vae": "sd_vae vae_name",
     "clip_skip": "CLIP_stop_at_last_layers",
+    "wildcards": "dynamic_prompts",
     "loras": "lora lora_weights lora_scale lora_strength lora_name",
     "negative_prompt": "negative",
     "denoising_strength": "strength denoise",
@@ -122,7 +156,9 @@ FOREIGN_NAMES = {other: name for name, others in _OTHER_NAMES.items() for other 
 
 _BESIDE = "stands beside `input` in RunPod's request, not in it"
 _OPENAI = "belongs to OpenAI's API, which this worker does not have: send A1111's fields"
-_TEXT_ONLY = "belongs to img2img, which this worker does not have: it makes pictures from text only"
+_OF_IMG2IMG = 'belongs to the task img2img: add "task": "img2img"'
+_OF_TXT2IMG = "belongs to txt2img: img2img has no second pass"
+_AS_INIT_IMAGE = 'is no field of a job that draws: send `init_images` with "task": "img2img"'
 _EXTENSION = "belongs to an extension of A1111, and this worker has none installed"
 _FORGE_ONLY = "names modules of Forge, and this worker runs A1111: use `vae` for a VAE"
 
@@ -144,14 +180,16 @@ INSTEAD: dict[str, str] = {
     " `embeddings`",
     **dict.fromkeys(
         (
-            *("init_images", "init_image", "image", "images", "image_url", "mask", "mask_blur"),
-            *("mask_blur_x", "mask_blur_y", "mask_round", "latent_mask", "resize_mode"),
-            *("inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding"),
-            *("inpainting_mask_invert", "include_init_images", "initial_noise_multiplier"),
-            *("image_cfg_scale", "overlay_images"),
+            *_IMG2IMG_UNASKED,
+            *("img2img_fix_steps", "img2img_color_correction", "img2img_extra_noise"),
+            "inpainting_mask_weight",
         ),
-        _TEXT_ONLY,
+        _OF_IMG2IMG,
     ),
+    **dict.fromkeys(
+        ("init_image", "image", "images", "image_url", "overlay_images"), _AS_INIT_IMAGE
+    ),
+    **dict.fromkeys(("enable_hr", *SECOND_PASS), _OF_TXT2IMG),
     **dict.fromkeys(
         ("controlnet", "controlnet_units", "controlnet_args", "adetailer", "ad_model", "reactor"),
         _EXTENSION,
