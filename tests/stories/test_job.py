@@ -1,11 +1,13 @@
 """Whole jobs: RunPod's control plane (fake), the real SDK, handler and start.sh, a fake A1111."""
 
+import base64
 import json
 import os
 import re
 import signal
 
 import pytest
+from fakes.a1111.picture import png_text
 from fakes.a1111.process import running_a1111, wait_until, write_safetensors
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import FOREVER, SMALL, completed, failed, png_size, running_worker
@@ -251,6 +253,31 @@ def test_a_job_that_still_runs_after_a_lost_connection_is_stopped_before_it_is_r
     sent = [(r["method"], r["path"].rsplit("/", 1)[1]) for r in worker.requests("")[before:]]
     first = sent.index(("POST", "txt2img"))
     assert ("POST", "interrupt") in sent[first : sent.index(("POST", "txt2img"), first + 1)]
+
+
+# Other tasks ------------------------------------------------------------------------------------
+
+
+def test_pictures_are_enlarged_and_described_by_the_engine(worker):
+    drawn = completed(worker.run(SMALL))["images"][0]
+    job = {"task": "upscale", "images": [drawn, drawn], "upscaler_1": "Lanczos"}
+    enlarged = completed(worker.run(job | {"upscaling_resize": 1.5}))
+    assert [png_size(image) for image in enlarged["images"]] == [(96, 96)] * 2
+    infotext = png_text(base64.b64decode(enlarged["images"][0]))
+    assert infotext == png_text(base64.b64decode(drawn))
+    worker.fault("out_of_memory")
+    assert "Ask for a smaller size" in failed(worker.run(job), "OUT_OF_MEMORY")
+    lost = {"task": "interrogate", "image": drawn}
+    assert "BLIP" in failed(worker.run(lost), "ENGINE_MODEL_MISSING")
+    read = completed(worker.run({"task": "png_info", "image": drawn}))
+    assert (read["info"], read["parameters"]["Seed"]) == (infotext, "1")
+
+
+def test_lists_name_what_the_engine_and_the_store_have(worker):
+    models = completed(worker.run({"task": "models"}))["models"]
+    assert {"second.safetensors"} < {model["name"] for model in models}
+    assert all(model["in_engine"] for model in models)
+    assert completed(worker.run({"task": "samplers", "search": "euler"}))["total"] == 2
 
 
 # Jobs that are stopped --------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from worker.errors import (
     EngineFault,
     EnginePoisoned,
     EngineRefused,
+    JobTimeout,
     OutOfMemory,
     RouteMissing,
     WorkerError,
     WrongVae,
 )
+from worker.generation.call import Call
 from worker.generation.catalog import Catalog
 from worker.generation.payload import Expected, Payload
 from worker.stopwatch import Stopwatch
@@ -326,3 +328,43 @@ def test_a_failed_arrangement_counts_as_a_change(fake):
     with pytest.raises(EngineFault):
         asyncio.run(fake.generate(arrange))
     assert fake.run() == ["txt2img", "refresh_embeddings", "txt2img"]
+
+
+# Calls other than pictures ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "asked", "ends"),
+    [
+        (None, ["wait", "post"], "answer"),
+        (ConnectionLost("gone."), ["wait", "post", "is_idle", "post"], "answer"),
+        (EnginePoisoned("bad."), ["wait", "post", "request_restart", "wait", "post"], "answer"),
+        (EngineFault("odd."), ["wait", "post"], "ENGINE_ERROR: odd"),
+        (RouteMissing("no route."), ["wait", "post"], "REQUEST_REFUSED: no route. Use an A1111"),
+        (OutOfMemory("full."), ["wait", "post"], "OUT_OF_MEMORY: full. Send less."),
+    ],
+)
+def test_a_call_is_recovered_as_a_picture_is(fake, error, asked, ends):
+    fake.on["post"] = Mock(side_effect=error)
+    call = Call("interrogate", {}, lambda _: "answer", smaller="Send less.")
+    try:
+        found = asyncio.run(fake.engine_client.call(call, Stopwatch(60)))
+    except WorkerError as raised:
+        found = str(raised)
+    assert found.startswith(ends)
+    assert [name for name in fake.asked if name not in UNSEEN] == asked
+
+
+def test_a_call_whose_answer_has_another_shape_is_a_fault_of_the_engine(fake):
+    call = Call("interrogate", {}, lambda answer: answer["caption"], smaller="")
+    with pytest.raises(EngineFault, match="interrogate: the engine answered 200, but not as A1111"):
+        asyncio.run(fake.engine_client.call(call, Stopwatch(60)))
+
+
+def test_a_call_at_the_deadline_stops_the_engine(fake):
+    stopped = threading.Event()
+    fake.on |= {"post": lambda: stopped.wait(60), "interrupt": stopped.set}
+    call = Call("extra-single-image", {}, lambda _: None, smaller="")
+    with pytest.raises(JobTimeout, match="no result within"):
+        asyncio.run(fake.engine_client.call(call, Stopwatch(0.3)))
+    assert "interrupt" in fake.asked

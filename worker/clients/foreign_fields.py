@@ -259,7 +259,11 @@ TASKS_OF_OTHERS: dict[str, str] = {
 }
 
 
-def task_instead(word: str) -> str | None:
-    """Our task, or a sentence, for another program's word for a task or for a route; or None."""
+def task_instead(word: str) -> str:
+    """Our task, or a sentence, for another program's word for a task or for a route.
+
+    A word that is not in the table comes back as it would stand there.
+    """
     word = word.strip().casefold().strip("/").removeprefix("sdapi/v1/").partition("?")[0]
-    return TASKS_OF_OTHERS.get(word.replace("_", "-").replace(" ", "-"))
+    word = word.replace("_", "-").replace(" ", "-")
+    return TASKS_OF_OTHERS.get(word, word)

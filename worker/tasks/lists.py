@@ -194,36 +194,41 @@ _STORED: dict[Kind, _Stored] = {
 # Names of the engine ------------------------------------------------------------------------------
 
 
-async def _entries(worker: Worker, route: str) -> list[dict[str, Json]]:
-    answer = await worker.engine.listed(route)
-    with reading(route):
-        return objects(answer)
+async def _names(
+    worker: Worker, routes: Sequence[str], read: Callable[..., list[Listed]], optional: str = ""
+) -> list[Listed]:
+    """What `read` makes of the answers of these routes; null for an optional one that fails."""
+    answers = [await worker.engine.listed(route) for route in routes]
+    if optional:
+        answers.append(None)
+        with suppress(EngineError):
+            answers[-1] = await worker.engine.listed(optional)
+    with reading(", ".join(routes)):
+        return read(*answers)
 
 
-async def _samplers(worker: Worker) -> list[ListedSampler]:
+def _samplers(samplers: Json) -> list[Listed]:
     return [
         ListedSampler.model_construct(
             name=text(one, "name"),
             aliases=texts(one["aliases"], "aliases"),
             scheduler=an_object(one.get("options") or {}).get("scheduler"),
         )
-        for one in await _entries(worker, "samplers")
+        for one in objects(samplers)
     ]
 
 
-async def _schedulers(worker: Worker) -> list[ListedScheduler]:
+def _schedulers(schedulers: Json) -> list[Listed]:
     return [
         ListedScheduler.model_construct(
             name=text(one, "label"),
             aliases=[text(one, "name"), *texts(one["aliases"], "aliases")],
         )
-        for one in await _entries(worker, "schedulers")
+        for one in objects(schedulers)
     ]
 
 
-async def _upscalers(worker: Worker) -> list[ListedUpscaler]:
-    enlargers = await _entries(worker, "upscalers")
-    latent = await _entries(worker, "latent-upscale-modes")
+def _upscalers(upscalers: Json, latent_modes: Json) -> list[Listed]:
     both, second_pass = ["upscaler_1", "upscaler_2", "hr_upscaler"], ["hr_upscaler"]
     return [
         ListedUpscaler.model_construct(
@@ -231,28 +236,24 @@ async def _upscalers(worker: Worker) -> list[ListedUpscaler]:
             fields=fields,
             scale=one.get("scale") if text(one, "name") not in WITHOUT_MODEL else None,
         )
-        for found, fields in ((enlargers, both), (latent, second_pass))
-        for one in found
+        for listed, fields in ((upscalers, both), (latent_modes, second_pass))
+        for one in objects(listed)
         if text(one, "name") != "None"
     ]
 
 
-async def _scripts(worker: Worker) -> list[ListedScript]:
-    answer = await worker.engine.listed("scripts")
+def _scripts(scripts: Json, info: Json) -> list[Listed]:
+    by_task = {task: texts(names, task) for task, names in an_object(scripts).items()}
     details: dict[str, Mapping[str, Json]] = {}
-    with suppress(EngineError):  # not every engine says more than the names
-        for one in await _entries(worker, "script-info"):
-            details.setdefault(text(one, "name").casefold(), one)
-    with reading("scripts"):
-        by_task = {task: texts(names, task) for task, names in an_object(answer).items()}
-    names = dict.fromkeys(name for names in by_task.values() for name in names)
+    for one in objects(info or []):
+        details.setdefault(text(one, "name").casefold(), one)
     return [
         ListedScript.model_construct(
             name=name,
             tasks=[task for task, known in by_task.items() if name in known],
             **_about_script(details.get(name.casefold())),
         )
-        for name in names
+        for name in dict.fromkeys(name for names in by_task.values() for name in names)
     ]
 
 
@@ -261,10 +262,10 @@ def _about_script(one: Mapping[str, Json] | None) -> dict[str, Any]:
     return {"always_on": bool(one["is_alwayson"]) if one else None, "args": labels}
 
 
-async def _styles(worker: Worker) -> list[ListedStyle]:
+def _styles(styles: Json) -> list[Listed]:
     return [
         ListedStyle.model_construct(name=text(one, "name"), **vars(Style.from_answer(one)))
-        for one in await _entries(worker, "prompt-styles")
+        for one in objects(styles)
     ]
 
 
@@ -303,39 +304,37 @@ def _task(
     return Task(name, description, run, output, fields)
 
 
+def _of_store(name: str, what: str, kind: Kind) -> Task[Worker]:
+    about = f"Lists the {what} that jobs can name."
+    return _task(name, about, _STORED[kind].item, functools.partial(_files, kind=kind))
+
+
+def _of_engine(
+    name: str,
+    what: str,
+    item: type[Listed],
+    read: Callable[..., list[Listed]],
+    *routes: str,
+    optional: str = "",
+) -> Task[Worker]:
+    names = functools.partial(_names, routes=routes, read=read, optional=optional)
+    return _task(name, f"Lists the {what} of the engine.", item, names)
+
+
 LISTS = (
-    _task(
-        "models",
-        "Lists the checkpoints that jobs can name.",
-        ListedModel,
-        functools.partial(_files, kind="checkpoint"),
-    ),
-    _task(
-        "loras",
-        "Lists the LoRAs of the model store.",
-        ListedLora,
-        functools.partial(_files, kind="lora"),
-    ),
-    _task(
-        "vaes",
-        "Lists the VAEs of the model store.",
-        ListedVae,
-        functools.partial(_files, kind="vae"),
-    ),
-    _task(
-        "embeddings",
-        "Lists the embeddings of the model store.",
-        ListedEmbedding,
-        functools.partial(_files, kind="embedding"),
-    ),
-    _task("samplers", "Lists the samplers of the engine.", ListedSampler, _samplers),
-    _task("schedulers", "Lists the schedulers of the engine.", ListedScheduler, _schedulers),
-    _task(
+    _of_store("models", "checkpoints", "checkpoint"),
+    _of_store("loras", "LoRAs", "lora"),
+    _of_store("vaes", "VAEs", "vae"),
+    _of_store("embeddings", "embeddings", "embedding"),
+    _of_engine("samplers", "samplers", ListedSampler, _samplers, "samplers"),
+    _of_engine("schedulers", "schedulers", ListedScheduler, _schedulers, "schedulers"),
+    _of_engine(
         "upscalers",
-        "Lists the upscalers of the engine, and the latent ones of the second pass.",
+        "upscalers, and the latent ones for the second pass,",
         ListedUpscaler,
         _upscalers,
+        *("upscalers", "latent-upscale-modes"),
     ),
-    _task("scripts", "Lists the scripts of the engine.", ListedScript, _scripts),
-    _task("styles", "Lists the styles of the engine.", ListedStyle, _styles),
+    _of_engine("scripts", "scripts", ListedScript, _scripts, "scripts", optional="script-info"),
+    _of_engine("styles", "styles", ListedStyle, _styles, "prompt-styles"),
 )

@@ -134,13 +134,13 @@ class Tasks(Generic[Worker]):
         """Which task does what another program calls `word`, or which tasks there are."""
         if ours := self._ours(word):
             return f"Did you mean {ours!r}?"
-        sentence = task_instead(word) or ""
-        if " " in sentence:  # otherwise it is a task that this worker does not have
+        sentence = task_instead(word)
+        if " " in sentence:  # otherwise it is no word of the table, or a task that is not here
             return f"{sentence[:1].upper()}{sentence[1:]}."
         return f"This worker has the tasks {', '.join(map(repr, self._tasks))}."
 
     def _ours(self, word: str) -> str | None:
         """Our task for another program's word or route."""
         near = near_matches(word, self._tasks, count=1, cutoff=_CLOSE)
-        name = near[0] if near else task_instead(word) or word.rpartition("/")[2]
+        name = near[0] if near else task_instead(word)
         return name if name in self._tasks else None
