@@ -17,7 +17,10 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.generation import init_images
 from worker.generation.payload import build, engine_names
+from worker.images.base64_text import decoded
+from worker.images.decoder import decode
 from worker.images.input_image import InputImage
+from worker.images.limits import IMAGE_LIMITS
 from worker.job.img2img import Img2ImgOptions, Img2ImgRequest
 from worker.job.models import Models
 from worker.job.request import check
@@ -45,6 +48,10 @@ SOME = [picture((64, 64), colour) for colour in ("black", "white", "#808080")]
 SOME += [picture((64, 64), "white"), picture((96, 64), "white"), picture((64, 4), "white")]
 SOME += [picture((64, 64), (9, 9, 9, alpha), "RGBA") for alpha in (0, 128, 129)]
 PICTURES = {one.base64(): one for one in SOME} | {URL: SOME[1]}
+
+
+def read(text):
+    return PICTURES.get(text) or decode(decoded(text), IMAGE_LIMITS)
 
 
 class Draw(random.Random):
@@ -146,7 +153,7 @@ def check_one(catalog, job_input):
             return task.name
         brought = None
         if task.name == "img2img":
-            pictures = {field: PICTURES[text] for field, text in request.images.items()}
+            pictures = {field: read(text) for field, text in request.images.items()}
             brought = init_images.read(request, pictures)
         models = Models(
             checkpoint=found(request.checkpoint),
