@@ -202,14 +202,14 @@ class Drawing:
         checkpoint, target = self._models.second or self._models.first, job.target
         if second_pass.is_latent(request.hr_upscaler):
             larger = second_pass.enlarge(latent, target, request.hr_upscaler)
-            model = self._use(checkpoint, one)
+            model, pixels = self._use(checkpoint, one), None
         else:
             picture = to_image(self._last_model().decode(latent))
             picture = self._fit(picture, (target.width, target.height), request.hr_upscaler)
-            model = self._use(checkpoint, one)
-            larger = target.cropped(model.encode(to_pixels(picture), seeds.seed))
+            model, pixels = self._use(checkpoint, one), to_pixels(picture)
+            larger = target.cropped(model.encode(pixels, seeds.seed))
         height, width = (side * LATENT_FACTOR for side in larger.shape[2:])
-        extra = self._extra_of_second(model, larger, seeds)
+        extra = self._extra_of_second(model, larger, pixels, seeds)
         return draw.from_picture(
             model.denoising_model(self._conditioning(checkpoint, one), extra),
             one.sampling,
@@ -224,11 +224,17 @@ class Drawing:
         )
 
     def _extra_of_second(
-        self, model: LoadedModel, latent: torch.Tensor, seeds: Seeds
+        self, model: LoadedModel, latent: torch.Tensor, pixels: torch.Tensor | None, seeds: Seeds
     ) -> torch.Tensor | None:
-        """What an inpainting model sees of the first pass: nothing, unless the options say so."""
-        weight = self._job.settings[option.MASK_WEIGHT]
-        if not model.is_inpainting or weight == 1:
+        """What an inpainting model sees of the first pass: nothing, unless the options say so.
+
+        `pixels` is the enlarged picture, None if the latent picture was enlarged.
+        """
+        weight, target = self._job.settings[option.MASK_WEIGHT], self._job.target
+        if not model.is_inpainting or weight == 1 or target is None:
             return None
-        pixels = model.decode(latent).permute(2, 0, 1)[None]
-        return inpainting_inputs(model, pixels, None, latent, weight=weight, seed=seeds.seed)
+        if pixels is None:
+            seen = model.decode(latent).permute(2, 0, 1)[None]
+            return inpainting_inputs(model, seen, None, weight=weight, seed=seeds.seed)
+        seen = (pixels + 1) / 2  # A1111 gives the VAE this range here
+        return target.cropped(inpainting_inputs(model, seen, None, weight=weight, seed=seeds.seed))

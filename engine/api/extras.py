@@ -17,7 +17,8 @@ from engine.prompt.styles import Styles
 from engine.sampling import samplers
 
 MOST_PICTURES = 1000
-TO_FACTOR, TO_SIZE = 0, 1  # resize_mode
+TO_SIZE = 1  # resize_mode; 0 is by a factor
+SAMPLER_NAMES = {name: one.name for one in samplers.SAMPLERS for name in (one.name, *one.aliases)}
 
 
 class Upscaling(BaseModel):
@@ -94,7 +95,7 @@ def upscale(
     request: Upscaling, picture: Image.Image, upscalers: Upscalers, tiles: Tiling, stop: Stop
 ) -> tuple[str, str]:
     """The upscaled picture as base64 PNG with its texts, and what was done as text."""
-    found, items = png_info.texts_of(picture, {})
+    found, items = png_info.texts_of(picture, SAMPLER_NAMES)
     texts = items | ({"parameters": found} if found else {})
     if picture.mode not in ("RGB", "RGBA"):
         picture = picture.convert("RGB")
@@ -163,8 +164,7 @@ def to_html(text: str) -> str:
 def read_png_info(request: PngInfo, styles: Styles) -> dict[str, Any]:
     """The answer of POST /png-info."""
     picture = decode.read(request.image.strip())
-    names = {alias: one.name for one in samplers.SAMPLERS for alias in (one.name, *one.aliases)}
-    info, items = png_info.texts_of(picture, names)
+    info, items = png_info.texts_of(picture, SAMPLER_NAMES)
     info = png_info.writable(info)
     return {
         "info": info,

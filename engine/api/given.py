@@ -17,6 +17,11 @@ from engine.models.loaded_model import LoadedModel, to_pixels
 from engine.sampling.denoiser import Mask
 from engine.sampling.noise import CHANNELS, FACTOR, Noise, Seeds
 
+OTHER_SIZE = (
+    "resize_mode 3 with an inpainting checkpoint needs a picture and a mask of the size that is "
+    "drawn"
+)
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -97,7 +102,10 @@ class Given:
             levels = torch.from_numpy(initial.to_levels(picture.convert("L")))[None, None]
             levels = torch.round(levels) if self.request.mask_round else levels
         weight = self.settings[option.MASK_WEIGHT]
-        return inpainting_inputs(model, pixels, levels, latent, weight=weight, seed=seed)
+        extra = inpainting_inputs(model, pixels, levels, weight=weight, seed=seed)
+        if extra.shape[2:] != latent.shape[2:]:
+            raise ValueError(OTHER_SIZE)
+        return extra
 
     def finish(self, number: int, drawn: Image.Image) -> Image.Image:
         """The drawn picture below the unmasked part of the given one."""
@@ -122,7 +130,6 @@ def inpainting_inputs(
     model: LoadedModel,
     pixels: torch.Tensor,
     mask: torch.Tensor | None,
-    latent: torch.Tensor,
     *,
     weight: float,
     seed: int,
@@ -134,15 +141,7 @@ def inpainting_inputs(
     """
     made = torch.ones_like(pixels[:, :1]) if mask is None else mask.to(pixels)
     if made.shape[2:] != pixels.shape[2:]:
-        raise ValueError(
-            f"the mask has {made.shape[3]}x{made.shape[2]} pixels and the picture "
-            f"{pixels.shape[3]}x{pixels.shape[2]}: resize_mode 3 with an inpainting checkpoint "
-            "needs a picture of the size that is drawn"
-        )
+        raise ValueError(OTHER_SIZE)
     masked = model.encode(torch.lerp(pixels, pixels * (1 - made), weight), seed)
-    if masked.shape[2:] != latent.shape[2:]:
-        raise ValueError(
-            "resize_mode 3 with an inpainting checkpoint needs a picture of the size that is drawn"
-        )
-    small = functional.interpolate(made, size=latent.shape[2:])
+    small = functional.interpolate(made, size=masked.shape[2:])
     return torch.cat([small.to(masked), masked], 1)

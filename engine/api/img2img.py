@@ -36,7 +36,7 @@ class Img2Img(Generation):
         *("init_images", "resize_mode", "image_cfg_scale", "mask", "mask_blur_x", "mask_blur_y"),
         *("mask_blur", "mask_round", "inpainting_fill", "inpaint_full_res"),
         *("inpaint_full_res_padding", "inpainting_mask_invert", "initial_noise_multiplier"),
-        *("include_init_images", "firstpass_image"),
+        *("include_init_images", "firstpass_image", "latent_mask"),
     }
 
     denoising_strength: float | None = 0.75
@@ -65,7 +65,9 @@ class Img2Img(Generation):
         if not self.init_images:
             raise InitImageNotFound
         if self.latent_mask is not None:  # A1111's API fails with any text here
-            raise Unsupported("latent_mask; leave it out: the mask of the latent picture is `mask`")
+            raise Unsupported(
+                "latent_mask; leave it out, because `mask` is also used for the latent"
+            )
         if len(self.init_images) > max(self.batch_size, 1):
             raise RuntimeError(
                 f"bad number of images passed: {len(self.init_images)}; expecting "

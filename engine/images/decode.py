@@ -40,7 +40,8 @@ def _bytes(encoded: str) -> bytes:
         if not comma or not head.endswith(";base64"):
             raise InvalidImage("the data URI has no ';base64,' before its data")
     try:
-        return base64.b64decode(encoded)
+        # strict: A1111 drops other characters, and shows the rest as a black picture
+        return base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidImage(f"it is not base64 ({error})") from error
 
