@@ -113,6 +113,8 @@ class Img2Img:
         noise = params["initial_noise_multiplier"]
         facts = {"Denoising strength": float(params["denoising_strength"])}
         facts |= {"Noise multiplier": float(noise)} if noise not in {None, 1} else {}
+        extra = (params["override_settings"] or {}).get("img2img_extra_noise")
+        facts |= {"Extra noise": extra} if extra else {}
         if self.mask is None:
             return facts
         if params["inpainting_mask_invert"]:
