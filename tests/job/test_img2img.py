@@ -49,6 +49,60 @@ def test_what_a1111_draws_wrongly_or_not_at_all_is_refused(fields, message):
         parse(**fields)
 
 
+# The body of webuiapi 0.9.17 for a picture and a prompt.
+WEBUIAPI = {
+    "resize_mode": 0,
+    "denoising_strength": 0.75,
+    "mask_blur": 4,
+    "inpainting_fill": 0,
+    "inpaint_full_res": True,
+    "inpaint_full_res_padding": 0,
+    "inpainting_mask_invert": 0,
+    "initial_noise_multiplier": 1,
+    "prompt": "a fox",
+    "styles": [],
+    "seed": -1,
+    "subseed": -1,
+    "subseed_strength": 0,
+    "seed_resize_from_h": 0,
+    "seed_resize_from_w": 0,
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 20,
+    "cfg_scale": 7.0,
+    "image_cfg_scale": 1.5,
+    "width": 512,
+    "height": 512,
+    "restore_faces": False,
+    "tiling": False,
+    "do_not_save_samples": False,
+    "do_not_save_grid": False,
+    "negative_prompt": "",
+    "eta": 1.0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 1,
+    "override_settings": {},
+    "sampler_name": "Euler a",
+    "override_settings_restore_afterwards": True,
+    "scheduler": None,
+    "sampler_index": "Euler a",
+    "include_init_images": False,
+    "script_name": None,
+    "script_args": [],
+    "send_images": True,
+    "save_images": False,
+    "alwayson_scripts": {},
+}
+
+
+def test_what_a_client_sends_for_a_picture_and_a_prompt_is_accepted():
+    (note,) = parse(**WEBUIAPI).notes
+    assert note.startswith("image_cfg_scale has no effect")
+    assert parse(**WEBUIAPI, **MASK).only_masked
+
+
 HIRES_OFF = {"enable_hr": False, "hr_scale": 2, "hr_upscaler": None, "firstphase_width": 0}
 UNASKED = {"inpainting_fill": 1, "mask_blur": 4, "inpaint_full_res": False, "mask": None}
 NOTED = [
