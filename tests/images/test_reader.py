@@ -7,6 +7,7 @@ import pytest
 from fakes.hosts.fixtures import client_for
 from images.samples import file_of, picture, png_header, text_of, tiff_bomb
 
+from worker.config.settings import PROJECT
 from worker.errors import FetchStopped, ImageUrlRefused, InvalidInput
 from worker.http.client import SafeHttpClient
 from worker.images.base64_text import decoded
@@ -155,3 +156,17 @@ def test_many_jobs_read_at_the_same_time():
         thread.join()
     assert sorted(found) == [(size, size) for size in range(1, 5)]
     assert not any(one.name.startswith("decode") for one in threading.enumerate())
+
+
+def test_the_page_about_pictures_names_the_limits():
+    page, limits = (PROJECT / "docs/input-images.md").read_text(), ImageLimits()
+    for row in (
+        f"| {limits.file_bytes >> 20} MiB |",
+        f"| {limits.side} pixels |",
+        f"| {limits.count} pictures, {limits.total_bytes >> 20} MiB,"
+        f" {limits.total_pixels / 1e6:.0f} million pixels |",
+        f"| {limits.fetch_seconds:.0f} seconds, and never",
+        f"| {limits.decode_seconds:.0f} seconds, {limits.decode_memory >> 30} GiB |",
+        f"| {limits.text_bytes >> 20} MiB and 64 names;",
+    ):
+        assert row in page
