@@ -163,7 +163,7 @@ def test_the_page_about_pictures_names_the_limits():
     for row in (
         f"| {limits.file_bytes >> 20} MiB |",
         f"| {limits.side} pixels |",
-        f"| {limits.count} pictures, {limits.total_bytes >> 20} MiB,"
+        f"| {limits.count} pictures, {limits.total_bytes >> 20} MiB, ",
         f" {limits.total_pixels / 1e6:.0f} million pixels |",
         f"| {limits.fetch_seconds:.0f} seconds, and never",
         f"| {limits.decode_seconds:.0f} seconds, {limits.decode_memory >> 30} GiB |",
