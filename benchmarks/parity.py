@@ -27,7 +27,7 @@ import numpy as np
 import requests
 from PIL import Image
 
-from engine.api.options import CHECKPOINT, DEFAULTS, VAE
+from engine.api.options import CHECKPOINT, DEFAULTS
 
 Fields = dict[str, Any]
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -43,7 +43,7 @@ BASE: Fields = {
     "sampler_name": "Euler",
 }
 # Sent with every request: A1111 keeps an option that its config.json does not have.
-OPTIONS: Fields = {name: value for name, value in DEFAULTS.items() if name not in {CHECKPOINT, VAE}}
+OPTIONS: Fields = {name: value for name, value in DEFAULTS.items() if name != CHECKPOINT}
 HIGHRES: Fields = {"enable_hr": True, "denoising_strength": 0.6, "hr_scale": 1.5}
 LONG = "a red circle, " * 40
 

@@ -23,7 +23,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs import gpu_tables
-from handler import TASKS
 from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
 from worker.errors import WorkerError
@@ -31,8 +30,9 @@ from worker.job import template
 from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
 from worker.job.request import JobFields, Txt2ImgRequest
-from worker.service import schema
-from worker.service.result import Progress
+from worker.service.report import Progress
+from worker.tasks import schema
+from worker.tasks.table import TASKS
 from worker.webui import engine_state
 
 PART = re.compile(
@@ -103,6 +103,16 @@ def model_fields() -> str:
 def tasks() -> str:
     """The tasks that a job can name."""
     return table(("task", "what it does"), ((f"`{task.name}`", task.description) for task in TASKS))
+
+
+def task_input(task: str) -> str:
+    """The fields that have a description in a task's input, except `task`."""
+    rows = schema.rows(TASKS[task].input, "validation", nested=False)
+    shown = [row for row in rows if row.description and row.name != "task"]
+    return table(
+        ("field", "values", "meaning"),
+        ((f"`{row.name}`", row.type.replace(" | ", ", "), row.description) for row in shown),
+    )
 
 
 def answer(task: str) -> str:
@@ -277,6 +287,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "job-fields": job_fields,
     "output-fields": output_fields,
     "tasks": tasks,
+    **{
+        f"input-{task.name}": functools.partial(task_input, task.name)
+        for task in TASKS
+        if task.fields and task.name != "txt2img"  # `job-fields` has its
+    },
     **{f"answer-{task.name}": functools.partial(answer, task.name) for task in TASKS},
     "answer-health": health,
     "progress": progress,

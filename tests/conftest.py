@@ -13,7 +13,7 @@ from fakes.supervised import Worker
 
 from worker.config.credentials import SECRET_NAME
 from worker.config.settings import Settings
-from worker.webui.catalog import Catalog
+from worker.generation.catalog import Catalog
 
 # On a busy machine an example may take long, which is not a fault of the tested code.
 hypothesis.settings.register_profile(

@@ -8,10 +8,10 @@ import pytest
 from fakes.a1111.process import running_a1111, write_safetensors
 
 from worker.errors import JobTimeout
+from worker.generation.payload import Expected, Payload
 from worker.stopwatch import Stopwatch
 from worker.webui.client import WebUI
 from worker.webui.engine import Engine
-from worker.webui.payload import Expected, Payload
 from worker.webui.readiness import Readiness
 from worker.webui.supervisor import Supervisor
 from worker.webui.timing import EngineTiming

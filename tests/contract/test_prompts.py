@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from engine.prompt import syntax
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
+from worker.generation import prompts
+from worker.generation.catalog import Style
+from worker.generation.payload import build
 from worker.job import prompt
 from worker.job.models import Models
 from worker.job.request import parse
-from worker.webui import prompts
-from worker.webui.catalog import Style
-from worker.webui.payload import build
 
 PIECES = [*"<>:#()[]\\|xy1 \n\u00e9\uff1c", "lora", "LoRA", "lyco", "te=", "0.5", ":1.2)", ":5]"]
 PIECES += ["BREAK", "AND", "<lora:x:1>", "<lyco:y:0.5>", "<a:b>", "<LORA:y:1>", "&lt;", "{a|b}"]

@@ -8,8 +8,8 @@ from fakes.a1111.process import free_port
 from worker.delivery.limits import UploadLimits
 from worker.delivery.put_url import put
 from worker.errors import DeliveryFailed
+from worker.generation.picture import Picture
 from worker.http.client import SafeHttpClient
-from worker.webui.picture import Picture
 
 PNG = Picture(b"\x89PNG of some bytes", "png")
 LIMITS = UploadLimits(longest_wait=0.0)

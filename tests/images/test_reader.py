@@ -1,6 +1,7 @@
 """The pictures of a job, from the text in its fields to what the engine gets."""
 
 import base64
+import sys
 import threading
 
 import pytest
@@ -112,13 +113,19 @@ def test_a_bomb_costs_the_process_that_decodes_and_not_this_one():
     assert "memory" in error.message
 
 
-def test_decoding_ends_at_its_time_and_when_the_job_is_stopped():
-    with pytest.raises(InvalidInput, match=r"a: .* too much memory or time"):
-        read({"a": TEXT}, decode_seconds=0.0)
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ends_by", ["time", "stop"])
+def test_a_process_that_hangs_is_killed(monkeypatch, ends_by):
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr("worker.images.sandbox._COMMAND", hangs)
     stop = threading.Event()
-    stop.set()
-    with pytest.raises(FetchStopped, match="stopped"):
-        read({"a": TEXT}, stop)
+    if ends_by == "stop":
+        threading.Timer(0.2, stop.set).start()
+        with pytest.raises(FetchStopped, match="stopped while its pictures were read"):
+            read({"a": TEXT}, stop)
+    else:
+        with pytest.raises(InvalidInput, match=r"a: .* too much memory or time"):
+            read({"a": TEXT}, decode_seconds=0.2)
 
 
 def test_the_process_gets_no_secret(monkeypatch):

@@ -7,11 +7,11 @@ from fakes.recorded import recorded
 
 from worker.config.settings import PROJECT
 from worker.errors import InvalidInput
+from worker.generation.payload import OURS
 from worker.job.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
 from worker.job.request import OverrideSettings, Txt2ImgRequest, input_of, parse
 from worker.shown import shown
-from worker.webui.payload import OURS
 
 SCHEMAS = recorded("openapi")["components"]["schemas"]
 A1111_FIELDS = SCHEMAS["StableDiffusionProcessingTxt2Img"]["properties"]

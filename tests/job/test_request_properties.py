@@ -13,9 +13,9 @@ from fakes.a1111.shape import shape_error
 
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
+from worker.generation.payload import build, engine_names
 from worker.job.models import Models
 from worker.job.request import OverrideSettings, Txt2ImgRequest, parse
-from worker.webui.payload import build, engine_names
 
 NAMES = ["DPM++ 2M Karras", "Euler a", "euler", "k_dpmpp_sde", "Karras", "SGM Uniform", "nope", ""]
 NAMES += ["Latent", "Lanczos", "nope", "None"]

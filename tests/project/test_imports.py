@@ -21,10 +21,11 @@ FRONT_DOORS = ("handler", "model_manager", "runpod_sdk")
 # definitions that every room uses.
 ROOMS = {
     "worker": [
-        *("worker.runpod", "worker.service", "worker.delivery"),
+        *("worker.runpod", "worker.tasks", "worker.service", "worker.delivery"),
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
-        *("worker.webui", "worker.images", "worker.job", "worker.hosts", "worker.formats"),
+        *("worker.webui", "worker.generation", "worker.images", "worker.job"),
+        *("worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
     "engine": [
@@ -46,12 +47,12 @@ FORBIDDEN = {
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
-    *("worker.formats", "worker.hosts", "worker.job", "worker.service.result"),
+    *("worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
+    *("worker.generation", "worker.tasks.picture_result"),
     *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
     *("worker.images.png_info", "worker.images.signatures"),
     *("worker.models.download.schedule", "worker.models.merge.checkpoint_layers"),
-    *("worker.webui.catalog", "worker.webui.engine_state", "worker.webui.payload"),
-    *("worker.webui.prompts", "worker.webui.proof", "worker.webui.recovery"),
+    *("worker.webui.engine_state", "worker.webui.recovery"),
 ]
 # These read files, but load no IO library either.
 READS_FILES = {"worker.job.template_file"}

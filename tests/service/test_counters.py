@@ -4,7 +4,7 @@ import pytest
 
 from worker.service.counters import Counters
 from worker.service.progress import JobProgress
-from worker.service.result import JobCounts, RunningJob
+from worker.service.report import JobCounts, RunningJob
 
 
 def test_jobs_are_counted_by_how_they_ended_and_listed_while_they_run():

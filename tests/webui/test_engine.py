@@ -16,11 +16,11 @@ from worker.errors import (
     WorkerError,
     WrongVae,
 )
+from worker.generation.catalog import Catalog
+from worker.generation.payload import Expected, Payload
 from worker.stopwatch import Stopwatch
-from worker.webui.catalog import Catalog
 from worker.webui.client import Txt2ImgAnswer
 from worker.webui.engine import Engine
-from worker.webui.payload import Expected, Payload
 from worker.webui.readiness import Ready
 from worker.webui.supervisor import EngineProcess
 from worker.webui.timing import EngineTiming

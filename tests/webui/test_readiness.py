@@ -14,7 +14,7 @@ from worker.errors import (
     NoCheckpoint,
     RouteMissing,
 )
-from worker.webui.catalog import Catalog
+from worker.generation.catalog import Catalog
 from worker.webui.client import Txt2ImgAnswer, WebUI
 from worker.webui.readiness import Readiness, likely_causes
 from worker.webui.supervisor import ORPHANED, EngineProcess, Supervisor

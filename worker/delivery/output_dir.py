@@ -11,8 +11,8 @@ from typing import Any
 
 from worker import log
 from worker.errors import DeliveryFailed, ResultTooLarge
+from worker.generation.picture import Picture
 from worker.webui.client import Txt2ImgAnswer
-from worker.webui.picture import Picture
 
 _NAMED = 4  # files in one message; `files` in the job's answer has all
 

@@ -7,11 +7,11 @@ import time
 
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.errors import DeliveryFailed, ModelHostFailed, ModelUrlRefused
+from worker.generation.picture import Picture
 from worker.http.backoff import Backoff, retry_after
 from worker.http.client import BUSY, SafeHttpClient
 from worker.http.document import Document
 from worker.http.urls import shown
-from worker.webui.picture import Picture
 
 _SUCCESS = range(200, 300)
 _CODE = re.compile(rb"<Code>(\w{1,64})</Code>")  # how S3-compatible services name a reason

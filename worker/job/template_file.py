@@ -71,7 +71,7 @@ class Templates:
         raise _not_found(name, known)
 
     def list_templates(self) -> list[dict[str, Any]]:
-        """Each template as plain JSON, see `worker.service.result.ListedTemplate`."""
+        """Each template as plain JSON, see `worker.tasks.templates.ListedTemplate`."""
         default = self.get_default_template()
         return [
             {

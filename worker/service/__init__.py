@@ -1,1 +1,1 @@
-"""The tasks and their answers, progress reports, the worker's start and its counters."""
+"""What runs beside each task: progress reports, turns, counters, arguments, the start."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from worker.service.progress import JobProgress
-from worker.service.result import JobCounts, RunningJob, WorkerHealth
+from worker.service.report import JobCounts, RunningJob, WorkerHealth
 
 
 class Counters:

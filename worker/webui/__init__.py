@@ -1,1 +1,1 @@
-"""A1111's API: composes requests, waits for readiness, recovers, and proves each picture."""
+"""A1111's API: the client, the wait for readiness, attempts and recovery."""

@@ -25,9 +25,9 @@ from worker.errors import (
     RouteMissing,
     WorkerError,
 )
-from worker.webui import answers
-from worker.webui.answers import reading
-from worker.webui.catalog import Catalog
+from worker.generation import answers
+from worker.generation.answers import reading
+from worker.generation.catalog import Catalog
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
@@ -73,7 +73,7 @@ class Txt2ImgAnswer:
         images: base64 PNG without `data:` prefix.
         parameters: the request as the engine understood it.
         info: A1111's JSON string with what the pictures were made from.
-        facts: `info`, parsed; `worker.webui.answers.facts` has the types of its fields.
+        facts: `info`, parsed; `worker.generation.answers.facts` has the types of its fields.
     """
 
     images: list[str]

@@ -22,13 +22,9 @@ from worker.errors import (
     WorkerError,
 )
 from worker.formats.names import Kind
-from worker.stopwatch import Stopwatch
-from worker.webui import proof, recovery
-from worker.webui.catalog import Catalog
-from worker.webui.client import Txt2ImgAnswer, WebUI
-from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
-from worker.webui.lifecycle import Lifecycle
-from worker.webui.payload import (
+from worker.generation import proof
+from worker.generation.catalog import Catalog
+from worker.generation.payload import (
     Expected,
     Payload,
     has_previews,
@@ -38,6 +34,11 @@ from worker.webui.payload import (
     switches_inside,
     throwaway,
 )
+from worker.stopwatch import Stopwatch
+from worker.webui import recovery
+from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
+from worker.webui.lifecycle import Lifecycle
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import Action, Consequence, MemoryGrowth
 from worker.webui.runner import ReportProgress, Txt2ImgRunner, finish
@@ -85,6 +86,16 @@ class Engine:
     def catalog(self) -> Catalog:
         """The names that a job may use; known after `boot`."""
         return self._lifecycle.catalog
+
+    @property
+    def default_checkpoint(self) -> str | None:
+        """The checkpoint of a job that names none; known after `boot`."""
+        return self._lifecycle.default_checkpoint
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint of the last picture."""
+        return self._checkpoint
 
     @property
     def retiring(self) -> str:

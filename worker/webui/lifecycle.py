@@ -15,10 +15,10 @@ from typing import Any
 
 from worker.config.webui_config import OVERRIDABLE
 from worker.errors import CacheDamaged, EngineFault, EngineNotReady, EnginePoisoned, WorkerError
-from worker.webui.catalog import Catalog
+from worker.generation.catalog import Catalog
+from worker.generation.payload import LIVE_PREVIEWS
 from worker.webui.client import WebUI
 from worker.webui.engine_state import EngineState, Event, Process
-from worker.webui.payload import LIVE_PREVIEWS
 from worker.webui.readiness import Readiness
 from worker.webui.supervisor import EngineProcess, Reason, Supervisor
 from worker.webui.timing import EngineTiming

@@ -27,9 +27,9 @@ from worker.errors import (
     RouteMissing,
     WorkerError,
 )
-from worker.webui import answers
-from worker.webui.answers import reading
-from worker.webui.catalog import Catalog
+from worker.generation import answers
+from worker.generation.answers import reading
+from worker.generation.catalog import Catalog
 from worker.webui.client import WebUI
 from worker.webui.supervisor import EngineProcess, Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming

@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from worker.errors import WorkerError
+from worker.generation import picture
 from worker.stopwatch import Stopwatch
-from worker.webui import picture
 from worker.webui.client import Txt2ImgAnswer, WebUI, of_generation
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.timing import EngineTiming

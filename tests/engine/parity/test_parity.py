@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from engine.api.drawing import Drawing, Models
 from engine.api.job import Job
+from engine.api.library import Library
 from engine.api.options import DEFAULTS
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
 from engine.models.checkpoints import Checkpoint
 from engine.models.loaded_model import LoadedModel
-from engine.models.loras import Loras
 
 FOLDER = Path(__file__).parent
 DEMO = FOLDER.parents[2] / "demo/Stable-diffusion/demo-shapes.safetensors"
@@ -58,7 +58,9 @@ def test_same_seed_same_picture(models, pictures, tmp_path, name):
     options = fields["override_settings"]
     job = Job(Txt2Img(**fields), DEFAULTS | options)
     model = models[options["sd_model_checkpoint"]]
-    drawing = Drawing(job, Models(lambda _: model, model.checkpoint), Loras(tmp_path), Progress())
+    drawing = Drawing(
+        job, Models(lambda _: model, model.checkpoint), Library.of(tmp_path), Progress()
+    )
     with drawing.open():
         (found,) = drawing.pictures()
     difference = np.abs(np.asarray(found, dtype=int) - pictures[name])

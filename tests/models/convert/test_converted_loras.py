@@ -20,7 +20,7 @@ from worker.errors import InternalError, ModelFileInvalid, ModelNotSupported, St
 from worker.formats.model_file import file_sha256
 from worker.job.request import parse
 from worker.models.convert import converted_loras, lora_rewrite
-from worker.service.result import models_used
+from worker.tasks.picture_result import models_used
 
 LAYERS = {
     "attention": "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",

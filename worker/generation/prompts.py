@@ -11,6 +11,7 @@ from itertools import combinations
 
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
+from worker.generation.catalog import Style, styled
 from worker.job import prompt_checks
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
@@ -26,7 +27,6 @@ from worker.job.prompt import (
     without_tags,
 )
 from worker.job.request import Txt2ImgRequest
-from worker.webui.catalog import Style, styled
 
 Styles = Mapping[str, Style]
 NO_STYLES: Styles = {}

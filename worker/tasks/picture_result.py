@@ -1,7 +1,4 @@
-"""The types of the tasks' answers, and the models that the engine used for a picture. Pure.
-
-`python handler.py --schema` prints them as JSON Schema.
-"""
+"""The answer of a task that draws: its type, and the models that the engine used. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +10,11 @@ from pydantic import Field
 from worker.answer import Absent, Answer, AnswerPart, left_out
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
+from worker.generation.proof import applied_loras
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
 from worker.job.output_fields import ImageFormat, Method
-from worker.webui.proof import applied_loras
-
-# Pictures ---------------------------------------------------------------------------------------
+from worker.job.request import JobFields
 
 
 class ConvertedFrom(AnswerPart):
@@ -64,6 +60,15 @@ class UsedModel(AnswerPart):
     )
 
 
+class ResolvedPrompts(AnswerPart):
+    """The prompts that wildcards were resolved to."""
+
+    prompt: str = Field(description="The prompt.")
+    negative_prompt: str = Field(description="The negative prompt.")
+    hr_prompt: str | Absent = left_out("The second pass's prompt, if the job has one.")
+    hr_negative_prompt: str | Absent = left_out("The same of the negative prompt.")
+
+
 class DeliveryReport(AnswerPart):
     """How the pictures were delivered."""
 
@@ -104,6 +109,10 @@ class Undelivered(Answer):
     )
     warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
     template: str | Absent = left_out("The template that was used.")
+    resolved: ResolvedPrompts | Absent = left_out(
+        "Only with `wildcards`: the prompts after the choice of words. With the seed in `info` the"
+        " same job gives the same ones."
+    )
     startup: dict[str, float] | Absent = left_out(
         "Only in a worker's first result: seconds of the start's parts `engine`, `sdk`, `models`"
         " (of the default template), and their `total`."
@@ -114,6 +123,12 @@ class Txt2ImgResult(Undelivered):
     """The answer of the task `txt2img`: A1111's own three keys, and ours."""
 
     delivery: DeliveryReport = Field(description="How the pictures were delivered.")
+
+
+def resolved_prompts(request: JobFields) -> ResolvedPrompts | None:
+    """The prompts of a job with wildcards; None for a job without."""
+    prompts = request.resolved
+    return None if prompts is None else ResolvedPrompts.model_construct(None, **prompts)
 
 
 def cache_info(stats: Mapping[str, Mapping[str, int]]) -> CacheInfo:
@@ -173,147 +188,3 @@ def _known(file: ModelFile) -> dict[str, Any]:
 def _weights(file: ModelFile, reference: LoraReference) -> dict[str, float | None]:
     tag = lora_tag(file, reference)
     return {"te": tag.te, "unet": tag.unet}
-
-
-# Templates --------------------------------------------------------------------------------------
-
-
-class TemplateLora(AnswerPart):
-    """A template's LoRA."""
-
-    name: str = Field(description="Its name.")
-    scale: float = Field(description="Its weight.")
-    te: float | None = Field(description="Its weight in the text encoder; null: `scale`.")
-    unet: float | None = Field(description="Its weight in the UNet; null: `scale`.")
-
-
-class ListedTemplate(AnswerPart):
-    """One template; of its models only the names, because a URL may be signed."""
-
-    template: str = Field(description="Its name in jobs.")
-    name: str = Field(description="Its display name.")
-    description: str = Field(description="What it is good for.")
-    default: bool = Field(description="Whether it is the default template.")
-    checkpoint: str = Field(description="Name of its checkpoint.")
-    loras: list[TemplateLora] = Field(description="Its LoRAs.")
-    defaults: dict[str, Any] = Field(description="Values for other fields of a job.")
-    baked: bool = Field(description="Whether all of its models are in the image.")
-    merged: bool = Field(description="Whether the image has its LoRAs merged into its checkpoint.")
-
-
-class TemplateList(Answer):
-    """The answer of the task `templates`."""
-
-    templates: list[ListedTemplate] = Field(description="The templates of this worker.")
-    default_template: str | None = Field(description="Name of the default template, if any.")
-    timings: dict[str, float] = Field(description="Seconds: `total`.")
-
-
-# Health -----------------------------------------------------------------------------------------
-
-
-Phase = Literal["validate", "resolve", "download", "queue", "load", "generate", "upload"]
-
-
-class Progress(AnswerPart):
-    """A running job's newest report; RunPod's `/status` shows it as the job's `output`."""
-
-    phase: Literal["validate", "resolve", "download", "queue", "load", "generate", "upload"] = (
-        left_out("What the job does: `resolve` finds its models, `load` loads the checkpoint.")
-    )
-    percent: float | Absent = left_out("Progress of the download or of the pictures, 0 to 100.")
-    eta_seconds: float | Absent = left_out(
-        "Seconds until the download is done, or the pictures are."
-    )
-    step: int | Absent = left_out("Steps done of the picture.")
-    steps: int | Absent = left_out("Steps that the picture needs.")
-    message: str | Absent = left_out("The same as text, such as `step 12 of 25`.")
-    preview: str | Absent = left_out(
-        "With `output.preview`, while A1111 generates: a JPEG of at most 256 pixels as base64."
-    )
-
-
-class RunningJob(Progress):
-    """A job that runs, with its newest report."""
-
-    id: str = Field(description="The job's id.")
-
-
-class JobCounts(AnswerPart):
-    """Jobs since the worker's start."""
-
-    completed: int = Field(description="Number of jobs that returned a result.")
-    failed: int = Field(description="Number of jobs that returned an error.")
-    cancelled: int = Field(description="Number of jobs that were cancelled.")
-    running: list[RunningJob] = Field(description="The other jobs that run now.")
-    failures: dict[str, int] = Field(description="Number of failed jobs by error code.")
-
-
-class WorkerHealth(AnswerPart):
-    """The worker's process."""
-
-    uptime_seconds: float = Field(description="Seconds since the worker's start.")
-    jobs: JobCounts = Field(description="Jobs since the start.")
-    startup: dict[str, float] = Field(
-        description="Seconds of the start's parts: `engine`, `sdk`, `models`; and their `total`."
-    )
-
-
-class EngineHealth(AnswerPart):
-    """The engine's process."""
-
-    state: str = Field(
-        description="State of its process: `running`, `restarting`, `failed`, or `unknown` without"
-        " start.sh."
-    )
-    ready: bool = Field(description="Whether it has made a picture since its start and answers.")
-    device: Literal["cuda", "cpu"] | None = Field(
-        description="Where it computes; null if start.sh has not started it."
-    )
-    gpu: str | None = Field(description="Name of its GPU; null on the CPU, or if unknown.")
-    attention: str | None = Field(
-        description="Its implementation of attention: `xformers`, `sdp` (torch's own), or the flag"
-        " of `WEBUI_ARGS` that chooses another; null if start.sh has not started it."
-    )
-    checkpoint: str | None = Field(description="The checkpoint of its last picture.")
-    restarts: int = Field(description="Number of its restarts.")
-    retiring: str | None = Field(description="Why this worker asks to be replaced, if it does.")
-    memory: dict[str, Any] | None = Field(description="RAM and GPU memory as A1111 reports them.")
-
-
-class StoredModels(AnswerPart):
-    """Model files of one kind."""
-
-    count: int = Field(description="Number of files.")
-    total_size: int = Field(description="Their size in bytes.")
-
-
-class LeftOutFile(AnswerPart):
-    """A file of the operator that the engine does not see."""
-
-    file: str = Field(description="Its folder and its name.")
-    reason: str = Field(description="Why it cannot be used.")
-
-
-class ModelsHealth(AnswerPart):
-    """The models of jobs since the worker's start."""
-
-    found: int = Field(description="Number of models that jobs found in the store.")
-    fetched: int = Field(description="Number of models that were downloaded for jobs.")
-    bytes_fetched: int = Field(description="Bytes that were downloaded.")
-    stored: dict[str, StoredModels] = Field(
-        description="What the store holds: `checkpoints`, `loras`, `vaes`, `embeddings`."
-    )
-    left_out: list[LeftOutFile] = Field(
-        description="Up to 20 of your own files that are hidden from the engine, because A1111"
-        " could not use them."
-    )
-
-
-class Health(Answer):
-    """The answer of the task `health`."""
-
-    worker: WorkerHealth = Field(description="The worker's process.")
-    engine: EngineHealth = Field(description="The engine's process.")
-    models: ModelsHealth = Field(description="The models of jobs, and the model store.")
-    timings: dict[str, float] = Field(description="Seconds: `total`.")

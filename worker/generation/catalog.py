@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.errors import InvalidInput
+from worker.generation.answers import an_object, objects, text, texts
 from worker.shown import shown
 from worker.spelling import near_matches
-from worker.webui.answers import an_object, objects, text, texts
 
 _CLOSE = 0.8  # how similar a script must be to be suggested
 

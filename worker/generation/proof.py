@@ -21,7 +21,7 @@ from worker.errors import (
     WrongVae,
 )
 from worker.formats.names import without_suffix
-from worker.webui.payload import Expected
+from worker.generation.payload import Expected
 
 
 def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) -> None:

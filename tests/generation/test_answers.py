@@ -10,11 +10,11 @@ import pytest
 from fakes.recorded import recorded
 
 from worker.errors import EngineFault, IncompleteAnswer, WorkerError
+from worker.generation import answers, picture, proof
+from worker.generation.payload import Expected
 from worker.job.models import Models
-from worker.service.result import models_used
-from worker.webui import answers, picture, proof
+from worker.tasks.picture_result import models_used
 from worker.webui.client import WebUI, of_generation
-from worker.webui.payload import Expected
 
 ODD = [None, True, 0, -1, 0.5, 10**400, float("nan"), float("inf"), "", "x", "\ud83d", [], {}]
 ODD += [[None], [5], ["x"], [[]], [{}], {"x": 1}, {"name": 5}, {"name": "x", "aliases": [1]}]

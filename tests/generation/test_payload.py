@@ -7,10 +7,17 @@ import pytest
 
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
+from worker.generation.catalog import Style
+from worker.generation.payload import (
+    Expected,
+    build,
+    engine_names,
+    has_previews,
+    smaller,
+    throwaway,
+)
 from worker.job.models import Models
 from worker.job.request import parse
-from worker.webui.catalog import Style
-from worker.webui.payload import Expected, build, engine_names, has_previews, smaller, throwaway
 
 
 def file(kind, stem):

@@ -4,13 +4,13 @@ import json
 import pytest
 from pydantic import Field
 
-import handler
 from worker.answer import Answer, Failure
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
 from worker.job.request import Txt2ImgRequest
-from worker.service.schema import Row, document, output_fields, rows
-from worker.service.tasks import Job, Task, Tasks
+from worker.tasks.schema import Row, document, output_fields, rows
+from worker.tasks.table import TASKS
+from worker.tasks.task import Job, Task, Tasks
 
 
 class CountRequest(Strict):
@@ -81,7 +81,7 @@ def test_the_schema_has_the_input_and_the_answer_of_every_task():
     assert numbers["properties"]["refresh_worker"]["const"] is True
     assert resolved(schema["failure"])["required"] == ["error", "message", "code"]
     assert "phase" in resolved(schema["progress"])["properties"]
-    txt2img = document(handler.TASKS)["$defs"]
+    txt2img = document(TASKS)["$defs"]
     assert set(txt2img["Txt2ImgRequest"]["properties"]) == set(Txt2ImgRequest.model_fields)
     assert txt2img["LoraReference"]["anyOf"][0]["type"] == "string"
 
@@ -89,10 +89,10 @@ def test_the_schema_has_the_input_and_the_answer_of_every_task():
 def test_rows_name_each_field_with_its_type_and_description():
     count = rows(TABLE["count"].input, "validation", nested=False)
     assert count[1] == Row("number", "integer, 1 to 9", "How far to count.")
-    all_rows = [*rows(Failure), *(row for task in handler.TASKS for row in output_fields(task))]
+    all_rows = [*rows(Failure), *(row for task in TASKS for row in output_fields(task))]
     types = {row.name: row.type for row in all_rows}
     assert types["models[].sha256"] == "string or null"
     assert types["delivery.method"] == "base64 | s3 | put"
     assert {"models[].merged_from[].te", "models.stored.*.count"} < types.keys()
-    described = [*handler.TASKS, *all_rows]
+    described = [*TASKS, *all_rows]
     assert [one for one in described if not one.description.endswith(".")] == []

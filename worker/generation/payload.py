@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import InvalidInput
+from worker.generation import prompts
+from worker.generation.catalog import Catalog
+from worker.generation.prompts import NO_STYLES, Styles
 from worker.job.models import Models, contains, words
 from worker.job.request import Txt2ImgRequest
-from worker.webui import prompts
-from worker.webui.catalog import Catalog
-from worker.webui.prompts import NO_STYLES, Styles
 
 # The job's fields that A1111 does not get.
 OURS = {
@@ -22,6 +22,7 @@ OURS = {
     "vae",
     "embeddings",
     "trigger_words",
+    "wildcards",
     "clip_skip",
     "timeout",
     "output",
@@ -38,7 +39,7 @@ _NO_SINGLE_SECOND_STEP = {"DPM fast", "DPM adaptive"}
 
 @dataclass(frozen=True)
 class Expected:
-    """What the engine's `info` must contain (checked by `worker.webui.proof`).
+    """What the engine's `info` must contain (checked by `worker.generation.proof`).
 
     Attributes:
         images: number of pictures; None if a script decides it.

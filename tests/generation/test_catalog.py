@@ -3,7 +3,7 @@ import re
 import pytest
 
 from worker.errors import InvalidInput
-from worker.webui.catalog import Catalog
+from worker.generation.catalog import Catalog
 
 SAMPLERS = [
     # sampler and scheduler as written -> exact sampler and scheduler label

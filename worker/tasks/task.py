@@ -1,7 +1,7 @@
-"""The tasks that a job can name: input, method and answer of each.
+"""What a task is, and the table of tasks, which finds the task that a job names.
 
-The table itself is in handler.py, which has the methods. It decides which task a job runs, which
-error an unknown task gets, and what `python handler.py --schema` prints.
+The table is in `worker.tasks.table`. It decides which task a job runs, which error an unknown task
+gets, what `python handler.py --schema` prints, and what docs/api.md says.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Task(Generic[Worker]):
     Attributes:
         name: value of the job's field `task`.
         description: one sentence for the documents.
-        run: method of the worker; gets the job and its checked input.
+        run: gets the worker, the job and its checked input.
         output: type of the answer.
         fields: type of the input; None for a task without fields of its own.
-        read: method of the worker that checks the input, where `fields` alone does not.
+        read: gets the worker and the job and checks its input, where `fields` alone does not.
     """
 
     name: str

@@ -8,7 +8,7 @@ from fakes.a1111.picture import png, png_text
 from PIL import Image
 
 from worker.errors import DeliveryFailed
-from worker.webui.picture import from_engine, infotext, thumbnail
+from worker.generation.picture import from_engine, infotext, thumbnail
 
 TEXTS = [
     "a fox\nNegative prompt: blurry\nSteps: 5, Sampler: Euler a, Seed: 1",

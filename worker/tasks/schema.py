@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from worker.answer import Failure
-from worker.service.result import Progress
-from worker.service.tasks import Task
+from worker.service.report import Progress
+from worker.tasks.task import Task
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

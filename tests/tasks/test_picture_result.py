@@ -4,7 +4,7 @@ from fakes.a1111.process import write_safetensors
 from worker.formats.model_file import ModelFile
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models
-from worker.service.result import CacheInfo, MergedModel, UsedModel, cache_info, models_used
+from worker.tasks.picture_result import CacheInfo, MergedModel, UsedModel, cache_info, models_used
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from fakes.recorded import recorded
 
 from worker import errors
-from worker.webui.payload import Expected
-from worker.webui.proof import (
+from worker.generation.payload import Expected
+from worker.generation.proof import (
     applied_loras,
     check,
     check_embeddings,

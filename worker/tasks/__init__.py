@@ -1,0 +1,1 @@
+"""The tasks that a job can name, a module each: input, engine call, proof and result."""

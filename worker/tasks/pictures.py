@@ -1,0 +1,165 @@
+"""The tasks that draw: check, prepare the models, generate and prove, deliver."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from worker.answer import plain
+from worker.errors import WorkerError
+from worker.generation import payload
+from worker.generation.payload import Payload
+from worker.job import request
+from worker.job.models import Models
+from worker.job.request import Txt2ImgRequest
+from worker.job.template_file import hint_about_default
+from worker.service.waiting import in_thread
+from worker.tasks import picture_result
+from worker.tasks.picture_result import Txt2ImgResult, Undelivered
+from worker.tasks.task import Job, Task
+from worker.tasks.worker import Worker
+from worker.webui.client import Txt2ImgAnswer
+
+
+def check(worker: Worker, job: Job) -> Txt2ImgRequest:
+    """The job's input, completed from its template and checked, with its wildcards resolved.
+
+    Raises:
+        InvalidInput: names what is wrong.
+    """
+    with job.stopwatch.phase("validate"):
+        wanted = request.parse(worker.templates.fill_in(job.input))
+        job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
+        worker.delivery.check(wanted.output)
+        return worker.wildcards.resolve(wanted)
+
+
+async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Txt2ImgResult:
+    """From the checked input to the delivered pictures."""
+    async with prepared(worker, job, wanted) as ready:
+        async with worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models)):
+            generated = await generate(worker, job, ready)
+        return await deliver(worker, job, ready, generated)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A job whose models are found, checked and linked, and which the engine can draw."""
+
+    wanted: Txt2ImgRequest
+    models: Models
+    payload: Payload
+
+
+@asynccontextmanager
+async def prepared(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> AsyncIterator[Ready]:
+    """Have the job's models ready while the body runs.
+
+    Raises:
+        WorkerError: names what the engine or the store does not have; the engine was not used.
+    """
+    names = payload.engine_names(wanted, worker.engine.catalog)
+    with job.stopwatch.phase("prepare"):
+        async with worker.preparing:
+            models = await _prepare(worker, job, wanted)
+    try:
+        composed = payload.build(wanted, names, models, worker.engine.catalog.styles)
+        yield Ready(wanted, models, composed)
+    finally:
+        worker.models.release(models)
+
+
+def _checkpoint(worker: Worker, models: Models) -> str:
+    """The checkpoint that the engine must have loaded for these models."""
+    return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
+
+
+async def generate(worker: Worker, job: Job, ready: Ready) -> Txt2ImgAnswer:
+    """Draw and prove; only for the job whose turn it is."""
+    with job.stopwatch.phase("generate"):
+        return await worker.engine.generate(
+            ready.payload,
+            job.stopwatch,
+            job.progress.report,
+            arrange=functools.partial(_arrange, worker, ready.models),
+        )
+
+
+async def deliver(
+    worker: Worker, job: Job, ready: Ready, generated: Txt2ImgAnswer
+) -> Txt2ImgResult:
+    """The result with the delivered pictures."""
+    with job.stopwatch.phase("deliver"):
+        described = await _describe(worker, job, ready, generated)
+        delivered = await asyncio.to_thread(
+            worker.delivery.deliver, generated, plain(described), ready.wanted.output, job.id
+        )
+    delivered["timings"] = job.stopwatch.timings()
+    return Txt2ImgResult.model_construct(**delivered)
+
+
+def find_or_fetch(worker: Worker, wanted: Txt2ImgRequest, stop: threading.Event) -> Models:
+    """The job's models, pinned; the engine lists its folders again before the next picture."""
+    models, new = worker.models.prepare_models_for_request(wanted, stop)
+    if new:
+        worker.engine.models_changed()
+    if replaced := worker.models.take_replaced():
+        worker.engine.files_replaced(replaced)
+    return models
+
+
+async def _prepare(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Models:
+    prepare = functools.partial(find_or_fetch, worker, wanted)
+    try:
+        models = await in_thread(prepare, job.stopwatch, undo=worker.models.release)
+    except WorkerError as error:
+        error.hint = f"{error.hint}{hint_about_default(wanted, job.input, error)}".lstrip()
+        raise
+    if models is None:
+        hint = "The downloaded part is kept: send the job again, or raise `timeout`."
+        raise job.stopwatch.expired("the models were not ready", hint=hint)
+    return models
+
+
+def _arrange(worker: Worker, models: Models) -> bool:
+    """Let the engine see what the job names; returns whether its embeddings changed."""
+    if worker.models.arrange_vaes(models):
+        worker.engine.models_changed()
+    return worker.models.arrange_embeddings(models)
+
+
+async def _describe(
+    worker: Worker, job: Job, ready: Ready, generated: Txt2ImgAnswer
+) -> Undelivered:
+    """The result before its delivery."""
+    used = await asyncio.to_thread(picture_result.models_used, generated.facts, ready.models)
+    if not used[0].sha256:  # not hashed here; the engine may have its hash
+        sha256 = await worker.engine.checkpoint_sha256(used[0].name or "")
+        used[0] = used[0].model_copy(update={"sha256": sha256})
+    stats = await asyncio.to_thread(worker.models.get_cache_stats)
+    return Undelivered.model_construct(
+        images=generated.images,
+        parameters=generated.parameters,
+        info=generated.info,
+        models=used,
+        cache_info=picture_result.cache_info(stats),
+        timings=job.stopwatch.timings(),
+        warnings=list(ready.payload.warnings),
+        template=ready.wanted.template,
+        resolved=picture_result.resolved_prompts(ready.wanted),
+        startup=worker.startup.once(),
+    )
+
+
+TXT2IMG = Task(
+    name="txt2img",
+    description="Makes pictures from a prompt; the task of a job that names none.",
+    fields=Txt2ImgRequest,
+    read=check,
+    run=run,
+    output=Txt2ImgResult,
+)

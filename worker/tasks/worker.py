@@ -1,0 +1,91 @@
+"""The parts of a worker that its tasks use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from worker.config.settings import Settings
+from worker.delivery.delivery import Delivery
+from worker.formats.names import Kind
+from worker.job.models import Models
+from worker.job.request import Txt2ImgRequest
+from worker.job.template_file import Templates
+from worker.models.wildcard_files import WildcardFiles
+from worker.service.counters import Counters
+from worker.service.waiting import BatchTurn, Turns
+from worker.tasks.task import Tasks
+from worker.webui.engine import Engine
+
+
+class JobModels(Protocol):
+    """What tasks use of the model manager; `model_manager.ModelManager` describes each method."""
+
+    def prepare_models_for_request(
+        self, request: Txt2ImgRequest, stop: threading.Event = ...
+    ) -> tuple[Models, bool]:
+        """Find, fetch, check and link the job's models."""
+
+    def release(self, models: Models) -> None:
+        """Unpin the models of a job that has ended."""
+
+    def take_replaced(self) -> set[Kind]:
+        """Kinds of which a file was replaced under its name."""
+
+    def arrange_vaes(self, models: Models) -> bool:
+        """Show the engine the job's VAE; returns whether its folders changed."""
+
+    def arrange_embeddings(self, models: Models) -> bool:
+        """Show the engine the job's embeddings; returns whether they changed."""
+
+    def get_cache_stats(self) -> dict[str, dict[str, int]]:
+        """Number and size of the files of each kind."""
+
+    def health(self) -> dict[str, Any]:
+        """The numbers for the task `health`."""
+
+    def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
+        """Whether a template's models are in the image."""
+
+
+class Startup:
+    """The seconds of the start: reported by `health`, and once in the first result."""
+
+    def __init__(self) -> None:
+        self.seconds: Mapping[str, float] = {}
+        self._is_reported = False
+
+    def once(self) -> dict[str, float] | None:
+        """The seconds, only at the first call: its caller waited for the start."""
+        if self._is_reported:
+            return None
+        self._is_reported = True
+        return dict(self.seconds)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One engine and one model store. Jobs run side by side, but only one of them generates.
+
+    Attributes:
+        tasks: the table of tasks, for tasks that run or describe others.
+        wildcards: resolves the prompts of jobs that ask for it.
+        counters: jobs by how they ended.
+        turns: gives the engine to one job after the other.
+        preparing: open while a job's models are found or fetched; a batch limits how many are.
+    """
+
+    settings: Settings
+    engine: Engine
+    models: JobModels
+    templates: Templates
+    delivery: Delivery
+    tasks: Tasks[Worker]
+    wildcards: WildcardFiles
+    counters: Counters = field(default_factory=Counters)
+    turns: Turns | BatchTurn = field(default_factory=Turns)
+    preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
+    startup: Startup = field(default_factory=Startup)
