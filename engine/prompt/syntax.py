@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import Refused, Unsupported
+from engine.errors import Refused, Unsupported, shown
 
 EMPHASIS = 1.1
 BREAK = "BREAK"
@@ -29,6 +29,7 @@ _COMMENT = re.compile(r"#[^\n]*(?:\n|\Z)")
 # Without a `>` it matches up to the end of the text, so that nothing is searched twice.
 _TAG = re.compile(r"<(\w+):([^>]+)(>|\Z)")
 _LORA = {"lora", "lyco"}  # A1111 accepts both names, in lower case
+HYPERNETWORK = "hypernet"
 _TOKEN = re.compile(r"\\[()\[\]\\]?|[()\[\]:]|[^\\()\[\]:]+")
 _WEIGHT = re.compile(r"\A\s*([+-]?[.\d]+)\s*\Z")
 _BREAK = re.compile(r"\bBREAK\b")
@@ -72,8 +73,12 @@ def extract_loras(prompt: str) -> tuple[str, list[LoraTag]]:
 
     Tags of other kinds are removed, as A1111 does with tags of unknown networks. Raises Refused for
     a weight that is not a number: A1111 would silently ignore every LoRA of the request.
+    Unsupported for a hypernetwork.
     """
-    found = [(one[1], one[2]) for one in _TAG.finditer(prompt) if one[3] and one[1] in _LORA]
+    tags = [(one[1], one[2]) for one in _TAG.finditer(prompt) if one[3]]
+    if name := next((arguments for kind, arguments in tags if kind == HYPERNETWORK), None):
+        raise Unsupported(f"hypernetworks: {shown(name)}")
+    found = [(kind, arguments) for kind, arguments in tags if kind in _LORA]
     # A1111 collects the tags by their kind before it applies them
     kinds = list(dict.fromkeys(kind for kind, _ in found))
     found.sort(key=lambda one: kinds.index(one[0]))

@@ -141,6 +141,8 @@ BAD = {
     b'{"error": 1}': "it is JSON",
     b"%!PS-Adobe-3.0 EPSF-3.0\n": "it is not a picture",  # Pillow would start Ghostscript
     b"hello": "it is not a picture",
+    file_of(format_="PPM"): "it is not a picture",  # Pillow reads it, but no plugin is asked
+    file_of(format_="JPEG2000"): "it is a JPEG 2000 picture",
     file_of()[:10] + b"\n" + file_of()[10:]: "it is a PNG whose start is damaged",
     file_of()[:60]: "the picture is damaged",
     file_of(format_="JPEG")[:-40]: "the picture is damaged",

@@ -1,12 +1,14 @@
 """The pictures of a job, from the text in its fields to what the engine gets."""
 
 import base64
+import sys
 import threading
 
 import pytest
 from fakes.hosts.fixtures import client_for
 from images.samples import file_of, picture, png_header, text_of, tiff_bomb
 
+from worker.config.settings import PROJECT
 from worker.errors import FetchStopped, ImageUrlRefused, InvalidInput
 from worker.http.client import SafeHttpClient
 from worker.images.base64_text import decoded
@@ -111,13 +113,19 @@ def test_a_bomb_costs_the_process_that_decodes_and_not_this_one():
     assert "memory" in error.message
 
 
-def test_decoding_ends_at_its_time_and_when_the_job_is_stopped():
-    with pytest.raises(InvalidInput, match=r"a: .* too much memory or time"):
-        read({"a": TEXT}, decode_seconds=0.0)
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("ends_by", ["time", "stop"])
+def test_a_process_that_hangs_is_killed(monkeypatch, ends_by):
+    hangs = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr("worker.images.sandbox._COMMAND", hangs)
     stop = threading.Event()
-    stop.set()
-    with pytest.raises(FetchStopped, match="stopped"):
-        read({"a": TEXT}, stop)
+    if ends_by == "stop":
+        threading.Timer(0.2, stop.set).start()
+        with pytest.raises(FetchStopped, match="stopped while its pictures were read"):
+            read({"a": TEXT}, stop)
+    else:
+        with pytest.raises(InvalidInput, match=r"a: .* too much memory or time"):
+            read({"a": TEXT}, decode_seconds=0.2)
 
 
 def test_the_process_gets_no_secret(monkeypatch):
@@ -155,3 +163,17 @@ def test_many_jobs_read_at_the_same_time():
         thread.join()
     assert sorted(found) == [(size, size) for size in range(1, 5)]
     assert not any(one.name.startswith("decode") for one in threading.enumerate())
+
+
+def test_the_page_about_pictures_names_the_limits():
+    page, limits = (PROJECT / "docs/input-images.md").read_text(), ImageLimits()
+    for row in (
+        f"| {limits.file_bytes >> 20} MiB |",
+        f"| {limits.side} pixels |",
+        f"| {limits.count} pictures, {limits.total_bytes >> 20} MiB, ",
+        f" {limits.total_pixels / 1e6:.0f} million pixels |",
+        f"| {limits.fetch_seconds:.0f} seconds, and never",
+        f"| {limits.decode_seconds:.0f} seconds, {limits.decode_memory >> 30} GiB |",
+        f"| {limits.text_bytes >> 20} MiB and 64 names;",
+    ):
+        assert row in page

@@ -90,6 +90,7 @@ def _run(request: bytes, limits: ImageLimits, stop: threading.Event) -> bytes:
             output, errors = process.communicate(request)
         finally:
             done.set()
+            process.kill()  # does nothing to a process that has ended
     clock.join()
     if stop.is_set():
         raise FetchStopped("the job was stopped while its pictures were read.", hint="")
