@@ -20,7 +20,6 @@ CLIP_SKIP = "CLIP_stop_at_last_layers"
 MOST_CLIP_SKIP = 12  # layers of CLIP; A1111's setting ends there, too
 VAE = "sd_vae"
 COMMENTS = "enable_prompt_comments"
-OWN_VAE = ("Automatic", "None")
 EXTRA_NOISE = "img2img_extra_noise"
 BACKGROUND = "img2img_background_color"
 FIX_STEPS = "img2img_fix_steps"
@@ -33,6 +32,7 @@ RETURN_MASK = "return_mask"
 TILE = "ESRGAN_tile"
 TILE_OVERLAP = "ESRGAN_tile_overlap"
 UPSCALER = "upscaler_for_img2img"
+MERGING, MERGING_HR = "token_merging_ratio", "token_merging_ratio_hr"
 NO_BATCH_DETERMINISM = "no_dpmpp_sde_batch_determinism"
 PAD = "pad_cond_uncond"
 NOISE_SCHEDULE = "sd_noise_schedule"
@@ -65,8 +65,8 @@ ALL: dict[str, Any] = {
     RETURN_COMPOSITE: False,
     OVERLAY: True,
     "s_min_uncond": 0.0,
-    "token_merging_ratio": 0.0,
-    "token_merging_ratio_hr": 0.0,
+    MERGING: 0.0,
+    MERGING_HR: 0.0,
     PAD: False,
     NO_BATCH_DETERMINISM: False,
     "enable_pnginfo": True,
@@ -98,13 +98,13 @@ ALL: dict[str, Any] = {
 # The options that can be changed, and the values that they can have. A word that is not one of
 # these is a feature that the engine does not have.
 _WORDS = {
-    VAE: OWN_VAE,
     NOISE_SCHEDULE: ("Default", ZERO_TERMINAL_SNR),
     "emphasis": ("None", "Ignore", "Original", "No norm"),
     RANDN_SOURCE: ("CPU", "GPU", "NV"),
     "uni_pc_variant": ("bh1", "bh2", "vary_coeff"),
     "uni_pc_skip_type": ("time_uniform", "time_quadratic", "logSNR"),
 }
+_TEXTS = {CHECKPOINT, VAE, UPSCALER}
 _RANGES: dict[str, tuple[type, float, float]] = {
     CLIP_SKIP: (int, 0, MOST_CLIP_SKIP),
     "comma_padding_backtrack": (int, 0, 74),
@@ -116,6 +116,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     NOISE_MULTIPLIER: (float, 0, MOST_NOISE),
     EXTRA_NOISE: (float, 0, 10),
     "s_min_uncond": (float, 0, 10_000),
+    MERGING: (float, 0, 1),
+    MERGING_HR: (float, 0, 1),
     "eta_ddim": (float, 0, 1),
     "eta_ancestral": (float, 0, 1),
     "s_churn": (float, 0, 10_000),
@@ -138,9 +140,8 @@ _SWITCHES = {
     ),
     *("uni_pc_lower_order_final", COMMENTS, FIX_STEPS, OVERLAY, RETURN_MASK, RETURN_COMPOSITE),
 }
-_NAMES = {CHECKPOINT, UPSCALER}  # of files that may be missing
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}\Z")
-CHANGEABLE = {*_NAMES, BACKGROUND, *_WORDS, *_RANGES, *_SWITCHES}
+CHANGEABLE = {*_TEXTS, BACKGROUND, *_WORDS, *_RANGES, *_SWITCHES}
 DEFAULTS = {name: value for name, value in ALL.items() if name in CHANGEABLE}
 WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
@@ -153,10 +154,7 @@ class Options:
         """Raises OSError, or ValueError or TypeError if the file's content is not valid."""
         self.file = file
         content = self._read()
-        if content.get(VAE, "Automatic") not in OWN_VAE:
-            log.warning("%s: the embedded engine ignores %s", file, VAE)
-        read = CHANGEABLE - {VAE}
-        known = {name: value for name, value in content.items() if name in read}
+        known = {name: value for name, value in content.items() if name in CHANGEABLE}
         check(known)
         self.values: dict[str, Any] = DEFAULTS | known
 
@@ -190,7 +188,7 @@ def check(changes: Mapping[str, Any]) -> None:
     value that it cannot have.
 
     Whether a checkpoint exists is not checked: POST /options and override_settings treat an unknown
-    one differently.
+    one differently. An unknown VAE means the checkpoint's own, as in A1111.
     """
     for name, value in changes.items():
         if name in WITHOUT_EFFECT or (name in FIXED and value == FIXED[name]):
@@ -202,7 +200,7 @@ def check(changes: Mapping[str, Any]) -> None:
             _check_number(name, value, *_RANGES[name])
         if name in _SWITCHES and not isinstance(value, bool):
             raise TypeError(f"{name} must be true or false, not {shown(value)}")
-        if name in _NAMES and not isinstance(value, str | None):
+        if name in _TEXTS and not isinstance(value, str | None):
             raise TypeError(f"{name} must be a text, not {shown(value)}")
         if name == BACKGROUND and not (isinstance(value, str) and _COLOR.match(value)):
             raise ValueError(f"{name} must be a color such as #ffffff, not {shown(value)}")

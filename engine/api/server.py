@@ -43,17 +43,19 @@ def create_app(engine: Engine) -> FastAPI:
 
 
 def _gets(engine: Engine) -> dict[str, Endpoint]:
-    """The GET endpoints. The engine has no scripts or embeddings."""
+    """The GET endpoints. The engine has no scripts."""
+    library = engine.library
     return {
         "/options": engine.get_options,
         "/sd-models": engine.checkpoints.describe,
-        "/sd-vae": engine.list_vaes,
-        "/loras": lambda: [lora.describe() for lora in engine.loras.all],
+        "/sd-vae": lambda: [vae.describe() for vae in library.vaes.all],
+        "/loras": lambda: [lora.describe() for lora in library.loras.all],
+        "/embeddings": library.embeddings.describe,
         "/samplers": lambda: [sampler.describe() for sampler in samplers.SAMPLERS],
         "/schedulers": lambda: [scheduler.describe() for scheduler in samplers.SCHEDULERS],
         "/progress": engine.progress.describe,
         "/memory": describe_memory,
-        "/upscalers": lambda: [one.describe() for one in engine.upscalers.all()],
+        "/upscalers": lambda: [one.describe() for one in engine.library.upscalers.all()],
         "/latent-upscale-modes": lambda: [{"name": name} for name in second_pass.LATENT_MODES],
         "/prompt-styles": engine.styles.describe,
         "/cmd-flags": engine.get_flags,
@@ -61,17 +63,16 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
         "/face-restorers": describe_nothing,
         "/realesrgan-models": lambda: [
             {"name": one.name, "path": str(one.path), "scale": one.scale}
-            for one in engine.upscalers.real_esrgan()
+            for one in engine.library.upscalers.real_esrgan()
         ],
         "/extensions": describe_nothing,
         "/script-info": describe_nothing,
         "/scripts": lambda: {"txt2img": [], "img2img": []},
-        "/embeddings": lambda: {"loaded": {}, "skipped": {}},
     }
 
 
 def _posts(engine: Engine) -> dict[str, Endpoint]:
-    """The POST endpoints. VAEs need no refresh: every request lists them again."""
+    """The POST endpoints."""
 
     def interrupt() -> dict[str, Any]:
         engine.progress.interrupt()
@@ -98,9 +99,9 @@ def _posts(engine: Engine) -> dict[str, Endpoint]:
         "/interrupt": interrupt,
         "/skip": engine.progress.skip,
         "/refresh-checkpoints": engine.refresh_checkpoints,
-        "/refresh-loras": engine.loras.refresh,
-        "/refresh-vae": lambda: None,
-        "/refresh-embeddings": lambda: None,
+        "/refresh-loras": engine.library.loras.refresh,
+        "/refresh-vae": engine.library.vaes.refresh,
+        "/refresh-embeddings": engine.refresh_embeddings,
     }
 
 

@@ -71,7 +71,7 @@ Item = TypeVar("Item", bound="_Option | Line")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a wildcard's file: its text, its weight, and the name of the file."""
+    """One line of a file: its text, its weight in millionths, and the name of the wildcard."""
 
     text: str
     weight: int
