@@ -5,8 +5,8 @@ import pytest
 from pydantic import Field
 
 from worker.answer import Answer, Failure
+from worker.clients.foreign_fields import TASKS_OF_OTHERS
 from worker.errors import InvalidInput
-from worker.job.foreign_fields import TASKS_OF_OTHERS
 from worker.job.model_fields import Strict
 from worker.job.txt2img import Txt2ImgRequest
 from worker.tasks.schema import Row, document, output_fields, rows
