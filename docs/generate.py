@@ -27,6 +27,7 @@ from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
 from worker.errors import WorkerError
 from worker.job import template
+from worker.job.img2img import Img2ImgRequest
 from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
 from worker.job.request import TemplateDefaults
@@ -92,6 +93,14 @@ def job_fields() -> str:
     return _fields(
         Txt2ImgRequest, sorted(names, key=lambda name: name in TemplateDefaults.model_fields)
     )
+
+
+def img2img_fields() -> str:
+    """The fields of img2img that have a meaning only there."""
+    names = [
+        name for name in Img2ImgRequest.model_fields if name not in Txt2ImgRequest.model_fields
+    ]
+    return _fields(Img2ImgRequest, [*names[:3], "denoising_strength", *names[3:]])
 
 
 def output_fields() -> str:
@@ -298,7 +307,12 @@ PARTS: dict[str, Callable[[], str]] = {
         if task.fields and task.name != "txt2img" and task not in LISTS
     },
     "input-lists": functools.partial(task_input, LISTS[0].name),
-    **{f"answer-{task.name}": functools.partial(answer, task.name) for task in TASKS},
+    "input-img2img": img2img_fields,
+    **{
+        f"answer-{task.name}": functools.partial(answer, task.name)
+        for task in TASKS
+        if task.name != "img2img"  # the same as that of txt2img
+    },
     "answer-health": health,
     "progress": progress,
     "engine-states": engine_states,

@@ -7,12 +7,16 @@ import re
 import signal
 
 import pytest
-from fakes.a1111.picture import png_text
+from fakes.a1111.picture import png, png_text
 from fakes.a1111.process import running_a1111, wait_until, write_safetensors
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import FOREVER, SMALL, completed, failed, png_size, running_worker
 
 from worker.webui.timing import EngineTiming
+
+PICTURE, WIDE = (
+    base64.b64encode(png(width, 64, b"\xff\xff\xff", "")).decode() for width in (64, 96)
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,27 @@ def test_wildcards_are_chosen_by_the_seed_and_their_loras_are_proven(worker):
     )
 
 
+FROM_PICTURE = SMALL | {"task": "img2img", "init_images": [PICTURE], "denoising_strength": 0.5}
+
+
+def test_a_picture_is_drawn_anew_inside_its_mask(worker):
+    masked = FROM_PICTURE | {"mask": PICTURE, "inpaint_full_res_padding": 8}
+    output = completed(worker.run(masked | {"output": {"format": "png"}}))
+    assert png_size(output["images"][0]) == (64, 64)
+    (infotext,) = json.loads(output["info"])["infotexts"]
+    assert "Inpaint area: Only masked, Masked area padding: 8, Masked content: fill" in infotext
+    assert PICTURE[-60:] not in json.dumps(output["parameters"]) + worker.log()
+    worker.fault("mask_ignored", times=FOREVER)
+    assert "expected Mask blur 4" in failed(worker.run(masked), "WRONG_DRAWING")
+
+
+def test_several_pictures_are_drawn_together_and_one_of_them_in_its_own_size(worker):
+    together = completed(worker.run(FROM_PICTURE | {"init_images": [PICTURE, WIDE], "n_iter": 2}))
+    assert [png_size(image) for image in together["images"]] == [(64, 64)] * 4
+    alone = {name: FROM_PICTURE[name] for name in ("task", "steps")} | {"init_images": [WIDE]}
+    assert png_size(completed(worker.run(alone))["images"][0]) == (96, 64)
+
+
 # The caller's mistakes ------------------------------------------------------------------------
 
 
@@ -123,12 +148,23 @@ def test_wildcards_are_chosen_by_the_seed_and_their_loras_are_proven(worker):
         (SMALL | {"checkpoint": "frist"}, "MODEL_NOT_FOUND", "Did you mean 'first'?"),
         (SMALL | {"prompt": "<lora:detial:1>"}, "MODEL_NOT_FOUND", "Did you mean 'detail'?"),
         (None, "INVALID_INPUT", "None, not an object"),
+        (FROM_PICTURE | {"init_images": ["aGVsbG8="]}, "INVALID_INPUT", "init_images.0: it is"),
+        (
+            FROM_PICTURE | {"mask": WIDE},
+            "INVALID_INPUT",
+            "mask has 96 x 64 pixels, but init_",
+        ),
+        (
+            FROM_PICTURE | {"sampler_name": "UniPC"},
+            "INVALID_INPUT",
+            "sampler 'UniPC' needs at",
+        ),
     ],
 )
 def test_a_mistake_costs_no_engine_call(worker, job_input, code, message):
-    before = len(worker.requests())
+    before = len(worker.requests("img"))
     assert message in failed(worker.run(job_input), code)
-    assert len(worker.requests()) == before
+    assert len(worker.requests("img")) == before
 
 
 def test_of_models_that_are_added_while_the_worker_runs_a_damaged_one_is_refused(worker):

@@ -70,9 +70,11 @@ class Img2ImgRequest(PictureRequest):
     mask_blur: Blur | None = Field(
         None, description="Pixels by which the mask's edge is blurred; A1111's default is 4."
     )
-    mask_blur_x: Blur = DEFAULT_BLUR
-    mask_blur_y: Blur = DEFAULT_BLUR
-    mask_round: Switch = True
+    mask_blur_x: Blur = Field(DEFAULT_BLUR, description="The same, only across.")
+    mask_blur_y: Blur = Field(DEFAULT_BLUR, description="The same, only down.")
+    mask_round: Switch = Field(
+        True, description="Take the grey of a mask as white or black, whichever is nearer."
+    )
     inpainting_fill: Int = Field(
         0,
         ge=0,
@@ -91,7 +93,9 @@ class Img2ImgRequest(PictureRequest):
     inpainting_mask_invert: Annotated[Int, BeforeValidator(_bool_as_number)] = Field(
         0, ge=0, le=1, description="1: what the mask leaves out is drawn anew."
     )
-    initial_noise_multiplier: Float | None = Field(None, ge=0, le=1.5)
+    initial_noise_multiplier: Float | None = Field(
+        None, ge=0, le=1.5, description="Factor of the noise that is added; A1111's default is 1."
+    )
     latent_mask: Annotated[
         Json, only(None, "A1111 v1.9.3 cannot take it over the API; send `mask`")
     ] = None

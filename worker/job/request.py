@@ -234,7 +234,7 @@ class SecondPass(Strict):
     hr_negative_prompt: Text = ""
 
 
-class TemplateDefaults(JobFields, SecondPass):
+class TemplateDefaults(SecondPass, JobFields):
     """The defaults of a template."""
 
 

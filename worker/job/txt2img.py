@@ -12,7 +12,7 @@ _LEAST_DENOISING = 0.01
 _LEAST_SIDE = 8  # pixels; A1111 rounds sides down to multiples of 8
 
 
-class Txt2ImgRequest(PictureRequest, SecondPass):
+class Txt2ImgRequest(SecondPass, PictureRequest):
     """The input of a txt2img job."""
 
     task: Literal["txt2img"] = Field("txt2img", description="The task: this one, or another task.")

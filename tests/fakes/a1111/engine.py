@@ -126,6 +126,8 @@ class Engine:
     def _generate(self, params: Params) -> dict[str, Any]:
         refuse_in_job(params, [checkpoint.title for checkpoint in self.checkpoints.listed])
         refuse_clip_skip(self.options.get("CLIP_stop_at_last_layers"))
+        if params.get("mask") and self.faults.take("mask_ignored"):
+            params = params | {"mask": None}
         job = self._job(params, self.model.in_use())
         if fault := self.faults.take("hang"):
             time.sleep(fault["seconds"])
