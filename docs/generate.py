@@ -34,6 +34,7 @@ from worker.job.request import TemplateDefaults
 from worker.job.txt2img import Txt2ImgRequest
 from worker.service.report import Progress
 from worker.tasks import schema
+from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
 from worker.webui import engine_state
 
@@ -302,8 +303,10 @@ PARTS: dict[str, Callable[[], str]] = {
     **{
         f"input-{task.name}": functools.partial(task_input, task.name)
         for task in TASKS
-        if task.fields and task.name != "txt2img"  # `job-fields` has its
+        # `job-fields` has those of txt2img; all lists have the same.
+        if task.fields and task.name != "txt2img" and task not in LISTS
     },
+    "input-lists": functools.partial(task_input, LISTS[0].name),
     "input-img2img": img2img_fields,
     **{
         f"answer-{task.name}": functools.partial(answer, task.name)

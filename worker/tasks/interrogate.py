@@ -11,7 +11,7 @@ from worker.errors import EngineFault, EngineModelMissing
 from worker.generation.answers import an_object, text
 from worker.generation.call import Call
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import Float, Strict
+from worker.job.model_fields import TaskInput, Timeout
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
@@ -23,7 +23,7 @@ _MODELS = {
 }
 
 
-class InterrogateRequest(Strict):
+class InterrogateRequest(TaskInput):
     """The input of a job that describes a picture."""
 
     task: Literal["interrogate"] = Field(description="The task: this one, or another task.")
@@ -31,9 +31,7 @@ class InterrogateRequest(Strict):
     model: Literal["clip", "deepdanbooru"] = Field(
         "clip", description="`clip` writes a sentence, `deepdanbooru` tags."
     )
-    timeout: Float | None = Field(
-        None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
-    )
+    timeout: Timeout = None
 
 
 class Caption(Answer):

@@ -22,7 +22,7 @@ from worker.formats.names import Kind
 from worker.generation.answers import an_object, objects, reading, text, texts
 from worker.generation.catalog import Style
 from worker.generation.enlarged import WITHOUT_MODEL
-from worker.job.model_fields import Int, Strict
+from worker.job.model_fields import Int, TaskInput
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
@@ -30,7 +30,7 @@ _MOST = 5000  # items in one answer: about 2 MB
 Json = Any
 
 
-class ListRequest(Strict):
+class ListRequest(TaskInput):
     """The fields that every list has."""
 
     search: str = Field(

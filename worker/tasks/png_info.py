@@ -9,19 +9,17 @@ from pydantic import Field
 from worker.answer import Answer
 from worker.images.png_info import describe
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import Float, Strict
+from worker.job.model_fields import TaskInput, Timeout
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
 
-class PngInfoRequest(Strict):
+class PngInfoRequest(TaskInput):
     """The input of a job that reads a picture's parameters."""
 
     task: Literal["png_info"] = Field(description="The task: this one, or another task.")
     image: ImageText
-    timeout: Float | None = Field(
-        None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
-    )
+    timeout: Timeout = None
 
 
 class PngInfo(Answer):

@@ -17,7 +17,7 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job import txt2img
-from worker.job.model_fields import Strict
+from worker.job.model_fields import TaskInput
 from worker.job.models import Models, wanted_models
 from worker.job.request import check
 from worker.job.txt2img import Txt2ImgRequest
@@ -48,7 +48,7 @@ _fields: dict[str, Any] = {
 }
 PrefetchRequest = create_model(
     "PrefetchRequest",
-    __base__=Strict,
+    __base__=TaskInput,
     __doc__="The input of a job that prepares models: the fields of a txt2img job that name them.",
     **_fields,
 )

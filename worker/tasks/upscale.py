@@ -14,14 +14,13 @@ from PIL import Image
 from pydantic import Field, StrictBool, model_validator
 
 from worker.answer import Answer, AnswerPart, plain
-from worker.clients.nothing_asked import is_blank
 from worker.errors import InvalidInput
 from worker.generation import enlarged
 from worker.generation.call import Call
 from worker.generation.enlarged import Enlarged, Size
 from worker.images.input_image import InputImage
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import Float, Int, Name, Strict
+from worker.job.model_fields import Float, Int, Name, TaskInput, Timeout
 from worker.job.output_fields import Output
 from worker.job.request import check
 from worker.tasks.picture_result import DeliveryReport
@@ -37,7 +36,7 @@ Unit = Annotated[Float, Field(ge=0, le=1)]
 Side = Annotated[Int, Field(ge=1, le=enlarged.MAX_SIDE)]
 
 
-class UpscaleRequest(Strict):
+class UpscaleRequest(TaskInput):
     """The input of a job that enlarges pictures: A1111's fields by their own names, and ours."""
 
     task: Literal["upscale"] = Field(description="The task: this one, or another task.")
@@ -70,9 +69,7 @@ class UpscaleRequest(Strict):
     codeformer_weight: Unit = Field(0.0, description="0: most effect of CodeFormer; 1: least.")
     upscale_first: StrictBool = Field(False, description="No effect: A1111's API ignores it.")
     show_extras_results: StrictBool = Field(True, description="No effect: it is for A1111's page.")
-    timeout: Float | None = Field(
-        None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
-    )
+    timeout: Timeout = None
     output: Output = Field(
         default_factory=Output, description="Format and delivery of the pictures."
     )
@@ -83,7 +80,7 @@ class UpscaleRequest(Strict):
         """Without what asks for nothing; the pictures of A1111's batch route as `images`."""
         if not isinstance(value, Mapping):
             return value
-        job = {name: one for name, one in value.items() if not is_blank(one)}
+        job = dict(value)
         for name in _UPSCALERS:
             if job.get(name) == "None":
                 del job[name]
