@@ -5,10 +5,13 @@ import threading
 from unittest.mock import Mock
 
 import pytest
+from fakes.a1111.extras import Extras, read_extras
+from fakes.a1111.faults import Faults
 
 from worker.errors import (
     ConnectionLost,
     EngineFault,
+    EngineModelMissing,
     EnginePoisoned,
     EngineRefused,
     JobTimeout,
@@ -35,8 +38,10 @@ class Fake:
 
     can_restart = True
     hypertile = False
+    answer = staticmethod(lambda _body: [])
 
-    def __init__(self):
+    def __init__(self, folder):
+        self.folder, self.catalog = folder, Catalog({}, {})
         self.process, self.asked, self.on = EngineProcess("running", pid=1), [], {}
         self.reasons = []
         timing = EngineTiming(restart_patience=0, route_wait=0)
@@ -50,12 +55,17 @@ class Fake:
             self.asked.append(name)
             self.on.pop(name, lambda: None)()
             return {
-                "wait": Ready(Catalog({}, {}), self.process, 0.0, "default"),
+                "wait": Ready(self.catalog, self.process, 0.0, "default"),
                 "is_idle": True,
                 "options": {"hypertile": self.hypertile, "sd_model_checkpoint": "any"},
             }.get(name, [])
 
         return ask
+
+    def post(self, _route, body, _timeout):
+        self.asked.append("post")
+        self.on.pop("post", lambda: None)()
+        return self.answer(body)
 
     def draw(self, _route, body, _timeout):
         self.asked.append("hires" if body.get("enable_hr") else "txt2img")
@@ -102,8 +112,8 @@ class Fake:
 
 
 @pytest.fixture
-def fake():
-    return Fake()
+def fake(tmp_path):
+    return Fake(tmp_path)
 
 
 def test_an_engine_makes_its_first_picture_once(fake):
@@ -368,3 +378,20 @@ def test_a_call_at_the_deadline_stops_the_engine(fake):
     with pytest.raises(JobTimeout, match="no result within"):
         asyncio.run(fake.engine_client.call(call, Stopwatch(0.3)))
     assert "interrupt" in fake.asked
+
+
+def test_the_model_of_the_second_passs_upscaler_is_proven_once_for_each_process(fake):
+    extras = Extras(fake.folder, {"upscaling_max_images_in_cache": 0}, Faults(""))
+    fake.answer = lambda body: extras.enlarge(read_extras(body))
+    fake.catalog = Catalog({}, {}, enlargers={"Lanczos": 4.0, "R-ESRGAN 4x+": 4.0})
+    hires = {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}
+    assert fake.run(**hires | {"hr_upscaler": "Lanczos"}) == ["wait", "hires"]
+    assert fake.run(**hires | {"enable_hr": False}) == ["txt2img"]
+    with pytest.raises(EngineModelMissing, match="'R-ESRGAN 4x\\+' was not used"):
+        fake.run(**hires)
+    assert fake.asked == ["post"]
+    (fake.folder / "models/RealESRGAN").mkdir(parents=True)
+    (fake.folder / "models/RealESRGAN/RealESRGAN_x4plus.pth").touch()
+    assert fake.run(jobs=2, **hires) == ["post", "hires", "hires"]
+    fake.process = EngineProcess("running", pid=2)
+    assert fake.run(**hires) == ["wait", "post", "hires"]

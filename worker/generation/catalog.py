@@ -19,6 +19,8 @@ from worker.spelling import near_matches
 
 _DRAWING = ("txt2img", "img2img")  # the tasks that have scripts
 _CLOSE = 0.8  # how similar a script must be to be suggested
+# Upscalers without a model, which A1111 cannot fail to load; None does not enlarge.
+WITHOUT_MODEL = frozenset({"None", "Lanczos", "Nearest"})
 _USUAL_SCALE = 4.0  # of an upscaler's model, where the engine does not say it
 
 # Always-on scripts of A1111 v1.9.3 that its API does not run (`setup_for_ui_only` in
@@ -166,6 +168,11 @@ class Catalog:
                 field=field_name,
                 near=near,
             )
+
+    @property
+    def with_models(self) -> set[str]:
+        """The upscalers that need a model; A1111 reports them also where it has none."""
+        return set(self.enlargers) - WITHOUT_MODEL
 
     def check(self, field_name: str, value: str, known: Collection[str]) -> None:
         """Raise `InvalidInput` with near matches if the value is unknown."""

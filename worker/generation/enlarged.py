@@ -21,9 +21,9 @@ from PIL.Image import Resampling
 
 from worker.errors import EngineModelMissing, IncompleteAnswer, InvalidInput
 from worker.generation.answers import an_object, text
+from worker.generation.call import Call
+from worker.generation.catalog import WITHOUT_MODEL
 
-# These have no model, so A1111 cannot fail to load it.
-WITHOUT_MODEL = frozenset({"Lanczos", "Nearest"})
 MAX_SIDE = 16_384  # pixels of a result's side
 MAX_PIXELS = 2**26  # of a result
 MAX_PIXELS_INSIDE = 2**28  # of what a model makes before it is reduced to the result
@@ -159,6 +159,24 @@ def prove(source: Image.Image, enlarged: Image.Image, upscaler: str) -> None:
             hint="A1111 downloads the model at first use: let the worker's machine reach its host,"
             " or put the file into the engine's models folder (ESRGAN, RealESRGAN, ...).",
         )
+
+
+def probe(upscaler: str) -> Call[None]:
+    """A request that shows whether the engine has the upscaler's model: a small picture.
+
+    A second pass reports its upscaler in any case, too, and its picture does not show which it was.
+    """
+    side = 64
+    source = Image.frombytes("L", (side, side), bytes(n * n * 7 % 251 for n in range(side * side)))
+    file = io.BytesIO()
+    source.save(file, "PNG")
+    image = base64.b64encode(file.getvalue()).decode()
+
+    def read_and_prove(answer: Any) -> None:  # noqa: ANN401 - JSON
+        prove(source, read(answer, size_by(source.size, 2)).pixels, upscaler)
+
+    body = {"upscaler_1": upscaler, "upscaling_resize": 2, "image": image}
+    return Call("extra-single-image", body, read_and_prove, smaller="")
 
 
 def _is_flat(image: Image.Image) -> bool:

@@ -20,8 +20,7 @@ from worker.errors import EngineError
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.generation.answers import an_object, objects, reading, text, texts
-from worker.generation.catalog import Style
-from worker.generation.enlarged import WITHOUT_MODEL
+from worker.generation.catalog import WITHOUT_MODEL, Style
 from worker.job.model_fields import Int, TaskInput
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker

@@ -252,7 +252,7 @@ def _plans(worker: Worker, wanted: UpscaleRequest, images: Mapping[str, InputIma
     scales = [
         worker.engine.catalog.enlargers[name]
         for name in wanted.used
-        if name not in enlarged.WITHOUT_MODEL
+        if name in worker.engine.catalog.with_models
     ]
     plans, pixels = [], 0
     for name, image in images.items():

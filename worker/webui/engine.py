@@ -20,6 +20,7 @@ from worker.generation import proof
 from worker.generation.answers import reading
 from worker.generation.call import Call
 from worker.generation.catalog import Catalog
+from worker.generation.enlarged import probe
 from worker.generation.payload import (
     Expected,
     Payload,
@@ -76,6 +77,7 @@ class Engine:
         self._loaded: Loading | None = None  # None: unknown, a job ended while it switched
         self._switching = False  # the attempt that runs, or the last one
         self._first_pictures = 0  # of the engine, when `_loaded` was noted
+        self._proven_upscalers: set[tuple[int, str | None]] = set()  # and by which process
         self._sha256: dict[str, str] = {}  # by the checkpoint's name
 
     @property
@@ -200,6 +202,9 @@ class Engine:
     async def _attempt_call(self, call: Call[T], stopwatch: Stopwatch) -> T:
         await self._await_ready(stopwatch)
         await self._restore_options()
+        return await self._run(call, stopwatch)
+
+    async def _run(self, call: Call[T], stopwatch: Stopwatch) -> T:
         try:
             return await self._runner.run(functools.partial(self._ask, call), stopwatch)
         except RouteMissing as error:  # the first picture has shown that all routes are there
@@ -230,6 +235,7 @@ class Engine:
         if self._lifecycle.state.folders is Folders.STALE:
             await self._refresh(payload.expected)
         await self._restore_options()
+        await self._prove_upscaler(payload.body, stopwatch)
         answer = await self._draw(payload, stopwatch)
         proof.check(answer.facts, answer.images, payload.expected)
         if payload.expected.embeddings:
@@ -247,6 +253,19 @@ class Engine:
     async def _restore_options(self) -> None:
         if self._lifecycle.state.options is Options.CHANGED:
             await asyncio.to_thread(self._lifecycle.restore_options)
+
+    async def _prove_upscaler(self, body: Mapping[str, Any], stopwatch: Stopwatch) -> None:
+        """Prove once for each process that the engine has the model of the second pass's upscaler.
+
+        Raises:
+            EngineModelMissing: it would enlarge the picture with Lanczos.
+        """
+        name = body.get("hr_upscaler") if has_second_pass(body) else None
+        known = (self._lifecycle.first_pictures, name)
+        if not name or name not in self.catalog.with_models or known in self._proven_upscalers:
+            return
+        await self._run(probe(name), stopwatch)
+        self._proven_upscalers.add(known)
 
     def _arrange(self, arrange: Arrange) -> None:
         """Arrange the embeddings and report whether they changed; a failure may have changed some.
