@@ -1,6 +1,7 @@
 """The fakes behave as the originals: checked against answers recorded from A1111 v1.9.3."""
 
 import base64
+import io
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ from fakes.a1111.shape import shape_error
 from fakes.recorded import recorded
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import png_size
+from PIL import Image
 
 
 def fill(data_dir):
@@ -40,6 +42,51 @@ def fresh(tmp_path):
 
 
 # --- as recorded
+
+
+def upscaled(a1111, size=(16, 16), **fields):
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG")
+    image = base64.b64encode(file.getvalue()).decode()
+    body = {"image": image, "upscaler_1": "Lanczos", "upscaling_resize": 2} | fields
+    return a1111.post("extra-single-image", body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "text"),  # of A1111 v1.9.3
+    [
+        ({}, 200, "<p>Postprocess upscale by: 2.0, Postprocess upscaler: Lanczos</p>"),
+        ({"upscaler_1": "None", "upscaler_2": "no such"}, 200, "<p></p>"),
+        ({"upscaler_1": "DAT x2"}, 200, "upscaler: DAT x2</p>"),  # but it is Lanczos
+        ({"gfpgan_visibility": 1}, 200, "GFPGAN visibility: 1.0</p>"),  # but nothing is restored
+        ({"upscaler_1": "lanczos"}, 500, "could not find upscaler named lanczos"),
+        ({"upscaler_2": "Latent"}, 500, "could not find upscaler named Latent"),
+        ({"upscaling_resize": 0.01}, 500, "height and width must be > 0"),
+        ({"upscaling_resize": 0}, 422, "upscaling_resize"),
+        ({"upscaler_1": None}, 422, "upscaler_1"),
+        ({"resize_mode": 2}, 422, "resize_mode"),
+        ({"codeformer_weight": 2}, 422, "codeformer_weight"),
+        ({"image": "%%%"}, 500, "Invalid encoded image"),
+    ],
+    ids=str,
+)
+def test_it_enlarges_and_refuses_as_recorded(a1111, fields, status, text):
+    answer = upscaled(a1111, **fields)
+    assert answer.status_code == status
+    assert text in answer.text
+
+
+def test_it_takes_a_flat_picture_of_another_width_for_the_last_one(fresh):
+    sizes = []
+    for size in ((64, 32), (32, 64)):
+        image = upscaled(fresh, size).json()["image"]
+        sizes.append(Image.open(io.BytesIO(base64.b64decode(image))).size)
+    assert sizes == [(128, 64), (128, 64)]
+    fresh.post("options", {"upscaling_max_images_in_cache": 0})
+    upscaled(fresh, (64, 32))
+    image = upscaled(fresh, (32, 64)).json()["image"]
+    assert Image.open(io.BytesIO(base64.b64decode(image))).size == (64, 128)
+
 
 # test_contract.py has the others
 ERRORS = ["err_bad_type", "err_missing_alwayson_script", "err_missing_script"]
