@@ -81,12 +81,9 @@ class Extras:
         info = {}
         if params["upscaler_1"] != "None":
             image = self._by_both(image, params, info)
-        for name, label in (
-            ("gfpgan_visibility", "GFPGAN"),
-            ("codeformer_visibility", "CodeFormer"),
-        ):
-            if params[name]:  # it has no model, and changes nothing
-                info[f"{label} visibility"] = params[name]
+        for label in ("GFPGAN", "CodeFormer"):
+            if visibility := params[f"{label.lower()}_visibility"]:  # it changes nothing
+                info[f"{label} visibility"] = float(visibility)
         infotext = ", ".join(f"{key}: {value}" for key, value in info.items())
         png = _png(image, texts | {"postprocessing": infotext})
         return {"html_info": f"<p>{infotext}</p>", "image": png}
