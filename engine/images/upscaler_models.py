@@ -41,7 +41,7 @@ class Network:
 
 def load(name: str, path: Path) -> Network:
     """Read the model. Raises RuntimeError with a short message."""
-    # imported here: it takes a second, and most jobs use no such model
+    # imported here: it takes seconds, and most jobs use no such model
     import spandrel  # noqa: PLC0415
 
     try:
