@@ -87,6 +87,11 @@ def shown_name(name: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def shown_size(size: tuple[int, int]) -> str:
+    """Width and height in pixels, as `512 x 768`."""
+    return f"{size[0]} x {size[1]}"
+
+
 def in_plain_words(message: str) -> str:
     """What pydantic says of a value, in the words of the other messages."""
     message = message.removeprefix("Value error, ")

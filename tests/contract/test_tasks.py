@@ -10,7 +10,7 @@ from PIL import Image
 import handler
 from tests.contract.test_contract import SMALL, TIMEOUT, engine  # noqa: F401 - a fixture
 from worker.config.settings import Settings
-from worker.generation.picture import infotext
+from worker.images.metadata import infotext_of
 from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
 
@@ -50,7 +50,7 @@ def test_a_drawn_picture_is_enlarged_with_its_infotext(run):
     answers = run(job | {"upscaling_resize": 1.5}, job | size, job | both)
     pictures = [opened(answer["images"][0]) for answer in answers]
     assert [picture.size for picture in pictures] == [(96, 96), (100, 60), (128, 128)]
-    assert {infotext(picture) for picture in pictures} == {infotext(opened(drawn))}
+    assert {infotext_of(picture) for picture in pictures} == {infotext_of(opened(drawn))}
     plain = opened(drawn).convert("RGB").resize((96, 96), Image.Resampling.LANCZOS)
     assert pictures[0].convert("RGB").tobytes() == plain.tobytes()
 

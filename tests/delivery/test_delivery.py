@@ -22,7 +22,7 @@ from worker.delivery.delivery import QUALITIES, RESERVE, json_size
 from worker.delivery.limits import UploadLimits
 from worker.delivery.output_dir import cleaned
 from worker.errors import DeliveryFailed, InvalidInput, ResultTooLarge
-from worker.generation.picture import infotext
+from worker.images.metadata import infotext_of
 from worker.job.output_fields import Output
 from worker.webui.client import PictureAnswer
 
@@ -147,7 +147,7 @@ def test_other_formats_have_a_quality_and_the_infotext_in_the_same_order(form):
     (data, *_) = decoded(answer["images"])
     assert len(data) == answer["delivery"]["bytes"][0]
     picture = Image.open(io.BytesIO(data))
-    assert (picture.format, infotext(picture)) == (form.upper(), INFOTEXT)
+    assert (picture.format, infotext_of(picture)) == (form.upper(), INFOTEXT)
     long = encoded(png(8, 8, b"\x01\x02\x03", "x" * 40_000))
     warning = delivered([long], {"format": form})["warnings"][-1]
     assert ("too long for a JPEG" in warning) is (form == "jpeg")
@@ -171,7 +171,7 @@ def test_a_smaller_picture_has_the_best_quality_that_fits(output, form, qualitie
         warning = answer["warnings"][-1]
         assert warning.startswith("The result would have ")
         assert warning.endswith(f"Delivered by base64, as {form} of quality {quality}.")
-        assert infotext(Image.open(io.BytesIO(decoded(answer["images"])[0]))) == INFOTEXT
+        assert infotext_of(Image.open(io.BytesIO(decoded(answer["images"])[0]))) == INFOTEXT
 
 
 def test_pictures_are_converted_only_with_permission_and_an_error_has_all_sizes():

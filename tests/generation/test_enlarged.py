@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from worker.errors import EngineModelMissing, IncompleteAnswer, InvalidInput
 from worker.generation import enlarged
 from worker.generation.enlarged import Enlarged
-from worker.generation.picture import infotext
+from worker.images.metadata import infotext_of
 
 SIDES = st.integers(1, 4096)
 
@@ -104,7 +104,7 @@ def test_our_own_changes_keep_the_texts_of_the_file():
     both = enlarged.blended(made((0, 0, 0), "A"), made((200, 100, 0), "B"), 0.5)
     cut = enlarged.cropped(both, (33, 31))
     file = Image.open(io.BytesIO(base64.b64decode(cut.image)))
-    assert (file.size, file.getpixel((0, 0)), infotext(file)) == (
+    assert (file.size, file.getpixel((0, 0)), infotext_of(file)) == (
         (33, 31),
         (100, 50, 0),
         "a füchs 狐",

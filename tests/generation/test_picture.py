@@ -8,7 +8,8 @@ from fakes.a1111.picture import png, png_text
 from PIL import Image
 
 from worker.errors import DeliveryFailed
-from worker.generation.picture import from_engine, infotext, thumbnail
+from worker.generation.picture import from_engine, thumbnail
+from worker.images.metadata import infotext_of
 
 TEXTS = [
     "a fox\nNegative prompt: blurry\nSteps: 5, Sampler: Euler a, Seed: 1",
@@ -57,7 +58,7 @@ def as_a1111_writes(text, form):
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_the_infotext_is_kept_in_every_format_and_from_every_format(form, text):
     picture = from_engine(from_a1111(text), form)
-    assert as_a1111_reads(picture.data) == infotext(opened(picture)) == text
+    assert as_a1111_reads(picture.data) == infotext_of(opened(picture)) == text
     assert picture.complete
     for theirs in ("jpeg", "webp"):  # an engine that does not make PNG
         picture = from_engine(as_a1111_writes(text, theirs), form)
@@ -88,7 +89,7 @@ def test_a_lower_quality_makes_a_smaller_file_and_each_mode_becomes_rgb(form):
     for mode in ("RGBA", "L", "P"):
         image = without_infotext(Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode))
         picture = opened(from_engine(image, form))
-        assert (picture.mode, infotext(picture)) == ("RGB", None)
+        assert (picture.mode, infotext_of(picture)) == ("RGB", None)
 
 
 def test_an_infotext_that_is_too_long_for_a_jpeg_is_left_out():
@@ -96,8 +97,8 @@ def test_an_infotext_that_is_too_long_for_a_jpeg_is_left_out():
     for text, complete in ((longest, True), (longest + "x", False)):
         picture = from_engine(from_a1111(text), "jpeg")
         assert picture.complete == complete
-        assert infotext(opened(picture)) == (text if complete else None)
-    assert infotext(opened(from_engine(from_a1111("x" * 100_000), "webp"))) == "x" * 100_000
+        assert infotext_of(opened(picture)) == (text if complete else None)
+    assert infotext_of(opened(from_engine(from_a1111("x" * 100_000), "webp"))) == "x" * 100_000
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from fakes.stub_engine import StubEngine, handler_with
 from PIL import Image
 
-from worker.generation.picture import infotext
+from worker.images.metadata import infotext_of
 
 NOISE = Image.effect_noise((24, 16), 80).convert("RGB")
 
@@ -114,7 +114,7 @@ def test_the_infotext_of_the_picture_is_kept(upscale):
     size = {"upscaling_resize_w": 61, "upscaling_resize_h": 33}
     for fields in ({}, size):
         answer = upscale(image=text(NOISE, pnginfo=chunks), upscaler_1="Lanczos", **fields)
-        assert infotext(opened(answer["images"])[0]) == chunks.chunks[0][1][11:].decode()
+        assert infotext_of(opened(answer["images"])[0]) == chunks.chunks[0][1][11:].decode()
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,19 @@ from __future__ import annotations
 import base64
 import io
 import math
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageChops, ImageStat, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageStat, UnidentifiedImageError
 from PIL.Image import Resampling
 
 from worker.errors import EngineModelMissing, IncompleteAnswer, InvalidInput
 from worker.generation.answers import an_object, text
 from worker.generation.call import Call
 from worker.generation.catalog import WITHOUT_MODEL
+from worker.generation.picture import BAD_FILE
+from worker.images.metadata import as_png
+from worker.shown import shown_size
 
 MAX_SIDE = 16_384  # pixels of a result's side
 MAX_PIXELS = 2**26  # of a result
@@ -32,7 +33,6 @@ MAX_PASSES = 3  # of a model, one after the other
 _STEP = 8  # A1111 makes sides that are multiples of it
 _SAME = 3  # of 255; a model differs from Lanczos by more in some pixel of any picture with edges
 _POSTPROCESSING = "postprocessing"  # A1111's name of the text in the PNG
-_BAD_FILE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, struct.error, zlib.error)
 
 Size = tuple[int, int]
 
@@ -80,7 +80,7 @@ def check_size(field: str, size: Size, factor: float, scales: list[float]) -> No
         InvalidInput: the result would have no pixels, or too many.
     """
     made = size_by(size, factor)
-    by = f"{field}: {_of(size)} pixels, enlarged by {factor:g}, become {_of(made)}"
+    by = f"{field}: {shown_size(size)} pixels, enlarged by {factor:g}, become {shown_size(made)}"
     if min(made) < _STEP:
         raise InvalidInput(f"{by}: each side needs at least {_STEP}.", field=field)
     if max(made) > MAX_SIDE or made[0] * made[1] > MAX_PIXELS:
@@ -109,10 +109,6 @@ def _inside(size: Size, made: Size, scale: float) -> float:
     return size[0] * size[1] * by**2
 
 
-def _of(size: Size) -> str:
-    return f"{size[0]} x {size[1]}"
-
-
 # The answer ---------------------------------------------------------------------------------------
 
 
@@ -130,13 +126,13 @@ def read(answer: Any, size: Size) -> Enlarged:  # noqa: ANN401 - JSON
         opened = Image.open(io.BytesIO(base64.b64decode(image, validate=True)), formats=("PNG",))
         if opened.size != size:
             raise IncompleteAnswer(
-                f"expected a picture of {_of(size)} pixels, but the engine returned one of"
-                f" {_of(opened.size)}."
+                f"expected a picture of {shown_size(size)} pixels, but the engine returned one of"
+                f" {shown_size(opened.size)}."
             )
         opened.load()
     except UnidentifiedImageError:
         raise IncompleteAnswer("the engine did not return a picture.") from None
-    except _BAD_FILE as error:
+    except BAD_FILE as error:
         raise IncompleteAnswer(f"the engine's picture cannot be read: {error}.") from error
     return Enlarged(image, opened, info)
 
@@ -168,9 +164,7 @@ def probe(upscaler: str) -> Call[None]:
     """
     side = 64
     source = Image.frombytes("L", (side, side), bytes(n * n * 7 % 251 for n in range(side * side)))
-    file = io.BytesIO()
-    source.save(file, "PNG")
-    image = base64.b64encode(file.getvalue()).decode()
+    image = base64.b64encode(as_png(source, {})).decode()
 
     def read_and_prove(answer: Any) -> None:  # noqa: ANN401 - JSON
         prove(source, read(answer, size_by(source.size, 2)).pixels, upscaler)
@@ -205,13 +199,9 @@ def cropped(enlarged: Enlarged, target: Size) -> Enlarged:
 
 def _again(before: Enlarged, pixels: Image.Image, info: str) -> Enlarged:
     """The pixels as a file with the texts of the one before."""
-    chunks = PngImagePlugin.PngInfo()
     given = before.pixels.info.items()
     texts = {str(name): value for name, value in given if isinstance(value, str)}
     texts[_POSTPROCESSING] = info
-    for name, value in texts.items():
-        chunks.add_itxt(name, value)
-    file = io.BytesIO()
-    pixels.save(file, "PNG", pnginfo=chunks)
+    file = as_png(pixels, texts)
     pixels.info = dict(texts.items())
-    return Enlarged(base64.b64encode(file.getvalue()).decode(), pixels, info)
+    return Enlarged(base64.b64encode(file).decode(), pixels, info)

@@ -15,6 +15,7 @@ from PIL import Image
 from worker.errors import InvalidInput
 from worker.images.input_image import InputImage
 from worker.job.img2img import LATENT_RESIZE, Img2ImgRequest
+from worker.shown import shown_size
 
 Size = tuple[int, int]
 
@@ -56,27 +57,27 @@ def read(request: Img2ImgRequest, images: Mapping[str, InputImage]) -> InitImage
     return InitImages(
         tuple(image.base64() for image in pictures.values()),
         mask.base64() if mask else None,
-        (first.width, first.height),
+        first.size,
     )
 
 
 def _check_sizes(request: Img2ImgRequest, pictures: Mapping[str, InputImage]) -> None:
     first = next(iter(pictures.values()))
     for field, image in pictures.items():
-        if request.resize_mode == LATENT_RESIZE and min(image.width, image.height) < _LEAST_LATENT:
+        if request.resize_mode == LATENT_RESIZE and min(image.size) < _LEAST_LATENT:
             raise InvalidInput(
-                f"{field} has {_shown(image)} pixels, too few for resize_mode 3.",
+                f"{field} has {shown_size(image.size)} pixels, too few for resize_mode 3.",
                 hint=f"Send a picture of at least {_LEAST_LATENT} pixels a side, or use another"
                 " resize_mode.",
                 field=field,
             )
-        if _size(image) != _size(first) and (
+        if image.size != first.size and (
             request.resize_mode == LATENT_RESIZE or request.only_masked
         ):
             why = "inpaint_full_res" if request.only_masked else "resize_mode 3"
             raise InvalidInput(
-                f"{field} has {_shown(image)} pixels, but init_images.0 has {_shown(first)}: {why}"
-                " needs pictures of one size.",
+                f"{field} has {shown_size(image.size)} pixels, but init_images.0 has"
+                f" {shown_size(first.size)}: {why} needs pictures of one size.",
                 hint="Send pictures of one size, or a job for each.",
                 field=field,
             )
@@ -84,9 +85,10 @@ def _check_sizes(request: Img2ImgRequest, pictures: Mapping[str, InputImage]) ->
 
 def _check_mask(request: Img2ImgRequest, picture: InputImage, mask: InputImage) -> None:
     fits_any = not request.only_masked and request.resize_mode == 0  # both are stretched
-    if _size(mask) != _size(picture) and not fits_any:
+    if mask.size != picture.size and not fits_any:
         raise InvalidInput(
-            f"mask has {_shown(mask)} pixels, but init_images.0 has {_shown(picture)}.",
+            f"mask has {shown_size(mask.size)} pixels, but init_images.0 has"
+            f" {shown_size(picture.size)}.",
             hint="Send a mask of the picture's size; with inpaint_full_res false and resize_mode 0"
             " A1111 stretches both.",
             field="mask",
@@ -111,14 +113,6 @@ def _marks(request: Img2ImgRequest, mask: InputImage) -> bool:
         return low < _WHITE if request.inpainting_mask_invert else high > 0
     least = _HALF + 1 if is_alpha else _HALF
     return low < least if request.inpainting_mask_invert else high >= least
-
-
-def _size(image: InputImage) -> Size:
-    return image.width, image.height
-
-
-def _shown(image: InputImage) -> str:
-    return f"{image.width} x {image.height}"
 
 
 # What is sent, and what the answer must prove --------------------------------------------------
@@ -190,9 +184,7 @@ def warnings(request: Img2ImgRequest, brought: InitImages) -> list[str]:
     """What differs from A1111, whose default size is 512 x 512 whatever the picture is."""
     if {"width", "height"} <= request.model_fields_set:
         return []
-    width, height = drawn_size(request, brought.size)
-    drawn = f"{width} x {height}"
-    own = f"{brought.size[0]} x {brought.size[1]}"
+    drawn, own = shown_size(drawn_size(request, brought.size)), shown_size(brought.size)
     return (
         [] if drawn == own else [f"the job names no size: a picture of {own} is drawn at {drawn}."]
     )

@@ -13,12 +13,12 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from worker.errors import DeliveryFailed
+from worker.images.metadata import PARAMETERS, as_png, infotext_of
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat
 
-PARAMETERS = "parameters"
 _UNICODE = b"UNICODE\0"  # EXIF's name of the encoding; A1111 then writes big-endian UTF-16
 _LARGEST_EXIF = 65_533  # bytes in a segment of a JPEG; WebP has no limit
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -30,7 +30,7 @@ _COMMENT_AT = 44
 _HINT = 'Use another `output.format`: "png" returns the picture as the engine made it.'
 
 # What Pillow raises for a bad file, or for one that claims to be enormous.
-_BAD_FILE = (
+BAD_FILE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -94,7 +94,7 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
             return _encoded(opened, format_, quality)
     except UnidentifiedImageError:  # its text has only the address of a buffer
         raise DeliveryFailed("the engine did not return a picture.", hint=_HINT) from None
-    except _BAD_FILE as error:
+    except BAD_FILE as error:
         raise DeliveryFailed(
             f"the picture cannot be converted to {format_}: {error}.", hint=_HINT
         ) from error
@@ -125,29 +125,16 @@ def thumbnail(image: str, longest: int = 256) -> str | None:
             small = opened.convert("RGB")
         small.thumbnail((longest, longest))
         small.save(file, "JPEG", quality=70)
-    except _BAD_FILE:
+    except BAD_FILE:
         return None
     return base64.b64encode(file.getvalue()).decode()
 
 
-def infotext(image: Image.Image) -> str | None:
-    """The infotext that A1111 wrote into a picture; None if there is none."""
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if isinstance(comment, bytes) and comment.startswith(_UNICODE):
-        return comment.removeprefix(_UNICODE).decode("utf-16-be", "replace")
-    text = image.info.get(PARAMETERS)
-    return str(text) if text else None
-
-
 def _encoded(image: Image.Image, format_: ImageFormat, quality: int | None) -> Picture:
-    text = infotext(image)
-    file = io.BytesIO()
+    text = infotext_of(image)
     if format_ == "png":
-        chunks = PngImagePlugin.PngInfo()
-        if text:
-            chunks.add_text(PARAMETERS, text)
-        image.save(file, "PNG", pnginfo=chunks)
-        return Picture(file.getvalue(), "png")
+        return Picture(as_png(image, {PARAMETERS: text} if text else {}), "png")
+    file = io.BytesIO()
     quality = DEFAULT_QUALITY if quality is None else quality
     exif = _exif(text)
     fits = format_ != "jpeg" or len(exif) <= _LARGEST_EXIF

@@ -6,7 +6,6 @@ A1111 v1.9.3 ignores an unknown checkpoint, an unknown VAE or a missing LoRA, an
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath, PurePosixPath
@@ -24,6 +23,8 @@ from worker.errors import (
 from worker.formats.names import without_suffix
 from worker.generation.payload import Expected
 from worker.generation.picture import png_size
+from worker.images.parameters import entries
+from worker.shown import shown_size
 
 
 def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) -> None:
@@ -62,18 +63,16 @@ def _check_drawing(info: Mapping[str, Any], images: Sequence[str], expected: Exp
                 expected=wanted,
                 used=used.get(name),
             )
-    sizes = {png_size(image) for image in images[int(info.get("index_of_first_image") or 0) :]}
-    for size in sizes - {None, expected.size} if expected.size else ():
+    if not expected.size:
+        return
+    drawn = images[int(info.get("index_of_first_image") or 0) :]
+    for size in {size for image in drawn if (size := png_size(image))} - {expected.size}:
         raise WrongDrawing(
-            f"expected pictures of {_shown(expected.size)} pixels, but the engine returned one of"
-            f" {_shown(size)}.",
+            f"expected pictures of {shown_size(expected.size)} pixels, but the engine returned one"
+            f" of {shown_size(size)}.",
             expected=expected.size,
             used=size,
         )
-
-
-def _shown(size: tuple[int, int] | None) -> str:
-    return " x ".join(map(str, size or ()))
 
 
 def _check_checkpoint(info: Mapping[str, Any], expected: Expected) -> None:
@@ -125,39 +124,10 @@ def _drawn_with(
     from file or textbox" and "x/y/z plot"). Each picture's infotext names its own.
     """
     infotexts = (info.get("infotexts") or []) if expected.images is None else []
-    drawn = [parameters_in(infotext) for infotext in infotexts]
+    drawn = [entries(infotext) for infotext in infotexts]
     if not any(name in fields for fields in drawn):
         return [(info.get(_REPORTED[name]), info.get(_REPORTED.get(digest, "")))]
     return [(fields.get(name), fields.get(digest)) for fields in drawn]
-
-
-_PARTS = re.compile(r'\\.|"|, ')
-
-
-def parameters_in(infotext: str) -> dict[str, str]:
-    """The last line of A1111's infotext, `Steps: 20, Model: "a, b", ...`, as a dict.
-
-    A value with a comma or a colon stands in quotes, as a JSON string. One pass over the text.
-    """
-    line = infotext.rpartition("\n")[2]
-    fields, start, quoted = [], 0, False
-    for found in _PARTS.finditer(line):
-        if found[0] == '"':
-            quoted = not quoted
-        elif found[0] == ", " and not quoted:
-            fields.append(line[start : found.start()])
-            start = found.end()
-    pairs = (field.partition(": ") for field in [*fields, line[start:]])
-    return {key.strip(): _unquoted(value) for key, colon, value in pairs if colon}
-
-
-def _unquoted(value: str) -> str:
-    if not value.startswith('"'):
-        return value
-    try:
-        return str(json.loads(value))
-    except (ValueError, RecursionError):
-        return value
 
 
 def _names_in(script_args: Iterable[Any]) -> set[str]:
@@ -242,7 +212,6 @@ def applied_loras(info: Mapping[str, Any]) -> dict[str, str]:
     key = "Lora hashes"
     listed = [(info.get("extra_generation_params") or {}).get(key) or ""]
     if not listed[0] and info.get("sd_model_name") is None:
-        listed = [parameters_in(text).get(key, "") for text in info.get("infotexts") or []]
-    entries = (entry for text in listed for entry in text.split(", ") if entry)
-    pairs = (entry.rpartition(": ") for entry in entries)
+        listed = [entries(text).get(key, "") for text in info.get("infotexts") or []]
+    pairs = (entry.rpartition(": ") for text in listed for entry in text.split(", ") if entry)
     return {name: digest for name, _, digest in pairs}

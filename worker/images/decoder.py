@@ -19,13 +19,13 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from PIL import AvifImagePlugin, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from worker.errors import InvalidInput
 from worker.images.input_image import InputImage
 from worker.images.limits import ImageLimits
-from worker.images.metadata import PARAMETERS, Texts, read_exif
+from worker.images.metadata import PARAMETERS, Texts, as_png, read_exif
 from worker.images.signatures import what_it_is
 
 if TYPE_CHECKING:
@@ -147,13 +147,8 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _as_png(image: Image.Image, infotext: str | None) -> bytes:
-    chunks = PngImagePlugin.PngInfo()
-    if infotext:
-        chunks.add_text(PARAMETERS, infotext)
-    file = io.BytesIO()
     image.info.clear()  # Pillow would write the profile, the transparency and EXIF again
-    image.save(file, "PNG", pnginfo=chunks, compress_level=1)
-    return file.getvalue()
+    return as_png(image, {PARAMETERS: infotext} if infotext else {}, compress_level=1)
 
 
 # The process ------------------------------------------------------------------------------------

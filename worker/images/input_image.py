@@ -31,6 +31,11 @@ class InputImage:
     items: Mapping[str, str] = field(default_factory=dict, repr=False)
     left_out: tuple[str, ...] = ()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
+
     def base64(self) -> str:
         """The file as A1111's API takes it: base64 without a `data:` prefix."""
         return base64.b64encode(self.data).decode()

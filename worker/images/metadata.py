@@ -1,15 +1,16 @@
-"""The texts in a picture's file, as A1111's tab "PNG Info" reads them.
+"""The texts in a picture's file: read as A1111's tab "PNG Info" reads them, and written.
 
-Runs in the process that decodes pictures: each text comes from outside.
+The texts come from outside, also in the process that decodes a job's pictures.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 PARAMETERS = "parameters"
 _MAX_NAMES = 64
@@ -51,6 +52,21 @@ def read_exif(image: Image.Image) -> Exif:
         raise
     except Exception:  # noqa: BLE001 - for damaged EXIF, Pillow raises anything
         return Exif()
+
+
+def infotext_of(image: Image.Image) -> str | None:
+    """The infotext that A1111 wrote into a PNG, JPEG or WebP; None if there is none."""
+    return _of_user_comment(read_exif(image).comment) or _text(image.info.get(PARAMETERS))
+
+
+def as_png(image: Image.Image, texts: Mapping[str, str], compress_level: int = 6) -> bytes:
+    """The picture as a PNG file with these texts."""
+    chunks = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        chunks.add_text(name, text)
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=chunks, compress_level=compress_level)
+    return file.getvalue()
 
 
 class Texts:

@@ -44,6 +44,11 @@ DEFAULTS: Mapping[str, object] = {
 }
 
 
+def entries(infotext: str) -> dict[str, str]:
+    """The values in the last line of an infotext by their names, without their quotes."""
+    return {name: _unquoted(value) for name, value in _fields(infotext.rpartition("\n")[2])}
+
+
 def parameters_of(infotext: str) -> dict[str, object]:
     """The values of an infotext by A1111's names; empty for an empty text.
 
@@ -92,9 +97,14 @@ def _fields(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _values(name: str, value: str) -> dict[str, object]:
-    if value[:1] == '"' == value[-1:]:
-        with suppress(ValueError, RecursionError):
-            value = str(json.loads(value))
+    value = _unquoted(value)
     if size := _SIZE.fullmatch(value):
         return {f"{name}-1": size[1], f"{name}-2": size[2]}
     return {name: value} if value else {}
+
+
+def _unquoted(value: str) -> str:
+    if value[:1] == '"' == value[-1:]:
+        with suppress(ValueError, RecursionError):
+            return str(json.loads(value))
+    return value

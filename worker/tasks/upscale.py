@@ -23,6 +23,7 @@ from worker.job.image_fields import ImageText
 from worker.job.model_fields import Float, Int, Name, TaskInput, Timeout
 from worker.job.output_fields import Output
 from worker.job.request import check
+from worker.shown import shown_size
 from worker.tasks.picture_result import DeliveryReport
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
@@ -258,8 +259,7 @@ def _plans(worker: Worker, wanted: UpscaleRequest, images: Mapping[str, InputIma
     for name, image in images.items():
         plan = _plan(wanted, name, image)
         if wanted.used:
-            size = (image.width, image.height)
-            enlarged.check_size(name, size, plan.factor, scales)
+            enlarged.check_size(name, image.size, plan.factor, scales)
             pixels += int(image.width * image.height * plan.factor**2)
         plans.append(plan)
     if pixels > _MAX_PIXELS:
@@ -272,14 +272,14 @@ def _plans(worker: Worker, wanted: UpscaleRequest, images: Mapping[str, InputIma
 
 
 def _plan(wanted: UpscaleRequest, name: str, image: InputImage) -> _Plan:
-    size, target = (image.width, image.height), _target(wanted)
+    size, target = image.size, _target(wanted)
     if target is None:
         return _Plan(image, wanted.upscaling_resize or 2.0, None)
     factor = enlarged.covering(size, target)
     if factor <= 1:
         raise InvalidInput(
-            f"{name}: the picture has {size[0]} x {size[1]} pixels, so {target[0]} x {target[1]}"
-            " does not enlarge it.",
+            f"{name}: the picture has {shown_size(size)} pixels, so {shown_size(target)} does not"
+            " enlarge it.",
             hint="Ask for a larger size.",
             field=name,
         )
@@ -311,7 +311,7 @@ async def _enlarged(worker: Worker, job: Job, wanted: UpscaleRequest, plan: _Pla
     image, made = plan.image.base64(), []
     for upscaler in wanted.used:
         body = {"upscaler_1": upscaler, "upscaling_resize": plan.factor, "image": image}
-        size = enlarged.size_by((plan.image.width, plan.image.height), plan.factor)
+        size = enlarged.size_by(plan.image.size, plan.factor)
         made.append(await _post(worker, job, body, size))
         source = Image.open(io.BytesIO(plan.image.data))
         await asyncio.to_thread(enlarged.prove, source, made[-1].pixels, upscaler)
@@ -324,7 +324,7 @@ async def _enlarged(worker: Worker, job: Job, wanted: UpscaleRequest, plan: _Pla
     if result and not any(wanted.faces.values()):
         return result
     image = result.image if result else image
-    size = result.pixels.size if result else (plan.image.width, plan.image.height)
+    size = result.pixels.size if result else plan.image.size
     faces = {**wanted.faces, "codeformer_weight": wanted.codeformer_weight}
     return await _post(worker, job, {"image": image, **faces}, size)
 
