@@ -130,7 +130,7 @@ def task_input(task: str) -> str:
 
 def answer(task: str) -> str:
     """The keys of a task's answer, except those that every answer can have."""
-    rows = schema.output_fields(TASKS[task])
+    rows = schema.rows(TASKS[task].output)
     return _keys(row for row in rows if row.name not in Answer.model_fields)
 
 

@@ -201,8 +201,9 @@ def test_the_hint_about_the_default_template_is_for_models_that_the_job_does_not
     assert "refresh_worker" not in answer
 
 
+@pytest.mark.parametrize("asked", [{"prompt": "a fox"}, {"task": "prefetch", "checkpoint": "base"}])
 @pytest.mark.parametrize("end", ["cancelled", "late"])
-def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end):
+def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end, asked):
     begun, go_on, released, listed = (threading.Event() for _ in range(4))
     stops = []
 
@@ -212,17 +213,22 @@ def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end
         go_on.wait(30)
         return "models", True
 
-    def release(models):
-        assert models == "models"
+    def release(models, *, was_loaded):
+        assert (models, was_loaded) == ("models", "prompt" in asked)
         released.set()
 
     async def story():
         engine = Engine(None, None, None)
         engine.models_changed = listed.set
-        models = Mock(prepare_models_for_request=prepare, release=release, take_replaced=set)
+        models = Mock(
+            prepare_models_for_request=prepare,
+            release=release,
+            take_replaced=set,
+            stored=lambda _: set(),
+        )
         built = handler.Handler(Settings.from_environ({}), engine, models, Templates(None))
         limit = {"timeout": 1} if end == "late" else {}
-        job = asyncio.create_task(built({"id": "job-1", "input": {"prompt": "a fox"} | limit}))
+        job = asyncio.create_task(built({"id": "job-1", "input": asked | limit}))
         await asyncio.to_thread(begun.wait, 30)
         if end == "cancelled":
             job.cancel()

@@ -9,7 +9,7 @@ from worker.clients.foreign_fields import TASKS_OF_OTHERS
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
 from worker.job.txt2img import Txt2ImgRequest
-from worker.tasks.schema import Row, document, output_fields, rows
+from worker.tasks.schema import Row, document, rows
 from worker.tasks.table import TASKS
 from worker.tasks.task import Job, Task, Tasks
 
@@ -90,7 +90,7 @@ def test_the_schema_has_the_input_and_the_answer_of_every_task():
 def test_rows_name_each_field_with_its_type_and_description():
     count = rows(TABLE["count"].input, "validation", nested=False)
     assert count[1] == Row("number", "integer, 1 to 9", "How far to count.")
-    all_rows = [*rows(Failure), *(row for task in TASKS for row in output_fields(task))]
+    all_rows = [*rows(Failure), *(row for task in TASKS for row in rows(task.output))]
     types = {row.name: row.type for row in all_rows}
     assert types["models[].sha256"] == "string or null"
     assert types["delivery.method"] == "base64 | s3 | put"

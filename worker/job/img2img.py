@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StrictBool
 
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import Float, Int
+from worker.job.model_fields import ABOUT_TASK, Float, Int
 from worker.job.request import Json, OverrideSettings, PictureRequest, Unit, only
 
 DEFAULT_BLUR = 4  # pixels, A1111's
@@ -45,7 +45,7 @@ class Img2ImgOptions(OverrideSettings):
 class Img2ImgRequest(PictureRequest):
     """The input of an img2img job."""
 
-    task: Literal["img2img"] = Field(description="The task: this one, or another task.")
+    task: Literal["img2img"] = Field(description=ABOUT_TASK)
     init_images: list[ImageText] = Field(
         min_length=1,
         max_length=16,

@@ -54,6 +54,8 @@ def file_of_path(name: str) -> str:
     return name
 
 
+ABOUT_TASK = "Name of the task; a job without this field is a txt2img job."
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Weight = Annotated[Float, Field(ge=-10, le=10)]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from worker.job.model_fields import ABOUT_TASK
 from worker.job.request import PictureRequest, SecondPass, check
 
 _LEAST_DENOISING = 0.01
@@ -15,7 +16,7 @@ _LEAST_SIDE = 8  # pixels; A1111 rounds sides down to multiples of 8
 class Txt2ImgRequest(SecondPass, PictureRequest):
     """The input of a txt2img job."""
 
-    task: Literal["txt2img"] = Field("txt2img", description="The task: this one, or another task.")
+    task: Literal["txt2img"] = Field("txt2img", description=ABOUT_TASK)
 
     def _conflicts(self) -> list[tuple[bool, str]]:
         return [

@@ -11,7 +11,7 @@ from pydantic import Field
 from worker import log
 from worker.answer import Answer, failure
 from worker.errors import BatchFailed, InvalidInput, JobTimeout, ResultTooLarge
-from worker.job.model_fields import Float, Strict
+from worker.job.model_fields import ABOUT_TASK, Float, Strict
 from worker.models.store.progress import listener
 from worker.service.waiting import BatchTurn, give_turns
 from worker.stopwatch import Stopwatch
@@ -26,7 +26,7 @@ _PREPARED_AT_ONCE = 3  # of the threads that all jobs share
 class BatchRequest(Strict):
     """The input of a batch."""
 
-    task: Literal["batch"] = Field(description="The task: this one, or another task.")
+    task: Literal["batch"] = Field(description=ABOUT_TASK)
     inputs: list[dict[str, Any]] = Field(
         min_length=1,
         max_length=MOST_INPUTS,

@@ -11,7 +11,7 @@ from worker.errors import EngineFault, EngineModelMissing
 from worker.generation.answers import an_object, text
 from worker.generation.call import Call
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import TaskInput, Timeout
+from worker.job.model_fields import ABOUT_TASK, TaskInput, Timeout
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
@@ -26,7 +26,7 @@ _MODELS = {
 class InterrogateRequest(TaskInput):
     """The input of a job that describes a picture."""
 
-    task: Literal["interrogate"] = Field(description="The task: this one, or another task.")
+    task: Literal["interrogate"] = Field(description=ABOUT_TASK)
     image: ImageText
     model: Literal["clip", "deepdanbooru"] = Field(
         "clip", description="`clip` writes a sentence, `deepdanbooru` tags."

@@ -21,7 +21,7 @@ from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.generation.answers import an_object, objects, reading, text, texts
 from worker.generation.catalog import WITHOUT_MODEL, Style
-from worker.job.model_fields import Int, TaskInput
+from worker.job.model_fields import ABOUT_TASK, Int, TaskInput
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
@@ -279,7 +279,7 @@ def _task(
 ) -> Task[Worker]:
     """A task that lists items; each answer has them under the task's own name."""
     asked: dict[str, Any] = {
-        "task": (Literal[name], Field(description="The task: this one, or another task.")),
+        "task": (Literal[name], Field(description=ABOUT_TASK)),
     }
     answered: dict[str, Any] = {
         name: (list[item], Field(description="The list.")),  # type: ignore[valid-type]

@@ -111,8 +111,36 @@ async def deliver(
     return PictureResult.model_construct(**delivered)
 
 
+async def find_models(
+    worker: Worker, job: Job, wanted: PictureRequest, *, were_loaded: bool = True
+) -> Models:
+    """Find or fetch the job's models; they are pinned until the caller releases them.
+
+    Args:
+        worker: has the model store.
+        job: has the deadline.
+        wanted: names the models.
+        were_loaded: for the release, if the job ends before its models are ready.
+
+    Raises:
+        JobTimeout: they were not ready in time.
+        WorkerError: a model cannot be used; its hint names the default template if that named it.
+    """
+    prepare = functools.partial(find_or_fetch, worker, wanted)
+    release = functools.partial(worker.models.release, was_loaded=were_loaded)
+    try:
+        models: Models | None = await in_thread(prepare, job.stopwatch, undo=release)
+    except WorkerError as error:
+        error.hint = f"{error.hint}{hint_about_default(wanted, job.input, error)}".lstrip()
+        raise
+    if models is None:
+        hint = "The downloaded part is kept: send the job again, or raise `timeout`."
+        raise job.stopwatch.expired("the models were not ready", hint=hint)
+    return models
+
+
 def find_or_fetch(worker: Worker, wanted: PictureRequest, stop: threading.Event) -> Models:
-    """The job's models, pinned; the engine lists its folders again before the next picture."""
+    """The models, pinned; the engine lists its folders again before the next picture."""
     models, new = worker.models.prepare_models_for_request(wanted, stop)
     if new:
         worker.engine.models_changed()
@@ -126,7 +154,7 @@ async def _models_and_pictures(
 ) -> tuple[Models, InitImages | None]:
     """Both at the same time; the first failure ends the other one."""
     return await together(
-        _prepare(worker, job, wanted),
+        find_models(worker, job, wanted),
         _read_pictures(worker, job, wanted),
         undo=worker.models.release,
     )
@@ -136,28 +164,9 @@ async def _read_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> In
     """The pictures that the job brings, checked; None for a job of txt2img."""
     if not isinstance(wanted, Img2ImgRequest):
         return None
-
-    def read(stop: threading.Event) -> InitImages:
-        return init_images.read(wanted, worker.images.read_all(wanted.images, stop))
-
     with job.stopwatch.phase("images"):
-        brought = await in_thread(read, job.stopwatch, undo=lambda _: None)
-    if brought is None:
-        raise job.stopwatch.expired("the job's pictures were not read")
-    return brought
-
-
-async def _prepare(worker: Worker, job: Job, wanted: PictureRequest) -> Models:
-    prepare = functools.partial(find_or_fetch, worker, wanted)
-    try:
-        models = await in_thread(prepare, job.stopwatch, undo=worker.models.release)
-    except WorkerError as error:
-        error.hint = f"{error.hint}{hint_about_default(wanted, job.input, error)}".lstrip()
-        raise
-    if models is None:
-        hint = "The downloaded part is kept: send the job again, or raise `timeout`."
-        raise job.stopwatch.expired("the models were not ready", hint=hint)
-    return models
+        brought = await worker.decoded(job, wanted.images)
+        return await asyncio.to_thread(init_images.read, wanted, brought)
 
 
 def _arrange(worker: Worker, models: Models) -> bool:

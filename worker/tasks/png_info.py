@@ -9,7 +9,7 @@ from pydantic import Field
 from worker.answer import Answer
 from worker.images.png_info import describe
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import TaskInput, Timeout
+from worker.job.model_fields import ABOUT_TASK, TaskInput, Timeout
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
@@ -17,7 +17,7 @@ from worker.tasks.worker import Worker
 class PngInfoRequest(TaskInput):
     """The input of a job that reads a picture's parameters."""
 
-    task: Literal["png_info"] = Field(description="The task: this one, or another task.")
+    task: Literal["png_info"] = Field(description=ABOUT_TASK)
     image: ImageText
     timeout: Timeout = None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import operator
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +16,13 @@ from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job import txt2img
-from worker.job.model_fields import TaskInput
+from worker.job.model_fields import ABOUT_TASK, TaskInput
 from worker.job.models import Models, wanted_models
 from worker.job.request import check
 from worker.job.txt2img import Txt2ImgRequest
-from worker.service.waiting import in_thread
 from worker.tasks import picture_result
 from worker.tasks.picture_result import CacheInfo
-from worker.tasks.pictures import find_or_fetch
+from worker.tasks.pictures import find_models
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
@@ -40,7 +38,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
 }
 
 _fields: dict[str, Any] = {
-    "task": (Literal["prefetch"], Field(description="The task: this one, or another task.")),
+    "task": (Literal["prefetch"], Field(description=ABOUT_TASK)),
     **{
         name: (Txt2ImgRequest.model_fields[name].annotation, Txt2ImgRequest.model_fields[name])
         for name in FIELDS
@@ -105,23 +103,14 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Prefetched:
     """Prepare the models, as for a picture; the engine lists them before its next picture."""
-    release = functools.partial(worker.models.release, was_loaded=False)
-
-    def prepare(stop: threading.Event) -> tuple[Models, set[Path]]:
-        stored = worker.models.stored(wanted)
-        return find_or_fetch(worker, wanted, stop), stored
-
     with job.stopwatch.phase("prepare"):
         async with worker.preparing:
-            prepared = await in_thread(prepare, job.stopwatch, undo=lambda made: release(made[0]))
-    if prepared is None:
-        hint = "The downloaded part is kept: send the job again, or raise `timeout`."
-        raise job.stopwatch.expired("the models were not ready", hint=hint)
-    models, stored = prepared
+            stored = await asyncio.to_thread(worker.models.stored, wanted)
+            models = await find_models(worker, job, wanted, were_loaded=False)
     try:
         listed = await asyncio.to_thread(_models, models, stored)
     finally:
-        release(models)
+        worker.models.release(models, was_loaded=False)
     stats = await asyncio.to_thread(worker.models.get_cache_stats)
     return Prefetched.model_construct(
         models=listed,

@@ -54,15 +54,10 @@ def document(tasks: Iterable[Task[Any]]) -> dict[str, Any]:
     }
 
 
-def output_fields(task: Task[Any]) -> list[Row]:
-    """The fields of the task's answer; after an object come the fields in it."""
-    return rows(task.output)
-
-
 def rows(
     model: type[BaseModel], mode: JsonSchemaMode = "serialization", *, nested: bool = True
 ) -> list[Row]:
-    """The fields of a type."""
+    """The fields of a type; after an object come the fields in it, if `nested`."""
     schema = model.model_json_schema(mode=mode)
     return list(_rows(schema, schema.get("$defs", {}), "", nested=nested))
 

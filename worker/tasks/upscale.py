@@ -20,7 +20,7 @@ from worker.generation.call import Call
 from worker.generation.enlarged import Enlarged, Size
 from worker.images.input_image import InputImage
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import Float, Int, Name, TaskInput, Timeout
+from worker.job.model_fields import ABOUT_TASK, Float, Int, Name, TaskInput, Timeout
 from worker.job.output_fields import Output
 from worker.job.request import check
 from worker.shown import shown_size
@@ -40,7 +40,7 @@ Side = Annotated[Int, Field(ge=1, le=enlarged.MAX_SIDE)]
 class UpscaleRequest(TaskInput):
     """The input of a job that enlarges pictures: A1111's fields by their own names, and ours."""
 
-    task: Literal["upscale"] = Field(description="The task: this one, or another task.")
+    task: Literal["upscale"] = Field(description=ABOUT_TASK)
     image: ImageText | None = Field(None, description="The picture, if there is only one.")
     images: list[ImageText] = Field(
         default_factory=list, max_length=_MAX_PICTURES, description="The pictures."

@@ -115,9 +115,13 @@ class Worker:
             JobTimeout: the pictures were not there in time.
         """
         with job.stopwatch.phase("prepare"):
-            read = functools.partial(self.images.read_all, images)
             async with self.preparing:
-                found = await in_thread(read, job.stopwatch, undo=lambda _: None)
+                return await self.decoded(job, images)
+
+    async def decoded(self, job: Job, images: Mapping[str, str]) -> dict[str, InputImage]:
+        """As `read_images`, without a phase: for a job that prepares models at the same time."""
+        read = functools.partial(self.images.read_all, images)
+        found = await in_thread(read, job.stopwatch, undo=lambda _: None)
         if found is None:
-            raise job.stopwatch.expired("the pictures of the job were not read")
+            raise job.stopwatch.expired("the job's pictures were not read")
         return found
