@@ -17,6 +17,7 @@ from fakes.recorded import recorded
 from fakes.recorded_tasks import recorded_tasks
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import png_size
+from images.samples import file_of, text_of
 from PIL import Image
 
 
@@ -46,9 +47,7 @@ def fresh(tmp_path):
 
 
 def upscaled(a1111, size=(16, 16), **fields):
-    file = io.BytesIO()
-    Image.new("RGB", size, "red").save(file, "PNG")
-    image = base64.b64encode(file.getvalue()).decode()
+    image = text_of(file_of(Image.new("RGB", size, "red")))
     body = {"image": image, "upscaler_1": "Lanczos", "upscaling_resize": 2} | fields
     return a1111.post("extra-single-image", body)
 
@@ -94,7 +93,7 @@ ERRORS = ["err_bad_type", "err_missing_alwayson_script", "err_missing_script"]
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_refuses_as_recorded(a1111, name):
+def test_wrong_requests_get_the_recorded_errors(a1111, name):
     record = recorded(name)
     answer = a1111.post("txt2img", record["request"]["body"])
     assert (answer.status_code, answer.json()) == (record["status"], record["response"])
@@ -114,7 +113,7 @@ ANSWERS = ["post_txt2img_lora_checkpoint", "post_txt2img_unknown_checkpoint_and_
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_answers_as_recorded(a1111, name):
+def test_pictures_get_the_recorded_answers(a1111, name):
     expected = recorded(name)
     answer = a1111.post("txt2img", expected["parameters"]).json()
     info, expected_info = json.loads(answer["info"]), json.loads(expected["info"])
@@ -126,7 +125,7 @@ def test_answers_as_recorded(a1111, name):
 
 
 @pytest.mark.parametrize("route", ["progress", "options", "memory", "samplers"])
-def test_reports_as_recorded(a1111, route):
+def test_lists_and_states_have_the_recorded_keys(a1111, route):
     found, expected = a1111.get(route).json(), recorded(f"get_{route}")
     assert list(found) == list(expected)
 
@@ -163,7 +162,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("error", SHAPES)
-def test_shape(error):
+def test_a_body_of_a_wrong_shape_gets_the_error_of_a1111(error):
     for payload in SHAPES[error]:
         found = shape_error(payload)
         assert (found and (found[0], found[1]["error"])) == (error and (500, error)), payload
@@ -221,7 +220,7 @@ HASH_A, HASH_B = "b7fb5774afac", "46c66708d976"  # sha256 of the bytes after the
         ("<lora:loraA:abc><lora:loraB:1>", None),
     ],
 )
-def test_lora_tags(a1111, prompt, hashes):
+def test_only_tags_that_a1111_reads_apply_a_lora(a1111, prompt, hashes):
     assert a1111.lora_hashes(prompt) == hashes
 
 
@@ -302,7 +301,7 @@ def damage(cache):
     cache.write_bytes(b"garbage " * 200)
 
 
-def test_does_not_start(a1111, tmp_path):
+def test_a_wrong_flag_a_damaged_cache_or_a_taken_port_ends_the_start(a1111, tmp_path):
     damage(tmp_path / "cache/hashes/cache.db")
     for flags, status, text in (
         (["--no-such-flag"], 2, b"unrecognized arguments"),

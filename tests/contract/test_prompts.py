@@ -103,6 +103,6 @@ def test_what_is_said_to_be_applied_is_what_the_engines_apply(text, style):
 
 
 @pytest.mark.parametrize("text", ["# <lora:x:1>\na", "[<lora:x:1>:3]", "<LoRA:x:1>", "a <b:c>"])
-def test_such_a_prompt_is_made_and_gets_a_warning(text):
+def test_a_prompt_that_a1111_reads_only_in_part_gets_a_warning(text):
     """The property above is not empty: these pass."""
     assert composed({"prompt": text}).warnings

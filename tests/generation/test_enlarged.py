@@ -5,6 +5,7 @@ import pytest
 from fakes.recorded import recorded
 from hypothesis import given
 from hypothesis import strategies as st
+from images.samples import file_of, text_of
 from PIL import Image, ImageFilter
 
 from worker.errors import EngineModelMissing, IncompleteAnswer, InvalidInput
@@ -20,9 +21,7 @@ def noise(size, mode="RGB"):
 
 
 def answer(pixels, **changes):
-    file = io.BytesIO()
-    pixels.save(file, "PNG")
-    return {"image": base64.b64encode(file.getvalue()).decode(), "html_info": "<p>x</p>"} | changes
+    return {"image": text_of(file_of(pixels)), "html_info": "<p>x</p>"} | changes
 
 
 def test_a_recorded_answer_has_the_computed_size_and_a_sentence():

@@ -4,6 +4,7 @@ import io
 
 import pytest
 from fakes.stub_engine import StubEngine, handler_with
+from images.samples import file_of, text_of
 from PIL import Image
 
 from worker.images.metadata import infotext_of
@@ -11,13 +12,7 @@ from worker.images.metadata import infotext_of
 NOISE = Image.effect_noise((24, 16), 80).convert("RGB")
 
 
-def text(image, **options):
-    file = io.BytesIO()
-    image.save(file, options.pop("format", "PNG"), **options)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-IMAGE = text(NOISE)
+IMAGE = text_of(file_of(NOISE))
 
 
 @pytest.fixture
@@ -63,14 +58,14 @@ def test_a_picture_gets_the_size_that_was_asked_for(upscale, fields, size):
 
 
 def test_a_whole_picture_is_cut_from_its_middle_without_a_black_border(upscale):
-    white = text(Image.new("RGB", (24, 16), "white"))
+    white = text_of(file_of(Image.new("RGB", (24, 16), "white")))
     size = {"upscaling_resize_w": 61, "upscaling_resize_h": 33}
     (picture,) = opened(upscale(image=white, upscaler_1="Lanczos", **size)["images"])
     assert picture.getextrema() == ((255, 255),) * 3
 
 
 def test_several_pictures_come_back_in_their_order_and_format(upscale):
-    images = [text(NOISE.resize((side, side)), format="JPEG") for side in (8, 24, 16)]
+    images = [text_of(file_of(NOISE.resize((side, side)), "JPEG")) for side in (8, 24, 16)]
     output = {"format": "webp", "quality": 80}
     answer = upscale(image=None, images=images, upscaler_1="Nearest", output=output)
     assert [picture.size for picture in opened(answer["images"])] == [(16, 16), (48, 48), (32, 32)]
@@ -113,7 +108,9 @@ def test_the_infotext_of_the_picture_is_kept(upscale):
     chunks.add_text("parameters", "a fox\nSteps: 2, Sampler: Euler, Seed: 1")
     size = {"upscaling_resize_w": 61, "upscaling_resize_h": 33}
     for fields in ({}, size):
-        answer = upscale(image=text(NOISE, pnginfo=chunks), upscaler_1="Lanczos", **fields)
+        answer = upscale(
+            image=text_of(file_of(NOISE, pnginfo=chunks)), upscaler_1="Lanczos", **fields
+        )
         assert infotext_of(opened(answer["images"])[0]) == chunks.chunks[0][1][11:].decode()
 
 
@@ -148,7 +145,7 @@ def test_the_infotext_of_the_picture_is_kept(upscale):
             },
             "upscaling_resize and upscaling_resize_w are two sizes",
         ),
-        ({"upscaler_1": "Lanczos", "image": text(NOISE.resize((1, 1)))}, "at least 8"),
+        ({"upscaler_1": "Lanczos", "image": text_of(file_of(NOISE.resize((1, 1))))}, "at least 8"),
         ({"upscaler_1": "Lanczos", "steps": 5}, "steps is not a field of this task, which has"),
         ({"upscaler_1": "Lanczos", "output": {"delivery": "s3"}}, "has no bucket"),
         ({"upscaler_1": "Lanczos", "extras_upscaler_2_visibility": 1.5}, "must be at most 1"),

@@ -1,4 +1,4 @@
-"""What A1111's tab "PNG Info" tells of a picture. Pure."""
+"""What A1111's tab "PNG Info" shows of a picture. Pure."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from worker.job.model_fields import (
     ModelReference,
     Name,
     Strict,
+    Timeout,
     no_nul,
 )
 from worker.job.output_fields import Output
@@ -158,9 +159,7 @@ class JobFields(Strict):
     clip_skip: Int | None = Field(
         None, ge=1, le=12, description="Use the output of this CLIP layer, counted from the last."
     )
-    timeout: Float | None = Field(
-        None, ge=1, le=86_400, description="Seconds that this job may take, at most JOB_TIMEOUT."
-    )
+    timeout: Timeout = None
     output: Output = Field(
         default_factory=Output, description="Format and delivery of the pictures."
     )

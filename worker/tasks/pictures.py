@@ -199,19 +199,16 @@ async def _describe(
     )
 
 
-TXT2IMG = Task(
-    name="txt2img",
-    description="Makes pictures from a prompt; the task of a job that names none.",
-    fields=Txt2ImgRequest,
-    read=functools.partial(check, model=Txt2ImgRequest),
-    run=run,
-    output=PictureResult,
+def _drawing(name: str, description: str, fields: type[PictureRequest]) -> Task[Worker]:
+    read = functools.partial(check, model=fields)
+    return Task(name, description, run, PictureResult, fields, read)
+
+
+TXT2IMG = _drawing(
+    "txt2img", "Makes pictures from a prompt; the task of a job that names none.", Txt2ImgRequest
 )
-IMG2IMG = Task(
-    name="img2img",
-    description="Makes pictures from a picture and a prompt, or draws a masked part of it anew.",
-    fields=Img2ImgRequest,
-    read=functools.partial(check, model=Img2ImgRequest),
-    run=run,
-    output=PictureResult,
+IMG2IMG = _drawing(
+    "img2img",
+    "Makes pictures from a picture and a prompt, or draws a masked part of it anew.",
+    Img2ImgRequest,
 )

@@ -163,7 +163,7 @@ def test_loras_of_the_second_pass_follow_and_padding_is_told():
     assert list(alone)[-3:] == ["Lora hashes", "Refiner", "Refiner switch at"]
 
 
-def test_quote():
+def test_a_value_with_a_separator_is_quoted():
     for value, text in {"plain": "plain", "a: b": '"a: b"', "ü,": '"ü,"', 7.0: "7.0"}.items():
         assert infotext.quote(value) == text
 
