@@ -365,7 +365,7 @@ class WrongDrawing(ProofError):
 
 
 class IncompleteAnswer(ProofError):
-    """The engine returned fewer pictures than the job asked for, or none."""
+    """The engine returned fewer pictures than the job asked for, or one of another size."""
 
     code = "INCOMPLETE_ANSWER"
     default_hint = "Send the job again: the engine was probably interrupted."

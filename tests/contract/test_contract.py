@@ -226,7 +226,7 @@ FROM_PICTURES = [
 
 
 @pytest.mark.parametrize("fields", FROM_PICTURES, ids=" ".join)
-def test_an_engine_reports_of_img2img_what_the_worker_must_find(engine, catalog, fields):
+def test_the_worker_proves_what_each_engine_reports_of_img2img(engine, catalog, fields):
     """The worker's own request is sent, and its own proof looks at the answer."""
     job = {"task": "img2img", "init_images": IN_BASE64[:1], "steps": 4, "seed": 7} | fields
     request = check(job, Img2ImgRequest)

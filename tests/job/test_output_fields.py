@@ -11,7 +11,7 @@ SECRET = "5ecret-5ignature"
 URL = f"https://bucket.example/1.png?X-Amz-Signature={SECRET}"
 PUT = {"delivery": "put", "urls": [URL]}
 
-MAKES = "but n_iter x batch_size makes"
+MAKES = "but the number of pictures is"
 REFUSED = [
     # output, the rest of the job, part of the message
     ("webp", {}, "output = 'webp'"),
@@ -27,9 +27,9 @@ REFUSED = [
     (PUT | {"urls": [URL, 5]}, {}, "output.urls.1 = 5"),
     (PUT | {"urls": [URL, URL]}, {"n_iter": 2}, "urls contains a URL twice"),
     (PUT, {"script_name": "x/y/z plot"}, "'put' needs a URL for each picture, but script_name"),
-    (PUT, {"n_iter": 2}, f"output.urls has 1, {MAKES} 2 pictures"),
-    (PUT | {"urls": [URL, URL + "2"]}, {}, f"output.urls has 2, {MAKES} 1 pictures"),
-    (PUT, {"batch_size": 2}, "makes 2 pictures"),
+    (PUT, {"n_iter": 2}, f"output.urls has 1, {MAKES} 2"),
+    (PUT | {"urls": [URL, URL + "2"]}, {}, f"output.urls has 2, {MAKES} 1"),
+    (PUT, {"batch_size": 2}, f"{MAKES} 2: send"),
     ({"may_convert": "yes"}, {}, "output.may_convert = 'yes'"),
     ({"formt": "png"}, {}, "output.formt is not a known field (did you mean `format`?)"),
 ]

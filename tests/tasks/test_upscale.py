@@ -130,7 +130,7 @@ def test_the_infotext_of_the_picture_is_kept(upscale):
         ({"upscaler_1": "Lanczos", "upscaling_resize": 1}, "upscaling_resize = 1: must be greater"),
         (
             {"upscaler_1": "Lanczos", "upscaling_resize_w": 64},
-            "a size needs upscaling_resize_w and",
+            "a size needs both upscaling_resize_w and",
         ),
         (
             {"upscaler_1": "Lanczos", "upscaling_resize_w": 16, "upscaling_resize_h": 8},

@@ -177,7 +177,7 @@ INSTEAD: dict[str, str] = {
     "policy": _BESIDE,
     "size": "is one text in other APIs: send the two numbers `width` and `height`",
     "url": "is no field of a job: name a model's URL in `checkpoint`, `loras`, `vae` or"
-    " `embeddings`",
+    " `embeddings`, and a picture's in `init_images`",
     **dict.fromkeys(
         (
             *_IMG2IMG_UNASKED,

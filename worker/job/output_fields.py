@@ -90,5 +90,6 @@ class Output(Strict):
             )
         differ = self.delivery == "put" and len(self.urls) != pictures
         return differ, (
-            f"output.urls has {len(self.urls)}, but n_iter x batch_size makes {pictures} pictures"
+            f"output.urls has {len(self.urls)}, but the number of pictures is {pictures}: send a"
+            " URL for each"
         )

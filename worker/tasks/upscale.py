@@ -97,7 +97,10 @@ class UpscaleRequest(TaskInput):
         conflicts = [
             (not pictures, "image is missing: send a picture in `image`, or several in `images`"),
             (self.image is not None and bool(self.images), "image and images: give one of them"),
-            (self.by_size and None in size, "a size needs upscaling_resize_w and _h"),
+            (
+                self.by_size and None in size,
+                "a size needs both upscaling_resize_w and upscaling_resize_h",
+            ),
             (
                 self.resize_mode is None and size != (None, None) and self.upscaling_resize,
                 "upscaling_resize and upscaling_resize_w are two sizes: give one, or resize_mode",
