@@ -195,11 +195,9 @@ class Engine:
         """The requested pictures; after an interrupt fewer, and the last one unfinished."""
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
-        settings = self._override(request)
+        settings = self._override(request)  # with the options as the jobs before it left them
         self.library.embeddings.refresh_if_changed()
-        job = Job(
-            request, settings, self.styles
-        )  # with the options as the jobs before it left them
+        job = Job(request, settings, self.styles)
         with self.progress.running(task, job.count * job.passes):
             models = self._models(job)
             drawing = Drawing(job, models, self.library, self.progress, pictures)
