@@ -102,30 +102,54 @@ def test_the_limit_of_a_result_holds_for_all_inputs_together(run):
     assert code == "RESULT_TOO_LARGE"
 
 
-def test_a_cancelled_batch_ends_all_of_its_inputs(engine, tmp_path, monkeypatch):
+def test_the_engine_stays_the_cancelled_batchs_until_its_drawing_has_stopped(
+    engine, tmp_path, monkeypatch
+):
     async def story():
-        begun, ended = asyncio.Event(), []
+        begun, stopping, stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        draw, events = engine.generate, []
 
-        async def draw(*_arguments, **_named):
+        async def slow(*_arguments, **_named):
             begun.set()
             try:
                 await asyncio.sleep(60)
             finally:
-                ended.append("drawing")
+                stopping.set()
+                await stopped.wait()
+                events.append("the batch's drawing has stopped")
 
-        monkeypatch.setattr(engine, "generate", draw)
+        async def next_one(*arguments, **named):
+            events.append("the next job draws")
+            return await draw(*arguments, **named)
+
+        monkeypatch.setattr(engine, "generate", slow)
         built = handler_with(engine, tmp_path)
-        batch = {"task": "batch", "inputs": [picture("a"), picture("b")]}
+        batch = {"task": "batch", "inputs": [picture("a"), picture("b"), picture("c")]}
         job = asyncio.create_task(built({"id": "job", "input": batch}))
         await begun.wait()
+        monkeypatch.setattr(engine, "generate", next_one)
+        after = asyncio.create_task(built({"id": "next", "input": picture("b")}))
         job.cancel()
+        await stopping.wait()
+        job.cancel()  # again, while it ends
+        await asyncio.wait({after}, timeout=0.2)
+        stopped.set()
         with pytest.raises(asyncio.CancelledError):
             await job
+        answer = await after
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.sleep(0)
-        return ended, [one for one in others if not one.done()], built.worker.models._in_use
+        return events, answer, [one for one in others if not one.done()], built.worker
 
-    assert asyncio.run(story()) == (["drawing"], [], [])
+    events, answer, others, worker = asyncio.run(story())
+    assert events == ["the batch's drawing has stopped", "the next job draws"]
+    assert "images" in answer
+    assert (others, worker.models._in_use) == ([], [])
+
+
+def test_before_its_first_picture_the_engine_has_the_default_checkpoint(run, engine):
+    engine.checkpoint, engine.default_checkpoint = None, "c"
+    run(picture("a"), picture("b"), picture("c"))
+    assert engine.drawn == ["c", "a", "b"]
 
 
 def test_progress_names_the_input(engine, tmp_path):

@@ -70,14 +70,16 @@ class BatchTurn:
 
     Attributes:
         checkpoint: what the engine must have loaded; empty for a task that needs none.
-        asked: set when the input needs the engine now, or has ended without it.
+        asked: done when the input needs the engine now, or has ended without it.
         over: set when the input does not need the engine any more.
     """
 
     def __init__(self) -> None:
         self.checkpoint = ""
-        self.asked, self.over = asyncio.Event(), asyncio.Event()
-        self._came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.asked: asyncio.Future[None] = loop.create_future()
+        self._came: asyncio.Future[None] = loop.create_future()
 
     @asynccontextmanager
     async def next(self, stopwatch: Stopwatch, checkpoint: str = "") -> AsyncIterator[None]:
@@ -87,7 +89,7 @@ class BatchTurn:
             JobTimeout: the deadline passed before.
         """
         self.checkpoint = checkpoint
-        self.asked.set()
+        self._ask()
         try:
             with stopwatch.phase("queue"):
                 if not await _is_done_in_time(self._came, stopwatch, lambda: None):
@@ -98,8 +100,12 @@ class BatchTurn:
 
     def end(self) -> None:
         """The input has ended, perhaps without the engine."""
-        self.asked.set()
+        self._ask()
         self.over.set()
+
+    def _ask(self) -> None:
+        if not self.asked.done():
+            self.asked.set_result(None)
 
     async def use(self) -> None:
         """Let the input use the engine, and wait until it is done."""
@@ -108,19 +114,35 @@ class BatchTurn:
 
 
 async def give_turns(
-    turns: Sequence[BatchTurn], engine: Turns | BatchTurn, stopwatch: Stopwatch, loaded: str
+    turns: Sequence[BatchTurn],
+    engine: Turns | BatchTurn,
+    stopwatch: Stopwatch,
+    loaded: Callable[[], str],
 ) -> None:
-    """When all inputs have asked, give each its turn: sorted by checkpoint, the loaded one first.
+    """Give each input its turn: sorted by checkpoint, the one that is `loaded` at that time first.
+
+    It begins when all inputs have asked, or when half of the time has passed: one slow download
+    must not cost the other inputs their pictures. Inputs that ask later get their turns afterwards.
 
     Raises:
         JobTimeout: other jobs had the engine until the deadline.
     """
-    for turn in turns:
-        await turn.asked.wait()
-    async with engine.next(stopwatch):
-        for turn in sorted(turns, key=lambda one: (one.checkpoint != loaded, one.checkpoint)):
-            if not turn.over.is_set():
-                await turn.use()
+    left = list(turns)
+    while left:
+        asked = [turn.asked for turn in left]
+        await asyncio.wait(asked, timeout=stopwatch.left() / 2)
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        ready = [turn for turn in left if turn.asked.done()]
+        left = [turn for turn in left if turn not in ready]
+        if not all(turn.over.is_set() for turn in ready):
+            async with engine.next(stopwatch):
+                await _use_all(ready, loaded())
+
+
+async def _use_all(turns: Sequence[BatchTurn], loaded: str) -> None:
+    for turn in sorted(turns, key=lambda one: (one.checkpoint != loaded, one.checkpoint)):
+        if not turn.over.is_set():
+            await turn.use()
 
 
 async def _is_done_in_time(

@@ -18,6 +18,7 @@ from worker.stopwatch import Stopwatch
 from worker.tasks.answer import answer_of
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
+from worker.webui.runner import finish
 
 MOST_INPUTS = 64
 _PREPARED_AT_ONCE = 3  # of the threads that all jobs share
@@ -61,14 +62,16 @@ async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
         preparing=asyncio.Semaphore(_PREPARED_AT_ONCE),
     )
     turns = [BatchTurn() for _ in wanted.inputs]
-    leading = asyncio.create_task(_lead(worker, job, turns))
     parts = [_part(job, wanted, number) for number in range(len(turns))]
+    leading = asyncio.create_task(_lead(worker, job, turns))
+    running = [
+        asyncio.create_task(_run_one(shared, *one)) for one in zip(parts, turns, strict=True)
+    ]
     try:
-        results = await asyncio.gather(
-            *(_run_one(shared, *one) for one in zip(parts, turns, strict=True))
-        )
+        await asyncio.wait(running)
     finally:
-        leading.cancel()
+        await finish(_end(running, leading))
+    results = [one.result() for one in running]
     failed = sum("error" in one for one in results)
     if failed == len(results):
         raise _all_failed(results)
@@ -78,10 +81,22 @@ async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
 
 
 async def _lead(worker: Worker, job: Job, turns: list[BatchTurn]) -> None:
+    def loaded() -> str:
+        return worker.engine.checkpoint or worker.engine.default_checkpoint or ""
+
     try:
-        await give_turns(turns, worker.turns, job.stopwatch, worker.engine.checkpoint or "")
+        await give_turns(turns, worker.turns, job.stopwatch, loaded)
     except JobTimeout:
         return  # each input has the same deadline, and reports it
+
+
+async def _end(running: list[asyncio.Task[dict[str, Any]]], leading: asyncio.Task[None]) -> None:
+    """End what still runs. The engine is free for other jobs when the last input has ended."""
+    for one in running:
+        one.cancel()
+    await asyncio.wait(running)
+    leading.cancel()
+    await asyncio.wait({leading})
 
 
 def _part(job: Job, wanted: BatchRequest, number: int) -> Job:
