@@ -36,11 +36,11 @@ def engine(catalog, tmp_path):
 def run(engine, tmp_path):
     """Run a batch; its answer."""
 
-    def run(*inputs, job=None, **variables):
+    def run(*inputs, job=None, job_id="job", **variables):
         async def story():
             built = handler_with(engine, tmp_path, **variables)
             batch = {"task": "batch", "inputs": list(inputs)} | (job or {})
-            return await built({"id": "job", "input": batch})
+            return await built({"id": job_id, "input": batch})
 
         return asyncio.run(story())
 
@@ -100,6 +100,24 @@ def test_the_limit_of_a_result_holds_for_all_inputs_together(run):
     assert len(json.dumps(answer)) < 4 * alone
     (code,) = {one["code"] for one in answer["results"] if "error" in one}
     assert code == "RESULT_TOO_LARGE"
+
+
+def test_errors_have_no_details_where_the_result_has_no_room_for_them(run):
+    results = run(*[{"promt": 1, "y" * 70: 1}] * 64, RESULT_LIMIT_MB="0.02")["results"]
+    whole = [one for one in results if "problems" in one]
+    assert whole
+    assert len(json.dumps(whole)) < 20_000
+    assert {*results[-1]} == {"error", "message", "code"}
+
+
+def test_each_input_may_have_as_many_keys_as_a_job(run):
+    full = picture() | {"comments": {f"note {n}": n for n in range(200)}}
+    assert run(*[full] * 64)["failed"] == 0
+
+
+def test_the_pictures_of_two_inputs_have_two_places_however_long_the_id_is(run, tmp_path):
+    run(picture("a"), picture("b"), job_id="x" * 200, OUTPUT_DIR=str(tmp_path / "out"))
+    assert len([*(tmp_path / "out").iterdir()]) == 2
 
 
 def test_the_engine_stays_the_cancelled_batchs_until_its_drawing_has_stopped(

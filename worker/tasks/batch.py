@@ -11,6 +11,7 @@ from pydantic import Field
 from worker import log
 from worker.answer import Answer, failure
 from worker.errors import BatchFailed, InvalidInput, JobTimeout, ResultTooLarge
+from worker.job import request
 from worker.job.model_fields import Float, Strict
 from worker.models.store.progress import listener
 from worker.service.waiting import BatchTurn, give_turns
@@ -22,6 +23,7 @@ from worker.webui.runner import finish
 
 MOST_INPUTS = 64
 _PREPARED_AT_ONCE = 3  # of the threads that all jobs share
+_LONGEST_ERROR = 1000  # characters, if there is no room for all of it
 
 
 class BatchRequest(Strict):
@@ -46,7 +48,18 @@ class BatchResult(Answer):
         " `error`, `message`, `code`."
     )
     failed: int = Field(description="Number of inputs that have an error.")
-    timings: dict[str, float] = Field(description="Seconds: `total`; each result has its own.")
+    timings: dict[str, float] = Field(
+        description="Seconds: `queue` (wait for other jobs) and `total`; each result has its own."
+    )
+
+
+def check(_worker: Worker, job: Job) -> BatchRequest:
+    """The batch; its inputs are checked later, each as a job.
+
+    Raises:
+        InvalidInput: it is not a list of at most `MOST_INPUTS` objects.
+    """
+    return request.check(job.input, BatchRequest, MOST_INPUTS)
 
 
 async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
@@ -122,9 +135,11 @@ async def _answer(worker: Worker, job: Job) -> dict[str, Any]:
     if isinstance(job.input, dict) and job.input.get("task") == "batch":
         return failure(InvalidInput("a batch cannot contain a batch.", field="task"))
     answer = await answer_of(worker, job)
-    if "error" in answer or "delivery" in answer or worker.delivery.fits(answer):
+    if "delivery" in answer or worker.delivery.fits(answer):
         return answer
-    return failure(ResultTooLarge("the other inputs have taken the result's size."))
+    if "error" in answer:  # without its details
+        return {name: answer[name][:_LONGEST_ERROR] for name in ("error", "message", "code")}
+    return failure(ResultTooLarge("the result has no room left beside those of the other inputs."))
 
 
 def _all_failed(results: list[dict[str, Any]]) -> BatchFailed:
@@ -139,6 +154,7 @@ TASK = Task(
     name="batch",
     description="Runs several inputs as one job; each checkpoint is loaded once.",
     fields=BatchRequest,
+    read=check,
     run=run,
     output=BatchResult,
 )
