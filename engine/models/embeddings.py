@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from engine.models import files
 from engine.models.checkpoints import SUFFIX, file_sha256
@@ -145,7 +146,10 @@ def read(path: Path) -> Embedding:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with files.open_tensors(path) as file:
-        return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        try:
+            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, RuntimeError) as error:  # numbers of a kind that torch lacks
+            raise Unreadable(f"it has tensors that cannot be read ({error})") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:

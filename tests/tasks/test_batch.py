@@ -1,11 +1,14 @@
 import asyncio
 import json
+import time
 
 import pytest
 from fakes.a1111.process import write_safetensors
 from fakes.stub_engine import StubEngine, handler_with
 
+from worker import log
 from worker.errors import OutOfMemory
+from worker.models.store.progress import listener
 from worker.tasks.batch import BatchResult
 
 
@@ -16,13 +19,14 @@ class RecordingEngine(StubEngine):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.drawn = []
+        self.drawn, self.jobs = [], []
 
-    async def generate(self, payload, *arguments, **named):
+    async def generate(self, payload, stopwatch, *arguments, **named):
         self.drawn.append(payload.expected.checkpoint)
+        self.jobs.append((log.job_id.get(), stopwatch.timeout <= 50))
         if payload.body["prompt"] == "too large":
             raise OutOfMemory("no memory.")
-        return await super().generate(payload, *arguments, **named)
+        return await super().generate(payload, stopwatch, *arguments, **named)
 
 
 @pytest.fixture
@@ -84,6 +88,44 @@ def test_a_batch_fails_when_all_of_its_inputs_fail(run, engine):
     )
     assert [one["code"] for one in answer["results"]] == ["INVALID_INPUT", "MODEL_NOT_FOUND"]
     assert engine.drawn == []
+
+
+def test_each_input_has_its_own_id_in_the_log_and_the_deadline_of_the_batch(run, engine):
+    run(picture("a"), picture("b") | {"timeout": 600}, job={"timeout": 50})
+    assert engine.jobs == [("job-2", True), ("job-1", True)]
+
+
+def test_only_the_whole_answer_asks_for_another_worker(run, engine):
+    engine.retiring = "it does not answer"
+    answer = run(picture(), {"steps": 0})
+    assert answer["refresh_worker"]
+    assert not any("refresh_worker" in one for one in answer["results"])
+
+
+def test_the_models_of_three_inputs_are_prepared_at_once(engine, tmp_path, monkeypatch):
+    running, counts, places = [], [], set()
+
+    async def story():
+        built = handler_with(engine, tmp_path)
+        prepare = built.worker.models.prepare_models_for_request
+
+        def slow(*arguments):
+            running.append(1)
+            counts.append(len(running))
+            report = listener.get()
+            report({"phase": "download"})
+            places.add(report.__self__.latest["input"])
+            time.sleep(0.05)
+            running.pop()
+            return prepare(*arguments)
+
+        monkeypatch.setattr(built.worker.models, "prepare_models_for_request", slow)
+        return await built({"id": "job", "input": {"task": "batch", "inputs": [picture()] * 9}})
+
+    assert asyncio.run(story())["failed"] == 0
+    assert len(counts) == 9
+    assert max(counts) <= 3
+    assert places == set(range(1, 10))
 
 
 @pytest.mark.parametrize("inputs", [[], "a fox", [1], [picture()] * 65, None])

@@ -82,6 +82,11 @@ def damaged(word, path):
     path.write_bytes(data)
 
 
+def other_numbers(kind, path):
+    header = f'{{"x": {{"dtype": "{kind}", "shape": [2, 4], "data_offsets": [0, 6]}}}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(6))
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("made-by-an-embedding",)
@@ -112,6 +117,7 @@ BAD = {
         {"string_to_param": {"a": rows(1, 4), "b": rows(1, 4)}},
         "exactly",
     ),
+    "numbers of 6 bits": (other_numbers, "a.safetensors", "F6_E2M3", "cannot be read"),
     "sparse": (PICKLED, "a.pt", a1111(torch.eye(4).to_sparse()), "no list of vectors"),
     "without numbers": (PICKLED, "a.pt", a1111(rows(1, 4).to("meta")), "no list of vectors"),
     "one number, repeated": (
