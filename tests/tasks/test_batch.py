@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 import time
 
@@ -9,6 +10,7 @@ from fakes.stub_engine import StubEngine, handler_with
 from worker import log
 from worker.errors import OutOfMemory
 from worker.models.store.progress import listener
+from worker.stopwatch import Stopwatch
 from worker.tasks.batch import BatchResult
 
 
@@ -204,6 +206,25 @@ def test_the_engine_stays_the_cancelled_batchs_until_its_drawing_has_stopped(
     assert events == ["the batch's drawing has stopped", "the next job draws"]
     assert "images" in answer
     assert (others, worker.models._in_use) == ([], [])
+
+
+@pytest.mark.parametrize("end", ["deadline", "cancelled"])
+def test_a_batch_ends_while_another_job_has_the_engine(engine, tmp_path, caplog, end):
+    async def story():
+        built = handler_with(engine, tmp_path)
+        timeout = 1 if end == "deadline" else 600
+        batch = {"task": "batch", "inputs": [picture("a")], "timeout": timeout}
+        async with built.worker.turns.next(Stopwatch(600)):
+            job = asyncio.create_task(built({"id": "job", "input": batch}))
+            await asyncio.wait({job}, timeout=0.5)
+            if end == "cancelled":
+                job.cancel()
+            await asyncio.wait({job}, timeout=60)
+        return "cancelled" if job.cancelled() else job.result()["results"][0]["code"]
+
+    assert asyncio.run(story()) == ("cancelled" if end == "cancelled" else "JOB_TIMEOUT")
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def test_before_its_first_picture_the_engine_has_the_default_checkpoint(run, engine):
