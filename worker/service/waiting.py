@@ -108,7 +108,7 @@ class BatchTurn:
             self.asked.set_result(None)
 
     async def use(self) -> None:
-        """Let the input use the engine, and wait until it is done."""
+        """Let the input use the engine, and wait until it is done; at once if it has ended."""
         self._came.set_result(None)
         await self.over.wait()
 
@@ -131,18 +131,13 @@ async def give_turns(
     while left:
         asked = [turn.asked for turn in left]
         await asyncio.wait(asked, timeout=stopwatch.left() / 2)
-        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # no loop without a pause
         ready = [turn for turn in left if turn.asked.done()]
         left = [turn for turn in left if turn not in ready]
-        if not all(turn.over.is_set() for turn in ready):
-            async with engine.next(stopwatch):
-                await _use_all(ready, loaded())
-
-
-async def _use_all(turns: Sequence[BatchTurn], loaded: str) -> None:
-    for turn in sorted(turns, key=lambda one: (one.checkpoint != loaded, one.checkpoint)):
-        if not turn.over.is_set():
-            await turn.use()
+        async with engine.next(stopwatch):
+            first = loaded()
+            for turn in sorted(ready, key=lambda one: (one.checkpoint != first, one.checkpoint)):
+                await turn.use()
 
 
 async def _is_done_in_time(
