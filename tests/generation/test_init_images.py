@@ -2,12 +2,17 @@ import io
 import re
 
 import pytest
+from fakes.a1111.shape import shape_error
+from fakes.recorded_tasks import recorded_tasks
 from PIL import Image
 
 from worker.errors import InvalidInput
 from worker.generation.init_images import body, drawn_size, read, reported, result_size, warnings
 from worker.generation.payload import build, engine_names, smaller
+from worker.images.base64_text import decoded
+from worker.images.decoder import decode
 from worker.images.input_image import InputImage
+from worker.images.limits import IMAGE_LIMITS
 from worker.job.img2img import Img2ImgRequest
 from worker.job.models import Models
 from worker.job.request import check
@@ -185,3 +190,33 @@ def test_a_script_may_change_what_is_reported(catalog):
     assert (expected.images, expected.size, expected.reported) == (None, None, {})
     with pytest.raises(InvalidInput, match="does not know script_name 'Loopback'"):
         engine_names(check({"script_name": "Loopback"}, Txt2ImgRequest), catalog)
+
+
+NAMED_LATER = re.compile("url|script|always|null|None|sampler|checkpoint|refiner|save_images")
+RECORDED = [
+    task
+    for task in recorded_tasks()
+    if task.path == "img2img" and not NAMED_LATER.search(task.name)
+]
+
+
+def test_what_a1111_answered_with_an_error_is_refused_or_sent_in_another_form(catalog):
+    """And where it drew, it drew what the worker expects, or the worker refuses it."""
+    refused = 0
+    for task in RECORDED:
+        try:
+            request = parse(**task.sent_body())
+            texts = request.images.items()
+            images = {field: decode(decoded(text), IMAGE_LIMITS) for field, text in texts}
+            pictures = read(request, images)
+            payload = build(request, engine_names(request, catalog), Models(), {}, pictures)
+        except InvalidInput:
+            refused += 1
+            continue
+        assert shape_error(payload.body, route="img2img") is None, task.name
+        if task.status == 200 and {"width", "height"} <= task.body.keys():
+            facts = task.answer["extra_generation_params"]
+            assert reported(request).items() <= facts.items(), task.name
+            sizes = [tuple(picture[1:]) for picture in task.answer["pictures"]]
+            assert sizes == [payload.expected.size] * payload.expected.images, task.name
+    assert 100 < refused < len(RECORDED) - 100

@@ -95,7 +95,7 @@ class Engine:
         self.model.load_first()
         passes = 2 if params.get("enable_hr") else 1
         job = "scripts_img2img" if "init_images" in params else "scripts_txt2img"
-        self.progress.begin(job, params["n_iter"] * passes, params["steps"] or 0)
+        self.progress.begin(job, (params["n_iter"] or 0) * passes, params["steps"] or 0)
         try:
             return self._with_overrides(params)
         finally:

@@ -7,6 +7,7 @@ the picture badly is used all the same.
 import base64
 import hashlib
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,10 @@ def _picture(text: Any) -> Image.Image:
         refused = refusal(500, "Request to local resource not allowed")
         raise refused
     if text.startswith("data:image/"):
-        text = text.split(";")[1].split(",")[1]
+        parts = text.partition(";")[2].split(",")
+        if len(parts) < 2 or not parts[0].startswith("base64"):
+            raise engine_error("IndexError", "list index out of range")
+        text = parts[1]
     try:
         image = Image.open(io.BytesIO(base64.b64decode(text)))
     except (OSError, ValueError):
@@ -66,7 +70,9 @@ class Img2Img:
         count, sizes = len(self.pictures), {picture.size for picture in self.pictures}
         if count == 0 or count > max(1, params["batch_size"]):
             raise engine_error("RuntimeError", f"bad number of images passed: {count}")
-        if params["resize_mode"] == 3 and (len(sizes) > 1 or min(map(min, sizes)) < 8):
+        if params["resize_mode"] == 3 and min(map(min, sizes)) < 8:
+            raise engine_error("RuntimeError", "Kernel size can't be greater than actual input")
+        if params["resize_mode"] == 3 and len(sizes) > 1:
             raise engine_error("ValueError", "setting an array element with a sequence.")
         self._refuse_steps(params)
 
@@ -75,7 +81,8 @@ class Img2Img:
             raise engine_error("AttributeError", "'str' object has no attribute 'convert'")
         if None in {params["mask_blur_x"], params["mask_blur_y"]}:
             raise engine_error("TypeError", "'>' not supported between 'NoneType' and 'int'")
-        if params["inpaint_full_res"] and params["inpaint_full_res_padding"] < -HALF:
+        padding = params["inpaint_full_res_padding"] or 0
+        if params["inpaint_full_res"] and padding < -HALF:
             raise engine_error("ValueError", "Coordinate 'right' is less than 'left'")
 
     def _refuse_steps(self, params: Params) -> None:
@@ -83,6 +90,8 @@ class Img2Img:
         error, fewest = FAILING_STEPS.get(sampler, ("", 0))
         settings = params["override_settings"] or {}
         steps, strength = params["steps"], params["denoising_strength"]
+        if not math.isfinite(strength):
+            raise engine_error("ValueError", f"cannot convert float {strength} to integer")
         noisy = int(min(strength, 0.999) * steps)
         if settings.get("img2img_fix_steps"):
             noisy = steps - 1

@@ -14,7 +14,10 @@ from fakes.a1111.request import ApiError, Params, engine_error, read_request, re
 from fakes.recorded import recorded
 
 SCRIPTS_WITHOUT_NAME = {"comments"}  # always on, but missing in the recorded /scripts
-IMG2IMG_SCRIPTS = {"loopback", "sd upscale", "outpainting mk2", "poor man's outpainting"}
+IMG2IMG_SCRIPTS = {
+    *("loopback", "sd upscale", "outpainting mk2", "poor man's outpainting"),
+    "img2img alternative test",
+}
 SELECTABLE_SCRIPTS = {"prompt matrix", "prompts from file or textbox", "x/y/z plot"}
 CLIP_HIDDEN_STATES = 13  # 12 layers and the embeddings
 PIXEL_LIMIT = 2**28  # a batch above this fits no card
@@ -52,7 +55,7 @@ def refuse_before_queue(params: Params) -> None:
     for name in params["alwayson_scripts"]:
         if name.lower() not in SCRIPTS["img2img" if is_img2img else "txt2img"]:
             raise refusal(422, f"Script '{name}' not found")
-        if name.lower() in SELECTABLE_SCRIPTS:
+        if name.lower() in SELECTABLE_SCRIPTS | more:
             raise refusal(422, "Cannot have a selectable script in the always on scripts params")
 
 
