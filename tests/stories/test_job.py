@@ -299,6 +299,9 @@ def test_pictures_are_enlarged_and_described_by_the_engine(worker):
     job = {"task": "upscale", "images": [drawn, drawn], "upscaler_1": "Lanczos"}
     enlarged = completed(worker.run(job | {"upscaling_resize": 1.5}))
     assert [png_size(image) for image in enlarged["images"]] == [(96, 96)] * 2
+    flat = [base64.b64encode(png(*size, b"\0\0\0", "")).decode() for size in ((16, 8), (8, 16))]
+    both = completed(worker.run(job | {"images": flat}))["images"]
+    assert [png_size(image) for image in both] == [(32, 16), (16, 32)]  # A1111 may mix them up
     infotext = png_text(base64.b64decode(enlarged["images"][0]))
     assert infotext == png_text(base64.b64decode(drawn))
     worker.fault("out_of_memory")
