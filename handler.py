@@ -39,6 +39,7 @@ from worker.http.client import SafeHttpClient
 from worker.job import request
 from worker.job.template_file import Templates
 from worker.models.store.progress import listener
+from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
 from worker.service.arguments import read as read_arguments
 from worker.service.progress import JobProgress, ProgressReport
@@ -77,7 +78,8 @@ class Handler:
     ) -> None:
         self.post_progress: PostProgress | None = None
         delivery = build_delivery(settings)
-        self.worker = Worker(settings, engine, models, templates, delivery, TASKS)
+        wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
+        self.worker = Worker(settings, engine, models, templates, delivery, TASKS, wildcards)
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""

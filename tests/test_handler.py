@@ -82,6 +82,50 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
     assert listed["default_template"] == "fox"
 
 
+def test_wildcards_are_resolved_before_the_job_is_checked_and_the_answer_has_the_prompts(
+    worker, tmp_path
+):
+    (tmp_path / "models/wildcards").mkdir()
+    (tmp_path / "models/wildcards/animal.txt").write_text("fox\nowl\n")
+    job = {"prompt": "a {red|blue} __animal__", "negative_prompt": "{dark}", "wildcards": True}
+    wrong = ("<lora:{x|x}:1>", "<lora:{x|x}:y>", "a {b", "__animals__")
+
+    async def story():
+        jobs = [job, *(job | {"prompt": prompt} for prompt in wrong), {"prompt": "{a|b}"}]
+        batch = await worker({"id": "job-1", "input": {"task": "batch", "inputs": jobs}})
+        seed = batch["results"][0]["parameters"]["seed"]
+        return [*batch["results"], await worker({"id": "job-2", "input": job | {"seed": seed}})]
+
+    first, no_lora, no_weight, unclosed, unknown, without, again = asyncio.run(story())
+    sent = first["parameters"]
+    assert sent["prompt"] in {
+        f"a {color} {one}" for color in ("red", "blue") for one in ("fox", "owl")
+    }
+    assert first["resolved"] == {"prompt": sent["prompt"], "negative_prompt": "dark"}
+    assert (again["resolved"], sent["seed"] >= 0) == (first["resolved"], True)
+    assert "wildcards" not in sent
+    assert "resolved" not in without
+    assert "'{a|b}' is plain text without `wildcards: true`" in without["warnings"][0]
+    assert "lora 'x'" in no_lora["error"]
+    assert [no_lora["code"], no_weight["code"]] == ["MODEL_NOT_FOUND", "INVALID_INPUT"]
+    assert "prompt has a { without }" in unclosed["error"]
+    assert "Did you mean __animal__?" in unknown["error"]
+
+
+def test_a_default_template_with_wildcards_gets_its_models_before_a_prompt_is_chosen(
+    worker, templates_file, caplog
+):
+    defaults = {"wildcards": True, "prompt": "<lora:{a|b}:1>"}
+    content = {"templates": {"fox": FOX | {"defaults": defaults}}, "default_template": "fox"}
+    templates_file.write_text(json.dumps(content))
+    ready = threading.Event()
+    ready.set()
+    worker.prepare_default_template(threading.Event(), ready)
+    assert "not available" not in caplog.text
+    answer = asyncio.run(worker({"id": "job-1", "input": {}}))
+    assert re.search("lora '[ab]'", answer["error"])
+
+
 def test_the_schema_is_printed_without_runpod_and_without_an_engine():
     code = (
         "import runpy, sys; sys.argv = ['handler.py', '--schema']\n"

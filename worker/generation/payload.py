@@ -22,6 +22,7 @@ OURS = {
     "vae",
     "embeddings",
     "trigger_words",
+    "wildcards",
     "clip_skip",
     "timeout",
     "output",

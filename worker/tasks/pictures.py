@@ -26,7 +26,7 @@ from worker.webui.client import Txt2ImgAnswer
 
 
 def check(worker: Worker, job: Job) -> Txt2ImgRequest:
-    """The job's input, completed from its template and checked.
+    """The job's input, completed from its template and checked, with its wildcards resolved.
 
     Raises:
         InvalidInput: names what is wrong.
@@ -35,7 +35,7 @@ def check(worker: Worker, job: Job) -> Txt2ImgRequest:
         wanted = request.parse(worker.templates.fill_in(job.input))
         job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
         worker.delivery.check(wanted.output)
-    return wanted
+        return worker.wildcards.resolve(wanted)
 
 
 async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Txt2ImgResult:
@@ -150,6 +150,7 @@ async def _describe(
         timings=job.stopwatch.timings(),
         warnings=list(ready.payload.warnings),
         template=ready.wanted.template,
+        resolved=picture_result.resolved_prompts(ready.wanted),
         startup=worker.startup.once(),
     )
 

@@ -14,6 +14,7 @@ from worker.formats.names import Kind
 from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
 from worker.job.template_file import Templates
+from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
 from worker.service.waiting import BatchTurn, Turns
 from worker.tasks.task import Tasks
@@ -71,6 +72,7 @@ class Worker:
 
     Attributes:
         tasks: the table of tasks, for tasks that run or describe others.
+        wildcards: resolves the prompts of jobs that ask for it.
         counters: jobs by how they ended.
         turns: gives the engine to one job after the other.
         preparing: open while a job's models are found or fetched; a batch limits how many are.
@@ -82,6 +84,7 @@ class Worker:
     templates: Templates
     delivery: Delivery
     tasks: Tasks[Worker]
+    wildcards: WildcardFiles
     counters: Counters = field(default_factory=Counters)
     turns: Turns | BatchTurn = field(default_factory=Turns)
     preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
