@@ -29,7 +29,7 @@ ROOMS = {
         *("worker.http", "worker.config", "worker"),
     ],
     "engine": [
-        *("engine.__main__", "engine.api", "engine.models", "engine.models.lora"),
+        *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),
     ],
 }
