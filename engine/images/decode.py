@@ -19,7 +19,7 @@ _URLS = ("http://", "https://")
 # raised by Pillow for files that are damaged, or would need too much memory
 DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError),
-    *(Image.DecompressionBombError, MemoryError),
+    MemoryError,
 )
 
 
@@ -52,6 +52,10 @@ def open_picture(content: bytes) -> Image.Image:
         raise InvalidImage("it is empty")
     try:
         picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InvalidImage(
+            f"it has too many pixels; each side may have at most {LONGEST_SIDE}"
+        ) from error
     except DAMAGED as error:
         raise InvalidImage(f"it is not one of {', '.join(FORMATS)}") from error
     check_size(picture.size)

@@ -20,6 +20,10 @@ class ResizeMode(IntEnum):
     LATENT = 3
 
 
+class TooNarrow(ValueError):
+    """The picture would have no pixels left in one direction."""
+
+
 def lanczos(picture: Image.Image, size: Size) -> Image.Image:
     """The picture in this size."""
     return picture.resize(size, Resampling.LANCZOS)
@@ -31,7 +35,7 @@ def resized(
     """The picture in this size; with CROP and FILL it is RGB and keeps its ratio.
 
     CROP cuts off what is too much, FILL repeats the pixels at the border. A mask ("L") is never
-    given to `enlarge`. Raises ValueError if the picture is so narrow that a side becomes 0.
+    given to `enlarge`. Raises TooNarrow.
     """
     scaled = lanczos if picture.mode == "L" else enlarge
     if mode == ResizeMode.STRETCH:
@@ -54,7 +58,7 @@ def _with_own_ratio(own: Size, size: Size, *, covers: bool) -> Size:
     else:
         inner = (own[0] * size[1] // own[1], size[1])
     if min(inner) < 1:
-        raise ValueError(
+        raise TooNarrow(
             f"a picture of {own[0]}x{own[1]} is too narrow to be resized to {size[0]}x{size[1]}"
         )
     return inner

@@ -46,7 +46,8 @@ class Tiling:
         step = self.side - self.overlap
         count = max(math.ceil((length - self.overlap) / step), 1)
         distance = (length - self.side) / (count - 1) if count > 1 else 0.0
-        return [min(int(i * distance), length - self.side) for i in range(count)]
+        # the last one ends with the picture: A1111's can end a pixel before, and leave a black line
+        return [*(int(i * distance) for i in range(count - 1)), length - self.side]
 
     def _join(
         self,
