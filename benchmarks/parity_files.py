@@ -50,10 +50,14 @@ def write(folder: Path) -> None:
     bundled = {f"bundle_emb.{BUNDLED}.emb_params": words_of(demo, "a heart")}
     for name, state in {LORA: plain, DORA: plain | lengths, BUNDLE: plain | bundled}.items():
         save_file(state, folder / f"models/Lora/{name}.safetensors")
-    (folder / "models/ESRGAN").mkdir(parents=True, exist_ok=True)
-    file = folder / f"models/ESRGAN/{UPSCALER}.pth"
-    torch.save(upscaler(), file, _use_new_zipfile_serialization=False)
+    write_upscaler(folder / "models/ESRGAN")
     write_checkpoints(folder / "models/Stable-diffusion")
+
+
+def write_upscaler(folder: Path) -> None:
+    """Write the upscaling model as A1111 reads it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(upscaler(), folder / f"{UPSCALER}.pth", _use_new_zipfile_serialization=False)
 
 
 def write_checkpoints(folder: Path) -> None:

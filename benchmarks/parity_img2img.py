@@ -148,7 +148,11 @@ MORE: dict[str, Fields] = {
     "img2img, odd size": {"width": 200, "height": 140},
     "only masked, odd size": PART | {"width": 92, "height": 76},
     "resize mode 3, mask": WHOLE | {"resize_mode": 3},
-    "img2img, refiner": {"refiner_checkpoint": files.INPAINTING, "refiner_switch_at": 0.7},
+    "img2img, refiner": {
+        **_with(files.INPAINTING),
+        "refiner_checkpoint": files.STILL,
+        "refiner_switch_at": 0.7,
+    },
 }
 UPSCALING: dict[str, Fields] = {
     "upscaled by None": {"image": "@square"},

@@ -25,7 +25,7 @@ from engine.api.parameters import Used
 from engine.api.progress import Progress
 from engine.api.request import Generation, Txt2Img
 from engine.images import decode
-from engine.images.upscalers import NONE
+from engine.images.upscalers import ESRGAN, NONE, REAL_ESRGAN
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
 from engine.models.loaded_model import LoadedModel
 from engine.prompt.styles import Styles
@@ -124,6 +124,8 @@ class Engine:
             "ckpt_dir": str(self.data_dir / CHECKPOINTS),
             "vae_dir": str(self.data_dir / VAES),
             "embeddings_dir": str(self.data_dir / EMBEDDINGS),
+            "esrgan_models_path": str(self.data_dir / "models" / ESRGAN),
+            "realesrgan_models_path": str(self.data_dir / "models" / REAL_ESRGAN),
             "ui_settings_file": str(self.options.file),
             "api": True,
             "nowebui": True,

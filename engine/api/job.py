@@ -85,7 +85,10 @@ class Job:
         if self.settings[option.COMMENTS]:
             prompt, negative = map(syntax.without_comments, (prompt, negative))
         text, tags = syntax.extract_loras(prompt)
-        return Texts(prompt, negative, text, [] if self.request.disable_extra_networks else tags)
+        if self.request.disable_extra_networks:
+            return Texts(prompt, negative, text, [])
+        syntax.refuse_hypernetworks(prompt)
+        return Texts(prompt, negative, text, tags)
 
     def _second(self, request: Txt2Img, target: Target) -> Pass:
         sampler = self.first.sampling.sampler

@@ -41,8 +41,8 @@ class Network:
 
 def load(name: str, path: Path) -> Network:
     """Read the model. Raises RuntimeError with a short message."""
-    # imported here: it takes a second, and most jobs use no such model
-    import spandrel  # type: ignore[import-untyped]  # noqa: PLC0415
+    # imported here: it takes seconds, and most jobs use no such model
+    import spandrel  # noqa: PLC0415
 
     try:
         found = spandrel.ModelLoader(device="cpu").load_from_state_dict(_read(path))

@@ -24,7 +24,7 @@ ROOMS = {
         *("worker.runpod", "worker.tasks", "worker.service", "worker.delivery"),
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
-        *("worker.webui", "worker.generation", "worker.images", "worker.job"),
+        *("worker.webui", "worker.generation", "worker.images", "worker.job", "worker.clients"),
         *("worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
@@ -47,7 +47,7 @@ FORBIDDEN = {
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
-    *("worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
+    *("worker.clients", "worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
     *("worker.generation", "worker.tasks.picture_result"),
     *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
     *("worker.images.png_info", "worker.images.signatures"),

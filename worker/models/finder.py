@@ -11,7 +11,7 @@ from worker.job.model_fields import LoraReference
 from worker.job.models import meant_lora
 from worker.job.prompt import lora_tags
 from worker.job.reference import Sha256, StoreName, Wanted
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.models.store.references import References
 from worker.models.store.store import Store
 
@@ -67,7 +67,7 @@ class Finder:
         return file
 
     def written_loras(
-        self, request: Txt2ImgRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
+        self, request: PictureRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
     ) -> dict[str, ModelFile]:
         """The files that tags in the job's prompts mean; the job's own LoRAs come first.
 
@@ -80,7 +80,8 @@ class Finder:
         is_open = request.wildcards and request.resolved is None
         if request.disable_extra_networks or is_open:
             return {}
-        tags = lora_tags(request.prompt) + lora_tags(request.hr_prompt)
+        texts = request.prompts
+        tags = lora_tags(texts["prompt"]) + lora_tags(texts.get("hr_prompt", ""))
         return {
             tag.name: meant_lora(tag.name, loras) or self.by_name("lora", tag.name) for tag in tags
         }
