@@ -11,18 +11,20 @@
     │   ├── ModelMismatch
     │   ├── ModelUnsafe
     │   ├── ModelUrlRefused
+    │   ├── ImageUrlRefused
     │   ├── ModelForbidden
     │   ├── ModelEarlyAccess
     │   ├── ModelArchived
     │   ├── EngineRefused
     │   ├── OutOfMemory
     │   └── ResultTooLarge
-    ├── FetchError              a model could not be fetched or stored
+    ├── FetchError              a model or picture could not be fetched or stored
     │   ├── ModelLoginRequired
     │   ├── ModelRegionBlocked
     │   ├── ModelRateLimited
     │   ├── ModelHashMismatch
     │   ├── ModelHostFailed
+    │   ├── ImageHostFailed
     │   ├── StoreFull
     │   ├── StoreNotWritable
     │   └── FetchStopped
@@ -143,6 +145,13 @@ class ModelUrlRefused(JobError):
     default_hint = "Use an https URL of a public host, or add the host to TRUSTED_HOSTS."
 
 
+class ImageUrlRefused(JobError):
+    """The URL of a picture is not allowed (not https, not public), or its host refuses it (4xx)."""
+
+    code = "IMAGE_URL_REFUSED"
+    default_hint = "Use an https URL that everybody can open, or send the picture as base64."
+
+
 class ModelForbidden(JobError):
     """The host accepts the worker's API key, but the key has no access to this file."""
 
@@ -184,7 +193,7 @@ class ResultTooLarge(JobError):
 
 
 class FetchError(WorkerError):
-    """A model could not be fetched. The same job may succeed later or on another worker."""
+    """A model or picture could not be fetched. The job may succeed later or on another worker."""
 
 
 class ModelLoginRequired(FetchError):
@@ -220,6 +229,13 @@ class ModelHostFailed(FetchError):
 
     code = "MODEL_HOST_FAILED"
     default_hint = "Send the job again: the download continues where it stopped."
+
+
+class ImageHostFailed(FetchError):
+    """The host of a picture did not answer, is busy, or took too long to send the picture."""
+
+    code = "IMAGE_HOST_FAILED"
+    default_hint = "Send the job again, or send the picture as base64."
 
 
 class StoreFull(FetchError):

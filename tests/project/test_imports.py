@@ -24,7 +24,8 @@ ROOMS = {
         *("worker.runpod", "worker.tasks", "worker.service", "worker.delivery"),
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
-        *("worker.webui", "worker.generation", "worker.job", "worker.hosts", "worker.formats"),
+        *("worker.webui", "worker.images", "worker.generation", "worker.extensions"),
+        *("worker.job", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
     "engine": [
@@ -47,7 +48,9 @@ PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
     *("worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
-    *("worker.generation", "worker.tasks.picture_result"),
+    *("worker.extensions", "worker.generation", "worker.tasks.picture_result"),
+    *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
+    *("worker.images.png_info", "worker.images.signatures"),
     *("worker.models.download.schedule", "worker.models.merge.checkpoint_layers"),
     *("worker.webui.engine_state", "worker.webui.recovery"),
 ]

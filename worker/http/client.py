@@ -16,15 +16,17 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import certifi
 import urllib3
-from urllib3.connection import HTTPSConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker.errors import FetchStopped, ModelHostFailed, ModelUrlRefused
 from worker.http.backoff import LONGEST_WAIT, Backoff, retry_after
 from worker.http.document import Document, strong
+from worker.http.interrupt import watch
 from worker.http.urls import is_public, joined, origin, parsed, shown
 
 USER_AGENT = "a1111-worker/0.1"  # CivitAI answers a browser's with HTML and 200 instead of an error
@@ -61,7 +63,25 @@ class HttpLimits:
     longest_wait: float = LONGEST_WAIT
 
 
-class _PublicConnection(HTTPSConnection):
+class _Connection(HTTPConnection):
+    """Can be cut by an `Interrupt`, when it is new and when it was kept from an earlier request."""
+
+    def _new_conn(self) -> socket.socket:
+        connected = super()._new_conn()
+        watch(connected)
+        return connected
+
+    def putrequest(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - http.client's
+        if self.sock is not None:
+            watch(self.sock)
+        super().putrequest(*arguments, **named)
+
+
+class _SecureConnection(_Connection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _PublicConnection(_SecureConnection):
     """Connects to public addresses only."""
 
     def _new_conn(self) -> socket.socket:
@@ -86,6 +106,14 @@ class _PublicConnection(HTTPSConnection):
             raise ModelUrlRefused(f"the host {self.host!r} has no public address.", host=self.host)
 
 
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
 class _PublicPool(HTTPSConnectionPool):
     ConnectionCls = _PublicConnection
 
@@ -106,7 +134,7 @@ def _pools(
         timeout=urllib3.Timeout(connect=limits.connect_timeout, read=limits.read_timeout),
         ssl_context=context,
     )
-    manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, **classes}
+    manager.pool_classes_by_scheme = dict(classes)
     return manager
 
 
@@ -191,7 +219,7 @@ class SafeHttpClient:
         self._limits = limits or HttpLimits()
         context = _certificates()
         self._public_pools = _pools(context, self._limits, https=_PublicPool)
-        self._trusted_pools = _pools(context, self._limits)
+        self._trusted_pools = _pools(context, self._limits, http=_Pool, https=_SecurePool)
 
     def open(
         self,
