@@ -37,6 +37,7 @@ from worker.delivery.delivery import MB, Delivery
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.errors import ConfigError, GpuNotUsed, InternalError, JobError, WorkerError
 from worker.http.client import SafeHttpClient
+from worker.images.reader import ImageReader
 from worker.job import request
 from worker.job.template_file import Templates
 from worker.models.store.progress import listener
@@ -80,7 +81,8 @@ class Handler:
     ) -> None:
         self.post_progress: PostProgress | None = None
         delivery = build_delivery(settings)
-        self.worker = Worker(settings, engine, models, templates, delivery, TASKS)
+        images = ImageReader(SafeHttpClient(settings.trusted_hosts))
+        self.worker = Worker(settings, engine, models, templates, delivery, images, TASKS)
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""

@@ -27,6 +27,7 @@ from typing import Any
 from worker.config import webui_config
 from worker.config.settings import Settings
 from worker.errors import JobError, ModelNotFound, WorkerError
+from worker.extensions import scripts
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import Kind
 from worker.hosts.registry import Hosts
@@ -308,7 +309,7 @@ class ModelManager:
     ) -> Models | None:
         """The models of a template, if `find` finds them all; nothing is fetched."""
         files: dict[tuple[str, int], ModelFile] = {}
-        for field, wanted in wanted_models(request).items():
+        for field, wanted in _wanted(request).items():
             try:
                 file = find(wanted)
             except ModelNotFound:
@@ -322,7 +323,7 @@ class ModelManager:
     # One job ---------------------------------------------------------------------------------
 
     def _find_all(self, request: Txt2ImgRequest, stop: threading.Event) -> Models:
-        wanted = wanted_models(request)
+        wanted = _wanted(request)
         files = dict(zip(wanted, self.ensure(list(wanted.values()), stop), strict=True))
         models = assign_files(request, files)
         return replace(
@@ -367,6 +368,11 @@ class ModelManager:
             with self._lock:
                 self.own.check(file for file in models.files() if not file.verified_sha256)
             raise
+
+
+def _wanted(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
+    """The models of the job and of its extensions, by kind of use and number."""
+    return wanted_models(request) | scripts.read(request.alwayson_scripts).wanted()
 
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:

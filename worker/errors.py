@@ -340,6 +340,13 @@ class LoraNotApplied(ProofError):
     default_hint = "The picture was discarded. Check that the file is a LoRA."
 
 
+class UnitNotApplied(ProofError):
+    """The engine did not apply a unit of ControlNet or ADetailer that the job names."""
+
+    code = "UNIT_NOT_APPLIED"
+    default_hint = "The picture was discarded. Check the unit's picture and its model."
+
+
 class WrongVae(ProofError):
     """The engine used another VAE than the job names."""
 

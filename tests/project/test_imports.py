@@ -24,7 +24,7 @@ ROOMS = {
         *("worker.runpod", "worker.tasks", "worker.service", "worker.delivery"),
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
-        *("worker.webui", "worker.images", "worker.generation", "worker.extensions"),
+        *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
         *("worker.job", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],

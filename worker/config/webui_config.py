@@ -56,6 +56,11 @@ RELIED_ON: dict[str, Any] = {
     "live_previews_enable": False,  # previews cost time: a job that wants them overrides this
     "show_progress_type": "Approx cheap",  # "Approx NN" would fetch a decoder from GitHub
     "show_progress_every_n_steps": 1,
+    # Of the extensions; without them these have no effect.
+    "control_net_unit_count": 3,
+    "control_net_no_detectmap": False,  # a unit's map proves that it was applied
+    "control_net_model_cache_size": 1,
+    "ad_max_models": 4,
 }
 
 

@@ -74,6 +74,7 @@ class Catalog:
         scripts: the values of `script_name` and `alwayson_scripts`, in lower case, as A1111
             compares them.
         styles: the values of `styles`, each with its texts.
+        detectors: ADetailer's, the values of `ad_model`.
     """
 
     samplers: Mapping[str, str]
@@ -81,6 +82,7 @@ class Catalog:
     upscalers: frozenset[str] = field(default_factory=frozenset)
     scripts: frozenset[str] = field(default_factory=frozenset)
     styles: Mapping[str, Style] = field(default_factory=dict)
+    detectors: frozenset[str] = field(default_factory=frozenset)
 
     @classmethod
     def from_answers(
@@ -92,6 +94,7 @@ class Catalog:
         latent_modes: Json = (),
         scripts: Json = None,
         styles: Json = (),
+        detectors: Json = None,
     ) -> Catalog:
         """Build it from the answers of the routes with these names.
 
@@ -108,6 +111,7 @@ class Catalog:
             upscalers=frozenset(text(u, "name") for u in upscaling),
             scripts=frozenset(texts(of_txt2img, "txt2img")),
             styles={text(s, "name"): Style.from_answer(s) for s in objects(list(styles))},
+            detectors=frozenset(texts(an_object(detectors or {}).get("ad_model"), "ad_model")),
         )
 
     def sampler(self, name: str, scheduler: str | None, prefix: str = "") -> tuple[str, str | None]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Any
 
 from worker.errors import InvalidInput
+from worker.extensions import proof as extension_proof
+from worker.extensions import scripts
+from worker.extensions.proof import ExpectedUnits
 from worker.generation import prompts
 from worker.generation.catalog import Catalog
 from worker.generation.prompts import NO_STYLES, Styles
@@ -29,6 +33,7 @@ OURS = {
     "disable_extra_networks",  # the prompts are sent without tags instead
 }
 
+NO_PICTURES: Mapping[str, str] = {}
 LIVE_PREVIEWS = "live_previews_enable"
 
 # With fewer steps A1111 v1.9.3 answers 500 (measured). UniPC needs as many as its order.
@@ -49,6 +54,7 @@ class Expected:
         checkpoint_sha256: in lower-case hex; None if the file was not hashed yet.
         script_args: the arguments of the job's script, which may name further models.
         has_bundle: whether a LoRA has embeddings in its own file.
+        units: of ControlNet and ADetailer; None without any.
     """
 
     images: int | None
@@ -59,6 +65,7 @@ class Expected:
     checkpoint_sha256: str | None = None
     script_args: tuple[Any, ...] = ()
     has_bundle: bool = False
+    units: ExpectedUnits | None = None
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,9 @@ def engine_names(request: Txt2ImgRequest, catalog: Catalog) -> dict[str, Any]:
     prompts.check(request, catalog.styles)
     if request.script_name:
         catalog.check_script("script_name", request.script_name)
-    for script in request.alwayson_scripts:
+    for script in filterfalse(scripts.is_extension, request.alwayson_scripts):
         catalog.check_script("alwayson_scripts", script)
+    scripts.check(request.alwayson_scripts, catalog, script_name=request.script_name)
     if request.hr_upscaler:
         catalog.check("hr_upscaler", request.hr_upscaler, catalog.upscalers)
     first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)
@@ -130,8 +138,16 @@ def build(
     names: Mapping[str, Any],
     models: Models,
     styles: Styles = NO_STYLES,
+    pictures: Mapping[str, str] = NO_PICTURES,
 ) -> Payload:
     """Compose the body from the request, its names on the engine, its files and its styles.
+
+    Args:
+        request: the job.
+        names: see `engine_names`.
+        models: the job's files.
+        styles: of the engine.
+        pictures: those that the job brings: field -> base64.
 
     Raises:
         InvalidInput: one LoRA is named in two ways, or is also in a style.
@@ -140,6 +156,9 @@ def build(
     body = request.model_dump(exclude=OURS, exclude_unset=True) | dict(names)
     body |= _sizes(request) | prompts.compose(request, models) | _second_models(models)
     body["override_settings"] = _override_settings(request, models)
+    units = scripts.read(request.alwayson_scripts)
+    controls = scripts.model_names(units, models.controlnets)
+    body |= _always_on(request, scripts.body(units, controls, pictures))
     expected = Expected(
         images=None if request.script_name else request.batch_size * request.n_iter,
         checkpoint=models.loaded.stem if models.loaded else None,
@@ -150,6 +169,7 @@ def build(
         embeddings=_used_embeddings(models, prompts.encoded_texts(request, styles, body).values()),
         # The files of LoRAs that styles name are not looked up.
         has_bundle=models.has_bundle or prompts.has_styles_loras(request, styles),
+        units=extension_proof.expected(units, controls, second_pass=has_second_pass(body)),
     )
     found = (
         *_warnings(request, body),
@@ -158,6 +178,13 @@ def build(
         *_model_warnings(request, models, expected),
     )
     return Payload(body, expected, found)
+
+
+def _always_on(request: Txt2ImgRequest, extensions: Mapping[str, Any]) -> dict[str, Any]:
+    given = request.alwayson_scripts.items()
+    others = {name: script.model_dump() for name, script in given if not scripts.is_extension(name)}
+    sent = others | dict(extensions)
+    return {"alwayson_scripts": sent} if given else {}
 
 
 def _sizes(request: Txt2ImgRequest) -> dict[str, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from worker.answer import plain
 from worker.errors import WorkerError
+from worker.extensions import scripts
 from worker.generation import payload
 from worker.generation.payload import Payload
 from worker.job import request
@@ -66,7 +67,8 @@ async def prepared(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> AsyncIte
     with job.stopwatch.phase("prepare"):
         models = await _prepare(worker, job, wanted)
     try:
-        composed = payload.build(wanted, names, models, worker.engine.catalog.styles)
+        pictures = await _read_pictures(worker, job, wanted)
+        composed = payload.build(wanted, names, models, worker.engine.catalog.styles, pictures)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
@@ -117,6 +119,19 @@ async def _prepare(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Models:
         hint = "The downloaded part is kept: send the job again, or raise `timeout`."
         raise job.stopwatch.expired("the models were not ready", hint=hint)
     return models
+
+
+async def _read_pictures(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> dict[str, str]:
+    """The pictures that the job's extensions get: field -> base64."""
+    brought = scripts.read(wanted.alwayson_scripts).pictures()
+    if not brought:
+        return {}
+    with job.stopwatch.phase("images"):
+        read = functools.partial(worker.images.read_all, brought)
+        pictures = await in_thread(read, job.stopwatch, undo=lambda _: None)
+    if pictures is None:
+        raise job.stopwatch.expired("the job's pictures were not read")
+    return {field: picture.base64() for field, picture in pictures.items()}
 
 
 def _arrange(worker: Worker, models: Models) -> bool:

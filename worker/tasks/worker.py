@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from worker.config.settings import Settings
 from worker.delivery.delivery import Delivery
 from worker.formats.names import Kind
+from worker.images.reader import ImageReader
 from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
 from worker.job.template_file import Templates
@@ -79,6 +80,7 @@ class Worker:
     models: JobModels
     templates: Templates
     delivery: Delivery
+    images: ImageReader
     tasks: Tasks[Worker]
     counters: Counters = field(default_factory=Counters)
     turns: Turns = field(default_factory=Turns)

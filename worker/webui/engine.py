@@ -202,7 +202,7 @@ class Engine:
         if payload.expected.embeddings:
             listed = await asyncio.to_thread(self._webui.embeddings)
             proof.check_embeddings(listed, payload.expected)
-        return answer
+        return answer.without_maps(payload.expected)
 
     def _arrange(self, arrange: Arrange) -> None:
         """Arrange the embeddings and report whether they changed; a failure may have changed some.
