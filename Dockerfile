@@ -261,6 +261,6 @@ ARG VERSION=unknown
 ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by A1111 v1.9.3" \
-      org.opencontainers.image.licenses="MIT AND AGPL-3.0-only" \
+      org.opencontainers.image.licenses="MIT AND AGPL-3.0-only AND GPL-3.0-only" \
       org.opencontainers.image.revision=${REVISION} \
       org.opencontainers.image.version=${VERSION}

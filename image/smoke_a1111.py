@@ -106,18 +106,19 @@ def check_extensions(wanted: dict[str, bool]) -> None:
         print("imported:", mediapipe.solutions.face_mesh.__name__, ultralytics.__version__)
 
 
-def check_imports(extensions: dict[str, bool]) -> None:
+def check_imports(wanted: dict[str, bool]) -> None:
     """Import also what only some jobs need."""
     import_all("--xformers", *CPU)  # without --xformers A1111 blocks the import of xformers
     import clip
     import xformers.ops
     from ldm.models.diffusion import ddpm
-    from modules import scripts, timer
+    from modules import extensions, scripts, timer
     from modules.api import api
     from sgm.models import diffusion
 
+    extensions.list_extensions()
     scripts.load_scripts()
-    check_extensions(extensions)
+    check_extensions(wanted)
     print("imported:", *(module.__name__ for module in (api, clip, ddpm, diffusion, xformers.ops)))
     print(timer.startup_timer.summary())
 

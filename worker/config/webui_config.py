@@ -56,9 +56,13 @@ RELIED_ON: dict[str, Any] = {
     "live_previews_enable": False,  # previews cost time: a job that wants them overrides this
     "show_progress_type": "Approx cheap",  # "Approx NN" would fetch a decoder from GitHub
     "show_progress_every_n_steps": 1,
-    # Of the extensions; without them these have no effect.
+}
+
+# The same of ControlNet and ADetailer; without the extensions these have no effect.
+OF_EXTENSIONS: dict[str, Any] = {
     "control_net_unit_count": 3,
     "control_net_no_detectmap": False,  # a unit's map proves that it was applied
+    "control_net_detectmap_autosaving": False,
     "control_net_model_cache_size": 1,
     "ad_max_models": 4,
 }
@@ -76,7 +80,7 @@ def checkpoint(webui_dir: Path) -> str | None:
     return title.rpartition(" [")[0] if title.endswith("]") else title  # without a title's hash
 
 
-def write(webui_dir: Path, checkpoint: str | None = None) -> None:
+def write(webui_dir: Path, checkpoint: str | None = None, detectors: Path | None = None) -> None:
     """Add the missing settings to `config.json`; the operator's own values are kept.
 
     A file that is not a JSON object is renamed: A1111 would exit with status 1 at start.
@@ -84,11 +88,13 @@ def write(webui_dir: Path, checkpoint: str | None = None) -> None:
     Args:
         webui_dir: the engine's data folder.
         checkpoint: name of the checkpoint to load at start, unless the file names one.
+        detectors: folder of ADetailer's own detectors, which are pickles; None: none may be used.
     """
     path = webui_dir / "config.json"
     webui_dir.mkdir(parents=True, exist_ok=True)
     first = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
-    options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON}
+    extensions = OF_EXTENSIONS | {"ad_extra_models_dir": str(detectors or "")}
+    options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON, **extensions}
     write_atomically(path, json.dumps(options, indent=4))
     for left in unfinished_writes(path):
         left.unlink(missing_ok=True)
