@@ -27,7 +27,6 @@ from typing import Any
 from worker.config import webui_config
 from worker.config.settings import Settings
 from worker.errors import JobError, ModelNotFound, WorkerError
-from worker.extensions import scripts
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import Kind
 from worker.hosts.registry import Hosts
@@ -40,7 +39,6 @@ from worker.job.models import (
     lora_tag,
     may_be_merged,
     name_embeddings,
-    wanted_models,
     words,
 )
 from worker.job.prompt import add_lora_tags
@@ -49,7 +47,7 @@ from worker.job.request import Txt2ImgRequest
 from worker.models import commands
 from worker.models.convert.converted_loras import ConvertedLoras
 from worker.models.download.limits import DEFAULT, DownloadLimits
-from worker.models.finder import Finder
+from worker.models.finder import Finder, all_wanted
 from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
@@ -309,7 +307,7 @@ class ModelManager:
     ) -> Models | None:
         """The models of a template, if `find` finds them all; nothing is fetched."""
         files: dict[tuple[str, int], ModelFile] = {}
-        for field, wanted in _wanted(request).items():
+        for field, wanted in all_wanted(request).items():
             try:
                 file = find(wanted)
             except ModelNotFound:
@@ -323,7 +321,7 @@ class ModelManager:
     # One job ---------------------------------------------------------------------------------
 
     def _find_all(self, request: Txt2ImgRequest, stop: threading.Event) -> Models:
-        wanted = _wanted(request)
+        wanted = all_wanted(request)
         files = dict(zip(wanted, self.ensure(list(wanted.values()), stop), strict=True))
         models = assign_files(request, files)
         return replace(
@@ -368,11 +366,6 @@ class ModelManager:
             with self._lock:
                 self.own.check(file for file in models.files() if not file.verified_sha256)
             raise
-
-
-def _wanted(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
-    """The models of the job and of its extensions, by kind of use and number."""
-    return wanted_models(request) | scripts.read(request.alwayson_scripts).wanted()
 
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from worker.errors import ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe
+from worker.extensions import scripts
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
-from worker.job.models import meant_lora
+from worker.job.models import meant_lora, wanted_models
 from worker.job.prompt import lora_tags
 from worker.job.reference import Sha256, StoreName, Wanted
 from worker.job.request import Txt2ImgRequest
@@ -107,6 +108,15 @@ class Finder:
         ref = wanted.ref
         of_ref = ref.digest if isinstance(ref, Sha256) else None
         return wanted.sha256 or of_ref or self._references.sha256(ref)
+
+
+def all_wanted(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
+    """The models of the job and of its extensions, by kind of use and number.
+
+    Raises:
+        InvalidInput: a reference, or a unit of an extension, cannot be read.
+    """
+    return wanted_models(request) | scripts.read(request.alwayson_scripts).wanted()
 
 
 def _trained_name(file: ModelFile) -> str | None:
