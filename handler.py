@@ -28,25 +28,26 @@ from typing import Any
 import runpod_sdk
 from model_manager import ModelManager
 from worker import log
-from worker.answer import failure, to_json
 from worker.config.credentials import secret_values
 from worker.config.gpu import must_use_gpu
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.delivery.bucket import Bucket
-from worker.delivery.delivery import MB, Delivery
-from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
-from worker.errors import ConfigError, GpuNotUsed, InternalError, JobError, WorkerError
+from worker.delivery.delivery import Delivery
+from worker.delivery.limits import MB, UPLOAD_LIMITS, UploadLimits
+from worker.errors import ConfigError, GpuNotUsed, JobError, WorkerError
 from worker.http.client import SafeHttpClient
 from worker.images.reader import ImageReader
 from worker.job import request
 from worker.job.template_file import Templates
 from worker.models.store.progress import listener
+from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
 from worker.service.arguments import read as read_arguments
 from worker.service.progress import JobProgress, ProgressReport
 from worker.service.startup import advise, boot, read_ahead
 from worker.stopwatch import Stopwatch
 from worker.tasks import schema
+from worker.tasks.answer import answer_of
 from worker.tasks.pictures import find_or_fetch
 from worker.tasks.table import TASKS
 from worker.tasks.task import Job
@@ -61,9 +62,6 @@ from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 EXIT_ENGINE_NOT_READY, EXIT_UNFIT_MACHINE = 69, 71  # of sysexits.h, as in start.sh
 
 logger = logging.getLogger("worker.handler")
-
-# Phase in `timings` -> `phase` of the progress report that is sent when it begins.
-_REPORTED = {"prepare": "resolve", "generate": "load", "deliver": "upload"}
 
 PostProgress = Callable[[dict[str, Any], ProgressReport], Awaitable[object]]
 
@@ -82,7 +80,10 @@ class Handler:
         self.post_progress: PostProgress | None = None
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
-        self.worker = Worker(settings, engine, models, templates, delivery, images, TASKS)
+        wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
+        self.worker = Worker(
+            settings, engine, models, templates, delivery, images, TASKS, wildcards
+        )
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""
@@ -91,34 +92,13 @@ class Handler:
         post = functools.partial(self.post_progress, job) if self.post_progress else None
         async with JobProgress(post) as progress:
             listener.set(progress.report)
-
-            def entered(phase: str) -> None:
-                log.phase.set(phase)
-                progress.enter(_REPORTED.get(phase, phase))
-
-            stopwatch = Stopwatch(self.worker.settings.job_timeout, entered)
+            stopwatch = Stopwatch(self.worker.settings.job_timeout, progress.entered)
             with self.worker.counters.running(job_id, progress):
-                answer = await self._answer(Job(job_id, request.input_of(job), stopwatch, progress))
+                answer = await answer_of(
+                    self.worker, Job(job_id, request.input_of(job), stopwatch, progress)
+                )
         self.worker.counters.end(answer)
         return answer
-
-    async def _answer(self, job: Job) -> dict[str, Any]:
-        """Run the job's task; its answer or its error as JSON."""
-        logger.info("started")
-        try:
-            answer = await TASKS.of(job.input)(self.worker, job)
-        except WorkerError as error:
-            logger.warning("failed %s: %s", job.stopwatch.timings(), error)
-            return failure(error, retire=bool(self.worker.engine.retiring))
-        except asyncio.CancelledError:
-            logger.warning("cancelled %s", job.stopwatch.timings())
-            raise
-        except Exception:  # the job boundary: the caller gets an id, the log gets the rest
-            problem = InternalError.with_id()
-            logger.exception("internal error %s", problem.details["id"])
-            return failure(problem)
-        logger.info("done %s", job.stopwatch.timings())
-        return to_json(answer, retire=bool(self.worker.engine.retiring))
 
     # The start -----------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ and with `--infotexts` also the generation parameters that differ.
 
     python -m benchmarks.parity --a1111 http://127.0.0.1:7860 --record tests/engine/parity
 
-writes the pictures of A1111 that a test compares with. It needs the demo model as `demo` (for
+writes the pictures of A1111 that a test compares with. Both need the files that
+`python -m benchmarks.parity_files` writes; `--record` also needs the demo model as `demo` (for
 A1111 with `benchmarks/demo_in_a1111/demo.yaml` beside it), and as `demo-eps` the same file, read
 as a model that predicts the noise. docs/modules/engine-parity.md describes how to set up both.
 """
@@ -27,7 +28,8 @@ import numpy as np
 import requests
 from PIL import Image
 
-from engine.api.options import CHECKPOINT, DEFAULTS, VAE
+from benchmarks import parity_files as files
+from engine.api.options import CHECKPOINT, DEFAULTS
 
 Fields = dict[str, Any]
 Pixels = np.ndarray[Any, np.dtype[Any]]
@@ -43,7 +45,7 @@ BASE: Fields = {
     "sampler_name": "Euler",
 }
 # Sent with every request: A1111 keeps an option that its config.json does not have.
-OPTIONS: Fields = {name: value for name, value in DEFAULTS.items() if name not in {CHECKPOINT, VAE}}
+OPTIONS: Fields = {name: value for name, value in DEFAULTS.items() if name != CHECKPOINT}
 HIGHRES: Fields = {"enable_hr": True, "denoising_strength": 0.6, "hr_scale": 1.5}
 LONG = "a red circle, " * 40
 
@@ -206,6 +208,46 @@ FEATURES: dict[str, Fields] = {
 }
 
 
+# With the files of benchmarks/parity_files.py, which both servers need
+OF_FILES: dict[str, Fields] = {
+    "embedding": {"prompt": f"{files.SAFETENSORS} on a yellow background"},
+    "embeddings, weights": {
+        "prompt": f"({files.SAFETENSORS}:1.2), {files.PICKLE}, [x]",
+        "negative_prompt": f"{files.PICKLE} and {files.SAFETENSORS}",
+    },
+    "embeddings, AND": {
+        "prompt": f"{files.SAFETENSORS} :0.5 AND {files.PICKLE} on white",
+        "negative_prompt": "gray",
+    },
+    "embeddings, prompt editing": {"prompt": f"[{files.SAFETENSORS}:{files.PICKLE}:0.5] on yellow"},
+    "embedding that does not fit into the chunk": {"prompt": "a " * 73 + files.SAFETENSORS},
+    "embedding moved behind a comma": {
+        "prompt": "word " * 68 + f", {files.SAFETENSORS} two three four five {files.PICKLE}",
+    },
+    "embedding of a LoRA": {"prompt": f"{files.BUNDLED} on blue <lora:{files.BUNDLE}:0>"},
+    "another VAE": {"override_settings": {"sd_vae": files.VAE}},
+    "another VAE, highres fix, Lanczos": {
+        **HIGHRES,
+        "hr_upscaler": "Lanczos",
+        "override_settings": {"sd_vae": files.VAE},
+    },
+    "LoRA of two ranks": {"prompt": f"{PROMPT} <lora:{files.LORA}:0.5:0.5:2>"},
+    "LoRA of one rank, by name": {"prompt": f"{PROMPT} <lora:{files.LORA}:0.5:dyn=1>"},
+    "LoRA twice": {"prompt": f"{PROMPT} <lora:{files.LORA}:0.5><lora:{files.LORA}:0.2>"},
+    "DoRA twice": {"prompt": f"{PROMPT} <lora:{files.DORA}:0.5><lora:{files.DORA}:0.3>"},
+    "token merging": {"override_settings": {"token_merging_ratio": 0.5}},
+    "token merging, odd size": {
+        "width": 136,
+        "height": 200,
+        "override_settings": {"token_merging_ratio": 0.9},
+    },
+    "token merging, highres fix": {
+        **HIGHRES,
+        "override_settings": {"token_merging_ratio": 0.2, "token_merging_ratio_hr": 0.6},
+    },
+}
+
+
 def with_lora(name: str) -> dict[str, Fields]:
     """Features with a LoRA that both servers have. A1111 cannot apply the demo model's."""
     return {
@@ -250,19 +292,40 @@ def recorded_requests(samplers: list[str]) -> dict[str, Fields]:
     return found
 
 
+def recorded_with_files() -> dict[str, Fields]:
+    """The requests of `--record` with other files than the demo model."""
+    found = {}
+    for name, fields in OF_FILES.items():
+        if "odd size" not in name:
+            is_small = "highres" in name
+            found[name] = SMALL | fields | (FIRST_PASS | SECOND_PASS if is_small else {})
+    return found
+
+
 def record(server: "Server", folder: Path) -> None:
     """Write the requests, and one picture with the pictures of all of them."""
-    requests_ = recorded_requests([entry["name"] for entry in server.get("samplers")])
+    names = [entry["name"] for entry in server.get("samplers")]
+    record_sheet(
+        server, folder / "pictures.png", folder / "requests.json", recorded_requests(names)
+    )
+    with_files = folder / "with_files.png"
+    record_sheet(server, with_files, with_files.with_suffix(".json"), recorded_with_files())
+
+
+def record_sheet(
+    server: "Server", picture: Path, listed: Path, requests_: dict[str, Fields]
+) -> None:
+    """Write the requests to `listed`, and their pictures side by side to `picture`."""
     bodies = {name: server.body(fields) for name, fields in requests_.items()}
     sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(bodies) // COLUMNS) * SIDE))
     for number, fields in enumerate(requests_.values()):
         place = (number % COLUMNS * SIDE, number // COLUMNS * SIDE)
         sheet.paste(server.draw(fields)[0][0], place)
     lines = [f"{json.dumps(name)}: {json.dumps(body)}" for name, body in bodies.items()]
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet.save(folder / "pictures.png", optimize=True)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(picture, optimize=True)
     text = "{\n" + ",\n".join(lines) + "\n}"
-    (folder / "requests.json").write_text(text + "\n", encoding="utf-8")
+    listed.write_text(text + "\n", encoding="utf-8")
 
 
 class Server:
@@ -351,7 +414,7 @@ def main() -> None:
         return
     engine = Server(arguments.engine, arguments.checkpoint)
     print("| request | mean | largest |\n| --- | --- | --- |")
-    features = FEATURES | (with_lora(arguments.lora) if arguments.lora else {})
+    features = FEATURES | OF_FILES | (with_lora(arguments.lora) if arguments.lora else {})
     for name, fields in itertools.chain(combinations(real), features.items()):
         if re.search(arguments.only, name):
             print(compare(name, fields, (real, engine), infotexts=arguments.infotexts), flush=True)

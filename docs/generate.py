@@ -105,6 +105,16 @@ def tasks() -> str:
     return table(("task", "what it does"), ((f"`{task.name}`", task.description) for task in TASKS))
 
 
+def task_input(task: str) -> str:
+    """The fields that have a description in a task's input, except `task`."""
+    rows = schema.rows(TASKS[task].input, "validation", nested=False)
+    shown = [row for row in rows if row.description and row.name != "task"]
+    return table(
+        ("field", "values", "meaning"),
+        ((f"`{row.name}`", row.type.replace(" | ", ", "), row.description) for row in shown),
+    )
+
+
 def answer(task: str) -> str:
     """The keys of a task's answer, except those that every answer can have."""
     rows = schema.output_fields(TASKS[task])
@@ -277,6 +287,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "job-fields": job_fields,
     "output-fields": output_fields,
     "tasks": tasks,
+    **{
+        f"input-{task.name}": functools.partial(task_input, task.name)
+        for task in TASKS
+        if task.fields and task.name != "txt2img"  # `job-fields` has its
+    },
     **{f"answer-{task.name}": functools.partial(answer, task.name) for task in TASKS},
     "answer-health": health,
     "progress": progress,

@@ -1,5 +1,4 @@
 import asyncio
-import base64
 import json
 import re
 import subprocess
@@ -8,45 +7,19 @@ import threading
 from unittest.mock import Mock
 
 import pytest
-from fakes.a1111.picture import png
 from fakes.a1111.process import write_safetensors
+from fakes.stub_engine import StubEngine, handler_with
 
 import handler
-from model_manager import ModelManager
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
 from worker.tasks.schema import document
 from worker.tasks.table import TASKS
-from worker.webui.client import Txt2ImgAnswer
 from worker.webui.engine import Engine
-from worker.webui.supervisor import Supervisor
 
 SECRET = "/volume/private/token-abcdef"
 FOX = {"name": "Fox", "checkpoint": "base"}
-
-
-class StubEngine(Engine):
-    """An engine whose pictures and memory are these, without a process."""
-
-    catalog, retiring = None, ""
-
-    def __init__(self, catalog, folder):
-        super().__init__(self, Supervisor(folder, None), None)
-        self.catalog = catalog
-
-    async def generate(self, payload, _stopwatch, report, arrange):
-        arrange()
-        report({"phase": "generate", "step": 1, "steps": 2})
-        facts = {"sd_model_name": "base", "extra_generation_params": {}}
-        image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
-        return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
-
-    def memory(self):
-        return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}
-
-    def sd_models(self):
-        return [{"model_name": "base", "sha256": "a" * 64}]
 
 
 @pytest.fixture
@@ -74,10 +47,7 @@ def run():
 def worker(tmp_path, catalog, templates_file):
     """A handler with a model store of one checkpoint, for one event loop."""
     write_safetensors(tmp_path / "models/Stable-diffusion/base.safetensors")
-    folders = {"MODELS_DIR": "models", "BAKED_MODELS_DIR": "baked", "WEBUI_DIR": "webui"}
-    settings = Settings.from_environ({name: str(tmp_path / one) for name, one in folders.items()})
-    engine = StubEngine(catalog, tmp_path)
-    return handler.Handler(settings, engine, ModelManager(settings), Templates(templates_file))
+    return handler_with(StubEngine(catalog, tmp_path), tmp_path, templates_file)
 
 
 @pytest.mark.parametrize("retiring", ["", "out of memory"])
@@ -98,7 +68,6 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
         assert answer == json.loads(json.dumps(answer, allow_nan=False))
         task.output.model_validate(answer, strict=True, extra="forbid")
         assert ("refresh_worker" in answer) == bool(retiring)
-    assert {task.name for task in tasks} == {task.name for task in TASKS}
     first, second, health, listed = answers
     assert (first["startup"], second.get("startup")) == (worker.worker.startup.seconds, None)
     assert (first["template"], first["info"][:17]) == ("fox", '{"sd_model_name":')
@@ -111,6 +80,50 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
     (fox,) = listed["templates"]
     assert (fox["template"], fox["baked"], fox["merged"]) == ("fox", False, False)
     assert listed["default_template"] == "fox"
+
+
+def test_wildcards_are_resolved_before_the_job_is_checked_and_the_answer_has_the_prompts(
+    worker, tmp_path
+):
+    (tmp_path / "models/wildcards").mkdir()
+    (tmp_path / "models/wildcards/animal.txt").write_text("fox\nowl\n")
+    job = {"prompt": "a {red|blue} __animal__", "negative_prompt": "{dark}", "wildcards": True}
+    wrong = ("<lora:{x|x}:1>", "<lora:{x|x}:y>", "a {b", "__animals__")
+
+    async def story():
+        jobs = [job, *(job | {"prompt": prompt} for prompt in wrong), {"prompt": "{a|b}"}]
+        batch = await worker({"id": "job-1", "input": {"task": "batch", "inputs": jobs}})
+        seed = batch["results"][0]["parameters"]["seed"]
+        return [*batch["results"], await worker({"id": "job-2", "input": job | {"seed": seed}})]
+
+    first, no_lora, no_weight, unclosed, unknown, without, again = asyncio.run(story())
+    sent = first["parameters"]
+    assert sent["prompt"] in {
+        f"a {color} {one}" for color in ("red", "blue") for one in ("fox", "owl")
+    }
+    assert first["resolved"] == {"prompt": sent["prompt"], "negative_prompt": "dark"}
+    assert (again["resolved"], sent["seed"] >= 0) == (first["resolved"], True)
+    assert "wildcards" not in sent
+    assert "resolved" not in without
+    assert "'{a|b}' is plain text without `wildcards: true`" in without["warnings"][0]
+    assert "lora 'x'" in no_lora["error"]
+    assert [no_lora["code"], no_weight["code"]] == ["MODEL_NOT_FOUND", "INVALID_INPUT"]
+    assert "prompt has a { without }" in unclosed["error"]
+    assert "Did you mean __animal__?" in unknown["error"]
+
+
+def test_a_default_template_with_wildcards_gets_its_models_before_a_prompt_is_chosen(
+    worker, templates_file, caplog
+):
+    defaults = {"wildcards": True, "prompt": "<lora:{a|b}:1>"}
+    content = {"templates": {"fox": FOX | {"defaults": defaults}}, "default_template": "fox"}
+    templates_file.write_text(json.dumps(content))
+    ready = threading.Event()
+    ready.set()
+    worker.prepare_default_template(threading.Event(), ready)
+    assert "not available" not in caplog.text
+    answer = asyncio.run(worker({"id": "job-1", "input": {}}))
+    assert re.search("lora '[ab]'", answer["error"])
 
 
 def test_the_schema_is_printed_without_runpod_and_without_an_engine():

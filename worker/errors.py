@@ -44,6 +44,7 @@
     │   ├── WrongVae
     │   └── IncompleteAnswer
     ├── DeliveryFailed
+    ├── BatchFailed
     ├── JobTimeout
     ├── ResultRefused
     └── InternalError
@@ -366,6 +367,13 @@ class DeliveryFailed(WorkerError):
 
     code = "DELIVERY_FAILED"
     default_hint = "Check the bucket's settings or create new signed URLs, then send the job again."
+
+
+class BatchFailed(WorkerError):
+    """Every input of a batch failed; `results` has the error of each."""
+
+    code = "BATCH_FAILED"
+    default_hint = "The errors are in `results`, in the order of the inputs."
 
 
 class JobTimeout(WorkerError):

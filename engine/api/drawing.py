@@ -11,11 +11,14 @@ from PIL import Image
 from engine.api import options as option
 from engine.api import second_pass
 from engine.api.job import Job, Pass
+from engine.api.library import Library
 from engine.api.progress import Progress
 from engine.api.request import LATENT_FACTOR
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint
+from engine.models.embeddings import Embedding, merged
 from engine.models.loaded_model import LoadedModel, PictureSettings, to_image
-from engine.models.loras import Loras, LoraUse
+from engine.models.loras import LoraUse
+from engine.models.vaes import Vae
 from engine.sampling import denoiser, draw
 from engine.sampling.conditioning import Conditioning
 from engine.sampling.draw import Start, Watch
@@ -35,25 +38,30 @@ class Models:
 class Drawing:
     """Draws the pictures of a job. While it is open, the LoRAs of one pass are applied."""
 
-    def __init__(self, job: Job, models: Models, loras: Loras, progress: Progress) -> None:
+    def __init__(self, job: Job, models: Models, library: Library, progress: Progress) -> None:
         self._job, self._models, self._progress = job, models, progress
-        self._uses = {id(one): loras.resolve(one.texts.tags) for one in self._passes()}
+        self._library = library
+        self._uses = {id(one): library.loras.resolve(one.texts.tags) for one in self._passes()}
         self._stack = ExitStack()  # of what is changed in the model
         self._model: LoadedModel | None = None
-        self._applied: tuple[Path, list[LoraUse]] | None = None
+        self._applied: tuple[Path, list[LoraUse], float] | None = None
+        self._bundled: list[Embedding] = []  # in the files of the LoRAs
+        self.vae: tuple[str, str] | None = None  # name and hash, if not the checkpoint's own
+        self.notes: dict[str, str] = {}  # what the first pass's prompts add to the parameters
         self._encoded: dict[tuple[int, Path], Conditioning] = {}
         self.refined = ""  # by this checkpoint, with its hash
 
     def _passes(self) -> list[Pass]:
         return [one for one in (self._job.first, self._job.second) if one is not None]
 
-    def lora_hashes(self) -> tuple[dict[str, str], dict[str, str]]:
-        """{name: hash} of the LoRAs of the first and of the second pass."""
+    @property
+    def loras(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """The names in the tags of the first and of the second pass, with the files' hashes."""
         first, *others = (
-            {use.lora.name: use.lora.hash() for use in self._uses[id(one)]}
+            [(use.mentioned, use.lora.hash()) for use in self._uses[id(one)]]
             for one in self._passes()
         )
-        return first, others[0] if others else {}
+        return first, others[0] if others else []
 
     @property
     def pads(self) -> bool:
@@ -64,32 +72,46 @@ class Drawing:
     def open(self) -> Iterator[LoadedModel]:
         """Gives the model of the first pass; afterwards it is the same as before, bit for bit."""
         try:
-            yield self._use(self._models.first, self._job.first)
+            model = self._use(self._models.first, self._job.first)
+            if vae := self._vae(self._models.first):
+                self.vae = vae.name, self._library.vaes.hash(vae)
+            yield model
         finally:
             self._stack.close()
 
     def _use(self, checkpoint: Checkpoint, one: Pass) -> LoadedModel:
-        """The loaded checkpoint, with the LoRAs of this pass."""
+        """The loaded checkpoint, with the VAE, the LoRAs and the merging of this pass."""
         uses = self._uses[id(one)]
-        if self._model is None or self._applied != (checkpoint.path, uses):
+        wanted = (checkpoint.path, uses, one.merging)
+        if self._model is None or self._applied != wanted:
             self._stack.close()
             self._model = self._applied = None
             model = self._models.load(checkpoint)
+            enter = self._stack.enter_context
             if self._job.tiling:
-                self._stack.enter_context(model.tiling())
-            self._stack.enter_context(model.with_loras(uses))
-            self._model, self._applied = model, (checkpoint.path, uses)
+                enter(model.tiling())
+            enter(model.with_vae(self._vae(checkpoint)))
+            enter(model.merging(one.merging))
+            self._bundled = enter(model.with_loras(uses))
+            self._model, self._applied = model, wanted
         return self._model
+
+    def _vae(self, checkpoint: Checkpoint) -> Vae | None:
+        return self._library.vaes.resolve(self._job.settings[option.VAE], checkpoint.path)
 
     def _conditioning(self, checkpoint: Checkpoint, one: Pass) -> Conditioning:
         """The prompts of a pass, encoded by this checkpoint with the LoRAs of the pass."""
         key = (id(one), checkpoint.path)
         if key not in self._encoded:
-            encoder = self._use(checkpoint, one).text_encoder(self._job.text_options(one))
+            model = self._use(checkpoint, one)
+            named = merged(self._library.embeddings.all, self._bundled)
+            encoder = model.text_encoder(self._job.text_options(one), named)
             texts = one.texts
             self._encoded[key] = encoder.conditioning(
                 texts.text, texts.negative, one.calls, one.base_calls
             )
+            if len(self._encoded) == 1:
+                self.notes = encoder.notes
         return self._encoded[key]
 
     def pictures(self) -> list[Image.Image]:

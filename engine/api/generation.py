@@ -16,23 +16,20 @@ from engine.api import options as option
 from engine.api.drawing import Drawing, Models
 from engine.api.infotext import Facts, encode_png
 from engine.api.job import Job
+from engine.api.library import CHECKPOINTS, EMBEDDINGS, LORAS, VAES, Library
 from engine.api.options import Options
 from engine.api.parameters import Used
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
-from engine.models import files
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
 from engine.models.loaded_model import LoadedModel
-from engine.models.loras import Loras
 from engine.prompt.styles import Styles
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FOLDERS = ("models/Stable-diffusion", "models/Lora", "models/VAE", "embeddings")
 # names of the second pass's and the refiner's checkpoint that mean the job's own
 NO_OTHER_CHECKPOINT = (None, "", "None", "none", "Use same checkpoint")
-MODEL_SUFFIXES = (".safetensors", ".pt", ".ckpt")
 
 
 class Engine:
@@ -44,12 +41,12 @@ class Engine:
 
     def __init__(self, data_dir: Path, options: Options, threads: int) -> None:
         """`data_dir` has A1111's layout; missing folders are created. `threads` is for torch."""
-        for folder in FOLDERS:
+        for folder in (CHECKPOINTS, LORAS, VAES, EMBEDDINGS):
             (data_dir / folder).mkdir(parents=True, exist_ok=True)
         self.data_dir = data_dir
         self.options = options
-        self.checkpoints = Checkpoints(data_dir / FOLDERS[0])
-        self.loras = Loras(data_dir / FOLDERS[1])
+        self.checkpoints = Checkpoints(data_dir / CHECKPOINTS)
+        self.library = Library.of(data_dir)
         self.styles = Styles(data_dir / "styles.csv")
         self.progress = Progress()
         self._model: LoadedModel | None = None
@@ -101,6 +98,7 @@ class Engine:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self._model = LoadedModel.load(checkpoint, self.checkpoints.sha256(checkpoint))
+            self.library.embeddings.fit(self._model.text_width)
             log.info("loaded %r in %.1f s", checkpoint.name, time.monotonic() - started)
         return self._model
 
@@ -116,17 +114,16 @@ class Engine:
 
     def get_flags(self) -> dict[str, Any]:
         """The answer of GET /cmd-flags: A1111's flags for the folders and the enabled parts."""
-        checkpoints, loras, vaes, embeddings = (str(self.data_dir / name) for name in FOLDERS)
         return {
             "data_dir": str(self.data_dir),
-            "ckpt_dir": checkpoints,
-            "vae_dir": vaes,
-            "embeddings_dir": embeddings,
+            "ckpt_dir": str(self.data_dir / CHECKPOINTS),
+            "vae_dir": str(self.data_dir / VAES),
+            "embeddings_dir": str(self.data_dir / EMBEDDINGS),
             "ui_settings_file": str(self.options.file),
             "api": True,
             "nowebui": True,
             "no_hashing": False,
-            "lora_dir": loras,
+            "lora_dir": str(self.data_dir / LORAS),
         }
 
     def set_options(self, changes: dict[str, Any]) -> None:
@@ -150,11 +147,9 @@ class Engine:
         """POST /refresh-checkpoints: waits for the jobs before it, the same as in A1111."""
         self._queue(self.checkpoints.refresh)
 
-    def list_vaes(self) -> list[dict[str, str]]:
-        """The answer of GET /sd-vae; the engine lists these files but does not support them."""
-        paths = files.find(self.data_dir / FOLDERS[2])
-        found = [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
-        return [{"model_name": path.name, "filename": str(path)} for path in found]
+    def refresh_embeddings(self) -> None:
+        """POST /refresh-embeddings: waits for the jobs before it, the same as in A1111."""
+        self._queue(self.library.embeddings.refresh)
 
     # ------------------------------------------------------------------------------- generation
 
@@ -178,12 +173,13 @@ class Engine:
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
         settings = self._override(request)
+        self.library.embeddings.refresh_if_changed()
         job = Job(
             request, settings, self.styles
         )  # with the options as the jobs before it left them
         with self.progress.running("scripts_txt2img", job.count * job.passes):
             models = self._models(job)
-            drawing = Drawing(job, models, self.loras, self.progress)
+            drawing = Drawing(job, models, self.library, self.progress)
             with drawing.open() as model:
                 if not request.override_settings_restore_afterwards:
                     # only now: a checkpoint that cannot be loaded would make all later jobs fail
@@ -193,10 +189,12 @@ class Engine:
             used = Used(
                 models.first.stem,
                 digest,
-                *drawing.lora_hashes(),
-                drawing.pads,
-                self._title(models.second),
-                drawing.refined,
+                drawing.vae,
+                *drawing.loras,
+                drawing.notes,
+                pads=drawing.pads,
+                second=self._title(models.second),
+                refiner=drawing.refined,
             )
             facts = Facts.of(job, used, self.progress.job_timestamp)
         log.info("made %d of %d pictures with %s", len(pictures), job.count, models.first.name)

@@ -14,6 +14,7 @@ from engine.api import options as option
 from engine.api import parameters
 from engine.api.job import Job
 from engine.api.parameters import Used
+from engine.prompt.syntax import bare
 
 VERSION = f"embedded-{__version__}"
 
@@ -41,6 +42,7 @@ class Facts:
     batch_size: int
     model_name: str
     model_hash: str
+    vae: tuple[str, str] | None
     clip_skip: int
     seed_resize: tuple[int, int]
     denoising_strength: float | None
@@ -68,6 +70,7 @@ class Facts:
             request.batch_size,
             used.model_name,
             used.model_hash,
+            used.vae,
             job.settings[option.CLIP_SKIP],
             (request.seed_resize_from_w, request.seed_resize_from_h),
             request.denoising_strength,
@@ -88,7 +91,9 @@ class Facts:
             "Seed": self.seeds[index],
             "Size": f"{self.width}x{self.height}",
             "Model hash": self.model_hash,
-            "Model": parameters.bare(self.model_name),
+            "Model": bare(self.model_name),
+            "VAE hash": self.vae and self.vae[1],
+            "VAE": self.vae and self.vae[0],
             "Variation seed": self.subseeds[index] if self.subseed_strength else None,
             **self.main,
             **extra,
@@ -123,8 +128,8 @@ class Facts:
             "face_restoration_model": None,
             "sd_model_name": self.model_name,
             "sd_model_hash": self.model_hash,
-            "sd_vae_name": None,
-            "sd_vae_hash": None,
+            "sd_vae_name": self.vae and self.vae[0],
+            "sd_vae_hash": self.vae and self.vae[1],
             "seed_resize_from_w": self.seed_resize[0],
             "seed_resize_from_h": self.seed_resize[1],
             "denoising_strength": self.denoising_strength,

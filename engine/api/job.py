@@ -40,12 +40,16 @@ class Texts:
 
 @dataclass(frozen=True)
 class Pass:
-    """One of a picture's one or two passes: size, texts and how it is sampled."""
+    """One of a picture's one or two passes: size, texts and how it is sampled.
+
+    `merging` is the share of the tokens that attention merges.
+    """
 
     width: int
     height: int
     texts: Texts
     sampling: Sampling
+    merging: float = 0.0
     base_calls: int | None = None  # of the pass before it
 
     @property
@@ -65,7 +69,7 @@ class Job:
         sampler = samplers.find_sampler(request.sampler_name or request.sampler_index or "")
         texts = self._read(request.prompt, request.negative_prompt)
         sampling = self._sampling(sampler, request.scheduler, request.steps)
-        self.first = Pass(width, height, texts, sampling)
+        self.first = Pass(width, height, texts, sampling, settings[option.MERGING])
         self.second: Pass | None = None
         self.target: Target | None = None
         if request.enable_hr:
@@ -93,7 +97,8 @@ class Job:
             request.hr_negative_prompt or request.negative_prompt,
         )
         sampling = self._sampling(sampler, scheduler, steps)
-        return Pass(target.width, target.height, texts, sampling, self.first.calls)
+        merging = self.settings[option.MERGING_HR] or self.first.merging
+        return Pass(target.width, target.height, texts, sampling, merging, self.first.calls)
 
     def _sampling(self, sampler: Sampler, scheduler: str | None, steps: int) -> Sampling:
         settings = self.settings

@@ -19,8 +19,8 @@ CLIP_SKIP = "CLIP_stop_at_last_layers"
 MOST_CLIP_SKIP = 12  # layers of CLIP; A1111's setting ends there, too
 VAE = "sd_vae"
 COMMENTS = "enable_prompt_comments"
-OWN_VAE = ("Automatic", "None")
 EXTRA_NOISE = "img2img_extra_noise"
+MERGING, MERGING_HR = "token_merging_ratio", "token_merging_ratio_hr"
 NO_BATCH_DETERMINISM = "no_dpmpp_sde_batch_determinism"
 PAD = "pad_cond_uncond"
 NOISE_SCHEDULE = "sd_noise_schedule"
@@ -42,8 +42,8 @@ ALL: dict[str, Any] = {
     VAE: "Automatic",
     EXTRA_NOISE: 0.0,
     "s_min_uncond": 0.0,
-    "token_merging_ratio": 0.0,
-    "token_merging_ratio_hr": 0.0,
+    MERGING: 0.0,
+    MERGING_HR: 0.0,
     PAD: False,
     NO_BATCH_DETERMINISM: False,
     "enable_pnginfo": True,
@@ -75,13 +75,13 @@ ALL: dict[str, Any] = {
 # The options that can be changed, and the values that they can have. A word that is not one of
 # these is a feature that the engine does not have.
 _WORDS = {
-    VAE: OWN_VAE,
     NOISE_SCHEDULE: ("Default", ZERO_TERMINAL_SNR),
     "emphasis": ("None", "Ignore", "Original", "No norm"),
     RANDN_SOURCE: ("CPU", "GPU", "NV"),
     "uni_pc_variant": ("bh1", "bh2", "vary_coeff"),
     "uni_pc_skip_type": ("time_uniform", "time_quadratic", "logSNR"),
 }
+_TEXTS = {CHECKPOINT, VAE}
 _RANGES: dict[str, tuple[type, float, float]] = {
     CLIP_SKIP: (int, 0, MOST_CLIP_SKIP),
     "comma_padding_backtrack": (int, 0, 74),
@@ -89,6 +89,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "sdxl_crop_left": (int, 0, 8192),
     EXTRA_NOISE: (float, 0, 10),
     "s_min_uncond": (float, 0, 10_000),
+    MERGING: (float, 0, 1),
+    MERGING_HR: (float, 0, 1),
     "eta_ddim": (float, 0, 1),
     "eta_ancestral": (float, 0, 1),
     "s_churn": (float, 0, 10_000),
@@ -111,7 +113,7 @@ _SWITCHES = {
     ),
     *("uni_pc_lower_order_final", COMMENTS),
 }
-CHANGEABLE = {CHECKPOINT, *_WORDS, *_RANGES, *_SWITCHES}
+CHANGEABLE = {*_TEXTS, *_WORDS, *_RANGES, *_SWITCHES}
 DEFAULTS = {name: value for name, value in ALL.items() if name in CHANGEABLE}
 WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
@@ -124,10 +126,7 @@ class Options:
         """Raises OSError, or ValueError or TypeError if the file's content is not valid."""
         self.file = file
         content = self._read()
-        if content.get(VAE, "Automatic") not in OWN_VAE:
-            log.warning("%s: the embedded engine ignores %s", file, VAE)
-        read = CHANGEABLE - {VAE}
-        known = {name: value for name, value in content.items() if name in read}
+        known = {name: value for name, value in content.items() if name in CHANGEABLE}
         check(known)
         self.values: dict[str, Any] = DEFAULTS | known
 
@@ -161,7 +160,7 @@ def check(changes: Mapping[str, Any]) -> None:
     value that it cannot have.
 
     Whether a checkpoint exists is not checked: POST /options and override_settings treat an unknown
-    one differently.
+    one differently. An unknown VAE means the checkpoint's own, as in A1111.
     """
     for name, value in changes.items():
         if name in WITHOUT_EFFECT or (name in FIXED and value == FIXED[name]):
@@ -173,8 +172,8 @@ def check(changes: Mapping[str, Any]) -> None:
             _check_number(name, value, *_RANGES[name])
         if name in _SWITCHES and not isinstance(value, bool):
             raise TypeError(f"{name} must be true or false, not {shown(value)}")
-        if name == CHECKPOINT and not isinstance(value, str | None):
-            raise TypeError(f"{CHECKPOINT} must be a text, not {shown(value)}")
+        if name in _TEXTS and not isinstance(value, str | None):
+            raise TypeError(f"{name} must be a text, not {shown(value)}")
 
 
 def _check_number(name: str, value: object, kind: type, least: float, most: float) -> None:

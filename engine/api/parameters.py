@@ -1,11 +1,12 @@
 """The optional entries of A1111's generation parameters, in the order in which A1111 adds them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.api import options as option
 from engine.api.job import Job, Pass
+from engine.prompt.syntax import bare
 from engine.sampling.samplers import Sampler
 
 # option -> entry, if the option is not at its default and the sampler reads it
@@ -34,6 +35,8 @@ def main_entries(job: Job) -> dict[str, Any]:
         "Denoising strength": request.denoising_strength if request.enable_hr else None,
         "Clip skip": clip_skip if clip_skip > 1 else None,
         "ENSD": _ensd(job),
+        "Token merging ratio": job.first.merging or None,
+        "Token merging ratio hr": (job.second and job.second.merging) or None,
         "RNG": source if source != "GPU" and (asked or source != own_default) else None,
         "NGMS": least or None,
         "Tiling": "True" if job.tiling else None,
@@ -50,14 +53,17 @@ def _ensd(job: Job) -> int | None:
 
 @dataclass(frozen=True)
 class Used:
-    """What a job was drawn with: the checkpoint, the hashes of the LoRAs of both passes by name,
-    whether a prompt was padded, and the titles of the second pass's checkpoint and the refiner.
+    """What a job was drawn with: the checkpoint; name and hash of another VAE, and of the LoRAs of
+    both passes; what the first pass's prompts add to the parameters; whether a prompt was padded;
+    and the titles of the second pass's checkpoint and the refiner.
     """
 
     model_name: str
     model_hash: str
-    loras: Mapping[str, str]
-    later_loras: Mapping[str, str]
+    vae: tuple[str, str] | None = None
+    loras: Sequence[tuple[str, str]] = ()
+    later_loras: Sequence[tuple[str, str]] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
     pads: bool = False
     second: str = ""
     refiner: str = ""
@@ -67,10 +73,7 @@ def optional_entries(job: Job, used: Used) -> dict[str, Any]:
     """What A1111 collects in `extra_generation_params`; only LoRAs that were applied are listed."""
     entries = {} if job.second is None else _second_pass(job, job.second, used)
     entries |= _hashes(used.loras)
-    emphasis = job.settings["emphasis"]
-    texts = job.first.texts.text + job.first.texts.negative
-    if emphasis != "Original" and ("(" in texts or "[" in texts):
-        entries["Emphasis"] = emphasis
+    entries |= used.notes
     if job.settings[option.NOISE_SCHEDULE] != option.ALL[option.NOISE_SCHEDULE]:
         entries["Noise Schedule"] = job.settings[option.NOISE_SCHEDULE]
     entries |= _sampler_entries(job, job.first)
@@ -90,8 +93,8 @@ def optional_entries(job: Job, used: Used) -> dict[str, Any]:
     return entries
 
 
-def _hashes(loras: Mapping[str, str]) -> dict[str, Any]:
-    hashes = ", ".join(f"{bare(name)}: {value}" for name, value in loras.items())
+def _hashes(loras: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    hashes = ", ".join(f"{bare(name)}: {digits}" for name, digits in loras)
     return {"Lora hashes": hashes} if hashes else {}
 
 
@@ -154,8 +157,3 @@ def _step_entries(job: Job, sampler: Sampler) -> dict[str, Any]:
         if name in sampler.reads and job.settings[name] != option.ALL[name]:
             entries[entry] = job.settings[name]
     return entries
-
-
-def bare(name: str) -> str:
-    """A name without the separators of the generation parameters."""
-    return name.replace(",", "").replace(":", "")

@@ -42,12 +42,14 @@ def create_app(engine: Engine) -> FastAPI:
 
 
 def _gets(engine: Engine) -> dict[str, Endpoint]:
-    """The GET endpoints. The engine has no scripts or embeddings."""
+    """The GET endpoints. The engine has no scripts."""
+    library = engine.library
     return {
         "/options": engine.get_options,
         "/sd-models": engine.checkpoints.describe,
-        "/sd-vae": engine.list_vaes,
-        "/loras": lambda: [lora.describe() for lora in engine.loras.all],
+        "/sd-vae": lambda: [vae.describe() for vae in library.vaes.all],
+        "/loras": lambda: [lora.describe() for lora in library.loras.all],
+        "/embeddings": library.embeddings.describe,
         "/samplers": lambda: [sampler.describe() for sampler in samplers.SAMPLERS],
         "/schedulers": lambda: [scheduler.describe() for scheduler in samplers.SCHEDULERS],
         "/progress": engine.progress.describe,
@@ -62,12 +64,11 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
         "/extensions": describe_nothing,
         "/script-info": describe_nothing,
         "/scripts": lambda: {"txt2img": [], "img2img": []},
-        "/embeddings": lambda: {"loaded": {}, "skipped": {}},
     }
 
 
 def _posts(engine: Engine) -> dict[str, Endpoint]:
-    """The POST endpoints. VAEs need no refresh: every request lists them again."""
+    """The POST endpoints."""
 
     def interrupt() -> dict[str, Any]:
         engine.progress.interrupt()
@@ -83,9 +84,9 @@ def _posts(engine: Engine) -> dict[str, Endpoint]:
         "/interrupt": interrupt,
         "/skip": engine.progress.skip,
         "/refresh-checkpoints": engine.refresh_checkpoints,
-        "/refresh-loras": engine.loras.refresh,
-        "/refresh-vae": lambda: None,
-        "/refresh-embeddings": lambda: None,
+        "/refresh-loras": engine.library.loras.refresh,
+        "/refresh-vae": engine.library.vaes.refresh,
+        "/refresh-embeddings": engine.refresh_embeddings,
     }
 
 

@@ -71,10 +71,23 @@ class Embeddings:
         self.shape: int | None = None
         self._found: list[Embedding] = []
         self._read: dict[Identity, Embedding | None] = {}
+        self._refreshed_at: int | None = None
         self.refresh()
+
+    def refresh_if_changed(self) -> None:
+        """Before each job, as in A1111: files that were added beside the others are seen."""
+        if self._changed_at() != self._refreshed_at:
+            self.refresh()
+
+    def _changed_at(self) -> int | None:
+        try:
+            return self.folder.stat().st_mtime_ns
+        except OSError:
+            return None
 
     def refresh(self) -> None:
         """Read the folder and its subfolders again; only files that changed are opened."""
+        self._refreshed_at = self._changed_at()
         paths = (p for p in files.find(self.folder) if p.suffix.lower() in (SUFFIX, *PICKLES))
         read = {}
         for path in paths:
@@ -210,6 +223,8 @@ def take_bundled(
 
 
 def merged(loaded: Iterable[Embedding], bundled: Iterable[Embedding]) -> list[Embedding]:
-    """Those of the folder, and those of LoRAs whose names are still free."""
-    named = {one.name: one for one in bundled} | {one.name: one for one in loaded}
+    """Those of the folder, and those of LoRAs whose names are still free, the first of each."""
+    named: dict[str, Embedding] = {}
+    for one in (*loaded, *bundled):
+        named.setdefault(one.name, one)
     return list(named.values())

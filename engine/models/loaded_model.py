@@ -2,25 +2,29 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomesd
 import torch
 from PIL import Image
 from torch.nn import Conv2d
 
 from engine.errors import NansException, Unsupported
-from engine.models import checkpoints
+from engine.models import checkpoints, vaes
 from engine.models.checkpoints import Checkpoint
+from engine.models.embeddings import Embedding, take_bundled
 from engine.models.files import Identity, Unreadable
 from engine.models.loading import read_pipeline
-from engine.models.lora_factors import Misfit
-from engine.models.lora_layers import UNET, Addition, Layers
-from engine.models.loras import Lora, LoraUse
+from engine.models.lora_factors import BUNDLED, Misfit
+from engine.models.lora_layers import UNET, Addition, Layers, add_all
+from engine.models.loras import LoraUse
 from engine.models.requirements import Incomplete
+from engine.models.vaes import Vae
 from engine.prompt.encoding import TextEncoder, TextOptions
 from engine.sampling import denoiser, draw, samplers
 from engine.sampling.conditioning import Conditioning
@@ -105,41 +109,88 @@ class LoadedModel:
             raise RuntimeError(text) from error
         return cls(checkpoint, sha256, pipe, before)
 
-    def text_encoder(self, options: TextOptions) -> TextEncoder:
-        """Encodes prompts without tags."""
-        return TextEncoder(self.pipe, options)
+    def text_encoder(
+        self, options: TextOptions, embeddings: Sequence[Embedding] = ()
+    ) -> TextEncoder:
+        """Encodes prompts without tags, which can name these embeddings."""
+        return TextEncoder(self.pipe, options, embeddings)
+
+    @property
+    def text_width(self) -> int:
+        """The width of the vectors of its embeddings: 768 of SD1, 1024 of SD2, 2048 of SDXL."""
+        networks = [getattr(self.pipe, f"text_encoder{end}", None) for end in ("", "_2")]
+        return sum(one.config.hidden_size for one in networks if one is not None)
 
     @contextmanager
-    def with_loras(self, uses: Sequence[LoraUse]) -> Iterator[None]:
-        """Apply the LoRAs; afterwards the model is the same as before, bit for bit.
+    def with_vae(self, vae: Vae | None) -> Iterator[None]:
+        """Draw with another VAE; afterwards the model is the same as before, bit for bit.
 
         Raises RuntimeError for a file that is damaged or does not fit this checkpoint.
         """
-        device = self._device
-        with ExitStack() as added:
-            for use in uses:
-                for addition, weight in self._additions(use):
-                    added.enter_context(addition.add(weight, device))
+        if vae is None:
+            yield
+            return
+        needs_exact = self.pipe.vae.config.force_upcast
+        dtype = torch.float32 if needs_exact else self.pipe.unet.dtype
+        try:
+            until = vaes.exchange(self.pipe.vae, vae.path, dtype)
+        except LOAD_ERRORS as error:
+            raise self._unfit("VAE", vae.name, _shorten(error)) from None
+        with until:
             yield
 
-    def _additions(self, use: LoraUse) -> list[tuple[Addition, float]]:
-        """The additions of one LoRA with their weights; if both weights are 0, it is not read."""
-        if not (use.te or use.unet):
-            return []
+    @contextmanager
+    def merging(self, ratio: float) -> Iterator[None]:
+        """Merge this share of the tokens in the self-attention of the largest level, as A1111."""
+        if not ratio:
+            yield
+            return
+        tomesd.apply_patch(self.pipe.unet, ratio=ratio, use_rand=False)
         try:
-            additions = self._layers.additions(*use.lora.read())
+            yield
+        finally:
+            tomesd.remove_patch(self.pipe.unet)
+
+    @contextmanager
+    def with_loras(self, uses: Sequence[LoraUse]) -> Iterator[list[Embedding]]:
+        """Apply the LoRAs; afterwards the model is the same as before, bit for bit.
+
+        Gives the embeddings in their files that fit the model. Raises RuntimeError for a file that
+        is damaged or does not fit this checkpoint.
+        """
+        read: dict[tuple[Path, bool], tuple[list[Embedding], list[Addition]]] = {}
+        additions = []
+        for use in uses:  # a name that is written twice is read once
+            key = use.lora.path, bool(use.te or use.unet)
+            read[key] = read.get(key) or self._read_lora(use)
+            additions += [
+                (one, weight, use.dyn)
+                for one in read[key][1]
+                if (weight := use.unet if one.layer.component == UNET else use.te)
+            ]
+        with add_all(additions, self._device):
+            width = self.text_width
+            yield [one for found, _ in read.values() for one in found if one.shape == width]
+
+    def _read_lora(self, use: LoraUse) -> tuple[list[Embedding], list[Addition]]:
+        """The embeddings in a LoRA's file, and what it adds; nothing if both weights are 0."""
+        start = "" if use.te or use.unet else BUNDLED
+        try:
+            state, metadata = use.lora.read(start)
+            bundled, others = take_bundled(state, use.lora.path)
+            if not others and (bundled or start):
+                return bundled, []
+            return bundled, self._layers.additions(others, metadata)
         except LOAD_ERRORS as error:
-            raise self._unfit(use.lora, _shorten(error)) from None
-        weighted = [(a, use.unet if a.layer.component == UNET else use.te) for a in additions]
-        return [(addition, weight) for addition, weight in weighted if weight]
+            raise self._unfit("LoRA", use.lora.name, _shorten(error)) from None
 
     @cached_property
     def _layers(self) -> Layers:
         return Layers(self.pipe)
 
-    def _unfit(self, lora: Lora, cause: str) -> RuntimeError:
+    def _unfit(self, kind: str, name: str, cause: str) -> RuntimeError:
         return RuntimeError(
-            f"LoRA {lora.name!r} does not fit checkpoint {self.checkpoint.stem!r}: {cause}"
+            f"{kind} {name!r} does not fit checkpoint {self.checkpoint.stem!r}: {cause}"
         )
 
     @contextmanager

@@ -33,11 +33,8 @@ _KEY = re.compile(
 _NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "lengths": "dora_scale"}
 SINGLE = ("alpha", "scale", "on_input")  # parts that are one number
 BUNDLED = "bundle_emb."  # begins the keys of embeddings in a LoRA
-# A1111 does not read such biases; embeddings are taken out before (`embeddings.take_bundled`)
-_KINDS = {
-    "LoRA with biases": r"\.lora_\w+\.bias$",
-    "LoRA with an embedding": rf"^{re.escape(BUNDLED)}",
-}
+# embeddings are taken out before (`embeddings.take_bundled`)
+_KINDS = {"LoRA with biases": r"\.lora_\w+\.bias$"}  # A1111 does not read them either
 
 LONGEST_NAME = 120  # of a name from the file, in a message
 

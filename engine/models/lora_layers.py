@@ -8,7 +8,7 @@ very tensor from before: the model is the same again, bit for bit. This serves e
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -80,16 +80,42 @@ class Addition:
         Several additions to a layer are closed in the opposite order, as an ExitStack does. `dyn`
         is the rank that is used of a LoRA's.
         """
-        module = self.layer.module
-        parts = {name: part.to(device, torch.float32) for name, part in self.parts.items()}
-        now = module.weight.data.to(device, torch.float32)
-        found = deltas.delta(parts, now, dyn)
-        added = ExitStack()
-        _replace(added, module, "weight", now + weight * found.weight)
+        return add_all([(self, weight, dyn)], device)
+
+
+def add_all(
+    additions: Iterable[tuple[Addition, float, int | None]], device: torch.device
+) -> ExitStack:
+    """Make the additions, each with its weight and `dyn`, until the stack is closed.
+
+    Those to one layer are made one after another, as some depend on the weight that they find; the
+    layer has one other weight, however many there are.
+    """
+    by_layer: dict[int, list[tuple[Addition, float, int | None]]] = {}
+    for one in additions:
+        by_layer.setdefault(id(one[0].layer.module), []).append(one)
+    with ExitStack() as added:
+        for group in by_layer.values():
+            _add_to_layer(added, group, device)
+        return added.pop_all()
+
+
+def _add_to_layer(
+    until: ExitStack, group: list[tuple[Addition, float, int | None]], device: torch.device
+) -> None:
+    module = group[0][0].layer.module
+    weight = module.weight.data.to(device, torch.float32)
+    bias = None
+    for addition, factor, dyn in group:
+        parts = {name: part.to(device, torch.float32) for name, part in addition.parts.items()}
+        found = deltas.delta(parts, weight, dyn)
+        weight = weight + factor * found.weight
         if found.bias is not None:
-            now = 0 if module.bias is None else module.bias.data.to(device, torch.float32)
-            _replace(added, module, "bias", now + weight * found.bias)
-        return added
+            own = 0 if module.bias is None else module.bias.data.to(device, torch.float32)
+            bias = (own if bias is None else bias) + factor * found.bias
+    _replace(until, module, "weight", weight)
+    if bias is not None:
+        _replace(until, module, "bias", bias)
 
 
 def _replace(until: ExitStack, module: Any, name: str, value: torch.Tensor) -> None:  # noqa: ANN401

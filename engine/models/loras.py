@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engine.errors import Unsupported
 from engine.models import files
 from engine.models.checkpoints import SUFFIX, file_sha256
 from engine.prompt.syntax import LoraTag
@@ -16,6 +17,7 @@ from engine.prompt.syntax import LoraTag
 log = logging.getLogger(__name__)
 
 HASH_DIGITS = 12
+MOST = 100  # LoRAs in a prompt: each takes time before the first step
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,30 @@ class Lora:
         start = files.LENGTH_BYTES + files.check_header(self.path)
         return file_sha256(self.path, start)[:HASH_DIGITS]
 
-    def read(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def read(self, start: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The tensors and the metadata that the file has now, which may be newer than the list.
 
-        The tensors are copies: the file may be overwritten while they are used. Raises
-        `files.Unreadable`, OSError.
+        Of the tensors only those whose names begin with `start`. They are copies: the file may be
+        overwritten while they are used. Raises `files.Unreadable`, OSError.
         """
         with files.open_tensors(self.path) as file:
-            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            names = [key for key in file.keys() if key.startswith(start)]  # noqa: SIM118
+            state = {key: file.get_tensor(key).clone() for key in names}
             return state, _decode_all(file.metadata() or {})
 
 
 @dataclass(frozen=True)
 class LoraUse:
-    """A LoRA to apply, with its weights in the text encoder and in the UNet."""
+    """A LoRA to apply, with its weights in the text encoder and in the UNet.
+
+    Of a higher rank, only `dyn` ranks are used. `mentioned` is its name in the tag.
+    """
 
     lora: Lora
     te: float
     unet: float
+    dyn: int | None = None
+    mentioned: str = ""
 
 
 class Loras:
@@ -89,18 +97,17 @@ class Loras:
     def resolve(self, tags: Iterable[LoraTag]) -> list[LoraUse]:
         """The LoRAs in the tags; an unknown name is silently ignored, the same as in A1111.
 
-        A name that is written n times is applied n times with its last weights, as in A1111.
+        A name that is written n times is applied n times with its last weights, as in A1111. Raises
+        Unsupported for too many.
         """
         tags = list(tags)
+        if len(tags) > MOST:
+            raise Unsupported(f"a prompt with {len(tags)} LoRAs ({MOST} at most)")
         if any(self.find(tag.name) is None for tag in tags):
             self.refresh()
         last = {tag.name: tag for tag in tags}
-        uses: dict[Path, LoraUse] = {}
-        for tag in (last[tag.name] for tag in tags):
-            if lora := self.find(tag.name):
-                before = uses.get(lora.path, LoraUse(lora, 0, 0))
-                uses[lora.path] = LoraUse(lora, before.te + tag.te, before.unet + tag.unet)
-        return list(uses.values())
+        found = [(self.find(tag.name), last[tag.name]) for tag in tags]
+        return [LoraUse(lora, t.te, t.unet, t.dyn, t.name) for lora, t in found if lora]
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

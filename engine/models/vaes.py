@@ -6,19 +6,20 @@ layers of the checkpoint's own VAE. The factor of the latents stays the checkpoi
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.errors import Unsupported
 from engine.models import files, ldm
 from engine.models.checkpoints import HASH_DIGITS, NOT_LISTED, SUFFIX, file_sha256
-from engine.models.files import Unreadable
+from engine.models.files import Identity, Unreadable
 from engine.models.requirements import Incomplete, first_ones, without_ones
 
 AUTOMATIC = ("Automatic", "auto")
 NO_OTHER = "None"
+PICKLES = (".pt", ".ckpt")
 # what A1111 does not read either: values from the training
 IGNORED_START, IGNORED = "loss", ("model_ema.decay", "model_ema.num_updates")
 
@@ -34,11 +35,6 @@ class Vae:
         """The value of the option `sd_vae`."""
         return self.path.name
 
-    @cached_property
-    def hash(self) -> str:
-        """The first 10 digits of the file's SHA-256. Raises OSError."""
-        return file_sha256(self.path)[:HASH_DIGITS]
-
     def describe(self) -> dict[str, str]:
         """The entry of GET /sd-vae."""
         return {"model_name": self.name, "filename": str(self.path)}
@@ -52,21 +48,35 @@ class Vaes:
         self.folder = folder
         self.checkpoints = checkpoints
         self.all: list[Vae] = []
+        self._pickles: set[str] = set()
+        self._hashes: dict[Identity, str] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Read the folders and their subfolders again."""
         beside = [p for p in files.find(self.checkpoints) if p.name.lower().endswith(NOT_LISTED)]
-        own = [path for path in files.find(self.folder) if files.has_suffix(path, SUFFIX)]
+        found = files.find(self.folder)
+        own = [path for path in found if files.has_suffix(path, SUFFIX)]
+        self._pickles = {path.name for path in found if path.suffix.lower() in PICKLES}
         named = {path.name: Vae(path) for path in (*beside, *own)}
         self.all = sorted(named.values(), key=lambda vae: files.order(Path(vae.name)))
 
-    def resolve(self, option: str, checkpoint: Path) -> Vae | None:
+    def hash(self, vae: Vae) -> str:
+        """The first 10 digits of the file's SHA-256, computed once per file. Raises OSError."""
+        now = files.identity([vae.path])
+        if now not in self._hashes:
+            self._hashes[now] = file_sha256(vae.path)[:HASH_DIGITS]
+        return self._hashes[now]
+
+    def resolve(self, option: str | None, checkpoint: Path) -> Vae | None:
         """The VAE that this value of `sd_vae` means for a checkpoint; None for its own.
 
         `Automatic` is the first file whose name begins with the checkpoint's. A name that is not in
-        the list means the checkpoint's own VAE, without a word, as in A1111.
+        the list means the checkpoint's own VAE, without a word, as in A1111. Raises Unsupported for
+        a file that A1111 would read: .pt and .ckpt, whose loading may run code.
         """
+        if option in self._pickles:
+            raise Unsupported(f"the VAE {option!r}: only {SUFFIX} files are read")
         if option in AUTOMATIC:
             stem = checkpoint.name.rsplit(".", 1)[0]
             return next((vae for vae in self.all if vae.name.startswith(stem)), None)

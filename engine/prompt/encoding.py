@@ -1,24 +1,28 @@
 """A1111's way of encoding prompts: chunks of 75 tokens with emphasis, for diffusers' networks."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from engine.errors import Unsupported
 from engine.prompt.schedule import schedule
-from engine.prompt.syntax import Span, parse, split_parts
+from engine.prompt.syntax import Span, bare, parse, split_parts
 from engine.prompt.tokenizer import clean
+from engine.prompt.vectors import CHUNK, Fix, Vectors, Words, in_place
 from engine.sampling.conditioning import Conditioning, Embeds, Schedule
 
-CHUNK = 75
 # 19,200 tokens: more than twice as many as English words in the longest prompt (32,768 characters)
 MOST_CHUNKS = 256
 MOST_ROWS = 16  # chunks that are encoded at once
 # below this, the mean of an encoding is rounding noise, and restoring it would divide by zero
 SMALLEST_MEAN = 1e-5
+PLACEHOLDER = 0  # the token in place of which a vector of an embedding stands
+HASH_DIGITS = 12
+TI_HASHES = "TI hashes"
+OPENCLIP = "gelu"  # the activation of its layers; CLIP has another one
 EMPHASES = ("None", "Ignore", "Original", "No norm")
 # the sizes that SDXL's refiner takes in place of a target size, with and without the prompt
 AESTHETIC_SCORES = (6.0, 2.5)
@@ -41,10 +45,11 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class Chunk:
-    """75 token ids (padded with the end token) and the emphasis of each."""
+    """75 token ids (padded with the end token), the emphasis of each, and the embeddings."""
 
     ids: list[int]
     weights: list[float]
+    fixes: list[Fix] = field(default_factory=list)
 
 
 class _Chunker:
@@ -54,21 +59,34 @@ class _Chunker:
         self.comma, self.end, self.backtrack = comma, end, backtrack
         self.chunks: list[Chunk] = []
         self.tokens: list[tuple[int, float]] = []
+        self.fixes: list[Fix] = []
 
     def flush(self, keep: int = 0) -> None:
-        """Finish the chunk; its last `keep` tokens are moved to the next one."""
+        """Finish the chunk; its last `keep` tokens are moved to the next one.
+
+        As in A1111, the embeddings stay in this one, also those whose tokens are moved.
+        """
         cut = len(self.tokens) - keep
         row, self.tokens = self.tokens[:cut], self.tokens[cut:]
         padding = CHUNK - len(row)
         ids = [token for token, _ in row] + [self.end] * padding
-        self.chunks.append(Chunk(ids, [weight for _, weight in row] + [1.0] * padding))
+        weights = [weight for _, weight in row] + [1.0] * padding
+        self.chunks.append(Chunk(ids, weights, self.fixes))
+        self.fixes = []
         if len(self.chunks) > MOST_CHUNKS:
             raise Unsupported(f"a prompt of more than {MOST_CHUNKS} chunks of {CHUNK} tokens")
 
-    def add(self, token: int, weight: float) -> None:
+    def add(self, one: int | Vectors, weight: float) -> None:
+        """Add a token, or an embedding, which is never divided."""
         if len(self.tokens) == CHUNK:
-            self.flush(keep=0 if token == self.comma else self._after_comma())
-        self.tokens.append((token, weight))
+            self.flush(keep=0 if one == self.comma else self._after_comma())
+        if isinstance(one, int):
+            self.tokens.append((one, weight))
+            return
+        if len(self.tokens) + one.count > CHUNK:
+            self.flush()
+        self.fixes.append((len(self.tokens), one))
+        self.tokens += [(PLACEHOLDER, weight)] * one.count
 
     def _after_comma(self) -> int:
         """The number of tokens after the last comma; 0 if it is too far back."""
@@ -78,7 +96,12 @@ class _Chunker:
         return len(self.tokens) - 1 - commas[-1]
 
 
-def chunk(tokenizer: Any, text: str, options: TextOptions) -> list[Chunk]:  # noqa: ANN401 - transformers is untyped here
+def chunk(
+    tokenizer: Any,  # noqa: ANN401 - transformers is untyped here
+    text: str,
+    options: TextOptions,
+    words: Words | None = None,
+) -> list[Chunk]:
     """The prompt's tokens in at least one chunk, without the start and end tokens.
 
     Raises Unsupported for too many chunks, ValueError for a weight that is not a number.
@@ -92,8 +115,8 @@ def chunk(tokenizer: Any, text: str, options: TextOptions) -> list[Chunk]:  # no
         if span.is_break:
             chunker.flush()
             continue
-        for token in tokens:
-            chunker.add(token, span.weight)
+        for one in words.split(tokens) if words else tokens:
+            chunker.add(one, span.weight)
     if chunker.tokens or not chunker.chunks:
         chunker.flush()
     return chunker.chunks
@@ -115,7 +138,8 @@ def _hidden(encoder: Any, output: Any, clip_skip: int, is_xl: bool) -> torch.Ten
     if is_xl:
         layer: torch.Tensor = output.hidden_states[-2]
         return layer
-    if clip_skip > 1:
+    # as in A1111: for OpenCLIP, which SD2 has, the option has no effect
+    if clip_skip > 1 and encoder.config.hidden_act != OPENCLIP:
         norm = getattr(encoder, "text_model", encoder).final_layer_norm
         normed: torch.Tensor = norm(output.hidden_states[-clip_skip])
         return normed
@@ -150,6 +174,7 @@ class _Encoder:
     tokenizer: Any
     network: Any
     is_xl: bool
+    part: str  # of an embedding: `l` for a checkpoint's first text encoder, `g` for the second
 
     def encode(
         self, texts: Sequence[Sequence[Chunk]], counts: torch.Tensor, options: TextOptions
@@ -159,7 +184,7 @@ class _Encoder:
         All texts have the same number of chunks.
         """
         rows = [one for chunks in texts for one in chunks]
-        hidden, pooled = self._run(_token_rows(self.tokenizer, rows), options.clip_skip)
+        hidden, pooled = self._run(rows, options.clip_skip)
         hidden = hidden.float()  # half precision would round the weights
         weights = torch.tensor([[1.0, *one.weights, 1.0] for one in rows], device=hidden.device)
         hidden, weights = (one.reshape(len(texts), -1, *one.shape[1:]) for one in (hidden, weights))
@@ -171,10 +196,15 @@ class _Encoder:
         firsts = None if pooled is None else pooled[:: len(texts[0])]
         return torch.cat(emphasized, 1), firsts
 
-    def _run(self, rows: torch.Tensor, clip_skip: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _run(
+        self, rows: Sequence[Chunk], clip_skip: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         hidden, pooled = [], []
-        for some in torch.split(rows.to(self.network.device), MOST_ROWS):
-            output = self.network(some, output_hidden_states=True)
+        for start in range(0, len(rows), MOST_ROWS):
+            some = rows[start : start + MOST_ROWS]
+            ids = _token_rows(self.tokenizer, some).to(self.network.device)
+            with in_place(self.network, [one.fixes for one in some], self.part):
+                output = self.network(ids, output_hidden_states=True)
             hidden.append(_hidden(self.network, output, clip_skip, self.is_xl))
             if (vectors := getattr(output, "text_embeds", None)) is not None:
                 pooled.append(vectors)
@@ -184,15 +214,29 @@ class _Encoder:
 class TextEncoder:
     """Encodes prompts with a checkpoint's one or two text encoders."""
 
-    def __init__(self, pipe: Any, options: TextOptions) -> None:  # noqa: ANN401 - diffusers
-        """`pipe` has diffusers' names: tokenizer, text_encoder, tokenizer_2, text_encoder_2."""
+    def __init__(
+        self,
+        pipe: Any,  # noqa: ANN401 - diffusers
+        options: TextOptions,
+        embeddings: Iterable[Vectors] = (),
+    ) -> None:
+        """`pipe` has diffusers' names: tokenizer, text_encoder, tokenizer_2, text_encoder_2.
+
+        `embeddings` are those that prompts can name. `notes` has the entries of A1111's generation
+        parameters that depend on the texts, in the order in which A1111 adds them.
+        """
         found = [
             (getattr(pipe, "tokenizer" + end, None), getattr(pipe, "text_encoder" + end, None))
             for end in ("", "_2")
         ]
         self.is_xl = found[1][1] is not None
-        self._encoders = [_Encoder(*one, self.is_xl) for one in found if one[1] is not None]
+        present = [one for one in found if one[1] is not None]
+        self._encoders = [
+            _Encoder(*one, self.is_xl, part) for one, part in zip(present, "lg", strict=False)
+        ]
         self._options = options
+        self._words = Words(self._encoders[0].tokenizer, embeddings)
+        self.notes: dict[str, str] = {}
         self._is_refiner = self.is_xl and len(self._encoders) == 1
 
     def schedule(
@@ -210,10 +254,12 @@ class TextEncoder:
         All have the same number of chunks, as in A1111: empty ones are added.
         """
         tokenizer = self._encoders[0].tokenizer
-        chunks = [chunk(tokenizer, text, self._options) for text in counts]
+        chunks = [chunk(tokenizer, text, self._options, self._words) for text in counts]
         length = max(map(len, chunks))
         empty = chunk(tokenizer, "", self._options)
         chunks = [own + empty * (length - len(own)) for own in chunks]
+        for _ in self._encoders:  # as in A1111: SDXL's two text encoders both write the hashes
+            self._note(counts, chunks)
         times = torch.tensor([float(count) for count in counts.values()])
         results = [one.encode(chunks, times, self._options) for one in self._encoders]
         joined = torch.cat([hidden for hidden, _ in results], -1)
@@ -231,6 +277,22 @@ class TextEncoder:
             for i, text in enumerate(counts)
         }
 
+    def _note(self, texts: Iterable[str], chunks: Sequence[Sequence[Chunk]]) -> None:
+        """Add to `notes` what A1111 writes for one prompt."""
+        used = {
+            one.name: one.hash[:HASH_DIGITS]
+            for column in zip(*chunks, strict=True)
+            for own in column
+            for _, one in own.fixes
+        }
+        hashes = [f"{bare(name)}: {digits}" for name, digits in used.items() if digits]
+        if hashes:
+            before = self.notes.get(TI_HASHES)
+            self.notes[TI_HASHES] = ", ".join([*hashes, before] if before else hashes)
+        emphasis = self._options.emphasis
+        if emphasis != "Original" and any("(" in text or "[" in text for text in texts):
+            self.notes["Emphasis"] = emphasis
+
     def _sizes(self, *, is_negative: bool) -> torch.Tensor:
         """The requested size, not the rounded one, as in A1111."""
         (width, height), (left, top) = self._options.size, self._options.crop
@@ -247,11 +309,12 @@ class TextEncoder:
         IndexError if `clip_skip` is more than the text encoder's number of layers, the same as
         A1111.
         """
+        without = self.schedule(negative, calls, base_calls, is_negative=True)
         parts = split_parts(prompt)
         known = {text: self.schedule(text, calls, base_calls) for text, _ in parts}
         empty = self._encode(Counter([""]))[""].text if self._options.pad_cond_uncond else None
         return Conditioning(
             [(known[text], weight) for text, weight in parts],
-            self.schedule(negative, calls, base_calls, is_negative=True),
+            without,
             empty,
         )

@@ -1,7 +1,7 @@
 r"""A1111's prompt syntax: comments, LoRA tags and emphasis.
 
     # ...                up to the end of the line: a comment, removed first
-    <lora:name:te:unet>  a LoRA tag, removed from the text (see `extract_loras`)
+    <lora:name:te:unet:dyn>  a LoRA tag, removed from the text (see `extract_loras`)
     (x)  (x:1.3)  [x]    emphasis: x1.1, x1.3, /1.1; brackets nest and multiply; \( is a bracket
     BREAK                starts a new chunk of 75 tokens, unless a bracket gives it a weight
 
@@ -15,12 +15,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.errors import Refused, Unsupported
+from engine.errors import Refused, Unsupported, shown
 
 EMPHASIS = 1.1
 BREAK = "BREAK"
 BREAK_WEIGHT = -1.0  # A1111's mark of a break; a bracket multiplies it, which makes it a word
 MOST_PARTS = 100  # joined by AND
+MOST_PLACES = 4  # in a tag: name, te, unet and dyn
 DEEPEST = 100  # open brackets; each multiplies the weights of all text behind it
 
 _COMMENT_LINE = re.compile(r"(?:\A|\n)#[^\n]*(?:\n|\Z)")
@@ -28,6 +29,7 @@ _COMMENT = re.compile(r"#[^\n]*(?:\n|\Z)")
 # Without a `>` it matches up to the end of the text, so that nothing is searched twice.
 _TAG = re.compile(r"<(\w+):([^>]+)(>|\Z)")
 _LORA = {"lora", "lyco"}  # A1111 accepts both names, in lower case
+HYPERNETWORK = "hypernet"
 _TOKEN = re.compile(r"\\[()\[\]\\]?|[()\[\]:]|[^\\()\[\]:]+")
 _WEIGHT = re.compile(r"\A\s*([+-]?[.\d]+)\s*\Z")
 _BREAK = re.compile(r"\bBREAK\b")
@@ -37,11 +39,15 @@ _NUMBER = re.compile(r"\A[-+]?(?:\d+\.?|\d*\.\d+)\Z")
 
 @dataclass(frozen=True)
 class LoraTag:
-    """A LoRA tag in the prompt, with its weights in the text encoder and in the UNet."""
+    """A LoRA tag in the prompt, with its weights in the text encoder and in the UNet.
+
+    Of a LoRA with a higher rank, only `dyn` ranks are used; None: all of them.
+    """
 
     name: str
     te: float
     unet: float
+    dyn: int | None = None
 
 
 @dataclass
@@ -67,8 +73,12 @@ def extract_loras(prompt: str) -> tuple[str, list[LoraTag]]:
 
     Tags of other kinds are removed, as A1111 does with tags of unknown networks. Raises Refused for
     a weight that is not a number: A1111 would silently ignore every LoRA of the request.
+    Unsupported for a hypernetwork.
     """
-    found = [(one[1], one[2]) for one in _TAG.finditer(prompt) if one[3] and one[1] in _LORA]
+    tags = [(one[1], one[2]) for one in _TAG.finditer(prompt) if one[3]]
+    if name := next((arguments for kind, arguments in tags if kind == HYPERNETWORK), None):
+        raise Unsupported(f"hypernetworks: {shown(name)}")
+    found = [(kind, arguments) for kind, arguments in tags if kind in _LORA]
     # A1111 collects the tags by their kind before it applies them
     kinds = list(dict.fromkeys(kind for kind, _ in found))
     found.sort(key=lambda one: kinds.index(one[0]))
@@ -81,17 +91,23 @@ def _read_tag(arguments: str) -> LoraTag:
     items = arguments.split(":")
     named = dict(item.split("=") for item in items if item.count("=") == 1)
     places = [item for item in items if item.count("=") != 1]
-    if named.keys() - {"te", "unet"} or len(places) > 3:  # noqa: PLR2004 - name, te and unet
-        raise Unsupported(f"arguments other than te and unet in <lora:{arguments}>")
+    if named.keys() - {"te", "unet", "dyn"} or len(places) > MOST_PLACES:
+        raise Unsupported(f"arguments other than te, unet and dyn in <lora:{arguments}>")
     if not places:
         raise Refused(f"no name in <lora:{arguments}>")
     try:
-        by_place = dict(zip(("te", "unet"), map(float, places[1:]), strict=False))
-        weights = by_place | {name: float(text) for name, text in named.items()}
+        numbers = [kind(one) for kind, one in zip((float, float, int), places[1:], strict=False)]
+        given = dict(zip(("te", "unet", "dyn"), numbers, strict=False))
+        given |= {name: (int if name == "dyn" else float)(text) for name, text in named.items()}
     except ValueError as error:
-        raise Refused(f"invalid weight in <lora:{arguments}>: {error}") from error
-    te = weights.get("te", 1.0)
-    return LoraTag(places[0], te, weights.get("unet", te))
+        raise Refused(f"invalid number in <lora:{arguments}>: {error}") from error
+    te, dyn = given.get("te", 1.0), given.get("dyn")
+    return LoraTag(places[0], te, given.get("unet", te), None if dyn is None else int(dyn))
+
+
+def bare(name: str) -> str:
+    """A name without the separators of the generation parameters."""
+    return name.replace(",", "").replace(":", "")
 
 
 def split_parts(text: str) -> list[tuple[str, float]]:

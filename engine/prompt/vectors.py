@@ -32,6 +32,11 @@ class Vectors(Protocol):
         ...
 
     @property
+    def hash(self) -> str:
+        """The SHA-256 of its file; empty if it is part of another file."""
+        ...
+
+    @property
     def vectors(self) -> Mapping[str, torch.Tensor | None]:
         """(count, width) for each text encoder, `l` and `g`."""
         ...

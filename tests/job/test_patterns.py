@@ -14,7 +14,7 @@ import pytest
 
 from engine.prompt import schedule, syntax
 from worker.errors import InvalidInput
-from worker.job import prompt, prompt_checks
+from worker.job import prompt, prompt_checks, wildcards
 
 try:
     from re import _compiler, _constants, _parser
@@ -30,7 +30,7 @@ END, EMPTY = "end", ""
 REPEATS = {_constants.MAX_REPEAT, _constants.MIN_REPEAT}
 PATTERNS = {
     f"{module.__name__}.{name}": value
-    for module in (prompt, prompt_checks, syntax, schedule)
+    for module in (prompt, prompt_checks, wildcards, syntax, schedule)
     for name, value in vars(module).items()
     if isinstance(value, re.Pattern)
 }

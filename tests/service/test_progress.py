@@ -116,9 +116,9 @@ def test_the_end_of_a_job_waits_for_the_report_that_is_being_posted(end):
 def test_a_report_need_not_be_posted_and_may_come_after_the_event_loop():
     async def story():
         async with JobProgress() as unposted:
-            unposted.enter("prepare")
+            unposted.entered("prepare")
         return unposted
 
     unposted = asyncio.run(story())
-    assert unposted.latest == {"phase": "prepare"}
+    assert unposted.latest == {"phase": "resolve"}
     unposted.report({"phase": "late"})  # its loop is closed

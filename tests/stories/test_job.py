@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -90,6 +91,22 @@ def test_clip_skip_is_for_one_job_also_in_an_external_engine_without_config_json
         assert not (tmp_path / "external/config.json").exists()
         with own(ENGINE="external", WEBUI_URL=engine.url, checkpoints=(), loras=()) as external:
             assert_clip_skip_is_for_one_job(external)
+
+
+def test_wildcards_are_chosen_by_the_seed_and_their_loras_are_proven(worker):
+    folder = worker.store / "wildcards/style"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "looks.txt").write_text("# one\r\n{soft|warm} light <lora:detail:0.5>\r\n")
+    job = SMALL | {"prompt": "a __style/looks__ fox", "wildcards": True, "seed": -1}
+    first = completed(worker.run(job))
+    again = completed(worker.run(job | {"seed": json.loads(first["info"])["seed"]}))
+    assert first["resolved"] == again["resolved"]
+    assert re.fullmatch("a (soft|warm) light <lora:detail:0.5> fox", first["resolved"]["prompt"])
+    assert worker.requests()[-1]["body"]["prompt"] == first["resolved"]["prompt"]
+    assert [model["name"] for model in first["models"]] == ["first", "detail"]
+    assert "Did you mean __style/looks__?" in failed(
+        worker.run(job | {"prompt": "__looks__"}), "INVALID_INPUT"
+    )
 
 
 # The caller's mistakes ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ method, and if none works, the error reports why and OUTPUT_DIR has the files.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from worker.delivery.bucket import Bucket
-from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
+from worker.delivery.limits import MB, UPLOAD_LIMITS, ResultLimit, UploadLimits
 from worker.delivery.output_dir import OutputDir, cleaned
 from worker.delivery.put_url import put
 from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultTooLarge
@@ -35,7 +36,6 @@ from worker.webui.client import Txt2ImgAnswer
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
 # Bytes kept free for what is added after the size is measured: the last timings, a warning.
 RESERVE = 1000
-MB = 1e6
 
 _TOO_LARGE = (
     'Ask for fewer pictures in one job, for `output.format` "webp" or "jpeg", or permit'
@@ -123,11 +123,21 @@ class Delivery:
         http: SafeHttpClient,
         limits: UploadLimits = UPLOAD_LIMITS,
     ) -> None:
-        self._limit = limit
+        self._limit = ResultLimit(limit)
         self._output_dir = OutputDir(folder)
         self._bucket = bucket
         self._http = http
         self._limits = limits
+
+    def shared(self) -> Delivery:
+        """The same delivery for several results that are posted as one: they share the limit."""
+        shared = copy.copy(self)
+        shared._limit = self._limit.shared()  # noqa: SLF001 - its own
+        return shared
+
+    def fits(self, answer: JobAnswer) -> bool:
+        """Whether an answer without pictures is within the limit, which it then counts in."""
+        return self._limit.take(json_size(answer))
 
     def check(self, output: Output) -> None:
         """Check, before the engine is used, that this worker can deliver as the job asks.
@@ -243,17 +253,16 @@ class Delivery:
 
     def _within_limit(self, answer: JobAnswer, **details: object) -> JobAnswer:
         size = json_size(answer) + RESERVE
-        if self._limit is None or size <= self._limit:
+        if self._limit.take(size):
             return answer
         images = sum(map(len, answer["images"]))
         format_ = answer["delivery"]["format"]
         raise ResultTooLarge(
             f"the result would have {size / MB:.2f} MB, {images / MB:.2f} MB of them for"
-            f" {len(answer['images'])} {format_} pictures; RESULT_LIMIT_MB is"
-            f" {self._limit / MB:g}.",
+            f" {len(answer['images'])} {format_} pictures; RESULT_LIMIT_MB is {self._limit}.",
             hint=_TOO_LARGE,
             bytes=size,
-            limit_bytes=self._limit,
+            limit_bytes=self._limit.bytes,
             picture_bytes=answer["delivery"]["bytes"],
             **details,
         )

@@ -1,8 +1,11 @@
-"""How long uploads may take: values with defaults, so that tests can pass smaller ones."""
+"""How long uploads may take, and how large a result may be."""
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+
+MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,36 @@ class UploadLimits:
 
 
 UPLOAD_LIMITS = UploadLimits()
+
+
+class ResultLimit:
+    """The bytes that a result may have as JSON; thread-safe.
+
+    Attributes:
+        bytes: the limit; None: there is none.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.bytes = limit
+        self._is_shared = False
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    def shared(self) -> ResultLimit:
+        """The same limit for several results in one: each takes what the earlier ones left."""
+        shared = ResultLimit(self.bytes)
+        shared._is_shared = True
+        return shared
+
+    def take(self, size: int) -> bool:
+        """Whether a result of this size fits; if the limit is shared, its bytes are then taken."""
+        with self._lock:
+            if self.bytes is not None and self._taken + size > self.bytes:
+                return False
+            self._taken += size * self._is_shared
+            return True
+
+    def __str__(self) -> str:
+        """In MB, and how much of it is taken."""
+        taken = f", of which the other inputs have taken {self._taken / MB:.2f}"
+        return f"{(self.bytes or 0) / MB:g}{taken * bool(self._taken)}"

@@ -26,6 +26,7 @@ OURS = {
     "vae",
     "embeddings",
     "trigger_words",
+    "wildcards",
     "clip_skip",
     "timeout",
     "output",

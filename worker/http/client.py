@@ -68,7 +68,11 @@ class _Connection(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         connected = super()._new_conn()
-        watch(connected)
+        try:
+            watch(connected)
+        except OSError:
+            connected.close()
+            raise
         return connected
 
     def putrequest(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 - http.client's
@@ -242,7 +246,11 @@ class SafeHttpClient:
             target = response.headers.get("Location")
             if response.status not in _REDIRECTS or not target:
                 return Reply(response, url, hops)
-            target = joined(url, target)
+            try:
+                target = joined(url, target)
+            except ModelUrlRefused:
+                response.close()
+                raise
             if same_host and origin(target) != origin(url):
                 return Reply(response, url, hops)
             response.close()

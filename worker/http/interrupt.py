@@ -40,13 +40,16 @@ class Interrupt:
                 _shut_down(one)
 
     def watch(self, connection: socket.socket) -> None:
-        """Remember a connection until the end of `covers`."""
-        # A duplicate, because TLS takes the socket out of the object that connected it.
-        copy = socket.socket(fileno=os.dup(connection.fileno()))
+        """Remember a connection until the end of `covers`.
+
+        Raises:
+            ConnectionAbortedError: `cut` was called before.
+        """
         with self._lock:
-            self._sockets.append(copy)
             if self._is_cut:
-                _shut_down(copy)
+                raise ConnectionAbortedError
+            # A duplicate, because TLS takes the socket out of the object that connected it.
+            self._sockets.append(socket.socket(fileno=os.dup(connection.fileno())))
 
     def _forget(self) -> None:
         with self._lock:
@@ -59,7 +62,11 @@ _current: ContextVar[Interrupt | None] = ContextVar("interrupt", default=None)
 
 
 def watch(connection: socket.socket) -> None:
-    """Let the interrupt that covers this thread, if any, cut the connection."""
+    """Let the interrupt that covers this thread, if any, cut the connection.
+
+    Raises:
+        ConnectionAbortedError: it was cut before.
+    """
     if interrupt := _current.get():
         interrupt.watch(connection)
 

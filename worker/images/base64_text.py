@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 
 from worker.errors import InvalidInput
 from worker.job.image_fields import FORMS, payload_start
 
 _URL_SAFE = str.maketrans("-_", "+/")
+_FOREIGN = re.compile(r"[^A-Za-z0-9+/]")
 _HINT = f"Send the whole file as {FORMS}."
 
 
@@ -21,7 +23,7 @@ def decoded(text: str) -> bytes:
     body = "".join(text[payload_start(text) :].split()).rstrip("=")
     if "-" in body or "_" in body:
         body = body.translate(_URL_SAFE)
-    if len(body) % 4 == 1:
+    if len(body) % 4 == 1 and not _FOREIGN.search(body):
         raise InvalidInput("the base64 is incomplete: its end is missing.", hint=_HINT)
     try:
         data = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)

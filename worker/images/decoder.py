@@ -25,7 +25,7 @@ from PIL.Image import Transpose
 from worker.errors import InvalidInput
 from worker.images.input_image import InputImage
 from worker.images.limits import ImageLimits
-from worker.images.metadata import PARAMETERS, Texts
+from worker.images.metadata import PARAMETERS, Texts, read_exif
 from worker.images.signatures import what_it_is
 
 if TYPE_CHECKING:
@@ -33,11 +33,10 @@ if TYPE_CHECKING:
 
 # The plugins of other formats are not asked: one of them starts Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-ACCEPTED = "PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF"
-_HINT = f"Send a picture that other programs open, as {ACCEPTED}."
+_HINT = "Send the whole file of a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF picture."
 _TOO_LARGE = "Make the picture smaller before you send it."
 
-_TURNED = {
+_TURNED: dict[object, Transpose] = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -46,7 +45,6 @@ _TURNED = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
 _AS_SENT = {"PNG", "JPEG", "WEBP"}  # what every engine reads
 _MODES = {"L", "RGB", "RGBA"}
 # With other facts in its file, A1111 v1.9.3 may fail: it expects that "comment" is bytes, and its
@@ -109,8 +107,10 @@ def _reason(error: Exception) -> str:
 
 
 def _input_image(image: ImageFile, data: bytes, limits: ImageLimits) -> InputImage:
-    texts = Texts(image, limits.text_bytes)
-    pixels = _in_8_bits(_upright(image))
+    exif = read_exif(image)
+    texts = Texts(image, exif, limits.text_bytes)
+    method = _TURNED.get(exif.orientation)  # A1111's img2img turns a picture, too
+    pixels = _in_8_bits(image if method is None else image.transpose(method))
     if pixels is image and _goes_as_sent(image, texts):
         file, format_ = data, str(image.format).lower()
     else:
@@ -129,12 +129,6 @@ def _goes_as_sent(image: ImageFile, texts: Texts) -> bool:
         and image.info.keys() <= _HARMLESS
         and not texts.left_out
     )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; A1111's `img2img` does it, too."""
-    method = _TURNED.get(image.getexif().get(_ORIENTATION, 1))
-    return image if method is None else image.transpose(method)
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:

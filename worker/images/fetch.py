@@ -74,7 +74,9 @@ class _Transfer:
             self._waiting.put(url)
         for interrupt in self._interrupts:
             # A daemon: the look-up of a host's name cannot be cut.
-            threading.Thread(target=self._work, args=[interrupt], daemon=True).start()
+            threading.Thread(
+                target=self._work, args=[interrupt], name="picture-fetch", daemon=True
+            ).start()
         files: dict[str, bytes] = {}
         while missing := [url for url in self._fields if url not in files]:
             try:

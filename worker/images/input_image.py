@@ -19,7 +19,7 @@ class InputImage:
         format: of the file: png, jpeg or webp.
         width, height: in pixels.
         infotext: the generation parameters that the picture as sent carried; None if it had none.
-        items: the other texts and facts that the picture as sent carried.
+        items: name -> text of the other texts that the picture as sent carried.
         left_out: names of the texts that were too long to keep.
     """
 
@@ -28,7 +28,7 @@ class InputImage:
     width: int
     height: int
     infotext: str | None = field(default=None, repr=False)
-    items: Mapping[str, object] = field(default_factory=dict, repr=False)
+    items: Mapping[str, str] = field(default_factory=dict, repr=False)
     left_out: tuple[str, ...] = ()
 
     def base64(self) -> str:

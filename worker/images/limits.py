@@ -41,7 +41,7 @@ class ImageLimits:
     fetch_threads: int = 4
     first_pause: float = 0.5
     longest_pause: float = 10.0
-    decode_seconds: float = 60.0
+    decode_seconds: float = 120.0
     decode_memory: int = 3072 * MiB
 
 

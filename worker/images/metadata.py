@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
@@ -25,6 +26,33 @@ _NOT_TEXTS = {
 }
 
 
+@dataclass(frozen=True)
+class Exif:
+    """What matters of a picture's EXIF.
+
+    Attributes:
+        orientation: 1 to 8; 1 is upright.
+        comment: the field UserComment.
+    """
+
+    orientation: int = 1
+    comment: object = None
+
+
+def read_exif(image: Image.Image) -> Exif:
+    """The EXIF of a picture; nothing, if it is damaged: the pixels may be good."""
+    try:
+        exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        if not isinstance(orientation, int):
+            orientation = 1
+        return Exif(orientation, exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - for damaged EXIF, Pillow raises anything
+        return Exif()
+
+
 class Texts:
     """The texts of a picture, up to a number of bytes.
 
@@ -34,11 +62,13 @@ class Texts:
         left_out: names of those that were too long.
     """
 
-    def __init__(self, image: Image.Image, max_bytes: int) -> None:
+    def __init__(self, image: Image.Image, exif: Exif, max_bytes: int) -> None:
         self._bytes_left = max_bytes
         self.items: dict[str, str] = {}
         self.left_out: list[str] = []
-        infotext = _user_comment(image) or _text(image.info.get(PARAMETERS)) or _comment(image)
+        infotext = (
+            _of_user_comment(exif.comment) or _text(image.info.get(PARAMETERS)) or _comment(image)
+        )
         self.infotext = self._kept(PARAMETERS, infotext) if infotext else None
         for name, text in _texts(image):
             if (kept := self._kept(name, text)) is not None:
@@ -66,10 +96,7 @@ def _comment(image: Image.Image) -> str | None:
     return _text(comment) if isinstance(comment, bytes) else None
 
 
-def _user_comment(image: Image.Image) -> str | None:
-    if "exif" not in image.info:
-        return None
-    value = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+def _of_user_comment(value: object) -> str | None:
     if not isinstance(value, bytes):
         return _text(value)
     encoding, text = value[:_ENCODING].rstrip(b"\0 "), value[_ENCODING:]

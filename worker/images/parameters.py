@@ -15,6 +15,7 @@ _FEWEST = 3  # values of a line of parameters; a line with fewer belongs to the 
 _LONGEST_NAME = 64  # characters
 _END_OF_NAME = re.compile(r"[\w /-]*\Z")
 _QUOTED = re.compile(r'"(?:\\.|[^\\"])+"(?=,|\Z)')
+_BRACKET = re.compile(r"\\.|[(\[]")  # or an escaped character
 _SIZE = re.compile(r"([0-9]+)x([0-9]+)")
 
 # What A1111 reports for a value that is not in the infotext: pictures of that time had it.
@@ -47,7 +48,8 @@ def parameters_of(infotext: str) -> dict[str, object]:
     """The values of an infotext by A1111's names; empty for an empty text.
 
     `Size: 512x768` becomes "Size-1" and "Size-2". Values are texts, as A1111 returns them;
-    those of `DEFAULTS` are added.
+    those of `DEFAULTS` are added. What A1111 adds for pictures of versions before 1.8 (such as
+    "Downcast alphas_cumprod") and the styles that it recognizes in a prompt are not added.
     """
     text = infotext.strip()
     if not text:
@@ -58,6 +60,8 @@ def parameters_of(infotext: str) -> dict[str, object]:
         rest, fields = text, []
     prompt, negative = _prompts(rest)
     values: dict[str, object] = {}
+    if any(found[0] in "([" for found in _BRACKET.finditer(f"{prompt}\n{negative}")):
+        values["Emphasis"] = "Original"
     for name, value in fields:
         values |= _values(name, value)
     return {**DEFAULTS, **values, "Prompt": prompt, "Negative prompt": negative}

@@ -58,9 +58,18 @@ def _image(field: str, data: bytes, output: io.BytesIO) -> InputImage:
     return InputImage(**{**facts, "left_out": tuple(facts["left_out"])})
 
 
+def _kill_in_time(
+    process: subprocess.Popen[bytes], seconds: float, stop: threading.Event, done: threading.Event
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not done.wait(_TICK):
+        if stop.is_set() or time.monotonic() > deadline:
+            process.kill()
+            return
+
+
 def _run(request: bytes, limits: ImageLimits, stop: threading.Event) -> bytes:
     """The standard output of the process; shorter than expected if the process was ended."""
-    deadline = time.monotonic() + limits.decode_seconds
     environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
     environ["MALLOC_ARENA_MAX"] = "2"  # each reserves memory, which is limited
     process = subprocess.Popen(  # noqa: S603 - our own module
@@ -71,16 +80,18 @@ def _run(request: bytes, limits: ImageLimits, stop: threading.Event) -> bytes:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    given: bytes | None = request
+    done = threading.Event()
+    clock = threading.Thread(
+        target=_kill_in_time, args=[process, limits.decode_seconds, stop, done], daemon=True
+    )
     with process:
-        while True:
-            try:
-                output, errors = process.communicate(given, timeout=_TICK)
-                break
-            except subprocess.TimeoutExpired:
-                given = None  # `communicate` remembers it
-                if stop.is_set() or time.monotonic() > deadline:
-                    process.kill()
+        clock.start()
+        try:
+            output, errors = process.communicate(request)
+        finally:
+            done.set()
+            process.kill()  # does nothing to a process that has ended
+    clock.join()
     if stop.is_set():
         raise FetchStopped("the job was stopped while its pictures were read.", hint="")
     if process.returncode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from worker.errors import ModelMismatch, ModelNotSupported
+from worker.errors import ModelMismatch
 from worker.formats import architecture, lora_use, requirements
 from worker.formats.lora_layers import layers_of
 from worker.formats.model_file import ModelFile
@@ -13,8 +13,6 @@ from worker.formats.stable_diffusion import FAMILIES
 from worker.job.models import Models
 
 EMBEDDED = "embedded"
-
-_EMBEDDED_FAMILIES = {None, "SD1", "SD2", "SDXL"}
 
 
 def check_files(models: Models, engine: str) -> None:
@@ -28,9 +26,7 @@ def check_files(models: Models, engine: str) -> None:
     has_vae = models.vae is not None and engine != EMBEDDED
     for file in models.checked_files():
         file.check(has_vae=has_vae)
-        if engine == EMBEDDED:
-            _check_embedded(file)
-        else:
+        if engine != EMBEDDED:
             found = file.architecture()
             architecture.check_naming(file.stem, found)
             architecture.check_config(file.stem, found, has_config=file.has_config)
@@ -98,18 +94,3 @@ def _widths(header: Header | None) -> set[int]:
 
 def _listed(widths: Iterable[int]) -> str:
     return " and ".join(map(str, sorted(widths)))
-
-
-def _check_embedded(file: ModelFile) -> None:
-    """What the embedded engine cannot draw with, though A1111 can.
-
-    It refuses LoRAs itself that it cannot apply as a whole; merged ones it does not even see.
-    """
-    family = file.architecture().family
-    if file.kind == "checkpoint" and family not in _EMBEDDED_FAMILIES:
-        raise ModelNotSupported(
-            f"{file.stem!r}: the embedded engine cannot draw with it, because it is {family}.",
-            hint="Use a checkpoint of SD1, SD2 or SDXL, or the image with A1111.",
-            model=file.stem,
-            family=family,
-        )

@@ -111,6 +111,7 @@ _OTHER_NAMES = {
     "checkpoint": "model model_name sd_model sd_model_checkpoint ckpt ckpt_name checkpoint_name",
     "vae": "sd_vae vae_name",
     "clip_skip": "CLIP_stop_at_last_layers",
+    "wildcards": "dynamic_prompts",
     "loras": "lora lora_weights lora_scale lora_strength lora_name",
     "negative_prompt": "negative",
     "denoising_strength": "strength denoise",

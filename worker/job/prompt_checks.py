@@ -41,8 +41,8 @@ _BARE_TAG = re.compile(
     r"(?<!\w)(?:lora|lyco|hypernet)\s*:[^:<>\n]{1,100}:\s*[+-]?[.\d]+", re.IGNORECASE
 )
 _HASH_AND_WORD = re.compile(r"#\w")
-_WILDCARD = re.compile(r"(?<!\w)__[^\W_][\w./*-]{0,98}?__(?!\w)")
-_CHOICE = re.compile(r"\{([^{}]*)\}")
+_WILDCARD = re.compile(r"(?<![\w\\])__[^\W_][\w./*-]{0,98}?__(?!\w)")
+_CHOICE = re.compile(r"(?<!\\)\{([^{}]*)\}")
 _COMFYUI_EMBEDDING = re.compile(r"(?<!\w)embedding:\w[^\s,:()]{0,99}", re.IGNORECASE)
 _AND = re.compile(r"\bAND\b")
 _WHEN = re.compile(r":\s*([+-]?[.\d]+(?:[eE][+-]?\d+)?)\s*\]")  # when a schedule changes
@@ -197,9 +197,9 @@ def _negative(prompt: str, name: str) -> Iterator[str]:
 def _text_warnings(text: str, name: str) -> Iterator[str]:
     """What other tools would replace, and A1111 reads as plain text."""
     if wildcard := _WILDCARD.search(text):
-        yield f"{name}: {shown(wildcard[0])} is plain text: A1111 has no wildcards."
+        yield f"{name}: {shown(wildcard[0])} is plain text without `wildcards: true`."
     if choice := next((one[0] for one in _CHOICE.finditer(text) if "|" in one[1]), None):
-        yield f"{name}: {shown(choice)} is plain text: A1111 chooses no variant."
+        yield f"{name}: {shown(choice)} is plain text without `wildcards: true`."
     if embedding := _COMFYUI_EMBEDDING.search(text):
         yield f"{name}: {shown(embedding[0])} is ComfyUI's form: for A1111 `embedding:` is a word."
     if _read_brackets(text).has_break:

@@ -113,8 +113,24 @@ class OverrideSettings(Strict):
     sdxl_crop_left: Int | None = Field(None, ge=0, le=1024)
 
 
+Fields = TypeVar("Fields", bound="JobFields")
+
+
 class JobFields(Strict):
     """The fields that a txt2img job and a template's defaults have in common."""
+
+    _resolved: Mapping[str, str] | None = PrivateAttr(None)
+
+    @property
+    def resolved(self) -> Mapping[str, str] | None:
+        """The prompts by their fields, once wildcards are resolved; None before, or without."""
+        return self._resolved
+
+    def with_prompts(self: Fields, prompts: Mapping[str, str], seed: int) -> Fields:
+        """The same job with the prompts that its wildcards were resolved to, and their seed."""
+        copy = self.model_copy(update={**prompts, "seed": seed})
+        copy._resolved = {"prompt": "", "negative_prompt": "", **prompts}  # noqa: SLF001 - its own
+        return copy
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +146,11 @@ class JobFields(Strict):
     )
     trigger_words: StrictBool = Field(
         False, description="Add the LoRAs' trained words to the prompt, if they are not in it."
+    )
+    wildcards: StrictBool = Field(
+        False,
+        description="Choose words for `{red|blue}` and `__name__` in the prompts, by the seed; the"
+        " answer's `resolved` has the prompts that were used.",
     )
     clip_skip: Int | None = Field(
         None, ge=1, le=12, description="Use the output of this CLIP layer, counted from the last."

@@ -72,11 +72,14 @@ class Finder:
     ) -> dict[str, ModelFile]:
         """The files that tags in the job's prompts mean; the job's own LoRAs come first.
 
+        A template's prompt with wildcards has its tags only when a job resolves it.
+
         Raises:
             ModelNotFound: a tag means no file.
             InvalidInput: a tag can mean two of the job's LoRAs, or cannot be read.
         """
-        if request.disable_extra_networks:
+        is_open = request.wildcards and request.resolved is None
+        if request.disable_extra_networks or is_open:
             return {}
         tags = lora_tags(request.prompt) + lora_tags(request.hr_prompt)
         return {

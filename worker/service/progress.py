@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from worker import log
+
+# Phase in `timings` -> `phase` of the progress report that is sent when it begins.
+_REPORTED = {"prepare": "resolve", "generate": "load", "deliver": "upload"}
+
 ProgressReport = dict[str, Any]
 Post = Callable[[ProgressReport], Awaitable[object]]
 
@@ -53,15 +58,20 @@ class JobProgress:
         self._closed = asyncio.Event()
         self._posting: asyncio.Task[None] | None = None
 
-    def enter(self, phase: str) -> None:
-        """Report that a phase has begun."""
-        self.report({"phase": phase})
+    def entered(self, phase: str) -> None:
+        """Log and report that a phase of the job has begun."""
+        log.phase.set(phase)
+        self.report({"phase": _REPORTED.get(phase, phase)})
 
     def report(self, report: Mapping[str, Any]) -> None:
         """Take a report, to be posted soon; callable from any thread, does not block."""
         self.latest = dict(report)
         with suppress(RuntimeError):  # a download may still report after the loop is closed
             self._loop.call_soon_threadsafe(self._changed.set)
+
+    def part(self, number: int, count: int) -> JobProgress:
+        """The progress of one input of a batch, reported as the batch's own; `number` from 1."""
+        return _Part(self, number, count)
 
     async def __aenter__(self) -> JobProgress:
         if self._post:
@@ -86,3 +96,16 @@ class JobProgress:
                 await asyncio.wait_for(post(self.latest), self._timing.patience)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closed.wait(), self._timing.every)
+
+
+class _Part(JobProgress):
+    """Reports to the job of the batch, with the input's number."""
+
+    def __init__(self, whole: JobProgress, number: int, count: int) -> None:
+        super().__init__()
+        self._whole = whole
+        self._place = {"input": number, "inputs": count}
+
+    def report(self, report: Mapping[str, Any]) -> None:
+        self.latest = {**report, **self._place}
+        self._whole.report(self.latest)

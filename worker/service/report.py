@@ -24,6 +24,8 @@ class Progress(AnswerPart):
     step: int | Absent = left_out("Steps done of the picture.")
     steps: int | Absent = left_out("Steps that the picture needs.")
     message: str | Absent = left_out("The same as text, such as `step 12 of 25`.")
+    input: int | Absent = left_out("With the task `batch`: the number of the input, from 1.")
+    inputs: int | Absent = left_out("With the task `batch`: how many inputs it has.")
     preview: str | Absent = left_out(
         "With `output.preview`, while A1111 generates: a JPEG of at most 256 pixels as base64."
     )

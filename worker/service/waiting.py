@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from worker.stopwatch import Stopwatch
 
 T = TypeVar("T")
+
+_BUSY = "the engine was busy with other jobs; no picture"
 
 
 async def in_thread(
@@ -42,7 +44,7 @@ class Turns:
         self._engine = asyncio.Lock()
 
     @asynccontextmanager
-    async def next(self, stopwatch: Stopwatch) -> AsyncIterator[None]:
+    async def next(self, stopwatch: Stopwatch, _checkpoint: str = "") -> AsyncIterator[None]:
         """Wait for the jobs before this one; the engine is this job's while the body runs.
 
         Raises:
@@ -56,11 +58,69 @@ class Turns:
                     self._engine.release()
 
             if not await _is_done_in_time(turn, stopwatch, give_up):
-                raise stopwatch.expired("the engine was busy with other jobs; no picture")
+                raise stopwatch.expired(_BUSY)
         try:
             yield
         finally:
             self._engine.release()
+
+
+class BatchTurn:
+    """The turn of one input of a batch: it comes when all inputs of the batch are prepared.
+
+    Attributes:
+        checkpoint: what the engine must have loaded; empty for a task that needs none.
+        asked: set when the input needs the engine now, or has ended without it.
+        over: set when the input does not need the engine any more.
+    """
+
+    def __init__(self) -> None:
+        self.checkpoint = ""
+        self.asked, self.over = asyncio.Event(), asyncio.Event()
+        self._came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def next(self, stopwatch: Stopwatch, checkpoint: str = "") -> AsyncIterator[None]:
+        """Wait for this turn; the engine is this input's while the body runs.
+
+        Raises:
+            JobTimeout: the deadline passed before.
+        """
+        self.checkpoint = checkpoint
+        self.asked.set()
+        try:
+            with stopwatch.phase("queue"):
+                if not await _is_done_in_time(self._came, stopwatch, lambda: None):
+                    raise stopwatch.expired(_BUSY)
+            yield
+        finally:
+            self.over.set()
+
+    def end(self) -> None:
+        """The input has ended, perhaps without the engine."""
+        self.asked.set()
+        self.over.set()
+
+    async def use(self) -> None:
+        """Let the input use the engine, and wait until it is done."""
+        self._came.set_result(None)
+        await self.over.wait()
+
+
+async def give_turns(
+    turns: Sequence[BatchTurn], engine: Turns | BatchTurn, stopwatch: Stopwatch, loaded: str
+) -> None:
+    """When all inputs have asked, give each its turn: sorted by checkpoint, the loaded one first.
+
+    Raises:
+        JobTimeout: other jobs had the engine until the deadline.
+    """
+    for turn in turns:
+        await turn.asked.wait()
+    async with engine.next(stopwatch):
+        for turn in sorted(turns, key=lambda one: (one.checkpoint != loaded, one.checkpoint)):
+            if not turn.over.is_set():
+                await turn.use()
 
 
 async def _is_done_in_time(

@@ -14,6 +14,7 @@ from worker.generation.proof import applied_loras
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
 from worker.job.output_fields import ImageFormat, Method
+from worker.job.request import JobFields
 
 
 class ConvertedFrom(AnswerPart):
@@ -59,6 +60,15 @@ class UsedModel(AnswerPart):
     )
 
 
+class ResolvedPrompts(AnswerPart):
+    """The prompts that wildcards were resolved to."""
+
+    prompt: str = Field(description="The prompt.")
+    negative_prompt: str = Field(description="The negative prompt.")
+    hr_prompt: str | Absent = left_out("The second pass's prompt, if the job has one.")
+    hr_negative_prompt: str | Absent = left_out("The same of the negative prompt.")
+
+
 class DeliveryReport(AnswerPart):
     """How the pictures were delivered."""
 
@@ -99,6 +109,10 @@ class Undelivered(Answer):
     )
     warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
     template: str | Absent = left_out("The template that was used.")
+    resolved: ResolvedPrompts | Absent = left_out(
+        "Only with `wildcards`: the prompts after the choice of words. With the seed in `info` the"
+        " same job gives the same ones."
+    )
     startup: dict[str, float] | Absent = left_out(
         "Only in a worker's first result: seconds of the start's parts `engine`, `sdk`, `models`"
         " (of the default template), and their `total`."
@@ -109,6 +123,12 @@ class Txt2ImgResult(Undelivered):
     """The answer of the task `txt2img`: A1111's own three keys, and ours."""
 
     delivery: DeliveryReport = Field(description="How the pictures were delivered.")
+
+
+def resolved_prompts(request: JobFields) -> ResolvedPrompts | None:
+    """The prompts of a job with wildcards; None for a job without."""
+    prompts = request.resolved
+    return None if prompts is None else ResolvedPrompts.model_construct(None, **prompts)
 
 
 def cache_info(stats: Mapping[str, Mapping[str, int]]) -> CacheInfo:

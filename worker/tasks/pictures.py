@@ -27,7 +27,7 @@ from worker.webui.client import Txt2ImgAnswer
 
 
 def check(worker: Worker, job: Job) -> Txt2ImgRequest:
-    """The job's input, completed from its template and checked.
+    """The job's input, completed from its template and checked, with its wildcards resolved.
 
     Raises:
         InvalidInput: names what is wrong.
@@ -36,13 +36,13 @@ def check(worker: Worker, job: Job) -> Txt2ImgRequest:
         wanted = request.parse(worker.templates.fill_in(job.input))
         job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
         worker.delivery.check(wanted.output)
-    return wanted
+        return worker.wildcards.resolve(wanted)
 
 
 async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Txt2ImgResult:
     """From the checked input to the delivered pictures."""
     async with prepared(worker, job, wanted) as ready:
-        async with worker.turns.next(job.stopwatch):
+        async with worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models)):
             generated = await generate(worker, job, ready)
         return await deliver(worker, job, ready, generated)
 
@@ -65,13 +65,19 @@ async def prepared(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> AsyncIte
     """
     names = payload.engine_names(wanted, worker.engine.catalog)
     with job.stopwatch.phase("prepare"):
-        models = await _prepare(worker, job, wanted)
+        async with worker.preparing:
+            models = await _prepare(worker, job, wanted)
     try:
         pictures = await _read_pictures(worker, job, wanted)
         composed = payload.build(wanted, names, models, worker.engine.catalog.styles, pictures)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
+
+
+def _checkpoint(worker: Worker, models: Models) -> str:
+    """The checkpoint that the engine must have loaded for these models."""
+    return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
 
 
 async def generate(worker: Worker, job: Job, ready: Ready) -> Txt2ImgAnswer:
@@ -159,6 +165,7 @@ async def _describe(
         timings=job.stopwatch.timings(),
         warnings=list(ready.payload.warnings),
         template=ready.wanted.template,
+        resolved=picture_result.resolved_prompts(ready.wanted),
         startup=worker.startup.once(),
     )
 

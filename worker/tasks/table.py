@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from worker.tasks import health, pictures, templates
+from worker.tasks import batch, health, pictures, templates
 from worker.tasks.task import Tasks
 from worker.tasks.worker import Worker
 
-TASKS: Tasks[Worker] = Tasks(pictures.TXT2IMG, templates.TASK, health.TASK)
+TASKS: Tasks[Worker] = Tasks(pictures.TXT2IMG, batch.TASK, templates.TASK, health.TASK)

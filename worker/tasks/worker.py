@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,8 +15,9 @@ from worker.images.reader import ImageReader
 from worker.job.models import Models
 from worker.job.request import Txt2ImgRequest
 from worker.job.template_file import Templates
+from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
-from worker.service.waiting import Turns
+from worker.service.waiting import BatchTurn, Turns
 from worker.tasks.task import Tasks
 from worker.webui.engine import Engine
 
@@ -71,8 +73,10 @@ class Worker:
 
     Attributes:
         tasks: the table of tasks, for tasks that run or describe others.
+        wildcards: resolves the prompts of jobs that ask for it.
         counters: jobs by how they ended.
         turns: gives the engine to one job after the other.
+        preparing: open while a job's models are found or fetched; a batch limits how many are.
     """
 
     settings: Settings
@@ -82,6 +86,8 @@ class Worker:
     delivery: Delivery
     images: ImageReader
     tasks: Tasks[Worker]
+    wildcards: WildcardFiles
     counters: Counters = field(default_factory=Counters)
-    turns: Turns = field(default_factory=Turns)
+    turns: Turns | BatchTurn = field(default_factory=Turns)
+    preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
     startup: Startup = field(default_factory=Startup)

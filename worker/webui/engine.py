@@ -88,6 +88,16 @@ class Engine:
         return self._lifecycle.catalog
 
     @property
+    def default_checkpoint(self) -> str | None:
+        """The checkpoint of a job that names none; known after `boot`."""
+        return self._lifecycle.default_checkpoint
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The checkpoint of the last picture."""
+        return self._checkpoint
+
+    @property
     def retiring(self) -> str:
         """Why only a new worker can help; empty while this one is good."""
         return self._lifecycle.retiring

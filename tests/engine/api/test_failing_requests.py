@@ -59,6 +59,11 @@ def own_dir(tmp_path_factory):
     (folder / "models/Lora").mkdir()
     write_checkpoints(folder / "models/Stable-diffusion", tiny_models.make_checkpoint())
     write_loras(folder / "models/Lora")
+    (folder / "models/VAE").mkdir()
+    (folder / "models/VAE/x.pt").write_bytes(b"1")
+    (folder / "models/VAE/cut-vae.safetensors").write_bytes(b"2")
+    vae = {"encoder.conv_in.weight": torch.ones(1)}
+    save_file(vae, folder / "models/VAE/odd.safetensors")
     (folder / "config.json").write_text('{"sd_model_checkpoint": "good"}')
     return folder
 
@@ -88,8 +93,12 @@ def cannot_load(name, cause):
     return 500, "RuntimeError", f"cannot load checkpoint '{name}.safetensors': {cause}"
 
 
-def misfit(name, cause):
-    return 500, "RuntimeError", f"LoRA '{name}' does not fit checkpoint 'good': {cause}"
+def vae(name):
+    return {"override_settings": {"sd_vae": f"{name}.safetensors"}}
+
+
+def misfit(name, cause, kind="LoRA"):
+    return 500, "RuntimeError", f"{kind} '{name}' does not fit checkpoint 'good': {cause}"
 
 
 LACKS = "the embedded engine does not support "
@@ -111,8 +120,10 @@ FAILING = [
     (lora("narrow"), misfit("narrow", "its tensors for unet.down_blocks.0.attentions.0.")),
     (lora("hada"), misfit("hada", "its tensors for unet.down_blocks.0.attentions.0.")),
     (lora("cut-lora"), misfit("cut-lora", CUT)),
-    ({"override_settings": {"sd_vae": 5}}, (422, "HTTPException", f"{LACKS}the option 'sd_vae' w")),
-    ({"override_settings": {"sd_vae": "x.pt"}}, (422, "HTTPException", f"{LACKS}the option 'sd_v")),
+    ({"override_settings": {"sd_vae": 5}}, (500, "TypeError", "sd_vae must be a text, not 5")),
+    ({"override_settings": {"sd_vae": "x.pt"}}, (422, "HTTPException", f"{LACKS}the VAE 'x.pt': ")),
+    (vae("cut-vae"), misfit("cut-vae.safetensors", CUT, "VAE")),
+    (vae("odd"), misfit("odd.safetensors", "it lacks tensors of the checkpoint's VAE", "VAE")),
     ({"override_settings": {"sd_model_checkpoint": [1]}}, (500, "TypeError", "sd_model_chec")),
     ({"width": 10**9}, (500, "ValueError", "size 1000000000x64 is too large")),
     ({"height": 0}, (500, "ValueError", "size 64x0 is too small")),
@@ -139,7 +150,7 @@ def test_options_with_unusable_values_change_nothing(engine, fresh):
         ({"sd_model_checkpoint": ["good"]}, 500),
         ({"CLIP_stop_at_last_layers": 10**30}, 500),
         ({"CLIP_stop_at_last_layers": 1.5}, 500),
-        ({"sd_vae": "x" * 100_000}, 422),
+        ({"emphasis": "x" * 100_000}, 422),
     ):
         answer = engine.post("options", **options)
         assert answer.status_code == status

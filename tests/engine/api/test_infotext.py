@@ -16,7 +16,7 @@ from engine.api.request import Txt2Img
 
 RECORDED = recorded("post_txt2img_lora_checkpoint")
 INFO = json.loads(RECORDED["info"])
-USED = Used("tinyB", "9045917406", {"loraA": "8153bd01d4aa"}, {})
+USED = Used("tinyB", "9045917406", loras=[("loraA", "8153bd01d4aa")])
 
 
 def facts(used=USED, options=(), **fields):
@@ -36,7 +36,7 @@ def test_info_equals_the_recorded_one_except_the_version():
 
 def test_unused_entries_are_not_written():
     text = facts(
-        Used("tinyB", "9045917406", {}, {}),
+        Used("tinyB", "9045917406"),
         {"CLIP_stop_at_last_layers": 1},
         prompt="a cat", seed=5, n_iter=2, scheduler=None, sampler_name="Euler",
     ).infotext(1)  # fmt: skip
@@ -76,8 +76,12 @@ WRITTEN = [
         {},
         "Discard penultimate sigma: True, SGM noise multiplier: True",
     ),
-    ({"emphasis": "No norm"}, {"prompt": "a (cat:1.2)"}, "Emphasis: No norm"),
-    ({}, SECOND_PASS, "Denoising strength: 0.6|Hires upscale: 1.5"),
+    ({"token_merging_ratio": 0.5}, {}, "Token merging ratio: 0.5"),
+    (
+        {"token_merging_ratio_hr": 0.3},
+        SECOND_PASS,
+        "Denoising strength: 0.6|Token merging ratio hr: 0.3|Hires upscale: 1.5",
+    ),
     (
         {},
         SECOND_PASS | {"hr_resize_x": 192, "hr_resize_y": 136, "hr_upscaler": "Nearest"},
@@ -106,7 +110,7 @@ WRITTEN = [
 @pytest.mark.parametrize(("options", "fields", "written"), WRITTEN)
 def test_what_a1111_writes(options, fields, written):
     plain = {"scheduler": None, "sampler_name": "Euler", "prompt": "a cat"}
-    found = facts(Used("tinyB", "9045917406", {}, {}), options, **plain | fields)
+    found = facts(Used("tinyB", "9045917406"), options, **plain | fields)
     text = found.infotext(0)
     for part in filter(None, written.split("|")):
         assert part in text
@@ -122,8 +126,16 @@ PLAIN = {
 }
 MAIN = {
     *("ENSD", "RNG", "NGMS", "Tiling", "Variation seed", "Variation seed strength"),
-    *("Seed resize from",),
+    *("Seed resize from", "Token merging ratio", "Token merging ratio hr"),
 }
+
+
+def test_another_vae_and_what_the_prompts_add():
+    used = Used("tinyB", "9045917406", ("v.safetensors", "a1"), notes={"TI hashes": "e: 12"})
+    found = facts(used, prompt="a cat, e")
+    assert "Model: tinyB, VAE hash: a1, VAE: v.safetensors, " in found.infotext(0)
+    assert found.infotext(0).count('TI hashes: "e: 12"') == 1
+    assert [found.info(1)[f"sd_vae_{end}"] for end in ("name", "hash")] == ["v.safetensors", "a1"]
 
 
 def test_requested_schedule_and_negative_prompt_are_written_and_prompts_hidden():
@@ -139,12 +151,14 @@ def test_requested_schedule_and_negative_prompt_are_written_and_prompts_hidden()
 
 
 def test_loras_of_the_second_pass_follow_and_padding_is_told():
-    used = Used("tinyB", "9045917406", {"a": "1"}, {"b": "2"}, pads=True)
+    used = Used("tinyB", "9045917406", None, [("a", "1")], [("b", "2")], pads=True)
     extra = facts(used, **SECOND_PASS).extra
     assert extra["Lora hashes"] == "b: 2"
     assert extra["Pad conds"] is True
     later = {"second": "x [1]", "refiner": "y [2]"}
-    alone = facts(Used("tinyB", "9045917406", {}, {"b": "2"}, **later), **SECOND_PASS).extra
+    alone = facts(
+        Used("tinyB", "9045917406", later_loras=[("b", "2")], **later), **SECOND_PASS
+    ).extra
     assert list(alone)[:2] == ["Denoising strength", "Hires checkpoint"]
     assert list(alone)[-3:] == ["Lora hashes", "Refiner", "Refiner switch at"]
 

@@ -30,11 +30,6 @@ def test_options_are_read_from_the_file_and_changes_written_to_it(configured):
     assert json.loads(found.file.read_text())["jpeg_quality"] == 80
 
 
-def test_vae_in_the_file_is_ignored_with_a_warning(configured, caplog):
-    assert configured({"sd_vae": "x.safetensors"}).values == options.DEFAULTS
-    assert "sd_vae" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("content", "error"),
     [("{", ValueError), ([], TypeError), ({"CLIP_stop_at_last_layers": "2"}, TypeError)],
@@ -45,10 +40,17 @@ def test_invalid_file_is_an_error(configured, content, error):
 
 
 def test_unsupported_values_are_refused_by_name():
-    options.check({"sd_vae": "None", "samples_format": "png", "sd_model_checkpoint": "any"})
+    options.check(
+        {
+            "sd_vae": "x",
+            "token_merging_ratio": 0.1,
+            "samples_format": "png",
+            "sd_model_checkpoint": "any",
+        }
+    )
     options.check({"live_previews_enable": True, "sd_noise_schedule": "Zero Terminal SNR"})
     with pytest.raises(Unsupported, match="sd_noise_schedule"):
         options.check({"sd_noise_schedule": "Cosine"})
-    for change in ({"sd_vae": "x"}, {"samples_format": "jpg"}, {"token_merging_ratio": 0.1}):
+    for change in ({"emphasis": "x"}, {"samples_format": "jpg"}):
         with pytest.raises(Unsupported, match=next(iter(change))):
             options.check(change)

@@ -109,10 +109,8 @@ def test_refused_as_recorded(client, name):
 
 UNSUPPORTED = [
     *({"save_images": True}, {"restore_faces": True}, {"infotext": "Steps: 3"}),
-    {"override_settings": {"sd_vae": "some.safetensors"}},
     *({"override_settings": {name: value}} for name, value in (("emphasis", "x"), ("nope", 1))),
     {"firstpass_image": "x", "enable_hr": True, "denoising_strength": 0.5},
-    {"override_settings": {"token_merging_ratio": 0.5}},
 ]
 
 
@@ -144,6 +142,7 @@ WITHOUT_EFFECT = [
     {"script_args": [1, 2], "comments": {"a": 1}},
     {"refiner_checkpoint": "None", "refiner_switch_at": 0.8},
     {"override_settings": {"sd_vae": "Automatic", "samples_format": "png"}},
+    *({"override_settings": {"sd_vae": "None"}}, {"override_settings": {"sd_vae": "nope"}}),
     {"prompt": "a cat<lora:style.v1:1>", "disable_extra_networks": True},
     *({"prompt": "a cat<lora:nope:1>"}, {"override_settings": {"sd_model_checkpoint": "nope"}}),
     {"clip_skip": 2, "num_inference_steps": 9},  # unknown

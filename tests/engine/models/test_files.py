@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine.errors import Unsupported
 from engine.models.checkpoints import Checkpoints
 from engine.models.loras import Loras
 from engine.prompt.syntax import LoraTag
@@ -141,5 +142,7 @@ def test_lora_is_found_by_stem_or_by_an_alias_that_only_it_has(lora, tmp_path):
 def test_unknown_tag_refreshes_the_list(lora, tmp_path):
     loras = Loras(tmp_path)
     lora("late")
-    uses = loras.resolve([LoraTag("late", 1, 0.5), LoraTag("nope", 1, 1), LoraTag("late", 1, 1)])
-    assert [(use.lora.name, use.te, use.unet) for use in uses] == [("late", 2, 2)]
+    uses = loras.resolve([LoraTag("late", 1, 0.5), LoraTag("nope", 1, 1), LoraTag("late", 1, 1, 4)])
+    assert [(use.lora.name, use.te, use.unet, use.dyn) for use in uses] == [("late", 1, 1, 4)] * 2
+    with pytest.raises(Unsupported, match="101 LoRAs"):
+        loras.resolve([LoraTag("late", 1, 1)] * 101)

@@ -4,7 +4,6 @@ The formulas are those of A1111 v1.9.3 (extensions-builtin/Lora) and share no co
 """
 
 import copy
-from contextlib import ExitStack
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +14,7 @@ from fakes.tiny_models import draw
 from safetensors.torch import save_file
 from scipy.linalg import block_diag
 
-from engine.models.lora_layers import Layers
+from engine.models.lora_layers import Layers, add_all
 from engine.models.loras import Lora, LoraUse
 
 WEIGHT, ALPHA, RANK = 0.7, 3.0, 4
@@ -272,15 +271,15 @@ def test_a_rank_in_the_tag_cuts_off_the_others(model):
 def test_each_lora_changes_what_the_ones_before_it_left(model):
     module = module_of(model, "matrix")
     weight = module.weight.detach().clone()
-    kinds = ("LoRA, scale", "IA3, inputs", "OFT")
-    with ExitStack() as added:
-        expected = weight.double().numpy()
-        for case in kinds:
-            parts = parts_of(CASES[case][2])
-            (addition,) = model._layers.additions(named("matrix", parts), {})
-            added.enter_context(addition.add(WEIGHT, CPU))
-            double = {name: part.double().numpy() for name, part in parts.items()}
-            expected = expected + WEIGHT * CASES[case][0](expected.copy(), double)
+    kinds = ("LoRA, scale", "IA3, inputs", "OFT", "DoRA, inputs", "DoRA, inputs")
+    additions, expected = [], weight.double().numpy()
+    for case in kinds:
+        parts = parts_of(CASES[case][2])
+        (addition,) = model._layers.additions(named("matrix", parts), {})
+        additions.append((addition, WEIGHT, None))
+        double = {name: part.double().numpy() for name, part in parts.items()}
+        expected = expected + WEIGHT * CASES[case][0](expected.copy(), double)
+    with add_all(additions, CPU):
         assert np.abs(module.weight.double().numpy() - expected).max() <= 1e-5
     assert torch.equal(module.weight, weight)
 

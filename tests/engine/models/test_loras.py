@@ -154,7 +154,6 @@ def test_any_file_name_is_possible(lora, model, plain):
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 KINDS = {
     "LoRA with biases": {"unet.time_embedding.linear_1.lora_B.bias": (128,)},
-    "LoRA with an embedding": {"bundle_emb.word.string_to_param.*": (1, 64)},
 }
 
 

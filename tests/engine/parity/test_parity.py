@@ -13,30 +13,47 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks import parity_files
 from engine.api.drawing import Drawing, Models
 from engine.api.job import Job
+from engine.api.library import Library
 from engine.api.options import DEFAULTS
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
 from engine.models.checkpoints import Checkpoint
 from engine.models.loaded_model import LoadedModel
-from engine.models.loras import Loras
 
 FOLDER = Path(__file__).parent
+SHEETS = {"pictures.png": "requests.json", "with_files.png": "with_files.json"}
 DEMO = FOLDER.parents[2] / "demo/Stable-diffusion/demo-shapes.safetensors"
-REQUESTS = json.loads((FOLDER / "requests.json").read_text(encoding="utf-8"))
+REQUESTS = {
+    name: json.loads((FOLDER / listed).read_text(encoding="utf-8"))
+    for name, listed in SHEETS.items()
+}
+CASES = [(sheet, name) for sheet, requests in REQUESTS.items() for name in requests]
 SIDE = 80
 LARGEST_MEAN = 0.5  # of 255; the last bits of a float differ between processors
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """{name of the request: A1111's picture}."""
-    sheet = np.asarray(Image.open(FOLDER / "pictures.png"), dtype=int)
-    columns = sheet.shape[1] // SIDE
-    places = (divmod(number, columns) for number in range(len(REQUESTS)))
-    tiles = [sheet[y * SIDE : (y + 1) * SIDE, x * SIDE : (x + 1) * SIDE] for y, x in places]
-    return dict(zip(REQUESTS, tiles, strict=True))
+    """{name of a sheet: {name of the request: A1111's picture}}."""
+    found = {}
+    for name, requests in REQUESTS.items():
+        sheet = np.asarray(Image.open(FOLDER / name), dtype=int)
+        columns = sheet.shape[1] // SIDE
+        places = (divmod(number, columns) for number in range(len(requests)))
+        tiles = [sheet[y * SIDE : (y + 1) * SIDE, x * SIDE : (x + 1) * SIDE] for y, x in places]
+        found[name] = dict(zip(requests, tiles, strict=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The files of the requests."""
+    folder = tmp_path_factory.mktemp("files")
+    parity_files.write(folder)
+    return Library.of(folder)
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +69,14 @@ def models(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_same_seed_same_picture(models, pictures, tmp_path, name):
-    fields = REQUESTS[name]
+@pytest.mark.parametrize(("sheet", "name"), CASES)
+def test_same_seed_same_picture(models, pictures, library, sheet, name):
+    fields = REQUESTS[sheet][name]
     options = fields["override_settings"]
     job = Job(Txt2Img(**fields), DEFAULTS | options)
     model = models[options["sd_model_checkpoint"]]
-    drawing = Drawing(job, Models(lambda _: model, model.checkpoint), Loras(tmp_path), Progress())
+    drawing = Drawing(job, Models(lambda _: model, model.checkpoint), library, Progress())
     with drawing.open():
         (found,) = drawing.pictures()
-    difference = np.abs(np.asarray(found, dtype=int) - pictures[name])
+    difference = np.abs(np.asarray(found, dtype=int) - pictures[sheet][name])
     assert difference.mean() < LARGEST_MEAN

@@ -46,17 +46,20 @@ TAGS = [
     *(("style:0.8:0.5", "style", 0.8, 0.5), ("style:unet=0.4", "style", 1, 0.4)),
     ("style:te=0.2:unet=0.4", "style", 0.2, 0.4),
     ("my style (v1.2):.5", "my style (v1.2)", 0.5, 0.5),
+    *(("a:1:0.5:4", "a", 1, 0.5, 4), ("a:1:0.5:4:dyn=8", "a", 1, 0.5, 8)),
 ]
 
 
 def test_lora_tags_are_read_and_other_ones_removed():
     for tag, *expected in TAGS:
         assert syntax.extract_loras(f"a <lora:{tag}> cat") == ("a  cat", [LoraTag(*expected)])
-    for tag in ("<LORA:style:1>", "<hypernet:x:1>"):
+    with pytest.raises(Unsupported, match="hypernetworks: 'x:1'"):
+        syntax.extract_loras("a cat <hypernet:x:1>")
+    for tag in ("<LORA:style:1>", "<ti:x:1>"):
         assert syntax.extract_loras(f"a {tag}cat") == ("a cat", [])
     for text in ("<lora:", "<lora:a", "<lora:>", "< lora:a>"):
         assert syntax.extract_loras(text) == (text, [])
-    for tag in ("a:abc", "a:1:x", "a:te=", "a:x:te=1", "a:1:1:4", "a:lbw=x", "te=1"):
+    for tag in ("a:abc", "a:1:x", "a:te=", "a:x:te=1", "a:1:1:4.5", "a:dyn=x", "a:lbw=x", "te=1"):
         with pytest.raises(Refused, match=tag):
             syntax.extract_loras(f"<lora:{tag}>")
 

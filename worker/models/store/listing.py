@@ -99,15 +99,23 @@ class Listing:
     Args:
         folder: searched with its subfolders; it need not exist yet.
         pickles: whether `.ckpt`, `.pt` and the like are listed too.
+        suffixes: of the files, if they are no models.
         settled: seconds. A folder that changed less than this ago is read again next time: it may
             change once more within the same tick of the file system's clock.
     """
 
-    def __init__(self, folder: Path, *, pickles: bool = False, settled: float = 2.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        pickles: bool = False,
+        suffixes: tuple[str, ...] = (),
+        settled: float = 2.0,
+    ) -> None:
         self._settled = settled
         self._generation = 0
         self.folder = folder
-        self._suffixes = (SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,)
+        self._suffixes = suffixes or ((SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,))
         self._reading = threading.Lock()
         self._folders: dict[str, int | None] = {}  # folder -> modification time when it was read
         self._index = Index(folder, [])

@@ -1,0 +1,44 @@
+"""An engine without a process, and a handler with a model store around it."""
+
+import base64
+import json
+
+import handler
+from fakes.a1111.picture import png
+from model_manager import ModelManager
+from worker.config.settings import Settings
+from worker.job.template_file import Templates
+from worker.webui.client import Txt2ImgAnswer
+from worker.webui.engine import Engine
+from worker.webui.supervisor import Supervisor
+
+
+class StubEngine(Engine):
+    """An engine whose pictures and memory are these, without a process."""
+
+    catalog, retiring = None, ""
+
+    def __init__(self, catalog, folder):
+        super().__init__(self, Supervisor(folder, None), None)
+        self.catalog = catalog
+
+    async def generate(self, payload, _stopwatch, report, arrange):
+        arrange()
+        report({"phase": "generate", "step": 1, "steps": 2})
+        facts = {"sd_model_name": "base", "extra_generation_params": {}}
+        image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
+        return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
+
+    def memory(self):
+        return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}
+
+    def sd_models(self):
+        return [{"model_name": "base", "sha256": "a" * 64}]
+
+
+def handler_with(engine, folder, templates=None, **variables):
+    """A handler whose model store is in `folder`; for one event loop."""
+    folders = {"MODELS_DIR": "models", "BAKED_MODELS_DIR": "baked", "WEBUI_DIR": "webui"}
+    environment = {name: str(folder / one) for name, one in folders.items()} | variables
+    settings = Settings.from_environ(environment)
+    return handler.Handler(settings, engine, ModelManager(settings), Templates(templates))

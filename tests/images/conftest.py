@@ -1,0 +1,1 @@
+from fakes.hosts.fixtures import *  # noqa: F403 - fixtures

@@ -1,0 +1,129 @@
+"""The task `batch`: several inputs in one job, ordered so that each checkpoint is loaded once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
+
+from worker import log
+from worker.answer import Answer, failure
+from worker.errors import BatchFailed, InvalidInput, JobTimeout, ResultTooLarge
+from worker.job.model_fields import Float, Strict
+from worker.models.store.progress import listener
+from worker.service.waiting import BatchTurn, give_turns
+from worker.stopwatch import Stopwatch
+from worker.tasks.answer import answer_of
+from worker.tasks.task import Job, Task
+from worker.tasks.worker import Worker
+
+MOST_INPUTS = 64
+_PREPARED_AT_ONCE = 3  # of the threads that all jobs share
+
+
+class BatchRequest(Strict):
+    """The input of a batch."""
+
+    task: Literal["batch"] = Field(description="The task: this one, or another task.")
+    inputs: list[dict[str, Any]] = Field(
+        min_length=1,
+        max_length=MOST_INPUTS,
+        description="Inputs as they would be sent alone, each of any task but `batch`.",
+    )
+    timeout: Float | None = Field(
+        None, ge=1, le=86_400, description="Seconds that all of it may take, at most JOB_TIMEOUT."
+    )
+
+
+class BatchResult(Answer):
+    """The answer of the task `batch`."""
+
+    results: list[dict[str, Any]] = Field(
+        description="For each input, in the same order, the answer of its task or its error:"
+        " `error`, `message`, `code`."
+    )
+    failed: int = Field(description="Number of inputs that have an error.")
+    timings: dict[str, float] = Field(description="Seconds: `total`; each result has its own.")
+
+
+async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
+    """Prepare all inputs side by side, run them by checkpoint, and answer in their order.
+
+    Raises:
+        BatchFailed: every input has failed; its `results` have each error.
+    """
+    job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
+    shared = replace(
+        worker,
+        delivery=worker.delivery.shared(),
+        preparing=asyncio.Semaphore(_PREPARED_AT_ONCE),
+    )
+    turns = [BatchTurn() for _ in wanted.inputs]
+    leading = asyncio.create_task(_lead(worker, job, turns))
+    parts = [_part(job, wanted, number) for number in range(len(turns))]
+    try:
+        results = await asyncio.gather(
+            *(_run_one(shared, *one) for one in zip(parts, turns, strict=True))
+        )
+    finally:
+        leading.cancel()
+    failed = sum("error" in one for one in results)
+    if failed == len(results):
+        raise _all_failed(results)
+    return BatchResult.model_construct(
+        results=results, failed=failed, timings=job.stopwatch.timings()
+    )
+
+
+async def _lead(worker: Worker, job: Job, turns: list[BatchTurn]) -> None:
+    try:
+        await give_turns(turns, worker.turns, job.stopwatch, worker.engine.checkpoint or "")
+    except JobTimeout:
+        return  # each input has the same deadline, and reports it
+
+
+def _part(job: Job, wanted: BatchRequest, number: int) -> Job:
+    """One input as a job of its own, with the deadline of the whole."""
+    progress = job.progress.part(number + 1, len(wanted.inputs))
+    stopwatch = Stopwatch(job.stopwatch.left(), progress.entered)
+    return Job(f"{job.id}-{number + 1}", wanted.inputs[number], stopwatch, progress)
+
+
+async def _run_one(worker: Worker, job: Job, turn: BatchTurn) -> dict[str, Any]:
+    """The input's answer or error. It runs in a context of its own, so the log has its id."""
+    log.job_id.set(job.id)
+    listener.set(job.progress.report)
+    try:
+        answer = await _answer(replace(worker, turns=turn), job)
+    finally:
+        turn.end()
+    answer.pop("refresh_worker", None)  # the batch's own answer has it
+    return answer
+
+
+async def _answer(worker: Worker, job: Job) -> dict[str, Any]:
+    if isinstance(job.input, dict) and job.input.get("task") == "batch":
+        return failure(InvalidInput("a batch cannot contain a batch.", field="task"))
+    answer = await answer_of(worker, job)
+    if "error" in answer or "delivery" in answer or worker.delivery.fits(answer):
+        return answer
+    return failure(ResultTooLarge("the other inputs have taken the result's size."))
+
+
+def _all_failed(results: list[dict[str, Any]]) -> BatchFailed:
+    codes = ", ".join(dict.fromkeys(one["code"] for one in results))
+    return BatchFailed(
+        f"all {len(results)} inputs failed ({codes}). The first: {results[0]['error']}",
+        results=results,
+    )
+
+
+TASK = Task(
+    name="batch",
+    description="Runs several inputs as one job; each checkpoint is loaded once.",
+    fields=BatchRequest,
+    run=run,
+    output=BatchResult,
+)
