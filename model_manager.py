@@ -47,7 +47,7 @@ from worker.job.request import Txt2ImgRequest
 from worker.models import commands
 from worker.models.convert.converted_loras import ConvertedLoras
 from worker.models.download.limits import DEFAULT, DownloadLimits
-from worker.models.finder import Finder, all_wanted
+from worker.models.finder import Finder, all_wanted, check_annotators
 from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
@@ -86,7 +86,8 @@ class ModelManager:
         self._lock = threading.Lock()  # several jobs can be prepared at once
         self._in_use: list[Models] = []
         self._loaded: ModelFile | None = None
-        self._webui_dir = settings.webui_dir
+        self._webui_dir, self._models_dir = settings.webui_dir, settings.models_dir
+        self._pickles = settings.allow_pickles
         self.store = Store(
             settings.webui_dir,
             settings.models_dir,
@@ -200,6 +201,7 @@ class ModelManager:
         Raises:
             WorkerError: names the model and the reason.
         """
+        check_annotators(request, self._models_dir, pickles=self._pickles)
         models = self._find_all(request, stop)
         if self._engine != "embedded":
             models = self.convert(models, stop)

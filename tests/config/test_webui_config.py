@@ -13,11 +13,11 @@ from worker.config.webui_config import (
 )
 from worker.job.request import OverrideSettings
 
-EXTENSIONS = OF_EXTENSIONS | {"ad_extra_models_dir": ""}
+EXTENSIONS = OF_EXTENSIONS | {"ad_extra_models_dir": "", "control_net_modules_path": ""}
 
 
-def written(folder, checkpoint=None, detectors=None):
-    write(folder, checkpoint, detectors)
+def written(folder, checkpoint=None, pickles=None):
+    write(folder, checkpoint, pickles)
     return json.loads((folder / "config.json").read_text())
 
 
@@ -40,8 +40,13 @@ def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp
 
 def test_an_operators_folder_of_detectors_counts_only_if_the_worker_names_it(tmp_path):
     (tmp_path / "config.json").write_text('{"ad_extra_models_dir": "/pickles"}')
-    assert written(tmp_path)["ad_extra_models_dir"] == ""
-    assert written(tmp_path, detectors=tmp_path)["ad_extra_models_dir"] == str(tmp_path)
+    assert EXTENSIONS.items() <= written(tmp_path).items()
+    allowed = written(tmp_path, pickles=tmp_path / "models")
+    assert allowed["ad_extra_models_dir"] == str(tmp_path / "models/adetailer")
+    assert allowed["control_net_modules_path"] == str(tmp_path / "models/annotators")
+    assert (tmp_path / "models/annotators").is_dir()  # without it ControlNet would not start
+    (tmp_path / "file").touch()
+    assert written(tmp_path, pickles=tmp_path / "file")["control_net_modules_path"] == ""
 
 
 def test_only_the_default_checkpoint_is_replaced_before_a_later_start(tmp_path):

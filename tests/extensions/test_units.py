@@ -1,16 +1,19 @@
 """What units a job may have, and what A1111 gets of them."""
 
 import base64
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 from fakes.model_files import safetensors
 
-from worker.errors import InvalidInput, UnitNotApplied
+from worker.errors import InvalidInput, ModelNotFound, UnitNotApplied
 from worker.extensions import proof, scripts
+from worker.extensions.preprocessors import ANNOTATORS, BY_NAME
 from worker.formats.model_file import ModelFile
 from worker.generation.catalog import Catalog
 from worker.job.request import parse
+from worker.models.finder import check_annotators
 
 PICTURE = base64.b64encode(b"a picture's bytes").decode()
 CANNY = {"module": "canny", "model": "edges", "image": PICTURE}
@@ -85,7 +88,7 @@ def test_fields_of_a1111s_page_that_have_no_effect_are_accepted():
 
 REFUSED = [
     ("ControlNet", {"module": "cany"}, "args.0.module = 'cany': .*did you mean 'canny'"),
-    ("ControlNet", {"module": "openpose_full"}, "not a preprocessor of this image"),
+    ("ControlNet", {"module": "depth_anything"}, "not a preprocessor of this image"),
     ("ControlNet", {"weight": 3}, r"args.0.weight = 3: must be at most 2"),
     ("ControlNet", {"wieght": 1}, r"args.0.wieght is not a known field \(did you mean `weight`"),
     ("ControlNet", {"resize_mode": 1}, "args.0.resize_mode = 1: must be 'Just Resize'"),
@@ -100,7 +103,7 @@ REFUSED = [
     ("ControlNet", {"guidance_start": 0.9, "guidance_end": 0.1}, "is larger than guidance_end"),
     ("ControlNet", {"ipadapter_input": ["x"]}, "ipadapter_input is not a known field"),
     ("ADetailer", {"ad_model": "face.pt"}, "ad_model is 'face.pt', which .*ALLOW_PICKLES=true"),
-    ("ADetailer", {"ad_model": "mediapipe_face_ful"}, "Did you mean 'mediapipe_face_full'?"),
+    ("ADetailer", {"ad_model": "mediapipe_face_ful"}, r"\(did you mean 'mediapipe_face_full'\?\)"),
     ("ADetailer", {"ad_confidence": 3}, "args.0.ad_confidence = 3: must be at most 1"),
     ("ADetailer", {"ad_foo": 1}, "args.0.ad_foo is not a known field"),
     ("ADetailer", {"ad_prompt": "<lora:x:1>"}, "ad_prompt has the tag '<lora:x:1>': LoRAs belong"),
@@ -161,6 +164,19 @@ def test_the_hash_in_a1111s_name_of_a_model_must_be_the_files(tmp_path):
         assert units.wanted()["controlnet", 0].ref.name == "edges"
     with pytest.raises(InvalidInput, match=r"the store has 'edges \["):
         scripts.model_names(scripts.read(of(CANNY | {"model": "edges [00000000]"})), {0: file})
+
+
+@pytest.mark.parametrize("pickles", [False, True])
+def test_a_preprocessor_with_weights_needs_them_in_the_store(tmp_path, pickles):
+    job = parse({"alwayson_scripts": {"ControlNet": {"args": [CANNY | {"module": "openpose"}]}}})
+    names = BY_NAME["openpose"].weights
+    for missing in names[::-1]:
+        with pytest.raises(ModelNotFound, match=missing):
+            check_annotators(job, tmp_path, pickles=pickles)
+        (tmp_path / ANNOTATORS / missing).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / ANNOTATORS / missing).touch()
+    with nullcontext() if pickles else pytest.raises(ModelNotFound):
+        check_annotators(job, tmp_path, pickles=pickles)
 
 
 # Proof ------------------------------------------------------------------------------------------

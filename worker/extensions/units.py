@@ -209,12 +209,12 @@ def check_detector(name: str, known: frozenset[str]) -> str | None:
     """
     if name in known:
         return None
-    near = near_matches(name, known)
-    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else _OWN_DETECTOR
-    return f"is {shown(name)}, which the engine does not have. {hint}"
+    near = near_matches(name, known, cutoff=0.8)
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else f". {_OWN_DETECTOR}"
+    return f"is {shown(name)}, which the engine does not have{hint}"
 
 
 _OWN_DETECTOR = (
     "Detectors for YOLO are pickles, which can run any code: only files that the operator put into"
-    " adetailer/ of MODELS_DIR before the start are used, and only with ALLOW_PICKLES=true."
+    " adetailer/ of MODELS_DIR before the start are used, and only with ALLOW_PICKLES=true"
 )

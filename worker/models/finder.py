@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from worker.errors import ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe
 from worker.extensions import scripts
+from worker.extensions.preprocessors import ANNOTATORS
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
@@ -120,6 +122,29 @@ def all_wanted(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
         InvalidInput: a reference, or a unit of an extension, cannot be read.
     """
     return wanted_models(request) | scripts.read(request.alwayson_scripts).wanted()
+
+
+def check_annotators(request: Txt2ImgRequest, models_dir: Path, *, pickles: bool) -> None:
+    """Check that the operator has put the weights of the job's preprocessors into the store.
+
+    Raises:
+        ModelNotFound: a file is missing, or pickles are not allowed; the extension would fetch it.
+    """
+    folder = models_dir / ANNOTATORS
+    for unit in scripts.read(request.alwayson_scripts).controlnet.values():
+        missing = [
+            name
+            for name in unit.preprocessor.weights
+            if not (pickles and (folder / name).is_file())
+        ]
+        if missing:
+            raise ModelNotFound(
+                f"the preprocessor {unit.module!r} needs weights that this worker does not have:"
+                f" {', '.join(missing)}.",
+                hint="Send the prepared picture with module 'none'; docs/extensions.md says how an"
+                " operator adds them.",
+                missing=missing,
+            )
 
 
 def _trained_name(file: ModelFile) -> str | None:
