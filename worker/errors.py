@@ -41,6 +41,7 @@
     ├── ProofError              the engine answered 200, but with another picture than requested
     │   ├── WrongCheckpoint
     │   ├── LoraNotApplied
+    │   ├── UnitNotApplied
     │   ├── WrongVae
     │   └── IncompleteAnswer
     ├── DeliveryFailed
