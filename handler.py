@@ -81,9 +81,8 @@ class Handler:
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
         wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
-        self.worker = Worker(
-            settings, engine, models, templates, delivery, images, TASKS, wildcards
-        )
+        parts = (settings, engine, models, templates, delivery, images)
+        self.worker = Worker(*parts, TASKS, wildcards)
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""

@@ -16,6 +16,7 @@
     │   ├── ModelEarlyAccess
     │   ├── ModelArchived
     │   ├── EngineRefused
+    │   ├── EngineModelMissing
     │   ├── OutOfMemory
     │   └── ResultTooLarge
     ├── FetchError              a model or picture could not be fetched or stored
@@ -43,6 +44,7 @@
     │   ├── LoraNotApplied
     │   ├── UnitNotApplied
     │   ├── WrongVae
+    │   ├── WrongDrawing
     │   └── IncompleteAnswer
     ├── DeliveryFailed
     ├── BatchFailed
@@ -180,6 +182,13 @@ class EngineRefused(JobError):
 
     code = "REQUEST_REFUSED"
     default_hint = "Change the field that the engine's text names."
+
+
+class EngineModelMissing(JobError):
+    """The engine lacks a model of its own that the task needs, and could not download it."""
+
+    code = "ENGINE_MODEL_MISSING"
+    default_hint = "A1111 downloads it at first use: let the worker's machine reach its host."
 
 
 class OutOfMemory(JobError):
@@ -354,6 +363,13 @@ class WrongVae(ProofError):
 
     code = "WRONG_VAE"
     default_hint = "The picture was discarded. Check that the file is a VAE."
+
+
+class WrongDrawing(ProofError):
+    """The engine drew with another mask, strength or size than the job asks for."""
+
+    code = "WRONG_DRAWING"
+    default_hint = "The picture was discarded. Check the engine's log, and its extensions."
 
 
 class IncompleteAnswer(ProofError):

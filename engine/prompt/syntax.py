@@ -73,17 +73,20 @@ def extract_loras(prompt: str) -> tuple[str, list[LoraTag]]:
 
     Tags of other kinds are removed, as A1111 does with tags of unknown networks. Raises Refused for
     a weight that is not a number: A1111 would silently ignore every LoRA of the request.
-    Unsupported for a hypernetwork.
     """
-    tags = [(one[1], one[2]) for one in _TAG.finditer(prompt) if one[3]]
-    if name := next((arguments for kind, arguments in tags if kind == HYPERNETWORK), None):
-        raise Unsupported(f"hypernetworks: {shown(name)}")
-    found = [(kind, arguments) for kind, arguments in tags if kind in _LORA]
+    found = [(one[1], one[2]) for one in _TAG.finditer(prompt) if one[3] and one[1] in _LORA]
     # A1111 collects the tags by their kind before it applies them
     kinds = list(dict.fromkeys(kind for kind, _ in found))
     found.sort(key=lambda one: kinds.index(one[0]))
     text = _TAG.sub(lambda one: "" if one[3] else one[0], prompt)
     return text, [_read_tag(arguments) for _, arguments in found]
+
+
+def refuse_hypernetworks(prompt: str) -> None:
+    """Raise Unsupported for a tag that A1111 reads and the engine does not."""
+    for one in _TAG.finditer(prompt):
+        if one[3] and one[1] == HYPERNETWORK:
+            raise Unsupported(f"hypernetworks: {shown(one[0])}")
 
 
 def _read_tag(arguments: str) -> LoraTag:

@@ -11,7 +11,7 @@ from worker.config.webui_config import (
     set_checkpoint,
     write,
 )
-from worker.job.request import OverrideSettings
+from worker.job.img2img import Img2ImgOptions
 
 EXTENSIONS = OF_EXTENSIONS | {"ad_extra_models_dir": "", "control_net_modules_path": ""}
 
@@ -23,7 +23,7 @@ def written(folder, checkpoint=None, pickles=None):
 
 def test_every_setting_that_a_job_can_override_has_a1111s_default(tmp_path):
     """Without the key A1111 v1.9.3 keeps one job's value for all later jobs."""
-    assert set(OVERRIDABLE) == set(OverrideSettings.model_fields) - {"sd_model_checkpoint"}
+    assert set(OVERRIDABLE) == set(Img2ImgOptions.model_fields) - {"sd_model_checkpoint"}
     assert OVERRIDABLE.items() <= recorded("get_options").items()
     assert set(RELIED_ON) <= set(recorded("get_options"))
     new = written(tmp_path / "webui", checkpoint="x")

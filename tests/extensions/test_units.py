@@ -12,7 +12,7 @@ from worker.extensions import proof, scripts
 from worker.extensions.preprocessors import ANNOTATORS, BY_NAME
 from worker.formats.model_file import ModelFile
 from worker.generation.catalog import Catalog
-from worker.job.request import parse
+from worker.job.txt2img import parse
 from worker.models.finder import check_annotators
 
 PICTURE = base64.b64encode(b"a picture's bytes").decode()
@@ -21,7 +21,7 @@ FACE = {"ad_model": "mediapipe_face_full"}
 BOTH = Catalog(
     {"euler": "Euler"},
     {"karras": "Karras"},
-    scripts=frozenset({"controlnet", "adetailer"}),
+    scripts={"txt2img": frozenset({"controlnet", "adetailer"})},
     detectors=frozenset({"mediapipe_face_full", "own.pt"}),
 )
 
@@ -31,7 +31,7 @@ def of(*units, name="ControlNet"):
 
 
 def checked(job, **more):
-    scripts.check(job, BOTH, **more)
+    scripts.check(job, BOTH, "txt2img", **more)
     return scripts.read(job)
 
 
@@ -101,11 +101,11 @@ REFUSED = [
     ("ControlNet", {"threshold_a": 999}, "threshold_a is 999, but canny takes 1 to 255"),
     ("ControlNet", {"processor_res": 8}, "processor_res is 8, but canny takes 64 to 2048"),
     ("ControlNet", {"guidance_start": 0.9, "guidance_end": 0.1}, "is larger than guidance_end"),
-    ("ControlNet", {"ipadapter_input": ["x"]}, "ipadapter_input is not a known field"),
+    ("ControlNet", {"ipadapter_input": ["x"]}, "ipadapter_input is not a .*field"),
     ("ADetailer", {"ad_model": "face.pt"}, "ad_model is 'face.pt', which .*ALLOW_PICKLES=true"),
     ("ADetailer", {"ad_model": "mediapipe_face_ful"}, r"\(did you mean 'mediapipe_face_full'\?\)"),
     ("ADetailer", {"ad_confidence": 3}, "args.0.ad_confidence = 3: must be at most 1"),
-    ("ADetailer", {"ad_foo": 1}, "args.0.ad_foo is not a known field"),
+    ("ADetailer", {"ad_foo": 1}, "args.0.ad_foo is not a .*field"),
     ("ADetailer", {"ad_prompt": "<lora:x:1>"}, "ad_prompt has the tag '<lora:x:1>': LoRAs belong"),
     ("ADetailer", {"ad_prompt": "(a:1.2.3)"}, "ad_prompt"),
     ("ADetailer", {"ad_use_checkpoint": True}, "ad_use_checkpoint .* can only be False"),
@@ -149,7 +149,7 @@ def test_the_picture_of_an_img2img_job_stands_in_for_that_of_a_unit():
 @pytest.mark.parametrize("name", ["ControlNet", "adetailer"])
 def test_an_extension_that_is_not_installed_is_named_with_its_build_argument(name):
     with pytest.raises(InvalidInput, match="does not have the extension") as raised:
-        scripts.check(of(CANNY, name=name), SimpleNamespace(scripts=()))
+        scripts.check(of(CANNY, name=name), SimpleNamespace(scripts={}), "txt2img")
     assert f"--build-arg WITH_{name.upper()}=1" in raised.value.hint
 
 

@@ -79,7 +79,7 @@ def use(webui):
     webui.options()
     attempt(proof.check_listed, webui.sd_models(), webui.loras(), EXPECTED)
     attempt(proof.check_embeddings, webui.embeddings(), EXPECTED)
-    answer = webui.txt2img({}, 60)
+    answer = webui.draw("txt2img", {}, 60)
     for images in (1, None):
         for checkpoint in ("tinyB", None):
             expected = Expected(images, checkpoint, EXPECTED.loras, "v.pt", script_args=("x",))

@@ -17,7 +17,7 @@ from worker.generation.payload import (
     throwaway,
 )
 from worker.job.models import Models
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 
 def file(kind, stem):
@@ -181,7 +181,9 @@ def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
         "override_settings": {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"},
     }
     assert payload.expected == Expected(
-        6, "base", frozenset({"x"}), "v.safetensors", checkpoint_sha256="ab" * 32
+        *(6, "base", frozenset({"x"}), "v.safetensors"),
+        checkpoint_sha256="ab" * 32,
+        size=(512, 512),
     )
     script = {"script_name": "prompt matrix", "script_args": [0]}
     assert compose(script).expected.images is None  # the script decides

@@ -25,11 +25,11 @@ ROOMS = {
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
-        *("worker.job", "worker.hosts", "worker.formats"),
+        *("worker.job", "worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
     "engine": [
-        *("engine.__main__", "engine.api", "engine.models", "engine.models.lora"),
+        *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),
     ],
 }
@@ -47,7 +47,7 @@ FORBIDDEN = {
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
-    *("worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
+    *("worker.clients", "worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
     *("worker.extensions", "worker.generation", "worker.tasks.picture_result"),
     *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
     *("worker.images.png_info", "worker.images.signatures"),

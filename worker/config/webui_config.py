@@ -18,7 +18,7 @@ from worker.files import read_small, unfinished_writes, write_atomically
 
 log = logging.getLogger(__name__)
 
-# A1111's defaults for the fields of `worker.job.request.OverrideSettings`, without
+# A1111's defaults for the fields of `worker.job.img2img.Img2ImgOptions`, without
 # sd_model_checkpoint, which A1111 writes itself when it loads a model.
 OVERRIDABLE: dict[str, Any] = {
     "sd_vae": "Automatic",
@@ -45,6 +45,10 @@ OVERRIDABLE: dict[str, Any] = {
     "uni_pc_lower_order_final": True,
     "sdxl_crop_top": 0,
     "sdxl_crop_left": 0,
+    "img2img_fix_steps": False,
+    "img2img_color_correction": False,
+    "img2img_extra_noise": 0.0,
+    "inpainting_mask_weight": 1.0,
 }
 
 # The worker needs exactly these values.
@@ -57,6 +61,10 @@ RELIED_ON: dict[str, Any] = {
     "live_previews_enable": False,  # previews cost time: a job that wants them overrides this
     "show_progress_type": "Approx cheap",  # "Approx NN" would fetch a decoder from GitHub
     "show_progress_every_n_steps": 1,
+    "api_enable_requests": False,  # the worker fetches the pictures that a job names by URL
+    # A1111 finds an enlarged picture again by its pixels without its width, so a picture of another
+    # width can be the answer.
+    "upscaling_max_images_in_cache": 0,
 }
 
 # The same of ControlNet and ADetailer; without the extensions these have no effect.

@@ -164,8 +164,8 @@ class Names(Protocol):
     """The names that the engine knows; `worker.generation.catalog.Catalog` has them."""
 
     @property
-    def scripts(self) -> Collection[str]:
-        """The engine's scripts, in any case."""
+    def scripts(self) -> Mapping[str, Collection[str]]:
+        """The engine's scripts by task, in any case."""
 
     @property
     def detectors(self) -> frozenset[str]:
@@ -176,20 +176,26 @@ class Names(Protocol):
 
 
 def check(
-    scripts: Scripts, names: Names, *, has_picture: bool = False, script_name: str | None = None
+    scripts: Scripts,
+    names: Names,
+    task: str,
+    *,
+    has_picture: bool = False,
+    script_name: str | None = None,
 ) -> None:
     """Check that this engine would draw all units of a job.
 
     Args:
         scripts: the job's `alwayson_scripts`.
         names: of the engine.
+        task: of the job.
         has_picture: the job has a picture of its own, as img2img has.
         script_name: of the job.
 
     Raises:
         InvalidInput: the extension is not installed, or a unit would have no effect.
     """
-    installed = {name.casefold() for name in names.scripts}
+    installed = {name.casefold() for name in names.scripts.get(task, ())}
     for name in scripts:
         if is_extension(name) and name.casefold() not in installed:
             raise _not_installed(name)

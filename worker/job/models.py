@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from worker.clients.nothing_asked import VAE_WORDS
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.formats.names import stem_of
 from worker.job.model_fields import LoraReference, ModelReference
-from worker.job.nothing_asked import VAE_WORDS
 from worker.job.prompt import LoraTag
 from worker.job.reference import StoreName, Wanted, local_path, parse_reference
-from worker.job.request import OverrideSettings, Txt2ImgRequest
+from worker.job.request import OverrideSettings, PictureRequest
 
 # Words as A1111's tokenizer splits a text: letters, single digits, and runs of other characters.
 _WORD = re.compile(r"[^\W\d_]+|\d|(?:[^\s\w]|_)+")
@@ -98,14 +98,14 @@ class Models:
         )
 
 
-def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
+def wanted_models(request: PictureRequest) -> dict[tuple[str, int], Wanted]:
     """The references in the job, by kind of use and number."""
     override = request.override_settings or OverrideSettings()
     names = {
         "checkpoint": override.sd_model_checkpoint,
         "vae": None if override.sd_vae in VAE_WORDS.values() else override.sd_vae,
         "refiner": request.refiner_checkpoint,
-        "hr_checkpoint": request.hr_checkpoint_name,
+        "hr_checkpoint": request.second_pass and request.second_pass.hr_checkpoint_name,
     }
     found: dict[tuple[str, int], Wanted] = {}
     for place, name in names.items():
@@ -125,7 +125,7 @@ def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
     }
 
 
-def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelFile]) -> Models:
+def assign_files(request: PictureRequest, files: Mapping[tuple[str, int], ModelFile]) -> Models:
     """The files found for `wanted_models`, by their use."""
     return Models(
         checkpoint=files.get(("checkpoint", 0)),
@@ -138,7 +138,7 @@ def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelF
     )
 
 
-def may_be_merged(request: Txt2ImgRequest, models: Models) -> bool:
+def may_be_merged(request: PictureRequest, models: Models) -> bool:
     """Whether a merged checkpoint can replace the template's checkpoint and LoRAs.
 
     Not with a second checkpoint, because LoRA tags apply to that one too; and not if the prompt
@@ -162,7 +162,7 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.casefold()))
 
 
-def name_embeddings(request: Txt2ImgRequest, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
+def name_embeddings(request: PictureRequest, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
     """The embeddings under the names by which the job's prompts use them.
 
     That is the job's `filename` or `name`, and the file's own name if neither is in a prompt. It
@@ -175,8 +175,7 @@ def name_embeddings(request: Txt2ImgRequest, files: Iterable[ModelFile]) -> tupl
     Raises:
         InvalidInput: two different files would have one name.
     """
-    prompts = words("\n".join((request.prompt, request.negative_prompt, request.hr_prompt)))
-    prompts += words(request.hr_negative_prompt)
+    prompts = tuple(word for text in request.prompts.values() for word in words(text))
     named: dict[tuple[str, ...], ModelFile] = {}
     for ref, file in zip(request.embeddings, files, strict=True):
         names = _names_of(ref, file)

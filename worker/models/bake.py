@@ -33,7 +33,7 @@ from worker.files import discard, storage_error, unfinished_writes, write_atomic
 from worker.formats.model_file import ModelFile, file_sha256
 from worker.job.models import Models, lora_tag
 from worker.job.reference import Wanted
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.job.template import Template
 from worker.models.finder import all_wanted
 from worker.models.merge.merged_checkpoints import SOURCE, MergedCheckpoints
@@ -59,7 +59,7 @@ class Manager(Protocol):
     def ensure(self, wanted: Sequence[Wanted]) -> list[ModelFile]:
         """Find or fetch."""
 
-    def find_models(self, request: Txt2ImgRequest) -> Models:
+    def find_models(self, request: PictureRequest) -> Models:
         """All models of a job, checked against each other."""
 
     def convert(self, models: Models) -> Models:

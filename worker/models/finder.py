@@ -14,7 +14,7 @@ from worker.job.model_fields import LoraReference
 from worker.job.models import meant_lora, wanted_models
 from worker.job.prompt import lora_tags
 from worker.job.reference import Sha256, StoreName, Wanted
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.models.store.references import References
 from worker.models.store.store import Store
 
@@ -70,7 +70,7 @@ class Finder:
         return file
 
     def written_loras(
-        self, request: Txt2ImgRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
+        self, request: PictureRequest, loras: Sequence[tuple[ModelFile, LoraReference]]
     ) -> dict[str, ModelFile]:
         """The files that tags in the job's prompts mean; the job's own LoRAs come first.
 
@@ -83,7 +83,8 @@ class Finder:
         is_open = request.wildcards and request.resolved is None
         if request.disable_extra_networks or is_open:
             return {}
-        tags = lora_tags(request.prompt) + lora_tags(request.hr_prompt)
+        texts = request.prompts
+        tags = lora_tags(texts["prompt"]) + lora_tags(texts.get("hr_prompt", ""))
         return {
             tag.name: meant_lora(tag.name, loras) or self.by_name("lora", tag.name) for tag in tags
         }
@@ -115,7 +116,7 @@ class Finder:
         return wanted.sha256 or of_ref or self._references.sha256(ref)
 
 
-def all_wanted(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
+def all_wanted(request: PictureRequest) -> dict[tuple[str, int], Wanted]:
     """The models of the job and of its extensions, by kind of use and number.
 
     Raises:
@@ -124,7 +125,7 @@ def all_wanted(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
     return wanted_models(request) | scripts.read(request.alwayson_scripts).wanted()
 
 
-def check_annotators(request: Txt2ImgRequest, models_dir: Path, *, pickles: bool) -> None:
+def check_annotators(request: PictureRequest, models_dir: Path, *, pickles: bool) -> None:
     """Check that the operator has put the weights of the job's preprocessors into the store.
 
     Raises:

@@ -47,7 +47,8 @@ def test_without_a_checkpoint_jobs_fail_until_one_is_found_and_after_close(start
     assert default_of(engine) == "new.safetensors"
     for name in ("x.safetensors", "readme.txt"):
         (tmp_path / "models/VAE" / name).touch()
-    assert [vae["model_name"] for vae in engine.list_vaes()] == ["x.safetensors"]
+    engine.library.vaes.refresh()
+    assert [vae.name for vae in engine.library.vaes.all] == ["x.safetensors"]
     engine.close()
     with pytest.raises(RuntimeError, match="shutting down"):
         engine.txt2img(Txt2Img())

@@ -107,10 +107,12 @@ def test_refused_as_recorded(client, name):
     assert (answer.status_code, answer.json()) == (expected["status"], expected["response"])
 
 
+SECOND_PASS = {"enable_hr": True, "denoising_strength": 0.5}
 UNSUPPORTED = [
     *({"save_images": True}, {"restore_faces": True}, {"infotext": "Steps: 3"}),
     *({"override_settings": {name: value}} for name, value in (("emphasis", "x"), ("nope", 1))),
     {"firstpass_image": "x", "enable_hr": True, "denoising_strength": 0.5},
+    *({"prompt": "<hypernet:x:1>"}, {"hr_prompt": "<hypernet:x>", **SECOND_PASS}),
 ]
 
 
@@ -120,7 +122,7 @@ def test_unsupported_field_is_refused_by_name(client, field):
     assert (status, error) == (422, "HTTPException")
     assert message.startswith("the embedded engine does not support ")
     name = next(iter(field.get("override_settings", field)))
-    assert name in message
+    assert ("hypernetworks" if "prompt" in name else name) in message
 
 
 WITHOUT_EFFECT = [
@@ -143,7 +145,7 @@ WITHOUT_EFFECT = [
     {"refiner_checkpoint": "None", "refiner_switch_at": 0.8},
     {"override_settings": {"sd_vae": "Automatic", "samples_format": "png"}},
     *({"override_settings": {"sd_vae": "None"}}, {"override_settings": {"sd_vae": "nope"}}),
-    {"prompt": "a cat<lora:style.v1:1>", "disable_extra_networks": True},
+    {"prompt": "a cat<lora:style.v1:1><hypernet:x:1>", "disable_extra_networks": True},
     *({"prompt": "a cat<lora:nope:1>"}, {"override_settings": {"sd_model_checkpoint": "nope"}}),
     {"clip_skip": 2, "num_inference_steps": 9},  # unknown
     {"steps": "2", "width": 64.9},  # converted to integers

@@ -57,8 +57,8 @@ def test_set_options(api, default_options):
     alpha = draw(api)
     assert api.set_options(default_options) is None
     assert api.get_options() == default_options
-    answer = api.set_options({"CLIP_stop_at_last_layers": 2, "token_merging_ratio": 0.5})
-    assert "token_merging_ratio" in answer["detail"]
+    answer = api.set_options({"CLIP_stop_at_last_layers": 2, "face_restoration": True})
+    assert "face_restoration" in answer["detail"]
     assert api.get_options() == default_options
     api.set_options({"CLIP_stop_at_last_layers": 2})
     assert api.get_options()["CLIP_stop_at_last_layers"] == 2
