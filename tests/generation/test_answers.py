@@ -33,6 +33,7 @@ ANSWERS = {
     "latent-upscale-modes": recorded("get_latent-upscale-modes"),
     "scripts": recorded("get_scripts"),
     "prompt-styles": recorded("get_prompt-styles"),
+    "ad_model": {"ad_model": ["mediapipe_face_full"]},
     "txt2img": PICTURE,
 }
 EXPECTED = Expected(
