@@ -36,6 +36,7 @@ from worker.delivery.delivery import Delivery
 from worker.delivery.limits import MB, UPLOAD_LIMITS, UploadLimits
 from worker.errors import ConfigError, GpuNotUsed, JobError, WorkerError
 from worker.http.client import SafeHttpClient
+from worker.images.reader import ImageReader
 from worker.job import request
 from worker.job.template_file import Templates
 from worker.models.store.progress import listener
@@ -78,8 +79,10 @@ class Handler:
     ) -> None:
         self.post_progress: PostProgress | None = None
         delivery = build_delivery(settings)
+        images = ImageReader(SafeHttpClient(settings.trusted_hosts))
         wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
-        self.worker = Worker(settings, engine, models, templates, delivery, TASKS, wildcards)
+        parts = (settings, engine, models, templates, delivery, images)
+        self.worker = Worker(*parts, TASKS, wildcards)
 
     async def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""

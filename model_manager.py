@@ -20,8 +20,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from worker.config import webui_config
@@ -39,16 +40,15 @@ from worker.job.models import (
     lora_tag,
     may_be_merged,
     name_embeddings,
-    wanted_models,
     words,
 )
 from worker.job.prompt import add_lora_tags
 from worker.job.reference import Wanted
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.models import commands
 from worker.models.convert.converted_loras import ConvertedLoras
 from worker.models.download.limits import DEFAULT, DownloadLimits
-from worker.models.finder import Finder
+from worker.models.finder import Finder, all_wanted, check_annotators
 from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
@@ -87,7 +87,8 @@ class ModelManager:
         self._lock = threading.Lock()  # several jobs can be prepared at once
         self._in_use: list[Models] = []
         self._loaded: ModelFile | None = None
-        self._webui_dir = settings.webui_dir
+        self._webui_dir, self._models_dir = settings.webui_dir, settings.models_dir
+        self._pickles = settings.allow_pickles
         self.store = Store(
             settings.webui_dir,
             settings.models_dir,
@@ -127,7 +128,7 @@ class ModelManager:
     # For jobs --------------------------------------------------------------------------------
 
     def prepare_models_for_request(
-        self, request: Txt2ImgRequest, stop: threading.Event = NO_CANCEL
+        self, request: PictureRequest, stop: threading.Event = NO_CANCEL
     ) -> tuple[Models, bool]:
         """Find, fetch, check and link every model of the job, and pin them until `release`.
 
@@ -188,19 +189,38 @@ class ModelManager:
             replaced, self.store.replaced = self.store.replaced, set()
             return replaced
 
-    def release(self, models: Models) -> None:
-        """Unpin the models of a job that has ended."""
+    def release(self, models: Models, *, was_loaded: bool = True) -> None:
+        """Unpin the models of a job that has ended.
+
+        Args:
+            models: those that the job had.
+            was_loaded: whether the engine may have loaded the checkpoint, which then stays pinned.
+        """
         with self._lock:
             self._in_use.remove(models)
-            self._loaded = models.loaded or self._loaded
+            self._loaded = (models.loaded if was_loaded else None) or self._loaded
             self._pin(self._default_checkpoint())
 
-    def find_models(self, request: Txt2ImgRequest, stop: threading.Event = NO_CANCEL) -> Models:
+    def stored(self, request: PictureRequest) -> set[Path]:
+        """The files of the job's models that are found without a download."""
+        found: set[Path] = set()
+        for wanted in all_wanted(request).values():
+            with suppress(ModelNotFound):  # the search for all of them reports it
+                file = self.finder.find(wanted)
+                found |= {file.path} if file else set()
+        return found
+
+    def list_files(self, kind: Kind) -> list[ModelFile]:
+        """The model files of this kind that a job can name; of several with one stem, the first."""
+        return list(self.store.files(kind))
+
+    def find_models(self, request: PictureRequest, stop: threading.Event = NO_CANCEL) -> Models:
         """Find, fetch and check every model of the job, without linking them.
 
         Raises:
             WorkerError: names the model and the reason.
         """
+        check_annotators(request, self._models_dir, pickles=self._pickles)
         models = self._find_all(request, stop)
         if self._engine != "embedded":
             models = self.convert(models, stop)
@@ -255,7 +275,7 @@ class ModelManager:
         stored = self.get_cache_stats()
         return {**self.counts, **fetched, "stored": stored, "left_out": self.own.health()}
 
-    def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
+    def template_state(self, request: PictureRequest) -> dict[str, bool]:
         """Whether all models of a template are in the image, and whether they are merged there."""
         models = self._find_template(request, self.finder.find_baked)
         return {"baked": models is not None, "merged": bool(models and models.merged)}
@@ -291,7 +311,7 @@ class ModelManager:
         is_for_a1111 = self._engine != "embedded"
         return is_for_a1111 and file.kind == "lora" and self.converted.needs(file)
 
-    def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
+    def first_checkpoint(self, request: PictureRequest) -> str | None:
         """The checkpoint that the template's jobs will load, if all of its models are present."""
         models = self._find_template(request, self.finder.find)
         if models is None or models.loaded is None:
@@ -304,11 +324,11 @@ class ModelManager:
         return self.store.link(models.loaded)[0].stem
 
     def _find_template(
-        self, request: Txt2ImgRequest, find: Callable[[Wanted], ModelFile | None]
+        self, request: PictureRequest, find: Callable[[Wanted], ModelFile | None]
     ) -> Models | None:
         """The models of a template, if `find` finds them all; nothing is fetched."""
         files: dict[tuple[str, int], ModelFile] = {}
-        for field, wanted in wanted_models(request).items():
+        for field, wanted in all_wanted(request).items():
             try:
                 file = find(wanted)
             except ModelNotFound:
@@ -321,8 +341,8 @@ class ModelManager:
 
     # One job ---------------------------------------------------------------------------------
 
-    def _find_all(self, request: Txt2ImgRequest, stop: threading.Event) -> Models:
-        wanted = wanted_models(request)
+    def _find_all(self, request: PictureRequest, stop: threading.Event) -> Models:
+        wanted = all_wanted(request)
         files = dict(zip(wanted, self.ensure(list(wanted.values()), stop), strict=True))
         models = assign_files(request, files)
         return replace(

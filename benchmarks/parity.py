@@ -29,6 +29,7 @@ import requests
 from PIL import Image
 
 from benchmarks import parity_files as files
+from benchmarks import parity_img2img as with_pictures
 from engine.api.options import CHECKPOINT, DEFAULTS
 
 Fields = dict[str, Any]
@@ -310,16 +311,18 @@ def record(server: "Server", folder: Path) -> None:
     )
     with_files = folder / "with_files.png"
     record_sheet(server, with_files, with_files.with_suffix(".json"), recorded_with_files())
+    img2img = folder / "img2img.png"
+    record_sheet(server, img2img, img2img.with_suffix(".json"), with_pictures.recorded())
 
 
 def record_sheet(
-    server: "Server", picture: Path, listed: Path, requests_: dict[str, Fields]
+    server: "Server", picture: Path, listed: Path, requests_: dict[str, Fields], side: int = SIDE
 ) -> None:
     """Write the requests to `listed`, and their pictures side by side to `picture`."""
     bodies = {name: server.body(fields) for name, fields in requests_.items()}
-    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(bodies) // COLUMNS) * SIDE))
+    sheet = Image.new("RGB", (COLUMNS * side, -(-len(bodies) // COLUMNS) * side))
     for number, fields in enumerate(requests_.values()):
-        place = (number % COLUMNS * SIDE, number // COLUMNS * SIDE)
+        place = (number % COLUMNS * side, number // COLUMNS * side)
         sheet.paste(server.draw(fields)[0][0], place)
     lines = [f"{json.dumps(name)}: {json.dumps(body)}" for name, body in bodies.items()]
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -339,19 +342,30 @@ class Server:
         return requests.get(self._url + path, timeout=60).json()
 
     def body(self, fields: Fields) -> Fields:
-        """The request with all that it leaves out."""
+        """The request with all that it leaves out; one for upscaling has no prompt."""
+        if "image" in fields:
+            return fields
         own = fields.get("override_settings", {})
         options = {"sd_model_checkpoint": self._checkpoint} | OPTIONS | own
         return BASE | fields | {"override_settings": options, "do_not_save_grid": True}
 
     def draw(self, fields: Fields) -> tuple[list[Image.Image], Fields]:
-        """The pictures and `info`. Raises RuntimeError with the server's message."""
-        answer = requests.post(self._url + "txt2img", json=self.body(fields), timeout=900)
+        """The pictures and `info`, of upscaling only what was done. Raises RuntimeError with the
+        server's message.
+        """
+        body = with_pictures.sent(self.body(fields))
+        route = "img2img" if "init_images" in body else "txt2img"
+        route = "extra-single-image" if "image" in body else route
+        answer = requests.post(self._url + route, json=body, timeout=900)
         if not answer.ok:
             raise RuntimeError(f"{answer.status_code} {answer.text[:200]}")
-        found = [base64.b64decode(image) for image in answer.json()["images"]]
+        content = answer.json()
+        found = [base64.b64decode(one) for one in content.get("images") or [content["image"]]]
         pictures = [Image.open(io.BytesIO(one)).convert("RGB") for one in found]
-        return pictures, json.loads(answer.json()["info"])
+        if "html_info" in content:
+            done = {"infotexts": [content["html_info"]], "extra_generation_params": {}}
+            return pictures, done
+        return pictures, json.loads(content["info"])
 
 
 def difference(one: list[Image.Image], other: list[Image.Image]) -> tuple[float, int]:
@@ -414,7 +428,12 @@ def main() -> None:
         return
     engine = Server(arguments.engine, arguments.checkpoint)
     print("| request | mean | largest |\n| --- | --- | --- |")
-    features = FEATURES | OF_FILES | (with_lora(arguments.lora) if arguments.lora else {})
+    features = (
+        FEATURES
+        | OF_FILES
+        | with_pictures.compared()
+        | (with_lora(arguments.lora) if arguments.lora else {})
+    )
     for name, fields in itertools.chain(combinations(real), features.items()):
         if re.search(arguments.only, name):
             print(compare(name, fields, (real, engine), infotexts=arguments.infotexts), flush=True)

@@ -1,4 +1,4 @@
-"""The embeddings, the VAE and the LoRAs of the parity requests, made from the demo model.
+"""The files of the parity requests, apart from the demo model: most are made from it.
 
     python -m benchmarks.parity_files DATA_DIR
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.models import ldm
@@ -20,6 +21,11 @@ DEMO = Path(__file__).parents[1] / "demo/Stable-diffusion/demo-shapes.safetensor
 SAFETENSORS, PICKLE, BUNDLED = "parity-three", "parity-two", "parity-bundled"
 VAE = "parity-vae.safetensors"  # it must not begin with a checkpoint's name
 LORA, DORA, BUNDLE = "parity-lora", "parity-dora", "parity-bundle"
+UPSCALER = "parity-2x"
+# The demo model, but its VAE adds no noise to a given picture: A1111's noise depends on the request
+# before. The other one is also given a mask, as models for inpainting are.
+STILL, INPAINTING = "demo-still", "demo-inpaint"
+LEAST_LOG_VARIANCE = -30
 RANK, WIDTH, LAYERS = 4, 32, 3
 TABLE = f"{ldm.CLIP}text_model.embeddings.token_embedding.weight"
 # A1111's table of names assumes two blocks a level: of the demo model it finds these layers
@@ -44,6 +50,55 @@ def write(folder: Path) -> None:
     bundled = {f"bundle_emb.{BUNDLED}.emb_params": words_of(demo, "a heart")}
     for name, state in {LORA: plain, DORA: plain | lengths, BUNDLE: plain | bundled}.items():
         save_file(state, folder / f"models/Lora/{name}.safetensors")
+    write_upscaler(folder / "models/ESRGAN")
+    write_checkpoints(folder / "models/Stable-diffusion")
+
+
+def write_upscaler(folder: Path) -> None:
+    """Write the upscaling model as A1111 reads it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(upscaler(), folder / f"{UPSCALER}.pth", _use_new_zipfile_serialization=False)
+
+
+def write_checkpoints(folder: Path) -> None:
+    """Write the checkpoints for img2img. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with safe_open(DEMO, "pt") as file:
+        metadata = file.metadata()
+    state = still(load_file(DEMO))
+    save_file(state, folder / f"{STILL}.safetensors", metadata)
+    first = f"{ldm.UNET}input_blocks.0.0.weight"
+    # the inputs for the mask and the masked picture
+    further = state[first][:, [0, 1, 2, 3, 0]] * 0.3
+    given = state | {first: torch.cat([state[first], further], 1).contiguous()}
+    save_file(given, folder / f"{INPAINTING}.safetensors", metadata)
+
+
+def still(demo: State) -> State:
+    """The demo model with a VAE that encodes a picture without noise."""
+    weight, bias = (f"{ldm.VAE}quant_conv.{name}" for name in ("weight", "bias"))
+    found = demo | {weight: demo[weight].clone(), bias: demo[bias].clone()}
+    half = len(found[bias]) // 2
+    found[weight][half:] = 0
+    found[bias][half:] = LEAST_LOG_VARIANCE
+    return found
+
+
+def upscaler() -> State:
+    """An ESRGAN with the names of the first ones: it doubles a picture, and changes its colors."""
+    wide, narrow = 8, 32  # the second is the one that all of them have
+    shapes = {"0": (3, wide), "1.sub.1": (wide, wide), "3": (wide, wide), "5": (wide, wide)}
+    shapes["7"] = (wide, 3)
+    for block in (1, 2, 3):
+        for number in range(1, 6):
+            ends = (wide + (number - 1) * narrow, wide if number == 5 else narrow)  # noqa: PLR2004
+            shapes[f"1.sub.0.RDB{block}.conv{number}.0"] = ends
+    generator, state = torch.Generator().manual_seed(2), {}
+    for name, (given, made) in shapes.items():
+        weight = torch.randn(made, given, 3, 3, generator=generator) * (2 / (9 * given)) ** 0.5
+        state[f"model.{name}.weight"] = weight
+        state[f"model.{name}.bias"] = torch.full((made,), 0.1)
+    return state
 
 
 def words_of(demo: State, text: str) -> torch.Tensor:

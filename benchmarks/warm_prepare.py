@@ -28,7 +28,7 @@ from model_manager import ModelManager  # noqa: E402
 from worker.config.settings import Settings  # noqa: E402
 from worker.hosts.host import RemoteFile  # noqa: E402
 from worker.job.reference import CivitAIVersion  # noqa: E402
-from worker.job.request import Txt2ImgRequest, parse  # noqa: E402
+from worker.job.txt2img import Txt2ImgRequest, parse  # noqa: E402
 
 FEW = 10
 URL = "https://civitai.com/api/download/models/{}"

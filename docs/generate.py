@@ -27,11 +27,14 @@ from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
 from worker.errors import WorkerError
 from worker.job import template
+from worker.job.img2img import Img2ImgRequest
 from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
-from worker.job.request import JobFields, Txt2ImgRequest
+from worker.job.request import TemplateDefaults
+from worker.job.txt2img import Txt2ImgRequest
 from worker.service.report import Progress
 from worker.tasks import schema
+from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
 from worker.webui import engine_state
 
@@ -87,7 +90,17 @@ def errors() -> str:
 def job_fields() -> str:
     """The fields of a job that are not A1111's: only these have a description."""
     names = list(Txt2ImgRequest.model_fields)
-    return _fields(Txt2ImgRequest, sorted(names, key=lambda name: name in JobFields.model_fields))
+    return _fields(
+        Txt2ImgRequest, sorted(names, key=lambda name: name in TemplateDefaults.model_fields)
+    )
+
+
+def img2img_fields() -> str:
+    """The fields of img2img that have a meaning only there."""
+    names = [
+        name for name in Img2ImgRequest.model_fields if name not in Txt2ImgRequest.model_fields
+    ]
+    return _fields(Img2ImgRequest, [*names[:3], "denoising_strength", *names[3:]])
 
 
 def output_fields() -> str:
@@ -290,9 +303,16 @@ PARTS: dict[str, Callable[[], str]] = {
     **{
         f"input-{task.name}": functools.partial(task_input, task.name)
         for task in TASKS
-        if task.fields and task.name != "txt2img"  # `job-fields` has its
+        # `job-fields` has those of txt2img; all lists have the same.
+        if task.fields and task.name != "txt2img" and task not in LISTS
     },
-    **{f"answer-{task.name}": functools.partial(answer, task.name) for task in TASKS},
+    "input-lists": functools.partial(task_input, LISTS[0].name),
+    "input-img2img": img2img_fields,
+    **{
+        f"answer-{task.name}": functools.partial(answer, task.name)
+        for task in TASKS
+        if task.name != "img2img"  # the same as that of txt2img
+    },
     "answer-health": health,
     "progress": progress,
     "engine-states": engine_states,

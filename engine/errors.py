@@ -2,6 +2,7 @@
 
     Refused               the request is wrong; the message is the answer's `detail`
     ├── SamplerNotFound   404, the same as A1111
+    ├── InvalidImage      500, the same as A1111
     └── Unsupported       422, names the feature that A1111 has and this engine does not
     NansException         500, A1111's name for a picture that contains NaN
 
@@ -33,6 +34,15 @@ class SamplerNotFound(Refused):
 
     def __init__(self) -> None:
         super().__init__("Sampler not found")
+
+
+class InvalidImage(Refused):
+    """A picture of the request that cannot be decoded; `why` begins with "it" or "its"."""
+
+    status = 500
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"Invalid encoded image: {why}")
 
 
 class Unsupported(Refused):

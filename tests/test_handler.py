@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 import re
 import subprocess
@@ -7,18 +8,21 @@ import threading
 from unittest.mock import Mock
 
 import pytest
+from fakes.a1111.picture import png
 from fakes.a1111.process import write_safetensors
-from fakes.stub_engine import StubEngine, handler_with
+from fakes.stub_engine import PICTURE, StubEngine, handler_with
 
 import handler
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
-from worker.tasks.schema import document
+from worker.tasks import schema
+from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
 from worker.webui.engine import Engine
 
 SECRET = "/volume/private/token-abcdef"
+INFOTEXT = "a fox\nSteps: 2, Sampler: Euler, Seed: 1, Size: 24x16"
 FOX = {"name": "Fox", "checkpoint": "base"}
 
 
@@ -54,8 +58,18 @@ def worker(tmp_path, catalog, templates_file):
 def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(worker, retiring):
     worker.worker.engine.retiring = retiring
     worker.worker.startup.seconds = {"engine": 1.5, "total": 1.5}
-    picture = {"prompt": "a fox", "steps": 2}
-    jobs = [picture, picture, {"task": "health"}, {"task": "templates"}]
+    picture = {"prompt": "a fox", "steps": 2, "width": 64, "height": 64}
+    brings = {"image": base64.b64encode(png(24, 16, b"\1\2\3", INFOTEXT)).decode()}
+    from_picture = {"task": "img2img", "init_images": [PICTURE], "steps": 2}
+    jobs = [
+        *(picture, picture, {"task": "health"}, {"task": "templates"}),
+        {"task": "upscale", "upscaler_1": "Lanczos", **brings},
+        *({"task": task, **brings} for task in ("png_info", "interrogate")),
+        {"task": "prefetch", "checkpoint": "base"},
+        from_picture,
+        {"task": "batch", "inputs": [{"task": "schema"}]},
+        *({"task": task.name} for task in (schema.TASK, *LISTS)),
+    ]
 
     async def story():
         return [await worker({"id": "job-1", "input": job}) for job in jobs]
@@ -68,18 +82,24 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
         assert answer == json.loads(json.dumps(answer, allow_nan=False))
         task.output.model_validate(answer, strict=True, extra="forbid")
         assert ("refresh_worker" in answer) == bool(retiring)
-    first, second, health, listed = answers
+    first, second, health, listed, upscaled, read, described, prefetched, drawn = answers[:9]
     assert (first["startup"], second.get("startup")) == (worker.worker.startup.seconds, None)
     assert (first["template"], first["info"][:17]) == ("fox", '{"sd_model_name":')
     base = {"kind": "checkpoint", "name": "base", "sha256": "a" * 64, "source": "job"}
     assert first["models"] == [base]
     assert first["cache_info"]["checkpoints_cached"] == 1
     assert " ".join(first["timings"]) == "validate prepare queue generate deliver total"
+    assert {"prepare", "images"} < drawn["timings"].keys()
+    assert PICTURE not in json.dumps(drawn["parameters"])
     assert health["worker"]["jobs"]["completed"] == 2
     assert health["engine"]["memory"] == worker.worker.engine.memory()
     (fox,) = listed["templates"]
     assert (fox["template"], fox["baked"], fox["merged"]) == ("fox", False, False)
     assert listed["default_template"] == "fox"
+    assert (upscaled["sizes"], described["caption"]) == ([{"width": 48, "height": 32}], "a fox")
+    assert (read["info"], read["parameters"]["Seed"]) == (INFOTEXT, "1")
+    (model,) = prefetched["models"]
+    assert (model["name"], model["fetched"]) == ("base.safetensors", False)
 
 
 def test_wildcards_are_resolved_before_the_job_is_checked_and_the_answer_has_the_prompts(
@@ -135,9 +155,9 @@ def test_the_schema_is_printed_without_runpod_and_without_an_engine():
     command, wrong = [sys.executable, "-c", code], {"ENGINE": "a wrong setting"}
     done = subprocess.run(command, cwd=PROJECT, env=wrong, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    schema = json.loads(done.stdout)
-    assert schema == json.loads(json.dumps(document(TASKS)))
-    clip_skip = schema["$defs"]["Txt2ImgRequest"]["properties"]["clip_skip"]["anyOf"][0]
+    printed = json.loads(done.stdout)
+    assert printed == json.loads(json.dumps(schema.document(TASKS)))
+    clip_skip = printed["$defs"]["Txt2ImgRequest"]["properties"]["clip_skip"]["anyOf"][0]
     assert clip_skip == {"type": "integer", "minimum": 1, "maximum": 12}
     assert not re.search(rb'"[gl]e":', done.stdout)  # all bounds have JSON Schema's names
 

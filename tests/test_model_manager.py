@@ -16,7 +16,7 @@ from model_manager import ModelManager
 from worker.config.settings import Settings
 from worker.errors import InvalidInput, ModelFileInvalid, ModelNotFound
 from worker.formats.model_file import file_sha256
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 CHECKPOINTS = "Stable-diffusion"
 HTML_REASON = "'bad.safetensors' cannot be used: the file is a web page, not a model: '<html>'."
@@ -421,6 +421,8 @@ def test_the_engines_default_checkpoint_is_never_evicted(manager, folders):
     (folders[0].parent / "config.json").write_text('{"sd_model_checkpoint": "c [0123456789]"}')
     manager.release(prepare(manager)[0])
     assert manager.space.pinned == {sha256_of(data["c"])}
+    manager.release(prepare(manager, checkpoint="b")[0], was_loaded=False)
+    assert manager.space.pinned == {sha256_of(data["c"])}, "it was only prefetched"
 
 
 def test_a_replaced_file_of_the_operator_is_reported_once(manager, folders):

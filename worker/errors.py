@@ -16,6 +16,7 @@
     │   ├── ModelEarlyAccess
     │   ├── ModelArchived
     │   ├── EngineRefused
+    │   ├── EngineModelMissing
     │   ├── OutOfMemory
     │   └── ResultTooLarge
     ├── FetchError              a model or picture could not be fetched or stored
@@ -41,7 +42,9 @@
     ├── ProofError              the engine answered 200, but with another picture than requested
     │   ├── WrongCheckpoint
     │   ├── LoraNotApplied
+    │   ├── UnitNotApplied
     │   ├── WrongVae
+    │   ├── WrongDrawing
     │   └── IncompleteAnswer
     ├── DeliveryFailed
     ├── BatchFailed
@@ -179,6 +182,13 @@ class EngineRefused(JobError):
 
     code = "REQUEST_REFUSED"
     default_hint = "Change the field that the engine's text names."
+
+
+class EngineModelMissing(JobError):
+    """The engine lacks a model of its own that the task needs, and could not download it."""
+
+    code = "ENGINE_MODEL_MISSING"
+    default_hint = "A1111 downloads it at first use: let the worker's machine reach its host."
 
 
 class OutOfMemory(JobError):
@@ -341,11 +351,25 @@ class LoraNotApplied(ProofError):
     default_hint = "The picture was discarded. Check that the file is a LoRA."
 
 
+class UnitNotApplied(ProofError):
+    """The engine did not apply a unit of ControlNet or ADetailer that the job names."""
+
+    code = "UNIT_NOT_APPLIED"
+    default_hint = "The picture was discarded. Check the unit's picture and its model."
+
+
 class WrongVae(ProofError):
     """The engine used another VAE than the job names."""
 
     code = "WRONG_VAE"
     default_hint = "The picture was discarded. Check that the file is a VAE."
+
+
+class WrongDrawing(ProofError):
+    """The engine drew with another mask, strength or size than the job asks for."""
+
+    code = "WRONG_DRAWING"
+    default_hint = "The picture was discarded. Check the engine's log, and its extensions."
 
 
 class IncompleteAnswer(ProofError):

@@ -12,15 +12,20 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from engine.api import extras, second_pass
 from engine.api import options as option
 from engine.api.drawing import Drawing, Models
+from engine.api.given import Pictures
+from engine.api.img2img import Img2Img
 from engine.api.infotext import Facts, encode_png
 from engine.api.job import Job
 from engine.api.library import CHECKPOINTS, EMBEDDINGS, LORAS, VAES, Library
 from engine.api.options import Options
 from engine.api.parameters import Used
 from engine.api.progress import Progress
-from engine.api.request import Txt2Img
+from engine.api.request import Generation, Txt2Img
+from engine.images import decode
+from engine.images.upscalers import ESRGAN, NONE, REAL_ESRGAN
 from engine.models.checkpoints import HASH_DIGITS, Checkpoint, Checkpoints
 from engine.models.loaded_model import LoadedModel
 from engine.prompt.styles import Styles
@@ -119,6 +124,8 @@ class Engine:
             "ckpt_dir": str(self.data_dir / CHECKPOINTS),
             "vae_dir": str(self.data_dir / VAES),
             "embeddings_dir": str(self.data_dir / EMBEDDINGS),
+            "esrgan_models_path": str(self.data_dir / "models" / ESRGAN),
+            "realesrgan_models_path": str(self.data_dir / "models" / REAL_ESRGAN),
             "ui_settings_file": str(self.options.file),
             "api": True,
             "nowebui": True,
@@ -156,19 +163,35 @@ class Engine:
     def txt2img(self, request: Txt2Img) -> dict[str, Any]:
         """POST /txt2img: refuse an impossible request at once; else wait for the jobs before it."""
         request.check()
+        return self._draw("scripts_txt2img", request, None)
+
+    def img2img(self, request: Img2Img) -> dict[str, Any]:
+        """POST /img2img: refuse an impossible request or picture at once, as `txt2img`."""
+        request.check()
+        return self._draw("scripts_img2img", request, Pictures(*request.pictures()))
+
+    def _draw(self, task: str, request: Generation, pictures: Pictures | None) -> dict[str, Any]:
         overrides = request.override_settings or {}
         option.check(overrides)
-        Job(request, self.options.merged(overrides), self.styles)
-        pictures, facts = self._queue(self._generate, request)
-        infotexts = map(facts.infotext, range(len(pictures)))
-        encoded = [encode_png(p, text) for p, text in zip(pictures, infotexts, strict=True)]
+        self._check_upscaler(Job(request, self.options.merged(overrides), self.styles))
+        images, facts = self._queue(self._generate, task, request, pictures)
         return {
-            "images": encoded if request.send_images else [],
-            "parameters": request.model_dump(),
-            "info": json.dumps(facts.info(len(pictures)), ensure_ascii=False),
+            "images": images if request.send_images else [],
+            "parameters": request.echo(),
+            "info": json.dumps(facts, ensure_ascii=False),
         }
 
-    def _generate(self, request: Txt2Img) -> tuple[list[Image.Image], Facts]:
+    def _check_upscaler(self, job: Job) -> None:
+        """Raise LookupError for an upscaler that nobody knows."""
+        name = job.settings[option.UPSCALER] if job.begun else None
+        if job.highres is not None and not second_pass.is_latent(job.highres.hr_upscaler):
+            name = job.highres.hr_upscaler
+        self.library.upscalers.find(name or NONE)
+        extras.tiling(job.settings)
+
+    def _generate(
+        self, task: str, request: Generation, pictures: Pictures | None
+    ) -> tuple[list[str], dict[str, Any]]:
         """The requested pictures; after an interrupt fewer, and the last one unfinished."""
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
@@ -177,15 +200,15 @@ class Engine:
         job = Job(
             request, settings, self.styles
         )  # with the options as the jobs before it left them
-        with self.progress.running("scripts_txt2img", job.count * job.passes):
+        with self.progress.running(task, job.count * job.passes):
             models = self._models(job)
-            drawing = Drawing(job, models, self.library, self.progress)
+            drawing = Drawing(job, models, self.library, self.progress, pictures)
             with drawing.open() as model:
                 if not request.override_settings_restore_afterwards:
                     # only now: a checkpoint that cannot be loaded would make all later jobs fail
                     self.options.values = {name: settings[name] for name in option.DEFAULTS}
-                digest = model.sha256[:HASH_DIGITS]
-                pictures = drawing.pictures()
+                digest, is_inpainting = model.sha256[:HASH_DIGITS], model.is_inpainting
+                drawn = drawing.pictures()
             used = Used(
                 models.first.stem,
                 digest,
@@ -195,21 +218,61 @@ class Engine:
                 pads=drawing.pads,
                 second=self._title(models.second),
                 refiner=drawing.refined,
+                is_inpainting=is_inpainting,
+                given=drawing.given.prepared.entries if drawing.given else {},
             )
             facts = Facts.of(job, used, self.progress.job_timestamp)
-        log.info("made %d of %d pictures with %s", len(pictures), job.count, models.first.name)
-        return pictures, facts
+        log.info("made %d of %d pictures with %s", len(drawn), job.count, models.first.name)
+        return _encoded(drawn, facts, drawing), facts.info(len(drawn))
+
+    # ------------------------------------------------------------------- pictures without a model
+
+    def upscale(self, request: extras.UpscaleOne) -> dict[str, Any]:
+        """POST /extra-single-image: waits for the jobs before it."""
+        (image,), text = self._upscale(request, [request.image])
+        return {"html_info": extras.to_html(text), "image": image}
+
+    def upscale_many(self, request: extras.UpscaleMany) -> dict[str, Any]:
+        """POST /extra-batch-images; `html_info` is about the last picture. As `upscale`."""
+        images, text = self._upscale(request, [one.data for one in request.imageList])
+        return {"html_info": extras.to_html(text), "images": images}
+
+    def _upscale(self, request: extras.Upscaling, encoded: list[str]) -> tuple[list[str], str]:
+        request.check()
+        for name in (request.upscaler_1, request.upscaler_2):
+            self.library.upscalers.find(name)
+        for one in encoded:
+            decode.read(one)  # refused at once, and not kept: many pictures are much memory
+        return self._queue(self._run_extras, request, encoded)
+
+    def _run_extras(self, request: extras.Upscaling, encoded: list[str]) -> tuple[list[str], str]:
+        if self.progress.closing:
+            raise RuntimeError("the engine is shutting down")
+        tiling, found, text = extras.tiling(self.options.values), [], ""
+        with self.progress.running("extras", len(encoded)):
+            for number, one in enumerate(encoded):
+                self.progress.begin_picture(number)
+                image, text = extras.upscale(
+                    request, decode.read(one), self.library.upscalers, tiling, self.progress.stops
+                )
+                found.append(image)
+                if self.progress.stopping:
+                    break
+        return found, text
+
+    # ------------------------------------------------------------------------ the models of a job
 
     def _models(self, job: Job) -> Models:
         """The job's checkpoints. Raises RuntimeError for an unknown one."""
         request, second = job.request, None
-        if job.second is not None and request.hr_checkpoint_name not in NO_OTHER_CHECKPOINT:
-            second = self._closest(str(request.hr_checkpoint_name))
+        if job.highres and job.highres.hr_checkpoint_name not in NO_OTHER_CHECKPOINT:
+            second = self._closest(str(job.highres.hr_checkpoint_name))
         refiner = None
         if request.refiner_checkpoint not in NO_OTHER_CHECKPOINT:
             refiner = self._closest(str(request.refiner_checkpoint))
         first = self._checkpoint(job.settings[option.CHECKPOINT])
-        return Models(self._use, first, second, refiner if refiner != (second or first) else None)
+        refiner = refiner if refiner != (second or first) else None
+        return Models(self._use, first, second, refiner)
 
     def _closest(self, name: str) -> Checkpoint:
         """As in A1111, the shortest title that contains `name` will do."""
@@ -229,15 +292,27 @@ class Engine:
         sha256 = self.checkpoints.known_sha256(checkpoint)
         return f"{checkpoint.stem} [{sha256[:HASH_DIGITS]}]" if sha256 else checkpoint.stem
 
-    def _override(self, request: Txt2Img) -> dict[str, Any]:
+    def _override(self, request: Generation) -> dict[str, Any]:
         """The options for this request."""
         overrides = dict(request.override_settings or {})
         if self.checkpoints.find(str(overrides.get(option.CHECKPOINT))) is None:
             overrides.pop(option.CHECKPOINT, None)  # same as A1111: only the answer shows it
+        # A1111 reads it before it applies the options of the request
+        overrides.pop(option.NOISE_MULTIPLIER, None)
         return self.options.merged(overrides)
 
     def _checkpoint(self, alias: str | None) -> Checkpoint:
         return (self.checkpoints.find(alias) if alias else None) or self._default()
+
+
+def _encoded(drawn: list[Image.Image], facts: Facts, drawing: Drawing) -> list[str]:
+    """The pictures as base64 PNG, each with its infotext; masks follow their picture without."""
+    beside = drawing.given.beside if drawing.given else {}
+    images = []
+    for number, picture in enumerate(drawn):
+        images.append(encode_png(picture, {"parameters": facts.infotext(number)}))
+        images += [encode_png(mask, {}) for mask in beside.get(number, [])]
+    return images
 
 
 def _log_failure(loading: Future[None]) -> None:

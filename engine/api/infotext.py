@@ -40,6 +40,7 @@ class Facts:
     cfg_scale: float
     steps: int
     batch_size: int
+    is_inpainting: bool
     model_name: str
     model_hash: str
     vae: tuple[str, str] | None
@@ -59,7 +60,7 @@ class Facts:
             first.texts.prompt,
             first.texts.negative,
             job.seeds,
-            [job.subseed + i for i in range(job.count)],
+            [job.subseed + i for i in range(job.asked)],
             request.subseed_strength,
             first.width,
             first.height,
@@ -67,7 +68,8 @@ class Facts:
             request.scheduler,
             request.cfg_scale,
             request.steps,
-            request.batch_size,
+            job.batch,
+            used.is_inpainting,
             used.model_name,
             used.model_hash,
             used.vae,
@@ -76,7 +78,7 @@ class Facts:
             request.denoising_strength,
             timestamp,
             request.styles or [],
-            parameters.main_entries(job),
+            parameters.main_entries(job, used),
             parameters.optional_entries(job, used),
         )
 
@@ -139,7 +141,7 @@ class Facts:
             "styles": self.styles,
             "job_timestamp": self.job_timestamp,
             "clip_skip": self.clip_skip,
-            "is_using_inpainting_conditioning": False,
+            "is_using_inpainting_conditioning": self.is_inpainting,
             "version": VERSION,
         }
 
@@ -150,10 +152,14 @@ def quote(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
 
 
-def encode_png(picture: Image.Image, infotext: str) -> str:
-    """The picture as base64 PNG with the text chunk `parameters`."""
+def encode_png(picture: Image.Image, texts: Mapping[str, Any]) -> str:
+    """The picture as base64 PNG with these text chunks; values that are no text are left out."""
     metadata = PngImagePlugin.PngInfo()
-    metadata.add_text("parameters", infotext)
+    for name, text in texts.items():
+        if isinstance(text, str):
+            metadata.add_text(name, text)
+    picture = picture.copy()
+    picture.info = {}  # otherwise Pillow writes a profile and others of the given picture, too
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", pnginfo=metadata)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""A txt2img request, read: its texts, its samplers and the settings of its pictures."""
+"""A request, read: its texts, its samplers and the settings of its pictures."""
 
 import math
 import secrets
@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from engine.api import options as option
-from engine.api import second_pass
-from engine.api.request import Txt2Img
+from engine.api.img2img import Img2Img
+from engine.api.request import Generation, Txt2Img
 from engine.api.second_pass import Target
 from engine.prompt import syntax
 from engine.prompt.encoding import TextOptions
@@ -62,7 +62,7 @@ class Job:
     """A request with the options that apply to it. Raises Refused, ValueError, LookupError."""
 
     def __init__(
-        self, request: Txt2Img, settings: Mapping[str, Any], styles: Styles | None = None
+        self, request: Generation, settings: Mapping[str, Any], styles: Styles | None = None
     ) -> None:
         self.request, self.settings, self._styles = request, settings, styles or Styles()
         width, height = request.first_size
@@ -72,9 +72,12 @@ class Job:
         self.first = Pass(width, height, texts, sampling, settings[option.MERGING])
         self.second: Pass | None = None
         self.target: Target | None = None
-        if request.enable_hr:
-            self.target = Target.of(request, width, height)
-            self.second = self._second(self.target)
+        is_highres = isinstance(request, Txt2Img) and request.enable_hr
+        self.highres = request if isinstance(request, Txt2Img) and is_highres else None
+        self.begun = request if isinstance(request, Img2Img) else None  # by given pictures
+        if self.highres is not None:
+            self.target = Target.of(self.highres, width, height)
+            self.second = self._second(self.highres, self.target)
         self.seed, self.subseed = _resolve(request.seed), _resolve(request.subseed)
 
     def _read(self, prompt: str, negative: str) -> Texts:
@@ -87,9 +90,7 @@ class Job:
         syntax.refuse_hypernetworks(prompt)
         return Texts(prompt, negative, text, tags)
 
-    def _second(self, target: Target) -> Pass:
-        request = self.request
-        second_pass.check_upscaler(request.hr_upscaler)
+    def _second(self, request: Txt2Img, target: Target) -> Pass:
         sampler = self.first.sampling.sampler
         if request.hr_sampler_name:
             sampler = samplers.find_sampler(request.hr_sampler_name)
@@ -167,12 +168,28 @@ class Job:
     def seeds(self) -> list[int]:
         """Picture i has the first seed plus i; with a variation, all have the first seed."""
         step = 0 if self.request.subseed_strength else 1
-        return [self.seed + i * step for i in range(self.count)]
+        return [self.seed + i * step for i in range(self.asked)]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is drawn over a picture, so that there is no denoising strength."""
+        return self.highres is None and self.begun is None
+
+    @property
+    def asked(self) -> int:
+        """The number of pictures that the request names; the answer has the seeds of all."""
+        return self.request.n_iter * self.request.batch_size
+
+    @property
+    def batch(self) -> int:
+        """The pictures of an iteration: one for each given picture, if there are several."""
+        given = len(self.begun.init_images or ()) if self.begun else 0
+        return given if given > 1 else self.request.batch_size
 
     @property
     def count(self) -> int:
         """The number of pictures."""
-        return self.request.n_iter * self.request.batch_size
+        return self.request.n_iter * self.batch
 
     def noise_of(self, number: int) -> Seeds:
         """The random numbers of picture `number`."""

@@ -1,8 +1,9 @@
 """The files that a prompt or an option of a job can name, apart from checkpoints."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.images.upscalers import Upscalers
 from engine.models.embeddings import Embeddings
 from engine.models.loras import Loras
 from engine.models.vaes import Vaes
@@ -20,6 +21,7 @@ class Library:
     loras: Loras
     embeddings: Embeddings
     vaes: Vaes
+    upscalers: Upscalers = field(default_factory=Upscalers)
 
     @classmethod
     def of(cls, folder: Path) -> "Library":
@@ -28,4 +30,5 @@ class Library:
             Loras(folder / LORAS),
             Embeddings(folder / EMBEDDINGS),
             Vaes(folder / VAES, folder / CHECKPOINTS),
+            Upscalers(folder / "models"),
         )

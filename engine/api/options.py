@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ MOST_CLIP_SKIP = 12  # layers of CLIP; A1111's setting ends there, too
 VAE = "sd_vae"
 COMMENTS = "enable_prompt_comments"
 EXTRA_NOISE = "img2img_extra_noise"
+BACKGROUND = "img2img_background_color"
+FIX_STEPS = "img2img_fix_steps"
+MASK_WEIGHT = "inpainting_mask_weight"
+NOISE_MULTIPLIER = "initial_noise_multiplier"
+MOST_NOISE = 10
+OVERLAY = "overlay_inpaint"
+RETURN_COMPOSITE = "return_mask_composite"
+RETURN_MASK = "return_mask"
+TILE = "ESRGAN_tile"
+TILE_OVERLAP = "ESRGAN_tile_overlap"
+UPSCALER = "upscaler_for_img2img"
 MERGING, MERGING_HR = "token_merging_ratio", "token_merging_ratio_hr"
 NO_BATCH_DETERMINISM = "no_dpmpp_sde_batch_determinism"
 PAD = "pad_cond_uncond"
@@ -30,6 +42,9 @@ ZERO_TERMINAL_SNR = "Zero Terminal SNR"
 # A1111's names and order, and A1111's defaults except for two.
 ALL: dict[str, Any] = {
     "samples_format": "png",
+    TILE: 192,
+    TILE_OVERLAP: 8,
+    UPSCALER: None,
     "face_restoration": False,
     CHECKPOINT: None,
     "emphasis": "Original",
@@ -40,7 +55,15 @@ ALL: dict[str, Any] = {
     "sdxl_crop_top": 0,
     "sdxl_crop_left": 0,
     VAE: "Automatic",
+    MASK_WEIGHT: 1.0,
+    NOISE_MULTIPLIER: 1.0,
     EXTRA_NOISE: 0.0,
+    "img2img_color_correction": False,
+    FIX_STEPS: False,
+    BACKGROUND: "#ffffff",
+    RETURN_MASK: False,
+    RETURN_COMPOSITE: False,
+    OVERLAY: True,
     "s_min_uncond": 0.0,
     MERGING: 0.0,
     MERGING_HR: 0.0,
@@ -81,12 +104,16 @@ _WORDS = {
     "uni_pc_variant": ("bh1", "bh2", "vary_coeff"),
     "uni_pc_skip_type": ("time_uniform", "time_quadratic", "logSNR"),
 }
-_TEXTS = {CHECKPOINT, VAE}
+_TEXTS = {CHECKPOINT, VAE, UPSCALER}
 _RANGES: dict[str, tuple[type, float, float]] = {
     CLIP_SKIP: (int, 0, MOST_CLIP_SKIP),
     "comma_padding_backtrack": (int, 0, 74),
     "sdxl_crop_top": (int, 0, 8192),
     "sdxl_crop_left": (int, 0, 8192),
+    TILE: (int, 0, 512),
+    TILE_OVERLAP: (int, 0, 48),
+    MASK_WEIGHT: (float, 0, 1),
+    NOISE_MULTIPLIER: (float, 0, MOST_NOISE),
     EXTRA_NOISE: (float, 0, 10),
     "s_min_uncond": (float, 0, 10_000),
     MERGING: (float, 0, 1),
@@ -111,9 +138,10 @@ _SWITCHES = {
         "always_discard_next_to_last_sigma",
         "sgm_noise_multiplier",
     ),
-    *("uni_pc_lower_order_final", COMMENTS),
+    *("uni_pc_lower_order_final", COMMENTS, FIX_STEPS, OVERLAY, RETURN_MASK, RETURN_COMPOSITE),
 }
-CHANGEABLE = {*_TEXTS, *_WORDS, *_RANGES, *_SWITCHES}
+_COLOR = re.compile(r"#[0-9a-fA-F]{6}\Z")
+CHANGEABLE = {*_TEXTS, BACKGROUND, *_WORDS, *_RANGES, *_SWITCHES}
 DEFAULTS = {name: value for name, value in ALL.items() if name in CHANGEABLE}
 WITHOUT_EFFECT = {"live_previews_enable"}  # accepted; there are no previews
 FIXED = {name: value for name, value in ALL.items() if name not in {*DEFAULTS, CHECKPOINT_HASH}}
@@ -174,6 +202,8 @@ def check(changes: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} must be true or false, not {shown(value)}")
         if name in _TEXTS and not isinstance(value, str | None):
             raise TypeError(f"{name} must be a text, not {shown(value)}")
+        if name == BACKGROUND and not (isinstance(value, str) and _COLOR.match(value)):
+            raise ValueError(f"{name} must be a color such as #ffffff, not {shown(value)}")
 
 
 def _check_number(name: str, value: object, kind: type, least: float, most: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.api import options as option
 from engine.api.job import Job, Pass
+from engine.api.request import Txt2Img
 from engine.prompt.syntax import bare
 from engine.sampling.samplers import Sampler
 
@@ -20,7 +21,7 @@ _SIGMA_ENTRIES = {
 HIRES_PROMPTS = {"Hires prompt", "Hires negative prompt"}
 
 
-def main_entries(job: Job) -> dict[str, Any]:
+def main_entries(job: Job, used: "Used") -> dict[str, Any]:
     """The entries between "Model" and the optional ones; None for those that are not written."""
     request, settings = job.request, job.settings
     width, height = request.seed_resize_from_w, request.seed_resize_from_h
@@ -32,7 +33,8 @@ def main_entries(job: Job) -> dict[str, Any]:
     return {
         "Variation seed strength": request.subseed_strength or None,
         "Seed resize from": f"{width}x{height}" if min(width, height) > 0 else None,
-        "Denoising strength": request.denoising_strength if request.enable_hr else None,
+        "Denoising strength": None if job.is_plain else request.denoising_strength,
+        "Conditional mask weight": settings[option.MASK_WEIGHT] if used.is_inpainting else None,
         "Clip skip": clip_skip if clip_skip > 1 else None,
         "ENSD": _ensd(job),
         "Token merging ratio": job.first.merging or None,
@@ -55,7 +57,8 @@ def _ensd(job: Job) -> int | None:
 class Used:
     """What a job was drawn with: the checkpoint; name and hash of another VAE, and of the LoRAs of
     both passes; what the first pass's prompts add to the parameters; whether a prompt was padded;
-    and the titles of the second pass's checkpoint and the refiner.
+    the titles of the second pass's checkpoint and the refiner; whether the checkpoint is for
+    inpainting; and the entries about the given pictures.
     """
 
     model_name: str
@@ -67,30 +70,59 @@ class Used:
     pads: bool = False
     second: str = ""
     refiner: str = ""
+    is_inpainting: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def optional_entries(job: Job, used: Used) -> dict[str, Any]:
     """What A1111 collects in `extra_generation_params`; only LoRAs that were applied are listed."""
-    entries = {} if job.second is None else _second_pass(job, job.second, used)
-    entries |= _hashes(used.loras)
+    entries = _task_entries(job, used) | _hashes(used.loras)
     entries |= used.notes
     if job.settings[option.NOISE_SCHEDULE] != option.ALL[option.NOISE_SCHEDULE]:
         entries["Noise Schedule"] = job.settings[option.NOISE_SCHEDULE]
-    entries |= _sampler_entries(job, job.first)
+    entries |= _first_entries(job)
     if used.pads:
         entries["Pad conds"] = True
     if job.second is not None:
-        entries |= _hashes(used.later_loras)
-        label = _label(job.second)
-        if label is not None and label != entries.get("Schedule type"):
-            entries["Hires schedule type"] = label
-        entries |= _step_entries(job, job.second.sampling.sampler)
-        if job.settings[option.EXTRA_NOISE]:
-            entries["Extra noise"] = job.settings[option.EXTRA_NOISE]
+        entries |= _second_entries(job, job.second, used, entries.get("Schedule type"))
     if used.refiner:
         entries["Refiner"] = used.refiner
         entries["Refiner switch at"] = job.request.refiner_switch_at
     return entries
+
+
+def _task_entries(job: Job, used: Used) -> dict[str, Any]:
+    """What is known before the first step: of the second pass, or of the given pictures."""
+    if job.second is not None and job.highres is not None:
+        return _second_pass(job, job.second, job.highres, used)
+    if job.begun is not None:
+        return {"Denoising strength": job.begun.denoising_strength, **used.given}
+    return {}
+
+
+def _first_entries(job: Job) -> dict[str, Any]:
+    """What the sampler of the first pass adds."""
+    entries: dict[str, Any] = {}
+    if job.begun is not None and (multiplier := job.begun.noise_multiplier(job.settings)) != 1:
+        entries["Noise multiplier"] = multiplier
+    entries |= _sampler_entries(job, job.first)
+    if job.begun is not None:
+        entries |= _extra_noise(job)
+    return entries | _step_entries(job, job.first.sampling.sampler)
+
+
+def _second_entries(job: Job, second: Pass, used: Used, first_label: str | None) -> dict[str, Any]:
+    """What the sampler of the second pass adds."""
+    entries = _hashes(used.later_loras)
+    label = _label(second)
+    if label is not None and label != first_label:
+        entries["Hires schedule type"] = label
+    return entries | _step_entries(job, second.sampling.sampler) | _extra_noise(job)
+
+
+def _extra_noise(job: Job) -> dict[str, Any]:
+    extra = job.settings[option.EXTRA_NOISE]
+    return {"Extra noise": extra} if extra else {}
 
 
 def _hashes(loras: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -98,8 +130,7 @@ def _hashes(loras: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {"Lora hashes": hashes} if hashes else {}
 
 
-def _second_pass(job: Job, second: Pass, used: Used) -> dict[str, Any]:
-    request = job.request
+def _second_pass(job: Job, second: Pass, request: Txt2Img, used: Used) -> dict[str, Any]:
     entries: dict[str, Any] = {"Denoising strength": request.denoising_strength}
     if used.second:
         entries["Hires checkpoint"] = used.second
@@ -129,7 +160,7 @@ def _label(one: Pass) -> str | None:
 
 
 def _sampler_entries(job: Job, one: Pass) -> dict[str, Any]:
-    """What the sampler adds: of its schedule, and of its steps."""
+    """What the sampler adds about its schedule."""
     sampler, settings, levels = one.sampling.sampler, job.settings, one.sampling.levels
     entries: dict[str, Any] = {}
     if settings["always_discard_next_to_last_sigma"] and not sampler.discards_sigma:
@@ -145,7 +176,7 @@ def _sampler_entries(job: Job, one: Pass) -> dict[str, Any]:
             entries["Schedule rho"] = settings["rho"]
     if settings["sgm_noise_multiplier"] and not sampler.steps_over_times:
         entries["SGM noise multiplier"] = True
-    return entries | _step_entries(job, sampler)
+    return entries
 
 
 def _step_entries(job: Job, sampler: Sampler) -> dict[str, Any]:

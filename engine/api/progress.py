@@ -31,6 +31,10 @@ class Progress:
         """Whether no further picture may be started."""
         return self.interrupted or self.closing
 
+    def stops(self) -> bool:
+        """Whether the picture that is being made ends where it is."""
+        return self.skipped or self.stopping
+
     def begin_picture(self, number: int) -> None:
         """Picture `number` of the job (from 0) begins; an earlier skip does not apply to it."""
         self.job_no, self.sampling_step, self.skipped = number, 0, False
@@ -50,7 +54,7 @@ class Progress:
     def step(self, done: int, steps: int) -> bool:
         """Record that `done` of a picture's `steps` are finished; return true to stop here."""
         self.sampling_step, self.sampling_steps = done, steps
-        return self.skipped or self.stopping
+        return self.stops()
 
     def interrupt(self) -> None:
         """Ask the running job, if there is one, to end at its next step."""

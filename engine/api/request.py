@@ -1,7 +1,7 @@
-"""A txt2img request: A1111's fields and defaults, and which of them the engine refuses."""
+"""A request for pictures: A1111's fields and defaults, and which of them the engine refuses."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -10,7 +10,7 @@ from engine.errors import Refused, Unsupported, shown
 MAX_SEED = 2**64
 MIN_SEED = -(2**63)
 # far above what anybody asks for; without them, one request could take all of the memory
-LONGEST_SIDE = 8192
+LONGEST_SIDE = 8192  # the same for the pictures that a request brings
 MOST_STEPS = 1_000_000
 MOST_PICTURES = 10_000
 
@@ -23,10 +23,44 @@ def _truncate(value: object) -> object:
 Integer = Annotated[int, BeforeValidator(_truncate)]
 
 
-class Txt2Img(BaseModel):
-    """A1111's StableDiffusionProcessingTxt2Img: its fields in its order; others are ignored."""
+LATENT_FACTOR = 8
+# fields of both tasks that have an effect
+SUPPORTED = frozenset(
+    {
+        *("prompt", "negative_prompt", "styles", "seed", "sampler_name", "sampler_index"),
+        *("scheduler", "batch_size", "n_iter", "steps", "cfg_scale", "width", "height"),
+        *("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise", "denoising_strength"),
+        *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "tiling"),
+        *("refiner_checkpoint", "refiner_switch_at", "do_not_save_samples", "do_not_save_grid"),
+        *("override_settings", "override_settings_restore_afterwards", "disable_extra_networks"),
+        "send_images",
+    }
+)
+# A1111 does not use these either, unless another field is set that is refused here.
+WITHOUT_EFFECT = frozenset(
+    {
+        "script_args",  # without script_name
+        "force_task_id",  # an id for the web UI's progress bar
+        "comments",  # the web UI shows them below a picture
+    }
+)
+# A1111 has these behind the fields of the task
+LAST = (
+    *("force_task_id", "sampler_index", "include_init_images", "script_name", "script_args"),
+    *("send_images", "save_images", "alwayson_scripts", "infotext"),
+)
+
+
+def _has_no_effect(value: object) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+class Generation(BaseModel):
+    """The fields of both tasks; unknown ones are ignored."""
 
     model_config = ConfigDict(extra="ignore")
+    # fields that may have any value
+    accepted: ClassVar[frozenset[str]] = SUPPORTED | WITHOUT_EFFECT
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -62,19 +96,6 @@ class Txt2Img(BaseModel):
     disable_extra_networks: bool = False
     firstpass_image: str | None = None
     comments: dict[str, Any] | None = None
-    enable_hr: bool = False
-    firstphase_width: Integer = 0
-    firstphase_height: Integer = 0
-    hr_scale: float = 2.0
-    hr_upscaler: str | None = None
-    hr_second_pass_steps: Integer = 0
-    hr_resize_x: Integer = 0
-    hr_resize_y: Integer = 0
-    hr_checkpoint_name: str | None = None
-    hr_sampler_name: str | None = None
-    hr_scheduler: str | None = None
-    hr_prompt: str = ""
-    hr_negative_prompt: str = ""
     force_task_id: str | None = None
     sampler_index: str | None = "Euler"
     script_name: str | None = None
@@ -90,22 +111,32 @@ class Txt2Img(BaseModel):
         """
         for script in filter(None, [self.script_name, *self.alwayson_scripts]):
             raise Refused(f"Script {shown(script)} not found")
-        unread = ACCEPTED if self.enable_hr else ACCEPTED | OF_SECOND_PASS
+        unread = self.accepted | self.not_read()
         for name, info in type(self).model_fields.items():
             value = getattr(self, name)
             if name not in unread and value != info.default and not _has_no_effect(value):
                 raise Unsupported(f"{name} with the value {shown(value)}")
         self._check_numbers()
         self._check_sizes()
-        if self.enable_hr:
-            self._check_second_pass()
+        self._check_task()
         self._check_answer()
+
+    def echo(self) -> dict[str, Any]:
+        """The request with its defaults in A1111's order: the answer's `parameters`."""
+        fields = self.model_dump()
+        last = {name: fields.pop(name) for name in LAST if name in fields}
+        return fields | last
+
+    def not_read(self) -> frozenset[str]:
+        """The fields that have no effect because of the values of others."""
+        return frozenset()
+
+    def _check_task(self) -> None:
+        """Check the fields of the task."""
 
     @property
     def first_size(self) -> tuple[int, int]:
-        """The size of the first pass, which may have fields of its own."""
-        if self.firstphase_width or self.firstphase_height:
-            return self.firstphase_width, self.firstphase_height
+        """The size of the first pass."""
         return self.width, self.height
 
     def _check_numbers(self) -> None:
@@ -138,17 +169,10 @@ class Txt2Img(BaseModel):
                 f"{LONGEST_SIDE}, not {shown(others)}"
             )
 
-    def _check_second_pass(self) -> None:
-        if self.denoising_strength is None:
-            raise ValueError("enable_hr needs a denoising_strength")
-        if not 0 <= self.denoising_strength <= 1:
+    def _check_denoising(self) -> None:
+        if self.denoising_strength is None or not 0 <= self.denoising_strength <= 1:
             raise ValueError(
                 f"denoising_strength must be 0 to 1, not {shown(self.denoising_strength)}"
-            )
-        if not 0 <= self.hr_second_pass_steps <= MOST_STEPS:
-            raise ValueError(
-                f"hr_second_pass_steps must be 0 to {MOST_STEPS}, not "
-                f"{shown(self.hr_second_pass_steps)}"
             )
 
     def _check_answer(self) -> None:
@@ -162,47 +186,48 @@ class Txt2Img(BaseModel):
             ) from error
 
 
-LATENT_FACTOR = 8
-SUPPORTED = frozenset(
-    {
-        "prompt",
-        "negative_prompt",
-        "styles",
-        "seed",
-        "sampler_name",
-        "sampler_index",
-        "scheduler",
-        "batch_size",
-        "n_iter",
-        "steps",
-        "cfg_scale",
-        "width",
-        "height",
-        *("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise"),
-        *("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w", "tiling"),
-        *("enable_hr", "firstphase_width", "firstphase_height", "denoising_strength", "hr_scale"),
-        *("hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
-        *("hr_checkpoint_name", "refiner_checkpoint", "refiner_switch_at"),
+class Txt2Img(Generation):
+    """A1111's StableDiffusionProcessingTxt2Img."""
+
+    accepted: ClassVar[frozenset[str]] = Generation.accepted | {
+        *("enable_hr", "firstphase_width", "firstphase_height", "hr_scale", "hr_upscaler"),
+        *("hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name"),
         *("hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt"),
-        "do_not_save_samples",
-        "do_not_save_grid",
-        "override_settings",
-        "override_settings_restore_afterwards",
-        "disable_extra_networks",
-        "send_images",
     }
-)
-# A1111 does not use these either, unless another field is set that is refused here.
-WITHOUT_EFFECT = frozenset(
-    {
-        "script_args",  # without script_name
-        "force_task_id",  # an id for the web UI's progress bar
-        "comments",  # the web UI shows them below a picture
-    }
-)
-OF_SECOND_PASS = {"firstpass_image"}  # not read without enable_hr
-ACCEPTED = SUPPORTED | WITHOUT_EFFECT
 
+    enable_hr: bool = False
+    firstphase_width: Integer = 0
+    firstphase_height: Integer = 0
+    hr_scale: float = 2.0
+    hr_upscaler: str | None = None
+    hr_second_pass_steps: Integer = 0
+    hr_resize_x: Integer = 0
+    hr_resize_y: Integer = 0
+    hr_checkpoint_name: str | None = None
+    hr_sampler_name: str | None = None
+    hr_scheduler: str | None = None
+    hr_prompt: str = ""
+    hr_negative_prompt: str = ""
 
-def _has_no_effect(value: object) -> bool:
-    return value is None or value is False or value in ("", [], {})
+    def not_read(self) -> frozenset[str]:
+        """Without a second pass, no picture for it is read."""
+        return frozenset() if self.enable_hr else frozenset({"firstpass_image"})
+
+    @property
+    def first_size(self) -> tuple[int, int]:
+        """The size of the first pass, which may have fields of its own."""
+        if self.firstphase_width or self.firstphase_height:
+            return self.firstphase_width, self.firstphase_height
+        return self.width, self.height
+
+    def _check_task(self) -> None:
+        if not self.enable_hr:
+            return
+        if self.denoising_strength is None:
+            raise ValueError("enable_hr needs a denoising_strength")
+        self._check_denoising()
+        if not 0 <= self.hr_second_pass_steps <= MOST_STEPS:
+            raise ValueError(
+                f"hr_second_pass_steps must be 0 to {MOST_STEPS}, not "
+                f"{shown(self.hr_second_pass_steps)}"
+            )

@@ -11,8 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from engine import __version__
-from engine.api import second_pass
+from engine.api import extras, second_pass
 from engine.api.generation import Engine
+from engine.api.img2img import Img2Img
 from engine.api.request import Txt2Img
 from engine.errors import Refused
 from engine.sampling import samplers
@@ -54,13 +55,16 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
         "/schedulers": lambda: [scheduler.describe() for scheduler in samplers.SCHEDULERS],
         "/progress": engine.progress.describe,
         "/memory": describe_memory,
-        "/upscalers": describe_upscalers,
+        "/upscalers": lambda: [one.describe() for one in engine.library.upscalers.all()],
         "/latent-upscale-modes": lambda: [{"name": name} for name in second_pass.LATENT_MODES],
         "/prompt-styles": engine.styles.describe,
         "/cmd-flags": engine.get_flags,
         "/hypernetworks": describe_nothing,
         "/face-restorers": describe_nothing,
-        "/realesrgan-models": describe_nothing,
+        "/realesrgan-models": lambda: [
+            {"name": one.name, "path": str(one.path), "scale": one.scale}
+            for one in engine.library.upscalers.real_esrgan()
+        ],
         "/extensions": describe_nothing,
         "/script-info": describe_nothing,
         "/scripts": lambda: {"txt2img": [], "img2img": []},
@@ -78,8 +82,19 @@ def _posts(engine: Engine) -> dict[str, Endpoint]:
         # written here: FastAPI's own conversion fails for nested lists that JSON can hold
         return JSONResponse(engine.txt2img(request))
 
+    def img2img(request: Img2Img) -> JSONResponse:
+        return JSONResponse(engine.img2img(request))
+
+    def png_info(request: extras.PngInfo) -> JSONResponse:
+        return JSONResponse(extras.read_png_info(request, engine.styles))
+
     return {
         "/txt2img": txt2img,
+        "/img2img": img2img,
+        "/extra-single-image": engine.upscale,
+        "/extra-batch-images": engine.upscale_many,
+        "/png-info": png_info,
+        "/interrogate": extras.refuse_interrogation,
         "/options": engine.set_options,
         "/interrupt": interrupt,
         "/skip": engine.progress.skip,
@@ -126,12 +141,6 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
 def _answer(status: int, error: str, detail: str = "", errors: str = "") -> JSONResponse:
     body = {"error": error, "detail": _writable(detail), "body": "", "errors": _writable(errors)}
     return JSONResponse(body, status_code=status)
-
-
-def describe_upscalers() -> list[dict[str, Any]]:
-    """The answer of GET /upscalers: those that need no model."""
-    nothing = {"model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
-    return [{"name": name} | nothing for name in second_pass.UPSCALERS]
 
 
 def describe_nothing() -> list[Any]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import Conv2d
 
 from engine.errors import NansException, Unsupported
-from engine.models import checkpoints, vaes
+from engine.models import architecture, checkpoints, vaes
 from engine.models.checkpoints import Checkpoint
 from engine.models.embeddings import Embedding, take_bundled
 from engine.models.files import Identity, Unreadable
@@ -108,6 +108,12 @@ class LoadedModel:
             text = f"cannot load checkpoint {checkpoint.name!r}: {_shorten(error)}"
             raise RuntimeError(text) from error
         return cls(checkpoint, sha256, pipe, before)
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the UNet is also given a mask and a masked picture."""
+        channels: int = self.pipe.unet.config.in_channels
+        return channels == architecture.INPAINTING_CHANNELS
 
     def text_encoder(
         self, options: TextOptions, embeddings: Sequence[Embedding] = ()
@@ -239,9 +245,22 @@ class LoadedModel:
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, seed: int) -> torch.Tensor:
-        """(1, 3, height, width) in -1..1 -> the latent picture, with the VAE's noise for `seed`."""
+        """(1, 3, height, width) in -1..1 -> the latent picture, with the VAE's noise for `seed`.
+
+        Raises NansException, ValueError for a picture that has no pixel of a latent picture.
+        """
+        if min(pixels.shape[2:]) < FACTOR:
+            raise ValueError(
+                f"a picture of {pixels.shape[3]}x{pixels.shape[2]} is too small: each side needs "
+                f"{FACTOR} pixels"
+            )
         vae = self.pipe.vae
         found = vae.encode(pixels.to(self._device, vae.dtype)).latent_dist
+        if vae.dtype == torch.float16 and not found.mean.isfinite().all():
+            self._use_exact_vae()
+            found = vae.encode(pixels.to(self._device, vae.dtype)).latent_dist
+        if not found.mean.isfinite().all():
+            raise NansException("A tensor with NaNs was produced in VAE.")
         generator = torch.Generator().manual_seed(seed % SEEDS)
         noise = torch.randn(found.mean.shape, generator=generator).to(found.mean)
         latent: torch.Tensor = (found.mean + found.std * noise) * vae.config.scaling_factor
@@ -260,14 +279,23 @@ class LoadedModel:
         scaled = latents / vae.config.scaling_factor
         pixels = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
         if vae.dtype == torch.float16 and not pixels.isfinite().all():
-            log.warning("the VAE of %s overflows in half precision", self.checkpoint.name)
-            vae.to(torch.float32)
+            self._use_exact_vae()
             pixels = vae.decode(scaled.float(), return_dict=False)[0]
         self.pipe.maybe_free_model_hooks()
         if not pixels.isfinite().all():
             raise NansException("A tensor with NaNs was produced in VAE.")
         picture: torch.Tensor = pixels[0].permute(1, 2, 0).float().cpu()
         return picture
+
+    def _use_exact_vae(self) -> None:
+        log.warning("the VAE of %s overflows in half precision", self.checkpoint.name)
+        self.pipe.vae.to(torch.float32)
+
+
+def to_pixels(picture: Image.Image) -> torch.Tensor:
+    """(1, 3, height, width) in -1..1."""
+    levels = torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)
+    return levels.permute(2, 0, 1)[None] * 2 - 1
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:

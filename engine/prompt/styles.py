@@ -59,6 +59,33 @@ class Styles:
             negative = _merged(style.negative_prompt, negative)
         return prompt, negative
 
+    def extract(self, prompt: str, negative: str) -> tuple[list[str], str, str]:
+        """The styles that `apply` would have added to these prompts, and the prompts before."""
+        names: list[str] = []
+        left = [style for style in self.all.values() if style.prompt or style.negative_prompt]
+        while True:
+            for style in left:
+                bare = (_cut(style.prompt, prompt), _cut(style.negative_prompt, negative))
+                if bare[0] is not None and bare[1] is not None:
+                    break
+            else:
+                return names, prompt, negative
+            prompt, negative = bare[0], bare[1]
+            left.remove(style)
+            names.insert(0, style.name)
+
+
+def _cut(style: str, prompt: str) -> str | None:
+    """The prompt that `_merged` would have made this one from; None if there is none."""
+    style, whole = style.strip(), prompt.strip()
+    if PLACE in style:
+        before, _, after = style.partition(PLACE)
+        fits = whole.startswith(before) and whole.endswith(after)
+        return whole[len(before) : len(whole) - len(after)] if fits else None
+    if not whole.endswith(style):
+        return None
+    return whole[: len(whole) - len(style)].removesuffix(", ")
+
 
 def _merged(style: str, prompt: str) -> str:
     """The prompt in the style's place for it, otherwise before the style."""

@@ -4,6 +4,7 @@ A live one is tested when WEBUI_URL names it and it has two checkpoints and a Lo
 """
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -21,12 +22,31 @@ import requests
 from fakes.a1111.picture import png_chunks, png_text
 from fakes.a1111.process import free_port, running_a1111, wait_until, write_safetensors
 from fakes.recorded import recorded
+from PIL import Image
 
 from worker.errors import WorkerError
+from worker.generation import init_images, proof
+from worker.generation.payload import build, engine_names
+from worker.images.input_image import InputImage
+from worker.job.img2img import Img2ImgRequest
+from worker.job.models import Models
+from worker.job.request import check
 from worker.webui.client import WebUI
 
 ROOT = Path(__file__).parents[2]
 LIVE_URL = os.environ.get("WEBUI_URL")
+
+
+def picture(left, right):
+    """A picture whose halves have these colours."""
+    image = Image.new("RGB", (64, 64), right)
+    image.paste(left, (0, 0, 32, 64))
+    image.save(file := io.BytesIO(), "PNG")
+    return InputImage(file.getvalue(), "png", 64, 64)
+
+
+INPUT_IMAGES = [picture("navy", "orange"), picture("white", "black")]
+IN_BASE64 = [image.base64() for image in INPUT_IMAGES]
 SMALL = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "seed": 7}
 TIMEOUT = 180.0
 
@@ -184,6 +204,59 @@ def test_unknown_fields_are_ignored_and_sizes_rounded_down_to_multiples_of_8(eng
     assert answer["parameters"]["steps"] == 2
     png = base64.b64decode(answer["images"][0])
     assert struct.unpack(">II", png[16:24]) == (64, 64)
+
+
+# Pictures from pictures ------------------------------------------------------------------------
+
+TWO = {"init_images": [IN_BASE64[0]] * 2}
+FULL = {"mask": IN_BASE64[1], "mask_blur": 2, "inpaint_full_res_padding": 4}
+MASKED = FULL | {"inpaint_full_res": False}
+FIXED = {"img2img_fix_steps": True}
+BLURS = {"mask_blur": None, "mask_blur_x": 3, "mask_blur_y": 0}
+FROM_PICTURES = [
+    *({}, {"denoising_strength": 1, "steps": 1}, {"initial_noise_multiplier": 0.5}),
+    *({"resize_mode": mode, "width": 96} for mode in (0, 1, 2, 3)),
+    *(MASKED | {"inpainting_fill": fill} for fill in (0, 1, 2, 3)),
+    *(FULL, FULL | {"width": 96}, FULL | {"inpainting_mask_invert": 1}, MASKED | BLURS),
+    *(TWO, TWO | {"n_iter": 2}, {"batch_size": 2}, TWO | MASKED),
+    *({"override_settings": one} for one in (FIXED, {"img2img_extra_noise": 0.1})),
+    MASKED | {"override_settings": {"inpainting_mask_weight": 0.5}},
+    *({"sampler_name": name, "steps": 8} for name in ("UniPC", "DDIM", "DPM++ 2M SDE")),
+]
+
+
+@pytest.mark.parametrize("fields", FROM_PICTURES, ids=" ".join)
+def test_an_engine_reports_of_img2img_what_the_worker_must_find(engine, catalog, fields):
+    """The worker's own request is sent, and its own proof looks at the answer."""
+    job = {"task": "img2img", "init_images": IN_BASE64[:1], "steps": 4, "seed": 7} | fields
+    request = check(job, Img2ImgRequest)
+    pictures = {field: INPUT_IMAGES[field == "mask"] for field in request.images}
+    brought = init_images.read(request, pictures)
+    payload = build(request, engine_names(request, catalog), Models(), brought=brought)
+    answer = WebUI(engine.url).draw(payload.route, payload.body, TIMEOUT)
+    proof.check(answer.facts, answer.images, payload.expected)
+
+
+def test_one_picture_gives_one_picture_and_another_one_another(engine):
+    body = SMALL | {"denoising_strength": 0.5}
+    first, again, other = (
+        engine.post(body | {"init_images": [picture]}, "img2img").json()["images"][0]
+        for picture in (IN_BASE64[0], *IN_BASE64)
+    )
+    assert pixels(first) != pixels(other)
+    if engine.models:  # a real one takes the noise of its VAE from a generator that runs on
+        assert pixels(first) == pixels(again)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"init_images": []}, {"init_images": ["no picture"]}, {"init_images": IN_BASE64}],
+    ids=["none", "empty", "broken", "too many"],
+)
+def test_img2img_without_a_picture_is_an_error(engine, fields):
+    answer = engine.post(SMALL | fields, "img2img")
+    assert answer.status_code in {404, 500}
+    assert answer.json().keys() == {"error", "detail", "body", "errors"}
 
 
 # Models ----------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """The fakes behave as the originals: checked against answers recorded from A1111 v1.9.3."""
 
 import base64
+import io
 import json
 import os
+import re
 import struct
 import threading
 import time
@@ -12,7 +14,10 @@ import requests
 from fakes.a1111.process import DEADLINE, SMALL, running_a1111, wait_until, write_safetensors
 from fakes.a1111.shape import shape_error
 from fakes.recorded import recorded
+from fakes.recorded_tasks import recorded_tasks
 from fakes.runpod_plane import RunPodPlane
+from fakes.worker_process import png_size
+from PIL import Image
 
 
 def fill(data_dir):
@@ -38,6 +43,51 @@ def fresh(tmp_path):
 
 
 # --- as recorded
+
+
+def upscaled(a1111, size=(16, 16), **fields):
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG")
+    image = base64.b64encode(file.getvalue()).decode()
+    body = {"image": image, "upscaler_1": "Lanczos", "upscaling_resize": 2} | fields
+    return a1111.post("extra-single-image", body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "text"),  # of A1111 v1.9.3
+    [
+        ({}, 200, "<p>Postprocess upscale by: 2.0, Postprocess upscaler: Lanczos</p>"),
+        ({"upscaler_1": "None", "upscaler_2": "no such"}, 200, "<p></p>"),
+        ({"upscaler_1": "DAT x2"}, 200, "upscaler: DAT x2</p>"),  # but it is Lanczos
+        ({"gfpgan_visibility": 1}, 200, "GFPGAN visibility: 1.0</p>"),  # but nothing is restored
+        ({"upscaler_1": "lanczos"}, 500, "could not find upscaler named lanczos"),
+        ({"upscaler_2": "Latent"}, 500, "could not find upscaler named Latent"),
+        ({"upscaling_resize": 0.01}, 500, "height and width must be > 0"),
+        ({"upscaling_resize": 0}, 422, "upscaling_resize"),
+        ({"upscaler_1": None}, 422, "upscaler_1"),
+        ({"resize_mode": 2}, 422, "resize_mode"),
+        ({"codeformer_weight": 2}, 422, "codeformer_weight"),
+        ({"image": "%%%"}, 500, "Invalid encoded image"),
+    ],
+    ids=str,
+)
+def test_it_enlarges_and_refuses_as_recorded(a1111, fields, status, text):
+    answer = upscaled(a1111, **fields)
+    assert answer.status_code == status
+    assert text in answer.text
+
+
+def test_it_takes_a_flat_picture_of_another_width_for_the_last_one(fresh):
+    sizes = []
+    for size in ((64, 32), (32, 64)):
+        image = upscaled(fresh, size).json()["image"]
+        sizes.append(Image.open(io.BytesIO(base64.b64decode(image))).size)
+    assert sizes == [(128, 64), (128, 64)]
+    fresh.post("options", {"upscaling_max_images_in_cache": 0})
+    upscaled(fresh, (64, 32))
+    image = upscaled(fresh, (32, 64)).json()["image"]
+    assert Image.open(io.BytesIO(base64.b64decode(image))).size == (64, 128)
+
 
 # test_contract.py has the others
 ERRORS = ["err_bad_type", "err_missing_alwayson_script", "err_missing_script"]
@@ -117,6 +167,33 @@ def test_shape(error):
     for payload in SHAPES[error]:
         found = shape_error(payload)
         assert (found and (found[0], found[1]["error"])) == (error and (500, error)), payload
+
+
+# Rows of which the fake draws more than A1111, or fails with another error.
+UNLIKE = re.compile(
+    "url|bomb|script|eps$|bad_crc|urlsafe|size .*0x|size 128x0|size -|TAESD|NaN|Infinity"
+    "|always .*seed|refiner|checkpoint|lora|100000|grid|save_images|return_mask|send_images"
+)
+IMG2IMG = [
+    task for task in recorded_tasks() if task.path == "img2img" and not UNLIKE.search(task.name)
+]
+
+
+def test_img2img_as_recorded(a1111):
+    assert len(IMG2IMG) > 200
+    for task in IMG2IMG:
+        answer = a1111.post("img2img", task.sent_body())
+        found = answer.json()
+        assert answer.status_code == task.status, task.name
+        if task.status != 200:
+            assert found.get("error") == task.answer.get("error"), task.name
+            continue
+        assert found["parameters"]["mask"] is None or task.body.get("include_init_images")
+        sizes = [["RGB", *png_size(image)] for image in found["images"]]
+        assert sizes == task.answer["pictures"], task.name
+        reported = json.loads(found["info"])["extra_generation_params"]
+        expected = task.answer["extra_generation_params"]
+        assert reported.items() <= expected.items(), task.name
 
 
 def test_sizes_are_rounded_down_and_reported_as_requested(a1111):

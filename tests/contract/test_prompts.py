@@ -20,7 +20,7 @@ from worker.generation.catalog import Style
 from worker.generation.payload import build
 from worker.job import prompt
 from worker.job.models import Models
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 PIECES = [*"<>:#()[]\\|xy1 \n\u00e9\uff1c", "lora", "LoRA", "lyco", "te=", "0.5", ":1.2)", ":5]"]
 PIECES += ["BREAK", "AND", "<lora:x:1>", "<lyco:y:0.5>", "<a:b>", "<LORA:y:1>", "&lt;", "{a|b}"]

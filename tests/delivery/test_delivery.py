@@ -24,7 +24,7 @@ from worker.delivery.output_dir import cleaned
 from worker.errors import DeliveryFailed, InvalidInput, ResultTooLarge
 from worker.generation.picture import infotext
 from worker.job.output_fields import Output
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 
 INFOTEXT = "a fox, caf\u00e9 \u72d0\nSteps: 5, Sampler: Euler a"
 MB = 10**6
@@ -55,7 +55,7 @@ LARGE = encoded(b"\x89PNG\r\n\x1a\n" + bytes(3_150_000))
 
 def made(images, **facts):
     facts = {"width": 64, "height": 64, "steps": 5, "sampler_name": "Euler a", "seed": 1} | facts
-    return Txt2ImgAnswer(images, {"prompt": "\u72d0"}, json.dumps(facts), {"prompt": "x"} | facts)
+    return PictureAnswer(images, {"prompt": "\u72d0"}, json.dumps(facts), {"prompt": "x"} | facts)
 
 
 def answer_with(images):

@@ -4,13 +4,19 @@ import base64
 import json
 
 import handler
+from fakes.a1111.extras import Extras, read_extras
+from fakes.a1111.faults import Faults
 from fakes.a1111.picture import png
+from fakes.a1111.state import Options
+from fakes.recorded import recorded
 from model_manager import ModelManager
 from worker.config.settings import Settings
 from worker.job.template_file import Templates
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 from worker.webui.engine import Engine
 from worker.webui.supervisor import Supervisor
+
+PICTURE = base64.b64encode(png(64, 64, b"\x01\x02\x03", "")).decode()
 
 
 class StubEngine(Engine):
@@ -21,13 +27,22 @@ class StubEngine(Engine):
     def __init__(self, catalog, folder):
         super().__init__(self, Supervisor(folder, None), None)
         self.catalog = catalog
+        self.extras = Extras(folder / "webui", Options(folder / "config.json"), Faults(""))
 
     async def generate(self, payload, _stopwatch, report, arrange):
         arrange()
         report({"phase": "generate", "step": 1, "steps": 2})
         facts = {"sd_model_name": "base", "extra_generation_params": {}}
-        image = base64.b64encode(png(8, 8, b"\x01\x02\x03", "")).decode()
-        return Txt2ImgAnswer([image], payload.body, json.dumps(facts), facts)
+        parameters = {name: one for name, one in payload.body.items() if name != "init_images"}
+        return PictureAnswer([PICTURE], parameters, json.dumps(facts), facts)
+
+    async def call(self, call, _stopwatch):
+        if call.route == "interrogate":
+            return call.read({"caption": "a fox"})
+        return call.read(self.extras.enlarge(read_extras(call.body)))
+
+    async def listed(self, route):
+        return recorded(f"get_{route}")
 
     def memory(self):
         return {"ram": {"free": 1}, "cuda": {"error": "unavailable"}}

@@ -33,6 +33,7 @@ ANSWERS = {
     "latent-upscale-modes": recorded("get_latent-upscale-modes"),
     "scripts": recorded("get_scripts"),
     "prompt-styles": recorded("get_prompt-styles"),
+    "ad_model": {"ad_model": ["mediapipe_face_full"]},
     "txt2img": PICTURE,
 }
 EXPECTED = Expected(
@@ -70,7 +71,7 @@ def use(webui):
     for name in ("Euler", "nope"):
         attempt(catalog.sampler, name, None)
     attempt(catalog.check, "styles", "nope", catalog.styles)
-    attempt(catalog.check, "script_name", "nope", catalog.scripts)
+    attempt(catalog.check_script, "img2img", "script_name", "nope")
     attempt(catalog.check, "hr_upscaler", "nope", catalog.upscalers)
     of_generation(webui.progress(preview=True))
     webui.is_idle()
@@ -78,7 +79,7 @@ def use(webui):
     webui.options()
     attempt(proof.check_listed, webui.sd_models(), webui.loras(), EXPECTED)
     attempt(proof.check_embeddings, webui.embeddings(), EXPECTED)
-    answer = webui.txt2img({}, 60)
+    answer = webui.draw("txt2img", {}, 60)
     for images in (1, None):
         for checkpoint in ("tinyB", None):
             expected = Expected(images, checkpoint, EXPECTED.loras, "v.pt", script_args=("x",))

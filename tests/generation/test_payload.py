@@ -17,7 +17,7 @@ from worker.generation.payload import (
     throwaway,
 )
 from worker.job.models import Models
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 
 def file(kind, stem):
@@ -118,7 +118,8 @@ REFUSED = [
     (HIRES | {"hr_upscaler": "Latnt"}, "hr_upscaler 'Latnt'"),
     (HIRES | {"hr_sampler_name": "Eulr"}, "hr_sampler_name 'Eulr'"),
     ({"script_name": "nope"}, "script_name 'nope'"),
-    ({"alwayson_scripts": {"ADetailer": ON}}, "alwayson_scripts 'ADetailer': it has no such"),
+    ({"alwayson_scripts": {"ADetailr": ON}}, "alwayson_scripts 'ADetailr': it has no such"),
+    ({"alwayson_scripts": {"ADetailer": ON}}, "A1111's image with --build-arg WITH_ADETAILER=1"),
     ({"alwayson_scripts": {"Refiner": ON}}, "only on A1111's own page. Send refiner_checkpoint"),
     ({"alwayson_scripts": {"Hypertyle": ON}}, "Did you mean 'Hypertile'?"),
     ({"styles": ["nope"]}, "styles 'nope'"),
@@ -180,7 +181,9 @@ def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
         "override_settings": {"sd_model_checkpoint": "base", "sd_vae": "v.safetensors"},
     }
     assert payload.expected == Expected(
-        6, "base", frozenset({"x"}), "v.safetensors", checkpoint_sha256="ab" * 32
+        *(6, "base", frozenset({"x"}), "v.safetensors"),
+        checkpoint_sha256="ab" * 32,
+        size=(512, 512),
     )
     script = {"script_name": "prompt matrix", "script_args": [0]}
     assert compose(script).expected.images is None  # the script decides

@@ -1,7 +1,9 @@
+import base64
 import json
 from contextlib import nullcontext
 
 import pytest
+from fakes.a1111.picture import png
 from fakes.recorded import recorded
 
 from worker import errors
@@ -18,6 +20,10 @@ RECORDED = json.loads(recorded("post_txt2img_lora_checkpoint")["info"])  # tinyB
 IGNORED = json.loads(recorded("post_txt2img_unknown_checkpoint_and_lora_silent_200")["info"])
 GRID = RECORDED | {"index_of_first_image": 1}
 SHORT = RECORDED["sd_model_hash"]
+PIXEL = base64.b64encode(png(8, 16, b"abc", "")).decode()
+MASKED = {"extra_generation_params": {"Denoising strength": 0.5, "Mask blur": 4}}
+STRONGER = Expected(1, reported={"Denoising strength": 0.75})
+ONLY_MASKED = Expected(1, reported={"Inpaint area": "Only masked"})
 OTHER = Expected(1, "tinyB", checkpoint_sha256="1" * 64)
 
 
@@ -54,6 +60,21 @@ def test_a_good_answer_is_proven(info, images, expected):
 def test_an_answer_that_is_not_what_was_asked_for_is_an_error(info, images, expected, message):
     with pytest.raises(errors.ProofError, match=message):
         check(info, ["x"] * images, expected)
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        (Expected(1, size=(8, 16), reported={"Denoising strength": 0.5}), None),
+        (STRONGER, "WRONG_DRAWING: expected Denoising strength 0.75, but the engine reports 0.5"),
+        (ONLY_MASKED, "expected Inpaint area 'Only masked', but the engine reports None"),
+        (Expected(1, size=(8, 8)), "expected pictures of 8 x 8 pixels, but .* one of 8 x 16"),
+    ],
+)
+def test_the_size_and_the_way_of_drawing_are_proven(expected, message):
+    with pytest.raises(errors.WrongDrawing, match=message) if message else nullcontext():
+        check(MASKED, [PIXEL], expected)
+    check({"index_of_first_image": 1, **MASKED}, [PIXEL, "x"], Expected(1, size=(8, 8)))
 
 
 def drawn(model, more=""):

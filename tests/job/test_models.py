@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from worker.formats.model_file import ModelFile
 from worker.job.models import Models, name_embeddings, words
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 
 def test_models_get_the_names_that_the_engine_sees():

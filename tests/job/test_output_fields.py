@@ -4,8 +4,8 @@ import re
 import pytest
 
 from worker.errors import InvalidInput
-from worker.job.request import parse
 from worker.job.template import parse as parse_templates
+from worker.job.txt2img import parse
 
 SECRET = "5ecret-5ignature"
 URL = f"https://bucket.example/1.png?X-Amz-Signature={SECRET}"

@@ -5,16 +5,23 @@ from pathlib import Path
 import pytest
 from fakes.recorded import recorded
 
+from worker.clients.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
 from worker.config.settings import PROJECT
 from worker.errors import InvalidInput
 from worker.generation.payload import OURS
-from worker.job.foreign_fields import FOREIGN_NAMES, HARMLESS, HARMLESS_OPTIONS
+from worker.job.img2img import Img2ImgOptions, Img2ImgRequest
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
-from worker.job.request import OverrideSettings, Txt2ImgRequest, input_of, parse
+from worker.job.request import SecondPass, input_of
+from worker.job.txt2img import Txt2ImgRequest, parse
 from worker.shown import shown
 
 SCHEMAS = recorded("openapi")["components"]["schemas"]
-A1111_FIELDS = SCHEMAS["StableDiffusionProcessingTxt2Img"]["properties"]
+A1111_FIELDS = {
+    name: SCHEMAS[f"StableDiffusionProcessing{name}"]["properties"]
+    for name in ("Txt2Img", "Img2Img")
+}
+BROUGHT = {"init_images", "mask", "include_init_images"}  # what A1111 gets in another form
+A_PICTURE = "aGVsbG8="  # only its form is checked here
 HIRES = {"enable_hr": True, "denoising_strength": 0.5}
 CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 3}}
 EQUAL_CLIP = {"clip_skip": 2, "override_settings": {"CLIP_stop_at_last_layers": 2}}
@@ -96,7 +103,10 @@ REFUSED = [
     ({"openai_route": "/v1", "openai_input": {}}, "belongs to OpenAI's API"),
     ({"s3Config": {"accessSecret": "hunter2"}}, "s3Config is not used: the endpoint's BUCKET_"),
     ({"webhook": "https://x.example"}, "webhook stands beside `input`"),
-    ({"init_images": ["aGVsbG8="]}, "init_images belongs to img2img, which this worker"),
+    ({"init_images": ["aGVsbG8="]}, 'init_images belongs to the task img2img: add "task": "img2im'),
+    ({"mask_blur": 8}, "mask_blur belongs to the task img2img"),
+    ({"override_settings": {"img2img_fix_steps": True}}, "img2img_fix_steps belongs to the task"),
+    ({"image": "aGVsbG8="}, "image is no field of a job that draws: send `init_images` with"),
     ({"url": "https://civitai.com/models/5"}, "url is no field of a job: name a model's URL"),
     ({"adetailer": True}, "belongs to an extension"),
     ({"hr_additional_modules": ["clip_l"]}, "names modules of Forge"),
@@ -221,6 +231,7 @@ def test_the_first_dozen_problems_are_named_and_the_others_are_counted():
     assert str(raised.value).endswith("(and 88 more).")
 
 
+SECOND_PASS_FIELDS = set(SecondPass.model_fields)
 SECOND_PASS = {"hr_upscaler": "Latnt", "hr_scale": 0, "hr_sampler_name": "nope", "hr_prompt": "x"}
 NOTED = [
     # the job's fields, those that are left, the warning
@@ -230,6 +241,8 @@ NOTED = [
     ({"hr_additional_modules": []}, {}, "hr_additional_modules has no effect: it names no module"),
     ({"hr_additional_modules": ["Use same choices"]}, {}, "it names no module"),
     ({"init_images": []}, {}, "init_images has no effect: it belongs to img2img"),
+    ({"mask_blur": 4}, {}, "mask_blur has no effect: it belongs to img2img"),
+    ({"image_cfg_scale": 3}, {}, "image_cfg_scale has no effect: only InstructPix2Pix"),
     ({"override_settings": {"grid_save": True}}, NO_OPTIONS, "override_settings.grid_save has no"),
     (SECOND_PASS, {}, "hr_prompt, hr_sampler_name, hr_upscaler: no effect, because enable_hr is"),
     ({"enable_hr": 0, "hr_upscaler": "x"}, None, "hr_upscaler: no effect"),
@@ -255,9 +268,11 @@ def test_what_has_no_effect_is_left_out_with_a_warning(job_input, read, note):
     assert "hunter2" not in request.notes[0]
 
 
-def test_every_harmless_name_has_its_source_and_is_no_field_of_ours():
-    for table, fields in ((HARMLESS, Txt2ImgRequest), (HARMLESS_OPTIONS, OverrideSettings)):
-        assert not table.keys() & fields.model_fields.keys()
+def test_every_harmless_name_has_its_source_and_is_no_field_of_every_task():
+    common = Txt2ImgRequest.model_fields.keys() & Img2ImgRequest.model_fields.keys()
+    options = Img2ImgOptions.model_fields.keys()
+    for table, fields in ((HARMLESS, common), (HARMLESS_OPTIONS, options)):
+        assert not table.keys() & fields
         assert all(one.source and one.reason for one in table.values())
 
 
@@ -274,15 +289,24 @@ def test_what_stands_beside_the_input_is_not_ignored_in_silence():
     assert "hunter2" not in f"{raised.value} {raised.value.details}"
 
 
-def test_the_fields_and_defaults_are_those_of_a1111_and_ours():
-    ours = set(Txt2ImgRequest.model_fields)
-    assert set(A1111_FIELDS) - ours == set()
-    assert ours - set(A1111_FIELDS) == OURS - {"sampler_index", "disable_extra_networks"}
-    defaults = {name: field.get("default") for name, field in A1111_FIELDS.items()}
+@pytest.mark.parametrize(
+    ("request_", "schema", "missing"),
+    [
+        (Txt2ImgRequest(), "Txt2Img", set()),
+        (Img2ImgRequest(task="img2img", init_images=[A_PICTURE]), "Img2Img", {"image_cfg_scale"}),
+    ],
+)
+def test_the_fields_and_defaults_are_those_of_a1111_and_ours(request_, schema, missing):
+    ours, fields = set(type(request_).model_fields), A1111_FIELDS[schema]
+    assert set(fields) - ours == missing
+    also_a1111s = {"sampler_index", "disable_extra_networks", *BROUGHT}
+    assert ours - set(fields) == OURS - also_a1111s
+    defaults = {name: field.get("default") for name, field in fields.items()}
     # sampler_index is only the fallback for a missing sampler_name; A1111 fills it in.
-    expected = defaults | {"sampler_index": None}
-    assert Txt2ImgRequest().model_dump(include=set(A1111_FIELDS)) == expected
-    assert set(FOREIGN_NAMES.values()) <= ours
+    expected = defaults | {"sampler_index": None} | {name: defaults.get(name) for name in missing}
+    read = request_.model_dump(include=set(fields) - {"init_images"})
+    assert read == {name: expected[name] for name in read}
+    assert set(FOREIGN_NAMES.values()) <= ours | SECOND_PASS_FIELDS
     assert not set(FOREIGN_NAMES) & ours
 
 

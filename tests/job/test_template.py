@@ -6,8 +6,9 @@ import pytest
 from worker.config.settings import PROJECT
 from worker.errors import ConfigError
 from worker.job import template
+from worker.job.img2img import Img2ImgRequest
 from worker.job.reference import CivitAIVersion
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 CIVITAI = "https://civitai.com/api/download/models"
 BASE = {"name": "Base", "url": f"{CIVITAI}/1", "filename": "b.safetensors"}
@@ -61,6 +62,19 @@ CASES = [
     replaces({"loras": 3}),
     replaces({"override_settings": 3}),
 ]
+
+
+HIRES = {"enable_hr": True, "denoising_strength": 0.4, "hr_scale": 1.5, "hr_prompt": "x"}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "taken"),
+    [(DEFAULTS | HIRES, DEFAULTS), ({"denoising_strength": 0.4}, {"denoising_strength": 0.4})],
+)
+def test_img2img_takes_no_values_of_a_second_pass(defaults, taken):
+    one = read(FOX | {"defaults": defaults}).templates["fox"]
+    filled = template.fill_in("fox", one, {}, Img2ImgRequest.model_fields)
+    assert filled == MODELS | taken
 
 
 @pytest.mark.parametrize(("job", "filled"), CASES)

@@ -19,8 +19,8 @@ from safetensors.numpy import load, load_file, save
 from worker.config.settings import VOLUME
 from worker.files import write_atomically
 from worker.formats.model_file import file_sha256
-from worker.job.request import parse
 from worker.job.template_file import Templates
+from worker.job.txt2img import parse
 from worker.models.bake import MANIFEST, Baking
 
 MIB = 1 << 20

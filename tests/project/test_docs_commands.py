@@ -47,6 +47,8 @@ JOBS = dict.fromkeys(
 # what a job contains -> why it cannot run in a test
 NOT_RUN = {
     "https://civitai.com/": "it downloads a checkpoint and LoRAs from CivitAI, some GB",
+    '"alwayson_scripts"': "it needs A1111's image with its extensions, and a ControlNet of 0.7 GB",
+    '"interrogate"': "the embedded engine has no model that describes pictures",
     '"jib_mix_realistic"': "its template names a checkpoint and a LoRA on CivitAI, 7 GB",
 }
 RUNS = [line for line in COMMANDS if line.startswith("make run")]
@@ -156,7 +158,7 @@ def test_the_jobs_in_the_documents_run_on_make_serve_as_printed(served, job):
     url = f"http://localhost:{served['PORT']}/runsync"
     answer = requests.post(url, json=json.loads(job), timeout=TIMEOUT).json()
     assert answer["status"] == "COMPLETED", answer
-    assert answer["output"]["warnings"] == []
+    assert answer["output"].get("warnings", []) == []
 
 
 def test_each_reason_for_a_job_that_is_not_run_is_needed():

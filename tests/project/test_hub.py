@@ -7,7 +7,7 @@ import pytest
 from worker.config import gpus
 from worker.config.credentials import CREDENTIALS
 from worker.config.settings import PROJECT, Settings
-from worker.job.request import parse
+from worker.job.txt2img import parse
 
 HUB, TESTS = (json.loads((PROJECT / f".runpod/{n}.json").read_text()) for n in ("hub", "tests"))
 INPUTS = [one for one in HUB["config"]["env"] if "input" in one]

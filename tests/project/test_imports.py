@@ -24,12 +24,12 @@ ROOMS = {
         *("worker.runpod", "worker.tasks", "worker.service", "worker.delivery"),
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
-        *("worker.webui", "worker.generation", "worker.images", "worker.job"),
-        *("worker.hosts", "worker.formats"),
+        *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
+        *("worker.job", "worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
     "engine": [
-        *("engine.__main__", "engine.api", "engine.models", "engine.models.lora"),
+        *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),
     ],
 }
@@ -47,8 +47,8 @@ FORBIDDEN = {
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
-    *("worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
-    *("worker.generation", "worker.tasks.picture_result"),
+    *("worker.clients", "worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
+    *("worker.extensions", "worker.generation", "worker.tasks.picture_result"),
     *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
     *("worker.images.png_info", "worker.images.signatures"),
     *("worker.models.download.schedule", "worker.models.merge.checkpoint_layers"),

@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from worker.errors import InvalidInput
-from worker.job.request import parse
+from worker.job.txt2img import parse
 from worker.runpod.poller import JobPoller, PollFailed
 from worker.runpod.timing import TransportTiming
 

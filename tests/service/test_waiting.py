@@ -3,8 +3,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from worker.errors import JobTimeout
-from worker.service.waiting import BatchTurn, Turns, give_turns
+from worker.errors import InvalidInput, JobTimeout
+from worker.service.waiting import BatchTurn, Turns, give_turns, together
 from worker.stopwatch import Stopwatch
 
 
@@ -34,7 +34,45 @@ def test_a_job_that_gives_up_its_turn_lets_the_next_one_in(end):
     assert after == "done"
     assert isinstance(ended, JobTimeout if end == "late" else asyncio.CancelledError)
     if end == "late":
-        assert "the engine was busy with other jobs; no picture within 0.01 s" in str(ended)
+        assert "the engine was busy with other jobs; no result within 0.01 s" in str(ended)
+
+
+@pytest.mark.parametrize(
+    ("failing", "undone"),
+    [("neither", []), ("first", []), ("second", ["models"]), ("cancelled", ["models"])],
+)
+def test_two_works_at_the_same_time_end_together(failing, undone):
+    """The failure of one ends the other; models that nobody gets are released."""
+
+    async def story():
+        released, are_found = [], asyncio.Event()
+
+        async def find_models():
+            are_found.set()
+            if failing == "first":
+                raise InvalidInput("first")
+            return "models"
+
+        async def read_pictures():
+            await are_found.wait()
+            if failing == "second":
+                raise InvalidInput("second")
+            if failing != "neither":
+                await asyncio.sleep(30)
+            return "pictures"
+
+        both = asyncio.create_task(together(find_models(), read_pictures(), released.append))
+        await are_found.wait()
+        await asyncio.sleep(0)
+        if failing == "cancelled":
+            both.cancel()
+        (ended,) = await asyncio.gather(both, return_exceptions=True)
+        return ended, released
+
+    ended, released = asyncio.run(story())
+    assert released == undone
+    expected = {"neither": tuple, "cancelled": asyncio.CancelledError}.get(failing, InvalidInput)
+    assert isinstance(ended, expected)
 
 
 def drawn_by_a_batch(inputs, stopwatch, loads=""):

@@ -1,16 +1,22 @@
 """Whole jobs: RunPod's control plane (fake), the real SDK, handler and start.sh, a fake A1111."""
 
+import base64
 import json
 import os
 import re
 import signal
 
 import pytest
+from fakes.a1111.picture import png, png_text
 from fakes.a1111.process import running_a1111, wait_until, write_safetensors
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import FOREVER, SMALL, completed, failed, png_size, running_worker
 
 from worker.webui.timing import EngineTiming
+
+PICTURE, WIDE = (
+    base64.b64encode(png(width, 64, b"\xff\xff\xff", "")).decode() for width in (64, 96)
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +115,27 @@ def test_wildcards_are_chosen_by_the_seed_and_their_loras_are_proven(worker):
     )
 
 
+FROM_PICTURE = SMALL | {"task": "img2img", "init_images": [PICTURE], "denoising_strength": 0.5}
+
+
+def test_a_picture_is_drawn_anew_inside_its_mask(worker):
+    masked = FROM_PICTURE | {"mask": PICTURE, "inpaint_full_res_padding": 8}
+    output = completed(worker.run(masked | {"output": {"format": "png"}}))
+    assert png_size(output["images"][0]) == (64, 64)
+    (infotext,) = json.loads(output["info"])["infotexts"]
+    assert "Inpaint area: Only masked, Masked area padding: 8, Masked content: fill" in infotext
+    assert PICTURE[-60:] not in json.dumps(output["parameters"]) + worker.log()
+    worker.fault("mask_ignored", times=FOREVER)
+    assert "expected Mask blur 4" in failed(worker.run(masked), "WRONG_DRAWING")
+
+
+def test_several_pictures_are_drawn_together_and_one_of_them_in_its_own_size(worker):
+    together = completed(worker.run(FROM_PICTURE | {"init_images": [PICTURE, WIDE], "n_iter": 2}))
+    assert [png_size(image) for image in together["images"]] == [(64, 64)] * 4
+    alone = {name: FROM_PICTURE[name] for name in ("task", "steps")} | {"init_images": [WIDE]}
+    assert png_size(completed(worker.run(alone))["images"][0]) == (96, 64)
+
+
 # The caller's mistakes ------------------------------------------------------------------------
 
 
@@ -121,12 +148,23 @@ def test_wildcards_are_chosen_by_the_seed_and_their_loras_are_proven(worker):
         (SMALL | {"checkpoint": "frist"}, "MODEL_NOT_FOUND", "Did you mean 'first'?"),
         (SMALL | {"prompt": "<lora:detial:1>"}, "MODEL_NOT_FOUND", "Did you mean 'detail'?"),
         (None, "INVALID_INPUT", "None, not an object"),
+        (FROM_PICTURE | {"init_images": ["aGVsbG8="]}, "INVALID_INPUT", "init_images.0: it is"),
+        (
+            FROM_PICTURE | {"mask": WIDE},
+            "INVALID_INPUT",
+            "mask has 96 x 64 pixels, but init_",
+        ),
+        (
+            FROM_PICTURE | {"sampler_name": "UniPC"},
+            "INVALID_INPUT",
+            "sampler 'UniPC' needs at",
+        ),
     ],
 )
 def test_a_mistake_costs_no_engine_call(worker, job_input, code, message):
-    before = len(worker.requests())
+    before = len(worker.requests("img"))
     assert message in failed(worker.run(job_input), code)
-    assert len(worker.requests()) == before
+    assert len(worker.requests("img")) == before
 
 
 def test_of_models_that_are_added_while_the_worker_runs_a_damaged_one_is_refused(worker):
@@ -253,13 +291,40 @@ def test_a_job_that_still_runs_after_a_lost_connection_is_stopped_before_it_is_r
     assert ("POST", "interrupt") in sent[first : sent.index(("POST", "txt2img"), first + 1)]
 
 
+# Other tasks ------------------------------------------------------------------------------------
+
+
+def test_pictures_are_enlarged_and_described_by_the_engine(worker):
+    drawn = completed(worker.run(SMALL))["images"][0]
+    job = {"task": "upscale", "images": [drawn, drawn], "upscaler_1": "Lanczos"}
+    enlarged = completed(worker.run(job | {"upscaling_resize": 1.5}))
+    assert [png_size(image) for image in enlarged["images"]] == [(96, 96)] * 2
+    flat = [base64.b64encode(png(*size, b"\0\0\0", "")).decode() for size in ((16, 8), (8, 16))]
+    both = completed(worker.run(job | {"images": flat}))["images"]
+    assert [png_size(image) for image in both] == [(32, 16), (16, 32)]  # A1111 may mix them up
+    infotext = png_text(base64.b64decode(enlarged["images"][0]))
+    assert infotext == png_text(base64.b64decode(drawn))
+    worker.fault("out_of_memory")
+    assert "Ask for a smaller size" in failed(worker.run(job), "OUT_OF_MEMORY")
+    lost = {"task": "interrogate", "image": drawn}
+    assert "BLIP" in failed(worker.run(lost), "ENGINE_MODEL_MISSING")
+    read = completed(worker.run({"task": "png_info", "image": drawn}))
+    assert (read["info"], read["parameters"]["Seed"]) == (infotext, "1")
+
+
+def test_lists_name_what_the_engine_and_the_store_have(worker):
+    models = completed(worker.run({"task": "models"}))["models"]
+    assert {model["name"]: model["in_engine"] for model in models}["second.safetensors"]
+    assert completed(worker.run({"task": "samplers", "search": "euler"}))["total"] == 2
+
+
 # Jobs that are stopped --------------------------------------------------------------------------
 
 
 def test_a_deadline_stops_the_engine_and_the_next_job_does_not_wait(worker):
     worker.fault("slow_steps", seconds=1)
     job = worker.run(SMALL | {"steps": 100, "timeout": 2})
-    assert "no picture within 2 s" in failed(job, "JOB_TIMEOUT")
+    assert "no result within 2 s" in failed(job, "JOB_TIMEOUT")
     assert worker.engine_is_idle()
 
 

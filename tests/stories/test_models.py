@@ -88,6 +88,26 @@ def test_a_job_names_its_models_by_url_and_the_next_one_needs_no_network(worker,
     assert first["cache_info"]["loras_cached"] >= 3
 
 
+def test_models_that_were_prefetched_are_used_without_a_network(worker, hosts, add):
+    base = add(31, "ahead")
+    lora = add(32, "later", shapes=model_files.LORA, kind="LORA")
+    models = {"checkpoint": 31, "loras": [{"version_id": 32, "scale": 0.5}]}
+    drawn = len(worker.requests())
+    first, again = (completed(worker.run({"task": "prefetch"} | models)) for _ in range(2))
+    assert len(worker.requests()) == drawn
+    facts = [(one["name"], one["sha256"], one["source"], one["fetched"]) for one in first["models"]]
+    assert facts == [
+        ("ahead.safetensors", base.sha256, f"civitai:31@31+{base.id}", True),
+        ("later.safetensors", lora.sha256, f"civitai:32@32+{lora.id}", True),
+    ]
+    assert [one["fetched"] for one in again["models"]] == [False, False]
+    asked = len(hosts.requests)
+    assert completed(worker.run(SMALL | models))["models"][0]["name"] == "ahead"
+    assert len(hosts.requests) == asked
+    failed(worker.run({"task": "prefetch", "checkpoint": "unknown"}), "MODEL_NOT_FOUND")
+    assert "names no model" in failed(worker.run({"task": "prefetch"}), "INVALID_INPUT")
+
+
 def test_a_lora_of_another_family_is_refused_before_the_engine_is_called(worker, add):
     add(11, "xl", model_files.SDXL)
     add(12, "old", model_files.LORA, kind="LORA")

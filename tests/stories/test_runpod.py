@@ -10,6 +10,7 @@ import re
 import time
 
 import pytest
+from fakes.a1111.picture import png
 from fakes.a1111.process import wait_until
 from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import safetensors
@@ -73,6 +74,15 @@ def test_the_next_jobs_model_is_fetched_while_this_job_generates(worker, hosts):
     assert output["timings"]["queue"] > 0
 
 
+def test_lists_and_png_info_do_not_wait_for_the_picture_that_is_drawn(worker):
+    image = base64.b64encode(png(8, 8, b"\0\0\0", "a fox")).decode()
+    first = start_long(worker)
+    for job in ({"task": "models"}, {"task": "schedulers"}, {"task": "png_info", "image": image}):
+        completed(worker.run(job))
+    assert worker.plane.status(first)["status"] == "IN_PROGRESS"
+    cancel(worker, first)
+
+
 def test_a_waiting_job_that_is_cancelled_never_reaches_the_engine(worker):
     before = len(worker.requests())
     first = start_long(worker)
@@ -90,7 +100,7 @@ def test_the_error_of_a_job_that_waited_past_its_deadline_says_so(worker):
     first = start_long(worker)
     job = worker.run(SMALL | {"timeout": 1})
     message = failed(job, "JOB_TIMEOUT")
-    assert "the engine was busy with other jobs; no picture within 1" in message
+    assert "the engine was busy with other jobs; no result within 1" in message
     assert job["output"]["timings"]["queue"] > 0
     cancel(worker, first)
 

@@ -6,9 +6,10 @@ import pytest
 from pydantic import Field
 
 from worker.answer import Answer, Failure
+from worker.clients.foreign_fields import TASKS_OF_OTHERS
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
-from worker.job.request import Txt2ImgRequest
+from worker.job.txt2img import Txt2ImgRequest
 from worker.tasks.schema import Row, document, output_fields, rows
 from worker.tasks.table import TASKS
 from worker.tasks.task import Job, Task, Tasks
@@ -107,3 +108,36 @@ def test_rows_name_each_field_with_its_type_and_description():
     assert {"models[].merged_from[].te", "models.stored.*.count"} < types.keys()
     described = [*TASKS, *all_rows]
     assert [one for one in described if not one.description.endswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("job_input", "hint"),
+    [
+        ({"task": "extra-single-image"}, "Did you mean 'upscale'?"),
+        ({"task": "PNG Info"}, "Did you mean 'png_info'?"),
+        ({"task": "sd_models"}, "Did you mean 'models'?"),
+        ({"task": "train"}, "This worker does not train models."),
+        ({"task": "Options"}, "A job sends the options for its own picture in"),
+        ({"task": "two words"}, "This worker has the tasks 'txt2img', "),
+        (
+            {"api": {"method": "POST", "endpoint": "/sdapi/v1/extra-batch-images"}, "payload": {}},
+            'Send "task": "upscale", and beside it the fields of `payload`.',
+        ),
+        (
+            {"api": {"method": "POST", "endpoint": "/sdapi/v1/txt2img"}, "payload": {}},
+            'Send "task": "txt2img", and beside it',
+        ),
+        ({"api": {"endpoint": "/sdapi/v1/refresh-loras"}}, "The worker lets the engine read new"),
+        ({"api": {"endpoint": "/sdapi/v1/loras?x=1"}}, 'Send "task": "loras"'),
+    ],
+    ids=str,
+)
+def test_the_hint_for_another_programs_task_or_route_names_ours(job_input, hint):
+    with pytest.raises(InvalidInput) as raised:
+        TASKS.of(job_input)
+    assert hint in raised.value.hint
+
+
+def test_every_hint_names_a_task_or_is_a_sentence():
+    known = {task.name for task in TASKS} | {"img2img"}
+    assert [one for one in TASKS_OF_OTHERS.values() if one not in known and " " not in one] == []

@@ -61,9 +61,12 @@ def test_the_engine_is_used_through_its_api(tmp_path):
     write_safetensors(tmp_path / "models/Lora/x.safetensors")
     with running_a1111(tmp_path) as engine:
         webui = WebUI(engine.url)
-        answer = webui.txt2img(SMALL, timeout=60)
+        answer = webui.draw("txt2img", SMALL, timeout=60)
         assert (len(answer.images), answer.facts["sd_model_name"]) == (1, "tiny")
         assert answer.parameters["prompt"] == SMALL["prompt"]
+        brings = {"init_images": answer.images, "include_init_images": True}
+        again = webui.draw("img2img", SMALL | brings, timeout=60)
+        assert not {"init_images", "mask"} & again.parameters.keys()
         assert webui.is_idle()
         assert [model["model_name"] for model in webui.sd_models()] == ["tiny"]
         assert [lora["name"] for lora in webui.loras()] == ["x"]
@@ -136,7 +139,7 @@ def test_a_get_is_repeated_and_not_compressed():
 )
 def test_a_post_is_never_repeated_and_has_its_error(answer, kind):
     with scripted(answer, OK) as (server, webui), pytest.raises(kind):
-        webui.txt2img({}, timeout=60)
+        webui.draw("txt2img", {}, timeout=60)
     assert len(server.requests) == 1
 
 

@@ -5,21 +5,26 @@ import threading
 from unittest.mock import Mock
 
 import pytest
+from fakes.a1111.extras import Extras, read_extras
+from fakes.a1111.faults import Faults
 
 from worker.errors import (
     ConnectionLost,
     EngineFault,
+    EngineModelMissing,
     EnginePoisoned,
     EngineRefused,
+    JobTimeout,
     OutOfMemory,
     RouteMissing,
     WorkerError,
     WrongVae,
 )
+from worker.generation.call import Call
 from worker.generation.catalog import Catalog
 from worker.generation.payload import Expected, Payload
 from worker.stopwatch import Stopwatch
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
 from worker.webui.engine import Engine
 from worker.webui.readiness import Ready
 from worker.webui.supervisor import EngineProcess
@@ -33,8 +38,10 @@ class Fake:
 
     can_restart = True
     hypertile = False
+    answer = staticmethod(lambda _body: [])
 
-    def __init__(self):
+    def __init__(self, folder):
+        self.folder, self.catalog = folder, Catalog({}, {})
         self.process, self.asked, self.on = EngineProcess("running", pid=1), [], {}
         self.reasons = []
         timing = EngineTiming(restart_patience=0, route_wait=0)
@@ -48,18 +55,23 @@ class Fake:
             self.asked.append(name)
             self.on.pop(name, lambda: None)()
             return {
-                "wait": Ready(Catalog({}, {}), self.process, 0.0, "default"),
+                "wait": Ready(self.catalog, self.process, 0.0, "default"),
                 "is_idle": True,
                 "options": {"hypertile": self.hypertile, "sd_model_checkpoint": "any"},
             }.get(name, [])
 
         return ask
 
-    def txt2img(self, body, _timeout):
+    def post(self, _route, body, _timeout):
+        self.asked.append("post")
+        self.on.pop("post", lambda: None)()
+        return self.answer(body)
+
+    def draw(self, _route, body, _timeout):
         self.asked.append("hires" if body.get("enable_hr") else "txt2img")
         self.on.pop("txt2img", lambda: None)()
         name = body["override_settings"].get("sd_model_checkpoint", "default")
-        return Txt2ImgAnswer(["x"], {}, "{}", {"sd_model_name": name})
+        return PictureAnswer(["x"], {}, "{}", {"sd_model_name": name})
 
     def request_restart(self, reason):
         self.asked.append("request_restart")
@@ -100,8 +112,8 @@ class Fake:
 
 
 @pytest.fixture
-def fake():
-    return Fake()
+def fake(tmp_path):
+    return Fake(tmp_path)
 
 
 def test_an_engine_makes_its_first_picture_once(fake):
@@ -326,3 +338,60 @@ def test_a_failed_arrangement_counts_as_a_change(fake):
     with pytest.raises(EngineFault):
         asyncio.run(fake.generate(arrange))
     assert fake.run() == ["txt2img", "refresh_embeddings", "txt2img"]
+
+
+# Calls other than pictures ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "asked", "ends"),
+    [
+        (None, ["wait", "post"], "answer"),
+        (ConnectionLost("gone."), ["wait", "post", "is_idle", "post"], "answer"),
+        (EnginePoisoned("bad."), ["wait", "post", "request_restart", "wait", "post"], "answer"),
+        (EngineFault("odd."), ["wait", "post"], "ENGINE_ERROR: odd"),
+        (RouteMissing("no route."), ["wait", "post"], "REQUEST_REFUSED: no route. Use an A1111"),
+        (OutOfMemory("full."), ["wait", "post"], "OUT_OF_MEMORY: full. Send less."),
+    ],
+)
+def test_a_call_is_recovered_as_a_picture_is(fake, error, asked, ends):
+    fake.on["post"] = Mock(side_effect=error)
+    call = Call("interrogate", {}, lambda _: "answer", smaller="Send less.")
+    try:
+        found = asyncio.run(fake.engine_client.call(call, Stopwatch(60)))
+    except WorkerError as raised:
+        found = str(raised)
+    assert found.startswith(ends)
+    assert [name for name in fake.asked if name not in UNSEEN] == asked
+
+
+def test_a_call_whose_answer_has_another_shape_is_a_fault_of_the_engine(fake):
+    call = Call("interrogate", {}, lambda answer: answer["caption"], smaller="")
+    with pytest.raises(EngineFault, match="interrogate: the engine answered 200, but not as A1111"):
+        asyncio.run(fake.engine_client.call(call, Stopwatch(60)))
+
+
+def test_a_call_at_the_deadline_stops_the_engine(fake):
+    stopped = threading.Event()
+    fake.on |= {"post": lambda: stopped.wait(60), "interrupt": stopped.set}
+    call = Call("extra-single-image", {}, lambda _: None, smaller="")
+    with pytest.raises(JobTimeout, match="no result within"):
+        asyncio.run(fake.engine_client.call(call, Stopwatch(0.3)))
+    assert "interrupt" in fake.asked
+
+
+def test_the_model_of_the_second_passs_upscaler_is_proven_once_for_each_process(fake):
+    extras = Extras(fake.folder, {"upscaling_max_images_in_cache": 0}, Faults(""))
+    fake.answer = lambda body: extras.enlarge(read_extras(body))
+    fake.catalog = Catalog({}, {}, enlargers={"Lanczos": 4.0, "R-ESRGAN 4x+": 4.0})
+    hires = {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}
+    assert fake.run(**hires | {"hr_upscaler": "Lanczos"}) == ["wait", "hires"]
+    assert fake.run(**hires | {"enable_hr": False}) == ["txt2img"]
+    with pytest.raises(EngineModelMissing, match="'R-ESRGAN 4x\\+' was not used"):
+        fake.run(**hires)
+    assert fake.asked == ["post"]
+    (fake.folder / "models/RealESRGAN").mkdir(parents=True)
+    (fake.folder / "models/RealESRGAN/RealESRGAN_x4plus.pth").touch()
+    assert fake.run(jobs=2, **hires) == ["post", "hires", "hires"]
+    fake.process = EngineProcess("running", pid=2)
+    assert fake.run(**hires) == ["wait", "post", "hires"]

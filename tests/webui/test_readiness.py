@@ -15,7 +15,7 @@ from worker.errors import (
     RouteMissing,
 )
 from worker.generation.catalog import Catalog
-from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.client import PictureAnswer, WebUI
 from worker.webui.readiness import Readiness, likely_causes
 from worker.webui.supervisor import ORPHANED, EngineProcess, Supervisor
 
@@ -49,12 +49,12 @@ class World:
         for due in [due for due in self.later if self.now >= due]:
             self.report(self.later.pop(due))
 
-    def txt2img(self, body, **_):
+    def draw(self, _route, body, **_):
         self.note("txt2img")
         name = body.get("override_settings", {}).get("sd_model_checkpoint", self.listed[0])
         if name in self.unusable:
             raise EngineFault(f"size mismatch in {name}")
-        return Txt2ImgAnswer(["x"], {}, "", {"sd_model_name": name})
+        return PictureAnswer(["x"], {}, "", {"sd_model_name": name})
 
     def note(self, route):
         self.calls.append((route, self.now))

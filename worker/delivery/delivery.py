@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from worker.delivery.bucket import Bucket
 from worker.delivery.limits import MB, UPLOAD_LIMITS, ResultLimit, UploadLimits
@@ -31,7 +31,6 @@ from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultT
 from worker.generation.picture import Picture, from_engine
 from worker.http.client import SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
-from worker.webui.client import Txt2ImgAnswer
 
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
 # Bytes kept free for what is added after the size is measured: the last timings, a warning.
@@ -54,6 +53,18 @@ Undeliverable = DeliveryFailed | ResultTooLarge
 _Failures = tuple[Undeliverable, ...]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+class Made(Protocol):
+    """Pictures of the engine, such as a `worker.webui.client.PictureAnswer`."""
+
+    @property
+    def images(self) -> Sequence[str]:
+        """Base64, grids first."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the engine reports about them; `index_of_first_image` is the number of grids."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +168,7 @@ class Delivery:
                     f"output.urls.{number}: {error.message}", hint=error.hint
                 ) from None
 
-    def deliver(
-        self, generated: Txt2ImgAnswer, answer: JobAnswer, output: Output, job_id: str
-    ) -> JobAnswer:
+    def deliver(self, generated: Made, answer: JobAnswer, output: Output, job_id: str) -> JobAnswer:
         """Deliver the pictures; returns when they are delivered.
 
         Args:
@@ -188,7 +197,7 @@ class Delivery:
             raise
         for warning in delivered["warnings"][len(answer["warnings"]) :]:
             logger.warning("%s", warning)
-        self._output_dir.save(generated, delivered, pictures, job_id)
+        self._output_dir.save(generated.facts, delivered, pictures, job_id)
         return delivered
 
     def _try_methods(self, finished: _Finished) -> _Delivered:

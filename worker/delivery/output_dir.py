@@ -12,7 +12,6 @@ from typing import Any
 from worker import log
 from worker.errors import DeliveryFailed, ResultTooLarge
 from worker.generation.picture import Picture
-from worker.webui.client import Txt2ImgAnswer
 
 _NAMED = 4  # files in one message; `files` in the job's answer has all
 
@@ -27,7 +26,7 @@ class OutputDir:
 
     def save(
         self,
-        picture: Txt2ImgAnswer,
+        facts: Mapping[str, Any],
         answer: Mapping[str, Any],
         pictures: Sequence[Picture],
         job_id: str,
@@ -40,7 +39,7 @@ class OutputDir:
         except OSError as error:
             answer["warnings"].append(f"not saved to OUTPUT_DIR: {error.strerror}")
         else:
-            logger.info("saved\n%s", summary(picture, answer, files), extra=log.OWN_LINES)
+            logger.info("saved\n%s", summary(facts, answer, files), extra=log.OWN_LINES)
 
     def keep(
         self, error: DeliveryFailed | ResultTooLarge, pictures: Sequence[Picture], job_id: str
@@ -78,18 +77,25 @@ def write(pictures: Sequence[Picture], folder: Path, job_id: str) -> list[Path]:
     return files
 
 
-def summary(answer: Txt2ImgAnswer, result: Mapping[str, Any], files: Sequence[Path]) -> str:
+def summary(facts: Mapping[str, Any], result: Mapping[str, Any], files: Sequence[Path]) -> str:
     """A few lines for a person: prompt, seed, models, seconds, files and warnings."""
-    facts = answer.facts
-    size = f"{facts['width']}x{facts['height']}"
-    models = ", ".join(str(model["name"]) for model in result["models"])
     timings = ", ".join(f"{name} {value}" for name, value in result["timings"].items())
     lines = [
-        f"prompt   {facts['prompt']}",
-        f"picture  {size}, {facts['steps']} steps of {facts['sampler_name']}, seed {facts['seed']}",
-        f"models   {models}",
+        *_about_drawing(facts, result),
         f"seconds  {timings}",
         *(f"file     {file}" for file in files),
         *(f"warning  {warning}" for warning in result["warnings"]),
     ]
     return "\n".join(" ".join(line.splitlines()) for line in lines)
+
+
+def _about_drawing(facts: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    """The lines about a picture that was drawn; none about one that was enlarged."""
+    if "prompt" not in facts:
+        return []
+    size, models = f"{facts['width']}x{facts['height']}", result["models"]
+    return [
+        f"prompt   {facts['prompt']}",
+        f"picture  {size}, {facts['steps']} steps of {facts['sampler_name']}, seed {facts['seed']}",
+        f"models   {', '.join(str(model['name']) for model in models)}",
+    ]

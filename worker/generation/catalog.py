@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.errors import InvalidInput
-from worker.generation.answers import an_object, objects, text, texts
+from worker.generation.answers import an_object, number, objects, text, texts
 from worker.shown import shown
 from worker.spelling import near_matches
 
+_DRAWING = ("txt2img", "img2img")  # the tasks that have scripts
 _CLOSE = 0.8  # how similar a script must be to be suggested
+# Upscalers without a model, which A1111 cannot fail to load; None does not enlarge.
+WITHOUT_MODEL = frozenset({"None", "Lanczos", "Nearest"})
+_USUAL_SCALE = 4.0  # of an upscaler's model, where the engine does not say it
 
 # Always-on scripts of A1111 v1.9.3 that its API does not run (`setup_for_ui_only` in
 # modules/scripts.py), and the fields that have their effect.
@@ -71,16 +75,20 @@ class Catalog:
         samplers: canonical spelling -> exact name.
         schedulers: canonical spelling -> label, e.g. `sgmuniform` -> `SGM Uniform`.
         upscalers: the values of `hr_upscaler`.
-        scripts: the values of `script_name` and `alwayson_scripts`, in lower case, as A1111
-            compares them.
+        enlargers: the values of `upscaler_1` -> by how much their models enlarge a picture.
+        scripts: by task, the values of `script_name` and `alwayson_scripts`, in lower case, as
+            A1111 compares them.
         styles: the values of `styles`, each with its texts.
+        detectors: ADetailer's, the values of `ad_model`.
     """
 
     samplers: Mapping[str, str]
     schedulers: Mapping[str, str]
     upscalers: frozenset[str] = field(default_factory=frozenset)
-    scripts: frozenset[str] = field(default_factory=frozenset)
+    scripts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     styles: Mapping[str, Style] = field(default_factory=dict)
+    detectors: frozenset[str] = field(default_factory=frozenset)
+    enlargers: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_answers(
@@ -92,6 +100,7 @@ class Catalog:
         latent_modes: Json = (),
         scripts: Json = None,
         styles: Json = (),
+        detectors: Json = None,
     ) -> Catalog:
         """Build it from the answers of the routes with these names.
 
@@ -99,15 +108,20 @@ class Catalog:
             LookupError, TypeError: an answer does not have A1111's fields.
         """
         upscaling = (*objects(list(upscalers)), *objects(list(latent_modes)))
-        of_txt2img = an_object(scripts or {}).get("txt2img")
+        by_task = an_object(scripts or {})
         return cls(
             samplers=_spellings((text(s, "name"), _names(s, "name")) for s in objects(samplers)),
             schedulers=_spellings(
                 (text(s, "label"), _names(s, "label", "name")) for s in objects(schedulers)
             ),
             upscalers=frozenset(text(u, "name") for u in upscaling),
-            scripts=frozenset(texts(of_txt2img, "txt2img")),
+            scripts={task: frozenset(texts(by_task.get(task), task)) for task in _DRAWING},
             styles={text(s, "name"): Style.from_answer(s) for s in objects(list(styles))},
+            detectors=frozenset(texts(an_object(detectors or {}).get("ad_model"), "ad_model")),
+            enlargers={
+                text(u, "name"): number({"scale": u.get("scale") or _USUAL_SCALE}, "scale")
+                for u in objects(list(upscalers))
+            },
         )
 
     def sampler(self, name: str, scheduler: str | None, prefix: str = "") -> tuple[str, str | None]:
@@ -139,18 +153,18 @@ class Catalog:
             raise _unknown(f"{prefix}scheduler", name, self.schedulers.values())
         return label
 
-    def check_script(self, field_name: str, value: str) -> None:
-        """Raise `InvalidInput` if no script has that name; as in A1111, case does not matter."""
-        name = value.casefold()
+    def check_script(self, task: str, field_name: str, value: str) -> None:
+        """Raise `InvalidInput` if the task has no such script; as in A1111, in any case."""
+        name, scripts = value.casefold(), self.scripts.get(task, frozenset())
         if field_name == "alwayson_scripts" and name in _PAGE_ONLY:
             raise InvalidInput(
                 f"{field_name} {shown(value)} has an effect only on A1111's own page.",
                 hint=f"Send {_PAGE_ONLY[name]} instead.",
                 field=field_name,
             )
-        if name not in {script.casefold() for script in self.scripts}:
-            near = near_matches(value, self.scripts, cutoff=_CLOSE)
-            known = f"Known: {', '.join(map(repr, sorted(self.scripts))) or 'none'}."
+        if name not in {script.casefold() for script in scripts}:
+            near = near_matches(value, scripts, cutoff=_CLOSE)
+            known = f"Known: {', '.join(map(repr, sorted(scripts))) or 'none'}."
             raise InvalidInput(
                 f"this engine does not know {field_name} {shown(value)}: it has no such script,"
                 " and extensions are not installed.",
@@ -158,6 +172,11 @@ class Catalog:
                 field=field_name,
                 near=near,
             )
+
+    @property
+    def with_models(self) -> set[str]:
+        """The upscalers that need a model; A1111 reports them also where it has none."""
+        return set(self.enlargers) - WITHOUT_MODEL
 
     def check(self, field_name: str, value: str, known: Collection[str]) -> None:
         """Raise `InvalidInput` with near matches if the value is unknown."""

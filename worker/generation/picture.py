@@ -22,6 +22,7 @@ PARAMETERS = "parameters"
 _UNICODE = b"UNICODE\0"  # EXIF's name of the encoding; A1111 then writes big-endian UTF-16
 _LARGEST_EXIF = 65_533  # bytes in a segment of a JPEG; WebP has no limit
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SIZE_AT, _HEADER_BYTES, _HEADER_TEXT = 16, 24, 32  # in a PNG; the text is 24 bytes in base64
 _LONG, _UNDEFINED = 4, 7  # numbers of TIFF's types
 _NO_MORE = bytes(4)  # ends a chain of TIFF directories
 _EXIF_AT = 26  # bytes from the start of the TIFF header: 8 for it and 18 for the main directory
@@ -97,6 +98,18 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
         raise DeliveryFailed(
             f"the picture cannot be converted to {format_}: {error}.", hint=_HINT
         ) from error
+
+
+def png_size(image: str) -> tuple[int, int] | None:
+    """Width and height of a base64 PNG, from its header; None of other files."""
+    try:
+        header = base64.b64decode(image[:_HEADER_TEXT], validate=True)
+    except ValueError:
+        return None
+    if not header.startswith(_PNG) or len(header) < _HEADER_BYTES:
+        return None
+    width, height = struct.unpack_from(">II", header, _SIZE_AT)
+    return width, height
 
 
 def thumbnail(image: str, longest: int = 256) -> str | None:

@@ -26,7 +26,7 @@ from worker.job.prompt import (
     without_comments,
     without_tags,
 )
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 
 Styles = Mapping[str, Style]
 NO_STYLES: Styles = {}
@@ -35,7 +35,7 @@ POSITIVE = ("prompt", "hr_prompt")
 NEGATIVE = ("negative_prompt", "hr_negative_prompt")
 
 
-def check(request: Txt2ImgRequest, styles: Styles) -> None:
+def check(request: PictureRequest, styles: Styles) -> None:
     """Refuse prompts that A1111 would read otherwise than they are meant; needs no files.
 
     Raises:
@@ -45,8 +45,8 @@ def check(request: Txt2ImgRequest, styles: Styles) -> None:
     if request.disable_extra_networks:
         _check_styles_without_tags(request, styles)
     else:
-        for name in POSITIVE:
-            prompt_checks.check(getattr(request, name), name)
+        for name, text in _positive(request).items():
+            prompt_checks.check(text, name)
     settings = request.override_settings
     reads_weights = not (settings and settings.emphasis == "None")
     for name, text in encoded_texts(request, styles).items():
@@ -55,7 +55,7 @@ def check(request: Txt2ImgRequest, styles: Styles) -> None:
             prompt_checks.check_weights(text, name)
 
 
-def _check_styles_without_tags(request: Txt2ImgRequest, styles: Styles) -> None:
+def _check_styles_without_tags(request: PictureRequest, styles: Styles) -> None:
     for name in request.styles or []:
         if name in styles and tags_in(without_comments(styles[name].prompt)):
             raise InvalidInput(
@@ -65,7 +65,7 @@ def _check_styles_without_tags(request: Txt2ImgRequest, styles: Styles) -> None:
             )
 
 
-def _check_references(request: Txt2ImgRequest) -> None:
+def _check_references(request: PictureRequest) -> None:
     references = [one.wanted("lora").ref for one in request.loras]
     for (first, one), (second, other) in combinations(enumerate(references), 2):
         if one == other:
@@ -105,12 +105,12 @@ def _named_twice(one: str, other: str, file: ModelFile) -> InvalidInput:
     )
 
 
-def compose(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
+def compose(request: PictureRequest, models: Models) -> dict[str, str]:
     """The body's prompts: without comments, with trained words and a tag for each LoRA."""
-    body = {"prompt": request.prompt}
     # If hr_prompt is empty, A1111 uses `prompt` with its tags.
-    body |= {name: text for name in POSITIVE[1:] if (text := getattr(request, name))}
-    negative = {name: getattr(request, name) for name in NEGATIVE}
+    written = _positive(request).items()
+    body = {name: text for name, text in written if text or name == "prompt"}
+    negative = {name: text for name, text in request.prompts.items() if name in NEGATIVE}
     # A style is appended, so it would become a part of a comment in the last line.
     comments = {name: without_comments(text) for name, text in negative.items() if "#" in text}
     if request.disable_extra_networks:
@@ -126,20 +126,24 @@ def compose(request: Txt2ImgRequest, models: Models) -> dict[str, str]:
     }
 
 
-def _trained_words(request: Txt2ImgRequest, models: Models) -> list[str]:
+def _positive(request: PictureRequest) -> dict[str, str]:
+    return {name: text for name, text in request.prompts.items() if name in POSITIVE}
+
+
+def _trained_words(request: PictureRequest, models: Models) -> list[str]:
     """The trained words of the LoRAs for which the job asks for them."""
     wanting = (file for file, ref in models.loras if wants_words(request, ref))
     return [word for file in wanting for word in file.trained_words]
 
 
-def wants_words(request: Txt2ImgRequest, reference: LoraReference) -> bool:
+def wants_words(request: PictureRequest, reference: LoraReference) -> bool:
     """Whether the job wants the trained words of this LoRA in the prompt."""
     own = reference.trigger_words
     return request.trigger_words if own is None else own
 
 
 def reported_loras(
-    request: Txt2ImgRequest, body: Mapping[str, str], styles: Styles
+    request: PictureRequest, body: Mapping[str, str], styles: Styles
 ) -> frozenset[str]:
     """The LoRAs that A1111 reports: those of the second pass, if its prompt has tags of its own.
 
@@ -153,12 +157,12 @@ def reported_loras(
 
 
 def _applied(
-    request: Txt2ImgRequest, body: Mapping[str, str], styles: Styles
+    request: PictureRequest, body: Mapping[str, str], styles: Styles
 ) -> tuple[frozenset[str], frozenset[str]]:
     """The LoRAs of the first and of the second pass by the names in their tags."""
     names = []
     for field in POSITIVE:
-        is_read = field == "prompt" or request.enable_hr
+        is_read = field == "prompt" or request.second_pass
         sent = body.get(field, "") if is_read else ""
         text = _with_styles(sent, request, styles, "prompt") if sent or field == "prompt" else ""
         prompt_checks.check_once(text, field)
@@ -173,28 +177,29 @@ def _reported(name: str) -> str:
     return name.replace(":", "").replace(",", "")
 
 
-def _with_styles(text: str, request: Txt2ImgRequest, styles: Styles, part: str) -> str:
+def _with_styles(text: str, request: PictureRequest, styles: Styles, part: str) -> str:
     """The text that A1111 makes of it with the job's styles, without comments."""
     chosen = (styles[name] for name in request.styles or [] if name in styles)
     return without_comments(styled(text, (getattr(style, part) for style in chosen)))
 
 
-def has_styles_loras(request: Txt2ImgRequest, styles: Styles) -> bool:
+def has_styles_loras(request: PictureRequest, styles: Styles) -> bool:
     """Whether the job's styles name LoRAs."""
     texts = (styles[name].prompt for name in request.styles or [] if name in styles)
     return any(applied_loras(without_comments(text)) for text in texts)
 
 
 def encoded_texts(
-    request: Txt2ImgRequest, styles: Styles, body: Mapping[str, str] | None = None
+    request: PictureRequest, styles: Styles, body: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """The texts that A1111 encodes, by field: with styles, without comments and tags.
 
     `body` has the prompts as they are sent, if they are composed already.
     """
     texts = {}
-    for name in (*POSITIVE, *NEGATIVE) if request.enable_hr else (POSITIVE[0], NEGATIVE[0]):
-        own = (body or {}).get(name) or getattr(request, name)
+    first_pass = (POSITIVE[0], NEGATIVE[0])
+    for name in (*POSITIVE, *NEGATIVE) if request.second_pass else first_pass:
+        own = (body or {}).get(name) or request.prompts[name]
         if name in POSITIVE:
             text = _with_styles(rewritten(own), request, styles, "prompt")
             texts[name] = without_tags(text)
@@ -203,34 +208,34 @@ def encoded_texts(
     return texts
 
 
-def warnings(request: Txt2ImgRequest, body: Mapping[str, str], styles: Styles) -> Iterator[str]:
+def warnings(request: PictureRequest, body: Mapping[str, str], styles: Styles) -> Iterator[str]:
     """What A1111 leaves out of the prompts, reads as plain text, or does not report."""
     if request.disable_extra_networks:
-        for name in POSITIVE:
-            if tags_in(without_comments(getattr(request, name))):
+        for name, text in _positive(request).items():
+            if tags_in(without_comments(text)):
                 yield f"{name}: its tags have no effect, because of disable_extra_networks."
     else:
-        for name in POSITIVE:
-            yield from prompt_checks.warnings(getattr(request, name), name)
+        for name, text in _positive(request).items():
+            yield from prompt_checks.warnings(text, name)
         yield from _unproven(request, body, styles)
     for name in NEGATIVE:
-        yield from prompt_checks.negative_warnings(getattr(request, name), name)
+        yield from prompt_checks.negative_warnings(request.prompts.get(name, ""), name)
     for name in request.styles or []:
         text = without_comments(styles[name].prompt if name in styles else "")
         for tag in (tag for tag in tags_in(text) if tag.kind is None):
             yield f"style {name!r}: {tag.shown} is no tag that A1111 knows, so it is left out."
 
 
-def _unproven(request: Txt2ImgRequest, body: Mapping[str, str], styles: Styles) -> Iterator[str]:
+def _unproven(request: PictureRequest, body: Mapping[str, str], styles: Styles) -> Iterator[str]:
     first, second = _applied(request, body, styles)
     if second and (unreported := first - second):
         yield f"LoRA {listed(unreported)}: not proven, A1111 reports only the second pass."
-    texts = (request.prompt, request.hr_prompt)
+    texts = _positive(request).values()
     if unproven := {name for text in texts for name in hypernetworks(text)}:
         yield f"hypernetwork {listed(unproven)}: not proven, A1111 ignores an unknown one."
 
 
-def written_loras(request: Txt2ImgRequest) -> frozenset[str]:
+def written_loras(request: PictureRequest) -> frozenset[str]:
     """The names in the LoRA tags of the job's own prompt."""
     return frozenset(tag.name for tag in lora_tags(request.prompt))
 

@@ -18,17 +18,21 @@ from worker.errors import (
     ModelMismatch,
     ModelNotListed,
     WrongCheckpoint,
+    WrongDrawing,
     WrongVae,
 )
+from worker.extensions import proof as extension_proof
 from worker.formats.names import without_suffix
 from worker.generation.payload import Expected
+from worker.generation.picture import png_size
 
 
 def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) -> None:
     """Compare the engine's `info` with the request.
 
     Raises:
-        WrongCheckpoint, WrongVae, LoraNotApplied, IncompleteAnswer: names both values.
+        WrongCheckpoint, WrongVae, LoraNotApplied, IncompleteAnswer, WrongDrawing: names both
+            values.
     """
     _check_checkpoint(info, expected)
     _check_vae(info, expected)
@@ -39,6 +43,9 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
         )
     # With save_images and more than one picture, the first image of A1111 is a grid of them.
     pictures = len(images) - int(info.get("index_of_first_image") or 0)
+    if expected.units:
+        extension_proof.check(info, pictures, expected.images, expected.units)
+        pictures -= expected.units.maps
     if expected.images is None:
         if not images:
             raise IncompleteAnswer("the engine returned no picture.")
@@ -46,6 +53,32 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
         raise IncompleteAnswer(
             f"expected {expected.images} pictures, but the engine returned {pictures}."
         )
+    maps = expected.units.maps if expected.units else 0
+    _check_drawing(info, images[: len(images) - maps], expected)
+
+
+def _check_drawing(info: Mapping[str, Any], images: Sequence[str], expected: Expected) -> None:
+    """Compare how the pictures were drawn, such as with a mask, and their sizes."""
+    used = info.get("extra_generation_params") or {}
+    for name, wanted in expected.reported.items():
+        if used.get(name) != wanted:
+            raise WrongDrawing(
+                f"expected {name} {wanted!r}, but the engine reports {used.get(name)!r}.",
+                expected=wanted,
+                used=used.get(name),
+            )
+    sizes = {png_size(image) for image in images[int(info.get("index_of_first_image") or 0) :]}
+    for size in sizes - {None, expected.size} if expected.size else ():
+        raise WrongDrawing(
+            f"expected pictures of {_shown(expected.size)} pixels, but the engine returned one of"
+            f" {_shown(size)}.",
+            expected=expected.size,
+            used=size,
+        )
+
+
+def _shown(size: tuple[int, int] | None) -> str:
+    return " x ".join(map(str, size or ()))
 
 
 def _check_checkpoint(info: Mapping[str, Any], expected: Expected) -> None:

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from worker.clients.nothing_asked import is_blank
 from worker.errors import InvalidInput
 from worker.formats.names import Kind, stem_of, without_suffix
 from worker.job.reference import (
@@ -64,6 +65,10 @@ Name = Annotated[
 ModelName = Annotated[Name, AfterValidator(file_of_path)]
 Link = Annotated[str, StringConstraints(min_length=1, max_length=4096, strip_whitespace=True)]
 Id = Annotated[Int, Field(ge=1, le=2**53 - 1)]
+Timeout = Annotated[
+    Annotated[Float, Field(ge=1, le=86_400)] | None,
+    Field(description="Seconds that this job may take, at most JOB_TIMEOUT."),
+]
 
 
 def _standard_bounds(schema: dict[str, Any]) -> None:
@@ -84,6 +89,17 @@ class Strict(BaseModel):
         validate_default=False,
         json_schema_extra=_standard_bounds,
     )
+
+
+class TaskInput(Strict):
+    """The input of a task; null and blank texts are read as fields that are not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_asked(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: one for name, one in value.items() if not is_blank(one)}
 
 
 class ModelReference(Strict):

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from worker.clients.nothing_asked import VAE_WORDS
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
 from worker.formats.names import stem_of
 from worker.job.model_fields import LoraReference, ModelReference
-from worker.job.nothing_asked import VAE_WORDS
 from worker.job.prompt import LoraTag
 from worker.job.reference import StoreName, Wanted, local_path, parse_reference
-from worker.job.request import OverrideSettings, Txt2ImgRequest
+from worker.job.request import OverrideSettings, PictureRequest
 
 # Words as A1111's tokenizer splits a text: letters, single digits, and runs of other characters.
 _WORD = re.compile(r"[^\W\d_]+|\d|(?:[^\s\w]|_)+")
@@ -33,6 +33,7 @@ class Models:
         zero_terminal_snr: whether the checkpoint was trained with a noise schedule that ends in
             pure noise.
         has_bundle: whether a LoRA has embeddings in its own file.
+        controlnets: the models of ControlNet by the number of the unit.
         notes: sentences for the caller about what the files cannot do together.
     """
 
@@ -47,6 +48,7 @@ class Models:
     sources: tuple[ModelFile, ...] = ()
     zero_terminal_snr: bool = False
     has_bundle: bool = False
+    controlnets: Mapping[int, ModelFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,7 +74,8 @@ class Models:
         """The files that the engine uses, each once."""
         named = [self.loaded, self.vae, self.refiner, self.hr_checkpoint]
         loras = [lora for lora, _ in self.tagged] + list(self.written_loras.values())
-        return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
+        others = [*self.embeddings, *self.controlnets.values()]
+        return list(dict.fromkeys(file for file in [*named, *loras, *others] if file))
 
     def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
         """The same models with other files, such as those of the engine's folder."""
@@ -90,18 +93,19 @@ class Models:
             refiner=renamed(self.refiner),
             hr_checkpoint=renamed(self.hr_checkpoint),
             merged=renamed(self.merged),
+            controlnets={n: names.get(file, file) for n, file in self.controlnets.items()},
             notes=self.notes,
         )
 
 
-def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
+def wanted_models(request: PictureRequest) -> dict[tuple[str, int], Wanted]:
     """The references in the job, by kind of use and number."""
     override = request.override_settings or OverrideSettings()
     names = {
         "checkpoint": override.sd_model_checkpoint,
         "vae": None if override.sd_vae in VAE_WORDS.values() else override.sd_vae,
         "refiner": request.refiner_checkpoint,
-        "hr_checkpoint": request.hr_checkpoint_name,
+        "hr_checkpoint": request.second_pass and request.second_pass.hr_checkpoint_name,
     }
     found: dict[tuple[str, int], Wanted] = {}
     for place, name in names.items():
@@ -121,7 +125,7 @@ def wanted_models(request: Txt2ImgRequest) -> dict[tuple[str, int], Wanted]:
     }
 
 
-def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelFile]) -> Models:
+def assign_files(request: PictureRequest, files: Mapping[tuple[str, int], ModelFile]) -> Models:
     """The files found for `wanted_models`, by their use."""
     return Models(
         checkpoint=files.get(("checkpoint", 0)),
@@ -130,10 +134,11 @@ def assign_files(request: Txt2ImgRequest, files: Mapping[tuple[str, int], ModelF
         embeddings=tuple(files["embedding", n] for n in range(len(request.embeddings))),
         refiner=files.get(("refiner", 0)),
         hr_checkpoint=files.get(("hr_checkpoint", 0)),
+        controlnets={number: file for (use, number), file in files.items() if use == "controlnet"},
     )
 
 
-def may_be_merged(request: Txt2ImgRequest, models: Models) -> bool:
+def may_be_merged(request: PictureRequest, models: Models) -> bool:
     """Whether a merged checkpoint can replace the template's checkpoint and LoRAs.
 
     Not with a second checkpoint, because LoRA tags apply to that one too; and not if the prompt
@@ -157,7 +162,7 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.casefold()))
 
 
-def name_embeddings(request: Txt2ImgRequest, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
+def name_embeddings(request: PictureRequest, files: Iterable[ModelFile]) -> tuple[ModelFile, ...]:
     """The embeddings under the names by which the job's prompts use them.
 
     That is the job's `filename` or `name`, and the file's own name if neither is in a prompt. It
@@ -170,8 +175,7 @@ def name_embeddings(request: Txt2ImgRequest, files: Iterable[ModelFile]) -> tupl
     Raises:
         InvalidInput: two different files would have one name.
     """
-    prompts = words("\n".join((request.prompt, request.negative_prompt, request.hr_prompt)))
-    prompts += words(request.hr_negative_prompt)
+    prompts = tuple(word for text in request.prompts.values() for word in words(text))
     named: dict[tuple[str, ...], ModelFile] = {}
     for ref, file in zip(request.embeddings, files, strict=True):
         names = _names_of(ref, file)

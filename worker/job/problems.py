@@ -9,8 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from worker.clients.foreign_fields import FOREIGN_NAMES, INSTEAD
 from worker.errors import InvalidInput
-from worker.job.foreign_fields import FOREIGN_NAMES, INSTEAD
 from worker.shown import in_plain_words, shown, shown_name
 from worker.spelling import near_matches
 
@@ -107,10 +107,13 @@ def _unknown_key(loc: tuple[int | str, ...], model: type[BaseModel], place: Show
     fields = _fields_at(model, loc[:-1])
     if fields.keys() == {"task"}:
         return f"the task takes no further fields, but got {shown(place(loc))}"
-    if key in INSTEAD and loc[-2:-1] in {(), ("override_settings",), ("defaults",)}:
+    draws = loc[:-1] or "prompt" in fields  # other tasks have few fields, which are named below
+    if draws and key in INSTEAD and loc[-2:-1] in {(), ("override_settings",), ("defaults",)}:
         return f"{where} {INSTEAD[key]}"
     near = FOREIGN_NAMES.get(key)
     known = [near] if near in fields else near_matches(key, fields, count=1, cutoff=_CLOSE)
+    if not known and not draws:
+        return f"{where} is not a field of this task, which has {', '.join(fields)}"
     did_you_mean = f" (did you mean `{known[0]}`?)" if known else ""
     return f"{where} is not a known field{did_you_mean}"
 

@@ -1,8 +1,9 @@
-"""The input of a txt2img job: A1111's fields by their own names, and ours.
+"""The input of a job that draws, without its task's own fields: A1111's fields, and ours.
 
-The models below are the schema (`python handler.py --schema` prints it as JSON Schema). They are
-stricter than A1111, which ignores unknown fields without a message, rounds sizes down, and answers
-500 to many numbers. A1111 accepts the types and ranges of every input that passes here.
+The models here, in `worker.job.txt2img` and in `worker.job.img2img` are the schema (`python
+handler.py --schema` prints it as JSON Schema). They are stricter than A1111, which ignores unknown
+fields without a message, rounds sizes down, and answers 500 to many numbers. A1111 accepts the
+types and ranges of every input that passes here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from worker.clients.nothing_asked import without_blanks, without_nulls
+from worker.clients.without_effect import without_effect
 from worker.errors import InvalidInput
 from worker.job.model_fields import (
     Float,
@@ -34,14 +37,9 @@ from worker.job.model_fields import (
     Strict,
     no_nul,
 )
-from worker.job.nothing_asked import without_blanks, without_nulls
 from worker.job.output_fields import Output
 from worker.job.problems import check_size, joined, problems_of
-from worker.job.without_effect import without_effect
 from worker.shown import shown
-
-_LEAST_DENOISING = 0.01
-_LEAST_SIDE = 8  # pixels; A1111 rounds sides down to multiples of 8
 
 
 def _strict_json(value: JsonValue) -> JsonValue:
@@ -53,7 +51,7 @@ def _strict_json(value: JsonValue) -> JsonValue:
     return value
 
 
-def _only(allowed: object, reason: str) -> AfterValidator:
+def only(allowed: object, reason: str) -> AfterValidator:
     """For a field of A1111 that may have only this value."""
 
     def check(value: object) -> object:
@@ -63,6 +61,11 @@ def _only(allowed: object, reason: str) -> AfterValidator:
 
     return AfterValidator(check)
 
+
+Model = TypeVar("Model", bound=Strict)
+Request = TypeVar("Request", bound="PictureRequest")
+
+PROMPTS = ("prompt", "negative_prompt", "hr_prompt", "hr_negative_prompt")
 
 Unit = Annotated[Float, Field(ge=0, le=1)]
 # -1 means random. Picture i has seed + i, which must not exceed a signed 64-bit number.
@@ -117,7 +120,7 @@ Fields = TypeVar("Fields", bound="JobFields")
 
 
 class JobFields(Strict):
-    """The fields that a txt2img job and a template's defaults have in common."""
+    """The fields that every job that draws and a template's defaults have in common."""
 
     _resolved: Mapping[str, str] | None = PrivateAttr(None)
 
@@ -192,18 +195,33 @@ class JobFields(Strict):
     s_noise: Float | None = Field(None, ge=0, le=2)
     override_settings: OverrideSettings | None = None
     override_settings_restore_afterwards: Annotated[
-        StrictBool, _only(True, "a job's settings must not reach the next job")
+        StrictBool, only(True, "a job's settings must not reach the next job")
     ] = True
     refiner_checkpoint: ModelName | None = None
     refiner_switch_at: Unit | None = None
     disable_extra_networks: StrictBool = False
     firstpass_image: Annotated[
-        Json, _only(None, "A1111 v1.9.3 cannot take an image here over the API")
+        Json, only(None, "A1111 v1.9.3 cannot take an image here over the API")
     ] = None
     comments: dict[str, Json] | None = None
+    force_task_id: Annotated[str, StringConstraints(max_length=128)] | None = None
+    sampler_index: Name | None = None
+    script_name: Name | None = None
+    script_args: list[Json] = Field(default_factory=list)
+    send_images: Annotated[StrictBool, only(True, "the images are the result")] = True
+    save_images: StrictBool = False
+    alwayson_scripts: dict[Name, AlwaysOnScript] = Field(default_factory=dict)
+    infotext: Annotated[
+        Json, only(None, "it would fill in fields unchecked; send them by name")
+    ] = None
+
+
+class SecondPass(Strict):
+    """The fields with which txt2img enlarges its picture and draws it again."""
+
     enable_hr: StrictBool = False
-    firstphase_width: Annotated[int, _only(0, "it is obsolete, use enable_hr")] = 0
-    firstphase_height: Annotated[int, _only(0, "it is obsolete, use enable_hr")] = 0
+    firstphase_width: Annotated[int, only(0, "it is obsolete, use enable_hr")] = 0
+    firstphase_height: Annotated[int, only(0, "it is obsolete, use enable_hr")] = 0
     hr_scale: Float = Field(2.0, ge=1, le=8)
     hr_upscaler: Name | None = None
     hr_second_pass_steps: Int = Field(0, ge=0, le=150)
@@ -214,22 +232,16 @@ class JobFields(Strict):
     hr_scheduler: Name | None = None
     hr_prompt: Text = ""
     hr_negative_prompt: Text = ""
-    force_task_id: Annotated[str, StringConstraints(max_length=128)] | None = None
-    sampler_index: Name | None = None
-    script_name: Name | None = None
-    script_args: list[Json] = Field(default_factory=list)
-    send_images: Annotated[StrictBool, _only(True, "the images are the result")] = True
-    save_images: StrictBool = False
-    alwayson_scripts: dict[Name, AlwaysOnScript] = Field(default_factory=dict)
-    infotext: Annotated[
-        Json, _only(None, "it would fill in fields unchecked; send them by name")
-    ] = None
 
 
-class Txt2ImgRequest(JobFields):
-    """The input of a txt2img job."""
+class TemplateDefaults(SecondPass, JobFields):
+    """The defaults of a template."""
 
-    task: Literal["txt2img"] = Field("txt2img", description="The task: this one, or another task.")
+
+class PictureRequest(JobFields):
+    """The input of a job that draws."""
+
+    task: str
     template: Name | None = Field(
         None,
         description="Template for the fields that the job leaves out; null or none: without one.",
@@ -250,20 +262,34 @@ class Txt2ImgRequest(JobFields):
         """What was left out or is not certain, as sentences for the caller."""
         return self._notes
 
+    @property
+    def second_pass(self) -> SecondPass | None:
+        """The fields of the second pass; None for a job without one."""
+        return self if isinstance(self, SecondPass) and self.enable_hr else None
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The job's prompts by their fields."""
+        names = (name for name in PROMPTS if name in type(self).model_fields)
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def pictures(self) -> int | None:
+        """How many pictures are made; None if a script decides it."""
+        return None if self.script_name else self.n_iter * self.batch_size
+
     @model_validator(mode="wrap")
     @classmethod
-    def _as_clients_write(
-        cls, value: object, read: ModelWrapValidatorHandler[Txt2ImgRequest]
-    ) -> Txt2ImgRequest:
+    def _as_clients_write(cls, value: object, read: ModelWrapValidatorHandler[Request]) -> Request:
         if not isinstance(value, Mapping):
             return read(value)
-        job, notes = without_effect(without_blanks(value), JobFields.model_fields)
+        job, notes = without_effect(without_blanks(value), cls.model_fields)
         request = read(job)
         request._notes = tuple(notes)  # noqa: SLF001 - its own
         return request
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Txt2ImgRequest:
+    def _is_consistent(self: Request) -> Request:
         problems = [text for wrong, text in self._conflicts() if wrong]
         if problems:
             raise ValueError("; ".join(problems))
@@ -272,17 +298,7 @@ class Txt2ImgRequest(JobFields):
     def _conflicts(self) -> list[tuple[bool, str]]:
         """Combinations that A1111 answers with a 500, or with another picture than expected."""
         override = self.override_settings or OverrideSettings()
-        pictures = None if self.script_name else self.n_iter * self.batch_size
         return [
-            (
-                # With 0 most samplers of A1111 v1.9.3 fail, and some never end (measured).
-                self.enable_hr and (self.denoising_strength or 0) < _LEAST_DENOISING,
-                f"enable_hr needs denoising_strength of at least {_LEAST_DENOISING}",
-            ),
-            (
-                self.enable_hr and self._hires_side() < _LEAST_SIDE,
-                f"hr_resize makes a side of {self._hires_side()} pixels, less than {_LEAST_SIDE}",
-            ),
             (
                 self.refiner_checkpoint is not None and self.refiner_switch_at is None,
                 "refiner_checkpoint needs refiner_switch_at",
@@ -316,15 +332,8 @@ class Txt2ImgRequest(JobFields):
                 and _folded(self.sampler_index) not in {_folded(self.sampler_name), "euler"},
                 "sampler_name and sampler_index name two samplers: give one",
             ),
-            self.output.too_few_or_many_urls(pictures),
+            self.output.too_few_or_many_urls(self.pictures),
         ]
-
-    def _hires_side(self) -> int:
-        """The shorter side of the upscaled picture, in pixels."""
-        x, y = self.hr_resize_x, self.hr_resize_y
-        if not x and not y:
-            return min(self.width, self.height)
-        return min(x or y * self.width // self.height, y or x * self.height // self.width)
 
 
 def _differ(model: ModelReference | None, name: str | None) -> bool:
@@ -334,18 +343,6 @@ def _differ(model: ModelReference | None, name: str | None) -> bool:
 
 def _folded(name: str | None) -> str:
     return (name or "").strip().casefold()
-
-
-Model = TypeVar("Model", bound=Strict)
-
-
-def parse(job_input: object) -> Txt2ImgRequest:
-    """Check the input of a txt2img job.
-
-    Raises:
-        InvalidInput: see `check`.
-    """
-    return check(job_input, Txt2ImgRequest)
 
 
 def check(job_input: object, model: type[Model], inputs: int = 1) -> Model:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
@@ -25,7 +25,8 @@ from worker.formats.names import without_suffix
 from worker.job.model_fields import LoraReference, ModelReference, Name, Strict
 from worker.job.models import wanted_models
 from worker.job.problems import joined, problems_of
-from worker.job.request import JobFields, Txt2ImgRequest
+from worker.job.request import TemplateDefaults
+from worker.job.txt2img import Txt2ImgRequest
 
 # Fields that belong together: if the job has one of a group, the template's whole group is ignored.
 _TOGETHER = (
@@ -61,15 +62,16 @@ class Template(Strict):
     loras: list[LoraReference] = Field(
         default_factory=list, max_length=32, description="LoRAs with their scales."
     )
-    defaults: JobFields = Field(
-        default_factory=JobFields,
+    defaults: TemplateDefaults = Field(
+        default_factory=TemplateDefaults,
         description="Values for any other field of a job, such as steps or negative_prompt.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_in_their_place(cls, value: object) -> object:
-        misplaced = set(value) & set(JobFields.model_fields) if isinstance(value, Mapping) else ()
+        names = set(value) if isinstance(value, Mapping) else set()
+        misplaced = names & set(TemplateDefaults.model_fields)
         if misplaced:
             raise ValueError(f"{', '.join(sorted(misplaced))} must be inside `defaults`")
         return value
@@ -163,11 +165,16 @@ def names_checkpoint(job_input: Mapping[str, Any]) -> bool:
     return bool(job_input.get("checkpoint") or in_override)
 
 
-def fill_in(name: str, template: Template, job_input: Mapping[str, Any]) -> dict[str, Any]:
-    """The job's input, completed with the values of the template."""
+def fill_in(
+    name: str,
+    template: Template,
+    job_input: Mapping[str, Any],
+    known: Collection[str] = Txt2ImgRequest.model_fields,
+) -> dict[str, Any]:
+    """The job's input, completed with the values of the template; `known` are the task's fields."""
     # A null checkpoint does not remove the template's: its LoRAs need it.
     own = {k: v for k, v in job_input.items() if k != "checkpoint" or v is not None}
-    preset = template.job_input()
+    preset = _of_task(template.job_input(), known)
     for group in _TOGETHER:
         if group & own.keys():
             preset = {key: value for key, value in preset.items() if key not in group}
@@ -181,6 +188,13 @@ def fill_in(name: str, template: Template, job_input: Mapping[str, Any]) -> dict
     if "checkpoint" in own:
         filled["checkpoint"] = _completed(own["checkpoint"], [models["checkpoint"]])
     return filled
+
+
+def _of_task(preset: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The template's values for a task: img2img has no second pass, nor its denoising_strength."""
+    is_second = preset.get("enable_hr") and "enable_hr" not in known
+    other = {"denoising_strength"} if is_second else set()
+    return {key: value for key, value in preset.items() if key in known and key not in other}
 
 
 def _override_settings(preset: dict[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from worker.clients.nothing_asked import without_blanks
 from worker.errors import ConfigError, TemplateNotFound, WorkerError
 from worker.formats.names import Kind
 from worker.job import template
 from worker.job.model_fields import ModelReference
-from worker.job.nothing_asked import without_blanks
 from worker.job.reference import Wanted, parse_reference
-from worker.job.request import JobFields, Txt2ImgRequest
+from worker.job.request import PictureRequest, TemplateDefaults
 from worker.job.template import Template, TemplatesFile
+from worker.job.txt2img import Txt2ImgRequest
 from worker.shown import shown
 from worker.spelling import near_matches
 
@@ -124,8 +125,10 @@ class Templates:
 
     # For jobs --------------------------------------------------------------------------------
 
-    def fill_in(self, job_input: object) -> object:
-        """The job's input, completed with the values of its template.
+    def fill_in(
+        self, job_input: object, known: Collection[str] = Txt2ImgRequest.model_fields
+    ) -> object:
+        """The job's input, completed with the values of its template for the task's fields.
 
         Raises:
             TemplateNotFound: there is no template of the name in the job.
@@ -140,10 +143,10 @@ class Templates:
             return job_input  # no template, or a value that the schema rejects
         if name.strip().casefold() == NONE and name.strip() not in self.get_templates():
             return {**job_input, "template": None}  # the word of DEFAULT_TEMPLATE
-        return template.fill_in(name.strip(), self.get_template(name.strip()), job_input)
+        return template.fill_in(name.strip(), self.get_template(name.strip()), job_input, known)
 
 
-def hint_about_default(wanted: Txt2ImgRequest, job_input: object, error: WorkerError) -> str:
+def hint_about_default(wanted: PictureRequest, job_input: object, error: WorkerError) -> str:
     """The hint that a missing model belongs to the default template; empty if it does not."""
     is_default = isinstance(job_input, Mapping) and "template" not in job_input
     if not (wanted.template and is_default):
@@ -193,7 +196,7 @@ def _not_found(name: str, known: Mapping[str, Template]) -> TemplateNotFound:
     )
 
 
-def _public(defaults: JobFields) -> dict[str, Any]:
+def _public(defaults: TemplateDefaults) -> dict[str, Any]:
     """The defaults with only the names of models: a URL may be signed."""
     shown = defaults.model_dump(mode="json", exclude_unset=True)
     if defaults.vae:

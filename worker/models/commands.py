@@ -23,7 +23,7 @@ from worker.errors import ConfigError, InvalidInput, ModelFileInvalid, WorkerErr
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256
 from worker.http.client import NO_CANCEL
 from worker.job.reference import Sha256, StoreName, Wanted, parse_reference
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
 from worker.models import bake
 from worker.models.store.blobs import Blob, size_on_disk
@@ -49,7 +49,7 @@ class Manager(bake.Manager, Protocol):
     def link_everything(self) -> int:
         """Link every good file into the engine's folders."""
 
-    def first_checkpoint(self, request: Txt2ImgRequest) -> str | None:
+    def first_checkpoint(self, request: PictureRequest) -> str | None:
         """The checkpoint that the engine should load at start."""
 
 
@@ -259,7 +259,8 @@ def _prepare_engine(manager: Manager, _options: object, settings: Settings) -> l
     default = templates.get_default_template()
     # Loaded at the start, so that the first job does not wait for it.
     first = manager.first_checkpoint(templates.get_template().request()) if default else None
-    webui_config.write(settings.webui_dir, first)
+    pickles = settings.models_dir if settings.allow_pickles else None
+    webui_config.write(settings.webui_dir, first, pickles)
     return []
 
 

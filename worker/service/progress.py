@@ -17,7 +17,7 @@ from typing import Any
 from worker import log
 
 # Phase in `timings` -> `phase` of the progress report that is sent when it begins.
-_REPORTED = {"prepare": "resolve", "generate": "load", "deliver": "upload"}
+_REPORTED = {"prepare": "resolve", "images": "resolve", "generate": "load", "deliver": "upload"}
 
 ProgressReport = dict[str, Any]
 Post = Callable[[ProgressReport], Awaitable[object]]

@@ -14,8 +14,9 @@ Phase = Literal["validate", "resolve", "download", "queue", "load", "generate", 
 class Progress(AnswerPart):
     """A running job's newest report; RunPod's `/status` shows it as the job's `output`."""
 
-    phase: Literal["validate", "resolve", "download", "queue", "load", "generate", "upload"] = (
-        left_out("What the job does: `resolve` finds its models, `load` loads the checkpoint.")
+    phase: Phase = left_out(
+        "What the job does: `resolve` finds its models and reads its pictures, `load` loads the"
+        " checkpoint."
     )
     percent: float | Absent = left_out("Progress of the download or of the pictures, 0 to 100.")
     eta_seconds: float | Absent = left_out(

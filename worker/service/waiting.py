@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from worker.stopwatch import Stopwatch
 
 T = TypeVar("T")
+U = TypeVar("U")
 
-_BUSY = "the engine was busy with other jobs; no picture"
+_BUSY = "the engine was busy with other jobs; no result"
 
 
 async def in_thread(
@@ -35,6 +36,30 @@ async def in_thread(
         working.add_done_callback(undo_late)
 
     return working.result() if await _is_done_in_time(working, stopwatch, give_up) else None
+
+
+async def together(
+    first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U], undo: Callable[[T], None]
+) -> tuple[T, U]:
+    """Run both at the same time; the failure of one ends the other.
+
+    `undo` gets the first one's result if it is not returned. Both must end when they are cancelled.
+    """
+    one, other = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        await asyncio.wait({one, other}, return_when=asyncio.FIRST_EXCEPTION)
+        for failed in (task for task in (other, one) if task.done()):
+            failed.result()
+        return one.result(), other.result()
+    except BaseException:
+        one.cancel()
+        other.cancel()
+        await asyncio.wait({one, other})
+        if not one.cancelled() and not one.exception():
+            undo(one.result())
+        if not other.cancelled():
+            other.exception()  # or asyncio logs that it was never retrieved
+        raise
 
 
 class Turns:

@@ -105,7 +105,8 @@ class Undelivered(Answer):
     cache_info: CacheInfo = Field(description="What the model store holds.")
     timings: dict[str, float] = Field(
         description="Seconds of each phase: `validate`, `prepare` (find or fetch the models),"
-        " `queue` (wait for the engine), `generate`, `deliver`; and their `total`."
+        " `images` (read the job's pictures, at the same time), `queue` (wait for the engine),"
+        " `generate`, `deliver`; and the `total`."
     )
     warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
     template: str | Absent = left_out("The template that was used.")
@@ -119,8 +120,8 @@ class Undelivered(Answer):
     )
 
 
-class Txt2ImgResult(Undelivered):
-    """The answer of the task `txt2img`: A1111's own three keys, and ours."""
+class PictureResult(Undelivered):
+    """The answer of a task that draws: A1111's own three keys, and ours."""
 
     delivery: DeliveryReport = Field(description="How the pictures were delivered.")
 
@@ -167,7 +168,8 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
         for role, file in roles.items()
         if file
     ]
-    files = [*([models.vae] if models.vae else []), *models.embeddings, *applied]
+    others = dict.fromkeys([*models.embeddings, *models.controlnets.values()])
+    files = [*([models.vae] if models.vae else []), *others, *applied]
     used = [checkpoint, *further, *map(_used, files)]
     return [UsedModel.model_construct(**one) for one in used]
 

@@ -1,4 +1,4 @@
-"""The tasks that draw: check, prepare the models, generate and prove, deliver."""
+"""The tasks that draw: check, prepare models and pictures, generate and prove, deliver."""
 
 from __future__ import annotations
 
@@ -8,37 +8,45 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from worker.answer import plain
 from worker.errors import WorkerError
-from worker.generation import payload
+from worker.extensions import scripts
+from worker.generation import init_images, payload
+from worker.generation.init_images import InitImages
 from worker.generation.payload import Payload
 from worker.job import request
+from worker.job.img2img import Img2ImgRequest
 from worker.job.models import Models
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.job.template_file import hint_about_default
-from worker.service.waiting import in_thread
+from worker.job.txt2img import Txt2ImgRequest
+from worker.service.waiting import in_thread, together
 from worker.tasks import picture_result
-from worker.tasks.picture_result import Txt2ImgResult, Undelivered
+from worker.tasks.picture_result import PictureResult, Undelivered
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
-from worker.webui.client import Txt2ImgAnswer
+from worker.webui.client import PictureAnswer
+
+Request = TypeVar("Request", bound=PictureRequest)
 
 
-def check(worker: Worker, job: Job) -> Txt2ImgRequest:
+def check(worker: Worker, job: Job, model: type[Request]) -> Request:
     """The job's input, completed from its template and checked, with its wildcards resolved.
 
     Raises:
         InvalidInput: names what is wrong.
     """
     with job.stopwatch.phase("validate"):
-        wanted = request.parse(worker.templates.fill_in(job.input))
+        filled = worker.templates.fill_in(job.input, model.model_fields)
+        wanted = request.check(filled, model)
         job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
         worker.delivery.check(wanted.output)
         return worker.wildcards.resolve(wanted)
 
 
-async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Txt2ImgResult:
+async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult:
     """From the checked input to the delivered pictures."""
     async with prepared(worker, job, wanted) as ready:
         async with worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models)):
@@ -50,24 +58,27 @@ async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Txt2ImgResult
 class Ready:
     """A job whose models are found, checked and linked, and which the engine can draw."""
 
-    wanted: Txt2ImgRequest
+    wanted: PictureRequest
     models: Models
     payload: Payload
 
 
 @asynccontextmanager
-async def prepared(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> AsyncIterator[Ready]:
-    """Have the job's models ready while the body runs.
+async def prepared(worker: Worker, job: Job, wanted: PictureRequest) -> AsyncIterator[Ready]:
+    """Have the job's models and pictures ready while the body runs.
 
     Raises:
-        WorkerError: names what the engine or the store does not have; the engine was not used.
+        WorkerError: names what the engine or the store does not have, or which picture cannot be
+            used; the engine was not used.
     """
-    names = payload.engine_names(wanted, worker.engine.catalog)
+    catalog = worker.engine.catalog
+    names = payload.engine_names(wanted, catalog)
     with job.stopwatch.phase("prepare"):
         async with worker.preparing:
-            models = await _prepare(worker, job, wanted)
+            models, brought = await _models_and_pictures(worker, job, wanted)
     try:
-        composed = payload.build(wanted, names, models, worker.engine.catalog.styles)
+        pictures = await _unit_pictures(worker, job, wanted)
+        composed = payload.build(wanted, names, models, catalog.styles, brought, pictures=pictures)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
@@ -78,7 +89,7 @@ def _checkpoint(worker: Worker, models: Models) -> str:
     return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
 
 
-async def generate(worker: Worker, job: Job, ready: Ready) -> Txt2ImgAnswer:
+async def generate(worker: Worker, job: Job, ready: Ready) -> PictureAnswer:
     """Draw and prove; only for the job whose turn it is."""
     with job.stopwatch.phase("generate"):
         return await worker.engine.generate(
@@ -90,8 +101,8 @@ async def generate(worker: Worker, job: Job, ready: Ready) -> Txt2ImgAnswer:
 
 
 async def deliver(
-    worker: Worker, job: Job, ready: Ready, generated: Txt2ImgAnswer
-) -> Txt2ImgResult:
+    worker: Worker, job: Job, ready: Ready, generated: PictureAnswer
+) -> PictureResult:
     """The result with the delivered pictures."""
     with job.stopwatch.phase("deliver"):
         described = await _describe(worker, job, ready, generated)
@@ -99,10 +110,10 @@ async def deliver(
             worker.delivery.deliver, generated, plain(described), ready.wanted.output, job.id
         )
     delivered["timings"] = job.stopwatch.timings()
-    return Txt2ImgResult.model_construct(**delivered)
+    return PictureResult.model_construct(**delivered)
 
 
-def find_or_fetch(worker: Worker, wanted: Txt2ImgRequest, stop: threading.Event) -> Models:
+def find_or_fetch(worker: Worker, wanted: PictureRequest, stop: threading.Event) -> Models:
     """The job's models, pinned; the engine lists its folders again before the next picture."""
     models, new = worker.models.prepare_models_for_request(wanted, stop)
     if new:
@@ -112,7 +123,33 @@ def find_or_fetch(worker: Worker, wanted: Txt2ImgRequest, stop: threading.Event)
     return models
 
 
-async def _prepare(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Models:
+async def _models_and_pictures(
+    worker: Worker, job: Job, wanted: PictureRequest
+) -> tuple[Models, InitImages | None]:
+    """Both at the same time; the first failure ends the other one."""
+    return await together(
+        _prepare(worker, job, wanted),
+        _read_pictures(worker, job, wanted),
+        undo=worker.models.release,
+    )
+
+
+async def _read_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> InitImages | None:
+    """The pictures that the job brings, checked; None for a job of txt2img."""
+    if not isinstance(wanted, Img2ImgRequest):
+        return None
+
+    def read(stop: threading.Event) -> InitImages:
+        return init_images.read(wanted, worker.images.read_all(wanted.images, stop))
+
+    with job.stopwatch.phase("images"):
+        brought = await in_thread(read, job.stopwatch, undo=lambda _: None)
+    if brought is None:
+        raise job.stopwatch.expired("the job's pictures were not read")
+    return brought
+
+
+async def _prepare(worker: Worker, job: Job, wanted: PictureRequest) -> Models:
     prepare = functools.partial(find_or_fetch, worker, wanted)
     try:
         models = await in_thread(prepare, job.stopwatch, undo=worker.models.release)
@@ -125,6 +162,19 @@ async def _prepare(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Models:
     return models
 
 
+async def _unit_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> dict[str, str]:
+    """The pictures that the job's extensions get: field -> base64."""
+    brought = scripts.read(wanted.alwayson_scripts).pictures()
+    if not brought:
+        return {}
+    with job.stopwatch.phase("images"):
+        read = functools.partial(worker.images.read_all, brought)
+        pictures = await in_thread(read, job.stopwatch, undo=lambda _: None)
+    if pictures is None:
+        raise job.stopwatch.expired("the job's pictures were not read")
+    return {field: picture.base64() for field, picture in pictures.items()}
+
+
 def _arrange(worker: Worker, models: Models) -> bool:
     """Let the engine see what the job names; returns whether its embeddings changed."""
     if worker.models.arrange_vaes(models):
@@ -133,7 +183,7 @@ def _arrange(worker: Worker, models: Models) -> bool:
 
 
 async def _describe(
-    worker: Worker, job: Job, ready: Ready, generated: Txt2ImgAnswer
+    worker: Worker, job: Job, ready: Ready, generated: PictureAnswer
 ) -> Undelivered:
     """The result before its delivery."""
     used = await asyncio.to_thread(picture_result.models_used, generated.facts, ready.models)
@@ -159,7 +209,15 @@ TXT2IMG = Task(
     name="txt2img",
     description="Makes pictures from a prompt; the task of a job that names none.",
     fields=Txt2ImgRequest,
-    read=check,
+    read=functools.partial(check, model=Txt2ImgRequest),
     run=run,
-    output=Txt2ImgResult,
+    output=PictureResult,
+)
+IMG2IMG = Task(
+    name="img2img",
+    description="Makes pictures from a picture and a prompt, or draws a masked part of it anew.",
+    fields=Img2ImgRequest,
+    read=functools.partial(check, model=Img2ImgRequest),
+    run=run,
+    output=PictureResult,
 )

@@ -1,4 +1,7 @@
-"""The types of every task's input and output: as one JSON Schema, and as rows of a table."""
+"""The types of every task's input and output: as one JSON Schema, and as rows of a table.
+
+The task `schema` returns the document, as `python handler.py --schema` prints it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from worker.answer import Failure
+from worker.answer import Answer, Failure
 from worker.service.report import Progress
-from worker.tasks.task import Task
+from worker.tasks.task import Job, Task
+from worker.tasks.worker import Worker
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -102,3 +106,30 @@ def _type(schema: dict[str, Any], shared: dict[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     bounds = "" if low is None or high is None else f", {low:g} to {high}"
     return f"{schema.get('type', 'JSON')}{bounds}"
+
+
+# The task -----------------------------------------------------------------------------------------
+
+
+class SchemaDocument(Answer):
+    """The answer of the task `schema`."""
+
+    document: dict[str, Any] = Field(
+        description="JSON Schema of the input and the answer of every task, of a failure and of"
+        " progress."
+    )
+    timings: dict[str, float] = Field(description="Seconds: `total`.")
+
+
+async def run(worker: Worker, job: Job, _checked: object) -> SchemaDocument:
+    """The document of this worker's tasks."""
+    described = document(worker.tasks)
+    return SchemaDocument.model_construct(document=described, timings=job.stopwatch.timings())
+
+
+TASK = Task(
+    name="schema",
+    description="Returns the types of every task's input and answer, as JSON Schema.",
+    run=run,
+    output=SchemaDocument,
+)

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
-from worker.tasks import batch, health, pictures, templates
+from worker.tasks import (
+    batch,
+    health,
+    interrogate,
+    pictures,
+    png_info,
+    prefetch,
+    schema,
+    templates,
+    upscale,
+)
+from worker.tasks.lists import LISTS
 from worker.tasks.task import Tasks
 from worker.tasks.worker import Worker
 
-TASKS: Tasks[Worker] = Tasks(pictures.TXT2IMG, batch.TASK, templates.TASK, health.TASK)
+TASKS: Tasks[Worker] = Tasks(
+    pictures.TXT2IMG,
+    pictures.IMG2IMG,
+    upscale.TASK,
+    interrogate.TASK,
+    png_info.TASK,
+    batch.TASK,
+    prefetch.TASK,
+    *LISTS,
+    templates.TASK,
+    schema.TASK,
+    health.TASK,
+)

@@ -15,9 +15,10 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from pydantic import Field, create_model
 
 from worker.answer import Answer
+from worker.clients.foreign_fields import task_instead
+from worker.clients.nothing_asked import is_blank
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
-from worker.job.nothing_asked import is_blank
 from worker.job.request import check
 from worker.service.progress import JobProgress
 from worker.shown import shown
@@ -117,11 +118,37 @@ class Tasks(Generic[Worker]):
             return default  # its check rejects this input
         name = job_input.get("task")
         if is_blank(name):
+            self._refuse_route(job_input)
             return default
         if isinstance(name, str) and name in self._tasks:
             return self._tasks[name]
         word = name[:_LONGEST_NAME] if isinstance(name, str) else ""
+        raise InvalidInput(f"task = {shown(name)} is not known.", hint=self._hint(word))
+
+    def _refuse_route(self, job_input: Mapping[str, Any]) -> None:
+        """Refuse another worker's form: `{"api": {"method", "endpoint"}, "payload": {...}}`."""
+        api = job_input.get("api")
+        endpoint = api.get("endpoint") if isinstance(api, Mapping) else None
+        if isinstance(endpoint, str):
+            word = endpoint[:_LONGEST_NAME]
+            ours = self._ours(word)
+            send = f'Send "task": "{ours}", and beside it the fields of `payload`.'
+            raise InvalidInput(
+                f"api.endpoint = {shown(endpoint)} is the form of another worker.",
+                hint=send if ours else self._hint(word),
+            )
+
+    def _hint(self, word: str) -> str:
+        """Which task does what another program calls `word`, or which tasks there are."""
+        if ours := self._ours(word):
+            return f"Did you mean {ours!r}?"
+        sentence = task_instead(word)
+        if " " in sentence:  # otherwise it is no word of the table, or a task that is not here
+            return f"{sentence[:1].upper()}{sentence[1:]}."
+        return f"This worker has the tasks {', '.join(map(repr, self._tasks))}."
+
+    def _ours(self, word: str) -> str | None:
+        """Our task for another program's word or route."""
         near = near_matches(word, self._tasks, count=1, cutoff=_CLOSE)
-        known = f"This worker has the tasks {', '.join(map(repr, self._tasks))}."
-        hint = f"Did you mean {near[0]!r}?" if near else known
-        raise InvalidInput(f"task = {shown(name)} is not known.", hint=hint)
+        name = near[0] if near else task_instead(word)
+        return name if name in self._tasks else None

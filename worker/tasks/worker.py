@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from worker.config.settings import Settings
 from worker.delivery.delivery import Delivery
+from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
+from worker.images.input_image import InputImage
+from worker.images.reader import ImageReader
 from worker.job.models import Models
-from worker.job.request import Txt2ImgRequest
+from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
 from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
-from worker.service.waiting import BatchTurn, Turns
-from worker.tasks.task import Tasks
+from worker.service.waiting import BatchTurn, Turns, in_thread
+from worker.tasks.task import Job, Tasks
 from worker.webui.engine import Engine
 
 
@@ -25,12 +30,18 @@ class JobModels(Protocol):
     """What tasks use of the model manager; `model_manager.ModelManager` describes each method."""
 
     def prepare_models_for_request(
-        self, request: Txt2ImgRequest, stop: threading.Event = ...
+        self, request: PictureRequest, stop: threading.Event = ...
     ) -> tuple[Models, bool]:
         """Find, fetch, check and link the job's models."""
 
-    def release(self, models: Models) -> None:
+    def release(self, models: Models, *, was_loaded: bool = True) -> None:
         """Unpin the models of a job that has ended."""
+
+    def stored(self, request: PictureRequest) -> set[Path]:
+        """The files of the job's models that need no download."""
+
+    def list_files(self, kind: Kind) -> list[ModelFile]:
+        """The model files of this kind that a job can name."""
 
     def take_replaced(self) -> set[Kind]:
         """Kinds of which a file was replaced under its name."""
@@ -47,7 +58,7 @@ class JobModels(Protocol):
     def health(self) -> dict[str, Any]:
         """The numbers for the task `health`."""
 
-    def template_state(self, request: Txt2ImgRequest) -> dict[str, bool]:
+    def template_state(self, request: PictureRequest) -> dict[str, bool]:
         """Whether a template's models are in the image."""
 
 
@@ -71,6 +82,7 @@ class Worker:
     """One engine and one model store. Jobs run side by side, but only one of them generates.
 
     Attributes:
+        images: reads the pictures that jobs bring.
         tasks: the table of tasks, for tasks that run or describe others.
         wildcards: resolves the prompts of jobs that ask for it.
         counters: jobs by how they ended.
@@ -83,9 +95,29 @@ class Worker:
     models: JobModels
     templates: Templates
     delivery: Delivery
+    images: ImageReader
     tasks: Tasks[Worker]
     wildcards: WildcardFiles
     counters: Counters = field(default_factory=Counters)
     turns: Turns | BatchTurn = field(default_factory=Turns)
     preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
     startup: Startup = field(default_factory=Startup)
+
+    async def read_images(self, job: Job, images: Mapping[str, str]) -> dict[str, InputImage]:
+        """Fetch, check and decode the pictures of a job, as `prepare` in its timings.
+
+        Args:
+            job: has the deadline.
+            images: name of the field -> base64, data URI or URL.
+
+        Raises:
+            InvalidInput, ImageUrlRefused, ImageHostFailed: name the field.
+            JobTimeout: the pictures were not there in time.
+        """
+        with job.stopwatch.phase("prepare"):
+            read = functools.partial(self.images.read_all, images)
+            async with self.preparing:
+                found = await in_thread(read, job.stopwatch, undo=lambda _: None)
+        if found is None:
+            raise job.stopwatch.expired("the pictures of the job were not read")
+        return found

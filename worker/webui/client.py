@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,10 +28,13 @@ from worker.errors import (
 from worker.generation import answers
 from worker.generation.answers import reading
 from worker.generation.catalog import Catalog
+from worker.generation.payload import Expected
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
 _READ_OF_ERRORS = 5000  # bytes
+# Pictures that the job brought; with include_init_images A1111 would repeat them.
+_BROUGHT = {"init_images", "mask", "latent_mask"}
 
 # Texts in an answer with status 500 -> the fault; checked in this order (measured on v1.9.3).
 _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
@@ -66,12 +69,12 @@ _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Txt2ImgAnswer:
-    """What txt2img returned.
+class PictureAnswer:
+    """What txt2img or img2img returned.
 
     Attributes:
         images: base64 PNG without `data:` prefix.
-        parameters: the request as the engine understood it.
+        parameters: the request as the engine understood it, without the pictures in it.
         info: A1111's JSON string with what the pictures were made from.
         facts: `info`, parsed; `worker.generation.answers.facts` has the types of its fields.
     """
@@ -81,6 +84,11 @@ class Txt2ImgAnswer:
     info: str
     facts: dict[str, Any]
 
+    def without_maps(self, expected: Expected) -> PictureAnswer:
+        """The answer without the maps that ControlNet appends to the pictures."""
+        maps = expected.units.maps if expected.units else 0
+        return replace(self, images=self.images[:-maps]) if maps else self
+
 
 class WebUI:
     """A client of one engine. Thread-safe; a pooled connection is checked before each use."""
@@ -88,7 +96,7 @@ class WebUI:
     def __init__(self, url: str, *, timing: EngineTiming = DEFAULT_TIMING) -> None:
         self._timing = timing
         self._address = urlsplit(url).netloc.rpartition("@")[2]  # without a password
-        self._api = f"{url}/sdapi/v1"
+        self._url = url
         self._session = requests.Session()
         # No proxy and no .netrc: the engine is on this machine, where compression only costs time.
         self._session.trust_env = False
@@ -107,28 +115,29 @@ class WebUI:
 
     # Generation ------------------------------------------------------------------------------
 
-    def txt2img(self, body: Mapping[str, Any], timeout: float) -> Txt2ImgAnswer:
-        """Generate; blocks until the engine returns the pictures.
+    def draw(self, route: str, body: Mapping[str, Any], timeout: float) -> PictureAnswer:
+        """Draw by POST to txt2img or img2img; blocks until the engine returns the pictures.
 
         Raises:
             ConnectionLost: there was no answer.
             IncompleteAnswer: the answer has no pictures or no info.
             WorkerError: see `error_from_answer`.
         """
-        answer = self._post("txt2img", body, timeout)
+        answer = self.post(route, body, timeout)
         try:
             images = answers.texts(answer["images"], "images")
             parameters, info = answers.an_object(answer["parameters"]), answers.text(answer, "info")
         except (LookupError, TypeError) as error:
             raise IncompleteAnswer(
-                "the engine's answer to txt2img has no images or info."
+                f"the engine's answer to {route} has no images or info."
             ) from error
-        return Txt2ImgAnswer(images, parameters, info, answers.facts(info))
+        parameters = {name: v for name, v in parameters.items() if name not in _BROUGHT}
+        return PictureAnswer(images, parameters, info, answers.facts(info))
 
     def progress(self, *, preview: bool = False) -> dict[str, Any]:
         """Progress of the running job; `current_image` is its preview in base64, or None."""
         route = "progress"
-        answer = self._get(f"{route}?skip_current_image={'false' if preview else 'true'}")
+        answer = self.get(f"{route}?skip_current_image={'false' if preview else 'true'}")
         with reading(route):
             answers.an_object(answers.an_object(answer)["state"], "state")
             answers.text({"current_image": answer.get("current_image") or ""}, "current_image")
@@ -140,7 +149,7 @@ class WebUI:
 
     def interrupt(self) -> None:
         """Stop the running job at its next step; its POST answers 200 with a partial picture."""
-        self._post("interrupt", None, self._timing.quick_timeout)
+        self.post("interrupt", None, self._timing.quick_timeout)
 
     # Models ----------------------------------------------------------------------------------
 
@@ -162,8 +171,9 @@ class WebUI:
     def refresh(self) -> None:
         """Let the engine read its folders of checkpoints, VAEs, LoRAs and embeddings again."""
         for kind in ("checkpoints", "vae", "loras"):
-            self._post(f"refresh-{kind}", None, self._timing.refresh_timeout)
+            self.post(f"refresh-{kind}", None, self._timing.refresh_timeout)
         self.refresh_embeddings()
+        self._of_extension("controlnet/model_list")  # reads the folder
 
     def refresh_embeddings(self) -> None:
         """Let the engine read its embeddings again.
@@ -171,7 +181,7 @@ class WebUI:
         A1111 v1.9.3 answers 500 without a model; it reads them when it loads one.
         """
         with suppress(NoCheckpoint):
-            self._post("refresh-embeddings", None, self._timing.refresh_timeout)
+            self.post("refresh-embeddings", None, self._timing.refresh_timeout)
 
     # State -----------------------------------------------------------------------------------
 
@@ -181,7 +191,7 @@ class WebUI:
 
     def set_options(self, options: Mapping[str, Any]) -> None:
         """Change settings permanently; returns after a newly set checkpoint is loaded."""
-        self._post("options", options, self._timing.quick_timeout)
+        self.post("options", options, self._timing.quick_timeout)
 
     def memory(self) -> dict[str, Any]:
         """RAM and CUDA memory in bytes, as the engine reports them."""
@@ -196,39 +206,50 @@ class WebUI:
     def catalog(self) -> Catalog:
         """The names that a job may use on this engine."""
         fields = {
-            "samplers": self._get("samplers"),
-            "schedulers": self._get("schedulers"),
-            "upscalers": self._get("upscalers"),
-            "latent_modes": self._get("latent-upscale-modes"),
-            "scripts": self._get("scripts"),
-            "styles": self._get("prompt-styles"),
+            "samplers": self.get("samplers"),
+            "schedulers": self.get("schedulers"),
+            "upscalers": self.get("upscalers"),
+            "latent_modes": self.get("latent-upscale-modes"),
+            "scripts": self.get("scripts"),
+            "styles": self.get("prompt-styles"),
+            "detectors": self._of_extension("adetailer/v1/ad_model"),
         }
         with reading("samplers, schedulers, upscalers, scripts, prompt-styles"):
             return Catalog.from_answers(**fields)
 
     # Wire ------------------------------------------------------------------------------------
 
+    def _of_extension(self, route: str) -> Any:  # noqa: ANN401 - JSON
+        """The answer of a route that an extension adds; None without the extension."""
+        try:
+            return self._call("GET", f"/{route}", None, self._timing.refresh_timeout)
+        except RouteMissing:
+            return None
+
     def _object(self, route: str) -> dict[str, Any]:
-        answer = self._get(route)
+        answer = self.get(route)
         with reading(route):
             return answers.an_object(answer)
 
     def _objects(self, route: str) -> list[dict[str, Any]]:
-        answer = self._get(route)
+        answer = self.get(route)
         with reading(route):
             return answers.objects(answer)
 
-    def _get(self, route: str) -> Any:  # noqa: ANN401 - JSON
+    def get(self, route: str) -> Any:  # noqa: ANN401 - JSON
+        """The answer of a route that only reads; see `error_from_answer` for errors."""
         return self._call("GET", route, None, self._timing.quick_timeout)
 
-    def _post(self, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
+    def post(self, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
+        """The answer of a route that computes or changes something; blocks until it is there."""
         return self._call("POST", route, body, timeout)
 
     def _call(self, method: str, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
+        path = route if route.startswith("/") else f"/sdapi/v1/{route}"
         try:
             response = self._session.request(
                 method,
-                f"{self._api}/{route}",
+                f"{self._url}{path}",
                 json=body,
                 timeout=(self._timing.connect_timeout, timeout),
             )

@@ -1,29 +1,26 @@
 """The engine as the handler uses it: a payload goes in, a proven picture comes out.
 
-`worker.webui.recovery` decides what to do after a failure, and this module does it. Other modules:
-`lifecycle` has the engine's process and the state of this client, `runner` makes one picture, and
-`engine_state` has the states and the events that change them.
+Other modules: `attempts` recovers after a failure, `runner` posts a request and stops it,
+`lifecycle` has the engine's process and the state of this client, and `engine_state` has the states
+and the events that change them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from worker.errors import (
-    CacheDamaged,
-    EngineFault,
-    EngineNotReady,
-    OutOfMemory,
-    RouteMissing,
-    WorkerError,
-)
+from worker.errors import EngineFault, EngineRefused, RouteMissing, WorkerError
 from worker.formats.names import Kind
 from worker.generation import proof
+from worker.generation.answers import reading
+from worker.generation.call import Call
 from worker.generation.catalog import Catalog
+from worker.generation.enlarged import probe
 from worker.generation.payload import (
     Expected,
     Payload,
@@ -35,14 +32,14 @@ from worker.generation.payload import (
     throwaway,
 )
 from worker.stopwatch import Stopwatch
-from worker.webui import recovery
-from worker.webui.client import Txt2ImgAnswer, WebUI
+from worker.webui.attempts import Attempts, Work
+from worker.webui.client import PictureAnswer, WebUI
 from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.readiness import Readiness
-from worker.webui.recovery import Action, Consequence, MemoryGrowth
-from worker.webui.runner import ReportProgress, Txt2ImgRunner, finish
-from worker.webui.supervisor import Reason, Supervisor
+from worker.webui.recovery import MemoryGrowth
+from worker.webui.runner import ReportProgress, Runner, finish
+from worker.webui.supervisor import Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 Loading = tuple[str | None, str | None]  # names of checkpoint and VAE; None: the default ones
@@ -51,6 +48,7 @@ Loading = tuple[str | None, str | None]  # names of checkpoint and VAE; None: th
 Arrange = Callable[[], bool]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Engine:
@@ -70,16 +68,16 @@ class Engine:
         timing: EngineTiming = DEFAULT_TIMING,
     ) -> None:
         self._webui = webui
-        self._readiness = readiness
         self._memory_growth = memory_growth
-        self._timing = timing
         self._lifecycle = Lifecycle(webui, supervisor, readiness, timing)
-        self._runner = Txt2ImgRunner(webui, self._lifecycle, timing)
+        self._runner = Runner(webui, self._lifecycle, timing)
+        self._attempts = Attempts(self._lifecycle, readiness, self._runner, timing)
         self._checkpoint: str | None = None  # of the last picture
         self._padding: object = None  # the comma padding that the last picture asked for
         self._loaded: Loading | None = None  # None: unknown, a job ended while it switched
         self._switching = False  # the attempt that runs, or the last one
         self._first_pictures = 0  # of the engine, when `_loaded` was noted
+        self._proven_upscalers: set[tuple[int, str | None]] = set()  # and by which process
         self._sha256: dict[str, str] = {}  # by the checkpoint's name
 
     @property
@@ -164,7 +162,7 @@ class Engine:
         stopwatch: Stopwatch,
         report: ReportProgress,
         arrange: Arrange | None = None,
-    ) -> Txt2ImgAnswer:
+    ) -> PictureAnswer:
         """Generate and prove, with at most `recovery.MAX_ATTEMPTS` attempts.
 
         Args:
@@ -178,41 +176,96 @@ class Engine:
             WorkerError: of the last attempt; `attempts` in its details counts them.
             asyncio.CancelledError: after the engine has stopped.
         """
-        failures: list[WorkerError] = []
-        while True:
-            try:
-                async with self._runner.followed(report, preview=has_previews(payload.body)):
-                    answer = await self._attempt(payload, stopwatch, arrange)
-            except WorkerError as error:
-                error.details["attempts"] = len(failures) + 1
-                await self._recover(error, failures, payload, stopwatch)
-                failures.append(error)
-            else:
-                self._lifecycle.report(Event.PICTURE_MADE)
-                await self._note_checkpoint(answer.facts.get("sd_model_name"))
-                self._lifecycle.note_checkpoint(self._checkpoint)
-                return answer
+        work = Work(
+            functools.partial(self._attempt, payload, stopwatch, arrange),
+            functools.partial(smaller, payload.body),
+            is_switching=lambda: self._switching,
+            loras=bool(payload.expected.loras),
+            preview=has_previews(payload.body),
+        )
+        answer = await self._attempts.until_done(work, stopwatch, report)
+        await self._note_checkpoint(answer.facts.get("sd_model_name"))
+        self._lifecycle.note_checkpoint(self._checkpoint)
+        return answer
+
+    async def call(self, call: Call[T], stopwatch: Stopwatch) -> T:
+        """Compute something without a prompt, such as an enlarged picture; as `generate` does it.
+
+        Raises:
+            EngineRefused: the engine does not have this route.
+            WorkerError, asyncio.CancelledError: as from `generate`.
+        """
+        attempt = functools.partial(self._attempt_call, call, stopwatch)
+        work = Work(attempt, lambda: call.smaller)
+        return await self._attempts.until_done(work, stopwatch)
+
+    async def _attempt_call(self, call: Call[T], stopwatch: Stopwatch) -> T:
+        await self._await_ready(stopwatch)
+        await self._restore_options()
+        return await self._run(call, stopwatch)
+
+    async def _run(self, call: Call[T], stopwatch: Stopwatch) -> T:
+        try:
+            return await self._runner.run(functools.partial(self._ask, call), stopwatch)
+        except RouteMissing as error:  # the first picture has shown that all routes are there
+            raise EngineRefused(
+                error.message, hint="Use an A1111 v1.9.3: this engine cannot run the task."
+            ) from error
+
+    def _ask(self, call: Call[T], timeout: float) -> T:
+        answer = self._webui.post(call.route, call.body, timeout)
+        with reading(call.route):  # here, in the thread: the answer may be a large picture
+            return call.read(answer)
+
+    async def listed(self, route: str) -> Any:  # noqa: ANN401 - JSON
+        """The engine's answer to a GET of this route; it does not wait for the job that runs.
+
+        Raises:
+            WorkerError: the engine does not answer, or does not have the route.
+        """
+        return await asyncio.to_thread(self._webui.get, route)
 
     async def _attempt(
         self, payload: Payload, stopwatch: Stopwatch, arrange: Arrange | None
-    ) -> Txt2ImgAnswer:
+    ) -> PictureAnswer:
         self._switching = False
-        if self._lifecycle.state.loaded is Loaded.OUTDATED:
-            await asyncio.to_thread(self._lifecycle.replace_outdated)
-        if not self._lifecycle.is_proven():
-            await asyncio.to_thread(self._lifecycle.wait_until_ready, stopwatch.left())
+        await self._await_ready(stopwatch)
         if arrange:
             await finish(asyncio.to_thread(self._arrange, arrange))
         if self._lifecycle.state.folders is Folders.STALE:
             await self._refresh(payload.expected)
-        if self._lifecycle.state.options is Options.CHANGED:
-            await asyncio.to_thread(self._lifecycle.restore_options)
+        await self._restore_options()
+        await self._prove_upscaler(payload.body, stopwatch)
         answer = await self._draw(payload, stopwatch)
         proof.check(answer.facts, answer.images, payload.expected)
         if payload.expected.embeddings:
             listed = await asyncio.to_thread(self._webui.embeddings)
             proof.check_embeddings(listed, payload.expected)
-        return answer
+        return answer.without_maps(payload.expected)
+
+    async def _await_ready(self, stopwatch: Stopwatch) -> None:
+        """Have a process that has made a picture, and that knows no replaced file."""
+        if self._lifecycle.state.loaded is Loaded.OUTDATED:
+            await asyncio.to_thread(self._lifecycle.replace_outdated)
+        if not self._lifecycle.is_proven():
+            await asyncio.to_thread(self._lifecycle.wait_until_ready, stopwatch.left())
+
+    async def _restore_options(self) -> None:
+        if self._lifecycle.state.options is Options.CHANGED:
+            await asyncio.to_thread(self._lifecycle.restore_options)
+
+    async def _prove_upscaler(self, body: Mapping[str, Any], stopwatch: Stopwatch) -> None:
+        """Prove once for each process that the engine has the model of the second pass's upscaler.
+
+        Raises:
+            EngineModelMissing: it would enlarge the picture with Lanczos.
+        """
+        name = body.get("hr_upscaler") if has_second_pass(body) else None
+        known = (self._lifecycle.first_pictures, name)
+        if not name or name not in self.catalog.with_models or known in self._proven_upscalers:
+            return
+        await self._run(probe(name), stopwatch)
+        self._proven_upscalers.add(known)
 
     def _arrange(self, arrange: Arrange) -> None:
         """Arrange the embeddings and report whether they changed; a failure may have changed some.
@@ -226,13 +279,13 @@ class Engine:
             if changed:
                 self._lifecycle.report(Event.EMBEDDINGS_CHANGED)
 
-    async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> Txt2ImgAnswer:
+    async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> PictureAnswer:
         """Make the picture; before it one with other prompts, if the old ones may not be reused."""
         self._note_switch(payload)
         self._note_padding(payload)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
-            await self._runner.post(throwaway(payload.body), stopwatch)
+            await self._post("txt2img", throwaway(payload.body), stopwatch)
             used = Event.OTHER_PROMPTS_USED if two else Event.OTHER_PROMPT_USED
             self._lifecycle.report(used)
         # After that: the other picture has unloaded the LoRAs, and the embeddings in their files.
@@ -244,11 +297,16 @@ class Engine:
             self._lifecycle.report(Event.BUNDLE_USED)
         if has_script(payload.body):
             self._lifecycle.report(Event.SCRIPT_USED)
-        answer = await self._runner.post(payload.body, stopwatch)
+        answer = await self._post(payload.route, payload.body, stopwatch)
         checkpoint = answer.facts.get("sd_model_name")
         if checkpoint and not is_script:  # a script's facts are those of its first picture
             self._loaded = (checkpoint, payload.expected.vae)
         return answer
+
+    async def _post(
+        self, route: str, body: Mapping[str, Any], stopwatch: Stopwatch
+    ) -> PictureAnswer:
+        return await self._runner.run(functools.partial(self._webui.draw, route, body), stopwatch)
 
     def _note_switch(self, payload: Payload) -> None:
         """Note whether the engine must load another checkpoint or VAE for this job.
@@ -305,69 +363,3 @@ class Engine:
             process = self._lifecycle.process().pid
             if grown := self._memory_growth.after_switch(process, round(used)):
                 self._lifecycle.retire(grown)
-
-    # Recovery --------------------------------------------------------------------------------
-
-    async def _recover(
-        self,
-        error: WorkerError,
-        earlier: list[WorkerError],
-        payload: Payload,
-        stopwatch: Stopwatch,
-    ) -> None:
-        """Do what must come before the next attempt, or raise the error."""
-        timed_out = not stopwatch.left() and not self._lifecycle.process().is_gone
-        if isinstance(error, EngineNotReady) and timed_out:
-            # The engine may be ready a moment later: no reason to replace the worker.
-            raise stopwatch.expired(f"{error.message.rstrip('.')}; no picture") from error
-        decision = self._decide(error, earlier, payload)
-        if decision.action is Action.FAIL or timed_out:
-            await self._conclude(error, decision.consequence, payload)
-            raise error
-        log.warning("attempt %d: %s -> %s", len(earlier) + 1, error, decision.action.value)
-        await self._act(decision.action, error)
-
-    def _decide(
-        self, error: WorkerError, earlier: list[WorkerError], payload: Payload
-    ) -> recovery.Decision:
-        if isinstance(error, OutOfMemory):
-            self._lifecycle.report(Event.OUT_OF_MEMORY)
-        return recovery.decide(
-            error,
-            earlier,
-            switching=self._switching,
-            loras=bool(payload.expected.loras),
-            memory=self._lifecycle.state.memory,
-        )
-
-    async def _act(self, action: Action, error: WorkerError) -> None:
-        """Do what the decision requires before the next attempt."""
-        if action is Action.AWAIT_ROUTE:
-            await asyncio.sleep(self._timing.route_wait)
-            with suppress(EngineNotReady, CacheDamaged):
-                await asyncio.to_thread(
-                    self._lifecycle.wait_until_ready, self._timing.route_recheck, again=True
-                )
-        elif action is Action.AWAIT_ENGINE:
-            await self._runner.settle()
-        elif action is Action.REFRESH:
-            self._lifecycle.report(Event.PROOF_FAILED)
-        else:
-            damaged = action is Action.RESTART_WITHOUT_CACHE
-            reason: Reason = "damaged-cache" if damaged else "poisoned"
-            await asyncio.to_thread(self._lifecycle.restart, reason, error)
-
-    async def _conclude(
-        self, error: WorkerError, consequence: Consequence, payload: Payload
-    ) -> None:
-        """Give the error of a failed job its hint, then restart the engine or retire the worker."""
-        if isinstance(error, OutOfMemory):
-            error.hint = smaller(payload.body)
-        elif isinstance(error, RouteMissing):
-            error.hint = await asyncio.to_thread(self._readiness.what_answers)
-        if consequence is Consequence.RETIRE_WORKER:
-            often = ", three or more in a row" * isinstance(error, OutOfMemory)
-            self._lifecycle.retire(f"{error.code}{often}")
-        elif consequence is Consequence.RESTART_ENGINE:
-            out_of_memory = isinstance(error, OutOfMemory)
-            self._lifecycle.request_restart("out-of-memory" if out_of_memory else "bad-model")

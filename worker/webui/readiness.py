@@ -204,7 +204,7 @@ class Readiness:
         if other is not None:
             body = body | {"override_settings": {"sd_model_checkpoint": other}}
         try:
-            answer = self._webui.txt2img(body, timeout=timeout)
+            answer = self._webui.draw("txt2img", body, timeout=timeout)
         except NoCheckpoint:
             log.warning("the engine has no checkpoint yet: only jobs that name one can run")
             return None

@@ -1,4 +1,4 @@
-"""One txt2img at a time: posted, followed, and stopped when its job ends before it does.
+"""One request at a time: posted, followed, and stopped when its job ends before it does.
 
 A caller that stops waiting for a POST first makes sure that nothing runs in the engine any more.
 So no job is sent again while it may still run, and no job waits for an abandoned one.
@@ -12,41 +12,46 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.errors import WorkerError
 from worker.generation import picture
 from worker.stopwatch import Stopwatch
-from worker.webui.client import Txt2ImgAnswer, WebUI, of_generation
+from worker.webui.client import WebUI, of_generation
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.timing import EngineTiming
 
 ReportProgress = Callable[[Mapping[str, Any]], None]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-class Txt2ImgRunner:
-    """Runs one txt2img after the other. Not for concurrent use."""
+class Runner:
+    """Runs one request that computes after the other. Not for concurrent use."""
 
     def __init__(self, webui: WebUI, lifecycle: Lifecycle, timing: EngineTiming) -> None:
         self._webui = webui
         self._lifecycle = lifecycle
         self._timing = timing
 
-    async def post(self, body: Mapping[str, Any], stopwatch: Stopwatch) -> Txt2ImgAnswer:
-        """Generate; at the deadline, or when the job is cancelled, the engine is stopped first.
+    async def run(self, post: Callable[[float], T], stopwatch: Stopwatch) -> T:
+        """Post; at the deadline, or when the job is cancelled, the engine is stopped first.
+
+        Args:
+            post: gets the seconds to wait for the answer; called in a thread.
+            stopwatch: the job's deadline.
 
         Raises:
             JobTimeout, asyncio.CancelledError: after the engine has stopped, or counts as hung.
-            WorkerError: as from `WebUI.txt2img`.
+            WorkerError: as from `post`.
         """
         if not stopwatch.left():
-            raise stopwatch.expired("no picture")
+            raise stopwatch.expired("no result")
         # The deadline is kept here and not by the socket: the POST must stay open until the engine
         # has stopped, because its end is the best sign of that.
         patience = stopwatch.left() + 2 * self._timing.stop_patience
-        posted = asyncio.ensure_future(asyncio.to_thread(self._webui.txt2img, body, patience))
+        posted = asyncio.ensure_future(asyncio.to_thread(post, patience))
         try:
             done, _ = await asyncio.wait({posted}, timeout=stopwatch.left())
         except asyncio.CancelledError:
@@ -54,10 +59,10 @@ class Txt2ImgRunner:
             raise
         if not done:
             await finish(self._stop(posted))
-            raise stopwatch.expired("no picture")
+            raise stopwatch.expired("no result")
         return posted.result()
 
-    async def _stop(self, posted: asyncio.Future[Txt2ImgAnswer]) -> None:
+    async def _stop(self, posted: asyncio.Future[T]) -> None:
         """Interrupt until the POST returns; its partial picture is dropped."""
         # Nothing awaits it any more: take its exception, or asyncio logs it as never retrieved.
         posted.add_done_callback(lambda future: future.cancelled() or future.exception())

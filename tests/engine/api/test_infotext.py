@@ -170,5 +170,5 @@ def test_quote():
 
 def test_png_contains_the_text():
     text = "a cat\nSteps: 2"
-    encoded = base64.b64decode(infotext.encode_png(Image.new("RGB", (8, 8)), text))
+    encoded = base64.b64decode(infotext.encode_png(Image.new("RGB", (8, 8)), {"parameters": text}))
     assert Image.open(io.BytesIO(encoded)).text == {"parameters": text}

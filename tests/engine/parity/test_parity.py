@@ -13,18 +13,27 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks import parity_files
+from benchmarks import parity_files, parity_img2img
+from engine.api import extras
 from engine.api.drawing import Drawing, Models
+from engine.api.given import Pictures
+from engine.api.img2img import Img2Img
 from engine.api.job import Job
 from engine.api.library import Library
 from engine.api.options import DEFAULTS
 from engine.api.progress import Progress
 from engine.api.request import Txt2Img
+from engine.images import decode
+from engine.images.tiles import Tiling
 from engine.models.checkpoints import Checkpoint
 from engine.models.loaded_model import LoadedModel
 
 FOLDER = Path(__file__).parent
-SHEETS = {"pictures.png": "requests.json", "with_files.png": "with_files.json"}
+SHEETS = {
+    "pictures.png": "requests.json",
+    "with_files.png": "with_files.json",
+    "img2img.png": "img2img.json",
+}
 DEMO = FOLDER.parents[2] / "demo/Stable-diffusion/demo-shapes.safetensors"
 REQUESTS = {
     name: json.loads((FOLDER / listed).read_text(encoding="utf-8"))
@@ -58,25 +67,46 @@ def library(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The demo model, and the same weights read as a model that predicts the noise."""
-    other = tmp_path_factory.mktemp("models") / "demo-eps.safetensors"
+    """The demo model; the same weights read as a model that predicts the noise; and two more."""
+    folder = tmp_path_factory.mktemp("models")
     with safe_open(DEMO, "pt") as file:
         metadata = file.metadata() | {"prediction_type": "epsilon"}
-    save_file(load_file(DEMO), other, metadata)
-    paths = {"demo": DEMO, "demo-eps": other}
+    save_file(load_file(DEMO), folder / "demo-eps.safetensors", metadata)
+    parity_files.write_checkpoints(folder)
+    paths = {"demo": DEMO} | {path.stem: path for path in folder.iterdir()}
     return {
         name: LoadedModel.load(Checkpoint(path, path.name, ""), "") for name, path in paths.items()
     }
 
 
+def drawn(fields, models, library):
+    """The picture of a txt2img or img2img request."""
+    options = fields["override_settings"]
+    kind = Img2Img if "init_images" in fields else Txt2Img
+    request = kind(**parity_img2img.sent(fields))
+    request.check()
+    given = Pictures(*request.pictures()) if kind is Img2Img else None
+    job = Job(request, DEFAULTS | options)
+    model = models[options["sd_model_checkpoint"]]
+    drawing = Drawing(job, Models(lambda _: model, model.checkpoint), library, Progress(), given)
+    with drawing.open():
+        (found,) = drawing.pictures()
+    return found
+
+
+def upscaled(fields, library):
+    """The picture of an upscaling request."""
+    request = extras.UpscaleOne(**parity_img2img.sent(fields))
+    picture = decode.read(request.image)
+    never = Progress().stops
+    image, _ = extras.upscale(request, picture, library.upscalers, Tiling(), never)
+    return decode.read(image)
+
+
 @pytest.mark.parametrize(("sheet", "name"), CASES)
 def test_same_seed_same_picture(models, pictures, library, sheet, name):
     fields = REQUESTS[sheet][name]
-    options = fields["override_settings"]
-    job = Job(Txt2Img(**fields), DEFAULTS | options)
-    model = models[options["sd_model_checkpoint"]]
-    drawing = Drawing(job, Models(lambda _: model, model.checkpoint), library, Progress())
-    with drawing.open():
-        (found,) = drawing.pictures()
+    is_upscaling = "image" in fields
+    found = upscaled(fields, library) if is_upscaling else drawn(fields, models, library)
     difference = np.abs(np.asarray(found, dtype=int) - pictures[sheet][name])
     assert difference.mean() < LARGEST_MEAN

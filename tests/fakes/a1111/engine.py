@@ -1,4 +1,4 @@
-"""The fake A1111 at work: its models and options, and one txt2img after the other."""
+"""The fake A1111 at work: its models and options, and one picture after the other."""
 
 import random
 import re
@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fakes.a1111.extensions import Extensions
 from fakes.a1111.faults import Faults
 from fakes.a1111.models import (
     AppliedLora,
@@ -20,7 +21,7 @@ from fakes.a1111.models import (
     lora_tags,
     read_embeddings,
 )
-from fakes.a1111.picture import Job
+from fakes.a1111.picture import Job, png
 from fakes.a1111.request import Params, engine_error
 from fakes.a1111.shape import refuse_clip_skip, refuse_in_job
 from fakes.a1111.state import LOAD_FAILURES, LoadedModel, Options, Progress, say
@@ -35,7 +36,7 @@ def _fixed_seed(seed: int | None) -> int:
 
 
 class Engine:
-    """All but the HTTP routes; `txt2img` runs in one thread only."""
+    """All but the HTTP routes; `draw` runs in one thread only."""
 
     def __init__(self, data_dir: Path, ckpt_dir: str | None, faults: Faults) -> None:
         self.data_dir = data_dir
@@ -52,6 +53,7 @@ class Engine:
         self._embeddings_read = -1  # modification time of their folder
         self._conditioning = Conditioning(), Conditioning()  # of the prompt, of the negative one
         self.loras = self._lora_extension()
+        self.extensions = Extensions(data_dir / "models/ControlNet")
 
     def _lora_extension(self) -> Loras | None:
         try:
@@ -90,11 +92,12 @@ class Engine:
                     self.options.data[name] = before
         self.options.save()
 
-    def txt2img(self, params: Params) -> dict[str, Any]:
-        """The answer to a valid request."""
+    def draw(self, params: Params) -> dict[str, Any]:
+        """The answer to a valid request for txt2img or img2img."""
         self.model.load_first()
-        passes = 2 if params["enable_hr"] else 1
-        self.progress.begin("scripts_txt2img", params["n_iter"] * passes, params["steps"] or 0)
+        passes = 2 if params.get("enable_hr") else 1
+        job = "scripts_img2img" if "init_images" in params else "scripts_txt2img"
+        self.progress.begin(job, (params["n_iter"] or 0) * passes, params["steps"] or 0)
         try:
             return self._with_overrides(params)
         finally:
@@ -125,12 +128,17 @@ class Engine:
     def _generate(self, params: Params) -> dict[str, Any]:
         refuse_in_job(params, [checkpoint.title for checkpoint in self.checkpoints.listed])
         refuse_clip_skip(self.options.get("CLIP_stop_at_last_layers"))
+        if params.get("mask") and self.faults.take("mask_ignored"):
+            params = params | {"mask": None}
         job = self._job(params, self.model.in_use())
         if fault := self.faults.take("hang"):
             time.sleep(fault["seconds"])
         if error := self.faults.error():
             raise error
+        units, maps = self.extensions.apply(params)
+        job.extra |= units
         self._sample(job)
+        job.images += [png(64, 64, b"\xff\xff\xff", "")] * maps
         script = params["script_name"]
         if script and (fault := self.faults.take("script_sets")):  # for good, as "x/y/z plot" does
             self.options.set(fault["option"], fault["value"])
@@ -217,13 +225,14 @@ class Engine:
     def _sample(self, job: Job) -> None:
         slow, progress = self.faults.take("slow_steps"), self.progress
         seconds = slow["seconds"] if slow else 0.0
-        for first in range(0, job.count, job.params["batch_size"]):
+        batch = job.count // job.params["n_iter"]
+        for first in range(0, job.count, batch):
             if progress.stop.is_set():
                 break
             for progress.step in range(job.params["steps"]):
                 if progress.stop.wait(seconds):
                     break
-            for index in range(first, first + job.params["batch_size"]):
+            for index in range(first, first + batch):
                 job.draw(index, partial=progress.stop.is_set())
             progress.job_no += 1
             progress.step = 0

@@ -32,6 +32,7 @@ KNOWN_FAULTS = ERROR_FAULTS.keys() | {
     "poisoned",  # every job fails until the process is started again
     "wrong_checkpoint",  # another model than the job names
     "missing_lora",  # no LoRA is applied
+    "mask_ignored",  # the whole picture is drawn anew
     "hang",  # {seconds}: no answer, and no interrupt helps
     "drop",  # the connection closes without an answer, and the job continues
     "slow_steps",  # {seconds}: per step

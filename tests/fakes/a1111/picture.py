@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from fakes.a1111.img2img import Img2Img
 from fakes.a1111.models import TAG, AppliedLora
 from fakes.a1111.request import Params
 from fakes.a1111.shape import SAMPLERS, picture_size
@@ -65,7 +66,7 @@ def _quote(value: Any) -> str:
 
 @dataclass
 class Job:
-    """A running txt2img: the request, its prompts without comments, and what takes part."""
+    """A running job: the request, its prompts without comments, and what takes part."""
 
     params: Params
     prompt: str
@@ -90,14 +91,18 @@ class Job:
         self.sampler = str(self.params["sampler_name"] or self.params["sampler_index"])
         # A variation strength keeps the main seed for all pictures.
         step = 1 if self.params["subseed_strength"] == 0 else 0
+        self.from_pictures = Img2Img.of(self.params)
         self.count = self.params["batch_size"] * self.params["n_iter"]
+        if self.from_pictures:
+            self.count = self.from_pictures.count(self.params)
         self.seeds = [self.seed + step * index for index in range(self.count)]
         self.schedule = self._schedule()
-        hires = self.params["enable_hr"]
+        hires = self.params if self.params.get("enable_hr") else {}
         extra = {
-            "Denoising strength": self.params["denoising_strength"] if hires else None,
-            "Hires upscale": self.params["hr_scale"] if hires else None,
-            "Hires upscaler": self.params["hr_upscaler"] if hires else None,
+            "Denoising strength": hires.get("denoising_strength"),
+            "Hires upscale": hires.get("hr_scale"),
+            "Hires upscaler": hires.get("hr_upscaler"),
+            **(self.from_pictures.reported(self.params) if self.from_pictures else {}),
             "Lora hashes": ", ".join(
                 f"{it.mention.replace(',', '')}: {it.lora.hash[:12]}" for it in self.loras
             ),
@@ -147,9 +152,13 @@ class Job:
         line = text.removeprefix(self.prompt)
         parts = [words, line, self.weights, self.conditioning, self.schedule, partial, half]
         parts.append(self.settings)
+        size = picture_size(self.params)
+        if self.from_pictures:
+            parts.append(self.from_pictures.drawn())
+            size = self.from_pictures.size(self.params, index)
         colour = hashlib.sha256(repr(parts).encode()).digest()[:3]
         self.infotexts.append(self.infotext(index))
-        self.images.append(png(*picture_size(self.params), colour, self.infotext(index)))
+        self.images.append(png(*size, colour, self.infotext(index)))
 
     def info(self) -> dict[str, Any]:
         """The content of the answer's `info`."""
@@ -188,4 +197,7 @@ class Job:
     def answer(self) -> dict[str, Any]:
         """The body of the 200."""
         images = [base64.b64encode(image).decode() for image in self.images]
-        return {"images": images, "parameters": self.params, "info": json.dumps(self.info())}
+        echo = self.params
+        if self.from_pictures and not echo["include_init_images"]:
+            echo = echo | {"init_images": None, "mask": None}
+        return {"images": images, "parameters": echo, "info": json.dumps(self.info())}

@@ -1,4 +1,4 @@
-"""A txt2img body read as A1111's pydantic 1 model reads it, and the error bodies of its API."""
+"""A body for txt2img or img2img as A1111's pydantic 1 models read it, and its error bodies."""
 
 from typing import Any
 
@@ -8,9 +8,12 @@ Params = dict[str, Any]
 
 # Every other field is Optional in A1111's model: null passes here, and fails later or not at all.
 NOT_NULLABLE = {"sampler_index", "script_args", "send_images", "save_images", "alwayson_scripts"}
-SCHEMA = recorded("openapi")["components"]["schemas"]["StableDiffusionProcessingTxt2Img"][
-    "properties"
-]
+NOT_NULLABLE_IN = {"txt2img": set(), "img2img": {"denoising_strength", "include_init_images"}}
+_SCHEMAS = recorded("openapi")["components"]["schemas"]
+SCHEMAS = {
+    "txt2img": _SCHEMAS["StableDiffusionProcessingTxt2Img"]["properties"],
+    "img2img": _SCHEMAS["StableDiffusionProcessingImg2Img"]["properties"],
+}
 
 
 class ApiError(Exception):
@@ -73,24 +76,25 @@ def _coerce(value: Any, kind: str, *loc: str | int) -> Any:
         raise ApiError(422, {"detail": [complaint]}) from error
 
 
-def _read_field(name: str, value: Any) -> Any:
-    if value is None and name not in NOT_NULLABLE:
+def _read_field(route: str, name: str, value: Any) -> Any:
+    if value is None and name not in NOT_NULLABLE | NOT_NULLABLE_IN[route]:
         return None
-    read = _coerce(value, SCHEMA[name]["type"], name)
-    item_type = SCHEMA[name].get("items", {}).get("type")
+    schema = SCHEMAS[route][name]
+    read = _coerce(value, schema["type"], name)
+    item_type = schema.get("items", {}).get("type")
     if item_type:
         return [_coerce(item, item_type, name, index) for index, item in enumerate(read)]
     return read
 
 
-def read_request(body: Any) -> Params:
-    """Every txt2img field, from the body or by default; unknown fields are dropped."""
+def read_request(body: Any, route: str = "txt2img") -> Params:
+    """Every field of the route, from the body or by default; unknown fields are dropped."""
     sent = _coerce(body, "object")
-    params = {name: schema.get("default") for name, schema in SCHEMA.items()}
+    params = {name: schema.get("default") for name, schema in SCHEMAS[route].items()}
     complaints = []
     for name in [name for name in params if name in sent]:
         try:
-            params[name] = _read_field(name, sent[name])
+            params[name] = _read_field(route, name, sent[name])
         except ApiError as error:  # pydantic reports every field at once
             complaints += error.body["detail"]
     if complaints:

@@ -14,7 +14,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from safetensors import SafetensorError
 
+from fakes.a1111 import extensions
 from fakes.a1111.engine import Engine
+from fakes.a1111.extras import Extras, read_extras
 from fakes.a1111.faults import Faults
 from fakes.a1111.picture import png
 from fakes.a1111.request import ApiError, engine_error, read_request
@@ -28,6 +30,7 @@ STATIC_ROUTES = (
     "latent-upscale-modes",
     "prompt-styles",
     "scripts",
+    "script-info",
 )
 CUDA = {"system": {"free": 24 << 30, "used": 1 << 30, "total": 25 << 30}}  # with FAKE_A1111_CUDA
 
@@ -38,6 +41,7 @@ class Routes:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.faults = engine.faults
+        self.extras = Extras(engine.data_dir, engine.options, engine.faults)
         self._queue = ThreadPoolExecutor(max_workers=1)
 
     async def _in_turn(self, work: Callable[..., Any], *args: Any) -> Any:
@@ -64,14 +68,21 @@ class Routes:
         memory = recorded("get_memory") | ({"cuda": CUDA} if os.getenv("FAKE_A1111_CUDA") else {})
         gets["memory"] = lambda: memory
         gets |= {name: lambda n=name: recorded(f"get_{n}") for name in STATIC_ROUTES}
+        gets["scripts"] = _scripts
         posts: dict[str, Callable[..., Any]] = {
-            "txt2img": self.txt2img,
+            "txt2img": self.draws("txt2img"),
+            "img2img": self.draws("img2img"),
+            "extra-single-image": self.enlarge,
+            "interrogate": self.describe,
             "options": self.set_options,
             "interrupt": self.interrupt,
             "refresh-checkpoints": self._queued(engine.checkpoints.refresh),
             "refresh-vae": lambda: None,
             "refresh-embeddings": self._queued(engine.refresh_embeddings),
         }
+        if extensions.installed():
+            app.add_api_route("/adetailer/v1/ad_model", extensions.detectors)
+            app.add_api_route("/controlnet/model_list", engine.extensions.model_list)
         if engine.loras:
             loras = engine.loras
             gets["loras"] = lambda: [lora.item() for lora in loras.listed]
@@ -82,14 +93,26 @@ class Routes:
                     f"/sdapi/v1/{name}", endpoint, methods=[method], response_model=None
                 )
 
-    async def txt2img(self, request: Request) -> Response:
-        if self.faults.take("no_route"):
-            return JSONResponse({"detail": "Not Found"}, 404)
-        params = read_request(request.state.body)
-        refuse_before_queue(params)
-        if self.faults.take("drop"):
-            request.state.transport.abort()
-        return JSONResponse(await self._in_turn(self.engine.txt2img, params))
+    def draws(self, route: str) -> Callable[[Request], Any]:
+        """The endpoint of txt2img or img2img."""
+
+        async def endpoint(request: Request) -> Response:
+            if self.faults.take("no_route"):
+                return JSONResponse({"detail": "Not Found"}, 404)
+            params = read_request(request.state.body, route)
+            refuse_before_queue(params)
+            if self.faults.take("drop"):
+                request.state.transport.abort()
+            return JSONResponse(await self._in_turn(self.engine.draw, params))
+
+        return endpoint
+
+    async def enlarge(self, request: Request) -> Response:
+        params = read_extras(request.state.body)
+        return JSONResponse(await self._in_turn(self.extras.enlarge, params))
+
+    async def describe(self, request: Request) -> Response:
+        return JSONResponse(await self._in_turn(self.extras.describe, request.state.body))
 
     async def set_options(self, request: Request) -> None:
         changes = request.state.body
@@ -112,6 +135,11 @@ class Routes:
         facts = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name"))
         facts |= {"shape": 768, "vectors": 1}
         return {"loaded": dict.fromkeys(self.engine.embeddings, facts), "skipped": {}}
+
+
+def _scripts() -> dict[str, list[str]]:
+    listed: dict[str, list[str]] = recorded("get_scripts")
+    return listed | {"txt2img": listed["txt2img"] + extensions.installed()}
 
 
 def _as_answer(_: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Which txt2img requests A1111 v1.9.3 refuses, and with what: pure rules over the request.
+"""Which requests for pictures A1111 v1.9.3 refuses, and with what: pure rules over the request.
 
 `shape_error` is the whole verdict. The fake server calls its parts where A1111 has them:
 `refuse_before_queue` before a request waits for its turn, `refuse_override` when it sets an option,
@@ -9,10 +9,16 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fakes.a1111.extensions import installed
+from fakes.a1111.img2img import Img2Img
 from fakes.a1111.request import ApiError, Params, engine_error, read_request, refusal
 from fakes.recorded import recorded
 
 SCRIPTS_WITHOUT_NAME = {"comments"}  # always on, but missing in the recorded /scripts
+IMG2IMG_SCRIPTS = {
+    *("loopback", "sd upscale", "outpainting mk2", "poor man's outpainting"),
+    "img2img alternative test",
+}
 SELECTABLE_SCRIPTS = {"prompt matrix", "prompts from file or textbox", "x/y/z plot"}
 CLIP_HIDDEN_STATES = 13  # 12 layers and the embeddings
 PIXEL_LIMIT = 2**28  # a batch above this fits no card
@@ -26,7 +32,10 @@ OUT_OF_MEMORY_TEXT = (
 
 DEFAULT_OPTIONS: Mapping[str, Any] = recorded("get_options")
 SAMPLERS = {sampler["name"]: sampler for sampler in recorded("get_samplers")}
-SCRIPTS = {name.lower() for name in recorded("get_scripts")["txt2img"]} | SCRIPTS_WITHOUT_NAME
+SCRIPTS = {
+    route: {name.lower() for name in names} | SCRIPTS_WITHOUT_NAME
+    for route, names in recorded("get_scripts").items()
+}
 UPSCALERS = {
     item["name"]
     for route in ("get_upscalers", "get_latent-upscale-modes")
@@ -35,16 +44,20 @@ UPSCALERS = {
 
 
 def refuse_before_queue(params: Params) -> None:
-    """Raise for an unknown script or sampler."""
-    script = params["script_name"]
-    if script and script.lower() not in SELECTABLE_SCRIPTS:
+    """Raise for a missing picture, an unknown script or sampler."""
+    is_img2img = "init_images" in params
+    if is_img2img and params["init_images"] is None:
+        raise refusal(404, "Init image not found")
+    script, more = params["script_name"], IMG2IMG_SCRIPTS if is_img2img else set()
+    if script and script.lower() not in SELECTABLE_SCRIPTS | more:
         raise refusal(422, f"Script '{script}' not found")
     if (params["sampler_name"] or params["sampler_index"]) not in SAMPLERS:
         raise refusal(404, "Sampler not found")
     for name in params["alwayson_scripts"]:
-        if name.lower() not in SCRIPTS:
+        known = SCRIPTS["img2img" if is_img2img else "txt2img"] | {*installed()}
+        if name.lower() not in known:
             raise refusal(422, f"Script '{name}' not found")
-        if name.lower() in SELECTABLE_SCRIPTS:
+        if name.lower() in SELECTABLE_SCRIPTS | more:
             raise refusal(422, "Cannot have a selectable script in the always on scripts params")
 
 
@@ -66,7 +79,7 @@ def refuse_clip_skip(value: Any) -> None:
 
 def _first_pass_size(params: Params) -> tuple[Any, Any]:
     """Width and height that are sampled first; the old firstphase fields replace both."""
-    if params["firstphase_width"] != 0 or params["firstphase_height"] != 0:
+    if params.get("firstphase_width") or params.get("firstphase_height"):
         return params["firstphase_width"], params["firstphase_height"]
     return params["width"], params["height"]
 
@@ -81,7 +94,8 @@ def _hires_target(params: Params) -> tuple[int, int]:
 
 def picture_size(params: Params) -> tuple[int, int]:
     """Width and height of the finished picture: both passes floor to multiples of 8."""
-    width, height = _hires_target(params) if params["enable_hr"] else _first_pass_size(params)
+    is_hires = params.get("enable_hr")
+    width, height = _hires_target(params) if is_hires else _first_pass_size(params)
     return width // 8 * 8, height // 8 * 8
 
 
@@ -152,22 +166,24 @@ def refuse_in_job(params: Params, checkpoints: Collection[str] = ()) -> None:
         raise engine_error("AssertionError", "")
     _refuse_unknown_checkpoint(params["refiner_checkpoint"], {"None", "none"}, checkpoints)
     _refuse_by(COUNT_RULES, params)
-    if params["enable_hr"]:
+    if params.get("enable_hr"):
         same = {"Use same checkpoint"}
         _refuse_unknown_checkpoint(params["hr_checkpoint_name"], same, checkpoints)
         if params["hr_upscaler"] not in {None, *UPSCALERS}:
             raise engine_error("Exception", f"could not find upscaler {params['hr_upscaler']}")
     _refuse_by(SAMPLE_RULES, params)
-    if params["enable_hr"]:
+    if params.get("enable_hr"):
         _refuse_by(HIRES_RULES, params)
+    if img2img := Img2Img.of(params):
+        img2img.refuse(params)
 
 
 def shape_error(
-    payload: Mapping[str, Any], checkpoints: Collection[str] = ()
+    payload: Mapping[str, Any], checkpoints: Collection[str] = (), route: str = "txt2img"
 ) -> tuple[int, dict[str, Any]] | None:
     """What A1111 answers because of this payload's shape alone; None when it generates."""
     try:
-        params = read_request(payload)
+        params = read_request(payload, route)
         refuse_before_queue(params)
         override = params["override_settings"] or {}
         for name, value in override.items():

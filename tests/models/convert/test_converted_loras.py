@@ -18,7 +18,7 @@ from model_manager import ModelManager
 from worker.config.settings import Settings
 from worker.errors import InternalError, ModelFileInvalid, ModelNotSupported, StoreFull
 from worker.formats.model_file import file_sha256
-from worker.job.request import parse
+from worker.job.txt2img import parse
 from worker.models.convert import converted_loras, lora_rewrite
 from worker.tasks.picture_result import models_used
 

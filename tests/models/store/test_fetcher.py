@@ -31,7 +31,7 @@ from worker.errors import (
 from worker.formats import model_file
 from worker.http import client as http
 from worker.job.reference import Wanted, parse_reference
-from worker.job.request import parse as parse_job
+from worker.job.txt2img import parse as parse_job
 from worker.models.store import fetcher, progress
 from worker.models.store.blobs import Blobs
 from worker.models.store.references import Freshness

@@ -8,25 +8,33 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from worker.job.foreign_fields import HARMLESS, HARMLESS_OPTIONS, Harmless
+from worker.clients.foreign_fields import HARMLESS, HARMLESS_OPTIONS, SECOND_PASS, Harmless
 from worker.shown import shown
 
 # A1111 cuts off the fraction of these; clients calculate them.
-_WHOLE = ("steps", "hr_second_pass_steps", "width", "height", "hr_resize_x", "hr_resize_y")
+_WHOLE = (
+    *("steps", "hr_second_pass_steps", "width", "height", "hr_resize_x", "hr_resize_y"),
+    *("mask_blur", "mask_blur_x", "mask_blur_y", "inpaint_full_res_padding"),
+)
+_OF_MASK = {
+    *("mask_blur", "mask_blur_x", "mask_blur_y", "mask_round", "inpainting_fill"),
+    *("inpaint_full_res", "inpaint_full_res_padding", "inpainting_mask_invert"),
+}
 
 
 def without_effect(
     asked: Mapping[str, Any], known: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The job without those fields, and a sentence about each; `known` are A1111's and ours."""
+    """The job without those fields, and a sentence about each; `known` are the task's fields."""
     job = dict(asked)
-    notes = list(_drop_harmless(job, HARMLESS, ""))
+    notes = list(_drop_harmless(job, {n: one for n, one in HARMLESS.items() if n not in known}, ""))
     if isinstance(job.get("override_settings"), Mapping):
         job["override_settings"] = dict(job["override_settings"])
         notes += _drop_harmless(job["override_settings"], HARMLESS_OPTIONS, "override_settings.")
-    notes += _drop_second_pass(job, known)
+    notes += _drop_second_pass(job)
     notes += _cut_fractions(job)
     notes += _drop_idle(job)
+    notes += _drop_without_mask(job) if "mask" in known else ()
     notes += _uncertain(job)
     return job, notes
 
@@ -40,11 +48,11 @@ def _drop_harmless(
             yield f"{prefix}{name} has no effect: {table[name].reason}."
 
 
-def _drop_second_pass(job: dict[str, Any], known: Collection[str]) -> Iterator[str]:
+def _drop_second_pass(job: dict[str, Any]) -> Iterator[str]:
     """Clients send the fields of a second pass with every job."""
     if (enabled := job.get("enable_hr")) is not None and enabled is not False:
         return
-    fields = {name for name in job if name.startswith("hr_") and name in known}
+    fields = SECOND_PASS & job.keys()
     asked = sorted(name for name in fields - {"hr_scale"} if job[name])
     for name in fields:
         del job[name]
@@ -73,6 +81,20 @@ def _drop_idle(job: dict[str, Any]) -> Iterator[str]:
         job["alwayson_scripts"] = {name: one for name, one in scripts.items() if name not in idle}
         for name in idle:
             yield f"alwayson_scripts {shown(name)} has no effect: it has no args."
+
+
+def _drop_without_mask(job: dict[str, Any]) -> Iterator[str]:
+    """Clients send the fields of inpainting with every picture."""
+    if job.pop("include_init_images", None) is True:
+        yield "include_init_images has no effect: the answer does not repeat the job's pictures."
+    if job.get("mask") is not None:
+        return
+    fields = _OF_MASK & job.keys()
+    asked = sorted(name for name in fields if not HARMLESS[name].when(job[name]))
+    for name in fields:
+        del job[name]
+    if asked:
+        yield f"{', '.join(asked)}: no effect, because the job has no mask."
 
 
 def _uncertain(job: Mapping[str, Any]) -> Iterator[str]:

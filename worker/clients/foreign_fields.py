@@ -1,4 +1,4 @@
-"""Field names of other programs: which have no effect here, and what to send instead. Pure.
+"""Names of other programs for fields and tasks: harmless here, or what to send instead. Pure.
 
 `HARMLESS` is the list of names that a job may have although the worker does not know them: other
 tools for A1111 send them, and they would not change the picture of A1111 v1.9.3. Such a field is
@@ -19,6 +19,13 @@ def _any(_value: Any) -> bool:  # noqa: ANN401 - any JSON
 
 def _is_empty(value: Any) -> bool:  # noqa: ANN401 - any JSON
     return value is None or value is False or value in ("", [], {})
+
+
+def _is_one_of(*values: Any) -> Callable[[Any], bool]:  # noqa: ANN401 - any JSON
+    """Whether it asks for nothing, or is one of the values that clients send unasked."""
+    return lambda value: (
+        _is_empty(value) or (not isinstance(value, list | dict) and value in values)
+    )
 
 
 def _is_no_module(value: Any) -> bool:  # noqa: ANN401 - any JSON
@@ -54,6 +61,25 @@ _NOT_IN_API = "A1111 v1.9.3, API_NOT_ALLOWED in modules/api/models.py: its API l
 _FORGE = "Forge, modules/processing.py"
 _IMG2IMG = "the img2img request of A1111's API; clients send one body for both"
 _NO_IMG2IMG = "it belongs to img2img"
+_TXT2IMG = "the txt2img request of A1111's API; clients send one body for both"
+
+# The fields of img2img, with the values that are A1111's defaults in its API or on its page.
+_IMG2IMG_UNASKED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("init_images", "mask", "latent_mask", "include_init_images"), ()),
+    "resize_mode": (0,),
+    **dict.fromkeys(("mask_blur", "mask_blur_x", "mask_blur_y"), (0, 4)),
+    "mask_round": (True,),
+    "inpainting_fill": (0, 1),
+    "inpaint_full_res": (0, 1),
+    "inpaint_full_res_padding": (0, 32),
+    "inpainting_mask_invert": (0,),
+    "initial_noise_multiplier": (0, 1),
+}
+# The fields of txt2img's second pass.
+SECOND_PASS = {
+    *("hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y"),
+    *("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt"),
+}
 
 HARMLESS: dict[str, Harmless] = {
     "seed_enable_extras": Harmless(
@@ -80,8 +106,15 @@ HARMLESS: dict[str, Harmless] = {
     "distilled_cfg_scale": Harmless(_FORGE, "only Flux models read it"),
     "hr_distilled_cfg": Harmless(_FORGE, "only Flux models read it"),
     **{
-        name: Harmless(_IMG2IMG, _NO_IMG2IMG, _is_empty)
-        for name in ("init_images", "mask", "latent_mask", "include_init_images")
+        name: Harmless(_IMG2IMG, _NO_IMG2IMG, _is_one_of(*values))
+        for name, values in _IMG2IMG_UNASKED.items()
+    },
+    "image_cfg_scale": Harmless(
+        _IMG2IMG, "only InstructPix2Pix checkpoints read it, and this worker uses none"
+    ),
+    **{
+        name: Harmless(_TXT2IMG, "it belongs to txt2img", _is_one_of(0))
+        for name in ("enable_hr", "firstphase_width", "firstphase_height")
     },
     **{
         name: Harmless("webuiapi and the pages of other workers: a unit each", "it is empty", when)
@@ -123,7 +156,9 @@ FOREIGN_NAMES = {other: name for name, others in _OTHER_NAMES.items() for other 
 
 _BESIDE = "stands beside `input` in RunPod's request, not in it"
 _OPENAI = "belongs to OpenAI's API, which this worker does not have: send A1111's fields"
-_TEXT_ONLY = "belongs to img2img, which this worker does not have: it makes pictures from text only"
+_OF_IMG2IMG = 'belongs to the task img2img: add "task": "img2img"'
+_OF_TXT2IMG = "belongs to txt2img: img2img has no second pass"
+_AS_INIT_IMAGE = 'is no field of a job that draws: send `init_images` with "task": "img2img"'
 _EXTENSION = "belongs to an extension of A1111, and this worker has none installed"
 _FORGE_ONLY = "names modules of Forge, and this worker runs A1111: use `vae` for a VAE"
 
@@ -145,14 +180,16 @@ INSTEAD: dict[str, str] = {
     " `embeddings`",
     **dict.fromkeys(
         (
-            *("init_images", "init_image", "image", "images", "image_url", "mask", "mask_blur"),
-            *("mask_blur_x", "mask_blur_y", "mask_round", "latent_mask", "resize_mode"),
-            *("inpainting_fill", "inpaint_full_res", "inpaint_full_res_padding"),
-            *("inpainting_mask_invert", "include_init_images", "initial_noise_multiplier"),
-            *("image_cfg_scale", "overlay_images"),
+            *_IMG2IMG_UNASKED,
+            *("img2img_fix_steps", "img2img_color_correction", "img2img_extra_noise"),
+            "inpainting_mask_weight",
         ),
-        _TEXT_ONLY,
+        _OF_IMG2IMG,
     ),
+    **dict.fromkeys(
+        ("init_image", "image", "images", "image_url", "overlay_images"), _AS_INIT_IMAGE
+    ),
+    **dict.fromkeys(("enable_hr", *SECOND_PASS), _OF_TXT2IMG),
     **dict.fromkeys(
         ("controlnet", "controlnet_units", "controlnet_args", "adetailer", "ad_model", "reactor"),
         _EXTENSION,
@@ -161,3 +198,72 @@ INSTEAD: dict[str, str] = {
     "forge_additional_modules": _FORGE_ONLY,
     "samples_format": "is not used here: a job chooses the format with output.format",
 }
+
+# Of the task upscale, in a job that does not name it.
+INSTEAD |= dict.fromkeys(
+    (
+        *("upscaler_1", "upscaler_2", "extras_upscaler_2_visibility", "upscaling_resize"),
+        *("upscaling_resize_w", "upscaling_resize_h", "upscaling_crop", "imageList"),
+        *("gfpgan_visibility", "codeformer_visibility", "codeformer_weight", "upscale_first"),
+    ),
+    'belongs to the task "upscale": send "task": "upscale"',
+)
+
+# Tasks --------------------------------------------------------------------------------------------
+
+_MODELS_LISTED = "the worker lets the engine read new model files by itself"
+_LOADED = "the worker lets the engine load the checkpoint that a job names"
+_TRAINING = "this worker does not train models"
+_OPTIONS = "a job sends the options for its own picture in `override_settings`"
+_OPERATOR = "only the operator can change that, with the endpoint's settings"
+_CANCEL = "RunPod's /cancel ends a job"
+
+# Routes of A1111's API below /sdapi/v1/, and words of other programs for a task -> our task, or a
+# sentence about what there is instead.
+TASKS_OF_OTHERS: dict[str, str] = {
+    **dict.fromkeys(("text2img", "text-to-image", "text2image", "t2i", "generate"), "txt2img"),
+    **dict.fromkeys(("image-to-image", "image2image", "i2i", "inpaint", "outpaint"), "img2img"),
+    **dict.fromkeys(("inpainting", "image-variation"), "img2img"),
+    **dict.fromkeys(("extra-single-image", "extra-batch-images", "extras"), "upscale"),
+    **dict.fromkeys(("upscaling", "upscaler", "enlarge", "enhance"), "upscale"),
+    **dict.fromkeys(("png-info", "pnginfo"), "png_info"),
+    **dict.fromkeys(("caption", "describe", "clip-interrogate"), "interrogate"),
+    **dict.fromkeys(("sd-models", "checkpoints", "checkpoint"), "models"),
+    **dict.fromkeys(("sd-vae", "vae"), "vaes"),
+    **dict.fromkeys(("lora", "sd-loras"), "loras"),
+    **dict.fromkeys(("latent-upscale-modes", "realesrgan-models"), "upscalers"),
+    **dict.fromkeys(("script-info", "extensions-scripts"), "scripts"),
+    "prompt-styles": "styles",
+    **dict.fromkeys(("memory", "status", "ping", "system-info", "queue"), "health"),
+    **dict.fromkeys(
+        ("download", "sync", "preload", "warmup", "v1/download", "v1/sync"), "prefetch"
+    ),
+    **dict.fromkeys(("help", "openapi", "openapi.json", "docs"), "schema"),
+    **dict.fromkeys(("options", "set-options", "settings"), _OPTIONS),
+    **dict.fromkeys(("refresh-checkpoints", "refresh-vae", "refresh-loras"), _MODELS_LISTED),
+    **dict.fromkeys(("refresh-embeddings", "refresh"), _MODELS_LISTED),
+    **dict.fromkeys(("unload-checkpoint", "reload-checkpoint"), _LOADED),
+    **dict.fromkeys(("interrupt", "skip", "cancel", "stop"), _CANCEL),
+    "progress": "RunPod's /status has the progress of a job",
+    **dict.fromkeys(("train", "training", "train/embedding", "train/hypernetwork"), _TRAINING),
+    **dict.fromkeys(("create/embedding", "create/hypernetwork", "preprocess"), _TRAINING),
+    **dict.fromkeys(("dreambooth", "train-lora", "merge"), _TRAINING),
+    **dict.fromkeys(("cmd-flags", "extensions", "install-extension"), _OPERATOR),
+    **dict.fromkeys(("server-kill", "server-restart", "server-stop"), _OPERATOR),
+    "hypernetworks": "a prompt names a hypernetwork with a tag: <hypernet:name:1>",
+    "face-restorers": "the task upscale restores faces with gfpgan_visibility or"
+    " codeformer_visibility",
+    "controlnet": "a txt2img or img2img job has ControlNet in `alwayson_scripts`, if it is"
+    " installed; this worker returns no maps of its preprocessors",
+    "controlnet/detect": "this worker returns no maps of ControlNet's preprocessors",
+}
+
+
+def task_instead(word: str) -> str:
+    """Our task, or a sentence, for another program's word for a task or for a route.
+
+    A word that is not in the table comes back as it would stand there.
+    """
+    word = word.strip().casefold().strip("/").removeprefix("sdapi/v1/").partition("?")[0]
+    word = word.replace("_", "-").replace(" ", "-")
+    return TASKS_OF_OTHERS.get(word, word)

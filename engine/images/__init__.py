@@ -1,0 +1,1 @@
+"""Pictures without a diffusion model: reading, resizing, masks, upscalers and PNG info."""

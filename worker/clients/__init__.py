@@ -1,0 +1,1 @@
+"""What the clients of A1111's API send beside what they want: empty and foreign fields. Pure."""

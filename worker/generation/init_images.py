@@ -1,0 +1,198 @@
+"""The pictures of an img2img job: whether they and the mask fit together, and what is sent. Pure.
+
+A1111 v1.9.3 does not compare their sizes, and draws without the mask if that is empty.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from PIL import Image
+
+from worker.errors import InvalidInput
+from worker.images.input_image import InputImage
+from worker.job.img2img import LATENT_RESIZE, Img2ImgRequest
+
+Size = tuple[int, int]
+
+# Without a size in the job the picture's own is used, up to the pixels that SDXL was trained with.
+_MOST_PIXELS = 1024 * 1024
+_LEAST_SIDE, _LARGEST_SIDE = 64, 4096
+_LEAST_LATENT = 8  # pixels of a side that become one of the latent picture
+_CONTENTS = {0: "fill", 2: "latent noise", 3: "latent nothing"}  # of the masked part; 1: unreported
+_WHITE = 255
+_HALF = 128  # with mask_round A1111 takes grey below this as black, and alpha up to this
+
+
+@dataclass(frozen=True)
+class InitImages:
+    """The pictures of one job, checked.
+
+    Attributes:
+        images: in base64, as A1111 takes them.
+        mask: the same; None without one.
+        size: width and height of the first picture, in pixels.
+    """
+
+    images: tuple[str, ...]
+    mask: str | None
+    size: Size
+
+
+def read(request: Img2ImgRequest, images: Mapping[str, InputImage]) -> InitImages:
+    """Check the pictures against the request; `images` has them by their fields.
+
+    Raises:
+        InvalidInput: A1111 would answer 500, or would draw something else than the job asks for.
+    """
+    pictures = {field: image for field, image in images.items() if field != "mask"}
+    mask, first = images.get("mask"), next(iter(pictures.values()))
+    _check_sizes(request, pictures)
+    if mask:
+        _check_mask(request, first, mask)
+    return InitImages(
+        tuple(image.base64() for image in pictures.values()),
+        mask.base64() if mask else None,
+        (first.width, first.height),
+    )
+
+
+def _check_sizes(request: Img2ImgRequest, pictures: Mapping[str, InputImage]) -> None:
+    first = next(iter(pictures.values()))
+    for field, image in pictures.items():
+        if request.resize_mode == LATENT_RESIZE and min(image.width, image.height) < _LEAST_LATENT:
+            raise InvalidInput(
+                f"{field} has {_shown(image)} pixels, too few for resize_mode 3.",
+                hint=f"Send a picture of at least {_LEAST_LATENT} pixels a side, or use another"
+                " resize_mode.",
+                field=field,
+            )
+        if _size(image) != _size(first) and (
+            request.resize_mode == LATENT_RESIZE or request.only_masked
+        ):
+            why = "inpaint_full_res" if request.only_masked else "resize_mode 3"
+            raise InvalidInput(
+                f"{field} has {_shown(image)} pixels, but init_images.0 has {_shown(first)}: {why}"
+                " needs pictures of one size.",
+                hint="Send pictures of one size, or a job for each.",
+                field=field,
+            )
+
+
+def _check_mask(request: Img2ImgRequest, picture: InputImage, mask: InputImage) -> None:
+    fits_any = not request.only_masked and request.resize_mode == 0  # both are stretched
+    if _size(mask) != _size(picture) and not fits_any:
+        raise InvalidInput(
+            f"mask has {_shown(mask)} pixels, but init_images.0 has {_shown(picture)}.",
+            hint="Send a mask of the picture's size; with inpaint_full_res false and resize_mode 0"
+            " A1111 stretches both.",
+            field="mask",
+        )
+    if not _marks(request, mask):
+        raise InvalidInput(
+            "mask marks nothing, so nothing would be drawn.",
+            hint="White marks what is drawn anew, black what stays; inpainting_mask_invert 1 swaps"
+            " them. Of a mask with transparency the opaque part is drawn anew.",
+            field="mask",
+        )
+
+
+def _marks(request: Img2ImgRequest, mask: InputImage) -> bool:
+    """Whether the mask marks any pixel, read as A1111 reads it: its alpha, or else its grey."""
+    with Image.open(io.BytesIO(mask.data), formats=("PNG", "JPEG", "WEBP")) as image:
+        band = image.getchannel("A") if image.mode == "RGBA" else None
+        is_alpha = band is not None and band.getextrema() != (_WHITE, _WHITE)
+        grey = band if band and is_alpha else image.convert("L")
+        low, high = cast("tuple[int, int]", grey.getextrema())
+    if not request.mask_round:
+        return low < _WHITE if request.inpainting_mask_invert else high > 0
+    least = _HALF + 1 if is_alpha else _HALF
+    return low < least if request.inpainting_mask_invert else high >= least
+
+
+def _size(image: InputImage) -> Size:
+    return image.width, image.height
+
+
+def _shown(image: InputImage) -> str:
+    return f"{image.width} x {image.height}"
+
+
+# What is sent, and what the answer must prove --------------------------------------------------
+
+
+def body(request: Img2ImgRequest, brought: InitImages) -> dict[str, Any]:
+    """The fields of the request to the engine that depend on the pictures."""
+    width, height = drawn_size(request, brought.size)
+    fields: dict[str, Any] = {"init_images": list(brought.images), "width": width, "height": height}
+    if brought.mask:
+        fields["mask"] = brought.mask
+    if len(brought.images) > 1:
+        fields["batch_size"] = len(brought.images)
+    return fields
+
+
+def drawn_size(request: Img2ImgRequest, picture: Size) -> Size:
+    """Width and height at which A1111 draws, multiples of 8.
+
+    A side that the job leaves out follows from the picture: both are its own, or a smaller size of
+    the same shape if it is large; one fits the other.
+    """
+    given = request.model_fields_set & {"width", "height"}
+    width, height = request.width // 8 * 8, request.height // 8 * 8
+    own_width, own_height = picture
+    if given == {"width"}:
+        return width, _side(width * own_height / own_width)
+    if given == {"height"}:
+        return _side(height * own_width / own_height), height
+    if given:
+        return width, height
+    smaller = min(1.0, (_MOST_PIXELS / (own_width * own_height)) ** 0.5)
+    scale = max(smaller, _LEAST_SIDE / min(picture))
+    return _side(own_width * scale), _side(own_height * scale)
+
+
+def _side(length: float) -> int:
+    return min(max(round(length / 8) * 8, _LEAST_SIDE), _LARGEST_SIDE)
+
+
+def result_size(request: Img2ImgRequest, brought: InitImages) -> Size:
+    """Width and height of the result."""
+    return brought.size if request.only_masked else drawn_size(request, brought.size)
+
+
+def reported(request: Img2ImgRequest) -> dict[str, object]:
+    """What A1111 must report in `extra_generation_params` if it draws what is asked for."""
+    facts: dict[str, object] = {"Denoising strength": request.denoising_strength}
+    if request.initial_noise_multiplier not in {None, 1}:
+        facts["Noise multiplier"] = request.initial_noise_multiplier
+    if extra := request.override_settings and request.override_settings.img2img_extra_noise:
+        facts["Extra noise"] = extra
+    if not request.mask:
+        return facts
+    across, down = request.blur
+    if across == down > 0:
+        facts["Mask blur"] = across
+    if request.inpainting_mask_invert:
+        facts["Mask mode"] = "Inpaint not masked"
+    if request.inpainting_fill in _CONTENTS:
+        facts["Masked content"] = _CONTENTS[request.inpainting_fill]
+    if request.inpaint_full_res:
+        padding = request.inpaint_full_res_padding
+        facts |= {"Inpaint area": "Only masked", "Masked area padding": padding}
+    return facts
+
+
+def warnings(request: Img2ImgRequest, brought: InitImages) -> list[str]:
+    """What differs from A1111, whose default size is 512 x 512 whatever the picture is."""
+    if {"width", "height"} <= request.model_fields_set:
+        return []
+    width, height = drawn_size(request, brought.size)
+    drawn = f"{width} x {height}"
+    own = f"{brought.size[0]} x {brought.size[1]}"
+    return (
+        [] if drawn == own else [f"the job names no size: a picture of {own} is drawn at {drawn}."]
+    )
