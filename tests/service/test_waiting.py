@@ -114,3 +114,30 @@ def test_a_slow_input_does_not_keep_the_others_of_its_batch_waiting_until_the_de
     always_in_time = Stopwatch(0.02, clock=lambda: 0)
     inputs = {"a": "b", "b": None, "c": "a"}
     assert drawn_by_a_batch(inputs, always_in_time) == ["b", "a", "c"]
+
+
+def test_a_batch_draws_no_further_input_while_four_wait_for_their_delivery():
+    drawn = []
+
+    async def story():
+        turns, uploaded = [BatchTurn() for _ in range(6)], [asyncio.Event() for _ in range(6)]
+
+        async def run(number):
+            async with turns[number].next(Stopwatch(30)):
+                drawn.append(number)
+            await uploaded[number].wait()
+            turns[number].end()
+
+        running = [asyncio.create_task(run(number)) for number in range(6)]
+        leading = asyncio.create_task(give_turns(turns, Turns(), Stopwatch(30), str))
+        seen = []
+        for number in (2, 0, 1, 3, 4, 5):
+            for _ in range(50):
+                await asyncio.sleep(0)
+            seen.append(len(drawn))
+            uploaded[number].set()
+        await asyncio.wait_for(asyncio.gather(leading, *running), 30)
+        return seen
+
+    assert asyncio.run(story()) == [4, 5, 6, 6, 6, 6]
+    assert drawn == [*range(6)]

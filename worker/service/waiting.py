@@ -13,6 +13,7 @@ from worker.stopwatch import Stopwatch
 T = TypeVar("T")
 U = TypeVar("U")
 
+_MOST_UNDELIVERED = 4  # inputs of a batch whose pictures are in memory at the same time
 _BUSY = "the engine was busy with other jobs; no result"
 
 
@@ -97,6 +98,7 @@ class BatchTurn:
         checkpoint: what the engine must have loaded; empty for a task that needs none.
         asked: done when the input needs the engine now, or has ended without it.
         over: set when the input does not need the engine any more.
+        ended: done when the input has its answer; until then it may hold pictures.
     """
 
     def __init__(self) -> None:
@@ -104,6 +106,7 @@ class BatchTurn:
         self.over = asyncio.Event()
         loop = asyncio.get_running_loop()
         self.asked: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[None] = loop.create_future()
         self._came: asyncio.Future[None] = loop.create_future()
 
     @asynccontextmanager
@@ -127,6 +130,7 @@ class BatchTurn:
         """The input has ended, perhaps without the engine."""
         self._ask()
         self.over.set()
+        self.ended.set_result(None)
 
     def _ask(self) -> None:
         if not self.asked.done():
@@ -148,11 +152,12 @@ async def give_turns(
 
     It begins when all inputs have asked, or when half of the time has passed: one slow download
     must not cost the other inputs their pictures. Inputs that ask later get their turns afterwards.
+    While `_MOST_UNDELIVERED` inputs wait for their delivery, no further one is drawn.
 
     Raises:
         JobTimeout: other jobs had the engine until the deadline.
     """
-    left = list(turns)
+    left, used = list(turns), list[BatchTurn]()
     while left:
         asked = [turn.asked for turn in left]
         await asyncio.wait(asked, timeout=stopwatch.left() / 2)
@@ -163,6 +168,14 @@ async def give_turns(
             first = loaded()
             for turn in sorted(ready, key=lambda one: (one.checkpoint != first, one.checkpoint)):
                 await turn.use()
+                used.append(turn)
+                await _few_undelivered(used)
+
+
+async def _few_undelivered(used: Sequence[BatchTurn]) -> None:
+    """Wait until the pictures of few inputs are in memory, however slow their uploads are."""
+    while len(holding := [one.ended for one in used if not one.ended.done()]) >= _MOST_UNDELIVERED:
+        await asyncio.wait(holding, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _is_done_in_time(
