@@ -1,6 +1,7 @@
 # The worker's images. docs/subsystems/container-management.md lists stages, sizes and arguments.
 #
 #   docker build -t a1111-worker .                                 A1111 v1.9.3, no model
+#   docker build --build-arg WITH_ADETAILER=0 ...                  without that extension
 #   docker build -t a1111-worker:embedded --target embedded .      without A1111: with diffusers
 
 ARG A1111_PYTHON_IMAGE=docker.io/library/python:3.10-slim-bookworm@sha256:68d914ec641a0b69267ce65184d000a2bc3a9ee2590ab702b82250ab2385735a
@@ -58,6 +59,14 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     /build/install-python.sh 3.10 /opt/a1111 /build/rest.lock
 COPY image/torch_build.py /build/
 RUN /opt/a1111/bin/python /build/torch_build.py > /opt/a1111/torch_build.json
+ARG WITH_CONTROLNET=1
+COPY image/controlnet.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    [ "$WITH_CONTROLNET" != 1 ] || /build/install-python.sh 3.10 /opt/a1111 /build/controlnet.lock
+ARG WITH_ADETAILER=1
+COPY image/adetailer.lock /build/
+RUN --mount=type=cache,target=/root/.cache/uv \
+    [ "$WITH_ADETAILER" != 1 ] || /build/install-python.sh 3.10 /opt/a1111 /build/adetailer.lock
 
 FROM a1111-system AS worker-python
 ARG INDEX_URL=https://pypi.org/simple
@@ -120,6 +129,19 @@ RUN /build/fetch-source.sh stable-diffusion-stability-ai cf1d67a6fd5ea1aa600c4df
  && /build/fetch-source.sh CLIP d05afc436d78f1c48dc0dbf8e5980a9d471f35f6 \
       "openai/CLIP rom1504/CLIP" LICENSE clip \
  && ln -s repositories/CLIP/clip ../clip
+# Extensions are fetched here and nowhere else: none can be installed at run time. Of ControlNet's
+# scripts, one reads films from the disk.
+ARG WITH_CONTROLNET=1
+ARG WITH_ADETAILER=1
+WORKDIR /src/webui/extensions
+RUN if [ "$WITH_CONTROLNET" = 1 ]; then \
+      /build/fetch-source.sh sd-webui-controlnet 56cec5b2958edf3b1807b7e7b2b1b5186dbd2f81 \
+        "Mikubill/sd-webui-controlnet huchenlei/sd-webui-controlnet" LICENSE annotator \
+        internal_controlnet models preload.py scripts ":!scripts/movie2movie.py"; fi \
+ && if [ "$WITH_ADETAILER" = 1 ]; then \
+      /build/fetch-source.sh adetailer 36189cbea735b85fd01e98ac42002b8ce6f0e41d \
+        "Bing-su/adetailer sdwebui-extensions/adetailer" LICENSE.md aaaaaa adetailer \
+        controlnet_ext preload.py scripts; fi
 COPY image/a1111_extension /src/webui/extensions-builtin/a1111-worker
 RUN python3.10 -m compileall -q -j 0 /src/webui
 
@@ -215,11 +237,17 @@ ENV BAKED_MODELS_DIR=/app/models \
     NVIDIA_VISIBLE_DEVICES=all \
     RUN_DIR=/tmp/worker \
     WEBUI_DIR=/stable-diffusion-webui \
-    WEBUI_PYTHON=/opt/a1111/bin/python
+    WEBUI_PYTHON=/opt/a1111/bin/python \
+    YOLO_AUTOINSTALL=false \
+    YOLO_CONFIG_DIR=/tmp/ultralytics \
+    YOLO_OFFLINE=true
+ARG WITH_CONTROLNET=1
+ARG WITH_ADETAILER=1
 # As the worker's user, because A1111 creates folders here.
 WORKDIR /stable-diffusion-webui
 RUN install -d -o worker -g worker /models \
- && setpriv --reuid=worker --regid=worker --clear-groups "$WEBUI_PYTHON" /build/smoke_a1111.py
+ && setpriv --reuid=worker --regid=worker --clear-groups "$WEBUI_PYTHON" /build/smoke_a1111.py \
+    "controlnet=$WITH_CONTROLNET" "adetailer=$WITH_ADETAILER"
 WORKDIR /app
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
 ENTRYPOINT ["/app/image/entrypoint.sh"]
@@ -233,6 +261,6 @@ ARG VERSION=unknown
 ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by A1111 v1.9.3" \
-      org.opencontainers.image.licenses="MIT AND AGPL-3.0-only" \
+      org.opencontainers.image.licenses="MIT AND AGPL-3.0-only AND GPL-3.0-only" \
       org.opencontainers.image.revision=${REVISION} \
       org.opencontainers.image.version=${VERSION}

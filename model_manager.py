@@ -40,7 +40,6 @@ from worker.job.models import (
     lora_tag,
     may_be_merged,
     name_embeddings,
-    wanted_models,
     words,
 )
 from worker.job.prompt import add_lora_tags
@@ -49,7 +48,7 @@ from worker.job.request import PictureRequest
 from worker.models import commands
 from worker.models.convert.converted_loras import ConvertedLoras
 from worker.models.download.limits import DEFAULT, DownloadLimits
-from worker.models.finder import Finder
+from worker.models.finder import Finder, all_wanted, check_annotators
 from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
@@ -88,7 +87,8 @@ class ModelManager:
         self._lock = threading.Lock()  # several jobs can be prepared at once
         self._in_use: list[Models] = []
         self._loaded: ModelFile | None = None
-        self._webui_dir = settings.webui_dir
+        self._webui_dir, self._models_dir = settings.webui_dir, settings.models_dir
+        self._pickles = settings.allow_pickles
         self.store = Store(
             settings.webui_dir,
             settings.models_dir,
@@ -204,7 +204,7 @@ class ModelManager:
     def stored(self, request: PictureRequest) -> set[Path]:
         """The files of the job's models that are found without a download."""
         found: set[Path] = set()
-        for wanted in wanted_models(request).values():
+        for wanted in all_wanted(request).values():
             with suppress(ModelNotFound):  # the search for all of them reports it
                 file = self.finder.find(wanted)
                 found |= {file.path} if file else set()
@@ -220,6 +220,7 @@ class ModelManager:
         Raises:
             WorkerError: names the model and the reason.
         """
+        check_annotators(request, self._models_dir, pickles=self._pickles)
         models = self._find_all(request, stop)
         if self._engine != "embedded":
             models = self.convert(models, stop)
@@ -327,7 +328,7 @@ class ModelManager:
     ) -> Models | None:
         """The models of a template, if `find` finds them all; nothing is fetched."""
         files: dict[tuple[str, int], ModelFile] = {}
-        for field, wanted in wanted_models(request).items():
+        for field, wanted in all_wanted(request).items():
             try:
                 file = find(wanted)
             except ModelNotFound:
@@ -341,7 +342,7 @@ class ModelManager:
     # One job ---------------------------------------------------------------------------------
 
     def _find_all(self, request: PictureRequest, stop: threading.Event) -> Models:
-        wanted = wanted_models(request)
+        wanted = all_wanted(request)
         files = dict(zip(wanted, self.ensure(list(wanted.values()), stop), strict=True))
         models = assign_files(request, files)
         return replace(

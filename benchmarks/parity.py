@@ -316,13 +316,13 @@ def record(server: "Server", folder: Path) -> None:
 
 
 def record_sheet(
-    server: "Server", picture: Path, listed: Path, requests_: dict[str, Fields]
+    server: "Server", picture: Path, listed: Path, requests_: dict[str, Fields], side: int = SIDE
 ) -> None:
     """Write the requests to `listed`, and their pictures side by side to `picture`."""
     bodies = {name: server.body(fields) for name, fields in requests_.items()}
-    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(bodies) // COLUMNS) * SIDE))
+    sheet = Image.new("RGB", (COLUMNS * side, -(-len(bodies) // COLUMNS) * side))
     for number, fields in enumerate(requests_.values()):
-        place = (number % COLUMNS * SIDE, number // COLUMNS * SIDE)
+        place = (number % COLUMNS * side, number // COLUMNS * side)
         sheet.paste(server.draw(fields)[0][0], place)
     lines = [f"{json.dumps(name)}: {json.dumps(body)}" for name, body in bodies.items()]
     picture.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 Run by A1111's Python in the WebUI's folder. It imports all of A1111 with its extensions and
 xformers, and makes a tiny checkpoint. With this it draws on the CPU, with and without the speedups
 of our extension; both pictures must be equal.
+
+usage: smoke_a1111.py EXTENSION=0|1...     the extensions that must (1) or must not be there
 """
 
 import base64
@@ -90,17 +92,33 @@ def import_all(*flags: str) -> None:
     initialize.imports()
 
 
-def check_imports() -> None:
+def check_extensions(wanted: dict[str, bool]) -> None:
+    """Check that A1111 has loaded exactly the wanted ones: it starts without a broken one."""
+    from modules import scripts
+
+    titles = {one.script_class().title().lower() for one in scripts.scripts_data}
+    if wrong := [name for name, is_wanted in wanted.items() if (name in titles) != is_wanted]:
+        sys.exit(f"smoke_a1111.py: wrong extensions, see above: {', '.join(wrong)}")
+    if wanted.get("adetailer"):  # imported only when a job detects something
+        import mediapipe
+        import ultralytics
+
+        print("imported:", mediapipe.solutions.face_mesh.__name__, ultralytics.__version__)
+
+
+def check_imports(wanted: dict[str, bool]) -> None:
     """Import also what only some jobs need."""
     import_all("--xformers", *CPU)  # without --xformers A1111 blocks the import of xformers
     import clip
     import xformers.ops
     from ldm.models.diffusion import ddpm
-    from modules import scripts, timer
+    from modules import extensions, scripts, timer
     from modules.api import api
     from sgm.models import diffusion
 
+    extensions.list_extensions()
     scripts.load_scripts()
+    check_extensions(wanted)
     print("imported:", *(module.__name__ for module in (api, clip, ddpm, diffusion, xformers.ops)))
     print(timer.startup_timer.summary())
 
@@ -171,10 +189,10 @@ def compare(pictures: list[Path]) -> None:
         )
 
 
-def main() -> None:
+def main(extensions: dict[str, bool]) -> None:
     """Check everything; the pictures are drawn in processes of their own."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
-    check_imports()
+    check_imports(extensions)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder, "models/Stable-diffusion/tiny.safetensors"))
         pictures = []
@@ -189,7 +207,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if arguments := sys.argv[1:]:
-        draw(*map(Path, arguments))
+    arguments = sys.argv[1:]
+    if any("=" in argument for argument in arguments) or not arguments:
+        pairs = (argument.split("=") for argument in arguments)
+        main({name: value == "1" for name, value in pairs})
     else:
-        main()
+        draw(*map(Path, arguments))

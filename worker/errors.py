@@ -42,6 +42,7 @@
     ├── ProofError              the engine answered 200, but with another picture than requested
     │   ├── WrongCheckpoint
     │   ├── LoraNotApplied
+    │   ├── UnitNotApplied
     │   ├── WrongVae
     │   ├── WrongDrawing
     │   └── IncompleteAnswer
@@ -348,6 +349,13 @@ class LoraNotApplied(ProofError):
 
     code = "LORA_NOT_APPLIED"
     default_hint = "The picture was discarded. Check that the file is a LoRA."
+
+
+class UnitNotApplied(ProofError):
+    """The engine did not apply a unit of ControlNet or ADetailer that the job names."""
+
+    code = "UNIT_NOT_APPLIED"
+    default_hint = "The picture was discarded. Check the unit's picture and its model."
 
 
 class WrongVae(ProofError):

@@ -8,13 +8,14 @@ embeddings, too (`bundle_emb.<name>.<part>`).
 """
 
 import logging
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from engine.models import files
 from engine.models.checkpoints import SUFFIX, file_sha256
@@ -145,23 +146,39 @@ def read(path: Path) -> Embedding:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     with files.open_tensors(path) as file:
-        return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        try:
+            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, RuntimeError) as error:  # numbers of a kind that torch lacks
+            raise Unreadable(f"it has tensors that cannot be read ({error})") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     """Raises Unreadable also for a pickle that wants to run code."""
     if not path.is_file():
         raise Unreadable("it is not a regular file")
+    if zipfile.is_zipfile(path):
+        _check_unpacked(path)
     try:
         # an old A1111 saved its vectors in a ParameterDict, which only holds tensors
         with torch.serialization.safe_globals([torch.nn.ParameterDict]):
             data = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
+    except Exception as error:  # for a damaged file, torch raises anything
         cause = " ".join(str(error).split())[:100]
         raise Unreadable(f"it is damaged, or holds more than tensors ({cause})") from error
     if not isinstance(data, dict):
         raise Unreadable(f"it holds a {type(data).__name__}, not an embedding")
     return data
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise Unreadable if what is packed in the file is too large."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            unpacked = sum(one.file_size for one in file.infolist())
+    except zipfile.BadZipFile as error:
+        raise Unreadable(f"it is damaged ({error})") from error
+    if unpacked > MAX_BYTES:
+        raise Unreadable(f"it has {unpacked} bytes unpacked; at most {MAX_BYTES} are read")
 
 
 def from_data(name: str, path: Path, data: Mapping[str, Any]) -> Embedding:
@@ -190,9 +207,12 @@ def _only(data: Any) -> torch.Tensor:  # noqa: ANN401 - from a file
 
 def _matrix(tensor: Any) -> torch.Tensor:  # noqa: ANN401 - from a file
     """Vectors in single precision; one vector may come without an axis of its own."""
-    is_list = isinstance(tensor, torch.Tensor) and tensor.ndim in (1, MATRIX) and tensor.numel()
+    is_plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+    is_list = is_plain and not tensor.is_meta and tensor.ndim in (1, MATRIX) and tensor.numel()
     if not is_list or not tensor.is_floating_point():
         raise Unreadable("it has no list of vectors")
+    if tensor.numel() > MAX_BYTES // 4:  # a pickle can repeat one number without end
+        raise Unreadable(f"it has {tensor.numel()} numbers; at most {MAX_BYTES // 4} are read")
     matrix: torch.Tensor = tensor.detach().float().reshape(-1, tensor.shape[-1])
     if not matrix.isfinite().all():
         raise Unreadable("it holds NaN or infinity")

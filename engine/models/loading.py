@@ -107,7 +107,7 @@ class _WholeMask:
 
     def __init__(self, vae: Any) -> None:  # noqa: ANN401 - diffusers
         self._vae = vae
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last: tuple[tuple[torch.Tensor, str], torch.Tensor] | None = None
 
     def __call__(self, _unet: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:  # noqa: ANN401
         """Complete the UNet's first argument."""
@@ -120,17 +120,19 @@ class _WholeMask:
 
     @torch.no_grad()
     def _further(self, sample: torch.Tensor) -> torch.Tensor:
-        """(1, 5, height, width); encoded again only for another size or another VAE."""
-        mark = self._vae.encoder.conv_out.weight
+        """(1, 5, height, width); encoded again only for another size, another VAE, or tiling."""
+        last_layer = self._vae.encoder.conv_out
+        mark, padding = last_layer.weight, last_layer.padding_mode
         if self._last and self._last[1].shape[2:] == sample.shape[2:]:
-            before = self._last[0]
-            if before.dtype == mark.dtype and torch.equal(before.to(mark.device), mark):
+            before, padding_before = self._last[0]
+            is_same = before.dtype == mark.dtype and torch.equal(before.to(mark.device), mark)
+            if is_same and padding_before == padding:
                 return self._last[1]
         sides = (VAE_FACTOR * side for side in sample.shape[2:])
         gray = torch.zeros(1, 3, *sides, device=sample.device, dtype=mark.dtype)
         latent = self._vae.encode(gray).latent_dist.mean * self._vae.config.scaling_factor
         further = torch.cat([torch.ones_like(latent[:, :1]), latent], 1)
-        self._last = (mark.detach().clone(), further)
+        self._last = (mark.detach().clone(), padding), further
         return further
 
 

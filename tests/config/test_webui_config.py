@@ -4,12 +4,20 @@ import os
 import pytest
 from fakes.recorded import recorded
 
-from worker.config.webui_config import OVERRIDABLE, RELIED_ON, set_checkpoint, write
+from worker.config.webui_config import (
+    OF_EXTENSIONS,
+    OVERRIDABLE,
+    RELIED_ON,
+    set_checkpoint,
+    write,
+)
 from worker.job.img2img import Img2ImgOptions
 
+EXTENSIONS = OF_EXTENSIONS | {"ad_extra_models_dir": "", "control_net_modules_path": ""}
 
-def written(folder, checkpoint=None):
-    write(folder, checkpoint)
+
+def written(folder, checkpoint=None, pickles=None):
+    write(folder, checkpoint, pickles)
     return json.loads((folder / "config.json").read_text())
 
 
@@ -19,15 +27,26 @@ def test_every_setting_that_a_job_can_override_has_a1111s_default(tmp_path):
     assert OVERRIDABLE.items() <= recorded("get_options").items()
     assert set(RELIED_ON) <= set(recorded("get_options"))
     new = written(tmp_path / "webui", checkpoint="x")
-    assert new == OVERRIDABLE | RELIED_ON | {"sd_model_checkpoint": "x"}
+    assert new == OVERRIDABLE | RELIED_ON | EXTENSIONS | {"sd_model_checkpoint": "x"}
 
 
 def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp_path):
     own = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": "x", "samples_format": "jpg"}
     (tmp_path / "config.json").write_text(json.dumps(own))
-    expected = OVERRIDABLE | own | RELIED_ON
+    expected = OVERRIDABLE | own | RELIED_ON | EXTENSIONS
     assert written(tmp_path, checkpoint="y") == expected
     assert expected["samples_format"] == "png"
+
+
+def test_an_operators_folder_of_detectors_counts_only_if_the_worker_names_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"ad_extra_models_dir": "/pickles"}')
+    assert EXTENSIONS.items() <= written(tmp_path).items()
+    allowed = written(tmp_path, pickles=tmp_path / "models")
+    assert allowed["ad_extra_models_dir"] == str(tmp_path / "models/adetailer")
+    assert allowed["control_net_modules_path"] == str(tmp_path / "models/annotators")
+    assert (tmp_path / "models/annotators").is_dir()  # without it ControlNet would not start
+    (tmp_path / "file").touch()
+    assert written(tmp_path, pickles=tmp_path / "file")["control_net_modules_path"] == ""
 
 
 def test_only_the_default_checkpoint_is_replaced_before_a_later_start(tmp_path):

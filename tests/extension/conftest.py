@@ -164,6 +164,20 @@ class RestrictedUnpickler(pickle.Unpickler):
         raise ValueError(f"{module}.{name} is forbidden")
 
 
+class ScriptRunner:
+    """Errors of a script are reported, and the next one runs."""
+
+    def create_script_ui(self, script):
+        script.args_from = 0
+
+    def process(self, p, scripts, report):
+        for script in scripts:
+            try:
+                script.process(p)
+            except Exception as error:  # noqa: BLE001 - as A1111
+                report(error)
+
+
 devices = networks = safe = types.SimpleNamespace()
 
 
@@ -182,6 +196,7 @@ def a1111(monkeypatch):
         "denoiser": module("modules.sd_samplers_cfg_denoiser"),
         "processing": module("modules.processing", decode_latent_batch=decode_latent_batch),
         "safe": module("modules.safe", allowed_zip_names_re=allowed_zip_names_re),
+        "scripts": module("modules.scripts"),
         "samplers": module("modules.sd_samplers_kdiffusion"),
         "sampling": module("k_diffusion.sampling", to_d=to_d),
         "diffusion": module("sgm.models.diffusion"),
@@ -198,6 +213,7 @@ def a1111(monkeypatch):
         ("samplers", KDiffusionSampler),
         ("diffusion", DiffusionEngine),
         ("safe", RestrictedUnpickler),
+        ("scripts", ScriptRunner),
     ):
         setattr(made[room], original.__name__, type(original.__name__, (original,), {}))
     for one in made.values():

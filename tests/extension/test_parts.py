@@ -8,8 +8,8 @@ from a1111_worker import parts
 
 from .conftest import UNet
 
-NAMES = [part.name for part in parts.PICKLES + parts.SPEEDUPS]
-PICKLES = [part.name for part in parts.PICKLES]
+NAMES = [part.name for part in parts.ALWAYS + parts.SPEEDUPS]
+ALWAYS = [part.name for part in parts.ALWAYS]
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,8 @@ def test_all_parts_are_on_by_default_and_the_log_names_them(log, value):
 
 
 @pytest.mark.parametrize("value", ["false", "0", " No ", "OFF"])
-def test_without_the_speedups_only_pickles_are_changed(a1111, log, value):
-    assert parts.switch_on({"A1111_SPEEDUPS": value}) == PICKLES
+def test_without_the_speedups_the_other_parts_are_on(a1111, log, value):
+    assert parts.switch_on({"A1111_SPEEDUPS": value}) == ALWAYS
     assert "A1111_SPEEDUPS=false" in log.text
     model = a1111.diffusion.DiffusionEngine(UNet())
     parts.prepare_model(model)
@@ -42,7 +42,7 @@ def test_a_part_whose_module_is_missing_is_left_out_with_a_warning(
     a1111, log, missing, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, missing, None)
-    off = [part.name for part in parts.PICKLES + parts.SPEEDUPS if missing in part.modules]
+    off = [part.name for part in parts.ALWAYS + parts.SPEEDUPS if missing in part.modules]
     made = parts.switch_on({})
     assert set(made) == {*NAMES, parts.CHECKPOINTING} - {*off}
     warnings = [record.getMessage() for record in log.records if record.levelname == "WARNING"]

@@ -23,6 +23,7 @@ UNET_CHANNELS = (32, 64, 64, 64)
 VAE_CHANNELS = (32, 32, 32, 32)
 XL_WIDTHS = (32, 64)  # of SDXL's text encoders (diffusers needs two); its UNet has the sum
 LORA_RANK = 4
+LATENT_CHANNELS = 4
 # LoRAs train the attention's and the feed-forward's projections
 _UNET_TARGETS = r"to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2"
 _TARGET = re.compile(rf"encoder\.layers|transformer_blocks.*({_UNET_TARGETS})$")
@@ -106,6 +107,11 @@ SSD_DEPTHS = {
     "transformer_layers_per_block": (1, (2, 2), (2, 1)),
     "reverse_transformer_layers_per_block": ((1, 2, 3), (2, 1, 1), 1),
 }
+# SSD-1B's own depths; the others are shorter in the tests
+SSD_WHOLE_DEPTHS = SSD_DEPTHS | {
+    "transformer_layers_per_block": (1, (2, 2), (4, 4)),
+    "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+}
 REFINER_UNET = {
     "block_out_channels": UNET_CHANNELS,
     "down_block_types": ("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
@@ -134,6 +140,12 @@ KINDS = {
             ldm.OPENCLIP_XL: second_text_encoder,
         },
     ),
+}
+
+KINDS |= {
+    "SD1": (unet, {ldm.CLIP: text_encoder}),
+    "SDXL": (xl_unet, KINDS["SSD-1B"][1]),
+    "SSD-1B, whole depth": (lambda: xl_unet(**SSD_WHOLE_DEPTHS), KINDS["SSD-1B"][1]),
 }
 
 

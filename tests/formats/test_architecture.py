@@ -4,6 +4,8 @@ A row of a table names tensors as `name:8x768`; `$U` and the like stand for long
 word in capitals for the tensors of `PARTS`.
 """
 
+from typing import get_args
+
 import pytest
 from fakes.model_files import entries, framed
 
@@ -15,6 +17,8 @@ from worker.formats.architecture import (
     check_usable,
     detect,
 )
+from worker.formats.control_models import ROLES
+from worker.formats.names import Kind
 from worker.formats.safetensors_header import Header, Tensor, parse_header
 
 SHORT = {
@@ -183,6 +187,15 @@ OTHERS = [
      " control_model.input_blocks.0.0.weight:320x4x3x3")),
     ("ControlNet", None, ("controlnet_cond_embedding.conv_in.weight:16x3x3x3"
      " down_blocks.0.resnets.0.conv1.weight:320x320x3x3")),
+    ("ControlNet", "SDXL", "control_model.label_emb.0.0.weight:1280x2816"),
+    ("ControlNet", "SDXL",
+     "controlnet_cond_embedding.conv_in.weight:16x3x3x3 add_embedding.linear_1.weight:1280x2816"),
+    *(("ControlNet", family, ("input_hint_block.0.weight:16x3x3x3"
+       f" input_blocks.5.1.transformer_blocks.0.attn2.to_k.weight:640x{width}"))
+      for family, width in (("SD1", 768), ("SD2", 1024), (None, 64))),
+    *(("T2I-Adapter", family, (f"{prefix}conv_in.weight:320x{width}x3x3"
+       f" {prefix}body.0.block1.weight:320x320x3x3"))
+      for prefix in ("", "adapter.") for family, width in (("SDXL", 768), (None, 192))),
     ("ControlNet", None, "lora_controlnet: $K.down:8x1"),
     ("ControlNet", None,
      "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight:8x1"),
@@ -309,11 +322,12 @@ def test_the_embedded_engines_own_models_are_sd1_by_their_structure():
     check_match("tiny", checkpoint, "lora", lora)
 
 
-@pytest.mark.parametrize("role", ["checkpoint", "lora", "vae", "embedding"])
-def test_the_wanted_role_and_an_unknown_one_are_accepted(role):
+@pytest.mark.parametrize("wanted", get_args(Kind))
+def test_the_wanted_role_and_an_unknown_one_are_accepted(wanted):
+    roles = ROLES if wanted == "controlnet" else (wanted,)
     for family in (None, "SD1", "SD2", "SDXL", "SDXL refiner"):
-        check_usable("x", role, Architecture(role, family))
-        check_usable("x", role, Architecture(None, family))
+        for role in (*roles, None):
+            check_usable("x", wanted, Architecture(role, family))
 
 
 @pytest.mark.parametrize(
@@ -325,7 +339,9 @@ def test_the_wanted_role_and_an_unknown_one_are_accepted(role):
         ("lora", "embedding", "SD1", "'x' is an embedding for SD1", "`embeddings`"),
         ("vae", "checkpoint", "SD1", "cannot use it as a VAE", "`checkpoint`"),
         ("vae", "VAE in diffusers naming", None, "is a VAE in diffusers naming", "another"),
-        ("checkpoint", "ControlNet", None, "is a ControlNet", "another file"),
+        ("checkpoint", "ControlNet", None, "is a ControlNet", "`alwayson_scripts.C"),
+        ("controlnet", "lora", "SD1", "cannot use it as a ControlNet", "`loras`"),
+        ("controlnet", "IP-Adapter", None, "is an IP-Adapter", "another file"),
         ("checkpoint", "IP-Adapter", None, "is an IP-Adapter", "another file"),
         ("checkpoint", ALONE, "Flux", f"is a {ALONE} for Flux", "Stable Diffusion 1"),
         ("checkpoint", "checkpoint", "SD3", "checkpoint for SD3", "Stable Diffusion"),

@@ -33,6 +33,7 @@ ANSWERS = {
     "latent-upscale-modes": recorded("get_latent-upscale-modes"),
     "scripts": recorded("get_scripts"),
     "prompt-styles": recorded("get_prompt-styles"),
+    "ad_model": {"ad_model": ["mediapipe_face_full"]},
     "txt2img": PICTURE,
 }
 EXPECTED = Expected(
@@ -70,7 +71,7 @@ def use(webui):
     for name in ("Euler", "nope"):
         attempt(catalog.sampler, name, None)
     attempt(catalog.check, "styles", "nope", catalog.styles)
-    attempt(catalog.check, "script_name", "nope", catalog.scripts)
+    attempt(catalog.check_script, "img2img", "script_name", "nope")
     attempt(catalog.check, "hr_upscaler", "nope", catalog.upscalers)
     of_generation(webui.progress(preview=True))
     webui.is_idle()

@@ -283,7 +283,7 @@ NOT_OFFERED = [
     (answer(file(1, "a.ckpt", **PENDING)), ModelUnsafe, "has not passed"),  # no safetensors
     (answer(file(fmt="GGUF", name="a.gguf")), ModelNotSupported, "'a.gguf' (model, gguf)"),
     (answer(file(fmt="Diffusers")), ModelNotSupported, "(model, diffusers)"),
-    (answer(file(), type_="Controlnet"), ModelNotSupported, "is of type 'Controlnet'"),
+    (answer(file(), type_="Upscaler"), ModelNotSupported, "is of type 'Upscaler'"),
     (answer(file(), mode="Archived"), ModelArchived, "('Jib Mix \N{EN DASH} v2') is archived"),
     (answer(), ModelArchived, "no longer has files"),
     (answer(file(), mode="TakenDown"), ModelNotFound, "was taken down"),

@@ -20,10 +20,10 @@ def picture(mode="RGB", size=SIZE):
     """A picture without symmetry: turned or mirrored, it is another one."""
     image = Image.new("L", size)
     image.putdata([(7 + 11 * number) % 256 for number in range(size[0] * size[1])])
-    if mode == "I;16":
-        return Image.frombytes(
-            mode, size, b"".join(bytes([200, value]) for value in image.tobytes())
-        )
+    if mode.startswith("I;16"):
+        order = "big" if mode.endswith("B") else "little"
+        values = [(256 * value + 200).to_bytes(2, order) for value in image.tobytes()]
+        return Image.frombytes(mode, size, b"".join(values))
     return image.convert(mode)
 
 

@@ -69,6 +69,7 @@ ENCODED = {
     "gray with alpha": (file_of(picture("LA")), "RGBA"),
     "one transparent color": (file_of(transparency=(7, 7, 7)), "RGBA"),
     "16 bits": (file_of(picture("I;16")), "L"),
+    "16 bits, the high byte first": (file_of(picture("I;16B"), "TIFF"), "L"),
     "CMYK": (file_of(picture("CMYK"), "JPEG"), "RGB"),
     "GIF": (file_of(PLAIN, "GIF"), "RGB"),
     "BMP": (file_of(PLAIN, "BMP"), "RGB"),
@@ -97,7 +98,8 @@ def test_every_other_form_becomes_a_plain_png(name):
 
 def test_pixels_are_not_changed_by_the_form():
     gray = pixels(file_of(GRAY))
-    assert pixels(decode(file_of(picture("I;16")), IMAGE_LIMITS).data) == gray
+    for name in ("16 bits", "16 bits, the high byte first"):
+        assert pixels(decode(ENCODED[name][0], IMAGE_LIMITS).data) == gray
     with_alpha = file_of(picture("LA"))
     assert pixels(decode(with_alpha, IMAGE_LIMITS).data)[2][::4] == gray[2]
     transparent = pixels(decode(indexed(bytes([0, 128, 255])), IMAGE_LIMITS).data)[2][3::4]

@@ -34,6 +34,7 @@ TEXT = text_of(file_of(picture("RGB", (90, 80)), format_="JPEG"))
 FORMS = {
     "base64": TEXT,
     "line breaks": "\r\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76)),
+    "a space between all characters": " ".join(TEXT),
     "no padding": TEXT.rstrip("="),
     "for URLs": TEXT.replace("+", "-").replace("/", "_"),
     "data URI": f"data:image/jpeg;base64,{TEXT}",

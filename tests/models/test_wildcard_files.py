@@ -3,7 +3,7 @@
 import pytest
 
 from worker.errors import InvalidInput
-from worker.job.request import parse
+from worker.job.txt2img import parse
 from worker.models.wildcard_files import (
     LARGEST_FILE,
     MOST_CHARACTERS,

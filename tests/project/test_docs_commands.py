@@ -47,6 +47,7 @@ JOBS = dict.fromkeys(
 # what a job contains -> why it cannot run in a test
 NOT_RUN = {
     "https://civitai.com/": "it downloads a checkpoint and LoRAs from CivitAI, some GB",
+    '"alwayson_scripts"': "it needs A1111's image with its extensions, and a ControlNet of 0.7 GB",
     '"interrogate"': "the embedded engine has no model that describes pictures",
     '"jib_mix_realistic"': "its template names a checkpoint and a LoRA on CivitAI, 7 GB",
 }

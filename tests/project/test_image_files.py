@@ -11,6 +11,8 @@ from worker.config.settings import PROJECT
 IMAGE = PROJECT / "image"
 LOCKS = {
     "a1111": IMAGE / "a1111.in",
+    "adetailer": IMAGE / "adetailer.in",
+    "controlnet": IMAGE / "controlnet.in",
     "build": IMAGE / "build.in",
     "embedded": PROJECT / "requirements-engine.txt",
     "worker": PROJECT / "requirements.txt",
@@ -69,6 +71,13 @@ def test_drawing_needs_no_compiler():
         assert not {"triton", "cuda-bindings"} & pins(IMAGE / f"{name}.lock").keys()
 
 
+def test_an_extension_installs_only_what_a1111_lacks():
+    """Another version of a package of A1111's would break A1111; protobuf is used by mediapipe."""
+    base = pins(IMAGE / "a1111.lock")
+    for name in ("controlnet", "adetailer"):
+        assert pins(IMAGE / f"{name}.lock").keys() & base.keys() <= {"protobuf"}
+
+
 def test_the_two_worlds_are_apart():
     assert "runpod" not in pins(IMAGE / "a1111.lock")
     assert "torch" not in pins(IMAGE / "worker.lock")
@@ -78,7 +87,7 @@ def test_base_images_and_sources_are_pinned_and_each_source_has_a_mirror():
     for argument in ("A1111_PYTHON_IMAGE", "EMBEDDED_PYTHON_IMAGE"):
         assert in_dockerfile(rf"^ARG {argument}=\S+@sha256:[0-9a-f]{{64}}$")
     sources = in_dockerfile(r'fetch-source\.sh \S+ (\S+) \\\n\s+"([^"]+)"')
-    assert len(sources) == 6
+    assert len(sources) == 8
     for commit, repositories in sources:
         assert re.fullmatch("[0-9a-f]{40}", commit)
         assert len(set(repositories.split())) == 2

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import threading
 
 import pytest
 from pydantic import Field
@@ -45,6 +46,16 @@ def test_a_job_gets_the_task_that_it_names_or_the_first_one():
     jobs = [{"number": 2}, {"task": "count", "number": 1}, {"task": "rest"}]
     assert [answer(job).numbers for job in jobs] == [[0, 1], [0], [4]]
     assert TABLE.of({"task": None}).name == TABLE.of({"task": ""}).name == "count"
+
+
+def test_an_input_is_read_in_a_thread_so_that_other_jobs_go_on():
+    def read(_worker, _job):
+        return CountRequest(number=2 if threading.current_thread() is not main else 1)
+
+    main = threading.current_thread()
+    task = Task("count", "Counts.", count, Count, fields=CountRequest, read=read)
+    counted = asyncio.run(task(None, Job("id-1", {}, None, None)))
+    assert counted.numbers == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -156,3 +156,10 @@ def test_what_cannot_work_is_refused_before_the_engine_is_used(upscale, fields, 
     answer = upscale(**fields)
     assert (answer["code"], "attempts" in answer) == ("INVALID_INPUT", False)
     assert message in answer["error"]
+
+
+def test_all_results_together_have_a_limit(upscale, monkeypatch):
+    monkeypatch.setattr("worker.tasks.upscale._MAX_PIXELS", 2 * 48 * 32)
+    several = {"image": None, "upscaler_1": "Lanczos"}
+    assert len(upscale(images=[IMAGE] * 2, **several)["images"]) == 2
+    assert "pixels together" in upscale(images=[IMAGE] * 3, **several)["error"]

@@ -64,6 +64,9 @@ def test_the_engine_is_used_through_its_api(tmp_path):
         answer = webui.draw("txt2img", SMALL, timeout=60)
         assert (len(answer.images), answer.facts["sd_model_name"]) == (1, "tiny")
         assert answer.parameters["prompt"] == SMALL["prompt"]
+        brings = {"init_images": answer.images, "include_init_images": True}
+        again = webui.draw("img2img", SMALL | brings, timeout=60)
+        assert not {"init_images", "mask"} & again.parameters.keys()
         assert webui.is_idle()
         assert [model["model_name"] for model in webui.sd_models()] == ["tiny"]
         assert [lora["name"] for lora in webui.loras()] == ["x"]

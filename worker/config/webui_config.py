@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ RELIED_ON: dict[str, Any] = {
     "upscaling_max_images_in_cache": 0,
 }
 
+# The same of ControlNet and ADetailer; without the extensions these have no effect.
+OF_EXTENSIONS: dict[str, Any] = {
+    "control_net_unit_count": 3,
+    "control_net_no_detectmap": False,  # a unit's map proves that it was applied
+    "control_net_detectmap_autosaving": False,
+    "control_net_model_cache_size": 1,
+    "ad_max_models": 4,
+}
+
 
 def checkpoint(webui_dir: Path) -> str | None:
     """The name of the checkpoint that the engine loads for a job that names none."""
@@ -79,7 +89,7 @@ def checkpoint(webui_dir: Path) -> str | None:
     return title.rpartition(" [")[0] if title.endswith("]") else title  # without a title's hash
 
 
-def write(webui_dir: Path, checkpoint: str | None = None) -> None:
+def write(webui_dir: Path, checkpoint: str | None = None, pickles: Path | None = None) -> None:
     """Add the missing settings to `config.json`; the operator's own values are kept.
 
     A file that is not a JSON object is renamed: A1111 would exit with status 1 at start.
@@ -87,14 +97,27 @@ def write(webui_dir: Path, checkpoint: str | None = None) -> None:
     Args:
         webui_dir: the engine's data folder.
         checkpoint: name of the checkpoint to load at start, unless the file names one.
+        pickles: folder with `adetailer` and `annotators`, whose files can run code when they are
+            loaded; None: A1111 gets none of them.
     """
     path = webui_dir / "config.json"
     webui_dir.mkdir(parents=True, exist_ok=True)
     first = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
-    options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON}
+    extensions = OF_EXTENSIONS | {
+        "ad_extra_models_dir": str(pickles / "adetailer") if pickles else "",
+        "control_net_modules_path": _made(pickles / "annotators") if pickles else "",
+    }
+    options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON, **extensions}
     write_atomically(path, json.dumps(options, indent=4))
     for left in unfinished_writes(path):
         left.unlink(missing_ok=True)
+
+
+def _made(folder: Path) -> str:
+    """The folder, which is made now: ControlNet would not start without it. Empty if it cannot."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return str(folder) if folder.is_dir() else ""
 
 
 def set_checkpoint(webui_dir: Path, checkpoint: str) -> None:

@@ -59,15 +59,18 @@ class OutputDir:
             error.hint += f" The pictures are kept in OUTPUT_DIR: {named}."
 
 
-def cleaned(job_id: str) -> str:
-    """A job's id as part of a file name or a key, without special characters."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", job_id)[:128] or "job"
+def cleaned(job_id: str, longest: int = 128) -> str:
+    """A job's id as part of a file name or a key, without special characters.
+
+    Of an id that is too long the end counts: there is the number of a batch's input.
+    """
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", job_id)[-longest:] or "job"
 
 
 def write(pictures: Sequence[Picture], folder: Path, job_id: str) -> list[Path]:
     """Write each picture as `<time>-<job>-<n>.<suffix>`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{cleaned(job_id)[:64]}"
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{cleaned(job_id, 64)}"
     files = [folder / f"{stem}-{number}.{one.suffix}" for number, one in enumerate(pictures)]
     for file, picture in zip(files, pictures, strict=True):
         file.write_bytes(picture.data)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from worker.errors import ModelMismatch, ModelNotSupported
-from worker.formats import lora_use
+from worker.formats import control_models, lora_use
 from worker.formats.embedding_vectors import BUNDLED
 from worker.formats.names import Kind
 from worker.formats.safetensors_header import Header, Tensor
@@ -22,7 +22,9 @@ USABLE_FAMILIES = ("SD1", "SD2", "SDXL", "SDXL refiner")
 _MATRIX = 2
 
 _WORDS: dict[str | None, str] = {"lora": "LoRA", "vae": "VAE", None: "model"}
+_WORDS[control_models.KIND] = "ControlNet"
 _FIELDS = {"checkpoint": "checkpoint", "lora": "loras", "vae": "vae", "embedding": "embeddings"}
+_FIELDS |= dict.fromkeys(control_models.ROLES, "alwayson_scripts.ControlNet")
 
 _CONTEXT_WIDTHS = {768: "SD1", 1024: "SD2", 1280: "SDXL refiner", 2048: "SDXL"}
 _TEXT_WIDTHS = {768: "SD1", 1024: "SD2"}
@@ -187,7 +189,7 @@ def detect(header: Header) -> Architecture:
     if _FIRST_LAYER in names.tensors:  # some checkpoints have tensors of a LoRA among their own
         return _model(names, header.metadata) or Architecture()
     if role := names.first(_FOREIGN_ROLES):
-        return Architecture(role)
+        return Architecture(role, control_models.family(role, header))
     if names.has(_LORA):
         return _lora(names, header)
     if found := _model(names, header.metadata) or _vae(names):
@@ -342,7 +344,7 @@ def check_usable(name: str, wanted: Kind, found: Architecture) -> None:
         ModelNotSupported: it has another role, or a family that A1111 v1.9.3 cannot load.
     """
     loadable = found.family is None or found.family in USABLE_FAMILIES
-    if loadable and found.role in {None, wanted}:
+    if loadable and found.role in {None, wanted, *control_models.roles(wanted)}:
         return
     field = _FIELDS.get(found.role or "")
     elsewhere = f"Name it in the job's field `{field}`." if field else "Name another file."

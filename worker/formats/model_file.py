@@ -34,9 +34,11 @@ FOLDERS: dict[Kind, str] = {
     "lora": "Lora",
     "vae": "VAE",
     "embedding": "embeddings",
+    "controlnet": "ControlNet",
 }
 
 _HASH_BLOCK = 1 << 20
+_LISTED_BLOCK = 1 << 16
 _EXCERPT = 4096  # bytes; enough to recognise a format, and for the title of a web page
 
 
@@ -143,6 +145,18 @@ class ModelFile:
         if self.path.suffix in PICKLES:
             return {}
         return _contents(self.path, *version(self.path))[0]
+
+    def listed_name(self) -> str:
+        """The name under which ControlNet lists the file: `control_v11p_sd15_canny [d14c016b]`.
+
+        The hash is that of A1111's first version: of 64 KiB behind the first MiB.
+
+        Raises:
+            ModelFileInvalid: the file cannot be read.
+        """
+        with _opened(self.path) as file:
+            file.seek(_HASH_BLOCK)
+            return f"{self.stem} [{sha256(file.read(_LISTED_BLOCK)).hexdigest()[:8]}]"
 
     def sha256(self) -> str | None:
         """Lower-case hex SHA-256, computed once per version of the file; None if it is missing."""

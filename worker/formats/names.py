@@ -45,4 +45,4 @@ def stem_of(filename: str) -> str:
     return clean_stem(without_suffix(PurePosixPath(filename.replace("\\", "/")).name))
 
 
-Kind = Literal["checkpoint", "lora", "vae", "embedding"]
+Kind = Literal["checkpoint", "lora", "vae", "embedding", "controlnet"]

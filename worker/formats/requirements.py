@@ -116,6 +116,7 @@ _WORDS: dict[Kind, str] = {
     "lora": "a LoRA",
     "vae": "a VAE",
     "embedding": "an embedding",
+    "controlnet": "a ControlNet",
 }
 
 
@@ -313,9 +314,22 @@ def _vectors(file: File) -> str | None:
 
 EMBEDDINGS = (Requirement("A1111 v1.9.3 skips it, and its name is plain text.", _vectors),)
 
+# ControlNet ------------------------------------------------------------------------------------
+
+
+def _recognised(file: File) -> str | None:
+    return None if file.found.role else "has no tensors of a ControlNet or a T2I-Adapter"
+
+
+CONTROLNETS = (
+    Requirement("The extension would fail, and A1111 draw without it.", _recognised),
+    Requirement("The extension cannot compute with them.", _wrong_arithmetic),
+)
+
 REQUIREMENTS: dict[Kind, tuple[Requirement, ...]] = {
     "checkpoint": CHECKPOINTS,
     "lora": LORAS,
     "vae": VAES,
     "embedding": EMBEDDINGS,
+    "controlnet": CONTROLNETS,
 }

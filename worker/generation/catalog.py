@@ -79,6 +79,7 @@ class Catalog:
         scripts: by task, the values of `script_name` and `alwayson_scripts`, in lower case, as
             A1111 compares them.
         styles: the values of `styles`, each with its texts.
+        detectors: ADetailer's, the values of `ad_model`.
     """
 
     samplers: Mapping[str, str]
@@ -86,6 +87,7 @@ class Catalog:
     upscalers: frozenset[str] = field(default_factory=frozenset)
     scripts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     styles: Mapping[str, Style] = field(default_factory=dict)
+    detectors: frozenset[str] = field(default_factory=frozenset)
     enlargers: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -98,6 +100,7 @@ class Catalog:
         latent_modes: Json = (),
         scripts: Json = None,
         styles: Json = (),
+        detectors: Json = None,
     ) -> Catalog:
         """Build it from the answers of the routes with these names.
 
@@ -114,6 +117,7 @@ class Catalog:
             upscalers=frozenset(text(u, "name") for u in upscaling),
             scripts={task: frozenset(texts(by_task.get(task), task)) for task in _DRAWING},
             styles={text(s, "name"): Style.from_answer(s) for s in objects(list(styles))},
+            detectors=frozenset(texts(an_object(detectors or {}).get("ad_model"), "ad_model")),
             enlargers={
                 text(u, "name"): number({"scale": u.get("scale") or _USUAL_SCALE}, "scale")
                 for u in objects(list(upscalers))

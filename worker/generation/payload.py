@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import filterfalse
 from typing import Any
 
 from worker.errors import InvalidInput
+from worker.extensions import proof as extension_proof
+from worker.extensions import scripts
+from worker.extensions.proof import ExpectedUnits
 from worker.generation import init_images, prompts
 from worker.generation.catalog import Catalog
 from worker.generation.init_images import InitImages
@@ -35,6 +39,7 @@ OURS = {
     "include_init_images",
 }
 
+NO_PICTURES: Mapping[str, str] = {}
 LIVE_PREVIEWS = "live_previews_enable"
 
 # With fewer steps A1111 v1.9.3 answers 500 (measured). UniPC needs as many as its order.
@@ -57,6 +62,7 @@ class Expected:
         checkpoint_sha256: in lower-case hex; None if the file was not hashed yet.
         script_args: the arguments of the job's script, which may name further models.
         has_bundle: whether a LoRA has embeddings in its own file.
+        units: of ControlNet and ADetailer; None without any.
         size: width and height of each picture; None if they are not known here.
         reported: what must be in `extra_generation_params`.
     """
@@ -69,6 +75,7 @@ class Expected:
     checkpoint_sha256: str | None = None
     script_args: tuple[Any, ...] = ()
     has_bundle: bool = False
+    units: ExpectedUnits | None = None
     size: tuple[int, int] | None = None
     reported: Mapping[str, object] = field(default_factory=dict)
 
@@ -101,8 +108,15 @@ def engine_names(request: PictureRequest, catalog: Catalog) -> dict[str, Any]:
     prompts.check(request, catalog.styles)
     if request.script_name:
         catalog.check_script(request.task, "script_name", request.script_name)
-    for script in request.alwayson_scripts:
+    for script in filterfalse(scripts.is_extension, request.alwayson_scripts):
         catalog.check_script(request.task, "alwayson_scripts", script)
+    scripts.check(
+        request.alwayson_scripts,
+        catalog,
+        request.task,
+        has_picture=isinstance(request, Img2ImgRequest),
+        script_name=request.script_name,
+    )
     first_pass = _sampler(catalog, request.sampler_name or request.sampler_index, request.scheduler)
     sampler = first_pass.get("sampler_name")
     if isinstance(request, Img2ImgRequest):
@@ -174,10 +188,18 @@ def build(
     models: Models,
     styles: Styles = NO_STYLES,
     brought: InitImages | None = None,
+    *,
+    pictures: Mapping[str, str] = NO_PICTURES,
 ) -> Payload:
     """Compose the body from the request, its names on the engine, its files and its styles.
 
-    `brought` are the pictures of an img2img job.
+    Args:
+        request: the job.
+        names: see `engine_names`.
+        models: the job's files.
+        styles: of the engine.
+        brought: the pictures of an img2img job.
+        pictures: those of the units of extensions: field -> base64.
 
     Raises:
         InvalidInput: one LoRA is named in two ways, or is also in a style.
@@ -186,6 +208,9 @@ def build(
     body = request.model_dump(exclude=OURS, exclude_unset=True) | dict(names)
     body |= _sizes(request) | prompts.compose(request, models) | _second_models(models)
     body["override_settings"] = _override_settings(request, models)
+    units = scripts.read(request.alwayson_scripts)
+    controls = scripts.model_names(units, models.controlnets)
+    body |= _always_on(request, scripts.body(units, controls, pictures))
     expected = Expected(
         images=request.pictures,
         checkpoint=models.loaded.stem if models.loaded else None,
@@ -196,6 +221,7 @@ def build(
         embeddings=_used_embeddings(models, prompts.encoded_texts(request, styles, body).values()),
         # The files of LoRAs that styles name are not looked up.
         has_bundle=models.has_bundle or prompts.has_styles_loras(request, styles),
+        units=extension_proof.expected(units, controls, second_pass=has_second_pass(body)),
     )
     found = (
         *_warnings(request, body),
@@ -210,6 +236,13 @@ def build(
     elif not request.second_pass and not has_script(body):
         expected = replace(expected, size=(body["width"], body["height"]))
     return Payload(body, expected, found, request.task)
+
+
+def _always_on(request: PictureRequest, extensions: Mapping[str, Any]) -> dict[str, Any]:
+    given = request.alwayson_scripts.items()
+    others = {name: script.model_dump() for name, script in given if not scripts.is_extension(name)}
+    sent = others | dict(extensions)
+    return {"alwayson_scripts": sent} if given else {}
 
 
 def _with_pictures(request: Img2ImgRequest, brought: InitImages, expected: Expected) -> Expected:

@@ -20,6 +20,7 @@ from worker.errors import (
     WrongDrawing,
     WrongVae,
 )
+from worker.extensions import proof as extension_proof
 from worker.formats.names import without_suffix
 from worker.generation.payload import Expected
 from worker.generation.picture import png_size
@@ -43,6 +44,9 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
         )
     # With save_images and more than one picture, the first image of A1111 is a grid of them.
     pictures = len(images) - int(info.get("index_of_first_image") or 0)
+    if expected.units:
+        extension_proof.check(info, pictures, expected.images, expected.units)
+        pictures -= expected.units.maps
     if expected.images is None:
         if not images:
             raise IncompleteAnswer("the engine returned no picture.")
@@ -50,7 +54,8 @@ def check(info: Mapping[str, Any], images: Sequence[str], expected: Expected) ->
         raise IncompleteAnswer(
             f"expected {expected.images} pictures, but the engine returned {pictures}."
         )
-    _check_drawing(info, images, expected)
+    maps = expected.units.maps if expected.units else 0
+    _check_drawing(info, images[: len(images) - maps], expected)
 
 
 def _check_drawing(info: Mapping[str, Any], images: Sequence[str], expected: Expected) -> None:

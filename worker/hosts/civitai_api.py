@@ -82,6 +82,7 @@ _ROLES: dict[str, Kind] = {
     "checkpoint": "checkpoint",
     "vae": "vae",
     "textualinversion": "embedding",
+    "controlnet": "controlnet",
 }
 _WEIGHTS = frozenset({"model", "pruned model"})
 _MORE_TYPES: dict[Kind, set[str]] = {"vae": {"vae"}, "embedding": {"negative"}}
@@ -109,7 +110,7 @@ def remote_file(ref: CivitAIRef, answer: object, front: str, *, has_key: bool) -
     if role is None:
         raise ModelNotSupported(
             f"{version} is of type {version.model_type!r}.",
-            hint="Name a checkpoint, a LoRA, a VAE or an embedding.",
+            hint="Name a checkpoint, a LoRA, a VAE, an embedding or a ControlNet.",
         )
     file = _chosen(version, ref, role)
     _check_scans(version, file)

@@ -134,7 +134,8 @@ def _goes_as_sent(image: ImageFile, texts: Texts) -> bool:
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """As L, RGB or RGBA with 8 bits a channel."""
     if image.mode.startswith("I;16"):
-        return image.point(lambda value: value * (1 / 256)).convert("L")
+        # As "I", because Pillow does not calculate with the mode of a big-endian TIFF, "I;16B".
+        return image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.mode in {"I", "F"}:
         raise InvalidInput(
             "the picture has 32 bits a channel.", hint="Send it with 8 or 16 bits a channel."

@@ -43,7 +43,7 @@ def check_together(models: Models, engine: str) -> tuple[str, ...]:
     loras = [file for file in models.checked_files() if file.kind == "lora"]
     for checkpoint in checkpoints:
         family = checkpoint.architecture()
-        for file in [*loras, *models.embeddings]:
+        for file in [*loras, *models.embeddings, *models.controlnets.values()]:
             architecture.check_match(checkpoint.stem, family, file.stem, file.architecture())
         _check_sizes(checkpoint, models)
     return tuple(

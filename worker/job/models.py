@@ -33,6 +33,7 @@ class Models:
         zero_terminal_snr: whether the checkpoint was trained with a noise schedule that ends in
             pure noise.
         has_bundle: whether a LoRA has embeddings in its own file.
+        controlnets: the models of ControlNet by the number of the unit.
         notes: sentences for the caller about what the files cannot do together.
     """
 
@@ -47,6 +48,7 @@ class Models:
     sources: tuple[ModelFile, ...] = ()
     zero_terminal_snr: bool = False
     has_bundle: bool = False
+    controlnets: Mapping[int, ModelFile] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,7 +74,8 @@ class Models:
         """The files that the engine uses, each once."""
         named = [self.loaded, self.vae, self.refiner, self.hr_checkpoint]
         loras = [lora for lora, _ in self.tagged] + list(self.written_loras.values())
-        return list(dict.fromkeys(file for file in [*named, *loras, *self.embeddings] if file))
+        others = [*self.embeddings, *self.controlnets.values()]
+        return list(dict.fromkeys(file for file in [*named, *loras, *others] if file))
 
     def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
         """The same models with other files, such as those of the engine's folder."""
@@ -90,6 +93,7 @@ class Models:
             refiner=renamed(self.refiner),
             hr_checkpoint=renamed(self.hr_checkpoint),
             merged=renamed(self.merged),
+            controlnets={n: names.get(file, file) for n, file in self.controlnets.items()},
             notes=self.notes,
         )
 
@@ -130,6 +134,7 @@ def assign_files(request: PictureRequest, files: Mapping[tuple[str, int], ModelF
         embeddings=tuple(files["embedding", n] for n in range(len(request.embeddings))),
         refiner=files.get(("refiner", 0)),
         hr_checkpoint=files.get(("hr_checkpoint", 0)),
+        controlnets={number: file for (use, number), file in files.items() if use == "controlnet"},
     )
 
 

@@ -35,12 +35,17 @@ def joined(problems: Sequence[str], total: int | None = None) -> str:
     return f"{text} (and {more} more)." if more else text.removesuffix(".") + "."
 
 
-def check_size(job_input: Mapping[str, object]) -> None:
+def check_size(job_input: Mapping[str, object], inputs: int = 1) -> None:
     """Refuse an input that would keep the worker busy by its size alone.
+
+    Args:
+        job_input: what is checked.
+        inputs: how many inputs of jobs it may contain; each may have as many keys as one job.
 
     Raises:
         InvalidInput: it has too many keys or values, or is nested too deeply.
     """
+    max_keys = inputs * MAX_KEYS
     keys = values = 0
     level: Iterable[object] = [job_input]
     for _ in range(MAX_DEPTH):
@@ -52,8 +57,8 @@ def check_size(job_input: Mapping[str, object]) -> None:
             else:
                 values += len(one) if isinstance(one, list) else 0
                 inside = one if isinstance(one, list) else ()
-            if keys > MAX_KEYS or values > MAX_VALUES:
-                what = f"{MAX_KEYS:,} keys" if keys > MAX_KEYS else f"{MAX_VALUES:,} values"
+            if keys > max_keys or values > MAX_VALUES:
+                what = f"{max_keys:,} keys" if keys > max_keys else f"{MAX_VALUES:,} values"
                 raise InvalidInput(f"the job's input has more than {what}.", hint=_TOO_LARGE)
             inner.extend(part for part in inside if isinstance(part, Mapping | list))
         if not inner:

@@ -344,8 +344,13 @@ def _folded(name: str | None) -> str:
     return (name or "").strip().casefold()
 
 
-def check(job_input: object, model: type[Model]) -> Model:
+def check(job_input: object, model: type[Model], inputs: int = 1) -> Model:
     """Check a job's `input`.
+
+    Args:
+        job_input: what the caller sent.
+        model: type of the input.
+        inputs: how many inputs of other jobs it may contain.
 
     Raises:
         InvalidInput: names the first dozen problems at once, each with its field, its value and
@@ -356,7 +361,7 @@ def check(job_input: object, model: type[Model]) -> Model:
             f"the job's input is {shown(job_input)}, not an object.",
             hint='Send {"input": {"prompt": "..."}}.',
         )
-    check_size(job_input)
+    check_size(job_input, inputs)
     try:
         return model.model_validate(dict(job_input))
     except ValidationError as error:

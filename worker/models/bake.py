@@ -31,10 +31,11 @@ from worker.config.settings import PROJECT
 from worker.errors import ModelNotSupported, WorkerError
 from worker.files import discard, storage_error, unfinished_writes, write_atomically
 from worker.formats.model_file import ModelFile, file_sha256
-from worker.job.models import Models, lora_tag, wanted_models
+from worker.job.models import Models, lora_tag
 from worker.job.reference import Wanted
 from worker.job.request import PictureRequest
 from worker.job.template import Template
+from worker.models.finder import all_wanted
 from worker.models.merge.merged_checkpoints import SOURCE, MergedCheckpoints
 from worker.models.store.blobs import CONVERTED, Blob
 from worker.models.store.space import SpaceBudget
@@ -123,9 +124,7 @@ class Baking:
     def _fetch(self, templates: Mapping[str, Template]) -> list[Row]:
         """Fetch every model once; returns a row for each that cannot be fetched."""
         requests = [template.request() for template in templates.values()]
-        unique = dict.fromkeys(
-            one for request in requests for one in wanted_models(request).values()
-        )
+        unique = dict.fromkeys(one for request in requests for one in all_wanted(request).values())
 
         needed: set[str | None] = set()
 

@@ -259,7 +259,8 @@ def _prepare_engine(manager: Manager, _options: object, settings: Settings) -> l
     default = templates.get_default_template()
     # Loaded at the start, so that the first job does not wait for it.
     first = manager.first_checkpoint(templates.get_template().request()) if default else None
-    webui_config.write(settings.webui_dir, first)
+    pickles = settings.models_dir if settings.allow_pickles else None
+    webui_config.write(settings.webui_dir, first, pickles)
     return []
 
 

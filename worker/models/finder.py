@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from worker.errors import ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe
+from worker.extensions import scripts
+from worker.extensions.preprocessors import ANNOTATORS
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
-from worker.job.models import meant_lora
+from worker.job.models import meant_lora, wanted_models
 from worker.job.prompt import lora_tags
 from worker.job.reference import Sha256, StoreName, Wanted
 from worker.job.request import PictureRequest
@@ -111,6 +114,38 @@ class Finder:
         ref = wanted.ref
         of_ref = ref.digest if isinstance(ref, Sha256) else None
         return wanted.sha256 or of_ref or self._references.sha256(ref)
+
+
+def all_wanted(request: PictureRequest) -> dict[tuple[str, int], Wanted]:
+    """The models of the job and of its extensions, by kind of use and number.
+
+    Raises:
+        InvalidInput: a reference, or a unit of an extension, cannot be read.
+    """
+    return wanted_models(request) | scripts.read(request.alwayson_scripts).wanted()
+
+
+def check_annotators(request: PictureRequest, models_dir: Path, *, pickles: bool) -> None:
+    """Check that the operator has put the weights of the job's preprocessors into the store.
+
+    Raises:
+        ModelNotFound: a file is missing, or pickles are not allowed; the extension would fetch it.
+    """
+    folder = models_dir / ANNOTATORS
+    for unit in scripts.read(request.alwayson_scripts).controlnet.values():
+        missing = [
+            name
+            for name in unit.preprocessor.weights
+            if not (pickles and (folder / name).is_file())
+        ]
+        if missing:
+            raise ModelNotFound(
+                f"the preprocessor {unit.module!r} needs weights that this worker does not have:"
+                f" {', '.join(missing)}.",
+                hint="Send the prepared picture with module 'none'; docs/extensions.md says how an"
+                " operator adds them.",
+                missing=missing,
+            )
 
 
 def _trained_name(file: ModelFile) -> str | None:

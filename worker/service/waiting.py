@@ -13,6 +13,7 @@ from worker.stopwatch import Stopwatch
 T = TypeVar("T")
 U = TypeVar("U")
 
+_MOST_UNDELIVERED = 4  # inputs of a batch whose pictures are in memory at the same time
 _BUSY = "the engine was busy with other jobs; no result"
 
 
@@ -95,14 +96,18 @@ class BatchTurn:
 
     Attributes:
         checkpoint: what the engine must have loaded; empty for a task that needs none.
-        asked: set when the input needs the engine now, or has ended without it.
+        asked: done when the input needs the engine now, or has ended without it.
         over: set when the input does not need the engine any more.
+        ended: done when the input has its answer; until then it may hold pictures.
     """
 
     def __init__(self) -> None:
         self.checkpoint = ""
-        self.asked, self.over = asyncio.Event(), asyncio.Event()
-        self._came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self.asked: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._came: asyncio.Future[None] = loop.create_future()
 
     @asynccontextmanager
     async def next(self, stopwatch: Stopwatch, checkpoint: str = "") -> AsyncIterator[None]:
@@ -112,7 +117,7 @@ class BatchTurn:
             JobTimeout: the deadline passed before.
         """
         self.checkpoint = checkpoint
-        self.asked.set()
+        self._ask()
         try:
             with stopwatch.phase("queue"):
                 if not await _is_done_in_time(self._came, stopwatch, lambda: None):
@@ -123,29 +128,54 @@ class BatchTurn:
 
     def end(self) -> None:
         """The input has ended, perhaps without the engine."""
-        self.asked.set()
+        self._ask()
         self.over.set()
+        self.ended.set_result(None)
+
+    def _ask(self) -> None:
+        if not self.asked.done():
+            self.asked.set_result(None)
 
     async def use(self) -> None:
-        """Let the input use the engine, and wait until it is done."""
+        """Let the input use the engine, and wait until it is done; at once if it has ended."""
         self._came.set_result(None)
         await self.over.wait()
 
 
 async def give_turns(
-    turns: Sequence[BatchTurn], engine: Turns | BatchTurn, stopwatch: Stopwatch, loaded: str
+    turns: Sequence[BatchTurn],
+    engine: Turns | BatchTurn,
+    stopwatch: Stopwatch,
+    loaded: Callable[[], str],
 ) -> None:
-    """When all inputs have asked, give each its turn: sorted by checkpoint, the loaded one first.
+    """Give each input its turn: sorted by checkpoint, the one that is `loaded` at that time first.
+
+    It begins when all inputs have asked, or when half of the time has passed: one slow download
+    must not cost the other inputs their pictures. Inputs that ask later get their turns afterwards.
+    While `_MOST_UNDELIVERED` inputs wait for their delivery, no further one is drawn.
 
     Raises:
         JobTimeout: other jobs had the engine until the deadline.
     """
-    for turn in turns:
-        await turn.asked.wait()
-    async with engine.next(stopwatch):
-        for turn in sorted(turns, key=lambda one: (one.checkpoint != loaded, one.checkpoint)):
-            if not turn.over.is_set():
+    left, used = list(turns), list[BatchTurn]()
+    while left:
+        asked = [turn.asked for turn in left]
+        await asyncio.wait(asked, timeout=stopwatch.left() / 2)
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # no loop without a pause
+        ready = [turn for turn in left if turn.asked.done()]
+        left = [turn for turn in left if turn not in ready]
+        async with engine.next(stopwatch):
+            first = loaded()
+            for turn in sorted(ready, key=lambda one: (one.checkpoint != first, one.checkpoint)):
                 await turn.use()
+                used.append(turn)
+                await _few_undelivered(used)
+
+
+async def _few_undelivered(used: Sequence[BatchTurn]) -> None:
+    """Wait until the pictures of few inputs are in memory, however slow their uploads are."""
+    while len(holding := [one.ended for one in used if not one.ended.done()]) >= _MOST_UNDELIVERED:
+        await asyncio.wait(holding, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def _is_done_in_time(

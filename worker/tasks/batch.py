@@ -11,6 +11,7 @@ from pydantic import Field
 from worker import log
 from worker.answer import Answer, failure
 from worker.errors import BatchFailed, InvalidInput, JobTimeout, ResultTooLarge
+from worker.job import request
 from worker.job.model_fields import ABOUT_TASK, Float, Strict
 from worker.models.store.progress import listener
 from worker.service.waiting import BatchTurn, give_turns
@@ -18,9 +19,11 @@ from worker.stopwatch import Stopwatch
 from worker.tasks.answer import answer_of
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
+from worker.webui.runner import finish
 
 MOST_INPUTS = 64
 _PREPARED_AT_ONCE = 3  # of the threads that all jobs share
+_LONGEST_ERROR = 1000  # characters, if there is no room for all of it
 
 
 class BatchRequest(Strict):
@@ -45,7 +48,18 @@ class BatchResult(Answer):
         " `error`, `message`, `code`."
     )
     failed: int = Field(description="Number of inputs that have an error.")
-    timings: dict[str, float] = Field(description="Seconds: `total`; each result has its own.")
+    timings: dict[str, float] = Field(
+        description="Seconds: `queue` (wait for other jobs) and `total`; each result has its own."
+    )
+
+
+def check(_worker: Worker, job: Job) -> BatchRequest:
+    """The batch; its inputs are checked later, each as a job.
+
+    Raises:
+        InvalidInput: it is not a list of at most `MOST_INPUTS` objects.
+    """
+    return request.check(job.input, BatchRequest, MOST_INPUTS)
 
 
 async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
@@ -61,14 +75,16 @@ async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
         preparing=asyncio.Semaphore(_PREPARED_AT_ONCE),
     )
     turns = [BatchTurn() for _ in wanted.inputs]
-    leading = asyncio.create_task(_lead(worker, job, turns))
     parts = [_part(job, wanted, number) for number in range(len(turns))]
+    leading = asyncio.create_task(_lead(worker, job, turns))
+    running = [
+        asyncio.create_task(_run_one(shared, *one)) for one in zip(parts, turns, strict=True)
+    ]
     try:
-        results = await asyncio.gather(
-            *(_run_one(shared, *one) for one in zip(parts, turns, strict=True))
-        )
+        await asyncio.wait(running)
     finally:
-        leading.cancel()
+        await finish(_end(running, leading))
+    results = [one.result() for one in running]
     failed = sum("error" in one for one in results)
     if failed == len(results):
         raise _all_failed(results)
@@ -78,10 +94,22 @@ async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
 
 
 async def _lead(worker: Worker, job: Job, turns: list[BatchTurn]) -> None:
+    def loaded() -> str:
+        return worker.engine.checkpoint or worker.engine.default_checkpoint or ""
+
     try:
-        await give_turns(turns, worker.turns, job.stopwatch, worker.engine.checkpoint or "")
+        await give_turns(turns, worker.turns, job.stopwatch, loaded)
     except JobTimeout:
         return  # each input has the same deadline, and reports it
+
+
+async def _end(running: list[asyncio.Task[dict[str, Any]]], leading: asyncio.Task[None]) -> None:
+    """End what still runs. The engine is free for other jobs when the last input has ended."""
+    for one in running:
+        one.cancel()
+    await asyncio.wait(running)
+    leading.cancel()
+    await asyncio.wait({leading})
 
 
 def _part(job: Job, wanted: BatchRequest, number: int) -> Job:
@@ -107,9 +135,11 @@ async def _answer(worker: Worker, job: Job) -> dict[str, Any]:
     if isinstance(job.input, dict) and job.input.get("task") == "batch":
         return failure(InvalidInput("a batch cannot contain a batch.", field="task"))
     answer = await answer_of(worker, job)
-    if "error" in answer or "delivery" in answer or worker.delivery.fits(answer):
+    if "delivery" in answer or worker.delivery.fits(answer):
         return answer
-    return failure(ResultTooLarge("the other inputs have taken the result's size."))
+    if "error" in answer:  # without its details
+        return {name: answer[name][:_LONGEST_ERROR] for name in ("error", "message", "code")}
+    return failure(ResultTooLarge("the result has no room left beside those of the other inputs."))
 
 
 def _all_failed(results: list[dict[str, Any]]) -> BatchFailed:
@@ -124,6 +154,7 @@ TASK = Task(
     name="batch",
     description="Runs several inputs as one job; each checkpoint is loaded once.",
     fields=BatchRequest,
+    read=check,
     run=run,
     output=BatchResult,
 )

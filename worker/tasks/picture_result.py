@@ -168,7 +168,8 @@ def models_used(facts: Mapping[str, Any], models: Models) -> list[UsedModel]:
         for role, file in roles.items()
         if file
     ]
-    files = [*([models.vae] if models.vae else []), *models.embeddings, *applied]
+    others = dict.fromkeys([*models.embeddings, *models.controlnets.values()])
+    files = [*([models.vae] if models.vae else []), *others, *applied]
     used = [checkpoint, *further, *map(_used, files)]
     return [UsedModel.model_construct(**one) for one in used]
 

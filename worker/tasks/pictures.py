@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from worker.answer import plain
 from worker.errors import WorkerError
+from worker.extensions import scripts
 from worker.generation import init_images, payload
 from worker.generation.init_images import InitImages
 from worker.generation.payload import Payload
@@ -76,7 +77,8 @@ async def prepared(worker: Worker, job: Job, wanted: PictureRequest) -> AsyncIte
         async with worker.preparing:
             models, brought = await _models_and_pictures(worker, job, wanted)
     try:
-        composed = payload.build(wanted, names, models, catalog.styles, brought)
+        pictures = await _unit_pictures(worker, job, wanted)
+        composed = payload.build(wanted, names, models, catalog.styles, brought, pictures=pictures)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
@@ -167,6 +169,16 @@ async def _read_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> In
     with job.stopwatch.phase("images"):
         brought = await worker.decoded(job, wanted.images)
         return await asyncio.to_thread(init_images.read, wanted, brought)
+
+
+async def _unit_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> dict[str, str]:
+    """The pictures that the job's extensions get: field -> base64."""
+    brought = scripts.read(wanted.alwayson_scripts).pictures()
+    if not brought:
+        return {}
+    with job.stopwatch.phase("images"):
+        pictures = await worker.decoded(job, brought)
+    return {field: picture.base64() for field, picture in pictures.items()}
 
 
 def _arrange(worker: Worker, models: Models) -> bool:

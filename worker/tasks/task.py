@@ -6,6 +6,7 @@ gets, what `python handler.py --schema` prints, and what docs/api.md says.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,8 +84,15 @@ class Task(Generic[Worker]):
         return self.read(worker, job) if self.read else check(job.input, self.input)
 
     async def __call__(self, worker: Worker, job: Job) -> Answer:
-        """Check the job's input and run the task; raises what `check` raises."""
-        return await self.run(worker, job, self.check(worker, job))
+        """Check the job's input and run the task; raises what `check` raises.
+
+        `read` runs in a thread: it reads files, and wildcards can take it seconds.
+        """
+        if self.read:
+            checked: Strict = await asyncio.to_thread(self.read, worker, job)
+        else:
+            checked = self.check(worker, job)
+        return await self.run(worker, job, checked)
 
 
 class Tasks(Generic[Worker]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from worker.errors import (
 from worker.generation import answers
 from worker.generation.answers import reading
 from worker.generation.catalog import Catalog
+from worker.generation.payload import Expected
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
@@ -83,6 +84,11 @@ class PictureAnswer:
     info: str
     facts: dict[str, Any]
 
+    def without_maps(self, expected: Expected) -> PictureAnswer:
+        """The answer without the maps that ControlNet appends to the pictures."""
+        maps = expected.units.maps if expected.units else 0
+        return replace(self, images=self.images[:-maps]) if maps else self
+
 
 class WebUI:
     """A client of one engine. Thread-safe; a pooled connection is checked before each use."""
@@ -90,7 +96,7 @@ class WebUI:
     def __init__(self, url: str, *, timing: EngineTiming = DEFAULT_TIMING) -> None:
         self._timing = timing
         self._address = urlsplit(url).netloc.rpartition("@")[2]  # without a password
-        self._api = f"{url}/sdapi/v1"
+        self._url = url
         self._session = requests.Session()
         # No proxy and no .netrc: the engine is on this machine, where compression only costs time.
         self._session.trust_env = False
@@ -167,6 +173,7 @@ class WebUI:
         for kind in ("checkpoints", "vae", "loras"):
             self.post(f"refresh-{kind}", None, self._timing.refresh_timeout)
         self.refresh_embeddings()
+        self._of_extension("controlnet/model_list")  # reads the folder
 
     def refresh_embeddings(self) -> None:
         """Let the engine read its embeddings again.
@@ -205,11 +212,19 @@ class WebUI:
             "latent_modes": self.get("latent-upscale-modes"),
             "scripts": self.get("scripts"),
             "styles": self.get("prompt-styles"),
+            "detectors": self._of_extension("adetailer/v1/ad_model"),
         }
         with reading("samplers, schedulers, upscalers, scripts, prompt-styles"):
             return Catalog.from_answers(**fields)
 
     # Wire ------------------------------------------------------------------------------------
+
+    def _of_extension(self, route: str) -> Any:  # noqa: ANN401 - JSON
+        """The answer of a route that an extension adds; None without the extension."""
+        try:
+            return self._call("GET", f"/{route}", None, self._timing.refresh_timeout)
+        except RouteMissing:
+            return None
 
     def _object(self, route: str) -> dict[str, Any]:
         answer = self.get(route)
@@ -230,10 +245,11 @@ class WebUI:
         return self._call("POST", route, body, timeout)
 
     def _call(self, method: str, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
+        path = route if route.startswith("/") else f"/sdapi/v1/{route}"
         try:
             response = self._session.request(
                 method,
-                f"{self._api}/{route}",
+                f"{self._url}{path}",
                 json=body,
                 timeout=(self._timing.connect_timeout, timeout),
             )

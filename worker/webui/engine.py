@@ -241,7 +241,7 @@ class Engine:
         if payload.expected.embeddings:
             listed = await asyncio.to_thread(self._webui.embeddings)
             proof.check_embeddings(listed, payload.expected)
-        return answer
+        return answer.without_maps(payload.expected)
 
     async def _await_ready(self, stopwatch: Stopwatch) -> None:
         """Have a process that has made a picture, and that knows no replaced file."""

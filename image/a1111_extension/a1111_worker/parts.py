@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from a1111_worker import lora, pickles, sampling, unet
+from a1111_worker import lora, pickles, sampling, script_errors, unet
 from a1111_worker.expect import NotAsExpected
 
 
@@ -21,7 +21,8 @@ class Part:
     modules: tuple[str, ...]
 
 
-PICKLES = [
+ALWAYS = [
+    Part("errors of extensions in the infotext", script_errors.note_errors, ("modules.scripts",)),
     Part("members of new pickle files", pickles.allow_new_members, ("modules.safe",)),
     Part("numpy 2's names in pickle files", pickles.allow_new_names, ("modules.safe",)),
 ]
@@ -81,7 +82,7 @@ def is_on(environ: Mapping[str, str]) -> bool:
 def switch_on(environ: Mapping[str, str]) -> list[str]:
     """Make all changes that the settings allow; returns the names of those that were made."""
     speed = is_on(environ)
-    parts = [part for part in PICKLES + SPEEDUPS * speed if part.name not in _asked]
+    parts = [part for part in ALWAYS + SPEEDUPS * speed if part.name not in _asked]
     made = [part.name for part in parts if _made(part)]
     if speed:
         _asked.add(CHECKPOINTING)

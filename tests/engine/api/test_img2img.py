@@ -197,15 +197,21 @@ def test_interrogate_is_refused_by_name(client, model, status):
     assert (answer.status_code, text in answer.json()["detail"]) == (status, True)
 
 
-def test_upscalers_with_a_model_are_listed_and_serve_both_tasks(client, data_dir, decode):
+@pytest.fixture
+def upscaler(data_dir):
+    """The name of a model that is there for one test: other tests look at the list."""
     parity_files.write_upscaler(data_dir / "models/ESRGAN")
-    name = parity_files.UPSCALER
+    yield parity_files.UPSCALER
+    (data_dir / f"models/ESRGAN/{parity_files.UPSCALER}.pth").unlink()
+
+
+def test_upscalers_with_a_model_are_listed_and_serve_both_tasks(client, upscaler, decode):
     listed = {one["name"] for one in client.get("upscalers").json()}
-    assert listed >= {"None", "Lanczos", "Nearest", name}
+    assert listed >= {"None", "Lanczos", "Nearest", upscaler}
     highres = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.5}
-    assert client.picture(**highres, hr_upscaler=name).shape == (96, 96, 3)
+    assert client.picture(**highres, hr_upscaler=upscaler).shape == (96, 96, 3)
     (found,) = drawn(
-        client, decode, init_images=["@small"], override_settings={"upscaler_for_img2img": name}
+        client, decode, init_images=["@small"], override_settings={"upscaler_for_img2img": upscaler}
     )
     assert found.shape == (64, 64, 3)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import webuiapi
 from fakes.recorded import recorded
+from PIL import Image
 
 SMALL = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64}
 
@@ -51,6 +52,37 @@ def test_eta_has_an_effect_on_ddim(api):
     assert noisy.info["extra_generation_params"]["Eta DDIM"] == 1.0
     assert "Eta DDIM: 1.0" in noisy.image.info["parameters"]
     assert not np.array_equal(np.asarray(noisy.image), np.asarray(plain.image))
+
+
+RED, MASK = Image.new("RGB", (64, 48), "red"), Image.new("L", (64, 48), 255)
+# {name: call, size of the picture}
+PICTURES = {
+    "img2img": (lambda api: api.img2img(images=[RED], **SMALL), (64, 64)),
+    "mask": (
+        lambda api: api.img2img([RED], mask_image=MASK, inpaint_full_res=False, **SMALL),
+        (64, 64),
+    ),
+    "only the masked area": (lambda api: api.img2img([RED], mask_image=MASK, **SMALL), (64, 48)),
+    "upscale": (
+        lambda api: api.extra_single_image(RED, upscaler_1="Lanczos", upscaling_resize=3),
+        (192, 144),
+    ),
+    "upscale several": (
+        lambda api: api.extra_batch_images([RED, RED], upscaler_1="Nearest", upscaling_resize=2),
+        (128, 96),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_taken_and_returned(api, name):
+    call, size = PICTURES[name]
+    assert {image.size for image in call(api).images} == {size}
+
+
+def test_png_info_reads_the_engine_s_own_picture(api):
+    answer = api.txt2img(**SMALL)
+    assert api.png_info(answer.image).info == answer.info["infotexts"][0]
 
 
 def test_set_options(api, default_options):

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,29 @@ def test_vectors_of_every_kind_of_file(tmp_path, case):
     assert one.describe() == {"shape": shape, "vectors": one.count} | told
 
 
+def packed(count, path):
+    """A file that is small only as long as it is packed."""
+    torch.save(a1111(torch.zeros(count)), path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, part in parts.items():
+            file.writestr(name, part)
+
+
+def damaged(word, path):
+    """An old pickle with another byte before a word: torch fails with an AssertionError."""
+    torch.save(a1111(rows(2, 8)), path, _use_new_zipfile_serialization=False)
+    data = bytearray(path.read_bytes())
+    data[data.index(word) - 10] = 7
+    path.write_bytes(data)
+
+
+def other_numbers(kind, path):
+    header = f'{{"x": {{"dtype": "{kind}", "shape": [2, 4], "data_offsets": [0, 6]}}}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(6))
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("made-by-an-embedding",)
@@ -93,6 +117,17 @@ BAD = {
         {"string_to_param": {"a": rows(1, 4), "b": rows(1, 4)}},
         "exactly",
     ),
+    "numbers of 6 bits": (other_numbers, "a.safetensors", "F6_E2M3", "cannot be read"),
+    "sparse": (PICKLED, "a.pt", a1111(torch.eye(4).to_sparse()), "no list of vectors"),
+    "without numbers": (PICKLED, "a.pt", a1111(rows(1, 4).to("meta")), "no list of vectors"),
+    "one number, repeated": (
+        PICKLED,
+        "a.pt",
+        a1111(torch.zeros(1, 1).expand(10**12, 4)),
+        "it has 4000000000000 numbers",
+    ),
+    "another byte": (damaged, "a.pt", b"cpu", "it is damaged"),
+    "packed": (packed, "a.pt", 2**24, "bytes unpacked"),
     "too large": (lambda d, p: p.write_bytes(bytes(d)), "a.pt", 2**26 + 1, "at most"),
 }
 

@@ -104,13 +104,14 @@ def test_markers_of_v_prediction_with_zero_terminal_snr(tmp_path):
 
 
 def test_an_inpainting_model_without_a_picture_paints_all_of_a_gray_one(tmp_path):
-    """As A1111's txt2img does; another VAE encodes the gray picture anew."""
+    """As A1111's txt2img does; another VAE, or tiling, encodes the gray picture anew."""
     networks = tiny_models.make_kind("inpainting")
     pipe = read_pipeline(write(tmp_path / "one.safetensors", networks))
     latent, text = torch.randn(2, 4, 6, 8), torch.randn(2, 5, tiny_models.WIDTH)
     pictures = []
-    for seed in (1, 1, 2):
+    for seed, padding in ((1, "zeros"), (1, "zeros"), (1, "circular"), (2, "zeros")):
         torch.manual_seed(seed)
+        pipe.vae.encoder.conv_out.padding_mode = padding
         pipe.vae.encoder.conv_out.weight.data = torch.randn(8, 32, 3, 3)
         with torch.no_grad():
             gray = pipe.vae.encode(torch.zeros(1, 3, 48, 64)).latent_dist.mean * 0.18215
@@ -122,5 +123,6 @@ def test_an_inpainting_model_without_a_picture_paints_all_of_a_gray_one(tmp_path
             )
         pictures.append(expected)
     assert torch.equal(*pictures[:2])
-    assert not torch.equal(*pictures[1:])
+    assert not torch.equal(*pictures[1:3])
+    assert not torch.equal(*pictures[1::2])
     assert tiny_models.draw(tiny_models.load(tmp_path / "one.safetensors")).std() > 1

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fakes.a1111.extensions import Extensions
 from fakes.a1111.faults import Faults
 from fakes.a1111.models import (
     AppliedLora,
@@ -20,7 +21,7 @@ from fakes.a1111.models import (
     lora_tags,
     read_embeddings,
 )
-from fakes.a1111.picture import Job
+from fakes.a1111.picture import Job, png
 from fakes.a1111.request import Params, engine_error
 from fakes.a1111.shape import refuse_clip_skip, refuse_in_job
 from fakes.a1111.state import LOAD_FAILURES, LoadedModel, Options, Progress, say
@@ -52,6 +53,7 @@ class Engine:
         self._embeddings_read = -1  # modification time of their folder
         self._conditioning = Conditioning(), Conditioning()  # of the prompt, of the negative one
         self.loras = self._lora_extension()
+        self.extensions = Extensions(data_dir / "models/ControlNet")
 
     def _lora_extension(self) -> Loras | None:
         try:
@@ -133,7 +135,10 @@ class Engine:
             time.sleep(fault["seconds"])
         if error := self.faults.error():
             raise error
+        units, maps = self.extensions.apply(params)
+        job.extra |= units
         self._sample(job)
+        job.images += [png(64, 64, b"\xff\xff\xff", "")] * maps
         script = params["script_name"]
         if script and (fault := self.faults.take("script_sets")):  # for good, as "x/y/z plot" does
             self.options.set(fault["option"], fault["value"])

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from safetensors import SafetensorError
 
+from fakes.a1111 import extensions
 from fakes.a1111.engine import Engine
 from fakes.a1111.extras import Extras, read_extras
 from fakes.a1111.faults import Faults
@@ -67,6 +68,7 @@ class Routes:
         memory = recorded("get_memory") | ({"cuda": CUDA} if os.getenv("FAKE_A1111_CUDA") else {})
         gets["memory"] = lambda: memory
         gets |= {name: lambda n=name: recorded(f"get_{n}") for name in STATIC_ROUTES}
+        gets["scripts"] = _scripts
         posts: dict[str, Callable[..., Any]] = {
             "txt2img": self.draws("txt2img"),
             "img2img": self.draws("img2img"),
@@ -78,6 +80,9 @@ class Routes:
             "refresh-vae": lambda: None,
             "refresh-embeddings": self._queued(engine.refresh_embeddings),
         }
+        if extensions.installed():
+            app.add_api_route("/adetailer/v1/ad_model", extensions.detectors)
+            app.add_api_route("/controlnet/model_list", engine.extensions.model_list)
         if engine.loras:
             loras = engine.loras
             gets["loras"] = lambda: [lora.item() for lora in loras.listed]
@@ -130,6 +135,11 @@ class Routes:
         facts = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name"))
         facts |= {"shape": 768, "vectors": 1}
         return {"loaded": dict.fromkeys(self.engine.embeddings, facts), "skipped": {}}
+
+
+def _scripts() -> dict[str, list[str]]:
+    listed: dict[str, list[str]] = recorded("get_scripts")
+    return listed | {"txt2img": listed["txt2img"] + extensions.installed()}
 
 
 def _as_answer(_: Request, error: Exception) -> JSONResponse:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fakes.a1111.extensions import installed
 from fakes.a1111.img2img import Img2Img
 from fakes.a1111.request import ApiError, Params, engine_error, read_request, refusal
 from fakes.recorded import recorded
@@ -53,7 +54,8 @@ def refuse_before_queue(params: Params) -> None:
     if (params["sampler_name"] or params["sampler_index"]) not in SAMPLERS:
         raise refusal(404, "Sampler not found")
     for name in params["alwayson_scripts"]:
-        if name.lower() not in SCRIPTS["img2img" if is_img2img else "txt2img"]:
+        known = SCRIPTS["img2img" if is_img2img else "txt2img"] | {*installed()}
+        if name.lower() not in known:
             raise refusal(422, f"Script '{name}' not found")
         if name.lower() in SELECTABLE_SCRIPTS | more:
             raise refusal(422, "Cannot have a selectable script in the always on scripts params")

@@ -22,7 +22,7 @@ from pathlib import PurePosixPath
 
 from worker.errors import FetchError, ModelFileInvalid, ModelNotSupported, ModelUnsafe, WorkerError
 from worker.files import discard, storage_error
-from worker.formats import architecture, requirements, safetensors_header
+from worker.formats import architecture, control_models, requirements, safetensors_header
 from worker.formats.architecture import Architecture
 from worker.formats.model_file import FOLDERS, check_with_safetensors
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
@@ -330,4 +330,6 @@ class _Inspection:
 
 def _kind(found: Architecture) -> Kind:
     """The kind of a file if neither the job nor the host names it."""
+    if found.role in control_models.ROLES:
+        return "controlnet"
     return next((kind for kind in FOLDERS if kind == found.role), "checkpoint")

@@ -1,0 +1,1 @@
+"""ControlNet and ADetailer: the units of a job, their models, and the proof. Pure."""
