@@ -159,7 +159,7 @@ _OPENAI = "belongs to OpenAI's API, which this worker does not have: send A1111'
 _OF_IMG2IMG = 'belongs to the task img2img: add "task": "img2img"'
 _OF_TXT2IMG = "belongs to txt2img: img2img has no second pass"
 _AS_INIT_IMAGE = 'is no field of a job that draws: send `init_images` with "task": "img2img"'
-_EXTENSION = "belongs to an extension of A1111, and this worker has none installed"
+_UNITS = "belongs to an extension of A1111: send its units in `alwayson_scripts`"
 _FORGE_ONLY = "names modules of Forge, and this worker runs A1111: use `vae` for a VAE"
 
 # What to say of a field that is refused.
@@ -191,9 +191,9 @@ INSTEAD: dict[str, str] = {
     ),
     **dict.fromkeys(("enable_hr", *SECOND_PASS), _OF_TXT2IMG),
     **dict.fromkeys(
-        ("controlnet", "controlnet_units", "controlnet_args", "adetailer", "ad_model", "reactor"),
-        _EXTENSION,
+        ("controlnet", "controlnet_units", "controlnet_args", "adetailer", "ad_model"), _UNITS
     ),
+    "reactor": "belongs to an extension of A1111 that this worker does not have",
     "hr_additional_modules": _FORGE_ONLY,
     "forge_additional_modules": _FORGE_ONLY,
     "samples_format": "is not used here: a job chooses the format with output.format",

@@ -167,7 +167,7 @@ class Catalog:
             known = f"Known: {', '.join(map(repr, sorted(scripts))) or 'none'}."
             raise InvalidInput(
                 f"this engine does not know {field_name} {shown(value)}: it has no such script,"
-                " and extensions are not installed.",
+                " and a job cannot install extensions.",
                 hint=f"Did you mean {' or '.join(map(repr, near))}?" if near else known,
                 field=field_name,
                 near=near,
