@@ -52,6 +52,7 @@ def black_with(*box, size=(64, 64), level=255):
 
 WIDE, LINE = image((96, 64)), image((64, 4))
 THIN, SMALL = black_with(0, 30, 64, 34), black_with(30, 30, 36, 36)
+LATENT = HALF | {"resize_mode": 3, "width": 64, "height": 64}
 STRETCHED, CUT = HALF | {"mask_blur": 0}, HALF | {"resize_mode": 1, "width": 64, "height": 64}
 REFUSED = [
     # fields, pictures, mask, part of the message
@@ -76,6 +77,8 @@ REFUSED = [
     (INVERT, [image()], black_with(30, 30, 36, 36, level=0), "mask marks too little"),
     (STRETCHED, [image()], black_with(10, 10, 13, 13), "mask marks too little"),
     (CUT, [WIDE], black_with(0, 0, 8, 64, size=(96, 64)), "mask marks too little"),
+    # A1111 answers 500: it fills the mask's part of a picture that it has not resized
+    (LATENT, [WIDE], image((96, 64)), "init_images.0 has 96 x 64 pixels, but is drawn at 64 x 64"),
     (TWO | CUT, [image(), WIDE], image(), "a mask with resize_mode 1 needs pictures of one size"),
 ]
 
@@ -97,6 +100,8 @@ ACCEPTED = [
     ({"resize_mode": 3}, [image((8, 8))], None),
     ({"mask_blur": 0}, [image()], black_with(10, 10, 13, 13)),  # is enlarged
     ({"mask_round": False}, [image()], SMALL),
+    (LATENT, [image()], image()),
+    (LATENT | {"inpainting_fill": 1}, [WIDE], image((96, 64))),
     (STRETCHED, [image()], black_with(0, 32, 64, 40)),
     (CUT, [WIDE], black_with(40, 0, 60, 64, size=(96, 64))),
     (TWO | HALF, [image(), WIDE], image()),

@@ -22,6 +22,7 @@ Size = tuple[int, int]
 _MOST_PIXELS = 1024 * 1024
 _LEAST_SIDE, _LARGEST_SIDE = 64, 4096
 _CONTENTS = {0: "fill", 2: "latent noise", 3: "latent nothing"}  # of the masked part; 1: unreported
+_ORIGINAL = 1
 _WHITE = 255
 _HALF = 128  # with mask_round A1111 takes grey below this as black, and alpha up to this
 # After blurring and reducing, grey below this is below `_HALF` in A1111, too: its blur is OpenCV's.
@@ -102,6 +103,16 @@ def _check_mask(request: Img2ImgRequest, picture: InputImage, mask: InputImage) 
             hint="Send a mask of the picture's size; with inpaint_full_res false and resize_mode 0"
             " A1111 stretches both.",
             field="mask",
+        )
+    drawn = drawn_size(request, _size(picture))
+    is_latent = request.resize_mode == LATENT_RESIZE and not request.only_masked
+    if is_latent and request.inpainting_fill != _ORIGINAL and drawn != _size(picture):
+        raise InvalidInput(
+            f"init_images.0 has {_shown(picture)} pixels, but is drawn at {drawn[0]} x {drawn[1]}:"
+            " with a mask and resize_mode 3 A1111 can only begin with the picture itself.",
+            hint="Send inpainting_fill 1, a picture of the size that is drawn, or another"
+            " resize_mode.",
+            field="inpainting_fill",
         )
     grey, is_alpha = _grey(mask)
     if not _marks(request, grey, is_alpha=is_alpha):
