@@ -3,6 +3,7 @@
     Refused               the request is wrong; the message is the answer's `detail`
     ├── SamplerNotFound   404, the same as A1111
     ├── InvalidImage      500, the same as A1111
+    ├── TooLarge          422, A1111 would try it until its memory is full
     └── Unsupported       422, names the feature that A1111 has and this engine does not
     NansException         500, A1111's name for a picture that contains NaN
 
@@ -43,6 +44,10 @@ class InvalidImage(Refused):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"Invalid encoded image: {why}")
+
+
+class TooLarge(Refused):
+    """A picture with more pixels than this engine makes."""
 
 
 class Unsupported(Refused):

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from PIL.Image import Resampling
 
+from engine.errors import TooLarge
 from engine.images import upscaler_models
 from engine.images.decode import LONGEST_SIDE
 from engine.images.resize import Size, lanczos
@@ -119,7 +120,8 @@ class Upscalers:
         """The picture, about `scale` times as large: the sides are cut to multiples of 8.
 
         If `stop` returns true meanwhile, only Lanczos enlarges. Raises LookupError for an unknown
-        name, ValueError for an impossible size, RuntimeError for a model that cannot be used.
+        name, ValueError or TooLarge for an impossible size, RuntimeError for a model that cannot
+        be used.
         """
         upscaler = self.find(name)
         size = wanted_size(picture.size, scale)
@@ -169,10 +171,11 @@ class Upscalers:
 
 
 def wanted_size(size: Size, scale: float) -> Size:
-    """The size of an upscaled picture. Raises ValueError if it has no pixels or too many."""
+    """The size of an upscaled picture. Raises ValueError if it has no pixels, TooLarge."""
     width, height = (int(side * scale // MULTIPLE * MULTIPLE) for side in size)
     if not MULTIPLE <= min(width, height) <= max(width, height) <= LONGEST_SIDE:
-        raise ValueError(
+        kind = TooLarge if min(width, height) >= MULTIPLE else ValueError
+        raise kind(
             f"{size[0]}x{size[1]} pixels times {scale:g} gives {width}x{height}: each side must be "
             f"{MULTIPLE} to {LONGEST_SIDE}"
         )
@@ -181,7 +184,7 @@ def wanted_size(size: Size, scale: float) -> Size:
 
 def _check(size: Size, factor: int, upscaler: Upscaler) -> None:
     if max(size) * factor > LONGEST_ENLARGED:
-        raise ValueError(
+        raise TooLarge(
             f"upscaler {upscaler.name!r} enlarges {factor} times: a picture of {size[0]}x{size[1]} "
             f"pixels would have more than {LONGEST_ENLARGED} a side on the way"
         )

@@ -42,7 +42,18 @@ def clear(alpha):
     return image(colour=(255, 255, 255, alpha), mode="RGBA")
 
 
+def black_with(*box, size=(64, 64), level=255):
+    """A black mask with a white rectangle; with the level 0 it is the other way round."""
+    mask = Image.new("L", size, 255 - level)
+    mask.paste(level, box)
+    mask.save(file := io.BytesIO(), "PNG")
+    return InputImage(file.getvalue(), "png", *size)
+
+
 WIDE, LINE = image((96, 64)), image((64, 4))
+THIN, SMALL = black_with(0, 30, 64, 34), black_with(30, 30, 36, 36)
+LATENT = HALF | {"resize_mode": 3, "width": 64, "height": 64}
+STRETCHED, CUT = HALF | {"mask_blur": 0}, HALF | {"resize_mode": 1, "width": 64, "height": 64}
 REFUSED = [
     # fields, pictures, mask, part of the message
     (
@@ -59,6 +70,16 @@ REFUSED = [
     (HALF, [image()], image(colour="#7f7f7f"), "mask marks nothing"),  # A1111 rounds it to black
     (INVERT, [image()], image(), "mask marks nothing"),
     ({}, [image()], clear(128), "mask marks nothing"),  # A1111 takes the alpha, not the colour
+    # A1111 rounds what is left after its blur, and after it is reduced to the latent picture
+    ({}, [image()], SMALL, "too little: with a blur of 4 pixels nothing"),
+    ({"mask_blur_x": 0, "mask_blur_y": 4}, [image()], THIN, "with a blur of 0 x 4 pixels"),
+    ({"mask_blur": 64}, [image()], black_with(8, 8, 56, 56), "with a blur of 64"),
+    (INVERT, [image()], black_with(30, 30, 36, 36, level=0), "mask marks too little"),
+    (STRETCHED, [image()], black_with(10, 10, 13, 13), "mask marks too little"),
+    (CUT, [WIDE], black_with(0, 0, 8, 64, size=(96, 64)), "mask marks too little"),
+    # A1111 answers 500: it fills the mask's part of a picture that it has not resized
+    (LATENT, [WIDE], image((96, 64)), "init_images.0 has 96 x 64 pixels, but is drawn at 64 x 64"),
+    (TWO | CUT, [image(), WIDE], image(), "a mask with resize_mode 1 needs pictures of one size"),
 ]
 
 
@@ -77,6 +98,13 @@ ACCEPTED = [
     ({"mask_round": False}, [image()], clear(1)),
     ({}, [image()], clear(255)),  # opaque everywhere: the grey counts
     ({"resize_mode": 3}, [image((8, 8))], None),
+    ({"mask_blur": 0}, [image()], black_with(10, 10, 13, 13)),  # is enlarged
+    ({"mask_round": False}, [image()], SMALL),
+    (LATENT, [image()], image()),
+    (LATENT | {"inpainting_fill": 1}, [WIDE], image((96, 64))),
+    (STRETCHED, [image()], black_with(0, 32, 64, 40)),
+    (CUT, [WIDE], black_with(40, 0, 60, 64, size=(96, 64))),
+    (TWO | HALF, [image(), WIDE], image()),
 ]
 
 

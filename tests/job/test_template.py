@@ -65,13 +65,14 @@ CASES = [
 
 
 HIRES = {"enable_hr": True, "denoising_strength": 0.4, "hr_scale": 1.5, "hr_prompt": "x"}
+SIZED = {"denoising_strength": 0.4, "width": 512, "height": 768}
 
 
 @pytest.mark.parametrize(
     ("defaults", "taken"),
-    [(DEFAULTS | HIRES, DEFAULTS), ({"denoising_strength": 0.4}, {"denoising_strength": 0.4})],
+    [(DEFAULTS | HIRES, DEFAULTS), (SIZED, {"denoising_strength": 0.4})],
 )
-def test_img2img_takes_no_values_of_a_second_pass(defaults, taken):
+def test_img2img_takes_no_size_and_no_values_of_a_second_pass(defaults, taken):
     one = read(FOX | {"defaults": defaults}).templates["fox"]
     filled = template.fill_in("fox", one, {}, Img2ImgRequest.model_fields)
     assert filled == MODELS | taken

@@ -43,8 +43,9 @@ def answer(job_input):
 
 
 def test_a_job_gets_the_task_that_it_names_or_the_first_one():
-    jobs = [{"number": 2}, {"task": "count", "number": 1}, {"task": "rest"}]
-    assert [answer(job).numbers for job in jobs] == [[0, 1], [0], [4]]
+    unasked = {"task": "rest", "prompt": None}
+    jobs = [{"number": 2}, {"task": "count", "number": 1}, {"task": "rest"}, unasked]
+    assert [answer(job).numbers for job in jobs] == [[0, 1], [0], [4], [4]]
     assert TABLE.of({"task": None}).name == TABLE.of({"task": ""}).name == "count"
 
 

@@ -13,6 +13,7 @@ NOISE = Image.effect_noise((24, 16), 80).convert("RGB")
 
 
 IMAGE = text_of(file_of(NOISE))
+SIZE = {"upscaling_resize_w": 101, "upscaling_resize_h": 67}
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def upscale(tmp_path, catalog):
 
     def models(name):
         path = tmp_path / "webui/models" / name
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
     run.models = models
@@ -43,9 +44,12 @@ def opened(images):
         ({"upscaling_resize": 3.3}, (72, 48)),
         ({}, (48, 32)),
         ({"resize_mode": 0, "upscaling_resize_w": 512, "upscaling_resize_h": 512}, (48, 32)),
-        ({"upscaling_resize_w": 101, "upscaling_resize_h": 67}, (101, 67)),
+        (SIZE, (101, 67)),
         ({"upscaling_resize_w": 60, "upscaling_resize_h": 60, "upscaling_crop": False}, (96, 64)),
         ({"upscaler_1": "Nearest", "upscaler_2": "None", "gfpgan_visibility": 0}, (48, 32)),
+        # A1111 does not read the other size; clients send it, and numbers for true and false
+        ({"resize_mode": 0, "upscaling_resize_w": 0, "show_extras_results": 0}, (48, 32)),
+        ({"resize_mode": 1, "upscaling_resize": 1} | SIZE | {"upscaling_crop": 1}, (101, 67)),
     ],
 )
 def test_a_picture_gets_the_size_that_was_asked_for(upscale, fields, size):
@@ -92,6 +96,8 @@ def test_two_upscalers_are_blended_and_each_is_proven(upscale):
 def test_faces_are_restored_only_if_the_model_is_there(upscale):
     refused = upscale(gfpgan_visibility=0.5)
     assert (refused["code"], refused["field"]) == ("INVALID_INPUT", "gfpgan_visibility")
+    upscale.models("GFPGAN/detection_Resnet50_Final.pth")  # finds faces, cannot restore them
+    assert upscale(gfpgan_visibility=0.5)["code"] == "INVALID_INPUT"
     upscale.models("GFPGAN/GFPGANv1.4.pth")
     answer = upscale(gfpgan_visibility=0.5)
     assert (answer["sizes"], answer["html_info"]) == (
@@ -99,6 +105,18 @@ def test_faces_are_restored_only_if_the_model_is_there(upscale):
         "GFPGAN visibility: 0.5",
     )
     assert "not proven" in answer["warnings"][0]
+    assert "keep their size" in upscale(gfpgan_visibility=1, upscaling_resize=4)["warnings"][0]
+    assert upscale(codeformer_visibility=1)["field"] == "codeformer_visibility"
+    upscale.models("Codeformer/codeformer-v0.1.0.pth")
+    assert "error" not in upscale(codeformer_visibility=1)
+
+
+def test_a_picture_of_which_a_model_makes_the_same_as_lanczos_is_proven_by_another(upscale):
+    faint = text_of(file_of(Image.effect_noise((24, 16), 1).convert("RGB")))
+    job = {"image": faint, "upscaler_1": "R-ESRGAN 4x+"}
+    assert upscale(**job)["code"] == "ENGINE_MODEL_MISSING"
+    upscale.models("RealESRGAN/RealESRGAN_x4plus.pth")
+    assert upscale(**job)["sizes"] == [{"width": 48, "height": 32}]
 
 
 def test_the_infotext_of_the_picture_is_kept(upscale):
@@ -125,6 +143,7 @@ def test_the_infotext_of_the_picture_is_kept(upscale):
         ({"upscaler_1": "Lanczos", "upscaler_2": "x"}, "does not know upscaler_2 'x'"),
         ({"upscaler_1": "Lanczos", "image": ""}, "image is missing: send a picture in `image`"),
         ({"upscaler_1": "Lanczos", "images": [IMAGE]}, "image and images: give one of them"),
+        ({"upscaler_1": "Lanczos", "images": [IMAGE], "imageList": [{}]}, "imageList is not a"),
         ({"upscaler_1": "Lanczos", "image": "%%%"}, "image = '%%%': is not a picture"),
         ({"upscaler_1": "Lanczos", "image": "AAAA"}, "image: it is"),
         ({"upscaler_1": "Lanczos", "upscaling_resize": 1}, "upscaling_resize = 1: must be greater"),

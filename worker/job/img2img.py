@@ -7,23 +7,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, StrictBool
 
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import ABOUT_TASK, Float, Int
+from worker.job.model_fields import ABOUT_TASK, Float, Int, Switch
 from worker.job.request import Json, OverrideSettings, PictureRequest, Unit, only
 
 DEFAULT_BLUR = 4  # pixels, A1111's
 LATENT_RESIZE = 3  # the resize_mode that enlarges the latent picture
 
 
-def _number_as_bool(value: object) -> object:
-    """The two numbers that A1111 and its clients write for false and true."""
-    return bool(value) if type(value) is int and value in (0, 1) else value
-
-
 def _bool_as_number(value: object) -> object:
     return int(value) if isinstance(value, bool) else value
 
 
-Switch = Annotated[StrictBool, BeforeValidator(_number_as_bool)]
 Blur = Annotated[Int, Field(ge=0, le=64)]
 
 

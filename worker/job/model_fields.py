@@ -39,6 +39,11 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _number_as_bool(value: object) -> object:
+    """The two numbers that A1111 and its clients write for false and true."""
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
 def no_nul(value: str) -> str:
     """Refuse text that a C library would truncate."""
     if "\x00" in value:
@@ -58,6 +63,7 @@ ABOUT_TASK = "Name of the task; a job without this field is a txt2img job."
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Switch = Annotated[StrictBool, BeforeValidator(_number_as_bool)]
 Weight = Annotated[Float, Field(ge=-10, le=10)]
 Name = Annotated[
     str,

@@ -191,9 +191,14 @@ def fill_in(
 
 
 def _of_task(preset: dict[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The template's values for a task: img2img has no second pass, nor its denoising_strength."""
+    """The template's values for a task.
+
+    img2img has no second pass, nor its denoising_strength. Its size follows from the job's picture:
+    the template's would stretch it.
+    """
     is_second = preset.get("enable_hr") and "enable_hr" not in known
     other = {"denoising_strength"} if is_second else set()
+    other |= {"width", "height"} if "init_images" in known else set()
     return {key: value for key, value in preset.items() if key in known and key not in other}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from pydantic import Field
@@ -40,7 +41,7 @@ async def run(worker: Worker, job: Job, wanted: PngInfoRequest) -> PngInfo:
     """Read the file; the engine may be busy or not running."""
     job.stopwatch.limit(wanted.timeout or worker.settings.job_timeout)
     images = await worker.read_images(job, {"image": wanted.image})
-    found = describe(images["image"])
+    found = await asyncio.to_thread(describe, images["image"])  # a long text takes seconds
     return PngInfo.model_construct(
         info=found.info,
         items=dict(found.items),

@@ -18,7 +18,7 @@ from worker.answer import Answer
 from worker.clients.foreign_fields import task_instead
 from worker.clients.nothing_asked import is_blank
 from worker.errors import InvalidInput
-from worker.job.model_fields import ABOUT_TASK, Strict
+from worker.job.model_fields import ABOUT_TASK, Strict, TaskInput
 from worker.job.request import check
 from worker.service.progress import JobProgress
 from worker.shown import shown
@@ -73,7 +73,7 @@ class Task(Generic[Worker]):
             return self.fields
         name = cast("type[str]", Literal[self.name])
         task = (name, Field(description=ABOUT_TASK))
-        return create_model(f"{self.name.title()}Request", __base__=Strict, task=task)
+        return create_model(f"{self.name.title()}Request", __base__=TaskInput, task=task)
 
     def check(self, worker: Worker, job: Job) -> Strict:
         """The job's checked input.

@@ -7,20 +7,19 @@ import functools
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import Field, StrictBool, model_validator
+from pydantic import Field, model_validator
 
 from worker.answer import Answer, AnswerPart, plain
-from worker.errors import InvalidInput
+from worker.errors import EngineModelMissing, InvalidInput
 from worker.generation import enlarged
 from worker.generation.call import Call
 from worker.generation.enlarged import Enlarged, Size
 from worker.images.input_image import InputImage
 from worker.job.image_fields import ImageText
-from worker.job.model_fields import ABOUT_TASK, Float, Int, Name, TaskInput, Timeout
+from worker.job.model_fields import ABOUT_TASK, Float, Int, Name, Switch, TaskInput, Timeout
 from worker.job.output_fields import Output
 from worker.job.request import check
 from worker.shown import shown_size
@@ -28,8 +27,15 @@ from worker.tasks.picture_result import DeliveryReport
 from worker.tasks.task import Job, Task
 from worker.tasks.worker import Worker
 
-_FACES = {"gfpgan_visibility": "GFPGAN", "codeformer_visibility": "Codeformer"}
+# Field -> the folder of the model, and its file: there are models of other parts, too.
+_FACES = {
+    "gfpgan_visibility": ("GFPGAN", "*GFPGAN*.pth"),
+    "codeformer_visibility": ("Codeformer", "*[cC]ode[fF]ormer*.pth"),
+}
 _UPSCALERS = ("upscaler_1", "upscaler_2")
+_SIDES = ("upscaling_resize_w", "upscaling_resize_h")
+# Clients send all sizes with any resize_mode -> those that A1111 does not read with it.
+_UNREAD = {0: _SIDES, 1: ("upscaling_resize",)}
 _MAX_PICTURES = 64
 _MAX_PIXELS = 2**27  # of all results of a job: they are in memory at the same time
 
@@ -60,7 +66,7 @@ class UpscaleRequest(TaskInput):
     )
     upscaling_resize_w: Side | None = Field(None, description="The width in pixels.")
     upscaling_resize_h: Side | None = Field(None, description="The height in pixels.")
-    upscaling_crop: StrictBool = Field(
+    upscaling_crop: Switch = Field(
         True,
         description="Cut what is outside of the size; `false`: the result covers the size, in the"
         " picture's proportions.",
@@ -68,8 +74,8 @@ class UpscaleRequest(TaskInput):
     gfpgan_visibility: Unit = Field(0.0, description="How much GFPGAN restores faces.")
     codeformer_visibility: Unit = Field(0.0, description="How much CodeFormer restores faces.")
     codeformer_weight: Unit = Field(0.0, description="0: most effect of CodeFormer; 1: least.")
-    upscale_first: StrictBool = Field(False, description="No effect: A1111's API ignores it.")
-    show_extras_results: StrictBool = Field(True, description="No effect: it is for A1111's page.")
+    upscale_first: Switch = Field(False, description="No effect: A1111's API ignores it.")
+    show_extras_results: Switch = Field(True, description="No effect: it is for A1111's page.")
     timeout: Timeout = None
     output: Output = Field(
         default_factory=Output, description="Format and delivery of the pictures."
@@ -78,17 +84,20 @@ class UpscaleRequest(TaskInput):
     @model_validator(mode="before")
     @classmethod
     def _as_clients_write(cls, value: object) -> object:
-        """Without what asks for nothing; the pictures of A1111's batch route as `images`."""
+        """Without what A1111 does not read; the pictures of its batch route as `images`."""
         if not isinstance(value, Mapping):
             return value
         job = dict(value)
         for name in _UPSCALERS:
             if job.get(name) == "None":
                 del job[name]
+        mode = job.get("resize_mode")
+        for name in _UNREAD.get(mode, ()) if type(mode) is int else ():
+            job.pop(name, None)
         listed = job.get("imageList")
-        if isinstance(listed, list) and all(isinstance(one, Mapping) for one in listed):
-            del job["imageList"]
-            job.setdefault("images", [one.get("data") for one in listed])
+        is_list = isinstance(listed, list) and all(isinstance(one, Mapping) for one in listed)
+        if is_list and not job.get("images"):
+            job["images"] = [one.get("data") for one in job.pop("imageList")]
         return job
 
     @model_validator(mode="after")
@@ -237,19 +246,15 @@ def _check_names(worker: Worker, wanted: UpscaleRequest) -> None:
     for name in _UPSCALERS:
         if upscaler := getattr(wanted, name):
             worker.engine.catalog.check(name, upscaler, known)
-    for name, folder in _FACES.items():
+    for name, (folder, file) in _FACES.items():
         models = worker.settings.webui_dir / "models" / folder
-        if getattr(wanted, name) and not _has_model(models):
+        if getattr(wanted, name) and next(models.glob(file), None) is None:
             raise InvalidInput(
                 f"{name} = {getattr(wanted, name):g}: this worker has no model of {folder}, and"
                 " A1111 would leave the faces as they are if it cannot download one.",
                 hint=f"Put the model (.pth) into models/{folder} of WEBUI_DIR, or leave it out.",
                 field=name,
             )
-
-
-def _has_model(folder: Path) -> bool:
-    return next(folder.glob("*.pth"), None) is not None
 
 
 def _plans(worker: Worker, wanted: UpscaleRequest, images: Mapping[str, InputImage]) -> list[_Plan]:
@@ -311,13 +316,8 @@ async def _enlarged(worker: Worker, job: Job, wanted: UpscaleRequest, plan: _Pla
 
     A1111 would blend them itself. But then the proof could not tell whether both were used.
     """
-    image, made = plan.image.base64(), []
-    for upscaler in wanted.used:
-        body = {"upscaler_1": upscaler, "upscaling_resize": plan.factor, "image": image}
-        size = enlarged.size_by(plan.image.size, plan.factor)
-        made.append(await _post(worker, job, body, size))
-        source = Image.open(io.BytesIO(plan.image.data))
-        await asyncio.to_thread(enlarged.prove, source, made[-1].pixels, upscaler)
+    image = plan.image.base64()
+    made = [await _proven(worker, job, plan, upscaler) for upscaler in wanted.used]
     result = made[0] if made else None
     if result and len(made) > 1:
         visibility = wanted.extras_upscaler_2_visibility
@@ -332,6 +332,27 @@ async def _enlarged(worker: Worker, job: Job, wanted: UpscaleRequest, plan: _Pla
     return await _post(worker, job, {"image": image, **faces}, size)
 
 
+async def _proven(worker: Worker, job: Job, plan: _Plan, upscaler: str) -> Enlarged:
+    """The picture by one upscaler.
+
+    Raises:
+        EngineModelMissing: the upscaler's model was not used.
+    """
+    image = plan.image.base64()
+    body = {"upscaler_1": upscaler, "upscaling_resize": plan.factor, "image": image}
+    size = enlarged.size_by(plan.image.size, plan.factor)
+    made = await _post(worker, job, body, size)
+    source = Image.open(io.BytesIO(plan.image.data))
+    try:
+        await asyncio.to_thread(enlarged.prove, source, made.pixels, upscaler)
+    except EngineModelMissing:
+        # Of a picture almost without edges a model can make the same as Lanczos: another picture
+        # shows whether it is there. If it was missing only then, the second attempt has it.
+        await worker.engine.call(enlarged.probe(upscaler), job.stopwatch)
+        made = await _post(worker, job, body, size)
+    return made
+
+
 async def _post(worker: Worker, job: Job, body: Mapping[str, Any], size: Size) -> Enlarged:
     read = functools.partial(enlarged.read, size=size)
     smaller = "Ask for a smaller size, or use a card with more memory."
@@ -340,6 +361,8 @@ async def _post(worker: Worker, job: Job, body: Mapping[str, Any], size: Size) -
 
 
 def _warnings(wanted: UpscaleRequest) -> Iterator[str]:
+    if not wanted.used and wanted.model_fields_set & {"upscaling_resize", *_SIDES}:
+        yield "the pictures keep their size, because the job names no upscaler_1."
     if wanted.upscaler_2 and not wanted.extras_upscaler_2_visibility:
         yield "upscaler_2 has no effect, because extras_upscaler_2_visibility is 0."
     if any(wanted.faces.values()):

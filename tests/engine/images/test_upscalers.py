@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks import parity_files
+from engine.errors import TooLarge
 from engine.images.tiles import Tiling
 from engine.images.upscalers import Upscalers, wanted_size
 
@@ -100,8 +101,8 @@ def test_unknown_names_and_sizes_out_of_bounds(models):
         upscalers.find("nope")
     with pytest.raises(LookupError, match=r"needs RealESRGAN_x4plus.pth in models/RealESRGAN"):
         upscalers.find("R-ESRGAN 4x+")
-    for scale in (0.1, 1e9, float(8200 / 20)):
-        with pytest.raises(ValueError, match="each side must be 8 to 8192"):
+    for scale, error in ((0.1, ValueError), (1e9, TooLarge), (float(8200 / 20), TooLarge)):
+        with pytest.raises(error, match="each side must be 8 to 8192"):
             wanted_size(PICTURE.size, scale)
 
 

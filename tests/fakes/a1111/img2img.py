@@ -84,6 +84,10 @@ class Img2Img:
         padding = params["inpaint_full_res_padding"] or 0
         if params["inpaint_full_res"] and padding < -HALF:
             raise engine_error("ValueError", "Coordinate 'right' is less than 'left'")
+        is_latent = params["resize_mode"] == 3 and not params["inpaint_full_res"]
+        sizes = {(params["width"], params["height"]), *(one.size for one in self.pictures)}
+        if is_latent and params["inpainting_fill"] != 1 and len(sizes) > 1:
+            raise engine_error("ValueError", "images do not match")
 
     def _refuse_steps(self, params: Params) -> None:
         sampler = params["sampler_name"] or params["sampler_index"]
