@@ -38,8 +38,12 @@ def brought(request, *images, mask=None):
     return read(request, fields | ({"mask": mask} if mask else {}))
 
 
-def clear(alpha):
-    return image(colour=(255, 255, 255, alpha), mode="RGBA")
+def clear(alpha, dot=(0, 0, 0, 0)):
+    """A white mask of this opacity, and an opaque dot."""
+    mask = Image.new("RGBA", (64, 64), (255, 255, 255, alpha))
+    mask.paste((255, 255, 255, 255), dot)
+    mask.save(file := io.BytesIO(), "PNG")
+    return InputImage(file.getvalue(), "png", 64, 64)
 
 
 def black_with(*box, size=(64, 64), level=255):
@@ -52,6 +56,7 @@ def black_with(*box, size=(64, 64), level=255):
 
 WIDE, LINE = image((96, 64)), image((64, 4))
 THIN, SMALL = black_with(0, 30, 64, 34), black_with(30, 30, 36, 36)
+DOT_ON_HALF = clear(128, dot=(30, 30, 36, 36))
 LATENT = HALF | {"resize_mode": 3, "width": 64, "height": 64}
 STRETCHED, CUT = HALF | {"mask_blur": 0}, HALF | {"resize_mode": 1, "width": 64, "height": 64}
 REFUSED = [
@@ -76,6 +81,7 @@ REFUSED = [
     ({"mask_blur": 64}, [image()], black_with(8, 8, 56, 56), "with a blur of 64"),
     (INVERT, [image()], black_with(30, 30, 36, 36, level=0), "mask marks too little"),
     (STRETCHED, [image()], black_with(10, 10, 13, 13), "mask marks too little"),
+    ({}, [image()], DOT_ON_HALF, "mask marks too little"),
     (CUT, [WIDE], black_with(0, 0, 8, 64, size=(96, 64)), "mask marks too little"),
     # A1111 answers 500: it fills the mask's part of a picture that it has not resized
     (LATENT, [WIDE], image((96, 64)), "init_images.0 has 96 x 64 pixels, but is drawn at 64 x 64"),
@@ -103,6 +109,7 @@ ACCEPTED = [
     (LATENT, [image()], image()),
     (LATENT | {"inpainting_fill": 1}, [WIDE], image((96, 64))),
     (STRETCHED, [image()], black_with(0, 32, 64, 40)),
+    (STRETCHED | {"resize_mode": 2}, [image()], black_with(10, 10, 13, 13)),  # may be stretched
     (CUT, [WIDE], black_with(40, 0, 60, 64, size=(96, 64))),
     (TWO | HALF, [image(), WIDE], image()),
 ]
