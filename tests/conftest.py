@@ -77,6 +77,7 @@ def catalog() -> Catalog:
         upscalers=recorded("get_upscalers"),
         latent_modes=recorded("get_latent-upscale-modes"),
         scripts=recorded("get_scripts"),
+        script_info=recorded("get_script-info"),
         styles=recorded("get_prompt-styles"),
     )
 

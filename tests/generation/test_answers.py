@@ -32,6 +32,7 @@ ANSWERS = {
     "upscalers": recorded("get_upscalers"),
     "latent-upscale-modes": recorded("get_latent-upscale-modes"),
     "scripts": recorded("get_scripts"),
+    "script-info": recorded("get_script-info"),
     "prompt-styles": recorded("get_prompt-styles"),
     "ad_model": {"ad_model": ["mediapipe_face_full"]},
     "txt2img": PICTURE,
@@ -71,7 +72,7 @@ def use(webui):
     for name in ("Euler", "nope"):
         attempt(catalog.sampler, name, None)
     attempt(catalog.check, "styles", "nope", catalog.styles)
-    attempt(catalog.check_script, "img2img", "script_name", "nope")
+    attempt(catalog.check_script, "img2img", "script_name", "loopback", [1])
     attempt(catalog.check, "hr_upscaler", "nope", catalog.upscalers)
     of_generation(webui.progress(preview=True))
     webui.is_idle()

@@ -122,6 +122,9 @@ REFUSED = [
     ({"alwayson_scripts": {"ADetailer": ON}}, "A1111's image with --build-arg WITH_ADETAILER=1"),
     ({"alwayson_scripts": {"Refiner": ON}}, "only on A1111's own page. Send refiner_checkpoint"),
     ({"alwayson_scripts": {"Hypertyle": ON}}, "Did you mean 'Hypertile'?"),
+    ({"script_name": "Prompt matrix"}, "takes 5 arguments, but the job has 0. Send one value for"),
+    ({"script_name": "x/y/z plot", "script_args": [1] * 19}, "takes 18 arguments, but the job"),
+    ({"alwayson_scripts": {"extra options": ON}}, "takes 0 arguments, but the job has 1"),
     ({"styles": ["nope"]}, "styles 'nope'"),
     ({"negative_prompt": "(a), " * 300}, "negative_prompt has 600 of the characters"),
     (SDE_KARRAS | {"steps": 1}, "steps = 1: sampler 'DPM++ 2M SDE' needs"),
@@ -185,7 +188,7 @@ def test_models_are_sent_by_stem_and_expected_in_the_answer(compose):
         checkpoint_sha256="ab" * 32,
         size=(512, 512),
     )
-    script = {"script_name": "prompt matrix", "script_args": [0]}
+    script = {"script_name": "prompt matrix", "script_args": [0] * 5}
     assert compose(script).expected.images is None  # the script decides
 
 

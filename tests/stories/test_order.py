@@ -20,7 +20,7 @@ HIRES = {"enable_hr": True, "denoising_strength": 0.5}
 LONG = {"prompt": ", ".join(["a fox"] * 30)}
 BUNDLED = {"loras": [{"name": "bundled"}]}
 ONE, TWO = {"embeddings": ["civitai:1@1"]}, {"embeddings": ["civitai:2@2"]}
-PLOT = {"script_name": "x/y/z plot", "script_args": [25, "0.5"]}
+PLOT = {"script_name": "x/y/z plot", "script_args": [25, "0.5", *[None] * 16]}
 
 JOBS = {
     "plain": {},

@@ -96,8 +96,9 @@ def test_a_damaged_cache_is_repaired_although_the_engine_dies_of_it(own, tmp_pat
 
 def test_a_script_whose_facts_name_no_model_is_proven_by_its_infotexts(own):
     with own() as worker:
+        prompts = {"script_args": [False, False, "start", "a fox\na hare"]}
         job = {"script_name": "prompts from file or textbox", "checkpoint": "second"}
-        output = completed(worker.run(SMALL | job))
+        output = completed(worker.run(SMALL | job | prompts))
     assert [model["name"] for model in output["models"]] == ["second"]
 
 

@@ -78,6 +78,8 @@ class Catalog:
         enlargers: the values of `upscaler_1` -> by how much their models enlarge a picture.
         scripts: by task, the values of `script_name` and `alwayson_scripts`, in lower case, as
             A1111 compares them.
+        script_args: (task, script in lower case) -> how many arguments it takes, where the engine
+            says so.
         styles: the values of `styles`, each with its texts.
         detectors: ADetailer's, the values of `ad_model`.
     """
@@ -86,6 +88,7 @@ class Catalog:
     schedulers: Mapping[str, str]
     upscalers: frozenset[str] = field(default_factory=frozenset)
     scripts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    script_args: Mapping[tuple[str, str], int] = field(default_factory=dict)
     styles: Mapping[str, Style] = field(default_factory=dict)
     detectors: frozenset[str] = field(default_factory=frozenset)
     enlargers: Mapping[str, float] = field(default_factory=dict)
@@ -99,6 +102,7 @@ class Catalog:
         upscalers: Json = (),
         latent_modes: Json = (),
         scripts: Json = None,
+        script_info: Json = (),
         styles: Json = (),
         detectors: Json = None,
     ) -> Catalog:
@@ -116,6 +120,12 @@ class Catalog:
             ),
             upscalers=frozenset(text(u, "name") for u in upscaling),
             scripts={task: frozenset(texts(by_task.get(task), task)) for task in _DRAWING},
+            script_args={
+                (_DRAWING[bool(s.get("is_img2img"))], text(s, "name").casefold()): len(
+                    objects(s.get("args") or [])
+                )
+                for s in objects(list(script_info))
+            },
             styles={text(s, "name"): Style.from_answer(s) for s in objects(list(styles))},
             detectors=frozenset(texts(an_object(detectors or {}).get("ad_model"), "ad_model")),
             enlargers={
@@ -153,8 +163,17 @@ class Catalog:
             raise _unknown(f"{prefix}scheduler", name, self.schedulers.values())
         return label
 
-    def check_script(self, task: str, field_name: str, value: str) -> None:
-        """Raise `InvalidInput` if the task has no such script; as in A1111, in any case."""
+    def check_script(
+        self, task: str, field_name: str, value: str, args: Collection[object]
+    ) -> None:
+        """Check that the task has a script of this name, in any case, and the number of its `args`.
+
+        With another number A1111 v1.9.3 answers 500, gives the values to other arguments, or drops
+        the last ones. Always-on scripts have defaults for those that are not given.
+
+        Raises:
+            InvalidInput: names the script, or both numbers.
+        """
         name, scripts = value.casefold(), self.scripts.get(task, frozenset())
         if field_name == "alwayson_scripts" and name in _PAGE_ONLY:
             raise InvalidInput(
@@ -172,6 +191,14 @@ class Catalog:
                 field=field_name,
                 near=near,
             )
+        count, given = self.script_args.get((task, name)), len(args)
+        if count is None or given == count or (field_name == "alwayson_scripts" and given < count):
+            return
+        raise InvalidInput(
+            f"script {shown(value)} takes {count} arguments, but the job has {given}.",
+            hint="Send one value for each; the task `scripts` lists them in `args`.",
+            field="script_args" if field_name == "script_name" else field_name,
+        )
 
     @property
     def with_models(self) -> set[str]:

@@ -107,9 +107,10 @@ def engine_names(request: PictureRequest, catalog: Catalog) -> dict[str, Any]:
         catalog.check("styles", style, catalog.styles)
     prompts.check(request, catalog.styles)
     if request.script_name:
-        catalog.check_script(request.task, "script_name", request.script_name)
+        catalog.check_script(request.task, "script_name", request.script_name, request.script_args)
     for script in filterfalse(scripts.is_extension, request.alwayson_scripts):
-        catalog.check_script(request.task, "alwayson_scripts", script)
+        args = request.alwayson_scripts[script].args
+        catalog.check_script(request.task, "alwayson_scripts", script, args)
     scripts.check(
         request.alwayson_scripts,
         catalog,

@@ -211,11 +211,19 @@ class WebUI:
             "upscalers": self.get("upscalers"),
             "latent_modes": self.get("latent-upscale-modes"),
             "scripts": self.get("scripts"),
+            "script_info": self._script_info(),
             "styles": self.get("prompt-styles"),
             "detectors": self._of_extension("adetailer/v1/ad_model"),
         }
         with reading("samplers, schedulers, upscalers, scripts, prompt-styles"):
             return Catalog.from_answers(**fields)
+
+    def _script_info(self) -> Any:  # noqa: ANN401 - JSON
+        """The scripts' arguments; none if the engine fails to describe those of an extension."""
+        try:
+            return self.get("script-info")
+        except (EngineFault, RouteMissing):
+            return ()
 
     # Wire ------------------------------------------------------------------------------------
 
