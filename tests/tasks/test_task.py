@@ -5,6 +5,7 @@ import threading
 import pytest
 from pydantic import Field
 
+from worker import log
 from worker.answer import Answer, Failure
 from worker.clients.foreign_fields import TASKS_OF_OTHERS
 from worker.errors import InvalidInput
@@ -142,3 +143,16 @@ def test_the_hint_for_another_programs_task_or_route_names_ours(job_input, hint)
 def test_every_hint_names_a_task_or_is_a_sentence():
     known = {task.name for task in TASKS} | {"img2img"}
     assert [one for one in TASKS_OF_OTHERS.values() if one not in known and " " not in one] == []
+
+
+def test_the_log_names_the_phase_in_which_an_input_is_refused():
+    def read(_worker, _job):
+        raise InvalidInput("no.")
+
+    async def story():
+        task = Task("read", "Reads.", count, Count, read=read)
+        with pytest.raises(InvalidInput):
+            await task(None, Job("id-1", {}, None, None))
+        return log.phase.get()
+
+    assert asyncio.run(story()) == "validate"

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from pydantic import Field, create_model
 
+from worker import log
 from worker.answer import Answer
 from worker.clients.foreign_fields import task_instead
 from worker.clients.nothing_asked import is_blank
@@ -88,6 +89,7 @@ class Task(Generic[Worker]):
 
         `read` runs in a thread: it reads files, and wildcards can take it seconds.
         """
+        log.phase.set("validate")  # here, because what the thread sets ends with it
         if self.read:
             checked: Strict = await asyncio.to_thread(self.read, worker, job)
         else:
