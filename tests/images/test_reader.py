@@ -178,3 +178,14 @@ def test_the_page_about_pictures_names_the_limits():
         f"| {limits.text_bytes >> 20} MiB and 64 names;",
     ):
         assert row in page
+
+
+def test_the_limit_of_all_pictures_holds_for_the_inputs_of_a_batch_together():
+    size = len(base64.b64decode(TEXT))
+    alone = ImageReader(SafeHttpClient(), ImageLimits(total_bytes=2 * size))
+    batch = alone.shared()
+    for reader, count in ((alone, 5), (batch, 2)):
+        for _ in range(count):
+            assert reader.read_all({"mask": TEXT}, NEVER)
+    with pytest.raises(InvalidInput, match="with this input, the pictures that the job brings"):
+        batch.read_all({"mask": TEXT}, NEVER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 
@@ -27,6 +28,15 @@ class ImageReader:
     def __init__(self, http: SafeHttpClient, limits: ImageLimits = IMAGE_LIMITS) -> None:
         self._http = http
         self._limits = limits
+        self._is_shared = False
+        self._taken = 0  # bytes of the pictures that were read, if the limit is shared
+        self._lock = threading.Lock()
+
+    def shared(self) -> ImageReader:
+        """A reader for several inputs of one job: `total_bytes` holds for all of them together."""
+        reader = copy.copy(self)
+        reader._is_shared, reader._lock = True, threading.Lock()  # noqa: SLF001 - its own
+        return reader
 
     def read_all(self, images: Mapping[str, str], stop: threading.Event) -> dict[str, InputImage]:
         """Read the pictures of a job: field -> text becomes field -> picture, in the same order.
@@ -54,7 +64,20 @@ class ImageReader:
         if not files:
             return {}
         check_files(list(files)[-1], files.values(), limits)
-        return decode_all(files, limits, stop)
+        pictures = decode_all(files, limits, stop)
+        if self._is_shared:
+            self._take(sum(len(one.data) for one in pictures.values()))
+        return pictures
+
+    def _take(self, size: int) -> None:
+        with self._lock:
+            if self._taken + size > self._limits.total_bytes:
+                raise InvalidInput(
+                    "with this input, the pictures that the job brings have more than"
+                    f" {self._limits.total_bytes / 1e6:.0f} MB: all are in memory together.",
+                    hint="Send fewer or smaller pictures, or several jobs.",
+                )
+            self._taken += size
 
     def _decoded(self, field: str, text: str) -> bytes:
         """The file that is in the text; empty, as long as it is only a URL."""

@@ -72,6 +72,7 @@ async def run(worker: Worker, job: Job, wanted: BatchRequest) -> BatchResult:
     shared = replace(
         worker,
         delivery=worker.delivery.shared(),
+        images=worker.images.shared(),
         preparing=asyncio.Semaphore(_PREPARED_AT_ONCE),
     )
     turns = [BatchTurn() for _ in wanted.inputs]
