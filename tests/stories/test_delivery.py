@@ -88,7 +88,7 @@ def test_pictures_are_put_to_the_jobs_own_urls(with_bucket, host):
         (
             "with_bucket",
             {"delivery": "put", "urls": TWO},
-            "1 pictures",
+            "urls has 2, but the number of pictures is 1",
         ),
         ("with_bucket", {"delivery": "ftp"}, "must be 'base64', 's3' or 'put'"),
         ("with_folder", {"delivery": "s3"}, "BUCKET_ENDPOINT_URL"),

@@ -166,7 +166,7 @@ UPSCALING_REFUSED = [
     ({"image": "https://a.test"}, 422, "pictures from URLs"),
     ({"image": ""}, 500, "Invalid encoded image"),
     ({"upscaler_1": "Lanczos", "upscaling_resize": 0.01}, 500, "each side must be 8 to 8192"),
-    ({"upscaler_1": "Lanczos", "upscaling_resize": 1000}, 500, "each side must be 8 to 8192"),
+    ({"upscaler_1": "Lanczos", "upscaling_resize": 1000}, 422, "each side must be 8 to 8192"),
     ({"resize_mode": 1, "upscaling_resize_w": 9000}, 500, "must be at most 8192"),
 ]
 

@@ -23,6 +23,7 @@ DIFFERENT = {
         *(f"extra-single/{name}_visibility 1" for name in ("gfpgan", "codeformer")),
         *("interrogate/clip", "interrogate/deepdanbooru", "interrogate/model missing"),
     ],
+    "it refuses the size by name": ["extra-single/upscaling_resize 1000000000.0"],
     "A1111 does not look at it": [
         *("extra-single/upscaler_1 None, upscaler_2 unknown", "png-info/truncated.png"),
         "png-info/bomb_header.png",
