@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import gc
 import json
 import time
@@ -6,9 +7,13 @@ import time
 import pytest
 from fakes.a1111.process import write_safetensors
 from fakes.stub_engine import StubEngine, handler_with
+from images.samples import file_of, text_of
 
 from worker import log
 from worker.errors import OutOfMemory
+from worker.http.client import SafeHttpClient
+from worker.images.limits import ImageLimits
+from worker.images.reader import ImageReader
 from worker.models.store.progress import listener
 from worker.stopwatch import Stopwatch
 from worker.tasks.batch import BatchResult
@@ -248,3 +253,17 @@ def test_progress_names_the_input(engine, tmp_path):
     asyncio.run(story())
     assert reports
     assert {(one["input"], one["inputs"]) for one in reports} == {(1, 1)}
+
+
+def test_the_pictures_that_all_inputs_bring_have_one_limit(engine, tmp_path):
+    file = file_of()
+
+    async def story():
+        built = handler_with(engine, tmp_path)
+        limits = ImageLimits(total_bytes=2 * len(file))
+        images = ImageReader(SafeHttpClient(), limits)
+        built.worker = dataclasses.replace(built.worker, images=images)
+        one = {"task": "png_info", "image": text_of(file)}
+        return await built({"id": "job", "input": {"task": "batch", "inputs": [one] * 3}})
+
+    assert asyncio.run(story())["failed"] == 1

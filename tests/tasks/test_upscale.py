@@ -8,6 +8,9 @@ from images.samples import file_of, text_of
 from PIL import Image
 
 from worker.images.metadata import infotext_of
+from worker.stopwatch import Stopwatch
+from worker.tasks.task import Job
+from worker.tasks.upscale import check_input
 
 NOISE = Image.effect_noise((24, 16), 80).convert("RGB")
 
@@ -182,3 +185,18 @@ def test_all_results_together_have_a_limit(upscale, monkeypatch):
     several = {"image": None, "upscaler_1": "Lanczos"}
     assert len(upscale(images=[IMAGE] * 2, **several)["images"]) == 2
     assert "pixels together" in upscale(images=[IMAGE] * 3, **several)["error"]
+
+
+def test_a_job_has_its_own_deadline(tmp_path, catalog):
+    worker = handler_with(StubEngine(catalog, tmp_path), tmp_path).worker
+    job_input = {"task": "upscale", "image": IMAGE, "upscaler_1": "Lanczos", "timeout": 9}
+    job = Job("a", job_input, Stopwatch(100), None)
+    check_input(worker, job)
+    assert job.stopwatch.timeout == 9
+
+
+def test_the_model_of_the_second_upscaler_must_not_make_too_many_pixels(upscale):
+    large = text_of(file_of(Image.new("L", (4200, 4200))))
+    both = {"upscaler_1": "Lanczos", "upscaler_2": "R-ESRGAN 4x+"}
+    both |= {"extras_upscaler_2_visibility": 0.5, "upscaling_resize": 1.1}
+    assert "the upscaler's model would make" in upscale(image=large, **both)["error"]

@@ -31,6 +31,9 @@ from worker.webui.client import PictureAnswer
 
 Request = TypeVar("Request", bound=PictureRequest)
 
+# The pictures of an img2img job, and those of its extensions' units: field -> base64.
+Brought = tuple["InitImages | None", dict[str, str]]
+
 
 def check(worker: Worker, job: Job, model: type[Request]) -> Request:
     """The job's input, completed from its template and checked, with its wildcards resolved.
@@ -75,10 +78,9 @@ async def prepared(worker: Worker, job: Job, wanted: PictureRequest) -> AsyncIte
     names = payload.engine_names(wanted, catalog)
     with job.stopwatch.phase("prepare"):
         async with worker.preparing:
-            models, brought = await _models_and_pictures(worker, job, wanted)
+            models, (init, units) = await _models_and_pictures(worker, job, wanted)
     try:
-        pictures = await _unit_pictures(worker, job, wanted)
-        composed = payload.build(wanted, names, models, catalog.styles, brought, pictures=pictures)
+        composed = payload.build(wanted, names, models, catalog.styles, init, pictures=units)
         yield Ready(wanted, models, composed)
     finally:
         worker.models.release(models)
@@ -153,7 +155,7 @@ def find_or_fetch(worker: Worker, wanted: PictureRequest, stop: threading.Event)
 
 async def _models_and_pictures(
     worker: Worker, job: Job, wanted: PictureRequest
-) -> tuple[Models, InitImages | None]:
+) -> tuple[Models, Brought]:
     """Both at the same time; the first failure ends the other one."""
     return await together(
         find_models(worker, job, wanted),
@@ -162,23 +164,18 @@ async def _models_and_pictures(
     )
 
 
-async def _read_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> InitImages | None:
-    """The pictures that the job brings, checked; None for a job of txt2img."""
-    if not isinstance(wanted, Img2ImgRequest):
-        return None
+async def _read_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> Brought:
+    """The pictures that the job brings, read and checked together."""
+    own = wanted.images if isinstance(wanted, Img2ImgRequest) else {}
+    of_units = scripts.read(wanted.alwayson_scripts).pictures()
+    if not own and not of_units:
+        return None, {}
     with job.stopwatch.phase("images"):
-        brought = await worker.decoded(job, wanted.images)
-        return await asyncio.to_thread(init_images.read, wanted, brought)
-
-
-async def _unit_pictures(worker: Worker, job: Job, wanted: PictureRequest) -> dict[str, str]:
-    """The pictures that the job's extensions get: field -> base64."""
-    brought = scripts.read(wanted.alwayson_scripts).pictures()
-    if not brought:
-        return {}
-    with job.stopwatch.phase("images"):
-        pictures = await worker.decoded(job, brought)
-    return {field: picture.base64() for field, picture in pictures.items()}
+        pictures = await worker.decoded(job, {**own, **of_units})
+        units = {field: pictures.pop(field).base64() for field in of_units}
+        if not isinstance(wanted, Img2ImgRequest):
+            return None, units
+        return await asyncio.to_thread(init_images.read, wanted, pictures), units
 
 
 def _arrange(worker: Worker, models: Models) -> bool:
