@@ -43,15 +43,15 @@ from worker.models.store.progress import listener
 from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
 from worker.service.arguments import read as read_arguments
+from worker.service.boundary import answer_of
+from worker.service.parts import Worker
 from worker.service.progress import JobProgress, ProgressReport
 from worker.service.startup import advise, boot, read_ahead
+from worker.service.task import Job
 from worker.stopwatch import Stopwatch
 from worker.tasks import schema
-from worker.tasks.answer import answer_of
 from worker.tasks.pictures import find_or_fetch
 from worker.tasks.table import TASKS
-from worker.tasks.task import Job
-from worker.tasks.worker import Worker
 from worker.webui.client import WebUI
 from worker.webui.engine import Engine
 from worker.webui.readiness import Readiness

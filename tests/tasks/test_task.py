@@ -11,9 +11,9 @@ from worker.clients.foreign_fields import TASKS_OF_OTHERS
 from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
 from worker.job.txt2img import Txt2ImgRequest
+from worker.service.task import Job, Task, Tasks
 from worker.tasks.schema import Row, document, rows
 from worker.tasks.table import TASKS
-from worker.tasks.task import Job, Task, Tasks
 
 
 class CountRequest(Strict):

@@ -8,8 +8,8 @@ from images.samples import file_of, text_of
 from PIL import Image
 
 from worker.images.metadata import infotext_of
+from worker.service.task import Job
 from worker.stopwatch import Stopwatch
-from worker.tasks.task import Job
 from worker.tasks.upscale import check_input
 
 NOISE = Image.effect_noise((24, 16), 80).convert("RGB")

@@ -14,11 +14,11 @@ from worker.errors import BatchFailed, InvalidInput, JobTimeout, ResultTooLarge
 from worker.job import request
 from worker.job.model_fields import ABOUT_TASK, Float, Strict
 from worker.models.store.progress import listener
+from worker.service.boundary import answer_of
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 from worker.service.waiting import BatchTurn, give_turns
 from worker.stopwatch import Stopwatch
-from worker.tasks.answer import answer_of
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
 from worker.webui.runner import finish
 
 MOST_INPUTS = 64

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from worker.answer import Answer, AnswerPart
+from worker.service.parts import Worker
 from worker.service.report import WorkerHealth
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
+from worker.service.task import Job, Task
 
 
 class EngineHealth(AnswerPart):

@@ -12,8 +12,8 @@ from worker.generation.answers import an_object, text
 from worker.generation.call import Call
 from worker.job.image_fields import ImageText
 from worker.job.model_fields import ABOUT_TASK, TaskInput, Timeout
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 
 # A1111 v1.9.3 catches any failure of its CLIP interrogator, and answers 200 with this text.
 _FAILED = "<error>"

@@ -22,8 +22,8 @@ from worker.formats.names import Kind
 from worker.generation.answers import an_object, objects, reading, text, texts
 from worker.generation.catalog import WITHOUT_MODEL, Style
 from worker.job.model_fields import ABOUT_TASK, Int, TaskInput
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 
 _MOST = 5000  # items in one answer: about 2 MB
 Json = Any

@@ -22,11 +22,11 @@ from worker.job.models import Models
 from worker.job.request import PictureRequest
 from worker.job.template_file import hint_about_default
 from worker.job.txt2img import Txt2ImgRequest
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 from worker.service.waiting import in_thread, together
 from worker.tasks import picture_result
 from worker.tasks.picture_result import PictureResult, Undelivered
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
 from worker.webui.client import PictureAnswer
 
 Request = TypeVar("Request", bound=PictureRequest)

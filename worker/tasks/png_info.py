@@ -11,8 +11,8 @@ from worker.answer import Answer
 from worker.images.png_info import describe
 from worker.job.image_fields import ImageText
 from worker.job.model_fields import ABOUT_TASK, TaskInput, Timeout
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 
 
 class PngInfoRequest(TaskInput):

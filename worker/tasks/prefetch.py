@@ -20,11 +20,11 @@ from worker.job.model_fields import ABOUT_TASK, TaskInput
 from worker.job.models import Models, wanted_models
 from worker.job.request import check
 from worker.job.txt2img import Txt2ImgRequest
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 from worker.tasks import picture_result
 from worker.tasks.picture_result import CacheInfo
 from worker.tasks.pictures import find_models
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
 
 # The fields of a txt2img job that name models, and the others that it needs.
 FIELDS = (

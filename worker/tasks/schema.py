@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from worker.answer import Answer, Failure
+from worker.service.parts import Worker
 from worker.service.report import Progress
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
+from worker.service.task import Job, Task
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

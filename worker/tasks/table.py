@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from worker.service.parts import Worker
+from worker.service.task import Tasks
 from worker.tasks import (
     batch,
     health,
@@ -14,8 +16,6 @@ from worker.tasks import (
     upscale,
 )
 from worker.tasks.lists import LISTS
-from worker.tasks.task import Tasks
-from worker.tasks.worker import Worker
 
 TASKS: Tasks[Worker] = Tasks(
     pictures.TXT2IMG,

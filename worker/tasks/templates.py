@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field
 
 from worker.answer import Answer, AnswerPart
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 
 
 class TemplateLora(AnswerPart):

@@ -22,10 +22,10 @@ from worker.job.image_fields import ImageText
 from worker.job.model_fields import ABOUT_TASK, Float, Int, Name, Switch, TaskInput, Timeout
 from worker.job.output_fields import Output
 from worker.job.request import check
+from worker.service.parts import Worker
+from worker.service.task import Job, Task
 from worker.shown import shown_size
 from worker.tasks.picture_result import DeliveryReport
-from worker.tasks.task import Job, Task
-from worker.tasks.worker import Worker
 
 # Field -> the folder of the model, and its file: there are models of other parts, too.
 _FACES = {

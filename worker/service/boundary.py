@@ -8,8 +8,8 @@ from typing import Any
 
 from worker.answer import failure, to_json
 from worker.errors import InternalError, WorkerError
-from worker.tasks.task import Job
-from worker.tasks.worker import Worker
+from worker.service.parts import Worker
+from worker.service.task import Job
 
 log = logging.getLogger("worker.handler")
 

@@ -21,8 +21,8 @@ from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
 from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
+from worker.service.task import Job, Tasks
 from worker.service.waiting import BatchTurn, Turns, in_thread
-from worker.tasks.task import Job, Tasks
 from worker.webui.engine import Engine
 
 
