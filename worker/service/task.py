@@ -58,6 +58,7 @@ class Task(Generic[Worker]):
         output: type of the answer.
         fields: type of the input; None for a task without fields of its own.
         read: gets the worker and the job and checks its input, where `fields` alone does not.
+        is_quick: whether it is answered beside a job that draws, such as a list.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Task(Generic[Worker]):
     output: type[Answer]
     fields: type[Strict] | None = None
     read: Callable[[Worker, Job], Strict] | None = None
+    is_quick: bool = False
 
     @cached_property
     def input(self) -> type[Strict]:
