@@ -86,12 +86,13 @@ class _Job:
 class RunPodEndpoint:
     """The endpoint; its server runs in its own thread while the `with` block lasts.
 
-    `states` gives, for a job's input, the states that the job has one after the other.
+    `states` gives, for a job's input, the states that the job has one after the other. `port` is
+    chosen by the system if it is 0.
     """
 
-    def __init__(self, states: Callable[[Any], Iterable[State]]) -> None:
+    def __init__(self, states: Callable[[Any], Iterable[State]], port: int = 0) -> None:
         self.states = states
-        self.port = 0
+        self.port = port
         self.health: dict[str, Any] = {
             "jobs": {"completed": 1, "failed": 0, "inProgress": 0, "inQueue": 0, "retried": 0},
             "workers": {"idle": 1, "initializing": 0, "ready": 1, "running": 0, "throttled": 0},
@@ -134,12 +135,13 @@ class RunPodEndpoint:
                     web.get(f"{base}/health", self._route("health", self._health)),
                 ]
             )
+        app.add_routes([web.get("/ping", self._route("ping", self._health))])
         app.add_routes([web.get("/bucket/{name}", self._route("bucket", self._bucket))])
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
 
     # For tests.
@@ -168,7 +170,7 @@ class RunPodEndpoint:
         return str(self._jobs[job_id].state["status"])
 
     def fault(self, route: str, **how: Any) -> None:
-        """Let a route (run, runsync, status, cancel, purge, health, bucket) fail; see `Fault`."""
+        """Let a route fail (run, status, cancel, health, ping, bucket, ...); see `Fault`."""
         self._faults.append(Fault(route, **how))
 
     def release(self) -> None:
