@@ -133,6 +133,20 @@ class Tasks(Generic[Worker]):
         word = name[:_LONGEST_NAME] if isinstance(name, str) else ""
         raise InvalidInput(f"task = {shown(name)} is not known.", hint=self._hint(word))
 
+    def is_quick(self, job_input: object) -> bool:
+        """Whether this input is answered beside a job that draws: a list, or a batch of lists."""
+        if isinstance(job_input, Mapping) and job_input.get("task") == "batch":
+            inputs = job_input.get("inputs")
+            if isinstance(inputs, list) and inputs:
+                return all(map(self._is_quick, inputs))
+        return self._is_quick(job_input)
+
+    def _is_quick(self, job_input: object) -> bool:
+        try:
+            return self.of(job_input).is_quick
+        except InvalidInput:
+            return True  # it is refused at once
+
     def _refuse_route(self, job_input: Mapping[str, Any]) -> None:
         """Refuse another worker's form: `{"api": {"method", "endpoint"}, "payload": {...}}`."""
         api = job_input.get("api")
