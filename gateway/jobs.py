@@ -113,3 +113,6 @@ class Jobs(Protocol):
 
     async def health(self) -> dict[str, Any]:
         """Numbers of jobs and workers, as RunPod's /health has them."""
+
+    async def is_awake(self) -> bool:
+        """Whether a worker runs now, so that a short job starts none and costs almost nothing."""

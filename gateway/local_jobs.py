@@ -168,6 +168,10 @@ class LocalJobs:
             "workers": {**workers, "unhealthy": 0},
         }
 
+    async def is_awake(self) -> bool:
+        """Whether the engine is ready."""
+        return self.is_ready
+
     # One job -------------------------------------------------------------------------------------
 
     async def _run(self, job: _Job) -> None:
