@@ -68,7 +68,9 @@ class _Json(logging.Formatter):
 
 
 def configure(level: str, form: str, secrets: Iterable[str]) -> None:
-    """Write the log of `worker` and its children to standard error; replaces an earlier setup.
+    """Write the log of the worker, the gateway and its server to standard error.
+
+    It replaces an earlier setup.
 
     Args:
         level: name of the lowest level that is written.
@@ -78,8 +80,11 @@ def configure(level: str, form: str, secrets: Iterable[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_Redacting(secrets))
-    logger = logging.getLogger("worker")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    # `import runpod` adds a handler to the root logger: each line would be written twice.
-    logger.propagate = False
+    for name in ("worker", "gateway", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        # `import runpod` adds a handler to the root logger: each line would be written twice.
+        logger.propagate = False
+    if level == "INFO":  # its server's lines of this level are no news
+        logging.getLogger("uvicorn").setLevel("WARNING")
