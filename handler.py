@@ -228,12 +228,6 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     """Serve jobs over HTTP instead of RunPod's queue; returns the exit status."""
     settings = handler.worker.settings
 
-    def is_quick(job_input: object) -> bool:
-        try:
-            return TASKS.of(job_input).is_quick
-        except JobError:
-            return True  # it is refused at once
-
     async def measured(job: dict[str, Any]) -> dict[str, Any]:
         answer = await handler(job)
         metrics.observe(answer)
@@ -241,7 +235,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
 
     webhooks = Webhooks(settings.trusted_hosts, allow_loopback=is_loopback(arguments.host))
     concurrency = settings.job_concurrency
-    jobs = LocalJobs(measured, concurrency=concurrency, is_quick=is_quick, webhooks=webhooks)
+    jobs = LocalJobs(measured, concurrency=concurrency, is_quick=TASKS.is_quick, webhooks=webhooks)
     counters = handler.worker.counters
     metrics = Metrics(counters, lambda: jobs.waiting_count, lambda: engine.restarts)
     handler.post_progress = jobs.report

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -43,12 +43,12 @@ async def states(
     is_over = False
     try:
         state = await asyncio.shield(submitted)
-        following = jobs.follow(state.id)
-        while not is_over:
-            left = None if deadline is None else deadline - clock()
-            state = await _next_state(following, gone, left)
-            is_over = state.is_final
-            yield state
+        async with aclosing(jobs.follow(state.id)) as following:
+            while not is_over:
+                left = None if deadline is None else deadline - clock()
+                state = await _next_state(following, gone, left)
+                is_over = state.is_final
+                yield state
         if isinstance(jobs, KeepsJobs):
             jobs.answered(state.id)
     finally:
@@ -115,8 +115,9 @@ async def settled(jobs: Jobs, job_id: str, seconds: float) -> JobState:
 
 async def _last_state(jobs: Jobs, job_id: str, state: JobState) -> JobState:
     if not state.is_final:
-        async for newer in jobs.follow(job_id):
-            state = newer
+        async with aclosing(jobs.follow(job_id)) as following:
+            async for newer in following:
+                state = newer
     return state
 
 
@@ -163,6 +164,6 @@ async def _cancel(jobs: Jobs, submitted: asyncio.Future[JobState]) -> None:
         state = await submitted
         await jobs.cancel(state.id)
     except GatewayError as error:
-        logger.warning("the job of a client that hung up is not cancelled: %s", error)
+        logger.warning("a job that nobody waits for is not cancelled: %s", error)
     else:
-        logger.info("job %s is cancelled: its client hung up", state.id)
+        logger.info("job %s is cancelled: nobody waits for it any more", state.id)

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -194,7 +194,7 @@ class LocalJobs:
         job = self._find(job_id)
         return self._shown(job)
 
-    async def follow(self, job_id: str) -> AsyncIterator[JobState]:
+    async def follow(self, job_id: str) -> AsyncGenerator[JobState, None]:
         """The job now, then each change of it."""
         job = self._find(job_id)
         while True:
@@ -257,6 +257,10 @@ class LocalJobs:
             },
             "workers": workers,
         }
+
+    async def is_awake(self) -> bool:
+        """Whether the engine is ready."""
+        return self.is_ready
 
     # One job -------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class Counters:
         code = answer.get("code") if "error" in answer else None
         self.ended["failed" if code else "completed"] += 1
         if code:
-            self.failures[str(code)] += 1
+            self.failures[str(code).upper()] += 1  # OpenAI's errors have it in small letters
 
     @property
     def running_count(self) -> int:
