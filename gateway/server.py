@@ -18,12 +18,14 @@ from starlette.routing import Route
 from gateway.app import build
 from gateway.connections import Server, server
 from gateway.guard import Access
+from gateway.http.listen import listen
 from gateway.local.metrics import Metrics
 from gateway.local.place import Place
 from gateway.local_jobs import LocalJobs
 
 logger = logging.getLogger(__name__)
 
+EXIT_PORT_TAKEN = 71  # EX_OSERR of sysexits.h, as in start.sh
 EXIT_REPLACE = 75  # EX_TEMPFAIL of sysexits.h: start this worker again
 
 
@@ -50,11 +52,20 @@ async def serve(jobs: LocalJobs, metrics: Metrics, access: Access, place: Place,
     ping = Route("/ping", _ping(jobs))
     app = build(jobs, access, (ping, metrics.route()))
     app.state.longest_request = place.longest_request
-    servers = [server(app, place.host, place.port)]
+    ports = {place.port: app}
     if place.health_port is not None:
-        servers.append(server(Starlette(routes=[ping]), place.host, place.health_port))
+        ports[place.health_port] = Starlette(routes=[ping])
+    try:
+        listening = [listen(place.host, port) for port in ports]
+    except OSError as error:
+        logger.error("%s cannot be listened on: %s", place.host, error.strerror)  # noqa: TRY400
+        return EXIT_PORT_TAKEN
+    servers = [server(one, place.host, port) for port, one in ports.items()]
     logger.info("listening on http://%s:%d", place.host, place.port)
-    running = [asyncio.ensure_future(one.serve()) for one in servers]
+    running = [
+        asyncio.ensure_future(one.serve(sockets=sockets))
+        for one, sockets in zip(servers, listening, strict=True)
+    ]
     ending = await _first(_signal(), _boot(jobs, boot), _retired(jobs), _stopped(running))
     logger.info("%s %d jobs run", ending.reason, (await jobs.health())["jobs"]["inProgress"])
     await jobs.end(ending.reason, place.grace)
