@@ -155,7 +155,9 @@ _OTHER_NAMES = {
 FOREIGN_NAMES = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
 
 _BESIDE = "stands beside `input` in RunPod's request, not in it"
-_OPENAI = "belongs to OpenAI's API, which this worker does not have: send A1111's fields"
+_OPENAI = (
+    "belongs to OpenAI's form of a job: send openai_route and openai_input without other fields"
+)
 _OF_IMG2IMG = 'belongs to the task img2img: add "task": "img2img"'
 _OF_TXT2IMG = "belongs to txt2img: img2img has no second pass"
 _AS_INIT_IMAGE = 'is no field of a job that draws: send `init_images` with "task": "img2img"'
