@@ -242,7 +242,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     place = place_of(settings, arguments.host, arguments.port)
     access = Access(any_host=settings.is_load_balanced)
     ready = functools.partial(get_ready, handler, engine, {})
-    return await serve(jobs, metrics, access, place, ready)
+    return await serve(jobs, ready, metrics=metrics, access=access, place=place)
 
 
 def print_schema() -> int:

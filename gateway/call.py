@@ -77,6 +77,8 @@ async def finished_within(
     gone = asyncio.ensure_future(_hang_up(request))
     submitted = asyncio.ensure_future(jobs.submit(job_request))
     goes_on = bool(job_request.get("webhook"))
+    longest = _longest(request)
+    seconds = seconds if longest is None else min(seconds, longest)
     try:
         job_id = (await asyncio.shield(submitted)).id
         ending = asyncio.ensure_future(settled(jobs, job_id, seconds))

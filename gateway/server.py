@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.app import build
-from gateway.connections import Server, server
+from gateway.connections import LIMITS, ConnectionLimits, Server, server
 from gateway.guard import Access
 from gateway.local.metrics import Metrics
 from gateway.local.place import Place
@@ -40,7 +40,15 @@ _STOPPED = Ending(0, "This worker is shutting down: send the job again.")
 _REPLACED = Ending(EXIT_REPLACE, "This worker is being replaced: send the job again.")
 
 
-async def serve(jobs: LocalJobs, metrics: Metrics, access: Access, place: Place, boot: Boot) -> int:
+async def serve(
+    jobs: LocalJobs,
+    boot: Boot,
+    *,
+    metrics: Metrics,
+    access: Access,
+    place: Place,
+    limits: ConnectionLimits = LIMITS,
+) -> int:
     """Serve until SIGTERM, SIGINT or an answer that retires the worker; returns the exit status.
 
     `boot` waits, in a thread, until the engine is ready; it returns why the process must end, or
@@ -50,7 +58,7 @@ async def serve(jobs: LocalJobs, metrics: Metrics, access: Access, place: Place,
     ping = Route("/ping", _ping(jobs))
     app = build(jobs, access, (ping, metrics.route()))
     app.state.longest_request = place.longest_request
-    servers = [server(app, place.host, place.port)]
+    servers = [server(app, place.host, place.port, limits)]
     if place.health_port is not None:
         servers.append(server(Starlette(routes=[ping]), place.host, place.health_port))
     logger.info("listening on http://%s:%d", place.host, place.port)

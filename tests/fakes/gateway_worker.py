@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as a program
 
 from fakes.a1111.process import free_port, wait_until  # noqa: E402
+from gateway.connections import ConnectionLimits  # noqa: E402
 from gateway.guard import Access  # noqa: E402
 from gateway.local.metrics import Metrics  # noqa: E402
 from gateway.local.place import Place  # noqa: E402
@@ -65,13 +66,11 @@ async def handler(job: Answer) -> Answer:
 
 
 def boot() -> Ending | None:
-    """The engine: ready, never ready, or ready when the file BOOT exists."""
-    file = os.environ.get("BOOT")
-    if file == "fails":
-        return Ending(69, "ENGINE_NOT_READY: no picture within 1 s.")
+    """The engine is ready, or when the file BOOT exists, or it fails then."""
+    *fails, file = os.environ.get("BOOT", "").split("fails after ")
     while file and not Path(file).exists():
         time.sleep(0.01)
-    return None
+    return Ending(69, "ENGINE_NOT_READY: no picture within 1 s.") if fails else None
 
 
 async def main(place: Place, access: Access) -> int:
@@ -86,7 +85,8 @@ async def main(place: Place, access: Access) -> int:
     webhooks = Webhooks(allow_loopback=True, limits=WebhookLimits(pause=0.01))
     jobs = LocalJobs(counted, is_quick=lambda given: "quick" in given, webhooks=webhooks)
     metrics = Metrics(counters, lambda: jobs.waiting_count, lambda: 0)
-    return await serve(jobs, metrics, access, place, boot)
+    limits = ConnectionLimits(**json.loads(os.environ.get("LIMITS", "{}")))
+    return await serve(jobs, boot, metrics=metrics, access=access, place=place, limits=limits)
 
 
 class GatewayWorker:
