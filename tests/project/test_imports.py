@@ -29,7 +29,7 @@ ROOMS = {
         *("worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
-    "gateway": ["gateway.server", "gateway.app", "gateway"],
+    "gateway": ["gateway.server", "gateway.app", "gateway.local_jobs", "gateway.local", "gateway"],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),

@@ -15,7 +15,6 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     SecretStr,
@@ -36,6 +35,7 @@ from worker.config.as_written import (
 )
 from worker.config.bucket_address import BucketAddress
 from worker.config.credentials import CREDENTIALS, credentials, problem_with
+from worker.config.http_settings import HttpSettings
 from worker.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -61,7 +61,7 @@ def _default_run_dir(webui_url: str) -> Path:
     return Path(tempfile.gettempdir()) / f"a1111-worker-{_address(webui_url)[1]}"
 
 
-class Settings(BaseModel):
+class Settings(HttpSettings):
     """The operator's settings. Immutable; every value is already checked."""
 
     model_config = ConfigDict(
