@@ -29,7 +29,10 @@ ROOMS = {
         *("worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
-    "gateway": ["gateway.server", "gateway.app", "gateway.local_jobs", "gateway.local", "gateway"],
+    "gateway": [
+        *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app"),
+        *("gateway.local_jobs", "gateway.local", "gateway", "gateway.http"),
+    ],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),
