@@ -177,6 +177,7 @@ COPY templates.json test_input.json ./
 COPY engine engine
 COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
+COPY gateway gateway
 COPY worker worker
 RUN python3.12 -m compileall -q -j 0 .
 
@@ -220,6 +221,7 @@ COPY benchmarks benchmarks
 COPY templates.json test_input.json ./
 COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
+COPY gateway gateway
 COPY worker worker
 RUN python3.10 -m compileall -q -j 0 .
 

@@ -26,6 +26,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import runpod_sdk
+from gateway.guard import Access
+from gateway.local_jobs import LocalJobs
+from gateway.server import serve
 from model_manager import ModelManager
 from worker import log
 from worker.config.credentials import secret_values
@@ -42,11 +45,12 @@ from worker.job.template_file import Templates
 from worker.models.store.progress import listener
 from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
+from worker.service.arguments import Arguments
 from worker.service.arguments import read as read_arguments
 from worker.service.boundary import answer_of
 from worker.service.parts import Worker
 from worker.service.progress import JobProgress, ProgressReport
-from worker.service.startup import advise, boot, read_ahead
+from worker.service.startup import Background, advise, boot, read_ahead
 from worker.service.task import Job
 from worker.stopwatch import Stopwatch
 from worker.tasks import schema
@@ -182,9 +186,22 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
     advise(settings)
-    background = {"sdk": import_sdk, "models": handler.prepare_default_template}
+    if arguments.serves_http:
+        return asyncio.run(serve_http(handler, engine, arguments))
+    if status := get_ready(handler, engine, {"sdk": import_sdk}):
+        return status
+    handler.post_progress = runpod_sdk.post_progress
+    checks = Fitness(settings, WebUI(settings.webui_url)).checks()
+    runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
+    return 0
+
+
+def get_ready(handler: Handler, engine: Engine, background: Mapping[str, Background]) -> int:
+    """Wait for the engine, with the other work of the start beside it; returns the exit status."""
+    settings = handler.worker.settings
+    work = {**background, "models": handler.prepare_default_template}
     try:
-        seconds = boot(engine.boot, settings.ready_timeout, background)
+        seconds = boot(engine.boot, settings.ready_timeout, work)
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         if not isinstance(error, GpuNotUsed):
@@ -194,10 +211,23 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     handler.worker.startup.seconds = seconds
     logger.info("ready for jobs %s", seconds)
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
-    handler.post_progress = runpod_sdk.post_progress
-    checks = Fitness(settings, WebUI(settings.webui_url)).checks()
-    runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0
+
+
+async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> int:
+    """Serve jobs over HTTP instead of RunPod's queue; returns the exit status."""
+    settings = handler.worker.settings
+
+    def is_quick(job_input: object) -> bool:
+        try:
+            return TASKS.of(job_input).is_quick
+        except JobError:
+            return True  # it is refused at once
+
+    jobs = LocalJobs(handler, concurrency=settings.job_concurrency, is_quick=is_quick)
+    handler.post_progress = jobs.report
+    ready = functools.partial(get_ready, handler, engine, {})
+    return await serve(jobs, Access(), arguments.host, arguments.port, ready)
 
 
 def print_schema() -> int:

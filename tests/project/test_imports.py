@@ -28,6 +28,7 @@ ROOMS = {
         *("worker.job", "worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
+    "gateway": ["gateway.server", "gateway.app", "gateway"],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),
@@ -36,10 +37,11 @@ ROOMS = {
 
 # What each part may not import at all.
 FORBIDDEN = {
-    "worker": {*FRONT_DOORS, "runpod", "engine", "torch", "diffusers"},
-    "engine": {*FRONT_DOORS, "runpod", "worker"},
-    "model_manager.py": {"handler", "runpod", "runpod_sdk", "engine"},
-    "runpod_sdk.py": {"handler", "model_manager", "engine"},
+    "worker": {*FRONT_DOORS, "client", "gateway", "runpod", "engine", "torch", "diffusers"},
+    "gateway": {*FRONT_DOORS, "client", "runpod", "engine", "torch", "diffusers"},
+    "engine": {*FRONT_DOORS, "client", "gateway", "runpod", "worker"},
+    "model_manager.py": {"handler", "gateway", "runpod", "runpod_sdk", "engine"},
+    "runpod_sdk.py": {"handler", "gateway", "model_manager", "engine"},
     "handler.py": {"engine"},
 }
 

@@ -27,6 +27,14 @@ ROUTES = (GENERATIONS, EDITS, MODELS)
 DEFAULT_MODEL = "default"
 FORMATS = ("png", "jpeg", "webp")
 
+# OpenAI bills tokens, and its clients expect numbers.
+NO_USAGE: dict[str, Any] = {
+    "total_tokens": 0,
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}
+
 ErrorType = Literal["invalid_request_error", "server_error"]
 
 _MOST_PICTURES = 10  # OpenAI's own limit

@@ -60,6 +60,7 @@ class Task(Generic[Worker]):
         read: gets the worker and the job and checks its input, where `fields` alone does not.
         named_by: fields of the input that name the task, beside `task`.
         failure: the answer for an error of the job; None: as for every task.
+        is_quick: whether it is answered beside a job that draws, such as a list.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task(Generic[Worker]):
     read: Callable[[Worker, Job], Strict] | None = None
     named_by: frozenset[str] = frozenset()
     failure: Callable[[WorkerError, Job], Answer] | None = None
+    is_quick: bool = False
 
     @cached_property
     def input(self) -> type[Strict]:

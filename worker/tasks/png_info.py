@@ -57,4 +57,5 @@ TASK = Task(
     fields=PngInfoRequest,
     run=run,
     output=PngInfo,
+    is_quick=True,
 )

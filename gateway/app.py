@@ -1,0 +1,48 @@
+"""Puts the routes together to one app."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from gateway.call import HungUp
+from gateway.guard import Access, Guard, Refused
+from gateway.jobs import GatewayError, Jobs
+from gateway.runpod_api import RunPodApi
+
+logger = logging.getLogger(__name__)
+
+
+def build(jobs: Jobs, access: Access, more: tuple[BaseRoute, ...] = ()) -> Starlette:
+    """The app over this back; `more` are routes of the place where it runs, such as /ping."""
+    return Starlette(
+        routes=[*RunPodApi(jobs).routes(), *more],
+        middleware=[Middleware(Guard, access=access)],
+        exception_handlers={
+            GatewayError: _failed,
+            Refused: _refused,
+            HungUp: _nobody_reads,
+        },
+    )
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)  # noqa: S101 - it is registered for this type
+    logger.warning("HTTP %d: %s", error.status, error)
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    text = str(error)
+    return JSONResponse({"detail": text, "errors": text, "error": text}, error.status, headers)
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)  # noqa: S101 - it is registered for this type
+    return JSONResponse({"detail": str(error), "errors": str(error)}, error.status)
+
+
+async def _nobody_reads(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's status for a client that closed the connection
