@@ -1,4 +1,4 @@
-# The worker's images. docs/subsystems/container-management.md lists stages, sizes and arguments.
+# The worker's images. docs/internals/container-management.md lists stages, sizes and arguments.
 #
 #   docker build -t a1111-worker .                                 A1111 v1.9.3, no model
 #   docker build --build-arg WITH_ADETAILER=0 ...                  without that extension

@@ -218,13 +218,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     """Serve jobs over HTTP instead of RunPod's queue; returns the exit status."""
     settings = handler.worker.settings
 
-    def is_quick(job_input: object) -> bool:
-        try:
-            return TASKS.of(job_input).is_quick
-        except JobError:
-            return True  # it is refused at once
-
-    jobs = LocalJobs(handler, concurrency=settings.job_concurrency, is_quick=is_quick)
+    jobs = LocalJobs(handler, concurrency=settings.job_concurrency, is_quick=TASKS.is_quick)
     handler.post_progress = jobs.report
     ready = functools.partial(get_ready, handler, engine, {})
     return await serve(jobs, Access(), arguments.host, arguments.port, ready)

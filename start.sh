@@ -12,7 +12,7 @@
 #   143  a signal came before anything was started
 #
 # The RunPod SDK installs its own handler for SIGTERM, so the process that runs it cannot be the
-# supervisor. Signals only set a flag; the loop in `supervise` acts. docs/modules/startup-script.md
+# supervisor. Signals only set a flag; the loop in `supervise` acts. docs/internals/startup-script.md
 # explains why. If this script is killed, the handler kills the engine and ends by itself.
 set -Eeuo pipefail
 

@@ -17,8 +17,8 @@ def generations(language: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for name, (oldest, _), examples in gpus.GENERATIONS:
         runs = gpus.has_code(oldest)
-        driver = words["driver"].format(_driver(oldest)) if runs else ""
-        rows.append((name, examples, words["yes" if runs else "no"], driver))
+        needed = words["driver"].format(driver(oldest)) if runs else ""
+        rows.append((name, examples, words["yes" if runs else "no"], needed))
     return tuple(words["head"]), rows
 
 
@@ -60,10 +60,11 @@ def _cards(cards: Cards) -> tuple[str, ...]:
     if not gpus.has_code(cards.capability):
         return (*known, "", "torch has no code for them")
     attention = "xformers" if gpus.has_xformers(cards.capability) else "sdp"
-    return (*known, _driver(cards.capability), attention)
+    return (*known, driver(cards.capability), attention)
 
 
-def _driver(capability: Capability) -> str:
+def driver(capability: Capability) -> str:
+    """The oldest driver that runs the images' CUDA on such a GPU."""
     return ".".join(map(str, gpus.oldest_driver(gpus.CUDA, capability)))
 
 

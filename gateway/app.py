@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -11,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
 from gateway.call import HungUp
+from gateway.catalog import Catalog
 from gateway.guard import Access, Guard, Refused
 from gateway.jobs import GatewayError, Jobs
 from gateway.runpod_api import RunPodApi
@@ -18,9 +21,26 @@ from gateway.runpod_api import RunPodApi
 logger = logging.getLogger(__name__)
 
 
-def build(jobs: Jobs, access: Access, more: tuple[BaseRoute, ...] = ()) -> Starlette:
-    """The app over this back; `more` are routes of the place where it runs, such as /ping."""
+def build(
+    jobs: Jobs, access: Access, more: tuple[BaseRoute, ...] = (), catalog: Catalog | None = None
+) -> Starlette:
+    """The app over this back.
+
+    Args:
+        jobs: the back.
+        access: who may use it.
+        more: routes of the place where it runs, such as /ping.
+        catalog: the back's lists; by default they are only in memory.
+    """
+    lists = catalog or Catalog(jobs)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        await lists.close()
+
     return Starlette(
+        lifespan=lifespan,
         routes=[*RunPodApi(jobs).routes(), *more],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={

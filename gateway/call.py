@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -41,11 +41,11 @@ async def states(
     is_over = False
     try:
         state = await asyncio.shield(submitted)
-        following = jobs.follow(state.id)
-        while not is_over:
-            state = await _next_state(following, gone)
-            is_over = state.is_final
-            yield state
+        async with aclosing(jobs.follow(state.id)) as following:
+            while not is_over:
+                state = await _next_state(following, gone)
+                is_over = state.is_final
+                yield state
     finally:
         gone.cancel()
         if not is_over:
@@ -82,6 +82,6 @@ async def _cancel(jobs: Jobs, submitted: asyncio.Future[JobState]) -> None:
         state = await submitted
         await jobs.cancel(state.id)
     except GatewayError as error:
-        logger.warning("the job of a client that hung up is not cancelled: %s", error)
+        logger.warning("a job that nobody waits for is not cancelled: %s", error)
     else:
-        logger.info("job %s is cancelled: its client hung up", state.id)
+        logger.info("job %s is cancelled: nobody waits for it any more", state.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -102,7 +102,7 @@ class Jobs(Protocol):
     async def state(self, job_id: str) -> JobState:
         """The job now."""
 
-    def follow(self, job_id: str) -> AsyncIterator[JobState]:
+    def follow(self, job_id: str) -> AsyncGenerator[JobState, None]:
         """The job now, then each change of it; the last state is final."""
 
     async def cancel(self, job_id: str) -> JobState:
@@ -113,3 +113,6 @@ class Jobs(Protocol):
 
     async def health(self) -> dict[str, Any]:
         """Numbers of jobs and workers, as RunPod's /health has them."""
+
+    async def is_awake(self) -> bool:
+        """Whether a worker runs now, so that a short job starts none and costs almost nothing."""

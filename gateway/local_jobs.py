@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +122,7 @@ class LocalJobs:
         """The job now."""
         return self._state_of(self._find(job_id))
 
-    async def follow(self, job_id: str) -> AsyncIterator[JobState]:
+    async def follow(self, job_id: str) -> AsyncGenerator[JobState, None]:
         """The job now, then each change of it."""
         job = self._find(job_id)
         while True:
@@ -167,6 +167,10 @@ class LocalJobs:
             },
             "workers": {**workers, "unhealthy": 0},
         }
+
+    async def is_awake(self) -> bool:
+        """Whether the engine is ready."""
+        return self.is_ready
 
     # One job -------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ def test_start_sh_gets_the_arguments_quoted_for_the_shell(tmp_path):
 
 
 def test_the_page_about_the_handler_lists_every_argument():
-    page = (PROJECT / "docs/modules/handler-module.md").read_text()
+    page = (PROJECT / "docs/internals/handler-module.md").read_text()
     source = (PROJECT / "worker/service/arguments.py").read_text()
     options = set(re.findall(r'"(--\w+)"', source))
     assert options

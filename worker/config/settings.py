@@ -98,7 +98,7 @@ class Settings(BaseModel):
     a1111_speedups: bool = Field(
         True,
         description="Whether A1111 draws with the speed parts of"
-        " [the worker's extension](modules/a1111-extension.md).",
+        " [the worker's extension](internals/a1111-extension.md).",
     )
     models_dir: Path = Field(
         default_factory=_default_models_dir,

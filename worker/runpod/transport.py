@@ -1,7 +1,7 @@
 """Serves a worker's jobs: takes them from RunPod, runs them, posts their results, stops them.
 
 This replaces the SDK's JobScaler, which loses jobs and results in several cases;
-docs/modules/runpod-sdk.md lists them. This module knows RunPod's routes, but not the SDK:
+docs/internals/runpod-sdk.md lists them. This module knows RunPod's routes, but not the SDK:
 `runpod_sdk` connects the two.
 """
 
