@@ -28,7 +28,7 @@ ROOMS = {
         *("worker.job", "worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
-    "gateway": ["gateway.server", "gateway.app", "gateway"],
+    "gateway": ["gateway.server", "gateway.app", "gateway.openai", "gateway"],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),

@@ -144,6 +144,18 @@ def read(route: str, body: object) -> ImagesRequest:
     return request
 
 
+def for_queue(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a checked request for a queue job, which cannot stream.
+
+    Where the client wants unfinished pictures, the job's progress reports have them.
+    """
+    job = _merged(body)
+    stream = _switch(job, "stream") if job.get("stream") is not None else False
+    if (_number(job, "partial_images", 0, _MOST_PARTIAL) or 0) and stream:
+        job["output"] = {**(job.get("output") or {}), "preview": True}
+    return job
+
+
 def _merged(body: Mapping[str, Any]) -> dict[str, Any]:
     """The body with what is in `extra_body`, which OpenAI's Python client merges by itself."""
     extra = body.get("extra_body")
