@@ -30,7 +30,7 @@ ROOMS = {
         *("worker.http", "worker.config", "worker"),
     ],
     "gateway": [
-        *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app"),
+        *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app", "gateway.openai"),
         *("gateway.local_jobs", "gateway.local", "gateway", "gateway.http"),
     ],
     "engine": [
