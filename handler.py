@@ -243,7 +243,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     place = place_of(settings, arguments.host, arguments.port)
     access = access_of(settings, arguments.host)
     ready = functools.partial(get_ready, handler, engine, {})
-    return await serve(jobs, metrics, access, place, ready)
+    return await serve(jobs, ready, metrics=metrics, access=access, place=place)
 
 
 def access_of(settings: Settings, host: str) -> Access:

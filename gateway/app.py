@@ -17,6 +17,7 @@ from gateway.call import HungUp
 from gateway.catalog import Catalog
 from gateway.guard import Access, Guard, Refused, answer_to
 from gateway.jobs import GatewayError, Jobs
+from gateway.openai.routes import OpenAIImages
 from gateway.runpod_api import RunPodApi
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def build(
 
     return Starlette(
         lifespan=lifespan,
-        routes=[*RunPodApi(jobs).routes(), *more],
+        routes=[*OpenAIImages(jobs, lists).routes(), *RunPodApi(jobs).routes(), *more],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={
             GatewayError: _failed,

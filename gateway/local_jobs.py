@@ -278,7 +278,7 @@ class LocalJobs:
             await self._work(job)
 
     async def _work(self, job: _Job) -> None:
-        if job.status != "IN_QUEUE":
+        if job.status != "IN_QUEUE" or self.retiring.is_set():
             return
         job.status, job.began = "IN_PROGRESS", self._clock()
         if job.policy.execution is not None:

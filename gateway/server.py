@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.app import build
-from gateway.connections import Server, server
+from gateway.connections import LIMITS, ConnectionLimits, Server, server
 from gateway.guard import Access
 from gateway.http.listen import listen
 from gateway.local.metrics import Metrics
@@ -42,7 +42,15 @@ _STOPPED = Ending(0, "This worker is shutting down: send the job again.")
 _REPLACED = Ending(EXIT_REPLACE, "This worker is being replaced: send the job again.")
 
 
-async def serve(jobs: LocalJobs, metrics: Metrics, access: Access, place: Place, boot: Boot) -> int:
+async def serve(
+    jobs: LocalJobs,
+    boot: Boot,
+    *,
+    metrics: Metrics,
+    access: Access,
+    place: Place,
+    limits: ConnectionLimits = LIMITS,
+) -> int:
     """Serve until SIGTERM, SIGINT or an answer that retires the worker; returns the exit status.
 
     `boot` waits, in a thread, until the engine is ready; it returns why the process must end, or
@@ -60,7 +68,7 @@ async def serve(jobs: LocalJobs, metrics: Metrics, access: Access, place: Place,
     except OSError as error:
         logger.error("%s cannot be listened on: %s", place.host, error.strerror)  # noqa: TRY400
         return EXIT_PORT_TAKEN
-    servers = [server(one, place.host, port) for port, one in ports.items()]
+    servers = [server(one, place.host, port, limits) for port, one in ports.items()]
     logger.info("listening on http://%s:%d", place.host, place.port)
     running = [
         asyncio.ensure_future(one.serve(sockets=sockets))

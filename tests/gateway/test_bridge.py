@@ -222,27 +222,16 @@ def test_each_of_30_clients_that_hang_up_has_its_job_cancelled(runpod):
         with ThreadPoolExecutor(10) as clients:
             list(clients.map(hang_up, range(30)))
         runpod.wait_for("cancel", count=30)
-        deadline = {runpod.status(job_id) for job_id in runpod.job_ids}
+        ended = {runpod.status(job_id) for job_id in runpod.job_ids}
     assert len(runpod.job_ids) == 30
-    assert deadline == {"CANCELLED"}
+    assert ended == {"CANCELLED"}
 
 
 def test_a_client_that_is_killed_has_its_job_cancelled(runpod):
     runpod.states = lambda _input: [queued()]
     with served_endpoint(runpod) as gateway:
-        client = subprocess.Popen(
-            [
-                "curl",
-                "-s",
-                "-H",
-                "Content-Type: application/json",
-                "-d",
-                JOB,
-                "-o",
-                "/dev/null",
-                f"{gateway.url}/runsync",
-            ]
-        )
+        sends = ["curl", "-s", "-H", "Content-Type: application/json", "-d", JOB]
+        client = subprocess.Popen([*sends, "-o", "/dev/null", f"{gateway.url}/runsync"])
         runpod.wait_for("status")
         client.kill()
         client.wait()
@@ -253,21 +242,23 @@ def test_a_client_that_is_killed_has_its_job_cancelled(runpod):
 def test_a_client_that_vanishes_without_a_word_has_its_job_cancelled(runpod):
     """As without power or network: nothing of the server's reaches the client's socket."""
     runpod.states = lambda _input: [queued()]
-    with served_endpoint(runpod, keep_alive=KeepAlive(idle=1, interval=1, probes=1)) as gateway:
-        with closing(waiting_client(gateway.port)) as client:
-            runpod.wait_for("status")
-            drop_everything(client)
-            assert runpod.wait_for("cancel")["id"] == runpod.job_ids[0]
+    keep_alive = KeepAlive(idle=1, interval=1, probes=1)
+    with (
+        served_endpoint(runpod, keep_alive=keep_alive) as gateway,
+        closing(waiting_client(gateway.port)) as client,
+    ):
+        runpod.wait_for("status")
+        drop_everything(client)
+        assert runpod.wait_for("cancel")["id"] == runpod.job_ids[0]
 
 
 def drop_everything(line):
     """Let the kernel drop each packet to this socket, by a filter that accepts 0 bytes."""
     instruction = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF_RET
     program = ctypes.create_string_buffer(instruction)
-    SO_ATTACH_FILTER = 26
-    line.setsockopt(
-        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(program))
-    )
+    attach_filter = 26  # SO_ATTACH_FILTER of asm-generic/socket.h
+    given = struct.pack("HL", 1, ctypes.addressof(program))
+    line.setsockopt(socket.SOL_SOCKET, attach_filter, given)
 
 
 def test_a_server_on_localhost_listens_on_both_addresses_of_it():
