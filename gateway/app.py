@@ -15,8 +15,9 @@ from starlette.routing import BaseRoute
 
 from gateway.call import HungUp
 from gateway.catalog import Catalog
-from gateway.guard import Access, Guard, Refused
+from gateway.guard import Access, Guard, Refused, answer_to
 from gateway.jobs import GatewayError, Jobs
+from gateway.openai.routes import OpenAIImages
 from gateway.runpod_api import RunPodApi
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def build(
 
     return Starlette(
         lifespan=lifespan,
-        routes=[*RunPodApi(jobs).routes(), *more],
+        routes=[*OpenAIImages(jobs, lists).routes(), *RunPodApi(jobs).routes(), *more],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={
             GatewayError: _failed,
@@ -63,7 +64,7 @@ async def _failed(_request: Request, error: Exception) -> Response:
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)  # noqa: S101 - it is registered for this type
-    return JSONResponse({"detail": str(error), "errors": str(error)}, error.status)
+    return answer_to(error)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -25,7 +25,7 @@ class HungUp(Exception):
 
 async def states(
     request: Request, jobs: Jobs, job_input: Mapping[str, Any]
-) -> AsyncIterator[JobState]:
+) -> AsyncGenerator[JobState, None]:
     """Queue a job and yield its states; the last one is final.
 
     The job is cancelled if the client hangs up, if the caller stops iterating, if the server ends,
