@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from gateway.jobs import FINAL, JobState, NoSuchJob, NotPossible, NotTaking, TooManyJobs
 from gateway.local.policy import Policy, read_policy
 from gateway.local.webhooks import Webhooks
-from worker.errors import InternalError
+from worker.errors import InternalError, JobTimeout, WorkerError
 from worker.runpod.results import result_body, short_error
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class LocalJobs:
         self._jobs: dict[str, _Job] = {}
         self._slots = asyncio.Semaphore(concurrency)
         self._ready = asyncio.Event()
-        self._why_closed = ""
+        self._why_closed: WorkerError | None = None
         self._closed_at = 0.0
 
     # For the server ------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class LocalJobs:
     @property
     def is_ending(self) -> bool:
         """Whether no more jobs are taken."""
-        return bool(self._why_closed)
+        return self._why_closed is not None
 
     def begin(self) -> None:
         """The engine is ready: run the jobs."""
@@ -143,7 +143,7 @@ class LocalJobs:
             found.output = dict(report)
             self._tell(found)
 
-    async def end(self, reason: str, grace: float) -> None:
+    async def end(self, reason: WorkerError, grace: float) -> None:
         """Take no more jobs and end those that wait, with this reason.
 
         Those that run may end within `grace` seconds; then they fail with the reason, too.
@@ -298,20 +298,22 @@ class LocalJobs:
             self.retiring.set()
 
     def _took_too_long(self, job: _Job) -> None:
-        most = f"{job.policy.execution:g} s"
-        self._abort(job, "TIMED_OUT", f"The job took longer than its executionTimeout, {most}.")
+        name, seconds = "policy.executionTimeout", f"{job.policy.execution:g} s"
+        problem = JobTimeout(f"the job took longer than {name}, {seconds}.", hint=f"Raise {name}.")
+        self._abort(job, "TIMED_OUT", problem)
 
     def _outlived(self, job: _Job) -> None:
         """RunPod deletes a job whose ttl has ended, whatever its state."""
-        self._abort(job, "TIMED_OUT", f"The job's ttl of {job.policy.ttl:g} s has ended.")
+        problem = JobTimeout(f"policy.ttl, {job.policy.ttl:g} s, has passed.", hint="Raise it.")
+        self._abort(job, "TIMED_OUT", problem)
         self._jobs.pop(job.id, None)
 
-    def _abort(self, job: _Job, status: str, error: str | None) -> None:
+    def _abort(self, job: _Job, status: str, reason: WorkerError | None) -> None:
         """End a job that waits or runs without the handler's answer."""
         if job.status in FINAL:
             return
-        output = None if error is None else {"message": error, "detail": error}
-        self._close(job, status, output, error)
+        body = short_error(reason, {}) if reason else {}
+        self._close(job, status, body.get("output"), body.get("error"))
         if job.work:
             job.work.cancel()
 
@@ -340,8 +342,8 @@ class LocalJobs:
     # All jobs ------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if self.is_ending:
-            raise NotTaking(self._why_closed, retry_after=30)
+        if self._why_closed:
+            raise NotTaking(str(self._why_closed), retry_after=30)
 
     def _check_room(self, size: int) -> None:
         waiting, limits = self._waiting(), self._limits
