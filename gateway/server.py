@@ -61,19 +61,19 @@ async def serve(
     ping = Route("/ping", _ping(jobs))
     app = build(jobs, access, (ping, metrics.route()))
     app.state.longest_request = place.longest_request
-    served = [(app, place.port)]
+    ports = {place.port: app}
     if place.health_port is not None:
-        served.append((Starlette(routes=[ping]), place.health_port))
+        ports[place.health_port] = Starlette(routes=[ping])
     try:
-        sockets = [listen(place.host, port) for _, port in served]
+        listening = [listen(place.host, port) for port in ports]
     except OSError as error:
-        logger.error("cannot listen: %s", error)  # noqa: TRY400 - no traceback
+        logger.error("%s cannot be listened on: %s", place.host, error.strerror)  # noqa: TRY400
         return EXIT_PORT_TAKEN
-    servers = [server(one, place.host, port, limits) for one, port in served]
+    servers = [server(one, place.host, port, limits) for port, one in ports.items()]
     logger.info("listening on http://%s:%d", place.host, place.port)
     running = [
-        asyncio.ensure_future(one.serve(sockets=its))
-        for one, its in zip(servers, sockets, strict=True)
+        asyncio.ensure_future(one.serve(sockets=sockets))
+        for one, sockets in zip(servers, listening, strict=True)
     ]
     ending = await _first(_signal(), _boot(jobs, boot), _retired(jobs), _stopped(running))
     logger.info("%s Running jobs: %d", ending.reason, (await jobs.health())["jobs"]["inProgress"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.http.head import is_loopback
 from gateway.jobs import BadRequest
 from worker.errors import ModelHostFailed, ModelUrlRefused
 from worker.http.client import HttpLimits, SafeHttpClient
@@ -126,11 +126,3 @@ class Webhooks:
         if self._allow_loopback and is_loopback(parts.host or ""):
             trusted.add(parts.netloc or "")
         return SafeHttpClient(trusted, limits=HttpLimits(connect_timeout=5.0, read_timeout=10.0))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from gateway.jobs import NoSuchJob, TooManyJobs
-from gateway.local_jobs import Limits, LocalJobs
+from gateway.local.job import Limits
+from gateway.local_jobs import LocalJobs
 
 
 class Clock:

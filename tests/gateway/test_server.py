@@ -8,7 +8,6 @@ import requests
 from fakes.a1111.process import free_port, wait_until
 from fakes.gateway_worker import running_gateway_worker
 
-
 ENDING = "WORKER_ENDING: this worker is shutting down. Send the job again."
 
 
