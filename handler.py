@@ -216,9 +216,9 @@ def get_ready(
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         if not isinstance(error, GpuNotUsed):
-            return Ending(EXIT_ENGINE_NOT_READY, str(error))
+            return Ending(EXIT_ENGINE_NOT_READY, error)
         runpod_sdk.report_unhealthy(Fitness.engine_has_the_gpu.__name__, error.message)
-        return Ending(EXIT_UNFIT_MACHINE, str(error))
+        return Ending(EXIT_UNFIT_MACHINE, error)
     handler.worker.startup.seconds = seconds
     logger.info("ready for jobs %s", seconds)
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()

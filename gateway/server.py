@@ -22,24 +22,25 @@ from gateway.http.listen import listen
 from gateway.local.metrics import Metrics
 from gateway.local.place import Place
 from gateway.local_jobs import LocalJobs
+from worker.errors import WorkerEnding, WorkerError
 
 logger = logging.getLogger(__name__)
 
 EXIT_PORT_TAKEN = 71  # EX_OSERR of sysexits.h, as in start.sh
-EXIT_REPLACE = 75  # EX_TEMPFAIL of sysexits.h: start this worker again
+EXIT_REPLACE = 75  # EX_TEMPFAIL: start this worker again
 
 
 class Ending(NamedTuple):
     """Why the process ends."""
 
     status: int
-    reason: str
+    reason: WorkerError
 
 
 Boot = Callable[[], Ending | None]
 
-_STOPPED = Ending(0, "This worker is shutting down: send the job again.")
-_REPLACED = Ending(EXIT_REPLACE, "This worker is being replaced: send the job again.")
+_STOPPED = Ending(0, WorkerEnding("this worker is shutting down."))
+_REPLACED = Ending(EXIT_REPLACE, WorkerEnding("this worker is being replaced."))
 
 
 async def serve(
@@ -75,7 +76,7 @@ async def serve(
         for one, sockets in zip(servers, listening, strict=True)
     ]
     ending = await _first(_signal(), _boot(jobs, boot), _retired(jobs), _stopped(running))
-    logger.info("%s %d jobs run", ending.reason, (await jobs.health())["jobs"]["inProgress"])
+    logger.info("%s Running jobs: %d", ending.reason, (await jobs.health())["jobs"]["inProgress"])
     await jobs.end(ending.reason, place.grace)
     await jobs.read(place.patience)
     await _close(servers, running)
@@ -140,9 +141,9 @@ async def _retired(jobs: LocalJobs) -> Ending:
 
 
 async def _stopped(running: Sequence[asyncio.Future[None]]) -> Ending:
-    """A server that ends by itself, for example because its port is taken."""
+    """A server that ends by itself; that is a fault."""
     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    return Ending(1, "The HTTP server has stopped.")
+    return Ending(1, WorkerEnding("its HTTP server has stopped."))
 
 
 async def _close(servers: Sequence[Server], running: Sequence[asyncio.Future[None]]) -> None:
