@@ -26,8 +26,7 @@ run serve: export ENGINE ?= embedded
 run serve: export MODELS_DIR ?= models
 run serve: export BAKED_MODELS_DIR ?= demo
 run serve: export DEFAULT_TEMPLATE ?= demo
-run serve: export RESULT_LIMIT_MB ?= 0
-run serve: export OUTPUT_DIR ?= outputs
+serve: export OUTPUT_DIR ?= outputs
 # As written: make would replace `$5` in "a $5 bill". It also exports a variable of its command line,
 # replaced, under its own name, so these have other names.
 run: export JOB_PROMPT = $(value PROMPT)
@@ -40,9 +39,9 @@ help:  ## show this list
 
 run: $(VENV)/.ready  ## make a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
 	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
-	RUNPOD_LOG_LEVEL=WARN ./start.sh --test_input "$$($(BIN)/python -c "$$JOB")"
+	@$(BIN)/python -c "$$JOB" | $(BIN)/python client.py --start --job - --out outputs/
 
-serve: $(VENV)/.ready  ## run RunPod's local API on http://localhost:8000 (PORT=...) for curl
+serve: $(VENV)/.ready  ## serve RunPod's, A1111's and OpenAI's API and a page on http://localhost:8000 (PORT=...)
 	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
 	./start.sh --rp_serve_api --rp_api_port $(PORT)
 

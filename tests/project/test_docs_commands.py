@@ -71,7 +71,7 @@ def environment(folder):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """`make serve`: its environment, with the port of RunPod's local API as PORT."""
+    """`make serve`: its environment, with the port that it serves as PORT."""
     environ = environment(tmp_path_factory.mktemp("served")) | {"PORT": str(free_port())}
     with (
         s3_server() as bucket,
@@ -87,10 +87,13 @@ def served(tmp_path_factory):
         def answers():
             assert process.poll() is None
             with contextlib.suppress(requests.ConnectionError):
-                return requests.get(f"http://localhost:{environ['PORT']}", timeout=5).ok
+                return (
+                    requests.get(f"http://localhost:{environ['PORT']}/ping", timeout=5).status_code
+                    == 200
+                )
 
         try:
-            wait_until(answers, "the local API", TIMEOUT)
+            wait_until(answers, "the engine", TIMEOUT)
             yield environ
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -135,7 +138,7 @@ def test_make_run_passes_its_variables_on_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize("line", CALLS)
-def test_calls_of_the_local_api_are_answered_as_documented(served, line, tmp_path):
+def test_calls_of_make_serve_are_answered_as_documented(served, line, tmp_path):
     engine = served["WEBUI_URL"].rpartition(":")[2]
     line = line.replace(":8000", f":{served['PORT']}").replace(":3000", f":{engine}")
     if "docs/save.py" in line:
