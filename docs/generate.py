@@ -286,16 +286,10 @@ def _reduced(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
     """Without the arrows that a longer path implies."""
 
     def reached(room: str) -> set[str]:
-        found: set[str] = set()
-        new = arrows[room]
-        while new := new - found:  # two rooms may import modules of each other
-            found |= new
-            new = {far for near in new for far in arrows[near]}
-        return found
+        return arrows[room] | {far for near in arrows[room] for far in reached(near)}
 
     return {
-        room: targets
-        - {far for near in targets for far in reached(near) if near not in reached(far)}
+        room: targets - {far for near in targets for far in reached(near)}
         for room, targets in arrows.items()
     }
 
