@@ -1527,7 +1527,7 @@ def dry_run(api: Api, job: dict[str, Json], screen: Screen, signals: Signals) ->
         )
         return
     try:
-        answer = run_job(api, {"input": {"task": "schema"}}, screen, signals)
+        answer = run_job(api, {"input": {"task": "schema"}}, Screen(quiet=True), signals)
     except Failed as problem:
         if problem.status != NO_CONNECTION:
             raise
@@ -1614,6 +1614,17 @@ def _problems_of_one(value: Json, schema: Mapping[str, Json], path: str) -> Iter
 # start.sh and the bridge --------------------------------------------------------------------------
 
 
+# What --start and `make serve` set unless the environment does: an engine and a model that work on
+# any machine.
+START = {
+    "ENGINE": "embedded",
+    "MODELS_DIR": "models",
+    "BAKED_MODELS_DIR": "demo",
+    "DEFAULT_TEMPLATE": "demo",
+    "RESULT_LIMIT_MB": "0",
+}
+
+
 @contextlib.contextmanager
 def started(screen: Screen, wait: Wait) -> Iterator[Endpoint]:
     """A local worker while the block lasts: ./start.sh on a port that was free.
@@ -1627,10 +1638,10 @@ def started(screen: Screen, wait: Wait) -> Iterator[Endpoint]:
     with tempfile.TemporaryFile() as log:
         port = free_port()
         arguments = [str(script), "--rp_serve_api", "--rp_api_port", str(port)]
-        environ = {"WEBUI_URL": f"http://127.0.0.1:{free_port()}", **os.environ}
         process = subprocess.Popen(
             arguments,
-            env=environ,
+            cwd=FOLDER,
+            env={**START, "WEBUI_URL": f"http://127.0.0.1:{free_port()}", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
