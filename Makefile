@@ -102,7 +102,7 @@ demo-model: $(VENV)/.ready  ## train the demo model again: two hours on two core
 clean:  ## remove the environment and the embedded engine's data; keep models and pictures
 	rm -rf $(VENV) webui-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
+$(VENV)/.ready: requirements-bridge.txt requirements.txt requirements-engine.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'The embedded engine needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

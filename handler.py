@@ -234,7 +234,11 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
         metrics.observe(answer)
         return answer
 
-    webhooks = Webhooks(settings.trusted_hosts, allow_loopback=is_loopback(arguments.host))
+    webhooks = Webhooks(
+        settings.trusted_hosts,
+        allow_loopback=is_loopback(arguments.host),
+        own_ports={settings.engine_address[1], arguments.port},
+    )
     concurrency = settings.job_concurrency
     jobs = LocalJobs(measured, concurrency=concurrency, is_quick=TASKS.is_quick, webhooks=webhooks)
     counters = handler.worker.counters

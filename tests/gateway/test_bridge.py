@@ -23,6 +23,7 @@ from gateway.bridge.options import read
 from gateway.http.listen import KeepAlive, listen
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = (sys.executable, "-m", "gateway")
 JOB = b'{"input": {"prompt": "a secret fox", "width": 64, "height": 96}}'
 WAIT_FOR_IT = (
     b"POST /runsync HTTP/1.1\r\nHost: localhost\r\nUser-Agent: fox/1.0 (x)\r\n"
@@ -36,18 +37,18 @@ def runpod():
         yield one
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "gateway", "bridge", *arguments]
-
-
 @contextmanager
-def bridge(runpod, folder, *arguments, **environ):
+def bridge(runpod, folder, *arguments, start=PROGRAM, **environ):
     """The running program, its port and the file of its output."""
     port, output = free_port(), folder / "bridge.log"
     own = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(folder)} | runpod.environ() | environ
     with output.open("wb") as log:
         process = subprocess.Popen(
-            command("--port", str(port), *arguments), cwd=ROOT, env=own, stdout=log, stderr=log
+            [*start, "bridge", "--port", str(port), *arguments],
+            cwd=ROOT,
+            env=own,
+            stdout=log,
+            stderr=log,
         )
     try:
         while not re.search(r"Ctrl-C ends|bridge:", output.read_text()) and process.poll() is None:
@@ -64,8 +65,12 @@ def waiting_client(port):
     return line
 
 
-def test_it_says_what_to_enter_draws_and_logs_each_job_without_key_or_prompt(runpod, tmp_path):
-    with bridge(runpod, tmp_path, "--price", "0.5") as (process, port, output):
+@pytest.mark.parametrize("start", [PROGRAM, (sys.executable, "client.py"), ("./start.sh",)])
+def test_it_says_what_to_enter_draws_and_logs_each_job_without_key_or_prompt(
+    runpod, tmp_path, start
+):
+    """As it is started by each of the three ways; start.sh is how an image starts it."""
+    with bridge(runpod, tmp_path, "--price", "0.5", start=start) as (process, port, output):
         with closing(waiting_client(port)) as client:
             assert b'"COMPLETED"' in read_answer(client)
         shown_to_all = Path(f"/proc/{process.pid}/cmdline").read_text()
