@@ -326,6 +326,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu-generations-tr": lambda: table(*gpu_tables.generations("tr")),
     "gpu-pools": lambda: table(*gpu_tables.pools()),
     "gpu-cards": lambda: table(*gpu_tables.other_cards()),
+    "prices": lambda: table(*gpu_tables.prices()),
     "gpu-memory": lambda: table(*gpu_tables.memory()),
     "rooms": rooms,
     "room-arrows": room_arrows,

@@ -25,10 +25,14 @@ ROOMS = {
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
-        *("worker.job", "worker.clients", "worker.hosts", "worker.formats"),
+        *("worker.clients.a1111_body", "worker.job"),
+        *("worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
-    "gateway": ["gateway.server", "gateway.app", "gateway.openai", "gateway"],
+    "gateway": [
+        *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app", "gateway.openai"),
+        *("gateway.local_jobs", "gateway.local", "gateway", "gateway.http"),
+    ],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),
