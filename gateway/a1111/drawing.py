@@ -23,6 +23,7 @@ from gateway.jobs import BadRequest, Jobs, JobState
 from worker.clients.a1111_body import to_job
 from worker.http.client import SafeHttpClient
 from worker.images.fetch import fetch_all
+from worker.images.input_image import InputImage
 from worker.images.limits import IMAGE_LIMITS
 from worker.images.png_info import describe
 from worker.images.reader import ImageReader
@@ -69,7 +70,11 @@ class Drawing:
 
     async def extra_single_image(self, request: Request) -> Json:
         """POST /sdapi/v1/extra-single-image."""
-        output = await self._run(request, "extra-single-image", await json_object(request))
+        body = await json_object(request)
+        if _changes_nothing(body):
+            picture = await self._read(body.get("image"))
+            return {"html_info": "", "image": picture.base64()}
+        output = await self._run(request, "extra-single-image", body)
         (image,) = await self._pictures(output)
         return {"html_info": str(output.get("html_info", "")), "image": image}
 
@@ -86,13 +91,17 @@ class Drawing:
 
     async def png_info(self, request: Request) -> Json:
         """POST /sdapi/v1/png-info: read here, because a picture's file is all that it needs."""
-        image = (await json_object(request)).get("image")
-        if not isinstance(image, str) or not image.strip() or is_url(image):
-            raise BadRequest("image is missing: send the picture as base64 or as a data: URL.")
-        read = await asyncio.to_thread(self._images.read_all, {"image": image}, threading.Event())
-        found = await asyncio.to_thread(describe, read["image"])
+        picture = await self._read((await json_object(request)).get("image"))
+        found = await asyncio.to_thread(describe, picture)
         items = dict(found.items)
         return {"info": found.info, "items": items, "parameters": dict(found.parameters)}
+
+    async def _read(self, image: object) -> InputImage:
+        """A picture that the request brings; a URL is refused, because it would be fetched here."""
+        if not isinstance(image, str) or not image.strip() or is_url(image):
+            raise BadRequest("image is missing: send the picture as base64 or as a data: URL.")
+        stop = threading.Event()
+        return (await asyncio.to_thread(self._images.read_all, {"image": image}, stop))["image"]
 
     # One job -------------------------------------------------------------------------------------
 
@@ -150,6 +159,15 @@ class Drawing:
             base64.b64encode(files[f"images.{n}"]).decode() if f"images.{n}" in files else text
             for n, text in enumerate(images)
         ]
+
+
+def _changes_nothing(body: Json) -> bool:
+    """Whether A1111 returns the picture as it is, which the task `upscale` refuses.
+
+    It is what some clients send by default: a size, but no upscaler and no restored faces.
+    """
+    asked = [body.get(name) for name in ("gfpgan_visibility", "codeformer_visibility")]
+    return body.get("upscaler_1") in (None, "", "None") and not any(asked)
 
 
 def _ask_for_previews(job: Json) -> None:
