@@ -20,7 +20,6 @@ from gateway.body import json_object
 from gateway.call import states
 from gateway.catalog import Catalog
 from gateway.jobs import BadRequest, Jobs, JobState
-from worker.clients.a1111_body import to_job
 from worker.http.client import SafeHttpClient
 from worker.images.fetch import fetch_all
 from worker.images.input_image import InputImage
@@ -28,6 +27,7 @@ from worker.images.limits import IMAGE_LIMITS
 from worker.images.png_info import describe
 from worker.images.reader import ImageReader
 from worker.job.image_fields import is_url
+from worker.translation.a1111_body import to_job
 
 logger = logging.getLogger(__name__)
 

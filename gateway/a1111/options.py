@@ -10,11 +10,11 @@ from gateway.a1111 import checkpoints
 from gateway.a1111.client import Client
 from gateway.catalog import Lists
 from gateway.jobs import GatewayError
-from worker.clients.a1111_options import PICTURE_OPTIONS, is_default
 from worker.config.webui_config import OVERRIDABLE
 from worker.job.img2img import Img2ImgOptions
 from worker.job.request import check
 from worker.shown import shown, shown_name
+from worker.translation.a1111_options import PICTURE_OPTIONS, is_default
 
 CHECKPOINT = "sd_model_checkpoint"
 _MOST_CLIENTS = 100

@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.guard import Refused
 from gateway.jobs import GatewayError, JobState
-from worker.clients.openai_images import status_of, type_of
 from worker.errors import InvalidInput, ModelNotFound
+from worker.translation.openai_images import status_of, type_of
 
 # OpenAI's clients send a request again after 408, 409, 429 and every 5xx, unless the answer tells
 # them not to. A job that failed would fail again and cost as much again.

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.call import HungUp
 from gateway.jobs import GatewayError, JobState
 from gateway.openai.answers import JobFailed, answer_of, failure_of
-from worker.clients.openai_images import NO_USAGE
+from worker.translation.openai_images import NO_USAGE
 
 logger = logging.getLogger(__name__)
 

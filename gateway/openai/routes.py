@@ -19,9 +19,9 @@ from gateway.jobs import GatewayError, Jobs, JobState
 from gateway.openai.answers import JobFailed, answer_of, error_object, failure_of
 from gateway.openai.events import EventResponse, Events, is_drawing
 from gateway.openai.form import body_of
-from worker.clients import openai_images
-from worker.clients.openai_images import EDITS, GENERATIONS, MODELS, ServedModels
 from worker.errors import InvalidInput, ModelNotFound
+from worker.translation import openai_images
+from worker.translation.openai_images import EDITS, GENERATIONS, MODELS, ServedModels
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,7 @@ ROOMS = {
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
-        *("worker.clients.a1111_body", "worker.job"),
-        *("worker.clients", "worker.hosts", "worker.formats"),
+        *("worker.translation", "worker.job", "worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
     "gateway": [
@@ -53,7 +52,14 @@ FORBIDDEN = {
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
-    *("worker.clients", "worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
+    *(
+        "worker.clients",
+        "worker.translation",
+        "worker.formats",
+        "worker.hosts",
+        "worker.job",
+        "worker.service.report",
+    ),
     *("worker.extensions", "worker.generation", "worker.tasks.picture_result"),
     *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
     *("worker.images.png_info", "worker.images.signatures"),

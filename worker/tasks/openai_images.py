@@ -18,9 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from worker.answer import Absent, Answer, AnswerPart, left_out, plain
-from worker.clients import openai_images as openai
 from worker.clients.nothing_asked import is_blank
-from worker.clients.openai_images import ImagesRequest, ServedModels
 from worker.errors import InvalidInput, JobError, TemplateNotFound, WorkerError
 from worker.images.input_image import InputImage
 from worker.job import request
@@ -30,6 +28,8 @@ from worker.job.reference import StoreName, parse_reference
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.shown import shown
+from worker.translation import openai_images as openai
+from worker.translation.openai_images import ImagesRequest, ServedModels
 
 _OPAQUE = 255
 _HEAD = 400_000  # characters of base64: a file's first part, which has its size

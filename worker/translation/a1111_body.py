@@ -16,7 +16,6 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from worker.clients.a1111_options import PICTURE_OPTIONS, is_default
 from worker.clients.foreign_fields import SECOND_PASS, is_empty, task_instead
 from worker.clients.nothing_asked import is_blank, without_blanks
 from worker.clients.without_effect import leave_out
@@ -26,6 +25,7 @@ from worker.job.model_fields import Strict
 from worker.job.request import OverrideSettings, PictureRequest
 from worker.job.txt2img import Txt2ImgRequest
 from worker.shown import shown, shown_name
+from worker.translation.a1111_options import PICTURE_OPTIONS, is_default
 
 MOST_NOTES = 30
 _LONGEST_NUMBER = 40  # characters of a number that is written as text

@@ -14,8 +14,6 @@ from fakes.a1111.request import SCHEMAS, ApiError, read_request
 from fakes.recorded import recorded
 
 from tests.job.test_request_properties import SOME, Draw
-from worker.clients.a1111_body import MOST_NOTES, to_job
-from worker.clients.a1111_options import PICTURE_OPTIONS
 from worker.config.webui_config import OVERRIDABLE
 from worker.errors import InvalidInput
 from worker.formats.model_file import ModelFile
@@ -26,6 +24,8 @@ from worker.job.models import Models
 from worker.job.prompt import without_comments
 from worker.job.request import OverrideSettings, check
 from worker.tasks.table import TASKS
+from worker.translation.a1111_body import MOST_NOTES, to_job
+from worker.translation.a1111_options import PICTURE_OPTIONS
 
 PICTURE = SOME[3].base64()
 BODIES = json.loads(
