@@ -97,9 +97,10 @@ def changed_options(body, options):
     if body.get("clip_skip") not in (None, "", 0, "0"):  # a field of other servers
         options = {"CLIP_stop_at_last_layers": int(float(body["clip_skip"])), **options}
     for name, value in options.items():
-        is_number = isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value.strip())
+        if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value.strip()):
+            value = float(value)
         if name in DEFAULTS and value not in (None, "", DEFAULTS[name]):
-            yield name, float(value) if is_number else value
+            yield name, value
 
 
 def unread(found):

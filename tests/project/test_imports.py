@@ -25,7 +25,7 @@ ROOMS = {
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
-        *("worker.clients.a1111_body", "worker.job"),
+        *("worker.clients.other_workers", "worker.clients.a1111_body", "worker.job"),
         *("worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],

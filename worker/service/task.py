@@ -38,13 +38,15 @@ class Job:
     """One job on its way through the worker.
 
     Attributes:
-        input: what the caller sent, unchecked.
+        input: what the caller sent, unchecked; in our own form once it is `understood`.
+        notes: warnings about what was read as what, for the answer.
     """
 
     id: str
     input: object
     stopwatch: Stopwatch
     progress: JobProgress
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
