@@ -15,6 +15,7 @@ _MOST_LINKS = 40  # of a chain, such as of LoRAs
 _LONGEST_TEXT, _LONGEST_NAME = 32_768, 512  # characters that a job can have
 
 Node = Mapping[str, Any]
+Inputs = Mapping[str, Any]
 Job = dict[str, Any]
 
 # ComfyUI's names in KSampler -> A1111's.
@@ -93,33 +94,29 @@ class _Graph:
         self._nodes = nodes
 
     def job(self) -> Job:
-        samplers = self._of_kind("KSampler")
-        if len(samplers) != 1 or any(
-            one["class_type"] not in PLAIN for one in self._nodes.values()
-        ):
+        given = self._only("KSampler")
+        if any(node["class_type"] not in PLAIN for node in self._nodes.values()):
             raise _NotPlainError
-        given = samplers[0]["inputs"]
-        sampler, scheduler = given.get("sampler_name"), given.get("scheduler")
-        if not isinstance(sampler, str) or not isinstance(scheduler, str):
-            raise _NotPlainError
-        if sampler not in SAMPLERS or scheduler not in SCHEDULERS:
-            raise _NotPlainError
+        texts, clip = self._texts(given)
         return {
             **self._latent(given),
-            "prompt": self._text(given.get("positive")),
-            "negative_prompt": self._text(given.get("negative")),
+            **texts,
             "seed": _number(given.get("seed")),
             "steps": _number(given.get("steps")),
             "cfg_scale": _number(given.get("cfg")),
-            "sampler_name": SAMPLERS[sampler],
-            "scheduler": SCHEDULERS[scheduler],
-            **self._models(given.get("model")),
+            "sampler_name": _one_of(SAMPLERS, given.get("sampler_name")),
+            "scheduler": _one_of(SCHEDULERS, given.get("scheduler")),
+            **self._models(given.get("model"), clip),
             **self._vae(),
-            **self._clip_skip(),
+            **_clip_skip(clip),
         }
 
-    def _of_kind(self, kind: str) -> list[Node]:
-        return [node for node in self._nodes.values() if node["class_type"] == kind]
+    def _only(self, kind: str) -> Inputs:
+        found = [node["inputs"] for node in self._nodes.values() if node["class_type"] == kind]
+        if len(found) != 1:
+            raise _NotPlainError
+        inputs: Inputs = found[0]
+        return inputs
 
     def _at(self, link: object, *kinds: str) -> Node:
         """The node that a link `["4", 0]` names, if it is of one of these kinds."""
@@ -129,24 +126,40 @@ class _Graph:
             raise _NotPlainError
         return node
 
-    def _text(self, link: object) -> str:
-        text = self._at(link, "CLIPTextEncode")["inputs"].get("text")
-        if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
-            raise _NotPlainError
-        return text
-
-    def _models(self, link: object) -> Job:
-        loras: list[Job] = []
+    def _chain(self, link: object, name: str, *kinds: str) -> list[Node]:
+        """The nodes of these kinds that a link leads through, up to a loader of a checkpoint."""
+        found = []
         for _ in range(_MOST_LINKS):
-            node = self._at(link, *_LOADERS, *_LORAS)
+            node = self._at(link, *kinds, *_LOADERS)
+            found.append(node)
             if node["class_type"] in _LOADERS:
-                checkpoint = {"checkpoint": _name(node, "ckpt_name")}
-                return checkpoint | ({"loras": loras[::-1]} if loras else {})
-            loras.append(_lora(node))
-            link = node["inputs"].get("model")
+                return found
+            link = node["inputs"].get(name)
         raise _NotPlainError
 
-    def _latent(self, given: Mapping[str, Any]) -> Job:
+    def _texts(self, given: Inputs) -> tuple[Job, list[Node]]:
+        """Both prompts, and the chain of the text encoder, which they must share."""
+        nodes = [self._at(given.get(name), "CLIPTextEncode") for name in ("positive", "negative")]
+        chains = [
+            self._chain(node["inputs"].get("clip"), "clip", *_LORAS, "CLIPSetLastLayer")
+            for node in nodes
+        ]
+        texts = [node["inputs"].get("text") for node in nodes]
+        is_text = all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts)
+        if not is_text or chains[0] != chains[1]:
+            raise _NotPlainError
+        return dict(zip(("prompt", "negative_prompt"), texts, strict=True)), chains[0]
+
+    def _models(self, link: object, clip: list[Node]) -> Job:
+        *loras, loader = self._chain(link, "model", *_LORAS)
+        beside = [node for node in clip if node["class_type"] in _LORAS and node not in loras]
+        if beside or clip[-1] != loader:
+            raise _NotPlainError
+        checkpoint = {"checkpoint": _name(loader, "ckpt_name")}
+        named = [_lora(node, in_clip=node in clip) for node in reversed(loras)]
+        return checkpoint | ({"loras": named} if named else {})
+
+    def _latent(self, given: Inputs) -> Job:
         node = self._at(given.get("latent_image"), "EmptyLatentImage", "VAEEncode")
         if node["class_type"] == "EmptyLatentImage":
             if given.get("denoise", 1) != 1:
@@ -160,28 +173,36 @@ class _Graph:
         return {"task": "img2img", "init_images": [picture], "denoising_strength": strength}
 
     def _vae(self) -> Job:
-        loaders = self._of_kind("VAELoader")
-        if len(loaders) > 1:
-            raise _NotPlainError
-        return {"vae": _name(loaders[0], "vae_name")} if loaders else {}
-
-    def _clip_skip(self) -> Job:
-        layers = {
-            str(n["inputs"].get("stop_at_clip_layer")) for n in self._of_kind("CLIPSetLastLayer")
-        }
-        if len(layers) > 1:
-            raise _NotPlainError
-        layer = layers.pop() if layers else "-1"
-        if not layer.startswith("-") or not layer[1:3].isdecimal() or len(layer) > len("-24"):
-            raise _NotPlainError
-        return {"clip_skip": int(layer[1:])} if layer != "-1" else {}
+        node = self._at(self._only("VAEDecode").get("vae"), "VAELoader", *_LOADERS)
+        return {"vae": _name(node, "vae_name")} if node["class_type"] == "VAELoader" else {}
 
 
-def _lora(node: Node) -> Job:
+def _lora(node: Node, *, in_clip: bool) -> Job:
     unet = _number(node["inputs"].get("strength_model"))
-    te = 0 if node["class_type"] == "LoraLoaderModelOnly" else node["inputs"].get("strength_clip")
+    has_te = in_clip and node["class_type"] == "LoraLoader"
+    te = _number(node["inputs"].get("strength_clip")) if has_te else 0
     lora: Job = {"name": _name(node, "lora_name"), "scale": unet}
-    return lora if te == unet else lora | {"te": _number(te)}
+    return lora if te == unet else lora | {"te": te}
+
+
+def _clip_skip(clip: list[Node]) -> Job:
+    """ComfyUI counts the layers of the text encoder from -1, and A1111 from 1."""
+    layers = [
+        _number(node["inputs"].get("stop_at_clip_layer"))
+        for node in clip
+        if node["class_type"] == "CLIPSetLastLayer"
+    ]
+    if not layers:
+        return {}
+    if len(layers) > 1 or layers[0] not in range(-12, 0):
+        raise _NotPlainError
+    return {"clip_skip": -int(layers[0])}
+
+
+def _one_of(names: Mapping[str, str], value: object) -> str:
+    if not isinstance(value, str) or value not in names:
+        raise _NotPlainError
+    return names[value]
 
 
 def _name(node: Node, field: str) -> str:

@@ -292,7 +292,8 @@ TASKS_OF_OTHERS: dict[str, str] = {
     "extensions": "the task `scripts` lists what the installed extensions run, and only the"
     " operator installs them",
     **dict.fromkeys(("server-kill", "server-restart", "server-stop"), _OPERATOR),
-    "hypernetworks": "this worker does not list hypernetworks; a prompt names a hypernetwork with a tag: <hypernet:name:1>",
+    "hypernetworks": "this worker does not list hypernetworks; a prompt names one with a tag:"
+    " <hypernet:name:1>",
     "face-restorers": "the task upscale restores faces with gfpgan_visibility or"
     " codeformer_visibility",
     "controlnet": "a txt2img or img2img job has ControlNet in `alwayson_scripts`, if it is"

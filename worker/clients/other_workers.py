@@ -85,37 +85,55 @@ _FOLDERS = {
 
 
 def _of_route(job_input: Mapping[str, Any], titles: Titles) -> Understood:
-    api, payload = job_input["api"], job_input.get("payload")
-    endpoint, method = api.get("endpoint"), api.get("method")
+    api = job_input["api"]
+    endpoint = api.get("endpoint")
     if not isinstance(endpoint, str):
         return Understood(job_input)  # refused by name
-    payload = {} if payload is None else payload
-    if not isinstance(payload, Mapping):
-        raise InvalidInput(f"payload = {shown(payload)} is not an object.", field="payload")
     word = endpoint[:_LONGEST_ROUTE]
     route = word.strip().casefold().strip("/").removeprefix("sdapi/v1/").partition("?")[0]
-    is_get = isinstance(method, str) and method.strip().upper() == "GET"
-    task = _READ.get(route) if is_get else None
-    task = task or task_instead(word)
+    is_get = str(api.get("method")).strip().upper() == "GET"
+    task = (_READ.get(route) if is_get else None) or task_instead(word)
+    found = _as_job(endpoint, route, task, job_input, titles)
+    if found is None:
+        return Understood(job_input)  # refused with a sentence
+    job, notes, form = found
     beside = {name: one for name, one in job_input.items() if name not in {"api", "payload"}}
-    what = f"api.endpoint {shown(endpoint)} was read as the task {task!r}"
+    what = f"api.endpoint {shown(endpoint)} was read as the task {task!r}{form}."
+    return Understood(_joined(job, beside), (what, *notes))
+
+
+def _as_job(
+    endpoint: str, route: str, task: str, job_input: Mapping[str, Any], titles: Titles
+) -> tuple[dict[str, Any], list[str], str] | None:
+    """The job for this route, its notes, and what is different in the answer; None without one.
+
+    Raises:
+        InvalidInput: there is none, and the hint names what to send instead.
+    """
+    payload = _payload(job_input, is_needed=task in _WITH_PAYLOAD)
     if task in _WITH_PAYLOAD:
-        if "payload" not in job_input:
-            raise InvalidInput("payload is missing.", hint="Send the fields of A1111 in it.")
         job, notes = to_job(task, payload, {}, titles)
-        form = ": the answer has `images`" if task == "upscale" else ""
-        return Understood(_joined(job, beside), (f"{what}{form}.", *notes))
+        return job, notes, ": the answer has `images`" if task == "upscale" else ""
     if task in _LISTS:
-        job = _joined({"task": task}, beside)
-        return Understood(job, (f"{what}: the answer has the form of this worker.",))
+        return {"task": task}, [], ": the answer has the form of this worker"
     if route == "options":
         raise _options_refused(payload)
     if route == "v1/sync":
         raise _sync_refused(payload)
     if task == "prefetch":
-        job = _download(endpoint, payload)
-        return Understood(_joined(job, beside), (f"{what}: the file is put into the model store.",))
-    return Understood(job_input)  # refused with a sentence
+        return _download(endpoint, payload), [], ": the file is put into the model store"
+    return None
+
+
+def _payload(job_input: Mapping[str, Any], *, is_needed: bool) -> Mapping[str, Any]:
+    if is_needed and "payload" not in job_input:
+        raise InvalidInput("payload is missing.", hint="Send the fields of A1111 in it.")
+    payload = job_input.get("payload")
+    if payload is None:
+        return {}
+    if not isinstance(payload, Mapping):
+        raise InvalidInput(f"payload = {shown(payload)} is not an object.", field="payload")
+    return payload
 
 
 def _joined(job: dict[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +141,7 @@ def _joined(job: dict[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in beside.items():
         if is_blank(value):
             continue
-        if job.get(name, value) != value:
+        if name in job and job[name] != value:
             raise InvalidInput(
                 f"{name} = {shown(value)} stands beside payload, and {name} ="
                 f" {shown(job[name])} in it.",
