@@ -1,4 +1,4 @@
-# The worker's images. docs/subsystems/container-management.md lists stages, sizes and arguments.
+# The worker's images. docs/internals/container-management.md lists stages, sizes and arguments.
 #
 #   docker build -t a1111-worker .                                 A1111 v1.9.3, no model
 #   docker build --build-arg WITH_ADETAILER=0 ...                  without that extension
@@ -177,6 +177,7 @@ COPY templates.json test_input.json ./
 COPY engine engine
 COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
+COPY gateway gateway
 COPY worker worker
 RUN python3.12 -m compileall -q -j 0 .
 
@@ -220,6 +221,7 @@ COPY benchmarks benchmarks
 COPY templates.json test_input.json ./
 COPY image/entrypoint.sh image/healthcheck.sh image/torch_build.py image/
 COPY handler.py model_manager.py runpod_sdk.py start.sh ./
+COPY gateway gateway
 COPY worker worker
 RUN python3.10 -m compileall -q -j 0 .
 

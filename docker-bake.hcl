@@ -1,5 +1,5 @@
 # The images: docker buildx bake -f docker-bake.hcl [base|baked|embedded]
-# Without -f, it would also read compose.yaml. docs/subsystems/container-management.md describes each image.
+# Without -f, it would also read compose.yaml. docs/internals/container-management.md describes each image.
 
 variable "IMAGE" {
   default = "a1111-worker"

@@ -1,4 +1,4 @@
-"""Starts the RunPod SDK with our own transport in it; docs/modules/runpod-sdk.md explains why.
+"""Starts the RunPod SDK with our own transport in it; docs/internals/runpod-sdk.md explains why.
 
 The SDK keeps its arguments, `--test_input`, the local API, fitness checks and pings. Only its
 JobScaler, which takes, runs and posts jobs, is replaced by `worker.runpod.transport`. That depends

@@ -12,7 +12,7 @@
 #   143  a signal came before anything was started
 #
 # The RunPod SDK installs its own handler for SIGTERM, so the process that runs it cannot be the
-# supervisor. Signals only set a flag; the loop in `supervise` acts. docs/modules/startup-script.md
+# supervisor. Signals only set a flag; the loop in `supervise` acts. docs/internals/startup-script.md
 # explains why. If this script is killed, the handler kills the engine and ends by itself.
 set -Eeuo pipefail
 
@@ -68,6 +68,13 @@ read_settings() {
   settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
     exit  # with 78 or 71; Python has logged the reason
   eval "$settings"
+}
+
+# Without an argument, and without a queue of RunPod, jobs come over HTTP if PORT is set.
+# usage: serve_on_port "$@"
+serve_on_port() {
+  (($#)) || [[ -z $SERVED_PORT ]] ||
+    read_arguments --rp_serve_api --rp_api_host 0.0.0.0 --rp_api_port "$SERVED_PORT"
 }
 
 # Sets `now`, in milliseconds.
@@ -443,6 +450,7 @@ main() {
   find_python
   read_arguments "$@"
   read_settings
+  serve_on_port "$@"
   check_webui
   prepare_run_dir
   [[ $ENGINE == external ]] || prepare_engine

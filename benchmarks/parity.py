@@ -11,7 +11,7 @@ and with `--infotexts` also the generation parameters that differ.
 writes the pictures of A1111 that a test compares with. Both need the files that
 `python -m benchmarks.parity_files` writes; `--record` also needs the demo model as `demo` (for
 A1111 with `benchmarks/demo_in_a1111/demo.yaml` beside it), and as `demo-eps` the same file, read
-as a model that predicts the noise. docs/modules/engine-parity.md describes how to set up both.
+as a model that predicts the noise. docs/internals/engine-parity.md describes how to set up both.
 """
 
 import argparse

@@ -10,7 +10,7 @@ widths than the published models'. CLIP is a folder with CLIP's tokenizer (`voca
 
 writes the pictures that `tests/engine/parity/test_families.py` compares with. The weights depend
 on the tensors' names alone, so that every version of the libraries makes the same files, and the
-VAEs add no noise to a picture that they encode (see docs/modules/engine-parity.md).
+VAEs add no noise to a picture that they encode (see docs/internals/engine-parity.md).
 """
 
 import json

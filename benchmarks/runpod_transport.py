@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/runpod_transport.py     # six minutes; --only gap|faults|end
 
 Both are the real SDK in a fresh process, with a handler that does nothing, and the tests' control
-plane on loopback. docs/modules/runpod-sdk.md explains the figures.
+plane on loopback. docs/internals/runpod-sdk.md explains the figures.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ A generated part stands between two comments, and the first one names it:
     <!-- begin generated: settings (make docs) -->
     <!-- end generated -->
 
-`PARTS` has a function for each name. tests/project/test_docs.py fails when a file is stale.
+`PARTS` has a function for each name. The figures in docs/images/*.svg are generated as well.
+tests/project/test_docs.py fails when a file is stale.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from docs import gpu_tables
+from docs.figures.all import FIGURES
 from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
 from worker.errors import WorkerError
@@ -324,6 +326,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu-generations-tr": lambda: table(*gpu_tables.generations("tr")),
     "gpu-pools": lambda: table(*gpu_tables.pools()),
     "gpu-cards": lambda: table(*gpu_tables.other_cards()),
+    "prices": lambda: table(*gpu_tables.prices()),
     "gpu-memory": lambda: table(*gpu_tables.memory()),
     "rooms": rooms,
     "room-arrows": room_arrows,
@@ -339,7 +342,8 @@ def files() -> dict[Path, str]:
     """Each file that is generated or has generated parts, with its content up to date."""
     found = {page: filled_in(page.read_text()) for page in PAGES if PART.search(page.read_text())}
     for_editors = json.dumps(template.json_schema(), indent=2) + "\n"
-    return {**found, PROJECT / "templates.schema.json": for_editors}
+    figures = {PROJECT / "docs" / "images" / name: draw() for name, draw in FIGURES.items()}
+    return {**found, **figures, PROJECT / "templates.schema.json": for_editors}
 
 
 def main() -> None:

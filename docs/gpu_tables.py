@@ -17,8 +17,8 @@ def generations(language: str) -> Table:
     rows: list[tuple[str, ...]] = []
     for name, (oldest, _), examples in gpus.GENERATIONS:
         runs = gpus.has_code(oldest)
-        driver = words["driver"].format(_driver(oldest)) if runs else ""
-        rows.append((name, examples, words["yes" if runs else "no"], driver))
+        needed = words["driver"].format(driver(oldest)) if runs else ""
+        rows.append((name, examples, words["yes" if runs else "no"], needed))
     return tuple(words["head"]), rows
 
 
@@ -41,6 +41,24 @@ def other_cards() -> Table:
     return head, [_cards(cards) for cards in gpus.OTHER_CARDS]
 
 
+def prices() -> Table:
+    """What a second of each pool costs on RunPod, by docs/prices.json, and what follows from it."""
+    per_second = json.loads((PROJECT / "docs" / "prices.json").read_text())["dollars_per_second"]
+    head = ("pool", "GPUs", "a second", "an hour", "a start of 60 s", "a job of 10 s", "for $1")
+    return head, [
+        (f"`{pool}`", ", ".join(kind.names for kind in kinds), *_costs(per_second.get(pool)))
+        for pool, kinds in gpus.POOLS.items()
+    ]
+
+
+def _costs(price: float | None) -> tuple[str, ...]:
+    if price is None:
+        return ("not in RunPod's table", "", "", "", "")
+    hour, start, job = (price * seconds for seconds in (3600, 60, 10))
+    for_a_dollar = f"{1 / job:,.0f} jobs of 10 s"
+    return f"${price:.5f}", f"${hour:.2f}", f"${start:.3f}", f"${job:.4f}", for_a_dollar
+
+
 def memory() -> Table:
     """The memory that each picture needs."""
     head = ("picture", "VAE in half precision", "VAE in single precision")
@@ -60,10 +78,11 @@ def _cards(cards: Cards) -> tuple[str, ...]:
     if not gpus.has_code(cards.capability):
         return (*known, "", "torch has no code for them")
     attention = "xformers" if gpus.has_xformers(cards.capability) else "sdp"
-    return (*known, _driver(cards.capability), attention)
+    return (*known, driver(cards.capability), attention)
 
 
-def _driver(capability: Capability) -> str:
+def driver(capability: Capability) -> str:
+    """The oldest driver that runs the images' CUDA on such a GPU."""
     return ".".join(map(str, gpus.oldest_driver(gpus.CUDA, capability)))
 
 

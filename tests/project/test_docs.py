@@ -27,7 +27,11 @@ def found_in(name, pattern):
 
 
 def test_generated_parts_are_up_to_date_and_each_has_a_place():
-    stale = [path.name for path, text in generate.files().items() if path.read_text() != text]
+    stale = [
+        path.name
+        for path, text in generate.files().items()
+        if not path.exists() or path.read_text() != text
+    ]
     assert stale == [], "run `make docs`"
     used = {found[2] for text in TEXTS.values() for found in generate.PART.finditer(text)}
     assert used == set(generate.PARTS)
@@ -36,7 +40,7 @@ def test_generated_parts_are_up_to_date_and_each_has_a_place():
 def test_words_of_secrets_and_exit_statuses_are_those_of_the_code():
     configuration = read("docs/configuration.md")
     assert all(f"`{word}`" in configuration for word in SECRET_NAME.pattern.split("|"))
-    rows = found_in("docs/workflows/container-lifecycle.md", r"^\| ([\d, ]+) \|")
+    rows = found_in("docs/container-lifecycle.md", r"^\| ([\d, ]+) \|")
     named = {number for row in rows for number in row.split(", ")}
     assert named >= set(found_in("start.sh", r"^#   (\d+)  "))
 
@@ -102,7 +106,7 @@ def test_the_turkish_readme_keeps_step():
 
 def literals() -> str:
     """The fixed parts of every text in our programs, a line each."""
-    patterns = ("*.py", "worker/**/*.py", "engine/**/*.py")
+    patterns = ("*.py", "worker/**/*.py", "gateway/**/*.py", "engine/**/*.py")
     files = [file for pattern in patterns for file in PROJECT.glob(pattern)]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
@@ -111,13 +115,29 @@ def literals() -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
+def first_cells(name):
+    """Of the tables of a page, without their heads: what a reader sees, with messages in quotes."""
+    return [cell for cell in found_in(name, r"^\| (.*?) \| ") if "`" in cell]
+
+
 def test_the_messages_that_the_page_about_troubleshooting_explains_exist():
     """In a quoted message `...` stands for each part that varies."""
-    page, known = read("docs/troubleshooting.md").replace("\n  ", " "), literals()
-    quoted = re.findall(r"^- (?:Status \d+ and )?(`+)(.+?)\1", page, re.MULTILINE)
-    parts = [part for _, quote in quoted for part in re.split(r"\.\.\.|^[A-Z_]+: ", quote)]
-    assert len(quoted) > 40
+    known = literals()
+    quoted = [
+        quote
+        for cell in first_cells("docs/troubleshooting.md")
+        for _, quote in re.findall(r"(`+)(.+?)\1", re.sub(r"for example .*|from `make.*", "", cell))
+    ]
+    parts = [part for quote in quoted for part in re.split(r"\.\.\.|^[A-Z_]+: ", quote)]
+    assert len(quoted) > 60
     assert [part for part in parts if part.strip(" .:,()'") not in known] == []
+
+
+def test_each_error_code_is_explained_where_people_look_for_it():
+    page = read("docs/troubleshooting.md")
+    codes = re.findall(r"^\| `([A-Z_]+)` \|", generate.errors(), re.MULTILINE)
+    assert len(codes) > 40
+    assert [code for code in codes if code not in page] == []
 
 
 def test_the_commands_in_the_readme_exist():

@@ -25,9 +25,12 @@ ROOMS = {
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
-        *("worker.clients.other_workers", "worker.clients.a1111_body", "worker.job"),
-        *("worker.clients", "worker.hosts", "worker.formats"),
+        *("worker.translation", "worker.job", "worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
+    ],
+    "gateway": [
+        *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app", "gateway.openai"),
+        *("gateway.local_jobs", "gateway.local", "gateway", "gateway.http"),
     ],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
@@ -37,10 +40,11 @@ ROOMS = {
 
 # What each part may not import at all.
 FORBIDDEN = {
-    "worker": {*FRONT_DOORS, "runpod", "engine", "torch", "diffusers"},
-    "engine": {*FRONT_DOORS, "runpod", "worker"},
-    "model_manager.py": {"handler", "runpod", "runpod_sdk", "engine"},
-    "runpod_sdk.py": {"handler", "model_manager", "engine"},
+    "worker": {*FRONT_DOORS, "client", "gateway", "runpod", "engine", "torch", "diffusers"},
+    "gateway": {*FRONT_DOORS, "client", "runpod", "engine", "torch", "diffusers"},
+    "engine": {*FRONT_DOORS, "client", "gateway", "runpod", "worker"},
+    "model_manager.py": {"handler", "gateway", "runpod", "runpod_sdk", "engine"},
+    "runpod_sdk.py": {"handler", "gateway", "model_manager", "engine"},
     "handler.py": {"engine"},
 }
 
@@ -48,7 +52,14 @@ FORBIDDEN = {
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
-    *("worker.clients", "worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
+    *(
+        "worker.clients",
+        "worker.translation",
+        "worker.formats",
+        "worker.hosts",
+        "worker.job",
+        "worker.service.report",
+    ),
     *("worker.extensions", "worker.generation", "worker.tasks.picture_result"),
     *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
     *("worker.images.png_info", "worker.images.signatures"),

@@ -23,7 +23,9 @@ FILE = png(8, 8, b"\x01\x02\x03", "")
 IMAGE = base64.b64encode(FILE).decode()
 SIZES = [(1, 1), (7, 300), (24, 16), (101, 67), (4096, 4096), (8192, 8192)]
 BESIDE = [
-    task for task in TASKS if task.fields and task.name not in {"txt2img", "img2img", "batch"}
+    task
+    for task in TASKS
+    if task.fields and task.name not in {"txt2img", "img2img", "batch", "openai"}
 ]
 
 PREFETCHED = {"checkpoint", "vae", "refiner_checkpoint", "hr_checkpoint_name", "template"}

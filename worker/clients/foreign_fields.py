@@ -133,7 +133,7 @@ HARMLESS_OPTIONS: dict[str, Harmless] = {
 }
 
 # Names of other workers and libraries for the same value. A job may have them: they are read as
-# ours, see `worker.clients.diffusers_job`.
+# ours, see `worker.translation.diffusers_job`.
 _SAME_VALUE = {
     "steps": "num_inference_steps inference_steps sampling_steps",
     "cfg_scale": "guidance_scale cfg",
@@ -180,7 +180,9 @@ _UPSCALER = (
     " with `upscaler_1`"
 )
 _BESIDE = "stands beside `input` in RunPod's request, not in it"
-_OPENAI = "belongs to OpenAI's API, which this worker does not have: send A1111's fields"
+_OPENAI = (
+    "belongs to OpenAI's form of a job: send openai_route and openai_input without other fields"
+)
 _OF_IMG2IMG = 'belongs to the task img2img: add "task": "img2img"'
 _OF_TXT2IMG = "belongs to txt2img: img2img has no second pass"
 _AS_INIT_IMAGE = 'is no field of a job that draws: send `init_images` with "task": "img2img"'

@@ -140,6 +140,11 @@ class Delivery:
         self._http = http
         self._limits = limits
 
+    @property
+    def has_bucket(self) -> bool:
+        """Whether pictures can be delivered as URLs of the operator's bucket."""
+        return self._bucket is not None
+
     def shared(self) -> Delivery:
         """The same delivery for several results that are posted as one: they share the limit."""
         shared = copy.copy(self)

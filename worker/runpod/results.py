@@ -137,6 +137,20 @@ class ResultPoster:
         return Backoff(self._timing.first_post_pause, self._timing.longest_post_pause)
 
 
+def result_body(answer: object) -> dict[str, Any]:
+    """The body to post for a handler's answer, by the SDK's rules: `output`, `error`, `stopPod`."""
+    if not isinstance(answer, Mapping):
+        return {"output": answer}
+    output = {key: answer[key] for key in answer if key not in {"error", "refresh_worker"}}
+    body: dict[str, Any] = {"output": output} if output else {}
+    if answer.get("error"):
+        # RunPod treats a job as successful if `error` is not a string.
+        body["error"] = str(answer["error"])
+    if answer.get("refresh_worker"):
+        body["stopPod"] = True
+    return body
+
+
 def short_error(problem: WorkerError, body: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a failed job; keeps `stopPod`, because a broken worker still has to go."""
     details = failure(problem)

@@ -1,7 +1,7 @@
 """Serves a worker's jobs: takes them from RunPod, runs them, posts their results, stops them.
 
 This replaces the SDK's JobScaler, which loses jobs and results in several cases;
-docs/modules/runpod-sdk.md lists them. This module knows RunPod's routes, but not the SDK:
+docs/internals/runpod-sdk.md lists them. This module knows RunPod's routes, but not the SDK:
 `runpod_sdk` connects the two.
 """
 
@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from worker import log
 from worker.errors import InternalError
 from worker.http.backoff import Backoff, retry_after
 from worker.runpod.poller import JobPoller, PollFailed, RunPodJob
-from worker.runpod.results import ResultPoster, short_error
+from worker.runpod.results import ResultPoster, result_body, short_error
 from worker.runpod.timing import TIMING, TransportTiming
 
 logger = logging.getLogger(__name__)
@@ -272,20 +272,10 @@ async def _poll_stop_signals(session: aiohttp.ClientSession, url: str) -> list[s
 
 
 def _result_body(finished: asyncio.Future[Any]) -> dict[str, Any]:
-    """The body to post: a handler's answer by the SDK's rules, its exception by our own."""
+    """The body to post: a handler's answer, or our own error for its exception."""
     error = None if finished.cancelled() else finished.exception()
     if finished.cancelled() or error:
         problem = InternalError.with_id()
         logger.error("internal error %s", problem.details["id"], exc_info=error)
         return short_error(problem, {})
-    answer = finished.result()
-    if not isinstance(answer, Mapping):
-        return {"output": answer}
-    output = {key: answer[key] for key in answer if key not in {"error", "refresh_worker"}}
-    body: dict[str, Any] = {"output": output} if output else {}
-    if answer.get("error"):
-        # RunPod treats a job as successful if `error` is not a string.
-        body["error"] = str(answer["error"])
-    if answer.get("refresh_worker"):
-        body["stopPod"] = True
-    return body
+    return result_body(finished.result())

@@ -1,1 +1,1 @@
-"""What runs beside each task: progress reports, turns, counters, arguments, the start."""
+"""What runs around each task: its boundary, progress, turns, counters, arguments, the start."""

@@ -1,7 +1,7 @@
 """The arguments of handler.py and start.sh, read before anything is started.
 
 start.sh runs this file first, with its own arguments: it ends with 2 and the usage if an argument
-is not understood, and with 71 if the local API's port is taken. It prints the arguments for the
+is not understood, and with 71 if the port for HTTP is taken. It prints the arguments for the
 handler, quoted for the shell, with a job's file as a whole path.
 """
 
@@ -37,12 +37,16 @@ class Arguments:
     Attributes:
         schema: print the JSON Schema of every task instead of starting.
         job: the one job to run, `{"input": {...}}`; None: the SDK decides.
+        serves_http: wait for jobs over HTTP, at `host` and `port`.
         for_sdk: the arguments that the SDK understands.
         for_handler: the same as given, with the whole path of a job's file.
     """
 
     schema: bool
     job: dict[str, Any] | None
+    serves_http: bool
+    host: str
+    port: int
     for_sdk: tuple[str, ...]
     for_handler: tuple[str, ...]
 
@@ -52,7 +56,7 @@ def read(arguments: Sequence[str], *, program: str = "handler.py") -> Arguments:
 
     Raises:
         SystemExit: with 2, if one is not understood, after the usage and a sentence on standard
-            error; with 71, if the local API's port is taken; with 0 after `--help`.
+            error; with 71, if the port for HTTP is taken; with 0 after `--help`.
     """
     parser = _parser(program)
     given = parser.parse_args(arguments)
@@ -69,7 +73,15 @@ def read(arguments: Sequence[str], *, program: str = "handler.py") -> Arguments:
         _check_port(parser, given.rp_api_host, given.rp_api_port)
     without_file = [one for one in arguments if one != given.file]
     path = [str(Path(given.file).absolute())] if given.file is not None else []
-    return Arguments(given.schema, job, _for_sdk(given, job), (*without_file, *path))
+    return Arguments(
+        schema=given.schema,
+        job=job,
+        serves_http=given.rp_serve_api,
+        host=given.rp_api_host,
+        port=given.rp_api_port,
+        for_sdk=_for_sdk(given, job),
+        for_handler=(*without_file, *path),
+    )
 
 
 def _parser(program: str) -> _Parser:
@@ -77,7 +89,8 @@ def _parser(program: str) -> _Parser:
         prog=program,
         allow_abbrev=False,
         description="Runs one job, or waits for jobs: on RunPod, or with --rp_serve_api over HTTP.",
-        epilog="Without arguments and outside RunPod the job is the one in test_input.json.",
+        epilog="Without arguments the worker takes the jobs of RunPod's queue; outside RunPod it"
+        " serves HTTP on PORT if that is set, or runs the job in test_input.json.",
     )
     parser.add_argument(
         "file",
@@ -86,12 +99,9 @@ def _parser(program: str) -> _Parser:
         help='file with one job to run: {"input": {...}}, or the input alone',
     )
     parser.add_argument("--test_input", metavar="JSON", help="one job to run, as JSON text")
-    parser.add_argument(
-        "--rp_serve_api", action="store_true", help="run RunPod's local API for jobs over HTTP"
-    )
+    parser.add_argument("--rp_serve_api", action="store_true", help="wait for jobs over HTTP")
     parser.add_argument("--rp_api_host", default="localhost", help="its host")
     parser.add_argument("--rp_api_port", type=_number(2**16 - 1), default=8000, help="its port")
-    parser.add_argument("--rp_api_concurrency", type=_number(64), default=1, help="its processes")
     parser.add_argument("--rp_log_level", type=str.upper, choices=_LEVELS, help="of the RunPod SDK")
     parser.add_argument("--rp_debugger", action="store_true", help="the RunPod SDK's debugger")
     parser.add_argument(
@@ -111,12 +121,9 @@ def _number(most: int) -> Callable[[str], int]:
 
 
 def _for_sdk(given: argparse.Namespace, job: dict[str, Any] | None) -> tuple[str, ...]:
-    words = []
-    for name in ("rp_api_host", "rp_api_port", "rp_api_concurrency", "rp_log_level"):
-        if getattr(given, name) is not None:
-            words += [f"--{name}", str(getattr(given, name))]
-    words += [f"--{name}" for name in ("rp_serve_api", "rp_debugger") if getattr(given, name)]
-    return (*words, *(("--test_input", json.dumps(job)) if job else ()))
+    level = ("--rp_log_level", given.rp_log_level) if given.rp_log_level else ()
+    debugger = ("--rp_debugger",) if given.rp_debugger else ()
+    return (*level, *debugger, *(("--test_input", json.dumps(job)) if job else ()))
 
 
 # A job ------------------------------------------------------------------------------------------
@@ -164,15 +171,15 @@ def _job(parser: _Parser, text: str, place: str) -> dict[str, Any]:
     return value
 
 
-# The local API ----------------------------------------------------------------------------------
+# HTTP -----------------------------------------------------------------------------------------
 
 
 def _check_port(parser: _Parser, host: str, port: int) -> None:
     if problem := why_not_free(host, port):
         parser.exit(
             EXIT_PORT_TAKEN,
-            f"{parser.prog}: The local API cannot listen on port {port} of {host} ({problem}): stop"
-            " the program that uses it, or choose another port with --rp_api_port.\n",
+            f"{parser.prog}: The worker cannot listen on port {port} of {host} ({problem}): stop"
+            " the program that uses it, or choose another port with --rp_api_port or PORT.\n",
         )
 
 

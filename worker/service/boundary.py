@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from worker.answer import failure, to_json
-from worker.clients.other_workers import understood
 from worker.errors import InternalError, WorkerError
 from worker.service.parts import Worker
-from worker.service.task import Job
+from worker.service.task import Job, Task
+from worker.translation.other_workers import understood
 
 log = logging.getLogger("worker.handler")
 
@@ -29,27 +29,35 @@ def read(worker: Worker, job: Job) -> Job:
 async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     """Run the job's task; returns its answer or its error as JSON, raises only when cancelled."""
     log.info("started")
+    task: Task[Worker] | None = None
     try:
         job = read(worker, job)
-        answer = await worker.tasks.of(job.input)(worker, job)
+        task = worker.tasks.of(job.input)
+        answer = await task(worker, job)
     except WorkerError as error:
         log.warning("failed %s: %s", job.stopwatch.timings(), error)
-        return _noted(failure(error, retire=bool(worker.engine.retiring)), job)
+        return _failed(task, job, error, retire=bool(worker.engine.retiring))
     except asyncio.CancelledError:
         log.warning("cancelled %s", job.stopwatch.timings())
         raise
     except Exception:  # the job boundary: the caller gets an id, the log gets the rest
         problem = InternalError.with_id()
         log.exception("internal error %s", problem.details["id"])
-        return failure(problem)
+        return _failed(task, job, problem)
     log.info("done %s", job.stopwatch.timings())
     return _noted(to_json(answer, retire=bool(worker.engine.retiring)), job)
 
 
+def _failed(
+    task: Task[Worker] | None, job: Job, error: WorkerError, *, retire: bool = False
+) -> dict[str, Any]:
+    """The error as the answer of this task; None: the job names no task that there is."""
+    if task and task.failure:
+        return to_json(task.failure(error, job), retire=retire)
+    return _noted(failure(error, retire=retire), job)
+
+
 def _noted(answer: dict[str, Any], job: Job) -> dict[str, Any]:
     """The answer with the job's notes; tasks with warnings of their own have them already."""
-    return (
-        {**answer, "warnings": list(job.notes)}
-        if job.notes and "warnings" not in answer
-        else answer
-    )
+    own = answer.get("warnings", list(job.notes))
+    return {**answer, "warnings": own} if job.notes else answer

@@ -44,7 +44,12 @@ class Counters:
         code = answer.get("code") if "error" in answer else None
         self.ended["failed" if code else "completed"] += 1
         if code:
-            self.failures[str(code)] += 1
+            self.failures[str(code).upper()] += 1  # OpenAI's errors have it in small letters
+
+    @property
+    def running_count(self) -> int:
+        """Number of jobs that run now."""
+        return len(self._running)
 
     def health(self, startup: Mapping[str, float], asked_by: str | None = None) -> WorkerHealth:
         """The counts for the task `health`; its own job is not among the running ones."""

@@ -18,13 +18,14 @@ from worker import log
 from worker.answer import Answer
 from worker.clients.foreign_fields import task_instead
 from worker.clients.nothing_asked import is_blank
-from worker.errors import InvalidInput
+from worker.errors import InvalidInput, WorkerError
 from worker.job.model_fields import ABOUT_TASK, Strict, TaskInput
 from worker.job.request import check
 from worker.service.progress import JobProgress
 from worker.shown import shown
 from worker.spelling import near_matches
 from worker.stopwatch import Stopwatch
+from worker.translation.other_workers import understood
 
 Worker = TypeVar("Worker")
 
@@ -60,6 +61,9 @@ class Task(Generic[Worker]):
         output: type of the answer.
         fields: type of the input; None for a task without fields of its own.
         read: gets the worker and the job and checks its input, where `fields` alone does not.
+        is_quick: whether it is answered beside a job that draws, such as a list.
+        named_by: fields of the input that name the task, beside `task`.
+        failure: the answer for an error of the job; None: as for every task.
     """
 
     name: str
@@ -68,6 +72,9 @@ class Task(Generic[Worker]):
     output: type[Answer]
     fields: type[Strict] | None = None
     read: Callable[[Worker, Job], Strict] | None = None
+    is_quick: bool = False
+    named_by: frozenset[str] = frozenset()
+    failure: Callable[[WorkerError, Job], Answer] | None = None
 
     @cached_property
     def input(self) -> type[Strict]:
@@ -123,11 +130,25 @@ class Tasks(Generic[Worker]):
         name = job_input.get("task")
         if is_blank(name):
             self._refuse_route(job_input)
-            return default
+            return next((one for one in self if one.named_by & job_input.keys()), default)
         if isinstance(name, str) and name in self._tasks:
             return self._tasks[name]
         word = name[:_LONGEST_NAME] if isinstance(name, str) else ""
         raise InvalidInput(f"task = {shown(name)} is not known.", hint=self._hint(word))
+
+    def is_quick(self, job_input: object) -> bool:
+        """Whether this input is answered beside a job that draws: a list, or a batch of lists."""
+        if isinstance(job_input, Mapping) and job_input.get("task") == "batch":
+            inputs = job_input.get("inputs")
+            if isinstance(inputs, list) and inputs:
+                return all(map(self._is_quick, inputs))
+        return self._is_quick(job_input)
+
+    def _is_quick(self, job_input: object) -> bool:
+        try:
+            return self.of(understood(job_input).input).is_quick
+        except InvalidInput:
+            return True  # it is refused at once
 
     def _refuse_route(self, job_input: Mapping[str, Any]) -> None:
         """Refuse another worker's form: `{"api": {"method", "endpoint"}, "payload": {...}}`."""

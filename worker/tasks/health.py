@@ -93,4 +93,5 @@ TASK = Task(
     description="Reports what the worker, its engine and its model store are doing.",
     run=run,
     output=Health,
+    is_quick=True,
 )

@@ -301,7 +301,7 @@ def _task(
         }
         return output.model_construct(**answer)
 
-    return Task(name, description, run, output, fields)
+    return Task(name, description, run, output, fields, is_quick=True)
 
 
 def _of_store(name: str, what: str, kind: Kind) -> Task[Worker]:

@@ -58,4 +58,5 @@ TASK = Task(
     fields=PngInfoRequest,
     run=run,
     output=PngInfo,
+    is_quick=True,
 )

@@ -127,4 +127,5 @@ TASK = Task(
     description="Returns the types of every task's input and answer, as JSON Schema.",
     run=run,
     output=SchemaDocument,
+    is_quick=True,
 )

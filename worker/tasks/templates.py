@@ -65,4 +65,5 @@ TASK = Task(
     description="Lists the templates that jobs can name.",
     run=run,
     output=TemplateList,
+    is_quick=True,
 )

@@ -1,7 +1,7 @@
 """Pictures of a real A1111 v1.9.3 on the CPU, and the engine's for the same requests.
 
 `python -m benchmarks.parity --record` recorded them with the demo model. The table of all samplers,
-schedules and features is in docs/modules/engine-parity.md.
+schedules and features is in docs/internals/engine-parity.md.
 """
 
 import json
