@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 import requests
@@ -87,7 +88,8 @@ def served(tmp_path_factory):
         def answers():
             assert process.poll() is None
             with contextlib.suppress(requests.ConnectionError):
-                return requests.get(f"http://localhost:{environ['PORT']}", timeout=5).ok
+                url = f"http://localhost:{environ['PORT']}/ping"  # 204: the engine boots
+                return requests.get(url, timeout=5).status_code == requests.codes.ok
 
         try:
             wait_until(answers, "the local API", TIMEOUT)
@@ -147,6 +149,52 @@ def test_calls_of_the_local_api_are_answered_as_documented(served, line, tmp_pat
     assert "error" not in answer
     if "@test_input.json" in line:  # the first picture: only its answer has `startup`
         assert set(answer["output"]) == answer_keys()
+
+
+def blocks(page, language):
+    text = (PROJECT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+# Whole programs, in the languages of the pages that have them: each saves a picture.
+PROGRAM_PAGES = ("docs/quickstart.md", "docs/clients/python.md", "docs/clients/javascript.md")
+LANGUAGES = {"bash": ("sh", "bash"), "python": ("py", sys.executable), "js": ("mjs", "node")}
+PROGRAMS = [
+    pytest.param(language, program, id=f"{page.rpartition('/')[2]}-{language}-{number}")
+    for page in PROGRAM_PAGES
+    for language in LANGUAGES
+    for number, program in enumerate(blocks(page, language))
+]
+NODE_MODULES = PROJECT / "tests" / "clients" / "node" / "node_modules"
+
+
+@pytest.mark.parametrize(("language", "program"), PROGRAMS)
+def test_the_programs_in_the_documents_save_a_picture(served, language, program, tmp_path):
+    suffix, interpreter = LANGUAGES[language]
+    if language == "js":
+        packages = re.findall(r"^import .* from \"([\w-]+)\"", program, re.MULTILINE)
+        missing = [name for name in packages if not (NODE_MODULES / name).exists()]
+        if missing or not shutil.which("node"):
+            pytest.skip(f"needs node and {missing}: npm ci in tests/clients/node")
+        (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    file = tmp_path / f"program.{suffix}"
+    file.write_text(program.replace("7860", served["PORT"]))
+    here = f"http://localhost:{served['PORT']}"
+    account = {"RUNPOD_API_KEY": "any", "RUNPOD_ENDPOINT_ID": "any", "URL": here}
+    base = {"RUNPOD_ENDPOINT_BASE_URL": f"{here}/v2", "RUNPOD_BASE_URL": f"{here}/v2"}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | account | base
+    done = subprocess.run(
+        [interpreter, file],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pictures = [*tmp_path.glob("heart*.png")]
+    assert [picture.read_bytes()[:4] for picture in pictures] == [b"\x89PNG"]
 
 
 def reasons(job):
