@@ -1098,17 +1098,16 @@ def _until_final(api: Api, job_id: str, screen: Screen) -> dict[str, Json]:
         state = str(answer.get("status"))
         if state in FINAL:
             return answer
-        screen.show(*progress_of(answer, is_local=api.endpoint.is_local))
+        screen.show(*progress_of(answer))
         delay = POLL_FIRST if state != before else min(delay * POLL_FACTOR, POLL_MOST)
         before = state
         api.wait.pause(delay, stoppable=True)
 
 
-def progress_of(answer: Mapping[str, Json], *, is_local: bool) -> tuple[str, str, float]:
+def progress_of(answer: Mapping[str, Json]) -> tuple[str, str, float]:
     """Phase, text and percent of a job that is not over."""
     if answer.get("status") == "IN_QUEUE":
-        cause = "the job before this one" if is_local else "a worker (cold start)"
-        return "queue", f"waiting for {cause}", 0
+        return "queue", "waiting for a worker (cold start)", 0
     report = answer.get("output")
     if not isinstance(report, dict) or not report:
         return "run", "a worker has the job", 0
@@ -1569,7 +1568,8 @@ def problems_of(
         return
     if "anyOf" in schema:
         found = [list(problems_of(value, one, shared, path)) for one in schema["anyOf"]]
-        yield from min(found, key=len)
+        inner = [one for one in found if one and not one[0].startswith(f"{path} = ")]
+        yield from [] if [] in found else (inner or found)[0]
         return
     yield from _problems_of_one(value, schema, path)
     known = schema.get("properties", {})

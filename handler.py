@@ -27,8 +27,11 @@ from typing import Any
 
 import runpod_sdk
 from gateway.guard import Access
+from gateway.local.metrics import Metrics
+from gateway.local.place import for_http, place_of
+from gateway.local.webhooks import Webhooks, is_loopback
 from gateway.local_jobs import LocalJobs
-from gateway.server import serve
+from gateway.server import Ending, serve
 from model_manager import ModelManager
 from worker import log
 from worker.config.credentials import secret_values
@@ -172,6 +175,8 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     sys.argv[1:] = arguments.for_sdk
     try:
         settings = Settings.from_environ(os.environ)
+        if arguments.serves_http:
+            settings = for_http(settings)
         handler, engine = build(settings, timing)
         if arguments.job:
             asyncio.run(check_given(handler, settings, arguments.job))
@@ -188,16 +193,21 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     advise(settings)
     if arguments.serves_http:
         return asyncio.run(serve_http(handler, engine, arguments))
-    if status := get_ready(handler, engine, {"sdk": import_sdk}):
-        return status
+    if ending := get_ready(handler, engine, {"sdk": import_sdk}):
+        return ending.status
     handler.post_progress = runpod_sdk.post_progress
     checks = Fitness(settings, WebUI(settings.webui_url)).checks()
     runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0
 
 
-def get_ready(handler: Handler, engine: Engine, background: Mapping[str, Background]) -> int:
-    """Wait for the engine, with the other work of the start beside it; returns the exit status."""
+def get_ready(
+    handler: Handler, engine: Engine, background: Mapping[str, Background]
+) -> Ending | None:
+    """Wait for the engine, with the other work of the start beside it.
+
+    Returns why the process must end; None: the engine is ready.
+    """
     settings = handler.worker.settings
     work = {**background, "models": handler.prepare_default_template}
     try:
@@ -205,23 +215,34 @@ def get_ready(handler: Handler, engine: Engine, background: Mapping[str, Backgro
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         if not isinstance(error, GpuNotUsed):
-            return EXIT_ENGINE_NOT_READY
+            return Ending(EXIT_ENGINE_NOT_READY, str(error))
         runpod_sdk.report_unhealthy(Fitness.engine_has_the_gpu.__name__, error.message)
-        return EXIT_UNFIT_MACHINE
+        return Ending(EXIT_UNFIT_MACHINE, str(error))
     handler.worker.startup.seconds = seconds
     logger.info("ready for jobs %s", seconds)
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
-    return 0
+    return None
 
 
 async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> int:
     """Serve jobs over HTTP instead of RunPod's queue; returns the exit status."""
     settings = handler.worker.settings
 
-    jobs = LocalJobs(handler, concurrency=settings.job_concurrency, is_quick=TASKS.is_quick)
+    async def measured(job: dict[str, Any]) -> dict[str, Any]:
+        answer = await handler(job)
+        metrics.observe(answer)
+        return answer
+
+    webhooks = Webhooks(settings.trusted_hosts, allow_loopback=is_loopback(arguments.host))
+    concurrency = settings.job_concurrency
+    jobs = LocalJobs(measured, concurrency=concurrency, is_quick=TASKS.is_quick, webhooks=webhooks)
+    counters = handler.worker.counters
+    metrics = Metrics(counters, lambda: jobs.waiting_count, lambda: engine.restarts)
     handler.post_progress = jobs.report
+    place = place_of(settings, arguments.host, arguments.port)
+    access = Access(any_host=settings.is_load_balanced)
     ready = functools.partial(get_ready, handler, engine, {})
-    return await serve(jobs, Access(), arguments.host, arguments.port, ready)
+    return await serve(jobs, ready, metrics=metrics, access=access, place=place)
 
 
 def print_schema() -> int:

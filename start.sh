@@ -70,6 +70,13 @@ read_settings() {
   eval "$settings"
 }
 
+# Without an argument, and without a queue of RunPod, jobs come over HTTP if PORT is set.
+# usage: serve_on_port "$@"
+serve_on_port() {
+  (($#)) || [[ -z $SERVED_PORT ]] ||
+    read_arguments --rp_serve_api --rp_api_host 0.0.0.0 --rp_api_port "$SERVED_PORT"
+}
+
 # Sets `now`, in milliseconds.
 read_clock() {
   now=${EPOCHREALTIME//[.,]/}
@@ -443,6 +450,7 @@ main() {
   find_python
   read_arguments "$@"
   read_settings
+  serve_on_port "$@"
   check_webui
   prepare_run_dir
   [[ $ENGINE == external ]] || prepare_engine

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,8 +15,9 @@ from starlette.routing import BaseRoute
 
 from gateway.call import HungUp
 from gateway.catalog import Catalog
-from gateway.guard import Access, Guard, Refused
+from gateway.guard import Access, Guard, Refused, answer_to
 from gateway.jobs import GatewayError, Jobs
+from gateway.openai.routes import OpenAIImages
 from gateway.runpod_api import RunPodApi
 
 logger = logging.getLogger(__name__)
@@ -41,12 +43,13 @@ def build(
 
     return Starlette(
         lifespan=lifespan,
-        routes=[*RunPodApi(jobs).routes(), *more],
+        routes=[*OpenAIImages(jobs, lists).routes(), *RunPodApi(jobs).routes(), *more],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={
             GatewayError: _failed,
             Refused: _refused,
             HungUp: _nobody_reads,
+            HTTPException: _no_route,
         },
     )
 
@@ -61,7 +64,14 @@ async def _failed(_request: Request, error: Exception) -> Response:
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)  # noqa: S101 - it is registered for this type
-    return JSONResponse({"detail": str(error), "errors": str(error)}, error.status)
+    return answer_to(error)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this type
+    what = f"{request.method} {request.url.path[:200]}"
+    text = f"{what}: {error.detail}. The routes are listed in docs/using-an-endpoint.md."
+    return JSONResponse({"detail": text, "error": text}, error.status_code, error.headers)
 
 
 async def _nobody_reads(_request: Request, _error: Exception) -> Response:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
 from starlette.requests import Request
 
-from gateway.jobs import GatewayError, Jobs, JobState
+from gateway.jobs import GatewayError, Jobs, JobState, KeepsJobs, TookTooLong
 
 logger = logging.getLogger(__name__)
 
@@ -25,27 +25,32 @@ class HungUp(Exception):
 
 async def states(
     request: Request, jobs: Jobs, job_input: Mapping[str, Any]
-) -> AsyncIterator[JobState]:
+) -> AsyncGenerator[JobState, None]:
     """Queue a job and yield its states; the last one is final.
 
-    The job is cancelled if the client hangs up, if the caller stops iterating, and if the server
-    ends. The request's body must be read before.
+    The job is cancelled if the client hangs up, if the caller stops iterating, if the server ends,
+    and after `app.state.longest_request` seconds. The request's body must be read before.
 
     Raises:
         HungUp: the client hung up.
-        GatewayError: the back failed.
+        GatewayError: the back failed, or the time limit has passed.
     """
     gone = asyncio.ensure_future(_hang_up(request))
     # Not ended by a hang-up: without its id the job could not be cancelled.
     submitted = asyncio.ensure_future(jobs.submit({"input": job_input}))
+    longest, clock = _longest(request), asyncio.get_running_loop().time
+    deadline = None if longest is None else clock() + longest
     is_over = False
     try:
         state = await asyncio.shield(submitted)
         async with aclosing(jobs.follow(state.id)) as following:
             while not is_over:
-                state = await _next_state(following, gone)
+                left = None if deadline is None else deadline - clock()
+                state = await _next_state(following, gone, left)
                 is_over = state.is_final
                 yield state
+        if isinstance(jobs, KeepsJobs):
+            jobs.answered(state.id)
     finally:
         gone.cancel()
         if not is_over:
@@ -57,19 +62,98 @@ async def finished(request: Request, jobs: Jobs, job_input: Mapping[str, Any]) -
     return [state async for state in states(request, jobs, job_input)][-1]
 
 
-async def _next_state(following: AsyncIterator[JobState], gone: asyncio.Future[None]) -> JobState:
+async def finished_within(
+    request: Request, jobs: Jobs, job_request: Mapping[str, Any], seconds: float
+) -> JobState:
+    """Queue a job (`{"input": {...}, "webhook": ...}`) and return its last state.
+
+    After `seconds` its newest state is returned, and it goes on: the client has its id then. A
+    client that hangs up before cannot get the answer, so its job is cancelled, unless a webhook
+    gets the answer.
+
+    Raises:
+        HungUp, GatewayError: as `states`.
+    """
+    gone = asyncio.ensure_future(_hang_up(request))
+    submitted = asyncio.ensure_future(jobs.submit(job_request))
+    goes_on = bool(job_request.get("webhook"))
+    longest = _longest(request)
+    seconds = seconds if longest is None else min(seconds, longest)
+    try:
+        job_id = (await asyncio.shield(submitted)).id
+        ending = asyncio.ensure_future(settled(jobs, job_id, seconds))
+        try:
+            either: set[asyncio.Future[Any]] = {ending, gone}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                raise HungUp
+            state = ending.result()
+        finally:
+            await _stop(ending)
+        goes_on = True
+        if state.is_final and isinstance(jobs, KeepsJobs):
+            jobs.answered(job_id)
+        return state
+    finally:
+        gone.cancel()
+        if not goes_on:
+            await asyncio.shield(_cancel(jobs, submitted))
+
+
+async def settled(jobs: Jobs, job_id: str, seconds: float) -> JobState:
+    """The job's last state, or its newest one after `seconds`.
+
+    Raises:
+        GatewayError: there is no such job, or the back failed.
+    """
+    state = await jobs.state(job_id)
+    ending = asyncio.ensure_future(_last_state(jobs, job_id, state))
+    try:
+        await asyncio.wait({ending}, timeout=seconds)
+        return ending.result() if ending.done() else await jobs.state(job_id)
+    finally:
+        await _stop(ending)
+
+
+async def _last_state(jobs: Jobs, job_id: str, state: JobState) -> JobState:
+    if not state.is_final:
+        async with aclosing(jobs.follow(job_id)) as following:
+            async for newer in following:
+                state = newer
+    return state
+
+
+async def _next_state(
+    following: AsyncIterator[JobState], gone: asyncio.Future[None], seconds: float | None
+) -> JobState:
     coming = asyncio.ensure_future(anext(following))
     try:
         either: set[asyncio.Future[Any]] = {coming, gone}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if coming.done():
             return coming.result()
-        raise HungUp
+        if gone.done():
+            raise HungUp
+        raise TookTooLong(
+            "The picture was not ready before the time limit of a request here, so its job is"
+            " cancelled: ask for fewer steps, a smaller size or fewer pictures, or send the job to"
+            " /run and ask /status."
+        )
     finally:
-        if not coming.done():
-            coming.cancel()
-            with suppress(asyncio.CancelledError):
-                await coming
+        await _stop(coming)
+
+
+async def _stop(task: asyncio.Future[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _longest(request: Request) -> float | None:
+    """Seconds that a request may take where this server runs; None: no limit."""
+    longest: float | None = getattr(request.app.state, "longest_request", None)
+    return longest
 
 
 async def _hang_up(request: Request) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
@@ -47,6 +47,18 @@ class EndpointFailed(GatewayError):
     """RunPod, or the network on the way to it, failed."""
 
     status = 502
+
+
+class NotPossible(GatewayError):
+    """The queue, or the job's state, does not allow it."""
+
+    status = 409
+
+
+class TookTooLong(GatewayError):
+    """The answer was not there before the time limit of the place where this runs."""
+
+    status = 504
 
 
 class NotTaking(GatewayError):
@@ -116,3 +128,14 @@ class Jobs(Protocol):
 
     async def is_awake(self) -> bool:
         """Whether a worker runs now, so that a short job starts none and costs almost nothing."""
+
+
+@runtime_checkable
+class KeepsJobs(Protocol):
+    """What only a queue in this process does: it has the jobs' inputs and answers in memory."""
+
+    async def retry(self, job_id: str) -> JobState:
+        """Queue a job again that has failed or timed out, under the same id."""
+
+    def answered(self, job_id: str) -> None:
+        """A waiting request got the job's end: its answer is kept only for a short time."""

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from gateway.jobs import FINAL, JobState, NoSuchJob, NotTaking, TooManyJobs
-from worker.runpod.results import result_body
+from gateway.jobs import FINAL, JobState, NoSuchJob, NotPossible, NotTaking, TooManyJobs
+from gateway.local.policy import Policy, read_policy
+from gateway.local.webhooks import Webhooks
+from worker.errors import InternalError
+from worker.runpod.results import result_body, short_error
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 Clock = Callable[[], float]
 Json = Any
+
+
+class Timer(Protocol):
+    """A call that is planned."""
+
+    def cancel(self) -> None:
+        """Do not make the call."""
+
+
+Later = Callable[[float, Callable[[], object]], Timer]
 
 
 @dataclass(frozen=True)
@@ -23,19 +40,28 @@ class Limits:
 
     Attributes:
         waiting: jobs that wait, at most.
+        waiting_characters: of text in their inputs together, at most.
         kept_seconds: how long an ended job is kept.
-        kept_characters: of text in all ended jobs together; beyond it the oldest are forgotten.
+        kept_seconds_answered: the same if a waiting request has got its answer.
+        kept: ended jobs, at most; beyond it the oldest are forgotten.
+        kept_characters: the same for the text in all ended jobs together.
     """
 
     waiting: int = 1000
+    waiting_characters: int = 256_000_000
     kept_seconds: float = 1800
+    kept_seconds_answered: float = 60
+    kept: int = 5000
     kept_characters: int = 256_000_000
 
 
 @dataclass
 class _Job:
     request: Mapping[str, Any]
+    policy: Policy
+    webhook: str | None
     came: float
+    kept: float
     id: str = field(default_factory=lambda: f"{uuid.uuid4()}-local")
     status: str = "IN_QUEUE"
     output: Json = None
@@ -43,17 +69,24 @@ class _Job:
     began: float | None = None
     ended: float | None = None
     size: int = 0
+    read: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
+    timers: list[Timer] = field(default_factory=list)
 
 
 class LocalJobs:
     """Runs jobs with the handler, in the order in which they came. For one event loop.
 
     Args:
-        handler: gets `{"id", "input"}`, returns the answer; raises only when it is cancelled.
+        handler: gets `{"id", "input", ...}`, returns the answer; raises only when it is cancelled.
         concurrency: jobs that the handler gets at once.
         is_quick: whether an input is answered beside the jobs that draw, such as a list.
+        later: calls a function after so many seconds; by default the event loop's.
+
+    Attributes:
+        ended: number of jobs since the start, by their final status.
+        retiring: set when a job's answer asks for a new worker.
     """
 
     def __init__(
@@ -62,28 +95,46 @@ class LocalJobs:
         *,
         concurrency: int = 1,
         is_quick: Callable[[Json], bool] = lambda _input: False,
+        webhooks: Webhooks | None = None,
         limits: Limits = Limits(),
         clock: Clock = time.monotonic,
+        later: Later | None = None,
     ) -> None:
+        self.ended: Counter[str] = Counter()
+        self.retried = 0
+        self.retiring = asyncio.Event()
         self._handler = handler
         self._is_quick = is_quick
+        self._webhooks = webhooks or Webhooks()
         self._limits = limits
         self._clock = clock
+        self._later = later or asyncio.get_running_loop().call_later
         self._jobs: dict[str, _Job] = {}
         self._slots = asyncio.Semaphore(concurrency)
         self._ready = asyncio.Event()
-        self._is_ending = False
+        self._why_closed = ""
+        self._closed_at = 0.0
 
     # For the server ------------------------------------------------------------------------------
 
     @property
     def is_ready(self) -> bool:
         """Whether jobs run; before that they wait."""
-        return self._ready.is_set()
+        return self._ready.is_set() and not self.is_ending
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether no more jobs are taken."""
+        return bool(self._why_closed)
 
     def begin(self) -> None:
         """The engine is ready: run the jobs."""
         self._ready.set()
+
+    @property
+    def waiting_count(self) -> int:
+        """Number of jobs that wait."""
+        return len(self._waiting())
 
     async def report(self, job: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Take a progress report; the handler's `post_progress`."""
@@ -92,42 +143,63 @@ class LocalJobs:
             found.output = dict(report)
             self._tell(found)
 
-    async def end(self, reason: str) -> None:
-        """Take no more jobs, end those that wait with this reason, and wait for those that run."""
-        self._is_ending = True
+    async def end(self, reason: str, grace: float) -> None:
+        """Take no more jobs and end those that wait, with this reason.
+
+        Those that run may end within `grace` seconds; then they fail with the reason, too.
+        """
+        self._why_closed, self._closed_at = reason, self._clock()
         for job in self._waiting():
-            self._close(job, "FAILED", {"message": reason}, reason)
-        running = [job.work for job in self._jobs.values() if job.work and not job.work.done()]
+            self._abort(job, "FAILED", reason)
+        running = {job.work for job in self._jobs.values() if job.work and not job.work.done()}
         if running:
-            await asyncio.wait(running)
+            await asyncio.wait(running, timeout=grace)
+        for job in list(self._jobs.values()):
+            self._abort(job, "FAILED", reason)
+
+    async def read(self, patience: float) -> None:
+        """Wait, at most so many seconds, until the newest answers were fetched or posted."""
+        newest, began = self._closed_at - patience, self._clock()
+        unread = [job for job in self._ended() if not job.read.is_set()]
+        waits = {
+            asyncio.ensure_future(job.read.wait()) for job in unread if (job.ended or 0) >= newest
+        }
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=patience)
+            for wait in late:
+                wait.cancel()
+        await self._webhooks.sent(max(0.0, began + patience - self._clock()))
 
     # The protocol --------------------------------------------------------------------------------
 
     async def submit(self, request: Mapping[str, Any]) -> JobState:
         """Queue a job."""
-        if self._is_ending:
-            raise NotTaking("This worker is shutting down and takes no more jobs.", retry_after=30)
-        if len(self._waiting()) >= self._limits.waiting:
-            raise TooManyJobs(
-                f"{self._limits.waiting} jobs wait already: send the job again later.",
-                retry_after=30,
-            )
+        self._check_open()
+        job = _Job(
+            request,
+            read_policy(request),
+            self._webhooks.check(request.get("webhook")),
+            self._clock(),
+            self._limits.kept_seconds,
+            size=_characters(request),
+        )
+        self._check_room(job.size)
         self._forget_old()
-        job = _Job(request, self._clock())
         self._jobs[job.id] = job
-        job.work = asyncio.create_task(self._run(job))
+        self._queue(job)
         return self._state_of(job)
 
     async def state(self, job_id: str) -> JobState:
         """The job now."""
-        return self._state_of(self._find(job_id))
+        job = self._find(job_id)
+        return self._shown(job)
 
     async def follow(self, job_id: str) -> AsyncGenerator[JobState, None]:
         """The job now, then each change of it."""
         job = self._find(job_id)
         while True:
             changed = job.changed
-            yield self._state_of(job)
+            yield self._shown(job)
             if job.status in FINAL:
                 return
             await changed.wait()
@@ -135,11 +207,8 @@ class LocalJobs:
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job; a handler that runs it stops the engine."""
         job = self._find(job_id)
-        if job.status not in FINAL:
-            self._close(job, "CANCELLED", None, None)
-            if job.work:
-                job.work.cancel()
-        return self._state_of(job)
+        self._abort(job, "CANCELLED", None)
+        return self._shown(job)
 
     async def purge(self) -> int:
         """Cancel all jobs that wait."""
@@ -148,24 +217,45 @@ class LocalJobs:
             await self.cancel(job.id)
         return len(waiting)
 
+    async def retry(self, job_id: str) -> JobState:
+        """Queue a job again that has failed or timed out, under the same id."""
+        self._check_open()
+        job = self._find(job_id)
+        if job.status not in {"FAILED", "TIMED_OUT"}:
+            raise NotPossible(
+                f"Job {job.id} is {job.status}: only FAILED and TIMED_OUT jobs can be retried."
+            )
+        self.retried += 1
+        job.status, job.output, job.error = "IN_QUEUE", None, None
+        job.came, job.began, job.ended = self._clock(), None, None
+        job.size, job.kept = _characters(job.request), self._limits.kept_seconds
+        job.read = asyncio.Event()
+        self._queue(job)
+        return self._state_of(job)
+
+    def answered(self, job_id: str) -> None:
+        """A waiting request got the job's end: its answer is kept only for a short time."""
+        if job := self._jobs.get(job_id):
+            job.kept = self._limits.kept_seconds_answered
+
     async def health(self) -> dict[str, Any]:
         """Numbers of jobs and workers, as RunPod's /health has them."""
-        count = dict.fromkeys(("IN_QUEUE", "IN_PROGRESS", *sorted(FINAL)), 0)
-        for job in self._jobs.values():
-            count[job.status] += 1
-        is_busy = count["IN_PROGRESS"] > 0
-        workers = dict.fromkeys(("idle", "initializing", "ready", "running", "throttled"), 0)
-        workers["running" if is_busy else "idle" if self.is_ready else "initializing"] = 1
+        now = Counter(job.status for job in self._jobs.values())
+        workers = dict.fromkeys(
+            ("idle", "initializing", "ready", "running", "throttled", "unhealthy"), 0
+        )
+        is_busy = now["IN_PROGRESS"] > 0
+        workers["running" if is_busy else "idle" if self._ready.is_set() else "initializing"] = 1
         workers["ready"] = int(self.is_ready)
         return {
             "jobs": {
-                "completed": count["COMPLETED"],
-                "failed": count["FAILED"] + count["TIMED_OUT"],
-                "inProgress": count["IN_PROGRESS"],
-                "inQueue": count["IN_QUEUE"],
-                "retried": 0,
+                "completed": self.ended["COMPLETED"],
+                "failed": self.ended["FAILED"] + self.ended["TIMED_OUT"],
+                "inProgress": now["IN_PROGRESS"],
+                "inQueue": now["IN_QUEUE"],
+                "retried": self.retried,
             },
-            "workers": {**workers, "unhealthy": 0},
+            "workers": workers,
         }
 
     async def is_awake(self) -> bool:
@@ -173,6 +263,11 @@ class LocalJobs:
         return self.is_ready
 
     # One job -------------------------------------------------------------------------------------
+
+    def _queue(self, job: _Job) -> None:
+        if job.policy.ttl is not None:
+            job.timers.append(self._later(job.policy.ttl, lambda: self._outlived(job)))
+        job.work = asyncio.create_task(self._run(job))
 
     async def _run(self, job: _Job) -> None:
         await self._ready.wait()
@@ -183,21 +278,58 @@ class LocalJobs:
             await self._work(job)
 
     async def _work(self, job: _Job) -> None:
-        if job.status != "IN_QUEUE":
+        if job.status != "IN_QUEUE" or self.retiring.is_set():
             return
         job.status, job.began = "IN_PROGRESS", self._clock()
+        if job.policy.execution is not None:
+            job.timers.append(self._later(job.policy.execution, lambda: self._took_too_long(job)))
         self._tell(job)
-        answer = await self._handler({"id": job.id, "input": job.request.get("input")})
-        body = result_body(answer)
+        work = asyncio.current_task()
+        try:
+            body = result_body(await self._handler({**job.request, "id": job.id}))
+        except Exception as error:
+            problem = InternalError.with_id()
+            logger.exception("internal error %s", problem.details["id"], exc_info=error)
+            body = short_error(problem, {})
         status = "FAILED" if "error" in body else "COMPLETED"
-        self._close(job, status, body.get("output"), body.get("error"))
+        if job.work is work:  # else it has ended, and was queued again
+            self._close(job, status, body.get("output"), body.get("error"))
+        if body.get("stopPod"):
+            self.retiring.set()
+
+    def _took_too_long(self, job: _Job) -> None:
+        most = f"{job.policy.execution:g} s"
+        self._abort(job, "TIMED_OUT", f"The job took longer than its executionTimeout, {most}.")
+
+    def _outlived(self, job: _Job) -> None:
+        """RunPod deletes a job whose ttl has ended, whatever its state."""
+        self._abort(job, "TIMED_OUT", f"The job's ttl of {job.policy.ttl:g} s has ended.")
+        self._jobs.pop(job.id, None)
+
+    def _abort(self, job: _Job, status: str, error: str | None) -> None:
+        """End a job that waits or runs without the handler's answer."""
+        if job.status in FINAL:
+            return
+        output = None if error is None else {"message": error, "detail": error}
+        self._close(job, status, output, error)
+        if job.work:
+            job.work.cancel()
 
     def _close(self, job: _Job, status: str, output: Json, error: str | None) -> None:
         if job.status in FINAL:
             return
-        job.status, job.output, job.error = status, output, error
-        job.ended, job.size = self._clock(), _characters(output)
+        job.status, job.output, job.error, job.ended = status, output, error, self._clock()
+        for timer in job.timers:
+            timer.cancel()
+        job.timers.clear()
+        if status in {"COMPLETED", "CANCELLED"}:
+            job.request = {}  # it cannot be retried
+        job.size = _characters(job.request) + _characters(output)
+        self.ended[status] += 1
         self._tell(job)
+        if job.webhook:
+            job.read.set()
+            self._webhooks.send(job.webhook, self._state_of(job).as_json())
 
     @staticmethod
     def _tell(job: _Job) -> None:
@@ -207,12 +339,26 @@ class LocalJobs:
 
     # All jobs ------------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self.is_ending:
+            raise NotTaking(self._why_closed, retry_after=30)
+
+    def _check_room(self, size: int) -> None:
+        waiting, limits = self._waiting(), self._limits
+        characters = size + sum(job.size for job in waiting)
+        is_much = bool(waiting) and characters > limits.waiting_characters
+        if is_much or len(waiting) >= limits.waiting:
+            raise TooManyJobs(
+                f"{len(waiting)} jobs wait already: send the job again later.", retry_after=30
+            )
+
     def _find(self, job_id: str) -> _Job:
         self._forget_old()
         if job_id not in self._jobs:
             minutes = round(self._limits.kept_seconds / 60)
             raise NoSuchJob(
-                f"There is no job {job_id[:80]!r}: results are kept for {minutes} minutes."
+                f"There is no job {job_id[:80]!r}: answers are kept for {minutes} minutes, and for"
+                " 1 minute after a request that waited for them."
             )
         return self._jobs[job_id]
 
@@ -220,32 +366,44 @@ class LocalJobs:
         return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
 
     def _forget_old(self) -> None:
-        oldest, room = self._clock() - self._limits.kept_seconds, self._limits.kept_characters
-        for job in reversed(self._ended()):
+        now, room = self._clock(), self._limits.kept_characters
+        for number, job in enumerate(reversed(self._ended()), 1):
             room -= job.size
-            if room < 0 or (job.ended or 0) < oldest:
+            is_old = job.ended is not None and job.ended + job.kept < now
+            if is_old or room < 0 or number > self._limits.kept:
                 del self._jobs[job.id]
 
     def _ended(self) -> list[_Job]:
         ended = [job for job in self._jobs.values() if job.ended is not None]
         return sorted(ended, key=lambda job: job.ended or 0)
 
+    def _shown(self, job: _Job) -> JobState:
+        """The job for its client, who has read its answer then."""
+        if job.status in FINAL:
+            job.read.set()
+        return self._state_of(job)
+
     def _state_of(self, job: _Job) -> JobState:
-        now = job.ended or self._clock()
+        now = self._clock() if job.ended is None else job.ended
         return JobState(
             id=job.id,
             status=job.status,
             output=job.output,
             error=job.error,
-            delay_ms=round(((job.began or now) - job.came) * 1000),
-            execution_ms=round((now - job.began) * 1000) if job.began else None,
+            delay_ms=round(((now if job.began is None else job.began) - job.came) * 1000),
+            execution_ms=round((now - job.began) * 1000) if job.began is not None else None,
             worker_id="local",
         )
 
 
 def _characters(value: Json) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(_characters(item) for item in value.values())
-    return sum(map(_characters, value)) if isinstance(value, list) else 0
+    """About the memory of a JSON value; not recursive, because a request decides its depth."""
+    total, rest = 0, [value]
+    while rest:
+        one = rest.pop()
+        total += len(one) if isinstance(one, str) else 8
+        if isinstance(one, Mapping):
+            rest += one.values()
+        elif isinstance(one, list | tuple):
+            rest += one
+    return total

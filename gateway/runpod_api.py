@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from typing import Any
 
 from starlette.requests import Request
@@ -9,15 +11,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.body import json_object
-from gateway.call import finished
-from gateway.jobs import BadRequest, Jobs
+from gateway.call import finished_within, settled
+from gateway.jobs import BadRequest, Jobs, JobState, KeepsJobs, NotPossible
+
+# RunPod's `?wait=`, in milliseconds.
+_SHORTEST_WAIT, _USUAL_WAIT, _LONGEST_WAIT = 1_000, 90_000, 300_000
+# Seconds that /stream waits for news; runpod-python gives a GET 10 s.
+_STREAM_HOLD = 5.0
+_STREAMED_JOBS = 1000  # whose output /stream has returned; it returns it once
 
 
 class RunPodApi:
     """The routes below `/` and below `/v2/ENDPOINT/`."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, *, stream_hold: float = _STREAM_HOLD) -> None:
         self._jobs = jobs
+        self._stream_hold = stream_hold
+        self._streamed: OrderedDict[str, None] = OrderedDict()
 
     def routes(self) -> list[BaseRoute]:
         """All routes."""
@@ -25,26 +35,53 @@ class RunPodApi:
             Route("/run", self._run, methods=["POST"]),
             Route("/runsync", self._runsync, methods=["POST"]),
             Route("/status/{job_id}", self._status, methods=["GET", "POST"]),
+            Route("/status-sync/{job_id}", self._status_sync, methods=["GET", "POST"]),
+            Route("/stream/{job_id}", self._stream, methods=["GET", "POST"]),
             Route("/cancel/{job_id}", self._cancel, methods=["POST"]),
+            Route("/retry/{job_id}", self._retry, methods=["POST"]),
             Route("/health", self._health),
             Route("/purge-queue", self._purge, methods=["POST"]),
         ]
         return [*own, Mount("/v2/{endpoint_id}", routes=own)]
 
     async def _run(self, request: Request) -> Response:
-        state = await self._jobs.submit(_checked(await json_object(request)))
-        return JSONResponse({"id": state.id, "status": state.status})
+        return _brief(await self._jobs.submit(_checked(await json_object(request))))
 
     async def _runsync(self, request: Request) -> Response:
+        """Wait for the job's end; after `?wait=` milliseconds answer with its id."""
+        wait = _wait(request)
         body = _checked(await json_object(request))
-        return JSONResponse((await finished(request, self._jobs, body["input"])).as_json())
+        return _whole(await finished_within(request, self._jobs, body, wait))
 
     async def _status(self, request: Request) -> Response:
-        return JSONResponse((await self._jobs.state(request.path_params["job_id"])).as_json())
+        return _whole(await self._jobs.state(request.path_params["job_id"]))
+
+    async def _status_sync(self, request: Request) -> Response:
+        """As /status, but it waits for the job's end as /runsync does."""
+        return _whole(await settled(self._jobs, request.path_params["job_id"], _wait(request)))
+
+    async def _stream(self, request: Request) -> Response:
+        """What the job has returned since the last call: its output, once.
+
+        The call waits a few seconds for the job's end, because npm's runpod-sdk asks again at once.
+        """
+        state = await settled(self._jobs, request.path_params["job_id"], self._stream_hold)
+        chunks = []
+        if state.is_final and state.output is not None and state.id not in self._streamed:
+            self._streamed[state.id] = None
+            if len(self._streamed) > _STREAMED_JOBS:
+                self._streamed.popitem(last=False)
+            chunks = [{"output": state.output}]
+        error = {} if state.error is None else {"error": state.error}
+        return JSONResponse({"id": state.id, "status": state.status, "stream": chunks, **error})
 
     async def _cancel(self, request: Request) -> Response:
-        state = await self._jobs.cancel(request.path_params["job_id"])
-        return JSONResponse({"id": state.id, "status": state.status})
+        return _brief(await self._jobs.cancel(request.path_params["job_id"]))
+
+    async def _retry(self, request: Request) -> Response:
+        if not isinstance(self._jobs, KeepsJobs):
+            raise NotPossible("A job cannot be retried here: send it again.")
+        return _brief(await self._jobs.retry(request.path_params["job_id"]))
 
     async def _health(self, _request: Request) -> Response:
         return JSONResponse(await self._jobs.health())
@@ -53,7 +90,36 @@ class RunPodApi:
         return JSONResponse({"removed": await self._jobs.purge(), "status": "completed"})
 
 
+def _brief(state: JobState) -> Response:
+    return JSONResponse({"id": state.id, "status": state.status})
+
+
+def _whole(state: JobState) -> Response:
+    return JSONResponse(state.as_json())
+
+
+def _wait(request: Request) -> float:
+    """`?wait=` in seconds, within RunPod's limits.
+
+    Raises:
+        BadRequest: it is not a whole number.
+    """
+    text = request.query_params.get("wait", str(_USUAL_WAIT))
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):  # noqa: PLR2004 - digits
+        raise BadRequest(f"wait = {text[:40]!r} must be milliseconds, such as 90000.")
+    return min(max(int(text), _SHORTEST_WAIT), _LONGEST_WAIT) / 1000
+
+
 def _checked(body: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(body.get("input"), dict):
-        raise BadRequest('The body has no object `input`: send {"input": {"prompt": "a fox"}}.')
-    return body
+    """The body, if it has a job's input.
+
+    Raises:
+        BadRequest: it has none.
+    """
+    job_input = body.get("input")
+    if isinstance(job_input, dict):
+        return body
+    example = 'send {"input": {"prompt": "a fox"}}'
+    if "input" in body:
+        raise BadRequest(f"input = {json.dumps(job_input)[:80]} is not an object: {example}.")
+    raise BadRequest(f"The body has no `input`: {example}.")

@@ -4,79 +4,137 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from types import FrameType
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
-import uvicorn
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway.app import build
+from gateway.connections import LIMITS, ConnectionLimits, Server, server
 from gateway.guard import Access
+from gateway.local.metrics import Metrics
+from gateway.local.place import Place
 from gateway.local_jobs import LocalJobs
 
 logger = logging.getLogger(__name__)
 
+EXIT_REPLACE = 75  # EX_TEMPFAIL of sysexits.h: start this worker again
 
-class Server(uvicorn.Server):
-    """uvicorn, which tells the jobs when it ends.
 
-    Attributes:
-        status: exit status of the process.
-    """
+class Ending(NamedTuple):
+    """Why the process ends."""
 
-    status = 0
+    status: int
+    reason: str
 
-    def __init__(self, config: uvicorn.Config, jobs: LocalJobs) -> None:
-        super().__init__(config)
-        self._jobs = jobs
-        self._loop = asyncio.get_running_loop()
-        self._draining: asyncio.Task[None] | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal: requests that wait get their answer now, those that run when they are done."""
-        self._loop.call_soon_threadsafe(self.drain)
-        super().handle_exit(sig, frame)
+Boot = Callable[[], Ending | None]
 
-    def drain(self) -> None:
-        """Take no more jobs."""
-        if self._draining is None:
-            reason = "This worker is shutting down: send the job again."
-            self._draining = asyncio.ensure_future(self._jobs.end(reason))
-
-    async def drained(self) -> None:
-        """Wait until every job has ended."""
-        self.drain()
-        if self._draining:
-            await self._draining
+_STOPPED = Ending(0, "This worker is shutting down: send the job again.")
+_REPLACED = Ending(EXIT_REPLACE, "This worker is being replaced: send the job again.")
 
 
 async def serve(
-    jobs: LocalJobs, access: Access, host: str, port: int, boot: Callable[[], int]
+    jobs: LocalJobs,
+    boot: Boot,
+    *,
+    metrics: Metrics,
+    access: Access,
+    place: Place,
+    limits: ConnectionLimits = LIMITS,
 ) -> int:
-    """Serve until a signal; returns the exit status.
+    """Serve until SIGTERM, SIGINT or an answer that retires the worker; returns the exit status.
 
-    `boot` waits, in a thread, until the engine is ready; its result is 0, or the exit status with
-    which the process must end.
+    `boot` waits, in a thread, until the engine is ready; it returns why the process must end, or
+    None. Until then jobs wait. At the end no job is taken, jobs that wait get the reason, and
+    those that run end and are answered before the server closes.
     """
+    ping = Route("/ping", _ping(jobs))
+    app = build(jobs, access, (ping, metrics.route()))
+    app.state.longest_request = place.longest_request
+    servers = [server(app, place.host, place.port, limits)]
+    if place.health_port is not None:
+        servers.append(server(Starlette(routes=[ping]), place.host, place.health_port))
+    logger.info("listening on http://%s:%d", place.host, place.port)
+    running = [asyncio.ensure_future(one.serve()) for one in servers]
+    ending = await _first(_signal(), _boot(jobs, boot), _retired(jobs), _stopped(running))
+    logger.info("%s %d jobs run", ending.reason, (await jobs.health())["jobs"]["inProgress"])
+    await jobs.end(ending.reason, place.grace)
+    await jobs.read(place.patience)
+    await _close(servers, running)
+    return ending.status
+
+
+def _ping(jobs: LocalJobs) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    """200: ready; 204: the engine starts; 503: this worker ends. As RunPod's load balancer asks."""
 
     async def ping(_request: Request) -> Response:
+        if jobs.is_ending:
+            return JSONResponse({"ready": False}, 503)
         return JSONResponse({"ready": True}) if jobs.is_ready else Response(status_code=204)
 
-    app = build(jobs, access, (Route("/ping", ping),))
-    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False)
-    server = Server(config, jobs)
+    return ping
 
-    async def start() -> None:
-        server.status = await asyncio.to_thread(boot)
-        if server.status:
-            server.should_exit = True
-        else:
-            jobs.begin()
 
-    starting = asyncio.create_task(start())
-    await server.serve()
-    await server.drained()
-    starting.cancel()
-    return server.status
+# Reasons to end; each returns when it happens -----------------------------------------------------
+
+
+async def _first(*reasons: Coroutine[Any, Any, Ending]) -> Ending:
+    waiting = [asyncio.ensure_future(reason) for reason in reasons]
+    done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for other in others:
+        other.cancel()
+    return next(iter(done)).result()
+
+
+async def _signal() -> Ending:
+    loop, came = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, came.set)  # it stays: a second signal changes nothing
+    await came.wait()
+    return _STOPPED
+
+
+async def _boot(jobs: LocalJobs, boot: Boot) -> Ending:
+    """Begin the jobs when the engine is ready; returns only if it never is."""
+    loop = asyncio.get_running_loop()
+    booted: asyncio.Future[Ending | None] = loop.create_future()
+
+    def tell(ending: Ending | None) -> None:
+        if not booted.done():
+            booted.set_result(ending)
+
+    def work() -> None:
+        ending = boot()
+        with suppress(RuntimeError):  # the process ends already
+            loop.call_soon_threadsafe(tell, ending)
+
+    # A daemon, because a signal does not wait for the engine.
+    threading.Thread(target=work, name="boot", daemon=True).start()
+    if ending := await booted:
+        return ending
+    jobs.begin()
+    return await asyncio.Future()
+
+
+async def _retired(jobs: LocalJobs) -> Ending:
+    await jobs.retiring.wait()
+    return _REPLACED
+
+
+async def _stopped(running: Sequence[asyncio.Future[None]]) -> Ending:
+    """A server that ends by itself, for example because its port is taken."""
+    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    return Ending(1, "The HTTP server has stopped.")
+
+
+async def _close(servers: Sequence[Server], running: Sequence[asyncio.Future[None]]) -> None:
+    for one in servers:
+        one.should_exit = True
+    await asyncio.wait(running)

@@ -14,6 +14,7 @@ from fakes.supervised import Worker
 from worker.config.credentials import SECRET_NAME
 from worker.config.settings import Settings
 from worker.generation.catalog import Catalog
+from worker.log import LOGGERS
 
 # On a busy machine an example may take long, which is not a fault of the tested code.
 hypothesis.settings.register_profile(
@@ -61,11 +62,12 @@ def _clean_environment(monkeypatch):
 @pytest.fixture(autouse=True)
 def _log_as_it_was():
     """Restore the log, which a front door that runs in this process configures for good."""
-    logger = logging.getLogger("worker")
-    before = (logger.level, logger.propagate, logger.handlers[:])
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     yield
-    logger.setLevel(before[0])
-    logger.propagate, logger.handlers[:] = before[1:]
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, handlers
 
 
 @pytest.fixture(scope="session")

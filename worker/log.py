@@ -18,6 +18,8 @@ job_id: ContextVar[str] = ContextVar("job_id", default="-")
 phase: ContextVar[str] = ContextVar("phase", default="-")  # of that job
 
 
+LOGGERS = ("worker", "gateway", "uvicorn")  # these and their children
+
 # `extra` of a message whose lines are all the worker's own: they are not indented.
 OWN_LINES = {"own_lines": True}
 
@@ -68,7 +70,7 @@ class _Json(logging.Formatter):
 
 
 def configure(level: str, form: str, secrets: Iterable[str]) -> None:
-    """Write the log of `worker` and its children to standard error; replaces an earlier setup.
+    """Write the log to standard error; replaces an earlier setup.
 
     Args:
         level: name of the lowest level that is written.
@@ -78,8 +80,11 @@ def configure(level: str, form: str, secrets: Iterable[str]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_Redacting(secrets))
-    logger = logging.getLogger("worker")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    # `import runpod` adds a handler to the root logger: each line would be written twice.
-    logger.propagate = False
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        # `import runpod` adds a handler to the root logger: each line would be written twice.
+        logger.propagate = False
+    # Below this level it writes lines about its start and end, which say nothing to our users.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger("worker").level))

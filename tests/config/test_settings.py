@@ -69,6 +69,10 @@ def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_not_set():
         ("BUCKET_PUBLIC_URL", "cdn.example", "BUCKET_PUBLIC_URL='cdn.example'"),
         ("CIVITAI_API_KEY", "two\nlines", "CIVITAI_API_KEY=***: must be one word of printable"),
         ("HF_TOKEN_FILE", "/nope", "HF_TOKEN_FILE='/nope' cannot be read"),
+        *(("GATEWAY_LOGIN", wrong, "LOGIN=***: must be user:pa") for wrong in ("ann", "a:", ":b")),
+        *(("GATEWAY_ORIGINS", wrong, "must name origins") for wrong in ("null", "http://a *")),
+        *(("GATEWAY_ORIGINS", wrong, "must be orig") for wrong in ("a.com", "http://a/b", "x://")),
+        ("GATEWAY_HOSTS", "https://a.com", "GATEWAY_HOSTS='https://a.com': must be host names"),
     ],
 )
 def test_a_wrong_variable_is_named_with_its_value(name, wrong, message):
@@ -103,6 +107,12 @@ AS_WRITTEN = [
     ("TRUSTED_HOSTS", '"a.lan, b.lan"\r', ("a.lan", "b.lan")),
     ("TRUSTED_HOSTS", "a.lan;,[::1]:80,", ("a.lan", "[::1]:80")),
     ("WEBUI_URL", "http://127.0.0.1:3000/sdapi/v1/", "http://127.0.0.1:3000"),
+    ("GATEWAY_HOSTS", "Fox.Example:7860; me.ngrok.app", ("fox.example", "me.ngrok.app")),
+    (
+        "GATEWAY_ORIGINS",
+        "http://LOCALHOST:5173/, moz-extension://a-b",
+        ("http://localhost:5173", "moz-extension://a-b"),
+    ),
 ]
 
 
@@ -117,13 +127,17 @@ def test_a_setting_is_understood_as_people_and_files_write_it(name, written, mea
 def test_a_credential_is_understood_under_each_of_its_names_and_hidden(field, names, written):
     others = BUCKET if field.startswith("bucket") else {}
     for name in names:
-        environ = others | {name: written.format("abcdef0123")}
-        assert getattr(Settings.from_environ(environ), field).get_secret_value() == "abcdef0123"
-        assert "abcdef0123" in secret_values(environ)
+        environ = others | {name: written.format("abc:def0123")}
+        assert getattr(Settings.from_environ(environ), field).get_secret_value() == "abc:def0123"
+        assert "abc:def0123" in secret_values(environ)
         assert name in hidden_from_engine(environ)
-    both = others | {name: f"key-of-{name}" for name in names}
-    assert getattr(Settings.from_environ(both), field).get_secret_value() == f"key-of-{names[0]}"
-    assert {f"key-of-{name}" for name in names} <= set(secret_values(both))
+    both = others | {name: f"key:of-{name}" for name in names}
+    assert getattr(Settings.from_environ(both), field).get_secret_value() == f"key:of-{names[0]}"
+    assert {f"key:of-{name}" for name in names} <= set(secret_values(both))
+
+
+def test_the_password_of_the_login_is_hidden_alone_too():
+    assert {"ann:abc:def", "abc:def"} <= set(secret_values({"GATEWAY_LOGIN": "ann:abc:def"}))
 
 
 def test_every_setting_has_a_description():

@@ -181,6 +181,10 @@ class RunPodEndpoint:
         """The requests so far, in order: `kind` is the route; also `id`, `headers`, `path`."""
         return [event for event in list(self._events) if kind in (None, event["kind"])]
 
+    def forget_events(self) -> None:
+        """Begin again without events."""
+        self._events.clear()
+
     def wait_for(self, kind: str, timeout: float = 30, count: int = 1) -> Event:
         """The request that makes it `count` of this kind; TimeoutError if it does not come."""
         with self._changed:

@@ -100,7 +100,7 @@ REFUSED = [
     ),
     ({"input": {"prompt": "x"}}, "input stands inside the input"),
     ({"workflow": {}}, "workflow is ComfyUI's"),
-    ({"openai_route": "/v1", "openai_input": {}}, "belongs to OpenAI's API"),
+    ({"openai_route": "/v1", "openai_input": {}}, "belongs to OpenAI's form"),
     ({"s3Config": {"accessSecret": "hunter2"}}, "s3Config is not used: the endpoint's BUCKET_"),
     ({"webhook": "https://x.example"}, "webhook stands beside `input`"),
     ({"init_images": ["aGVsbG8="]}, 'init_images belongs to the task img2img: add "task": "img2im'),

@@ -25,10 +25,13 @@ ROOMS = {
         *("worker.models", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
-        *("worker.job", "worker.clients", "worker.hosts", "worker.formats"),
+        *("worker.translation", "worker.job", "worker.clients", "worker.hosts", "worker.formats"),
         *("worker.http", "worker.config", "worker"),
     ],
-    "gateway": ["gateway.server", "gateway.app", "gateway"],
+    "gateway": [
+        *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app", "gateway.openai"),
+        *("gateway.local_jobs", "gateway.local", "gateway", "gateway.http"),
+    ],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
         *("engine.prompt", "engine.sampling", "engine"),
@@ -49,7 +52,14 @@ FORBIDDEN = {
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
-    *("worker.clients", "worker.formats", "worker.hosts", "worker.job", "worker.service.report"),
+    *(
+        "worker.clients",
+        "worker.translation",
+        "worker.formats",
+        "worker.hosts",
+        "worker.job",
+        "worker.service.report",
+    ),
     *("worker.extensions", "worker.generation", "worker.tasks.picture_result"),
     *("worker.images.base64_text", "worker.images.input_image", "worker.images.limits"),
     *("worker.images.png_info", "worker.images.signatures"),

@@ -17,19 +17,18 @@ def _any(_value: Any) -> bool:  # noqa: ANN401 - any JSON
     return True
 
 
-def _is_empty(value: Any) -> bool:  # noqa: ANN401 - any JSON
+def is_empty(value: Any) -> bool:  # noqa: ANN401 - any JSON
+    """Whether a field with this value asks for nothing."""
     return value is None or value is False or value in ("", [], {})
 
 
 def _is_one_of(*values: Any) -> Callable[[Any], bool]:  # noqa: ANN401 - any JSON
     """Whether it asks for nothing, or is one of the values that clients send unasked."""
-    return lambda value: (
-        _is_empty(value) or (not isinstance(value, list | dict) and value in values)
-    )
+    return lambda value: is_empty(value) or (not isinstance(value, list | dict) and value in values)
 
 
 def _is_no_module(value: Any) -> bool:  # noqa: ANN401 - any JSON
-    return _is_empty(value) or value == ["Use same choices"]
+    return is_empty(value) or value == ["Use same choices"]
 
 
 def _is_server(value: Any) -> bool:  # noqa: ANN401 - any JSON
@@ -91,7 +90,7 @@ HARMLESS: dict[str, Harmless] = {
     "outpath_grids": Harmless(_NOT_IN_API, "the pictures are in the answer"),
     "prompt_for_display": Harmless(_NOT_IN_API, "A1111's API does not read it"),
     "extra_generation_params": Harmless(_NOT_IN_API, "A1111's API does not read it"),
-    "overlay_images": Harmless(_NOT_IN_API, _NO_IMG2IMG, _is_empty),
+    "overlay_images": Harmless(_NOT_IN_API, _NO_IMG2IMG, is_empty),
     "url": Harmless(
         "SillyTavern, src/endpoints/stable-diffusion.js: the address of the A1111 server",
         "the job has reached its worker",
@@ -118,7 +117,7 @@ HARMLESS: dict[str, Harmless] = {
     },
     **{
         name: Harmless("webuiapi and the pages of other workers: a unit each", "it is empty", when)
-        for name, when in (("controlnet_units", _is_empty), ("adetailer", _is_empty))
+        for name, when in (("controlnet_units", is_empty), ("adetailer", is_empty))
     },
 }
 

@@ -25,7 +25,18 @@ _OF_MASK = {
 def without_effect(
     asked: Mapping[str, Any], known: Collection[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The job without those fields, and a sentence about each; `known` are the task's fields."""
+    """The job without those fields, a sentence about each, and one about what is not certain.
+
+    Args:
+        asked: the job.
+        known: the task's fields.
+    """
+    job, notes = leave_out(asked, known)
+    return job, [*notes, *_uncertain(job)]
+
+
+def leave_out(asked: Mapping[str, Any], known: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    """As `without_effect`, but only what is left out."""
     job = dict(asked)
     notes = list(_drop_harmless(job, {n: one for n, one in HARMLESS.items() if n not in known}, ""))
     if isinstance(job.get("override_settings"), Mapping):
@@ -35,7 +46,6 @@ def without_effect(
     notes += _cut_fractions(job)
     notes += _drop_idle(job)
     notes += _drop_without_mask(job) if "mask" in known else ()
-    notes += _uncertain(job)
     return job, notes
 
 

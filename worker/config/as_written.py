@@ -18,6 +18,8 @@ _INVISIBLE = "\ufeff\u200b\u200e\u200f"
 _VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 _HOST = re.compile(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[\w.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+
 
 def as_meant(value: str) -> str:
     """The value without spaces, line ends and one pair of quotes around it."""
@@ -88,6 +90,32 @@ def as_hosts(text: str) -> list[str]:
     if not all(map(_HOST.fullmatch, hosts)):
         raise ValueError("must be host names such as mirror.example:8080, without https://")
     return hosts
+
+
+def as_host_names(text: str) -> list[str]:
+    """The hosts of a list without their ports, in lower case; ValueError if one is no host."""
+    return [re.sub(r":\d+\Z", "", host) for host in as_hosts(text)]
+
+
+def as_origins(text: str) -> list[str]:
+    """The origins of a list, in lower case.
+
+    Raises:
+        ValueError: one is no origin, or one that every web site can have.
+    """
+    origins = [origin.lower().rstrip("/") for origin in re.split(r"[\s,;]+", text) if origin]
+    if {"null", "*"} & set(origins):
+        raise ValueError("must name origins: any web page can have the origin null, and * is all")
+    if not all(map(_ORIGIN.fullmatch, origins)):
+        raise ValueError("must be origins such as http://localhost:5173, without a path")
+    return origins
+
+
+def check_login(text: str) -> None:
+    """Raise ValueError if this is no `user:password`."""
+    user, _, password = text.partition(":")
+    if not (user and password):
+        raise ValueError("must be user:password")
 
 
 def as_base_url(url: str) -> str:

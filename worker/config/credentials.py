@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic_core import ErrorDetails
@@ -16,7 +16,7 @@ from worker.shown import in_plain_words, shown
 SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
 
 # The engine needs none of these either: an extension or a picture's metadata could leak them.
-_PLATFORM_NAME = re.compile(r"(RUNPOD|BUCKET|AWS)_")
+_PLATFORM_NAME = re.compile(r"(RUNPOD|BUCKET|AWS|GATEWAY)_")
 
 # Field of `worker.config.settings.Settings` -> the variables that may hold it; the first one that
 # is set counts. Each can also be given as a file, by `NAME_FILE`. The further names are those of
@@ -31,6 +31,8 @@ CREDENTIALS = {
     ),
     "bucket_access_key_id": ("BUCKET_ACCESS_KEY_ID",),
     "bucket_secret_access_key": ("BUCKET_SECRET_ACCESS_KEY",),
+    "gateway_login": ("GATEWAY_LOGIN",),
+    "gateway_token": ("GATEWAY_TOKEN",),
 }
 
 
@@ -40,15 +42,22 @@ def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: such a file cannot be read.
     """
-    found = {}
-    for field, names in CREDENTIALS.items():
-        for name in names:
-            file = as_meant(environ.get(f"{name}_FILE", ""))
-            value = as_meant(environ.get(name, "")) or as_meant(_content(file, f"{name}_FILE"))
-            if value:
-                found[field] = value
-                break
-    return found
+    found = {field: credential(environ, names) for field, names in CREDENTIALS.items()}
+    return {field: value for field, value in found.items() if value}
+
+
+def credential(environ: Mapping[str, str], names: Iterable[str]) -> str:
+    """The first of these variables that is set, from `NAME` or the file of `NAME_FILE`; or "".
+
+    Raises:
+        ConfigError: such a file cannot be read.
+    """
+    for name in names:
+        file = as_meant(environ.get(f"{name}_FILE", ""))
+        value = as_meant(environ.get(name, "")) or as_meant(_content(file, f"{name}_FILE"))
+        if value:
+            return value
+    return ""
 
 
 def _content(path: str, name: str) -> str:
@@ -62,7 +71,9 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
     """The values that must never be logged: credentials, and variables named like a secret."""
     written = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
     meant = [value for value in map(as_meant, written) if value]
-    return list(dict.fromkeys([*written, *meant, *credentials(environ).values()]))
+    known = credentials(environ)
+    password = known.get("gateway_login", "").partition(":")[2]
+    return list(dict.fromkeys([*written, *meant, *known.values(), *filter(None, [password])]))
 
 
 def hidden_from_engine(environ: Mapping[str, str]) -> list[str]:

@@ -28,6 +28,7 @@ _FOR_START_SH = (
     "engine_restart_window",
     "max_engine_restarts",
     "run_dir",
+    "served_port",
     "shutdown_grace",
     "webui_dir",
     "webui_url",

@@ -1,7 +1,7 @@
 """The arguments of handler.py and start.sh, read before anything is started.
 
 start.sh runs this file first, with its own arguments: it ends with 2 and the usage if an argument
-is not understood, and with 71 if the local API's port is taken. It prints the arguments for the
+is not understood, and with 71 if the port for HTTP is taken. It prints the arguments for the
 handler, quoted for the shell, with a job's file as a whole path.
 """
 
@@ -56,7 +56,7 @@ def read(arguments: Sequence[str], *, program: str = "handler.py") -> Arguments:
 
     Raises:
         SystemExit: with 2, if one is not understood, after the usage and a sentence on standard
-            error; with 71, if the local API's port is taken; with 0 after `--help`.
+            error; with 71, if the port for HTTP is taken; with 0 after `--help`.
     """
     parser = _parser(program)
     given = parser.parse_args(arguments)
@@ -89,7 +89,8 @@ def _parser(program: str) -> _Parser:
         prog=program,
         allow_abbrev=False,
         description="Runs one job, or waits for jobs: on RunPod, or with --rp_serve_api over HTTP.",
-        epilog="Without arguments and outside RunPod the job is the one in test_input.json.",
+        epilog="Without arguments the worker takes the jobs of RunPod's queue; outside RunPod it"
+        " serves HTTP on PORT if that is set, or runs the job in test_input.json.",
     )
     parser.add_argument(
         "file",
@@ -177,8 +178,8 @@ def _check_port(parser: _Parser, host: str, port: int) -> None:
     if problem := why_not_free(host, port):
         parser.exit(
             EXIT_PORT_TAKEN,
-            f"{parser.prog}: The local API cannot listen on port {port} of {host} ({problem}): stop"
-            " the program that uses it, or choose another port with --rp_api_port.\n",
+            f"{parser.prog}: The worker cannot listen on port {port} of {host} ({problem}): stop"
+            " the program that uses it, or choose another port with --rp_api_port or PORT.\n",
         )
 
 

@@ -46,6 +46,11 @@ class Counters:
         if code:
             self.failures[str(code).upper()] += 1  # OpenAI's errors have it in small letters
 
+    @property
+    def running_count(self) -> int:
+        """Number of jobs that run now."""
+        return len(self._running)
+
     def health(self, startup: Mapping[str, float], asked_by: str | None = None) -> WorkerHealth:
         """The counts for the task `health`; its own job is not among the running ones."""
         others = [(job_id, one) for job_id, one in self._running.items() if job_id != asked_by]

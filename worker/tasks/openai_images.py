@@ -18,9 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from worker.answer import Absent, Answer, AnswerPart, left_out, plain
-from worker.clients import openai_images as openai
 from worker.clients.nothing_asked import is_blank
-from worker.clients.openai_images import ImagesRequest, ServedModels
 from worker.errors import InvalidInput, JobError, TemplateNotFound, WorkerError
 from worker.images.input_image import InputImage
 from worker.job import request
@@ -30,7 +28,8 @@ from worker.job.reference import StoreName, parse_reference
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.shown import shown
-from worker.tasks.picture_result import DeliveryReport, UsedModel
+from worker.translation import openai_images as openai
+from worker.translation.openai_images import ImagesRequest, ServedModels
 
 _OPAQUE = 255
 _HEAD = 400_000  # characters of base64: a file's first part, which has its size
@@ -59,22 +58,6 @@ class GeneratedImage(AnswerPart):
     )
 
 
-class TokenDetails(AnswerPart):
-    """Tokens by their kind; always 0."""
-
-    text_tokens: int = Field(description="Always 0.")
-    image_tokens: int = Field(description="Always 0.")
-
-
-class Usage(AnswerPart):
-    """OpenAI bills tokens; this worker counts none."""
-
-    total_tokens: int = Field(description="Always 0.")
-    input_tokens: int = Field(description="Always 0.")
-    output_tokens: int = Field(description="Always 0.")
-    input_tokens_details: TokenDetails = Field(description="Always 0.")
-
-
 class ListedModel(AnswerPart):
     """A model that `model` can name."""
 
@@ -94,14 +77,14 @@ class OpenAIAnswer(Answer):
     background: Literal["opaque"] | Absent = left_out("Always `opaque`.")
     output_format: Literal["png", "jpeg", "webp"] | Absent = left_out("Format of the pictures.")
     size: str | Absent = left_out("WIDTHxHEIGHT of the first picture, if it is in the answer.")
-    usage: Usage | Absent = left_out("No tokens are counted.")
+    usage: dict[str, Any] | Absent = left_out("OpenAI bills tokens; here all numbers are 0.")
     object: Literal["list", "model"] | Absent = left_out("Of `/v1/models` and `/v1/models/ID`.")
     id: str | Absent = left_out("Of `/v1/models/ID`.")
     owned_by: str | Absent = left_out("Of `/v1/models/ID`.")
     info: str | Absent = left_out("A1111's facts about the pictures, such as seeds, as JSON text.")
-    models: list[UsedModel] | Absent = left_out("The models that were used, checkpoint first.")
+    models: list[dict[str, Any]] | Absent = left_out("The models that were used, as in a result.")
     template: str | Absent = left_out("The template that was used.")
-    delivery: DeliveryReport | Absent = left_out("How the pictures were delivered.")
+    delivery: dict[str, Any] | Absent = left_out("How they were delivered, as in a result.")
     timings: dict[str, float] = Field(description="Seconds, as those of a txt2img job.")
     warnings: list[str] | Absent = left_out(
         "Sentences about what was changed, went wrong or has no effect."
@@ -245,12 +228,7 @@ def _images(result: Mapping[str, Any], asked: ImagesRequest) -> OpenAIAnswer:
         background="opaque",
         output_format=delivery["format"],
         size=_size(images[0]) if inline and images else None,
-        usage=Usage.model_construct(
-            total_tokens=0,
-            input_tokens=0,
-            output_tokens=0,
-            input_tokens_details=TokenDetails.model_construct(text_tokens=0, image_tokens=0),
-        ),
+        usage=openai.NO_USAGE,
         warnings=[*asked.notes, *result["warnings"]],
         **fields,
     )

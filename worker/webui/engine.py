@@ -100,6 +100,11 @@ class Engine:
         """Why only a new worker can help; empty while this one is good."""
         return self._lifecycle.retiring
 
+    @property
+    def restarts(self) -> int:
+        """How often it was restarted."""
+        return self._lifecycle.restarts
+
     def boot(self, timeout: float) -> None:
         """Wait until the engine can generate, see `Lifecycle.boot`."""
         self._lifecycle.boot(timeout)

@@ -27,6 +27,14 @@ ROUTES = (GENERATIONS, EDITS, MODELS)
 DEFAULT_MODEL = "default"
 FORMATS = ("png", "jpeg", "webp")
 
+# OpenAI bills tokens, and its clients expect numbers.
+NO_USAGE: dict[str, Any] = {
+    "total_tokens": 0,
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}
+
 ErrorType = Literal["invalid_request_error", "server_error"]
 
 _MOST_PICTURES = 10  # OpenAI's own limit
@@ -134,6 +142,18 @@ def read(route: str, body: object) -> ImagesRequest:
     if output:
         request.job["output"] = output
     return request
+
+
+def for_queue(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a checked request for a queue job, which cannot stream.
+
+    Where the client wants unfinished pictures, the job's progress reports have them.
+    """
+    job = _merged(body)
+    stream = _switch(job, "stream") if job.get("stream") is not None else False
+    if (_number(job, "partial_images", 0, _MOST_PARTIAL) or 0) and stream:
+        job["output"] = {**(job.get("output") or {}), "preview": True}
+    return job
 
 
 def _merged(body: Mapping[str, Any]) -> dict[str, Any]:

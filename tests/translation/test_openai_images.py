@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from worker.clients import openai_images
 from worker.errors import InvalidInput
 from worker.tasks.table import TASKS
+from worker.translation import openai_images
 
 TEMPLATES = {
     "templates": {

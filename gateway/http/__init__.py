@@ -1,0 +1,1 @@
+"""What happens at the edge of the server: sockets, heads of requests, logins."""

@@ -1,0 +1,1 @@
+"""What the queue in this process needs beside its jobs: policies, webhooks and metrics."""

@@ -1,0 +1,1 @@
+"""OpenAI's images API over a queue of jobs."""

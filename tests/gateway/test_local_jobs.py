@@ -1,0 +1,257 @@
+"""The queue in this process, with a clock and timers that the test turns."""
+
+import asyncio
+
+import pytest
+
+from gateway.jobs import NoSuchJob, TooManyJobs
+from gateway.local_jobs import Limits, LocalJobs
+
+
+class Clock:
+    """Time that passes only by `advance`, which makes the planned calls."""
+
+    def __init__(self):
+        self.now = 0.0
+        self._planned = []
+
+    def __call__(self):
+        return self.now
+
+    def later(self, seconds, call):
+        plan = Plan(self.now + seconds, call)
+        self._planned.append(plan)
+        return plan
+
+    async def advance(self, seconds):
+        self.now += seconds
+        for plan in [plan for plan in self._planned if plan.time <= self.now]:
+            self._planned.remove(plan)
+            if not plan.cancelled:
+                plan.call()
+        await passing()
+
+
+class Plan:
+    def __init__(self, time, call):
+        self.time, self.call, self.cancelled = time, call, False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+async def passing():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Handled:
+    """A handler whose jobs end when the test says so."""
+
+    def __init__(self):
+        self.inputs, self.cancelled, self.gates = [], [], {}
+
+    async def __call__(self, job):
+        number = job["input"]["n"]
+        self.inputs.append(number)
+        gate = self.gates.setdefault(number, asyncio.get_running_loop().create_future())
+        try:
+            return await asyncio.shield(gate)
+        except asyncio.CancelledError:
+            self.cancelled.append(number)
+            raise
+
+    async def end(self, number, **answer):
+        self.gates[number].set_result(answer)
+        await passing()
+
+
+def use(work, **limits):
+    """Run `work(jobs, handled, clock)` on a queue whose engine is ready."""
+
+    async def run():
+        clock, handled = Clock(), Handled()
+        quick = lambda given: given.get("quick", False)  # noqa: E731
+        how = {"limits": Limits(**limits), "clock": clock, "later": clock.later}
+        jobs = LocalJobs(handled, is_quick=quick, **how)
+        jobs.begin()
+        await work(jobs, handled, clock)
+
+    asyncio.run(run())
+
+
+async def submit(jobs, number, **beside):
+    state = await jobs.submit({"input": {"n": number}, **beside})
+    await passing()
+    return state.id
+
+
+async def status(jobs, job_id):
+    return (await jobs.state(job_id)).status
+
+
+def test_jobs_run_in_their_order_and_quick_ones_beside_them():
+    async def work(jobs, handled, _clock):
+        ids = [await submit(jobs, number) for number in range(3)]
+        await jobs.submit({"input": {"n": 9, "quick": True}})
+        await passing()
+        assert handled.inputs == [0, 9]
+        await handled.end(9, done=True)
+        for number in range(3):
+            await handled.end(number, done=True)
+        assert handled.inputs == [0, 9, 1, 2]
+        assert [await status(jobs, one) for one in ids] == ["COMPLETED"] * 3
+
+    use(work)
+
+
+def test_followers_see_each_change_and_times_are_milliseconds():
+    async def work(jobs, handled, clock):
+        first, second = await submit(jobs, 1), await submit(jobs, 2)
+        seen = []
+
+        async def follow():
+            seen.extend([state async for state in jobs.follow(second)])
+
+        following = asyncio.ensure_future(follow())
+        await clock.advance(2)
+        await handled.end(1, done=True)
+        await jobs.report({"id": second}, {"percent": 50})
+        await clock.advance(3)
+        await handled.end(2, done=True)
+        await following
+        assert [state.status for state in seen] == [
+            *("IN_QUEUE", "IN_PROGRESS", "IN_PROGRESS", "COMPLETED")
+        ]
+        assert seen[2].output == {"percent": 50}
+        assert (seen[-1].delay_ms, seen[-1].execution_ms) == (2000, 3000)
+        assert (await jobs.state(first)).execution_ms == 2000
+
+    use(work)
+
+
+def test_execution_timeout_counts_from_the_start_and_cancels_the_work():
+    async def work(jobs, handled, clock):
+        await submit(jobs, 1)
+        job = await submit(jobs, 2, policy={"executionTimeout": 5000})
+        await clock.advance(60)
+        await handled.end(1)
+        await clock.advance(4.9)
+        assert await status(jobs, job) == "IN_PROGRESS"
+        await clock.advance(0.1)
+        state = await jobs.state(job)
+        assert state.status == "TIMED_OUT"
+        assert state.error == "The job took longer than its executionTimeout, 5 s."
+        assert state.output["detail"] == state.error
+        assert handled.cancelled == [2]
+        await submit(jobs, 3)
+        assert handled.inputs == [1, 2, 3]
+
+    use(work)
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_ttl_deletes_a_job_that_has_not_ended(is_running):
+    async def work(jobs, handled, clock):
+        if not is_running:
+            await submit(jobs, 1)
+        job = await submit(jobs, 2, policy={"ttl": 10_000})
+        await clock.advance(10)
+        with pytest.raises(NoSuchJob):
+            await jobs.state(job)
+        assert handled.cancelled == ([2] if is_running else [])
+
+    use(work)
+
+
+def test_ttl_and_timeout_do_not_touch_a_job_that_has_ended():
+    async def work(jobs, handled, clock):
+        job = await submit(jobs, 1, policy={"ttl": 10_000, "executionTimeout": 5000})
+        await handled.end(1, done=True)
+        await clock.advance(100)
+        assert await status(jobs, job) == "COMPLETED"
+
+    use(work)
+
+
+def test_answers_are_kept_for_their_time_and_within_the_room():
+    async def work(jobs, handled, clock):
+        ids = []
+        for number in range(4):
+            ids.append(await submit(jobs, number))
+            await handled.end(number, text="x" * 100)
+            await clock.advance(1)
+        jobs.answered(ids[3])
+        kept = []
+        for job in ids:
+            try:
+                kept.append(await status(jobs, job))
+            except NoSuchJob:
+                kept.append(None)
+        assert kept == [None, None, "COMPLETED", "COMPLETED"]  # the oldest had no room
+        await clock.advance(60)
+        with pytest.raises(NoSuchJob):  # a waiting request has got it
+            await jobs.state(ids[3])
+        assert await status(jobs, ids[2]) == "COMPLETED"
+        await clock.advance(1800)
+        with pytest.raises(NoSuchJob, match="kept for 30 minutes"):
+            await jobs.state(ids[2])
+
+    use(work, kept_characters=300)
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken"), [({"waiting": 2}, 3), ({"waiting_characters": 250}, 3)]
+)
+def test_a_full_queue_refuses_jobs(limits, taken):
+    async def work(jobs, _handled, _clock):
+        job = {"input": {"n": 1, "prompt": "x" * 80}}
+        for _ in range(taken):  # one of them runs
+            await jobs.submit(job)
+            await passing()
+        with pytest.raises(TooManyJobs):
+            await jobs.submit(job)
+
+    use(work, **limits)
+
+
+def test_an_input_that_is_deeply_nested_is_counted():
+    async def work(jobs, _handled, _clock):
+        deep = []
+        for _ in range(100_000):
+            deep = [deep]
+        await jobs.submit({"input": {"n": 1, "deep": deep}})
+        # Taken apart here: the interpreter's own end of so deep a list is recursive.
+        while deep:
+            deep = deep.pop()
+
+    use(work)
+
+
+def test_a_handler_that_raises_fails_its_job_and_the_queue_goes_on():
+    async def work(jobs, handled, _clock):
+        job = await submit(jobs, 1)
+        handled.gates[1].set_exception(RuntimeError("a secret of the worker"))
+        await passing()
+        state = await jobs.state(job)
+        assert state.status == "FAILED"
+        assert state.error.startswith("INTERNAL_ERROR: ")
+        assert "secret" not in str(state)
+        await submit(jobs, 2)
+        assert handled.inputs == [1, 2]
+
+    use(work)
+
+
+def test_a_job_that_is_retried_while_its_first_run_still_ends_gets_the_second_answer():
+    async def work(jobs, handled, clock):
+        job = await submit(jobs, 1, policy={"executionTimeout": 5000})
+        await clock.advance(5)
+        handled.gates.clear()
+        await jobs.retry(job)
+        await passing()
+        await handled.end(1, second=True)
+        assert (await jobs.state(job)).output == {"second": True}
+        assert (await jobs.health())["jobs"]["retried"] == 1
+
+    use(work)
