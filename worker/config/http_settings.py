@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from collections.abc import Sequence
+
+from pydantic import BaseModel, Field, SecretStr, field_validator
+
+from worker.config.as_written import as_host_names, as_origins, check_login
 
 
 class HttpSettings(BaseModel):
@@ -22,11 +26,46 @@ class HttpSettings(BaseModel):
         description="Another port, which answers only `/ping`: see"
         " [load-balancing.md](load-balancing.md).",
     )
+    gateway_hosts: tuple[str, ...] = Field(
+        (),
+        description="Further host names under which clients reach the worker's HTTP server,"
+        " separated by commas. Addresses, `localhost` and names without a dot need no entry.",
+    )
+    gateway_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins whose web pages may use that server, such as"
+        " `http://localhost:5173` or a browser extension's, separated by commas.",
+    )
+    gateway_login: SecretStr | None = Field(
+        None, description="`user:password` that clients of that server must send as Basic."
+    )
+    gateway_token: SecretStr | None = Field(
+        None,
+        description="Token that they must send as Bearer, or as the password of Basic. With"
+        " `GATEWAY_LOGIN` either is right.",
+    )
     runpod_pod_id: str = Field("", description="Set by RunPod: id of this worker.")
     runpod_endpoint_id: str = Field("", description="Set by RunPod: id of the endpoint.")
     runpod_webhook_get_job: str = Field(
         "", description="Set by RunPod: where jobs are taken from the endpoint's queue."
     )
+
+    @field_validator("gateway_hosts", mode="before")
+    @classmethod
+    def _host_names(cls, text: str | tuple[str, ...]) -> Sequence[str]:
+        return as_host_names(text) if isinstance(text, str) else text
+
+    @field_validator("gateway_origins", mode="before")
+    @classmethod
+    def _origins(cls, text: str | tuple[str, ...]) -> Sequence[str]:
+        return as_origins(text) if isinstance(text, str) else text
+
+    @field_validator("gateway_login")
+    @classmethod
+    def _login(cls, login: SecretStr | None) -> SecretStr | None:
+        if login:
+            check_login(login.get_secret_value())
+        return login
 
     @property
     def served_port(self) -> int | None:

@@ -28,12 +28,9 @@ from worker.config import bucket_address
 from worker.config.as_written import (
     as_base_url,
     as_flags,
-    as_host_names,
     as_hosts,
     as_meant,
-    as_origins,
     as_path,
-    check_login,
     usual_word,
 )
 from worker.config.bucket_address import BucketAddress
@@ -223,24 +220,6 @@ class Settings(HttpSettings):
         description="Base URL at which the bucket is public. Results then have this URL and the"
         " object's key, instead of a URL that is signed for 7 days.",
     )
-    gateway_hosts: tuple[str, ...] = Field(
-        (),
-        description="Further host names under which clients reach the worker's HTTP server,"
-        " separated by commas. Addresses, `localhost` and names without a dot need no entry.",
-    )
-    gateway_origins: tuple[str, ...] = Field(
-        (),
-        description="Origins whose web pages may use that server, such as"
-        " `http://localhost:5173` or a browser extension's, separated by commas.",
-    )
-    gateway_login: SecretStr | None = Field(
-        None, description="`user:password` that clients of that server must send as Basic."
-    )
-    gateway_token: SecretStr | None = Field(
-        None,
-        description="Token that they must send as Bearer, or as the password of Basic. With"
-        " `GATEWAY_LOGIN` either is right.",
-    )
     run_dir: Path = Field(
         default_factory=lambda checked: _default_run_dir(checked.get("webui_url", "")),
         description="Folder for the state of start.sh and the handler; one per worker. Default:"
@@ -279,23 +258,6 @@ class Settings(HttpSettings):
     @classmethod
     def _hosts(cls, text: str | tuple[str, ...]) -> Sequence[str]:
         return as_hosts(text) if isinstance(text, str) else text
-
-    @field_validator("gateway_hosts", mode="before")
-    @classmethod
-    def _host_names(cls, text: str | tuple[str, ...]) -> Sequence[str]:
-        return as_host_names(text) if isinstance(text, str) else text
-
-    @field_validator("gateway_origins", mode="before")
-    @classmethod
-    def _origins(cls, text: str | tuple[str, ...]) -> Sequence[str]:
-        return as_origins(text) if isinstance(text, str) else text
-
-    @field_validator("gateway_login")
-    @classmethod
-    def _login(cls, login: SecretStr | None) -> SecretStr | None:
-        if login:
-            check_login(login.get_secret_value())
-        return login
 
     @field_validator("webui_args", mode="before")
     @classmethod
