@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from http import HTTPStatus
 
 import pytest
@@ -159,6 +160,52 @@ def test_the_commands_of_the_client_run_one_after_the_other(served, tmp_path_fac
         written = {str(file.relative_to(folder)) for file in {*folder.rglob("*.*")} - before}
         assert bool(written) == ("--list" not in line and "--dry-run" not in line)
         assert all(name in done.stdout for name in written)
+
+
+def blocks(page, language):
+    text = (PROJECT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+# Whole programs, in the languages of the pages that have them: each saves a picture.
+PROGRAM_PAGES = ("docs/quickstart.md", "docs/clients/python.md", "docs/clients/javascript.md")
+LANGUAGES = {"bash": ("sh", "bash"), "python": ("py", sys.executable), "js": ("mjs", "node")}
+PROGRAMS = [
+    pytest.param(language, program, id=f"{page.rpartition('/')[2]}-{language}-{number}")
+    for page in PROGRAM_PAGES
+    for language in LANGUAGES
+    for number, program in enumerate(blocks(page, language))
+]
+NODE_MODULES = PROJECT / "tests" / "clients" / "node" / "node_modules"
+
+
+@pytest.mark.parametrize(("language", "program"), PROGRAMS)
+def test_the_programs_in_the_documents_save_a_picture(served, language, program, tmp_path):
+    suffix, interpreter = LANGUAGES[language]
+    if language == "js":
+        packages = re.findall(r"^import .* from \"([\w-]+)\"", program, re.MULTILINE)
+        missing = [name for name in packages if not (NODE_MODULES / name).exists()]
+        if missing or not shutil.which("node"):
+            pytest.skip(f"needs node and {missing}: npm ci in tests/clients/node")
+        (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    file = tmp_path / f"program.{suffix}"
+    file.write_text(program.replace("7860", served["PORT"]))
+    here = f"http://localhost:{served['PORT']}"
+    account = {"RUNPOD_API_KEY": "any", "RUNPOD_ENDPOINT_ID": "any", "URL": here}
+    base = {"RUNPOD_ENDPOINT_BASE_URL": f"{here}/v2", "RUNPOD_BASE_URL": f"{here}/v2"}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | account | base
+    done = subprocess.run(
+        [interpreter, file],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pictures = [*tmp_path.glob("heart*.png")]
+    assert [picture.read_bytes()[:4] for picture in pictures] == [b"\x89PNG"]
 
 
 def reasons(job):
