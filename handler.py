@@ -49,6 +49,7 @@ from worker.job.template_file import Templates
 from worker.models.store.progress import listener
 from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
+from worker.service import boundary
 from worker.service.arguments import Arguments
 from worker.service.arguments import read as read_arguments
 from worker.service.boundary import answer_of
@@ -165,6 +166,7 @@ async def check_given(handler: Handler, settings: Settings, job: Mapping[str, An
     """Raise what the check of the command line's job raises, before time is spent on the boot."""
     stopwatch = Stopwatch(settings.job_timeout)
     given = Job("-", request.input_of(job), stopwatch, JobProgress(None))
+    given = boundary.read(handler.worker, given)
     TASKS.of(given.input).check(handler.worker, given)
 
 
