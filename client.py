@@ -30,11 +30,13 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -70,6 +72,7 @@ STOP_SECONDS = 30.0  # for start.sh to stop its processes
 TICK = 0.1  # seconds between two looks at Ctrl-C and the clock
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a request is repeated
 POLL_FIRST, POLL_FACTOR, POLL_MOST = 0.3, 1.3, 5.0  # seconds between two looks at a job
+FIRST_MAX = 2  # repetitions if there is no connection from the beginning
 UNKNOWN_MAX = 3  # answers "no such job" in a row until it is believed
 
 ACCEPTED = "Cancelled: the endpoint has accepted the cancel of the job {}."
@@ -826,7 +829,7 @@ def exchange(
             return Answer(response.status, response.headers, _read(response, most))
     except urllib.error.URLError as error:
         if isinstance(error.reason, NotConnected):
-            raise error.reason from None
+            raise error.reason from error.reason.__cause__
         raise Broken(reason_of(error)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise error if isinstance(error, Broken) else Broken(reason_of(error)) from error
@@ -986,8 +989,8 @@ class Api:
             Failed: with status 3 if there was no answer.
         """
         url, key = f"{self.endpoint.base}/{path}", self.endpoint.key
-        is_cancel = path.startswith("cancel/")
-        for pause in (*(PAUSES[:4] if is_cancel else PAUSES), None):
+        is_cancel, is_first = path.startswith("cancel/"), path in {"run", "health"}
+        for count, pause in enumerate((*(PAUSES[:4] if is_cancel else PAUSES), None)):
             try:
                 answer = self.wait.until(
                     lambda: exchange(method, url, body=body, key=key, most=ANSWER_MAX),
@@ -995,7 +998,7 @@ class Api:
                     stoppable=stoppable,
                 )
             except NotConnected as error:
-                if pause is None or (self.endpoint.is_local and path in {"run", "health"}):
+                if pause is None or (is_first and (self.endpoint.is_local or count >= FIRST_MAX)):
                     raise self._nobody(error) from None
             except Broken as error:
                 if pause is None or not may_repeat:
@@ -1007,14 +1010,20 @@ class Api:
         raise AssertionError("the last pause is None")
 
     def _nobody(self, error: OSError) -> Failed:
-        base = self.endpoint.base
-        if self.endpoint.is_local:
-            return Failed(
-                f"Nothing answers at {base} ({error}). Start it with `make serve`, or set"
-                " RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY to use an endpoint on RunPod.",
-                NO_CONNECTION,
+        sentence = f"No connection to {self.endpoint.base}: {error}."
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            sentence += (
+                " The certificate is not trusted: check RUNPOD_URL. Python from python.org on macOS"
+                " needs `Install Certificates.command` once."
             )
-        return Failed(f"No connection to {base}: {error}. Check RUNPOD_URL.", NO_CONNECTION)
+        elif self.endpoint.is_local:
+            sentence += (
+                " Start a worker with `make serve`, or set RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY to"
+                " use an endpoint on RunPod."
+            )
+        else:
+            sentence += " Check RUNPOD_URL, and the network."
+        return Failed(sentence, NO_CONNECTION)
 
     def _lost(self, error: OSError, path: str) -> Failed:
         sentence = f"The connection to {self.endpoint.base} failed: {error}."
@@ -1069,7 +1078,9 @@ def run_job(api: Api, job: dict[str, Json], screen: Screen, signals: Signals) ->
     screen.show("send", "sending the job")
     try:
         job_id = api.submit(job)
-    except Stopped:
+    except Stopped as stop:
+        if str(stop) != "interrupted":
+            raise
         raise Failed("Cancelled before a job was accepted.", CANCELLED) from None
     return follow(api, job_id, screen, signals)
 
@@ -1456,11 +1467,12 @@ def write_out(text: str) -> None:
     try:
         sys.stdout.write(f"{without_key(text)}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         with contextlib.suppress(OSError):  # so that Python's exit does not report it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        raise Failed(f"Standard output cannot be written: {reason_of(error)}.") from None
+        if not isinstance(error, BrokenPipeError):
+            sentence = f"Standard output cannot be written: {reason_of(error)}."
+            raise Failed(sentence) from None
 
 
 def as_json(answer: Mapping[str, Json], files: Sequence[Path]) -> str:
@@ -1798,11 +1810,17 @@ def draw(
 
 
 def _stopped(signals: Signals) -> str:
+    did = "Ended without waiting for the cancel." if signals.job_lives else "Stopped."
+    return f"{did} {_fate(signals)}"
+
+
+def _fate(signals: Signals) -> str:
+    """What becomes of the job when the client ends here."""
     if signals.job_lives:
-        return f"Ended without waiting for the cancel. {_goes_on(signals.job_id)}"
+        return _goes_on(signals.job_id)
     if signals.job_id:
-        return f"Stopped while saving. To save again: {command('--fetch', signals.job_id)}"
-    return "Stopped before a job was sent."
+        return f"The job is done; to save it again: {command('--fetch', signals.job_id)}"
+    return "No job was sent."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -1826,6 +1844,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Screen(quiet=False).say(f"client.py: {_stopped(signals)}")
         return CANCELLED
+    except Exception as error:  # noqa: BLE001 - a sentence instead of a traceback
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        sentence = f"This is a bug in client.py, line {line}: {type(error).__name__}: {error}."
+        Screen(quiet=False).say(f"client.py: {plain(sentence)} {_fate(signals)}")
+        return FAILED
     return DRAWN
 
 

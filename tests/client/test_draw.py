@@ -134,6 +134,18 @@ def test_a_reader_of_the_output_that_has_gone_is_no_failure(client):
     assert client.files() == ["a-red-fox-42.png"]
 
 
+def test_a_bug_is_a_sentence_that_names_the_job(endpoint, client):
+    status, _, err = client("a fox", quick="client.save = None")
+    assert (status, "This is a bug in client.py, line " in err) == (1, True)
+    assert f"client.py --fetch {endpoint.job_ids[0]}" in err
+
+
+def test_a_full_disk_under_the_output_is_a_sentence(client):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        status, _, err = client("a fox", stdout=full)
+    assert (status, err.splitlines()[-1].split(": ")[1]) == (1, "Standard output cannot be written")
+
+
 # states of a job -> exit status, what the user reads
 ENDS = {
     "failed": (failed("INVALID_INPUT: steps = 900. Give 1 to 150."), 1, "INVALID_INPUT: steps ="),
