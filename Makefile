@@ -19,7 +19,6 @@ serve: export ENGINE ?= embedded
 serve: export MODELS_DIR ?= models
 serve: export BAKED_MODELS_DIR ?= demo
 serve: export DEFAULT_TEMPLATE ?= demo
-serve: export RESULT_LIMIT_MB ?= 0
 serve: export OUTPUT_DIR ?= outputs
 # As written: make would replace `$5` in "a $5 bill". It also exports a variable of its command line,
 # replaced, under its own name, so these have other names.
@@ -36,7 +35,7 @@ run: $(VENV)/.ready  ## make a picture in outputs/ from test_input.json; PROMPT=
 	  --out "$${OUTPUT_DIR:-outputs}/" $(RUN_FLAGS) $${JOB_CHECKPOINT:+"--checkpoint=$$JOB_CHECKPOINT"} \
 	  $${JOB_TEMPLATE:+"--template=$$JOB_TEMPLATE"} $${JOB_PROMPT:+-- "$$JOB_PROMPT"}
 
-serve: $(VENV)/.ready  ## run RunPod's local API on http://localhost:8000 (PORT=...) for curl
+serve: $(VENV)/.ready  ## serve RunPod's, A1111's and OpenAI's API and a page on http://localhost:8000 (PORT=...)
 	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
 	./start.sh --rp_serve_api --rp_api_port $(PORT)
 
@@ -103,7 +102,7 @@ demo-model: $(VENV)/.ready  ## train the demo model again: two hours on two core
 clean:  ## remove the environment and the embedded engine's data; keep models and pictures
 	rm -rf $(VENV) webui-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
+$(VENV)/.ready: requirements-bridge.txt requirements.txt requirements-engine.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'The embedded engine needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

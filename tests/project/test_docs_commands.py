@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from http import HTTPStatus
 
 import pytest
@@ -74,7 +75,7 @@ def environment(folder):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """`make serve`: its environment, with the port of RunPod's local API as PORT."""
+    """`make serve`: its environment, with the port that it serves as PORT."""
     environ = environment(tmp_path_factory.mktemp("served")) | {"PORT": str(free_port())}
     with (
         s3_server() as bucket,
@@ -94,7 +95,7 @@ def served(tmp_path_factory):
                 return requests.get(url, timeout=5).status_code == HTTPStatus.OK
 
         try:
-            wait_until(answers, "the local API", TIMEOUT)
+            wait_until(answers, "the engine", TIMEOUT)
             yield environ
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -139,7 +140,7 @@ def test_make_run_passes_its_variables_on_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize("line", CALLS)
-def test_calls_of_the_local_api_are_answered_as_documented(served, line):
+def test_calls_of_make_serve_are_answered_as_documented(served, line):
     engine = served["WEBUI_URL"].rpartition(":")[2]
     line = line.replace(":8000", f":{served['PORT']}").replace(":3000", f":{engine}")
     answer = json.loads(run(line, served).stdout)
@@ -161,13 +162,59 @@ def test_the_commands_of_the_client_run_one_after_the_other(served, tmp_path_fac
         assert all(name in done.stdout for name in written)
 
 
+def blocks(page, language):
+    text = (PROJECT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+# Whole programs, in the languages of the pages that have them: each saves a picture.
+PROGRAM_PAGES = ("docs/quickstart.md", "docs/clients/python.md", "docs/clients/javascript.md")
+LANGUAGES = {"bash": ("sh", "bash"), "python": ("py", sys.executable), "js": ("mjs", "node")}
+PROGRAMS = [
+    pytest.param(language, program, id=f"{page.rpartition('/')[2]}-{language}-{number}")
+    for page in PROGRAM_PAGES
+    for language in LANGUAGES
+    for number, program in enumerate(blocks(page, language))
+]
+NODE_MODULES = PROJECT / "tests" / "clients" / "node" / "node_modules"
+
+
+@pytest.mark.parametrize(("language", "program"), PROGRAMS)
+def test_the_programs_in_the_documents_save_a_picture(served, language, program, tmp_path):
+    suffix, interpreter = LANGUAGES[language]
+    if language == "js":
+        packages = re.findall(r"^import .* from \"([\w-]+)\"", program, re.MULTILINE)
+        missing = [name for name in packages if not (NODE_MODULES / name).exists()]
+        if missing or not shutil.which("node"):
+            pytest.skip(f"needs node and {missing}: npm ci in tests/clients/node")
+        (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    file = tmp_path / f"program.{suffix}"
+    file.write_text(program.replace("7860", served["PORT"]))
+    here = f"http://localhost:{served['PORT']}"
+    account = {"RUNPOD_API_KEY": "any", "RUNPOD_ENDPOINT_ID": "any", "URL": here}
+    base = {"RUNPOD_ENDPOINT_BASE_URL": f"{here}/v2", "RUNPOD_BASE_URL": f"{here}/v2"}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | account | base
+    done = subprocess.run(
+        [interpreter, file],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pictures = [*tmp_path.glob("heart*.png")]
+    assert [picture.read_bytes()[:4] for picture in pictures] == [b"\x89PNG"]
+
+
 def reasons(job):
     return [reason for part, reason in NOT_RUN.items() if part in job]
 
 
 @pytest.mark.parametrize("job", [job for job in JOBS if not reasons(job)])
 def test_the_jobs_in_the_documents_run_on_make_serve_as_printed(served, job):
-    url = f"http://localhost:{served['PORT']}/runsync"
+    url = f"http://localhost:{served['PORT']}/runsync?wait=300000"
     answer = requests.post(url, json=json.loads(job), timeout=TIMEOUT).json()
     assert answer["status"] == "COMPLETED", answer
     assert answer["output"].get("warnings", []) == []
@@ -181,7 +228,7 @@ def test_each_reason_for_a_job_that_is_not_run_is_needed():
 @pytest.mark.parametrize("line", [line for line in RUNS if line != DRAWN] + [None])
 def test_other_make_run_lines_are_jobs_that_complete_and_a_wrong_job_fails(served, line):
     body = job_of(line, served) if line else {"input": {"prompt": 5}}
-    url = f"http://localhost:{served['PORT']}/runsync"
+    url = f"http://localhost:{served['PORT']}/runsync?wait=300000"
     answer = requests.post(url, json=body, timeout=TIMEOUT).json()
     assert answer["status"] == ("COMPLETED" if line else "FAILED"), answer
     assert line or answer["error"].startswith("INVALID_INPUT: prompt = 5")
