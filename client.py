@@ -1705,7 +1705,11 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-BRIDGE_NEEDS = ("starlette", "uvicorn", "aiohttp")
+# What requirements-bridge.txt installs, by the names of the imports.
+BRIDGE_NEEDS = (
+    *("aiohttp", "certifi", "PIL", "pydantic", "python_multipart", "starlette", "urllib3"),
+    "uvicorn",
+)
 
 
 def bridge(arguments: Sequence[str]) -> int:
