@@ -16,6 +16,7 @@ import argparse
 import base64
 import binascii
 import contextlib
+import functools
 import http.client
 import importlib.util
 import io
@@ -106,7 +107,11 @@ class UnknownJob(Failed):
 
 
 class Stopped(Exception):
-    """The user asked to stop, or the time of --timeout is over."""
+    """The user asked to stop (`by_user`), or the time of --timeout is over."""
+
+    def __init__(self, *, by_user: bool) -> None:
+        super().__init__()
+        self.by_user = by_user
 
 
 def without_key(text: str) -> str:
@@ -729,9 +734,9 @@ class Wait:
             self._screen.show("stop", "cancelling the job (Ctrl-C again: end without waiting)")
         self._screen.tick()
         if stoppable and self._signals.wanted:
-            raise Stopped("interrupted")
+            raise Stopped(by_user=True)
         if stoppable and time.monotonic() > self.deadline:
-            raise Stopped("late")
+            raise Stopped(by_user=False)
 
 
 # HTTP ---------------------------------------------------------------------------------------------
@@ -753,7 +758,7 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
-    @property
+    @functools.cached_property
     def value(self) -> Json:
         """Its JSON; None if it is none."""
         try:
@@ -1037,8 +1042,10 @@ class Api:
     def _refusal(self, answer: Answer) -> Failed:
         """A sentence for an answer that is not the expected one."""
         where = self.endpoint.base
+        wrong = "does not accept the key: check RUNPOD_API_KEY"
+        missing = "needs a key: set RUNPOD_API_KEY; it is sent over https or within this computer"
         sentences = {
-            401: "does not accept the key: check RUNPOD_API_KEY",
+            401: wrong if self.endpoint.key else missing,
             403: "does not accept the key: check RUNPOD_API_KEY and what this key may do",
             404: "does not exist: check RUNPOD_ENDPOINT_ID and RUNPOD_URL",
             413: "does not accept a job of this size: give large pictures as https URLs",
@@ -1079,7 +1086,7 @@ def run_job(api: Api, job: dict[str, Json], screen: Screen, signals: Signals) ->
     try:
         job_id = api.submit(job)
     except Stopped as stop:
-        if str(stop) != "interrupted":
+        if not stop.by_user:
             raise
         raise Failed("Cancelled before a job was accepted.", CANCELLED) from None
     return follow(api, job_id, screen, signals)
@@ -1091,7 +1098,7 @@ def follow(api: Api, job_id: str, screen: Screen, signals: Signals) -> dict[str,
     try:
         answer = _until_final(api, job_id, screen)
     except Stopped as stop:
-        raise _cancelled(api, job_id, screen, by_user=str(stop) == "interrupted") from None
+        raise _cancelled(api, job_id, screen, by_user=stop.by_user) from None
     except UnknownJob:
         raise
     except Failed as problem:
@@ -1150,7 +1157,7 @@ def _cancelled(api: Api, job_id: str, screen: Screen, *, by_user: bool) -> Faile
     except Failed as problem:
         sentence = f"The cancel was not accepted: {problem} {_goes_on(job_id)}"
         return Failed(f"{reason}{sentence}", status)
-    if state == "CANCELLED":
+    if state == "CANCELLED" or state not in FINAL:
         return Failed(f"{reason}{ACCEPTED.format(job_id)}", status)
     return Failed(
         f"{reason}The job {job_id} was already over ({state}), so there was nothing to cancel."
@@ -1781,7 +1788,7 @@ def print_cancel(api: Api, job_id: str) -> None:
     """Cancel a job; Failed if it was already over."""
     check_id(job_id)
     state = api.cancel(job_id)
-    if state != "CANCELLED":
+    if state != "CANCELLED" and state in FINAL:
         raise Failed(f"The job {job_id} was not cancelled: it is {state}.")
     write_out(ACCEPTED.format(job_id))
 

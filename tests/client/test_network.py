@@ -171,6 +171,14 @@ def test_pictures_are_fetched_only_over_https_or_from_this_machine(endpoint, cli
     assert (status, "the bucket answered 404" in err) == (3, True)
 
 
+def test_a_missing_key_and_a_wrong_one_are_told_apart(client):
+    client.environ["RUNPOD_API_KEY"] = "rpa_another"
+    assert "does not accept the key: check RUNPOD_API_KEY" in client("--health")[2]
+    del client.environ["RUNPOD_API_KEY"]
+    status, _, err = client("--health")
+    assert (status, "needs a key: set RUNPOD_API_KEY" in err) == (3, True)
+
+
 def test_the_local_api_needs_neither_an_id_nor_a_key(endpoint, client):
     del client.environ["RUNPOD_ENDPOINT_ID"], client.environ["RUNPOD_API_KEY"]
     assert client("a fox")[0] == 0
