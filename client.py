@@ -64,6 +64,7 @@ JOB_MAX = 64 * MIB  # bytes of a job's file
 RUN_MAX = 10_000_000  # bytes of a request that RunPod accepts for /run
 TEXT_MAX = MIB  # bytes of the parameters in a picture
 REDIRECTS_MAX = 5
+NAME_MAX = 240  # bytes of a file's name; file systems take 255, and a number may be added
 
 IDLE_SECONDS = 30.0  # without a byte from the other side
 REQUEST_SECONDS = 120.0  # for one request and its answer
@@ -370,7 +371,7 @@ def _bytes_of(name: str, most: int) -> bytes:
     """A file's content, or that of standard input for `-`; Failed with status 2."""
     try:
         if name == "-":
-            data = sys.stdin.buffer.read(most + 1)
+            data = sys.stdin.buffer.read(most + 1) if sys.stdin else b""
         else:
             with Path(name).open("rb") as file:
                 data = file.read(most + 1)
@@ -1232,10 +1233,14 @@ def target_of(out: str | None) -> Target:
     """`--out`: a name with the suffix of a picture is a file; every other one is a folder."""
     if out is None:
         return Target(Path())
-    path = Path(out).expanduser()
-    if out in {"", "-"} or "\0" in out:
+    path = Path(out)
+    with contextlib.suppress(RuntimeError):  # no such user: the name is taken as it is
+        path = path.expanduser()
+    if out in {"", "-"}:
         raise Failed("--out is a file such as fox.png, or a folder such as foxes/.", USAGE)
-    if out.endswith(("/", os.sep)) or not path.suffix or path.is_dir():
+    if len(os.fsencode(path.name)) > NAME_MAX:
+        raise Failed(f"--out has a file name of more than {NAME_MAX} bytes.", USAGE)
+    if out.endswith(("/", os.sep)) or not path.suffix or _is_folder(path):
         return Target(path)
     if path.suffix.lower() not in FORMATS:
         raise Failed(
@@ -1243,6 +1248,12 @@ def target_of(out: str | None) -> Target:
             USAGE,
         )
     return Target(path.parent, path.stem, path.suffix.lower())
+
+
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # such as a path that is too long
+        return path.is_dir()
+    return False
 
 
 def prepare(target: Target) -> None:

@@ -219,6 +219,8 @@ MISTAKES = {
     "fox --steep 5": "unknown option: --steep",
     "fox --out fox.bmp": ".png, .jpg or .webp",
     "fox --out -": "--out is a file",
+    f"fox --out {'x' * 300}.png": "a file name of more than 240 bytes",
+    f"fox --out {'x' * 300}/fox.png": "cannot be written: File name too long",
     "fox --set steps": "NAME=VALUE",
     "fox --set x={": "not valid JSON",
     "fox --mask m.png": "--mask needs --init",
@@ -230,6 +232,21 @@ MISTAKES = {
     "fox --endpoint a/b": "The endpoint's id",
     "fox --out client.py/fox.png": "client.py cannot be written: Not a directory",
 }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a fox", "--seed", "7", "--hires"],
+        ["--seed=-1", "--hires", "2", "a 'fox' $HOME"],
+        ["--hires", "--", "--seed"],
+        ["--like", "fox.png", "-n", "2", "--set", 'output={"format": "webp"}'],
+    ],
+)
+def test_the_command_to_repeat_differs_only_in_the_seed(arguments):
+    words = shlex.split(program.again(arguments, 42))[2:]
+    first, second = (vars(program.read_arguments(given)) for given in (arguments, words))
+    assert second == first | {"seed": 42, "given": words}
 
 
 @pytest.fixture
