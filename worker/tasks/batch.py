@@ -23,7 +23,7 @@ from worker.webui.runner import finish
 
 MOST_INPUTS = 64
 _PREPARED_AT_ONCE = 3  # of the threads that all jobs share
-_LONGEST_ERROR = 1000  # characters, if there is no room for all of it
+_LONGEST_ERROR = 500  # characters, twice, if there is no room for all of it
 
 
 class BatchRequest(Strict):
