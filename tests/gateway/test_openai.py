@@ -10,24 +10,14 @@ import openai
 import pytest
 import requests
 from fakes.a1111.process import wait_until
+from fakes.gateway_server import served_endpoint
 from fakes.input_pictures import saved, scene
 from fakes.node import run_script
-from fakes.runpod_endpoint import (
-    ENDPOINT,
-    KEY,
-    RunPodEndpoint,
-    completed,
-    failed,
-    progress,
-    queued,
-)
-from fakes.served import bridged, served_worker
+from fakes.runpod_endpoint import ENDPOINT, RunPodEndpoint, completed, failed, progress, queued
+from fakes.served import served_worker
 from PIL import Image
 
-from gateway.endpoint import Polling
 from gateway.openai import events
-
-QUICK = Polling(first=0.01, queued=0.02, running=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +28,8 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def over_the_bridge(served):
-    with bridged(f"{served.url}/v2/{ENDPOINT}", polling=QUICK) as url:
-        yield url
+    with served_endpoint(f"{served.url}/v2/{ENDPOINT}") as bridge:
+        yield bridge.url
 
 
 def client_of(url):
@@ -169,10 +159,7 @@ def runpod():
 
 @pytest.fixture
 def bridge(runpod):
-    with (
-        bridged(f"{runpod.url}/v2/{ENDPOINT}", KEY, QUICK) as url,
-        client_of(f"{url}/v1") as client,
-    ):
+    with served_endpoint(runpod) as served, client_of(f"{served.url}/v1") as client:
         yield client
 
 
