@@ -204,7 +204,10 @@ def test_a_failed_job_is_an_error_with_its_sentence(server, answer, status, kind
 
 
 def test_what_there_is_not_is_said(server):
-    for route, words in {"unload-checkpoint": "load the checkpoint", "train/embedding": "train"}.items():
+    for route, words in {
+        "unload-checkpoint": "load the checkpoint",
+        "train/embedding": "train",
+    }.items():
         status, body = server.post(route, {})
         assert (status, words in body["detail"]) == (501, True)
     assert server.post("/controlnet/detect", {})[0] == 501
