@@ -188,9 +188,11 @@ ENV BAKED_MODELS_DIR=/app/models \
     ENGINE=embedded \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all \
+    PORT=7860 \
     RUN_DIR=/tmp/worker \
     WEBUI_DIR=/data
 WORKDIR /app
+EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
 ENTRYPOINT ["/app/image/entrypoint.sh"]
 COPY --from=embedded-app /app /app
@@ -237,6 +239,7 @@ ENV BAKED_MODELS_DIR=/app/models \
     HF_HOME=/opt/huggingface \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     NVIDIA_VISIBLE_DEVICES=all \
+    PORT=7860 \
     RUN_DIR=/tmp/worker \
     WEBUI_DIR=/stable-diffusion-webui \
     WEBUI_PYTHON=/opt/a1111/bin/python \
@@ -251,6 +254,7 @@ RUN install -d -o worker -g worker /models \
  && setpriv --reuid=worker --regid=worker --clear-groups "$WEBUI_PYTHON" /build/smoke_a1111.py \
     "controlnet=$WITH_CONTROLNET" "adetailer=$WITH_ADETAILER"
 WORKDIR /app
+EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=10s --start-period=10m CMD ["/app/image/healthcheck.sh"]
 ENTRYPOINT ["/app/image/entrypoint.sh"]
 COPY --from=models /app/models models

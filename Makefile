@@ -9,40 +9,33 @@ PORT ?= 8000
 # Without an NVIDIA GPU the smaller build of torch is enough, if its server can be reached.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PIP_FLAGS ?=
+RUN_FLAGS ?=
 UPGRADE ?=
 LOCK = ../$(BIN)/uv pip compile --quiet --no-header --generate-hashes $(UPGRADE) \
   --python-platform x86_64-manylinux_2_36 --default-index https://pypi.org/simple
 
-# test_input.json with PROMPT, CHECKPOINT and TEMPLATE, where they are given
-define JOB_SCRIPT
-import json, os
-job = json.load(open("test_input.json"))
-given = {key: os.environ[f"JOB_{key.upper()}"] for key in ("prompt", "checkpoint", "template")}
-job["input"] |= {key: value for key, value in given.items() if value}
-print(json.dumps(job))
-endef
-
-run serve: export ENGINE ?= embedded
-run serve: export MODELS_DIR ?= models
-run serve: export BAKED_MODELS_DIR ?= demo
-run serve: export DEFAULT_TEMPLATE ?= demo
-run serve: export RESULT_LIMIT_MB ?= 0
-run serve: export OUTPUT_DIR ?= outputs
+# The same as START in client.py, which starts the worker of `make run`.
+serve: export ENGINE ?= embedded
+serve: export MODELS_DIR ?= models
+serve: export BAKED_MODELS_DIR ?= demo
+serve: export DEFAULT_TEMPLATE ?= demo
+serve: export OUTPUT_DIR ?= outputs
 # As written: make would replace `$5` in "a $5 bill". It also exports a variable of its command line,
 # replaced, under its own name, so these have other names.
 run: export JOB_PROMPT = $(value PROMPT)
 run: export JOB_CHECKPOINT = $(value CHECKPOINT)
 run: export JOB_TEMPLATE = $(value TEMPLATE)
-run: export JOB = $(JOB_SCRIPT)
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.ready  ## make a picture in outputs/ from test_input.json; PROMPT="a green star" TEMPLATE=demo_striped
-	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
-	RUNPOD_LOG_LEVEL=WARN ./start.sh --test_input "$$($(BIN)/python -c "$$JOB")"
+	@[ "$${MODELS_DIR:-models}" != models ] || mkdir -p models/Stable-diffusion models/Lora
+	@env -u OUTPUT_DIR $(BIN)/python client.py --start --job test_input.json \
+	  --out "$${OUTPUT_DIR:-outputs}/" $(RUN_FLAGS) $${JOB_CHECKPOINT:+"--checkpoint=$$JOB_CHECKPOINT"} \
+	  $${JOB_TEMPLATE:+"--template=$$JOB_TEMPLATE"} $${JOB_PROMPT:+-- "$$JOB_PROMPT"}
 
-serve: $(VENV)/.ready  ## run RunPod's local API on http://localhost:8000 (PORT=...) for curl
+serve: $(VENV)/.ready  ## serve RunPod's, A1111's and OpenAI's API and a page on http://localhost:8000 (PORT=...)
 	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
 	./start.sh --rp_serve_api --rp_api_port $(PORT)
 
@@ -109,7 +102,7 @@ demo-model: $(VENV)/.ready  ## train the demo model again: two hours on two core
 clean:  ## remove the environment and the embedded engine's data; keep models and pictures
 	rm -rf $(VENV) webui-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(VENV)/.ready: requirements.txt requirements-engine.txt requirements-dev.txt
+$(VENV)/.ready: requirements-bridge.txt requirements.txt requirements-engine.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'The embedded engine needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

@@ -1289,12 +1289,19 @@ def suffix_of(data: bytes) -> str | None:
     return ".webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
-def pictures_of(output: Mapping[str, Json]) -> list[Json]:
-    """All pictures of an answer, those of a batch's results included."""
+def parts_of(output: Mapping[str, Json]) -> list[Mapping[str, Json]]:
+    """An answer; or those of a batch's inputs."""
     results = output.get("results")
-    parts = [output, *(results if isinstance(results, list) else [])]
-    lists = [part.get("images") for part in parts if isinstance(part, dict)]
-    return [image for images in lists if isinstance(images, list) for image in images]
+    parts = results if isinstance(results, list) else [output]
+    return [part for part in parts if isinstance(part, dict)]
+
+
+def pictures_of(output: Mapping[str, Json]) -> Iterator[tuple[Json, str]]:
+    """The pictures of an answer, each with a file name without suffix."""
+    for part in parts_of(output):
+        facts, images = info_of(part), part.get("images")
+        for index, image in enumerate(images if isinstance(images, list) else []):
+            yield image, stem_of(facts, index)
 
 
 def bytes_of_picture(image: Json, api: Api) -> bytes:
@@ -1349,8 +1356,7 @@ def _try_to_fetch(url: str, api: Api) -> tuple[Answer | None, str]:
 
 def save(answer: Mapping[str, Json], target: Target, api: Api) -> Iterator[Path]:
     """Write the pictures of an answer one after the other; gives the file of each."""
-    facts = info_of(answer["output"])
-    for index, image in enumerate(pictures_of(answer["output"])):
+    for image, stem in pictures_of(answer["output"]):
         data = bytes_of_picture(image, api)
         suffix = suffix_of(data)
         if suffix is None:
@@ -1359,7 +1365,7 @@ def save(answer: Mapping[str, Json], target: Target, api: Api) -> Iterator[Path]
         if FORMATS.get(target.suffix) == FORMATS[suffix]:
             suffix = target.suffix  # .jpeg stays .jpeg
         try:
-            yield write_new(target.folder, target.stem or stem_of(facts, index), suffix, data)
+            yield write_new(target.folder, target.stem or stem, suffix, data)
         except OSError as error:
             other = command("--fetch", str(answer.get("id")), "--out", "OTHER_FOLDER/")
             raise Failed(
@@ -1416,11 +1422,14 @@ def again(arguments: Sequence[str], seed: Json) -> str:
 
 def report(answer: Mapping[str, Json], files: Sequence[Path], screen: Screen) -> None:
     """What was drawn, with which models, how long it took, and where it is."""
-    output, facts = answer["output"], info_of(answer["output"])
-    for label, text in _facts(output, facts):
-        screen.say(f"{label:<8} {plain(text)}")
-    for warning in output.get("warnings") or []:
-        screen.say(f"warning  {plain(warning)}", always=True)
+    for part in parts_of(answer["output"]):
+        for label, text in _facts(part, info_of(part)):
+            screen.say(f"{label:<8} {plain(text)}")
+        warnings = part.get("warnings")
+        for warning in warnings if isinstance(warnings, list) else []:
+            screen.say(f"warning  {plain(warning)}", always=True)
+        if part.get("error"):
+            screen.say(f"failed   {plain(part['error'])}", always=True)
     for file in files:
         screen.say(f"file     {file}")
 
@@ -1482,7 +1491,8 @@ def print_list(api: Api, options: argparse.Namespace, screen: Screen, signals: S
     what = options.list
     if api.endpoint.is_runpod:
         screen.say("note     a list is a job: it may start a worker, which RunPod charges for")
-    answer = run_job(api, {"input": {"task": what, "limit": 5000}}, screen, signals)
+    limit = {} if what == "templates" else {"limit": 5000}
+    answer = run_job(api, {"input": {"task": what, **limit}}, screen, signals)
     if options.json:
         write_out(as_json(answer, []))
         return
@@ -1517,7 +1527,7 @@ def dry_run(api: Api, job: dict[str, Json], screen: Screen, signals: Signals) ->
         )
         return
     try:
-        answer = run_job(api, {"input": {"task": "schema"}}, screen, signals)
+        answer = run_job(api, {"input": {"task": "schema"}}, Screen(quiet=True), signals)
     except Failed as problem:
         if problem.status != NO_CONNECTION:
             raise
@@ -1604,6 +1614,17 @@ def _problems_of_one(value: Json, schema: Mapping[str, Json], path: str) -> Iter
 # start.sh and the bridge --------------------------------------------------------------------------
 
 
+# What --start and `make serve` set unless the environment does: an engine and a model that work on
+# any machine.
+START = {
+    "ENGINE": "embedded",
+    "MODELS_DIR": "models",
+    "BAKED_MODELS_DIR": "demo",
+    "DEFAULT_TEMPLATE": "demo",
+    "RESULT_LIMIT_MB": "0",
+}
+
+
 @contextlib.contextmanager
 def started(screen: Screen, wait: Wait) -> Iterator[Endpoint]:
     """A local worker while the block lasts: ./start.sh on a port that was free.
@@ -1617,10 +1638,10 @@ def started(screen: Screen, wait: Wait) -> Iterator[Endpoint]:
     with tempfile.TemporaryFile() as log:
         port = free_port()
         arguments = [str(script), "--rp_serve_api", "--rp_api_port", str(port)]
-        environ = {"WEBUI_URL": f"http://127.0.0.1:{free_port()}", **os.environ}
         process = subprocess.Popen(
             arguments,
-            env=environ,
+            cwd=FOLDER,
+            env={**START, "WEBUI_URL": f"http://127.0.0.1:{free_port()}", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -27,9 +27,10 @@ from typing import Any
 
 import runpod_sdk
 from gateway.guard import Access
+from gateway.http.head import is_loopback
 from gateway.local.metrics import Metrics
 from gateway.local.place import for_http, place_of
-from gateway.local.webhooks import Webhooks, is_loopback
+from gateway.local.webhooks import Webhooks
 from gateway.local_jobs import LocalJobs
 from gateway.server import Ending, serve
 from model_manager import ModelManager
@@ -48,6 +49,7 @@ from worker.job.template_file import Templates
 from worker.models.store.progress import listener
 from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
+from worker.service import boundary
 from worker.service.arguments import Arguments
 from worker.service.arguments import read as read_arguments
 from worker.service.boundary import answer_of
@@ -164,6 +166,7 @@ async def check_given(handler: Handler, settings: Settings, job: Mapping[str, An
     """Raise what the check of the command line's job raises, before time is spent on the boot."""
     stopwatch = Stopwatch(settings.job_timeout)
     given = Job("-", request.input_of(job), stopwatch, JobProgress(None))
+    given = boundary.read(handler.worker, given)
     TASKS.of(given.input).check(handler.worker, given)
 
 
@@ -215,9 +218,9 @@ def get_ready(
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         if not isinstance(error, GpuNotUsed):
-            return Ending(EXIT_ENGINE_NOT_READY, str(error))
+            return Ending(EXIT_ENGINE_NOT_READY, error)
         runpod_sdk.report_unhealthy(Fitness.engine_has_the_gpu.__name__, error.message)
-        return Ending(EXIT_UNFIT_MACHINE, str(error))
+        return Ending(EXIT_UNFIT_MACHINE, error)
     handler.worker.startup.seconds = seconds
     logger.info("ready for jobs %s", seconds)
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
@@ -233,16 +236,39 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
         metrics.observe(answer)
         return answer
 
-    webhooks = Webhooks(settings.trusted_hosts, allow_loopback=is_loopback(arguments.host))
+    webhooks = Webhooks(
+        settings.trusted_hosts,
+        allow_loopback=is_loopback(arguments.host),
+        own_ports={settings.engine_address[1], arguments.port},
+    )
     concurrency = settings.job_concurrency
     jobs = LocalJobs(measured, concurrency=concurrency, is_quick=TASKS.is_quick, webhooks=webhooks)
     counters = handler.worker.counters
     metrics = Metrics(counters, lambda: jobs.waiting_count, lambda: engine.restarts)
     handler.post_progress = jobs.report
     place = place_of(settings, arguments.host, arguments.port)
-    access = Access(any_host=settings.is_load_balanced)
+    access = access_of(settings, arguments.host)
     ready = functools.partial(get_ready, handler, engine, {})
     return await serve(jobs, ready, metrics=metrics, access=access, place=place)
+
+
+def access_of(settings: Settings, host: str) -> Access:
+    """Who may use the HTTP server that listens on this host; a warning if that is everybody."""
+    login, token = settings.gateway_login, settings.gateway_token
+    access = Access(
+        hosts=settings.gateway_hosts,
+        any_host=settings.is_load_balanced,
+        origins=settings.gateway_origins,
+        login=login.get_secret_value() if login else "",
+        token=token.get_secret_value() if token else "",
+    )
+    if not (access.needs_login or access.any_host or is_loopback(host)):
+        logger.warning(
+            "every machine that reaches %s can use this worker: publish its port on 127.0.0.1"
+            " only, or set GATEWAY_LOGIN or GATEWAY_TOKEN",
+            host,
+        )
+    return access
 
 
 def print_schema() -> int:

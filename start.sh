@@ -2,6 +2,7 @@
 # Starts the engine (A1111 or the embedded one) and the handler, and supervises both.
 #
 # usage: start.sh [JOB.json | arguments of handler.py]
+#        start.sh bridge [--endpoint ID ...]    no engine: the pictures are drawn by a RunPod endpoint
 #
 # Exit status: the handler's, or
 #   2    an argument is not understood; nothing was started
@@ -48,6 +49,10 @@ read_arguments() {
   local given
   arguments=()
   (($#)) || return 0
+  if [[ $1 == bridge ]]; then
+    cd "$HERE"
+    exec "$PYTHON" -m gateway "$@"
+  fi
   for given in "$@"; do
     case $given in
       # They print something and start nothing.

@@ -174,6 +174,26 @@ def comparison(language: str) -> str:
     return table(tuple(data[language]), [tuple(row[language]) for row in data["rows"]])
 
 
+def clients() -> str:
+    """The programs of tests/clients/conversations.json, which the tests replay."""
+    found = json.loads((PROJECT / "tests/clients/conversations.json").read_text())
+    head = (
+        "program",
+        "read in",
+        "tested",
+        "asks when it connects",
+        "cancels by",
+        "shows of an error",
+    )
+    return table(head, map(_client, found))
+
+
+def _client(one: dict[str, Any]) -> tuple[str, ...]:
+    asked = ", ".join(f"`{route}`" for route in one["connect"]) or "nothing"
+    cancel = one["cancel"].replace("hang up", "closing the connection")
+    return (one["client"], one["version"], one["tested"], asked, cancel, one["shows"])
+
+
 def _fields(model: type[BaseModel], names: Iterable[str]) -> str:
     found = model.model_json_schema(by_alias=False)
     while "properties" not in found:  # a reference to a model may also be a plain text
@@ -328,6 +348,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu-cards": lambda: table(*gpu_tables.other_cards()),
     "prices": lambda: table(*gpu_tables.prices()),
     "gpu-memory": lambda: table(*gpu_tables.memory()),
+    "clients": clients,
     "rooms": rooms,
     "room-arrows": room_arrows,
 }

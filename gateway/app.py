@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
+from gateway.a1111.api import A1111Api
 from gateway.call import HungUp
 from gateway.catalog import Catalog
 from gateway.guard import Access, Guard, Refused, answer_to
@@ -49,6 +50,7 @@ def build(
         lifespan=lifespan,
         routes=[
             *OpenAIImages(jobs, lists).routes(),
+            *A1111Api(jobs, lists).routes(),
             *RunPodApi(jobs).routes(),
             *Page(data).routes(),
             *more,

@@ -113,23 +113,30 @@ class Catalog:
         self._lists = self._kept()
         self._reading: asyncio.Task[None] | None = None
         self._began = float("-inf")  # when the newest attempt began, by `now`
+        self._looked = float("-inf")  # when it was last asked whether a worker runs
         self._looking: asyncio.Task[None] | None = None
 
     async def lists(self, *, may_start: bool = True) -> Lists:
         """The lists, at once if there are any.
 
         Args:
-            may_start: whether the very first call may start a worker; it then waits for the lists
-                for `patience`. Later calls never do.
+            may_start: whether the very first lists may start a worker. Later ones never do.
         """
-        now = self._now()
         if not self._lists.is_known:
-            if may_start and (self._is_reading or now - self._began >= self._timing.pause):
-                left = self._timing.patience - (now - self._began if self._is_reading else 0)
-                await _wait(self._read(), max(left, 0))
-        elif now - (self._lists.time or 0) >= self._timing.fresh:
+            await self._first(may_start=may_start)
+        elif self._now() - (self._lists.time or 0) >= self._timing.fresh:
             self._look()
         return self._lists
+
+    async def _first(self, *, may_start: bool) -> None:
+        """Wait for the first lists, but not longer than `patience` from the begin of the job."""
+        if not self._is_reading:
+            if self._now() - self._began < self._timing.pause:
+                return  # the last attempt has failed
+            if not may_start and not await self._is_awake():
+                return
+        reading = self._read()
+        await _wait(reading, max(self._timing.patience - (self._now() - self._began), 0))
 
     async def refresh(self) -> Lists:
         """Read the lists again; waits for them for `patience`. It may start a worker."""
@@ -140,8 +147,11 @@ class Catalog:
 
     def learn(self, answer: Mapping[str, Any]) -> None:
         """Take the answer of a job; one that has brought a new model has the lists read again."""
+        if not self._lists.is_known:
+            self._read()  # a worker runs now
+            return
         models = answer.get("models")
-        if not isinstance(models, list) or not self._lists.is_known:
+        if not isinstance(models, list):
             return
         new = {
             one.get("name")
@@ -174,19 +184,24 @@ class Catalog:
     def _look(self) -> None:
         """Have the lists read again, if a worker runs."""
         is_early = self._now() - self._began < self._timing.pause
-        if is_early or self._is_reading or (self._looking and not self._looking.done()):
-            return
-        self._began = self._now()
-        self._looking = asyncio.create_task(self._read_if_awake())
+        if not (is_early or self._is_reading or (self._looking and not self._looking.done())):
+            self._looking = asyncio.create_task(self._read_if_awake())
 
     async def _read_if_awake(self) -> None:
+        if await self._is_awake():
+            self._read()
+
+    async def _is_awake(self) -> bool:
+        """Whether a worker runs; at most one look in `pause` seconds."""
+        now = self._now()
+        if now - self._looked < self._timing.pause:
+            return False
+        self._looked = now
         try:
-            is_awake = await self._jobs.is_awake()
+            return await self._jobs.is_awake()
         except GatewayError as error:
             logger.info("whether a worker runs is not known: %s", error)
-            return
-        if is_awake:
-            self._read()
+            return False
 
     async def _attempt(self) -> None:
         try:

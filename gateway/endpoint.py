@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # RunPod's documents name this status, its API the other one.
 _SAME = {"RUNNING": "IN_PROGRESS"}
-_AWAKE = ("idle", "ready", "running")
+# RunPod's "idle" and "ready" are workers that are scaled down: a job starts them.
+_AWAKE = ("running",)
 
 
 @dataclass(frozen=True)

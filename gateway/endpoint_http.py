@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -244,7 +245,10 @@ class EndpointHttp:
 
     def _not_sent(self, error: Exception) -> GatewayError:
         reason = getattr(error, "os_error", error)
-        text = getattr(reason, "strerror", None) or type(reason).__name__
+        number = getattr(reason, "errno", None) or 0
+        # Of a name that is not found the number is negative, and asyncio has words of its own.
+        text = os.strerror(number) if number > 0 else getattr(reason, "strerror", None)
+        text = text or type(reason).__name__
         if isinstance(reason, ssl.SSLError | ssl.CertificateError):
             return WrongEndpoint(f"{self.address.url} has no valid certificate: {text}.")
         return _NotSent(f"{self.address.url} cannot be reached: {text}.")

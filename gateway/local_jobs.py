@@ -5,74 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from gateway.jobs import FINAL, JobState, NoSuchJob, NotPossible, NotTaking, TooManyJobs
-from gateway.local.policy import Policy, read_policy
+from gateway.local.job import LIMITS, Clock, Json, Later, Limits, LocalJob, characters
+from gateway.local.policy import read_policy
 from gateway.local.webhooks import Webhooks
-from worker.errors import InternalError
+from worker.errors import InternalError, JobTimeout, WorkerError
 from worker.runpod.results import result_body, short_error
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-Clock = Callable[[], float]
-Json = Any
-
-
-class Timer(Protocol):
-    """A call that is planned."""
-
-    def cancel(self) -> None:
-        """Do not make the call."""
-
-
-Later = Callable[[float, Callable[[], object]], Timer]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the queue keeps.
-
-    Attributes:
-        waiting: jobs that wait, at most.
-        waiting_characters: of text in their inputs together, at most.
-        kept_seconds: how long an ended job is kept.
-        kept_seconds_answered: the same if a waiting request has got its answer.
-        kept: ended jobs, at most; beyond it the oldest are forgotten.
-        kept_characters: the same for the text in all ended jobs together.
-    """
-
-    waiting: int = 1000
-    waiting_characters: int = 256_000_000
-    kept_seconds: float = 1800
-    kept_seconds_answered: float = 60
-    kept: int = 5000
-    kept_characters: int = 256_000_000
-
-
-@dataclass
-class _Job:
-    request: Mapping[str, Any]
-    policy: Policy
-    webhook: str | None
-    came: float
-    kept: float
-    id: str = field(default_factory=lambda: f"{uuid.uuid4()}-local")
-    status: str = "IN_QUEUE"
-    output: Json = None
-    error: str | None = None
-    began: float | None = None
-    ended: float | None = None
-    size: int = 0
-    read: asyncio.Event = field(default_factory=asyncio.Event)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    work: asyncio.Task[None] | None = None
-    timers: list[Timer] = field(default_factory=list)
 
 
 class LocalJobs:
@@ -96,7 +42,7 @@ class LocalJobs:
         concurrency: int = 1,
         is_quick: Callable[[Json], bool] = lambda _input: False,
         webhooks: Webhooks | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = LIMITS,
         clock: Clock = time.monotonic,
         later: Later | None = None,
     ) -> None:
@@ -109,10 +55,10 @@ class LocalJobs:
         self._limits = limits
         self._clock = clock
         self._later = later or asyncio.get_running_loop().call_later
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, LocalJob] = {}
         self._slots = asyncio.Semaphore(concurrency)
         self._ready = asyncio.Event()
-        self._why_closed = ""
+        self._why_closed: WorkerError | None = None
         self._closed_at = 0.0
 
     # For the server ------------------------------------------------------------------------------
@@ -125,7 +71,7 @@ class LocalJobs:
     @property
     def is_ending(self) -> bool:
         """Whether no more jobs are taken."""
-        return bool(self._why_closed)
+        return self._why_closed is not None
 
     def begin(self) -> None:
         """The engine is ready: run the jobs."""
@@ -143,7 +89,7 @@ class LocalJobs:
             found.output = dict(report)
             self._tell(found)
 
-    async def end(self, reason: str, grace: float) -> None:
+    async def end(self, reason: WorkerError, grace: float) -> None:
         """Take no more jobs and end those that wait, with this reason.
 
         Those that run may end within `grace` seconds; then they fail with the reason, too.
@@ -175,19 +121,19 @@ class LocalJobs:
     async def submit(self, request: Mapping[str, Any]) -> JobState:
         """Queue a job."""
         self._check_open()
-        job = _Job(
+        job = LocalJob(
             request,
             read_policy(request),
             self._webhooks.check(request.get("webhook")),
             self._clock(),
             self._limits.kept_seconds,
-            size=_characters(request),
+            size=characters(request),
         )
         self._check_room(job.size)
         self._forget_old()
         self._jobs[job.id] = job
         self._queue(job)
-        return self._state_of(job)
+        return job.state(self._clock())
 
     async def state(self, job_id: str) -> JobState:
         """The job now."""
@@ -228,10 +174,10 @@ class LocalJobs:
         self.retried += 1
         job.status, job.output, job.error = "IN_QUEUE", None, None
         job.came, job.began, job.ended = self._clock(), None, None
-        job.size, job.kept = _characters(job.request), self._limits.kept_seconds
+        job.size, job.kept = characters(job.request), self._limits.kept_seconds
         job.read = asyncio.Event()
         self._queue(job)
-        return self._state_of(job)
+        return job.state(self._clock())
 
     def answered(self, job_id: str) -> None:
         """A waiting request got the job's end: its answer is kept only for a short time."""
@@ -264,12 +210,12 @@ class LocalJobs:
 
     # One job -------------------------------------------------------------------------------------
 
-    def _queue(self, job: _Job) -> None:
+    def _queue(self, job: LocalJob) -> None:
         if job.policy.ttl is not None:
             job.timers.append(self._later(job.policy.ttl, lambda: self._outlived(job)))
         job.work = asyncio.create_task(self._run(job))
 
-    async def _run(self, job: _Job) -> None:
+    async def _run(self, job: LocalJob) -> None:
         await self._ready.wait()
         if self._is_quick(job.request.get("input")):
             await self._work(job)
@@ -277,7 +223,7 @@ class LocalJobs:
         async with self._slots:
             await self._work(job)
 
-    async def _work(self, job: _Job) -> None:
+    async def _work(self, job: LocalJob) -> None:
         if job.status != "IN_QUEUE" or self.retiring.is_set():
             return
         job.status, job.began = "IN_PROGRESS", self._clock()
@@ -297,25 +243,27 @@ class LocalJobs:
         if body.get("stopPod"):
             self.retiring.set()
 
-    def _took_too_long(self, job: _Job) -> None:
-        most = f"{job.policy.execution:g} s"
-        self._abort(job, "TIMED_OUT", f"The job took longer than its executionTimeout, {most}.")
+    def _took_too_long(self, job: LocalJob) -> None:
+        name, seconds = "policy.executionTimeout", f"{job.policy.execution:g} s"
+        problem = JobTimeout(f"the job took longer than {name}, {seconds}.", hint=f"Raise {name}.")
+        self._abort(job, "TIMED_OUT", problem)
 
-    def _outlived(self, job: _Job) -> None:
+    def _outlived(self, job: LocalJob) -> None:
         """RunPod deletes a job whose ttl has ended, whatever its state."""
-        self._abort(job, "TIMED_OUT", f"The job's ttl of {job.policy.ttl:g} s has ended.")
+        problem = JobTimeout(f"policy.ttl, {job.policy.ttl:g} s, has passed.", hint="Raise it.")
+        self._abort(job, "TIMED_OUT", problem)
         self._jobs.pop(job.id, None)
 
-    def _abort(self, job: _Job, status: str, error: str | None) -> None:
+    def _abort(self, job: LocalJob, status: str, reason: WorkerError | None) -> None:
         """End a job that waits or runs without the handler's answer."""
         if job.status in FINAL:
             return
-        output = None if error is None else {"message": error, "detail": error}
-        self._close(job, status, output, error)
+        body = short_error(reason, {}) if reason else {}
+        self._close(job, status, body.get("output"), body.get("error"))
         if job.work:
             job.work.cancel()
 
-    def _close(self, job: _Job, status: str, output: Json, error: str | None) -> None:
+    def _close(self, job: LocalJob, status: str, output: Json, error: str | None) -> None:
         if job.status in FINAL:
             return
         job.status, job.output, job.error, job.ended = status, output, error, self._clock()
@@ -324,15 +272,15 @@ class LocalJobs:
         job.timers.clear()
         if status in {"COMPLETED", "CANCELLED"}:
             job.request = {}  # it cannot be retried
-        job.size = _characters(job.request) + _characters(output)
+        job.size = characters(job.request) + characters(output)
         self.ended[status] += 1
         self._tell(job)
         if job.webhook:
             job.read.set()
-            self._webhooks.send(job.webhook, self._state_of(job).as_json())
+            self._webhooks.send(job.webhook, job.state(self._clock()).as_json())
 
     @staticmethod
-    def _tell(job: _Job) -> None:
+    def _tell(job: LocalJob) -> None:
         """Wake all followers of the job."""
         job.changed.set()
         job.changed = asyncio.Event()
@@ -340,8 +288,8 @@ class LocalJobs:
     # All jobs ------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if self.is_ending:
-            raise NotTaking(self._why_closed, retry_after=30)
+        if self._why_closed:
+            raise NotTaking(str(self._why_closed), retry_after=30)
 
     def _check_room(self, size: int) -> None:
         waiting, limits = self._waiting(), self._limits
@@ -352,7 +300,7 @@ class LocalJobs:
                 f"{len(waiting)} jobs wait already: send the job again later.", retry_after=30
             )
 
-    def _find(self, job_id: str) -> _Job:
+    def _find(self, job_id: str) -> LocalJob:
         self._forget_old()
         if job_id not in self._jobs:
             minutes = round(self._limits.kept_seconds / 60)
@@ -362,7 +310,7 @@ class LocalJobs:
             )
         return self._jobs[job_id]
 
-    def _waiting(self) -> list[_Job]:
+    def _waiting(self) -> list[LocalJob]:
         return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
 
     def _forget_old(self) -> None:
@@ -373,37 +321,12 @@ class LocalJobs:
             if is_old or room < 0 or number > self._limits.kept:
                 del self._jobs[job.id]
 
-    def _ended(self) -> list[_Job]:
+    def _ended(self) -> list[LocalJob]:
         ended = [job for job in self._jobs.values() if job.ended is not None]
         return sorted(ended, key=lambda job: job.ended or 0)
 
-    def _shown(self, job: _Job) -> JobState:
+    def _shown(self, job: LocalJob) -> JobState:
         """The job for its client, who has read its answer then."""
         if job.status in FINAL:
             job.read.set()
-        return self._state_of(job)
-
-    def _state_of(self, job: _Job) -> JobState:
-        now = self._clock() if job.ended is None else job.ended
-        return JobState(
-            id=job.id,
-            status=job.status,
-            output=job.output,
-            error=job.error,
-            delay_ms=round(((now if job.began is None else job.began) - job.came) * 1000),
-            execution_ms=round((now - job.began) * 1000) if job.began is not None else None,
-            worker_id="local",
-        )
-
-
-def _characters(value: Json) -> int:
-    """About the memory of a JSON value; not recursive, because a request decides its depth."""
-    total, rest = 0, [value]
-    while rest:
-        one = rest.pop()
-        total += len(one) if isinstance(one, str) else 8
-        if isinstance(one, Mapping):
-            rest += one.values()
-        elif isinstance(one, list | tuple):
-            rest += one
-    return total
+        return job.state(self._clock())

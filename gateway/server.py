@@ -18,26 +18,29 @@ from starlette.routing import Route
 from gateway.app import build
 from gateway.connections import LIMITS, ConnectionLimits, Server, server
 from gateway.guard import Access
+from gateway.http.listen import listen
 from gateway.local.metrics import Metrics
 from gateway.local.place import Place
 from gateway.local_jobs import LocalJobs
+from worker.errors import WorkerEnding, WorkerError
 
 logger = logging.getLogger(__name__)
 
-EXIT_REPLACE = 75  # EX_TEMPFAIL of sysexits.h: start this worker again
+EXIT_PORT_TAKEN = 71  # EX_OSERR of sysexits.h, as in start.sh
+EXIT_REPLACE = 75  # EX_TEMPFAIL: start this worker again
 
 
 class Ending(NamedTuple):
     """Why the process ends."""
 
     status: int
-    reason: str
+    reason: WorkerError
 
 
 Boot = Callable[[], Ending | None]
 
-_STOPPED = Ending(0, "This worker is shutting down: send the job again.")
-_REPLACED = Ending(EXIT_REPLACE, "This worker is being replaced: send the job again.")
+_STOPPED = Ending(0, WorkerEnding("this worker is shutting down."))
+_REPLACED = Ending(EXIT_REPLACE, WorkerEnding("this worker is being replaced."))
 
 
 async def serve(
@@ -58,13 +61,22 @@ async def serve(
     ping = Route("/ping", _ping(jobs))
     app = build(jobs, access, (ping, metrics.route()))
     app.state.longest_request = place.longest_request
-    servers = [server(app, place.host, place.port, limits)]
+    ports = {place.port: app}
     if place.health_port is not None:
-        servers.append(server(Starlette(routes=[ping]), place.host, place.health_port))
+        ports[place.health_port] = Starlette(routes=[ping])
+    try:
+        listening = [listen(place.host, port) for port in ports]
+    except OSError as error:
+        logger.error("%s cannot be listened on: %s", place.host, error.strerror)  # noqa: TRY400
+        return EXIT_PORT_TAKEN
+    servers = [server(one, place.host, port, limits) for port, one in ports.items()]
     logger.info("listening on http://%s:%d", place.host, place.port)
-    running = [asyncio.ensure_future(one.serve()) for one in servers]
+    running = [
+        asyncio.ensure_future(one.serve(sockets=sockets))
+        for one, sockets in zip(servers, listening, strict=True)
+    ]
     ending = await _first(_signal(), _boot(jobs, boot), _retired(jobs), _stopped(running))
-    logger.info("%s %d jobs run", ending.reason, (await jobs.health())["jobs"]["inProgress"])
+    logger.info("%s Running jobs: %d", ending.reason, (await jobs.health())["jobs"]["inProgress"])
     await jobs.end(ending.reason, place.grace)
     await jobs.read(place.patience)
     await _close(servers, running)
@@ -129,9 +141,9 @@ async def _retired(jobs: LocalJobs) -> Ending:
 
 
 async def _stopped(running: Sequence[asyncio.Future[None]]) -> Ending:
-    """A server that ends by itself, for example because its port is taken."""
+    """A server that ends by itself; that is a fault."""
     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    return Ending(1, "The HTTP server has stopped.")
+    return Ending(1, WorkerEnding("its HTTP server has stopped."))
 
 
 async def _close(servers: Sequence[Server], running: Sequence[asyncio.Future[None]]) -> None:

@@ -33,6 +33,7 @@ def test_a_failure_has_a_text_and_facts():
         "error": "INVALID_INPUT: steps = 0. Use 1.",
         "message": "Failed to process inference request",
         "code": "INVALID_INPUT",
+        "detail": "INVALID_INPUT: steps = 0. Use 1.",
         "field": "steps",
         "near": None,
         "refresh_worker": True,

@@ -246,3 +246,31 @@ def test_models_that_are_ready_after_their_job_ended_are_released_and_listed(end
         if end == "late"
         else isinstance(answer, asyncio.CancelledError)
     )
+
+
+# Who may use the HTTP server ----------------------------------------------------------------------
+
+LOGIN = {"GATEWAY_LOGIN": "ann:fox:hole", "GATEWAY_TOKEN": "token-1", "GATEWAY_HOSTS": "my.example"}
+OF_RUNPOD = {"RUNPOD_POD_ID": "pod", "RUNPOD_ENDPOINT_ID": "endpoint"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "host", "warns"),
+    [
+        ({}, "localhost", False),
+        ({}, "0.0.0.0", True),
+        ({}, "::", True),
+        (LOGIN, "0.0.0.0", False),
+        (OF_RUNPOD, "0.0.0.0", False),
+    ],
+)
+def test_an_open_server_without_a_login_is_warned_about(environ, host, warns, caplog):
+    access = handler.access_of(Settings.from_environ(environ), host)
+    assert ("publish its port on 127.0.0.1" in caplog.text) == warns
+    assert (access.needs_login, access.any_host) == (environ is LOGIN, environ is OF_RUNPOD)
+
+
+def test_the_settings_reach_the_server():
+    access = handler.access_of(Settings.from_environ(LOGIN), "0.0.0.0")
+    assert (access.login, access.token) == ("ann:fox:hole", "token-1")
+    assert access.hosts == ("my.example",)

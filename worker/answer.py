@@ -21,6 +21,9 @@ Absent = SkipJsonSchema[None]  # `int | Absent = left_out(...)`: the key is left
 FAILED = "Failed to process inference request"
 
 
+ABOUT_NOTES = "What was read as what in a job with the form of another worker."
+
+
 def left_out(description: str) -> Any:  # noqa: ANN401 - like pydantic's Field
     """A field that is left out of the JSON where it is None."""
 
@@ -57,6 +60,10 @@ class Failure(Answer):
     error: str = Field(description="`<CODE>: what happened. What to do.`; RunPod reports FAILED.")
     message: Literal["Failed to process inference request"] = Field(description="Always this text.")
     code: str = Field(description="The error's code, for programs; docs/errors.md lists them.")
+    detail: str = Field(
+        description="The same text as `error`: clients that show only a job's `output` have it."
+    )
+    warnings: list[str] | Absent = left_out(ABOUT_NOTES)
 
 
 def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:
@@ -65,6 +72,7 @@ def failure(error: WorkerError, *, retire: bool = False) -> dict[str, Any]:
         "error": str(error),
         "message": FAILED,
         "code": error.code,
+        "detail": str(error),
         **error.details,
     }
     return to_json(Failure.model_construct(**facts), retire=retire)

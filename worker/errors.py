@@ -50,6 +50,7 @@
     ├── BatchFailed
     ├── JobTimeout
     ├── ResultRefused
+    ├── WorkerEnding
     └── InternalError
 
 The caller reads `<code>: <message> <hint>`. Codes never change; messages may. docs/errors.md is
@@ -407,6 +408,13 @@ class ResultRefused(WorkerError):
     default_hint = (
         "Ask for fewer or smaller pictures: RunPod accepts 10 MB for /run, 20 MB for /runsync."
     )
+
+
+class WorkerEnding(WorkerError):
+    """The worker that serves HTTP ends: it takes no job, and this one has not ended in time."""
+
+    code = "WORKER_ENDING"
+    default_hint = "Send the job again."
 
 
 class InternalError(WorkerError):

@@ -66,6 +66,15 @@ def _redacted(text: str, *, is_cut: bool) -> str:
     )
 
 
+def without_secrets(value: object) -> object:
+    """A JSON value without the parts of URLs that may be secret; its texts must be short."""
+    if isinstance(value, str):
+        return _redacted(value, is_cut=False)
+    if isinstance(value, Mapping):
+        return {name: without_secrets(one) for name, one in value.items()}
+    return [without_secrets(one) for one in value] if isinstance(value, list) else value
+
+
 def _short_container(value: Mapping[object, object] | Sequence[object], levels: int) -> str:
     opening, closing = "{}" if isinstance(value, Mapping) else "[]"
     if not levels and value:

@@ -107,6 +107,14 @@ def is_private_name(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach a server that listens there."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def _check_form(scope: Scope, headers: Headers, access: Access) -> None:
     if scope["method"] not in _METHODS:
         allowed = ", ".join(_METHODS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.http.head import is_loopback
 from gateway.jobs import BadRequest
 from worker.errors import ModelHostFailed, ModelUrlRefused
 from worker.http.client import HttpLimits, SafeHttpClient
@@ -50,6 +50,7 @@ class Webhooks:
     Args:
         trusted_hosts: `host[:port]` that may use http and private addresses.
         allow_loopback: whether webhooks may reach loopback addresses over http.
+        own_ports: ports of the engine and of this server, which they never reach there.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Webhooks:
         trusted_hosts: Collection[str] = (),
         *,
         allow_loopback: bool = False,
+        own_ports: Collection[int] = (),
         limits: WebhookLimits = WebhookLimits(),
     ) -> None:
         self._trusted = set(trusted_hosts)
         self._allow_loopback = allow_loopback
+        self._own_ports = own_ports
         self._limits = limits
         self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="webhook")
         self._sending: set[asyncio.Task[None]] = set()
@@ -123,14 +126,8 @@ class Webhooks:
     def _client(self, url: str) -> SafeHttpClient:
         trusted = set(self._trusted)
         parts = parsed(url)
-        if self._allow_loopback and is_loopback(parts.host or ""):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        is_allowed = self._allow_loopback and port not in self._own_ports
+        if is_allowed and is_loopback(parts.host or ""):
             trusted.add(parts.netloc or "")
         return SafeHttpClient(trusted, limits=HttpLimits(connect_timeout=5.0, read_timeout=10.0))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address means this machine only."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -164,7 +164,7 @@ class Container:
 
 
 class LocalApi:
-    """RunPod's local API in a container, and the engine's beside it."""
+    """The worker behind HTTP in a container, and the engine's API beside it."""
 
     def __init__(self, container: Container, timeout: float, **environ: object) -> None:
         self.container = container
@@ -174,7 +174,6 @@ class LocalApi:
             *("--rp_serve_api", "--rp_api_host", "127.0.0.1"),
             *("--rp_api_port", self.url.rpartition(":")[2]),
             WEBUI_URL=self.engine,
-            RESULT_LIMIT_MB=0,
             **environ,
         )
         deadline = time.monotonic() + timeout
@@ -196,7 +195,7 @@ class LocalApi:
 
 def _answers(url: str) -> bool:
     try:
-        return requests.get(url, timeout=5).ok
+        return requests.get(f"{url}/ping", timeout=5).ok
     except requests.ConnectionError:
         return False
 

@@ -79,7 +79,7 @@ def test_the_real_a1111_does_a_job(image, new_container, checkpoint):
     assert checks.picture(output).size == (64, 64)
     assert output["models"][0]["name"] == "random-sd1"
     assert checks.check_health(container, WEBUI_URL=api.engine).returncode == 0
-    assert container.stop() == 143  # the local API's server ends by the signal
+    assert container.stop() == 0
     log = container.text()
     print(log)
     assert "no libtcmalloc" not in log

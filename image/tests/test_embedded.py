@@ -33,7 +33,7 @@ def test_a_job_is_done_and_sigterm_ends_it_cleanly(image, new_container):
     assert output["models"][0]["name"] == "demo-shapes"
     assert checks.check_health(container, WEBUI_URL=api.engine).returncode == 0
 
-    assert container.stop() == 143  # the local API's server ends by the signal, after its jobs
+    assert container.stop() == 0  # after its jobs
     health = checks.check_health(container, WEBUI_URL=api.engine)
     assert health.returncode == 1, health.stdout
     print(container.text())

@@ -82,13 +82,15 @@ def test_what_cannot_be_written_leaves_no_part_and_can_be_fetched_again(endpoint
     assert (status, out.split()) == (0, ["other/a-red-fox-42.png", "other/a-red-fox-43.png"])
 
 
-def test_the_pictures_of_a_batch_are_all_saved(endpoint, client):
-    results = [drawn(picture())["output"], {"error": "INVALID_INPUT: no."}]
+def test_the_pictures_of_a_batch_are_all_saved_and_its_failures_named(endpoint, client):
+    results = [drawn(picture())["output"], {"error": "INVALID_INPUT: no."}, None]
     results += [drawn(picture("webp"), picture("jpeg"))["output"]]
     endpoint.states = lambda _: [completed(results=results, failed=1)]
     job = b'{"input": {"task": "batch", "inputs": [{}]}}'
-    status, out, _ = client("--job", "-", "--out", "all/", stdin=job)
-    assert (status, len(out.split()), len(client.files())) == (0, 3, 3)
+    status, out, err = client("--job", "-", "--out", "all/", "--quiet", stdin=job)
+    names = ["a-red-fox-42.png", "a-red-fox-42.webp", "a-red-fox-43.jpg"]
+    assert (status, err) == (0, "failed   INVALID_INPUT: no.\n")
+    assert out.split() == [f"all/{name}" for name in names] == client.files()
 
 
 @given(prompt=st.text(max_size=300), seed=st.none() | st.integers())

@@ -85,14 +85,14 @@ def served(
 
 @contextmanager
 def served_endpoint(
-    runpod: RunPodEndpoint, access: Access = LOCAL, **how: object
+    runpod: RunPodEndpoint | str, access: Access = LOCAL, **how: object
 ) -> Iterator[Served]:
-    """The gateway in front of this endpoint of RunPod."""
+    """The gateway in front of this endpoint of RunPod, or of that at a URL."""
 
     @asynccontextmanager
     async def make() -> AsyncIterator[ASGIApp]:
-        address = Address(f"{runpod.url}/v2/{ENDPOINT}", KEY)
-        endpoint = Endpoint(address, QUICK, HttpLimits(first_pause=0.01))
+        url = runpod if isinstance(runpod, str) else f"{runpod.url}/v2/{ENDPOINT}"
+        endpoint = Endpoint(Address(url, KEY), QUICK, HttpLimits(first_pause=0.01))
         yield build(endpoint, access)
         await endpoint.close()
 

@@ -31,6 +31,7 @@ from gateway.local.place import Place  # noqa: E402
 from gateway.local.webhooks import WebhookLimits, Webhooks  # noqa: E402
 from gateway.local_jobs import LocalJobs  # noqa: E402
 from gateway.server import Ending, serve  # noqa: E402
+from worker.errors import EngineNotReady  # noqa: E402
 from worker.service.counters import Counters  # noqa: E402
 
 Answer = dict[str, Any]
@@ -70,7 +71,7 @@ def boot() -> Ending | None:
     *fails, file = os.environ.get("BOOT", "").split("fails after ")
     while file and not Path(file).exists():
         time.sleep(0.01)
-    return Ending(69, "ENGINE_NOT_READY: no picture within 1 s.") if fails else None
+    return Ending(69, EngineNotReady("no picture within 1 s.")) if fails else None
 
 
 async def main(place: Place, access: Access) -> int:

@@ -5,9 +5,9 @@
         job_id = plane.submit({"prompt": "a fox"})
         assert plane.wait(job_id, timeout=30)["status"] == "COMPLETED"
 
-It speaks the worker's half of the API (job-take, job-done, job-stop, ping); the client's half is
-its methods. What happens behind RunPod's routes is not public; this is a model of it, after
-RunPod's documents and the SDK's code.
+It speaks the worker's half of the API (job-take, job-done, job-stop, ping), and the client's half:
+as routes (`client_url`) and as its methods. What happens behind RunPod's routes is not public; this
+is a model of it, after RunPod's documents and the SDK's code.
 """
 
 import asyncio
@@ -39,6 +39,7 @@ class Job:
     worker: str | None = None
     output: Any = None
     error: Any = None
+    is_streamed: bool = False
 
     def public(self) -> dict[str, Any]:
         """The job as the client API shows it."""
@@ -105,6 +106,7 @@ class RunPodPlane:
         polls |= {"job-take": self._take, "job-take-batch": self._take}
         app.add_routes([web.get(f"{base}/{name}/{{worker}}", polls[name]) for name in polls])
         app.add_routes([web.post(base + "/job-done/{worker}/{job}", self._done)])
+        app.add_routes(self._client_routes(base))
         # A worker that closes its poll must not be sent a job, so its handler is cancelled.
         self._runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
@@ -113,7 +115,74 @@ class RunPodPlane:
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.port = self._runner.addresses[0][1]
 
+    # The client's half of the API.
+
+    def _client_routes(self, base: str) -> list[web.RouteDef]:
+        return [
+            web.post(f"{base}/run", self._run),
+            web.post(f"{base}/runsync", self._run_sync),
+            web.get(base + "/status/{job}", self._status),
+            web.get(base + "/status-sync/{job}", self._status_sync),
+            web.get(base + "/stream/{job}", self._stream),
+            web.post(base + "/cancel/{job}", self._cancel),
+            web.post(f"{base}/purge-queue", self._purge),
+            web.get(f"{base}/health", self._health),
+        ]
+
+    async def _run(self, request: web.Request) -> web.Response:
+        return web.json_response((await self._add(await request.json())).public())
+
+    async def _run_sync(self, request: web.Request) -> web.Response:
+        return await self._when_over(await self._add(await request.json()))
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.json_response(self._job_of(request).public())
+
+    async def _status_sync(self, request: web.Request) -> web.Response:
+        return await self._when_over(self._job_of(request))
+
+    async def _stream(self, request: web.Request) -> web.Response:
+        """This worker's jobs yield nothing, so it is their output, once."""
+        job = self._job_of(request)
+        await self._when_over(job)
+        chunks = [] if job.is_streamed or job.status not in FINAL else [{"output": job.output}]
+        job.is_streamed |= bool(chunks)
+        return web.json_response({"status": job.status, "stream": chunks})
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        job = self._job_of(request)
+        await self._end(job, "CANCELLED")
+        return web.json_response({"id": job.id, "status": job.status})
+
+    async def _purge(self, _request: web.Request) -> web.Response:
+        waiting = [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
+        for job in waiting:
+            await self._end(job, "CANCELLED")
+        return web.json_response({"removed": len(waiting), "status": "completed"})
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        states = [job.status for job in self._jobs.values()]
+        names = {"completed": "COMPLETED", "failed": "FAILED", "inQueue": "IN_QUEUE"}
+        jobs = {name: states.count(status) for name, status in names.items()}
+        workers = {"idle": 1, "initializing": 0, "ready": 1, "running": 0, "throttled": 0}
+        jobs |= {"inProgress": states.count("IN_PROGRESS"), "retried": 0}
+        return web.json_response({"jobs": jobs, "workers": workers})
+
+    def _job_of(self, request: web.Request) -> Job:
+        if request.match_info["job"] not in self._jobs:
+            raise web.HTTPNotFound
+        return self._jobs[request.match_info["job"]]
+
+    async def _when_over(self, job: Job) -> web.Response:
+        await self._hold_until(lambda: job.status in FINAL)
+        return web.json_response(job.public())
+
     # For tests.
+
+    @property
+    def client_url(self) -> str:
+        """The base URL for RunPod's clients; the endpoint is `ep0`."""
+        return self.url.removesuffix("/ep0")
 
     @property
     def url(self) -> str:

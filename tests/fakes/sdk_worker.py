@@ -3,7 +3,8 @@
 As a program it is the worker; `running_sdk_worker` starts it for a test or a benchmark.
 
 What a job's input may hold: `seconds` to work, `until` a file exists, `hang` to block the event
-loop, `progress` for that many reports before the result, `echo` for what it holds.
+loop, `error` to fail with that text, `progress` for that many reports before the result, `echo` for
+what it holds.
 """
 
 import asyncio
@@ -41,6 +42,8 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     finally:
         with Path(os.environ["TIMES"]).open("a") as times:  # noqa: ASYNC230
             times.write(f"{job['id']} {began} {time.monotonic()}\n")
+    if "error" in wanted:
+        return {"error": wanted["error"], "detail": wanted["error"], "code": "INVALID_INPUT"}
     for number in range(wanted.get("progress", 0)):
         await runpod_sdk.post_progress(job, number)
     return {"echo": wanted.get("echo")}

@@ -111,6 +111,7 @@ def test_the_file_keeps_the_lists_for_the_next_start_and_only_for_this_user(stor
         file = world.folder / "kept/lists.json"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert await world.start().lists() == known
+        world.back.sleeps = True  # it is not started for a look
         for content in ("", "[]", '{"time": 1}', '{"time": "x"}', "[" * 100_000, "\x00"):
             file.write_text(content)
             assert (await world.start().lists(may_start=False)).models == ()

@@ -243,8 +243,9 @@ def test_health_tells_whether_a_worker_is_awake_and_purge_how_many_jobs_went(run
         await submit(endpoint)
         return await endpoint.is_awake(), await endpoint.purge(), await endpoint.health()
 
+    runpod.health["workers"] = {"running": 1, "idle": 0}
     assert use(runpod, work)[0] == (True, 1, runpod.health)
-    runpod.health["workers"] |= {"idle": 0, "ready": 0}
+    runpod.health["workers"] = {"running": 0, "idle": 3, "ready": 3}
     assert use(runpod, work)[0][0] is False
     runpod.health["workers"] = None
     assert use(runpod, work)[0][0] is False

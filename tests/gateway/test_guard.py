@@ -82,6 +82,13 @@ def of_other_page(*headers):
 REFUSED = [
     # Another site's name that leads to this machine
     *[(421, {"host": name}) for name in ("evil.com", "localhost.evil.com", "127.0.0.1.nip.io")],
+    (
+        421,  # the page was loaded under this name, so the browser takes it for the same origin
+        {
+            "host": "evil.com:{port}",
+            "headers": [("Origin", "http://evil.com:{port}"), ("Sec-Fetch-Site", "same-origin")],
+        },
+    ),
     *[(400, {"host": name}) for name in ("", "a@localhost", "localhost/x", "[::1", "localhost:x")],
     (400, {"host": None}),
     (400, {"headers": [("Host", "localhost")]}),

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from gateway.jobs import NoSuchJob, TooManyJobs
-from gateway.local_jobs import Limits, LocalJobs
+from gateway.local.job import Limits
+from gateway.local_jobs import LocalJobs
 
 
 class Clock:
@@ -141,8 +142,8 @@ def test_execution_timeout_counts_from_the_start_and_cancels_the_work():
         await clock.advance(0.1)
         state = await jobs.state(job)
         assert state.status == "TIMED_OUT"
-        assert state.error == "The job took longer than its executionTimeout, 5 s."
-        assert state.output["detail"] == state.error
+        assert state.error.startswith("JOB_TIMEOUT: the job took longer than policy.executionTi")
+        assert state.output["code"] == "JOB_TIMEOUT"
         assert handled.cancelled == [2]
         await submit(jobs, 3)
         assert handled.inputs == [1, 2, 3]

@@ -8,6 +8,8 @@ import requests
 from fakes.a1111.process import free_port, wait_until
 from fakes.gateway_worker import running_gateway_worker
 
+ENDING = "WORKER_ENDING: this worker is shutting down. Send the job again."
+
 
 class Call(threading.Thread):
     """A request that waits for its answer in a thread."""
@@ -52,9 +54,7 @@ def test_a_signal_ends_the_wait_for_the_engine_and_each_waiting_job_gets_the_rea
         worker.stop()
         answers = [call.result() for call in calls]
         assert {answer["status"] for answer in answers} == {"FAILED"}
-        assert {answer["error"] for answer in answers} == {
-            "This worker is shutting down: send the job again."
-        }
+        assert {answer["error"] for answer in answers} == {ENDING}
         assert worker.end() == 0
 
 
@@ -75,7 +75,7 @@ def test_sigterm_ends_running_jobs_with_their_answers_and_waiting_ones_with_the_
         waits, polled = Call(worker, {"echo": "waits"}), worker.run({"echo": "polled"})
         wait_until(lambda: queue_lengths(worker) == (1, 2), "the jobs in the queue")
         worker.stop()
-        assert waits.result()["error"] == "This worker is shutting down: send the job again."
+        assert waits.result()["error"] == ENDING
         assert worker.status(polled)["status"] == "FAILED"
         refused = worker.post("/run", {"input": {}})
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "30")
@@ -104,7 +104,7 @@ def test_a_job_that_outlasts_the_grace_fails_with_the_reason(tmp_path):
         call = Call(worker, {"echo": "long", "until": str(worker.go)})
         worker.wait_for('began "long"')
         worker.stop()
-        assert call.result()["error"] == "This worker is shutting down: send the job again."
+        assert call.result()["error"] == ENDING
         assert worker.end() == 0
         assert 'cancelled "long"' in worker.events()
 
@@ -117,7 +117,7 @@ def test_an_answer_that_retires_the_worker_is_delivered_and_ends_it_with_75(tmp_
         wait_until(lambda: queue_lengths(worker) == (1, 1), "the next job in the queue")
         worker.go.touch()
         assert last.result()["output"]["echo"] == "last"
-        assert next_one.result()["error"] == "This worker is being replaced: send the job again."
+        assert next_one.result()["error"] == ENDING.replace("shutting down", "being replaced")
         assert worker.end() == 75
 
 

@@ -86,7 +86,7 @@ REFUSED = [
     ({"stepz": 5}, "did you mean `steps`?"),
     ({"Prompt": "x"}, "did you mean `prompt`?"),
     ({"ckpt_name": "x"}, "did you mean `checkpoint`?"),
-    ({"lora_strength": 1}, "did you mean `loras`?"),
+    ({"lora_strength": 1}, "lora_strength belongs to one of the LoRAs: send"),
     ({"xyzzy": 5}, "xyzzy is not a known field."),
     ({"s_noice_x": 5}, "s_noice_x is not a known field."),
     ({"a\n2026 INFO": 5}, r"'a\n2026 INFO' is not a known field."),

@@ -12,12 +12,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
+from http import HTTPStatus
 
 import pytest
 import requests
 from fakes.a1111.process import free_port, wait_until
 from fakes.hosts.bucket import s3_server
 
+import client
 from tests.project.test_docs import answer_keys
 from worker.config.settings import PROJECT
 
@@ -53,7 +56,8 @@ NOT_RUN = {
 }
 RUNS = [line for line in COMMANDS if line.startswith("make run")]
 CALLS = [line for line in COMMANDS if line.startswith("curl")]
-OTHERS = [line for line in COMMANDS if line not in {*RUNS, *CALLS, SERVE}]
+CLIENTS = [line for line in COMMANDS if line.startswith("python3 client.py")]
+OTHERS = [line for line in COMMANDS if line not in {*RUNS, *CALLS, *CLIENTS, SERVE}]
 
 
 def environment(folder):
@@ -71,7 +75,7 @@ def environment(folder):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """`make serve`: its environment, with the port of RunPod's local API as PORT."""
+    """`make serve`: its environment, with the port that it serves as PORT."""
     environ = environment(tmp_path_factory.mktemp("served")) | {"PORT": str(free_port())}
     with (
         s3_server() as bucket,
@@ -87,10 +91,11 @@ def served(tmp_path_factory):
         def answers():
             assert process.poll() is None
             with contextlib.suppress(requests.ConnectionError):
-                return requests.get(f"http://localhost:{environ['PORT']}", timeout=5).ok
+                url = f"http://localhost:{environ['PORT']}/ping"
+                return requests.get(url, timeout=5).status_code == HTTPStatus.OK
 
         try:
-            wait_until(answers, "the local API", TIMEOUT)
+            wait_until(answers, "the engine", TIMEOUT)
             yield environ
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -99,16 +104,16 @@ def served(tmp_path_factory):
 def run(line, environ, **more):
     command = ["bash", "-euo", "pipefail", "-c", line]
     options = {"cwd": PROJECT, "capture_output": True, "text": True, "timeout": TIMEOUT}
-    done = subprocess.run(command, env=environ, check=False, **options, **more)
+    done = subprocess.run(command, env=environ, check=False, **(options | more))
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done
 
 
 def job_of(line, environ):
-    """The job of a `make run` line, from the recipe's own script."""
-    makefile = 'include Makefile\nrun: .venv/.ready\n\t@.venv/bin/python -c "$$JOB"\n'
-    line = line.replace("make", "make -s -f -", 1)
-    return json.loads(run(line, environ, input=f"{makefile}.venv/.ready: ;\n").stdout)
+    """The job of a `make run` line, as the recipe would send it."""
+    line = line.replace("make", "make -s -f - RUN_FLAGS=--dry-run", 1)
+    makefile = "include Makefile\n.venv/.ready: ;\n"
+    return json.loads(run(line, environ, input=makefile).stdout)
 
 
 def test_make_run_draws_what_the_prompt_says(tmp_path):
@@ -135,18 +140,72 @@ def test_make_run_passes_its_variables_on_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize("line", CALLS)
-def test_calls_of_the_local_api_are_answered_as_documented(served, line, tmp_path):
+def test_calls_of_make_serve_are_answered_as_documented(served, line):
     engine = served["WEBUI_URL"].rpartition(":")[2]
     line = line.replace(":8000", f":{served['PORT']}").replace(":3000", f":{engine}")
-    if "docs/save.py" in line:
-        done = run(line.replace("save.py fox", f"save.py {tmp_path}/fox"), served)
-        assert done.stdout == f"{tmp_path}/fox-0.png\n"
-        assert (tmp_path / "fox-0.png").read_bytes().startswith(b"\x89PNG")
-        return
     answer = json.loads(run(line, served).stdout)
     assert "error" not in answer
     if "@test_input.json" in line:  # the first picture: only its answer has `startup`
         assert set(answer["output"]) == answer_keys()
+
+
+def test_the_commands_of_the_client_run_one_after_the_other(served, tmp_path_factory):
+    """In one folder, because a later command reads the picture of an earlier one."""
+    folder = tmp_path_factory.mktemp("client")
+    environ = served | {"RUNPOD_URL": f"http://localhost:{served['PORT']}"}
+    assert CLIENTS
+    for line in CLIENTS:
+        before = {*folder.rglob("*.*")}
+        done = run(line.replace("client.py", f"{PROJECT}/client.py"), environ, cwd=folder)
+        written = {str(file.relative_to(folder)) for file in {*folder.rglob("*.*")} - before}
+        assert bool(written) == ("--list" not in line and "--dry-run" not in line)
+        assert all(name in done.stdout for name in written)
+
+
+def blocks(page, language):
+    text = (PROJECT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+# Whole programs, in the languages of the pages that have them: each saves a picture.
+PROGRAM_PAGES = ("docs/quickstart.md", "docs/clients/python.md", "docs/clients/javascript.md")
+LANGUAGES = {"bash": ("sh", "bash"), "python": ("py", sys.executable), "js": ("mjs", "node")}
+PROGRAMS = [
+    pytest.param(language, program, id=f"{page.rpartition('/')[2]}-{language}-{number}")
+    for page in PROGRAM_PAGES
+    for language in LANGUAGES
+    for number, program in enumerate(blocks(page, language))
+]
+NODE_MODULES = PROJECT / "tests" / "clients" / "node" / "node_modules"
+
+
+@pytest.mark.parametrize(("language", "program"), PROGRAMS)
+def test_the_programs_in_the_documents_save_a_picture(served, language, program, tmp_path):
+    suffix, interpreter = LANGUAGES[language]
+    if language == "js":
+        packages = re.findall(r"^import .* from \"([\w-]+)\"", program, re.MULTILINE)
+        missing = [name for name in packages if not (NODE_MODULES / name).exists()]
+        if missing or not shutil.which("node"):
+            pytest.skip(f"needs node and {missing}: npm ci in tests/clients/node")
+        (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    file = tmp_path / f"program.{suffix}"
+    file.write_text(program.replace("7860", served["PORT"]))
+    here = f"http://localhost:{served['PORT']}"
+    account = {"RUNPOD_API_KEY": "any", "RUNPOD_ENDPOINT_ID": "any", "URL": here}
+    base = {"RUNPOD_ENDPOINT_BASE_URL": f"{here}/v2", "RUNPOD_BASE_URL": f"{here}/v2"}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | account | base
+    done = subprocess.run(
+        [interpreter, file],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pictures = [*tmp_path.glob("heart*.png")]
+    assert [picture.read_bytes()[:4] for picture in pictures] == [b"\x89PNG"]
 
 
 def reasons(job):
@@ -155,7 +214,7 @@ def reasons(job):
 
 @pytest.mark.parametrize("job", [job for job in JOBS if not reasons(job)])
 def test_the_jobs_in_the_documents_run_on_make_serve_as_printed(served, job):
-    url = f"http://localhost:{served['PORT']}/runsync"
+    url = f"http://localhost:{served['PORT']}/runsync?wait=300000"
     answer = requests.post(url, json=json.loads(job), timeout=TIMEOUT).json()
     assert answer["status"] == "COMPLETED", answer
     assert answer["output"].get("warnings", []) == []
@@ -169,7 +228,7 @@ def test_each_reason_for_a_job_that_is_not_run_is_needed():
 @pytest.mark.parametrize("line", [line for line in RUNS if line != DRAWN] + [None])
 def test_other_make_run_lines_are_jobs_that_complete_and_a_wrong_job_fails(served, line):
     body = job_of(line, served) if line else {"input": {"prompt": 5}}
-    url = f"http://localhost:{served['PORT']}/runsync"
+    url = f"http://localhost:{served['PORT']}/runsync?wait=300000"
     answer = requests.post(url, json=body, timeout=TIMEOUT).json()
     assert answer["status"] == ("COMPLETED" if line else "FAILED"), answer
     assert line or answer["error"].startswith("INVALID_INPUT: prompt = 5")
@@ -178,6 +237,12 @@ def test_other_make_run_lines_are_jobs_that_complete_and_a_wrong_job_fails(serve
 @pytest.mark.parametrize("line", OTHERS)
 def test_other_commands_run_as_printed(line, tmp_path):
     run(line, environment(tmp_path))
+
+
+def test_make_serve_and_the_client_start_the_same_worker():
+    makefile = (PROJECT / "Makefile").read_text()
+    exported = dict(re.findall(r"^serve: export (\w+) \?= (.+)$", makefile, re.MULTILINE))
+    assert {name: exported[name] for name in exported if name != "OUTPUT_DIR"} == client.START
 
 
 def test_the_readme_has_the_commands_that_people_need():

@@ -93,7 +93,7 @@ def test_the_schema_has_the_input_and_the_answer_of_every_task():
     assert (wanted["properties"]["task"]["const"], wanted["required"]) == ("rest", ["task"])
     assert numbers["required"] == ["numbers"]
     assert numbers["properties"]["refresh_worker"]["const"] is True
-    assert resolved(schema["failure"])["required"] == ["error", "message", "code"]
+    assert resolved(schema["failure"])["required"] == ["error", "message", "code", "detail"]
     assert "phase" in resolved(schema["progress"])["properties"]
     txt2img = document(TASKS)["$defs"]
     assert set(txt2img["Txt2ImgRequest"]["properties"]) == set(Txt2ImgRequest.model_fields)

@@ -7,7 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
+import requests
 from fakes.a1111.process import write_safetensors
+from fakes.hosts.bucket import s3_server
 from fakes.input_pictures import saved, scene
 from fakes.stub_engine import StubEngine, handler_with
 from hypothesis import given
@@ -195,6 +197,19 @@ def test_an_edit_draws_the_transparent_part_of_the_mask_anew(ask):
     _, whole = ask(body | {"model": "plain", "denoising_strength": 0.3}, "/v1/images/edits")
     assert (whole["width"], whole["height"], whole["denoising_strength"]) == (128, 128, 0.3)
     assert not whole.get("mask")
+
+
+def test_a_url_is_answered_if_there_is_a_bucket(tmp_path, catalog):
+    write_safetensors(tmp_path / "models/Stable-diffusion/base.safetensors")
+    body = {"prompt": "a fox", "response_format": "url", "output_format": "webp"}
+    job = {"openai_route": "/v1/images/generations", "openai_input": body}
+    with s3_server() as bucket:
+        built = handler_with(NotingEngine(catalog, tmp_path), tmp_path, **bucket.environ())
+        answer = asyncio.run(built({"id": "a", "input": job}))
+        picture = requests.get(answer["data"][0]["url"], timeout=30)
+    assert picture.content[8:12] == b"WEBP"
+    assert answer["data"][0].keys() == {"url"}
+    assert "size" not in answer
 
 
 def test_models_are_the_templates_and_checkpoints(ask):

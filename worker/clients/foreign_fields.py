@@ -132,27 +132,53 @@ HARMLESS_OPTIONS: dict[str, Harmless] = {
     "forge_additional_modules": Harmless(_FORGE, "it names no module", _is_no_module),
 }
 
-# Names that other APIs use for the same thing.
-_OTHER_NAMES = {
+# Names of other workers and libraries for the same value. A job may have them: they are read as
+# ours, see `worker.translation.diffusers_job`.
+_SAME_VALUE = {
     "steps": "num_inference_steps inference_steps sampling_steps",
-    "cfg_scale": "guidance_scale cfg guidance",
-    "batch_size": "num_images_per_prompt num_images num_outputs n",
+    "cfg_scale": "guidance_scale cfg",
+    "batch_size": "num_images_per_prompt num_images num_outputs",
     "n_iter": "batch_count",
     "sampler_name": "sampler",
-    "scheduler": "scheduler_name schedule_type",
-    "checkpoint": "model model_name sd_model sd_model_checkpoint ckpt ckpt_name checkpoint_name",
+    "checkpoint": "sd_model_checkpoint ckpt_name",
     "vae": "sd_vae vae_name",
     "clip_skip": "CLIP_stop_at_last_layers",
-    "wildcards": "dynamic_prompts",
-    "loras": "lora lora_weights lora_scale lora_strength lora_name",
     "negative_prompt": "negative",
-    "denoising_strength": "strength denoise",
+}
+SAME_VALUE = {other: name for name, others in _SAME_VALUE.items() for other in others.split()}
+
+# Names that can mean the same, or nearly: an error names ours.
+_OTHER_NAMES = {
+    "cfg_scale": "guidance",
+    "batch_size": "n",
+    "scheduler": "scheduler_name schedule_type",
+    "checkpoint": "model model_name sd_model checkpoint_name ckpt model_id",
+    "vae": "vae_model",
+    "wildcards": "dynamic_prompts",
+    "loras": "lora lora_weights lora_name lora_model lora_path lora_url",
+    "sampler_name": "sampler_id sampling_method",
+    "denoising_strength": "strength denoise prompt_strength",
     "enable_hr": "hires_fix",
     "hr_scale": "upscale_by",
-    "hr_upscaler": "upscaler",
 }
-FOREIGN_NAMES = {other: name for name, others in _OTHER_NAMES.items() for other in others.split()}
+FOREIGN_NAMES = SAME_VALUE | {
+    other: name for name, others in _OTHER_NAMES.items() for other in others.split()
+}
 
+_SECOND_ENCODER = (
+    "is for SDXL's second text encoder in diffusers, and A1111 gives both the same text:"
+    " leave it out"
+)
+_TENSORS = "is a tensor of diffusers: send the text in `prompt` and `negative_prompt`"
+_REFINER_OF_DIFFUSERS = (
+    "says where the refiner begins in diffusers: send `refiner_checkpoint` and `refiner_switch_at`"
+)
+_WEIGHT_OF_LORA = 'belongs to one of the LoRAs: send "loras": [{"name": "...", "scale": 0.8}]'
+_OWN_PARTS = "is loaded beside the checkpoint in ComfyUI; A1111 takes it from the `checkpoint`"
+_UPSCALER = (
+    'enlarges either in a second pass, with `enable_hr` and `hr_upscaler`, or in "task": "upscale",'
+    " with `upscaler_1`"
+)
 _BESIDE = "stands beside `input` in RunPod's request, not in it"
 _OPENAI = (
     "belongs to OpenAI's form of a job: send openai_route and openai_input without other fields"
@@ -174,6 +200,18 @@ INSTEAD: dict[str, str] = {
     "openai_input": _OPENAI,
     "s3Config": "is not used: the endpoint's BUCKET_... settings name the bucket, and a job asks"
     ' for it with "output": {"delivery": "s3"}',
+    **dict.fromkeys(("prompt_2", "negative_prompt_2"), _SECOND_ENCODER),
+    **dict.fromkeys(
+        (
+            *("prompt_embeds", "pooled_prompt_embeds", "latents"),
+            *("negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+        ),
+        _TENSORS,
+    ),
+    **dict.fromkeys(("denoising_start", "denoising_end"), _REFINER_OF_DIFFUSERS),
+    **dict.fromkeys(("lora_scale", "lora_strength", "loras_scale"), _WEIGHT_OF_LORA),
+    **dict.fromkeys(("clip_name", "unet_name"), _OWN_PARTS),
+    **dict.fromkeys(("upscaler", "upscale_model"), _UPSCALER),
     "webhook": _BESIDE,
     "policy": _BESIDE,
     "size": "is one text in other APIs: send the two numbers `width` and `height`",
@@ -212,8 +250,11 @@ INSTEAD |= dict.fromkeys(
 
 # Tasks --------------------------------------------------------------------------------------------
 
-_MODELS_LISTED = "the worker lets the engine read new model files by itself"
-_LOADED = "the worker lets the engine load the checkpoint that a job names"
+_MODELS_LISTED = "the worker lets the engine read new model files by itself: leave this job out"
+_LOADED = (
+    "the worker lets the engine load the checkpoint that a job names: leave this job out, and send"
+    " `checkpoint` in the jobs that draw"
+)
 _TRAINING = "this worker does not train models"
 _OPTIONS = "a job sends the options for its own picture in `override_settings`"
 _OPERATOR = "only the operator can change that, with the endpoint's settings"
@@ -249,9 +290,12 @@ TASKS_OF_OTHERS: dict[str, str] = {
     **dict.fromkeys(("train", "training", "train/embedding", "train/hypernetwork"), _TRAINING),
     **dict.fromkeys(("create/embedding", "create/hypernetwork", "preprocess"), _TRAINING),
     **dict.fromkeys(("dreambooth", "train-lora", "merge"), _TRAINING),
-    **dict.fromkeys(("cmd-flags", "extensions", "install-extension"), _OPERATOR),
+    **dict.fromkeys(("cmd-flags", "install-extension"), _OPERATOR),
+    "extensions": "the task `scripts` lists what the installed extensions run, and only the"
+    " operator installs them",
     **dict.fromkeys(("server-kill", "server-restart", "server-stop"), _OPERATOR),
-    "hypernetworks": "a prompt names a hypernetwork with a tag: <hypernet:name:1>",
+    "hypernetworks": "this worker does not list hypernetworks; a prompt names one with a tag:"
+    " <hypernet:name:1>",
     "face-restorers": "the task upscale restores faces with gfpgan_visibility or"
     " codeformer_visibility",
     "controlnet": "a txt2img or img2img job has ControlNet in `alwayson_scripts`, if it is"

@@ -90,6 +90,10 @@ class Templates:
             for key, one in self.get_templates().items()
         ]
 
+    def titles(self) -> dict[str, str]:
+        """Each display name and the name of its template in jobs."""
+        return {one.name: key for key, one in self.get_templates().items()}
+
     def get_all_unique_checkpoints(self) -> dict[Wanted, ModelReference]:
         """Each checkpoint once, even if templates name it in different ways."""
         return _unique("checkpoint", (one.checkpoint for one in self.get_templates().values()))

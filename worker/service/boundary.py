@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 from worker.answer import failure, to_json
 from worker.errors import InternalError, WorkerError
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
+from worker.translation.other_workers import understood
 
 log = logging.getLogger("worker.handler")
+
+
+def read(worker: Worker, job: Job) -> Job:
+    """The job with its input in our own form, where it has that of another worker.
+
+    Raises:
+        InvalidInput: the other form has no counterpart here.
+    """
+    found = understood(job.input, worker.templates.titles())
+    return replace(job, input=found.input, notes=found.notes)
 
 
 async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
@@ -19,6 +31,7 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     log.info("started")
     task: Task[Worker] | None = None
     try:
+        job = read(worker, job)
         task = worker.tasks.of(job.input)
         answer = await task(worker, job)
     except WorkerError as error:
@@ -32,7 +45,7 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
         log.exception("internal error %s", problem.details["id"])
         return _failed(task, job, problem)
     log.info("done %s", job.stopwatch.timings())
-    return to_json(answer, retire=bool(worker.engine.retiring))
+    return _noted(to_json(answer, retire=bool(worker.engine.retiring)), job)
 
 
 def _failed(
@@ -41,4 +54,10 @@ def _failed(
     """The error as the answer of this task; None: the job names no task that there is."""
     if task and task.failure:
         return to_json(task.failure(error, job), retire=retire)
-    return failure(error, retire=retire)
+    return _noted(failure(error, retire=retire), job)
+
+
+def _noted(answer: dict[str, Any], job: Job) -> dict[str, Any]:
+    """The answer with the job's notes; tasks with warnings of their own have them already."""
+    own = answer.get("warnings", list(job.notes))
+    return {**answer, "warnings": own} if job.notes else answer

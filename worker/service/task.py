@@ -25,6 +25,7 @@ from worker.service.progress import JobProgress
 from worker.shown import shown
 from worker.spelling import near_matches
 from worker.stopwatch import Stopwatch
+from worker.translation.other_workers import understood
 
 Worker = TypeVar("Worker")
 
@@ -38,13 +39,15 @@ class Job:
     """One job on its way through the worker.
 
     Attributes:
-        input: what the caller sent, unchecked.
+        input: what the caller sent, unchecked; in our own form once it is `understood`.
+        notes: warnings about what was read as what, for the answer.
     """
 
     id: str
     input: object
     stopwatch: Stopwatch
     progress: JobProgress
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class Tasks(Generic[Worker]):
 
     def _is_quick(self, job_input: object) -> bool:
         try:
-            return self.of(job_input).is_quick
+            return self.of(understood(job_input).input).is_quick
         except InvalidInput:
             return True  # it is refused at once
 

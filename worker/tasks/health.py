@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from worker.answer import Answer, AnswerPart
+from worker.answer import ABOUT_NOTES, Absent, Answer, AnswerPart, left_out
 from worker.service.parts import Worker
 from worker.service.report import WorkerHealth
 from worker.service.task import Job, Task
@@ -71,6 +71,7 @@ class Health(Answer):
     engine: EngineHealth = Field(description="The engine's process.")
     models: ModelsHealth = Field(description="The models of jobs, and the model store.")
     timings: dict[str, float] = Field(description="Seconds: `total`.")
+    warnings: list[str] | Absent = left_out(ABOUT_NOTES)
 
 
 async def run(worker: Worker, job: Job, _checked: object) -> Health:

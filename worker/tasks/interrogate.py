@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from worker.answer import Answer
+from worker.answer import ABOUT_NOTES, Absent, Answer, left_out
 from worker.errors import EngineFault, EngineModelMissing
 from worker.generation.answers import an_object, text
 from worker.generation.call import Call
@@ -43,6 +43,7 @@ class Caption(Answer):
         description="Seconds of each phase: `prepare` (read the picture), `queue` (wait for the"
         " engine), `generate`; and their `total`."
     )
+    warnings: list[str] | Absent = left_out(ABOUT_NOTES)
 
 
 async def run(worker: Worker, job: Job, wanted: InterrogateRequest) -> Caption:

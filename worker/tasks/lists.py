@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, create_model
 
-from worker.answer import Answer, AnswerPart
+from worker.answer import ABOUT_NOTES, Absent, Answer, AnswerPart, left_out
 from worker.errors import EngineError
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
@@ -285,6 +285,7 @@ def _task(
         name: (list[item], Field(description="The list.")),  # type: ignore[valid-type]
         "total": (int, Field(description="Number of items that match `search`.")),
         "timings": (dict[str, float], Field(description="Seconds: `total`.")),
+        "warnings": (list[str] | Absent, left_out(ABOUT_NOTES)),
     }
     title, about = name.title(), f"The answer of the task `{name}`."
     fields = create_model(f"{title}Request", __base__=ListRequest, **asked)

@@ -24,7 +24,6 @@ from worker.images.input_image import InputImage
 from worker.job import request
 from worker.job.image_fields import check_form
 from worker.job.model_fields import ABOUT_TASK, Strict
-from worker.job.reference import StoreName, parse_reference
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.shown import shown
@@ -152,18 +151,11 @@ def _served(worker: Worker) -> ServedModels:
     return ServedModels(templates, files)
 
 
-def _is_reference(text: str) -> bool:
-    try:
-        return not isinstance(parse_reference(text), StoreName)
-    except InvalidInput:
-        return False
-
-
 async def _job_input(worker: Worker, job: Job, asked: ImagesRequest) -> dict[str, Any]:
     """The input of the job that draws."""
     model: dict[str, str] = {}
     if asked.model:
-        model = (await asyncio.to_thread(_served, worker)).fields(asked.model, _is_reference)
+        model = (await asyncio.to_thread(_served, worker)).fields(asked.model)
     own = [name for name in ("template", "checkpoint") if not is_blank(asked.job.get(name))]
     if model and own:
         raise _refused(

@@ -201,7 +201,7 @@ async def _describe(
         models=used,
         cache_info=picture_result.cache_info(stats),
         timings=job.stopwatch.timings(),
-        warnings=list(ready.payload.warnings),
+        warnings=[*job.notes, *ready.payload.warnings],
         template=ready.wanted.template,
         resolved=picture_result.resolved_prompts(ready.wanted),
         startup=worker.startup.once(),

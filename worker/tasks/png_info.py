@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from worker.answer import Answer
+from worker.answer import ABOUT_NOTES, Absent, Answer, left_out
 from worker.images.png_info import describe
 from worker.job.image_fields import ImageText
 from worker.job.model_fields import ABOUT_TASK, TaskInput, Timeout
@@ -33,6 +33,7 @@ class PngInfo(Answer):
     parameters: dict[str, Any] = Field(
         description="The values in the infotext by A1111's names, such as `Seed`, as texts."
     )
+    warnings: list[str] | Absent = left_out(ABOUT_NOTES)
     left_out: list[str] = Field(description="Names of the texts that are too long to return.")
     timings: dict[str, float] = Field(description="Seconds: `prepare`; and their `total`.")
 

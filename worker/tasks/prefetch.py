@@ -116,7 +116,7 @@ async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Prefetched:
         models=listed,
         cache_info=picture_result.cache_info(stats),
         timings=job.stopwatch.timings(),
-        warnings=list(models.notes),
+        warnings=[*job.notes, *models.notes],
     )
 
 

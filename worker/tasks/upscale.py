@@ -228,7 +228,7 @@ async def run(worker: Worker, job: Job, wanted: UpscaleRequest) -> UpscaleResult
             sizes=[PictureSize(width=one.pixels.width, height=one.pixels.height) for one in made],
             html_info=made[-1].info,
             timings=job.stopwatch.timings(),
-            warnings=list(_warnings(wanted)),
+            warnings=[*job.notes, *_warnings(wanted)],
         )
         pictures = _Made(result.images)
         delivered = await asyncio.to_thread(

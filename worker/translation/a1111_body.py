@@ -243,6 +243,8 @@ def _own_options(job: Job, known: type[OverrideSettings]) -> Iterator[str]:
             yield f"override_settings.{shown_name(name)} has no effect on the picture."
         elif is_default(name, kept[name]):
             del kept[name]
+    if not kept:
+        del job["override_settings"]
 
 
 def _add_options(job: Job, options: Mapping[str, Any], known: type[OverrideSettings]) -> None:

@@ -10,13 +10,14 @@ OpenAI's are fields of our job; they are checked as those of any job.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from worker.clients.nothing_asked import is_blank
 from worker.errors import InvalidInput, ModelNotFound
 from worker.formats.names import without_suffix
+from worker.job.reference import StoreName, parse_reference
 from worker.shown import shown, shown_name
 from worker.spelling import near_matches
 
@@ -323,13 +324,12 @@ class ServedModels:
         """Every id, the default one first."""
         return list(dict.fromkeys((DEFAULT_MODEL, *self.templates, *sorted(self.checkpoints))))
 
-    def fields(self, model: str, is_reference: Callable[[str], bool]) -> dict[str, str]:
+    def fields(self, model: str) -> dict[str, str]:
         """The field of our job that names this model.
 
         Args:
             model: a template, by its name or its display name; `DEFAULT_MODEL`; a checkpoint of
                 the store, with or without suffix and title's hash; or a reference, such as a URL.
-            is_reference: whether the text names a model at a host, or by its hash.
 
         Raises:
             ModelNotFound: it is none of them; the hint names the models.
@@ -343,7 +343,7 @@ class ServedModels:
         for name in self.checkpoints:
             if folded in {name.casefold(), without_suffix(name).casefold()}:
                 return {"checkpoint": name}
-        if is_reference(model):
+        if _names_a_source(model):
             return {"checkpoint": model}
         raise self.unknown(model)
 
@@ -372,6 +372,14 @@ def _without_hash(title: str) -> str:
     name, bracket, digits = title.rpartition(" [")
     is_hash = digits.endswith("]") and digits[:-1].isalnum()
     return name.rstrip() if bracket and is_hash else title
+
+
+def _names_a_source(text: str) -> bool:
+    """Whether the text names a model at a host or by its hash, not by a name in the store."""
+    try:
+        return not isinstance(parse_reference(text), StoreName)
+    except InvalidInput:
+        return False
 
 
 # Errors -----------------------------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""The lists of a back as A1111 answers them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from gateway.a1111 import checkpoints
+from gateway.catalog import Lists
+
+Item = Mapping[str, Any]
+Json = Any
+
+_USUAL_SCALE = 4.0  # what A1111 reports of an upscaler without a model
+_RHO = {"karras": 7.0, "polyexponential": 1.0}
+_NEEDS_MODEL = {"uniform", "sgm_uniform"}
+_TASKS = ("txt2img", "img2img")
+
+
+def _stem(one: Item) -> str:
+    return PurePosixPath(one["name"]).stem
+
+
+def _samplers(lists: Lists) -> Json:
+    return [
+        {
+            "name": one["name"],
+            "aliases": list(one.get("aliases") or ()),
+            "options": {"scheduler": one["scheduler"]} if one.get("scheduler") else {},
+        }
+        for one in lists.samplers
+    ]
+
+
+def _schedulers(lists: Lists) -> Json:
+    return [_scheduler(one["name"], list(one.get("aliases") or ())) for one in lists.schedulers]
+
+
+def _scheduler(label: str, aliases: list[str]) -> Json:
+    name = aliases[0] if aliases else label
+    return {
+        "name": name,
+        "label": label,
+        "aliases": aliases[1:] or None,
+        "default_rho": _RHO.get(name, -1.0),
+        "need_inner_model": name in _NEEDS_MODEL,
+    }
+
+
+def _upscalers(lists: Lists) -> Json:
+    enlargers = [one for one in lists.upscalers if "upscaler_1" in (one.get("fields") or ())]
+    return [
+        {
+            "name": one["name"],
+            "model_name": None,
+            "model_path": None,
+            "model_url": None,
+            "scale": float(one.get("scale") or _USUAL_SCALE),
+        }
+        for one in ({"name": "None"}, *enlargers)
+    ]
+
+
+def _latent_modes(lists: Lists) -> Json:
+    return [
+        {"name": one["name"]}
+        for one in lists.upscalers
+        if "upscaler_1" not in (one.get("fields") or ())
+    ]
+
+
+def _loras(lists: Lists) -> Json:
+    return [
+        {
+            "name": _stem(one),
+            "alias": _stem(one),
+            "path": f"models/Lora/{one['name']}",
+            "metadata": {},
+        }
+        for one in lists.loras
+    ]
+
+
+def _vaes(lists: Lists) -> Json:
+    return [
+        {"model_name": one["name"], "filename": f"models/VAE/{one['name']}"} for one in lists.vaes
+    ]
+
+
+def _embeddings(lists: Lists) -> Json:
+    facts = ("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors")
+    loaded = {_stem(one): dict.fromkeys(facts) for one in lists.embeddings}
+    return {"loaded": loaded, "skipped": {}}
+
+
+def _realesrgan(lists: Lists) -> Json:
+    return [
+        {"name": one["name"], "path": "", "scale": round(one["scale"])}
+        for one in _upscalers(lists)
+        if one["name"].startswith("R-ESRGAN")
+    ]
+
+
+def _styles(lists: Lists) -> Json:
+    return [
+        {
+            "name": one["name"],
+            "prompt": str(one.get("prompt") or ""),
+            "negative_prompt": str(one.get("negative_prompt") or ""),
+        }
+        for one in lists.styles
+    ]
+
+
+def _scripts(lists: Lists) -> Json:
+    return {
+        task: [one["name"] for one in lists.scripts if task in (one.get("tasks") or ())]
+        for task in _TASKS
+    }
+
+
+def _script_info(lists: Lists) -> Json:
+    empty = dict.fromkeys(("value", "minimum", "maximum", "step", "choices"))
+    return [
+        {
+            "name": one["name"],
+            "is_alwayson": bool(one.get("always_on")),
+            "is_img2img": task == "img2img",
+            "args": [{"label": str(label), **empty} for label in one.get("args") or ()],
+        }
+        for task in _TASKS
+        for one in lists.scripts
+        if task in (one.get("tasks") or ())
+    ]
+
+
+# Route below /sdapi/v1/ -> its answer.
+LISTS: dict[str, Callable[[Lists], Json]] = {
+    "sd-models": checkpoints.as_a1111,
+    "sd-vae": _vaes,
+    "loras": _loras,
+    "embeddings": _embeddings,
+    "samplers": _samplers,
+    "schedulers": _schedulers,
+    "upscalers": _upscalers,
+    "latent-upscale-modes": _latent_modes,
+    "realesrgan-models": _realesrgan,
+    "prompt-styles": _styles,
+    "scripts": _scripts,
+    "script-info": _script_info,
+    # The worker lists none of these.
+    "hypernetworks": lambda _: [],
+    "face-restorers": lambda _: [],
+    "extensions": lambda _: [],
+}
+
+
+def page_config(lists: Lists) -> Json:
+    """The answer of GET /config, the page of A1111: aiyabot reads hires fix's upscalers in it."""
+    names = [one["name"] for one in lists.upscalers if "hr_upscaler" in (one.get("fields") or ())]
+    return {"components": [{"props": {"elem_id": "txt2img_hr_upscaler", "choices": names}}]}

@@ -1,0 +1,118 @@
+"""A1111's options, remembered for each client: what one client chooses, others do not get."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.a1111 import checkpoints
+from gateway.a1111.client import Client
+from gateway.catalog import Lists
+from gateway.jobs import GatewayError
+from worker.config.webui_config import OVERRIDABLE
+from worker.job.img2img import Img2ImgOptions
+from worker.job.request import check
+from worker.shown import shown, shown_name
+from worker.translation.a1111_options import PICTURE_OPTIONS, is_default
+
+CHECKPOINT = "sd_model_checkpoint"
+_MOST_CLIENTS = 100
+_LONGEST = 4096  # characters of a value
+
+Options = Mapping[str, Any]
+
+
+class UnknownCheckpoint(GatewayError):
+    """A client has chosen a checkpoint that the back does not have; A1111 answers 500, too."""
+
+    status = 500
+
+
+class NotChanged(GatewayError):
+    """An option that changes pictures, which a job cannot set."""
+
+    status = 422
+
+
+class Remembered:
+    """The options that clients have changed, for the last 100 clients."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[Client, dict[str, Any]] = OrderedDict()
+
+    def of(self, client: Client) -> dict[str, Any]:
+        """What this client has changed.
+
+        For one that has changed nothing: what a program on the same computer changed last, because
+        some people choose the checkpoint with one program and draw with another.
+        """
+        if client in self._of:
+            return dict(self._of[client])
+        near = (one for one in reversed(self._of) if one.address == client.address)
+        return dict(self._of[found]) if (found := next(near, None)) else {}
+
+    def change(self, client: Client, options: Options, lists: Lists) -> list[str]:
+        """Take what a client sends to POST /sdapi/v1/options; often that is all that it has read.
+
+        Returns:
+            Names of options that concern no picture, and are ignored.
+
+        Raises:
+            UnknownCheckpoint: nothing is changed.
+            InvalidInput: a value is wrong; nothing is changed.
+            NotChanged: an option cannot be changed; all others are.
+        """
+        known = {name: options[name] for name in options if name in OVERRIDABLE}
+        check({name: one for name, one in known.items() if one is not None}, Img2ImgOptions)
+        changes: dict[str, Any] = dict(known)
+        if CHECKPOINT in options:
+            changes[CHECKPOINT] = _checkpoint(options[CHECKPOINT], lists)
+        now = self.of(client) | changes
+        kept = {
+            name: one
+            for name, one in now.items()
+            if one is not None and (name == CHECKPOINT or one != OVERRIDABLE[name])
+        }
+        self._of[client] = kept
+        self._of.move_to_end(client)
+        while len(self._of) > _MOST_CLIENTS:
+            self._of.popitem(last=False)
+        _refuse([name for name in options if _is_missed(name, options[name])], options)
+        return sorted(options.keys() - known.keys() - {CHECKPOINT} - PICTURE_OPTIONS.keys())
+
+
+def as_a1111(changed: Options, lists: Lists) -> dict[str, Any]:
+    """The answer of GET /sdapi/v1/options."""
+    now = PICTURE_OPTIONS | OVERRIDABLE | {CHECKPOINT: checkpoints.current(lists)} | dict(changed)
+    models = {one["title"]: one["sha256"] for one in checkpoints.as_a1111(lists)}
+    return {
+        "samples_format": "png",
+        **now,
+        "sd_checkpoint_hash": models.get(now[CHECKPOINT]) or "",
+        "live_previews_enable": True,
+    }
+
+
+def _checkpoint(value: object, lists: Lists) -> str | None:
+    if value is None or value == "":
+        return None
+    title = None
+    if isinstance(value, str) and len(value) <= _LONGEST:
+        title = checkpoints.chosen(lists, value)
+    if title is None:
+        raise UnknownCheckpoint(f"model {shown(value)} not found")  # A1111's own words
+    return title
+
+
+def _is_missed(name: str, value: object) -> bool:
+    return name in PICTURE_OPTIONS and name not in OVERRIDABLE and not is_default(name, value)
+
+
+def _refuse(names: list[str], options: Options) -> None:
+    if names:
+        values = ", ".join(f"{shown_name(name)} = {shown(options[name])}" for name in names[:10])
+        raise NotChanged(
+            f"{values}: not changed, because a job cannot set it, and the picture would be another"
+            " one than you expect. All other options were changed."
+        )

@@ -1,0 +1,1 @@
+"""The bridge: a RunPod endpoint as a server on this machine, for programs that speak other APIs."""

@@ -1,0 +1,105 @@
+"""A job of the queue in this process, and what the queue keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gateway.jobs import JobState
+from gateway.local.policy import Policy
+
+Clock = Callable[[], float]
+Json = Any
+
+
+class Timer(Protocol):
+    """A call that is planned."""
+
+    def cancel(self) -> None:
+        """Do not make the call."""
+
+
+Later = Callable[[float, Callable[[], object]], Timer]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the queue keeps.
+
+    Attributes:
+        waiting: jobs that wait, at most.
+        waiting_characters: of text in their inputs together, at most.
+        kept_seconds: how long an ended job is kept.
+        kept_seconds_answered: the same if a waiting request has got its answer.
+        kept: ended jobs, at most; beyond it the oldest are forgotten.
+        kept_characters: the same for the text in all ended jobs together.
+    """
+
+    waiting: int = 1000
+    waiting_characters: int = 256_000_000
+    kept_seconds: float = 1800
+    kept_seconds_answered: float = 60
+    kept: int = 5000
+    kept_characters: int = 256_000_000
+
+
+LIMITS = Limits()
+
+
+@dataclass
+class LocalJob:
+    """A job of the queue in this process; its times are the queue's clock's.
+
+    Attributes:
+        kept: seconds for which its answer is kept.
+        size: about the memory of its input, or of its answer.
+        read: set when its answer was fetched.
+        work: the task that runs it.
+    """
+
+    request: Mapping[str, Any]
+    policy: Policy
+    webhook: str | None
+    came: float
+    kept: float
+    id: str = field(default_factory=lambda: f"{uuid.uuid4()}-local")
+    status: str = "IN_QUEUE"
+    output: Json = None
+    error: str | None = None
+    began: float | None = None
+    ended: float | None = None
+    size: int = 0
+    read: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    work: asyncio.Task[None] | None = None
+    timers: list[Timer] = field(default_factory=list)
+
+    def state(self, now: float) -> JobState:
+        """The job for its clients."""
+        now = now if self.ended is None else self.ended
+        began = now if self.began is None else self.began
+        return JobState(
+            id=self.id,
+            status=self.status,
+            output=self.output,
+            error=self.error,
+            delay_ms=round((began - self.came) * 1000),
+            execution_ms=None if self.began is None else round((now - began) * 1000),
+            worker_id="local",
+        )
+
+
+def characters(value: Json) -> int:
+    """About the memory of a JSON value; not recursive, because a request decides its depth."""
+    total, rest = 0, [value]
+    while rest:
+        one = rest.pop()
+        total += len(one) if isinstance(one, str) else 8
+        if isinstance(one, Mapping):
+            rest += one.values()
+        elif isinstance(one, list | tuple):
+            rest += one
+    return total
