@@ -31,7 +31,14 @@ ROOMS = {
     ],
     "gateway": [
         *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app", "gateway.openai"),
-        *("gateway.a1111", "gateway.local_jobs", "gateway.local", "gateway", "gateway.http"),
+        *(
+            "gateway.page",
+            "gateway.a1111",
+            "gateway.local_jobs",
+            "gateway.local",
+            "gateway",
+            "gateway.http",
+        ),
     ],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),
