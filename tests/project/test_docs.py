@@ -13,6 +13,7 @@ from worker.config.settings import PROJECT
 from worker.job import template
 from worker.job.request import check
 from worker.tasks.table import TASKS
+from worker.translation.other_workers import understood
 
 TEXTS = {page: page.read_text() for page in PAGES}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -54,7 +55,7 @@ def test_every_example_is_valid(page):
         elif "output" in example:
             assert set(example["output"]) == answer_keys()
         else:
-            job = example["input"]
+            job = understood(example["input"]).input
             check(job, TASKS.of(job).input)
 
 
