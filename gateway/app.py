@@ -18,7 +18,10 @@ from gateway.call import HungUp
 from gateway.catalog import Catalog
 from gateway.guard import Access, Guard, Refused, answer_to
 from gateway.jobs import GatewayError, Jobs
+from gateway.local_jobs import LocalJobs
 from gateway.openai.routes import OpenAIImages
+from gateway.page.data import PageData
+from gateway.page.routes import Page
 from gateway.runpod_api import RunPodApi
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ def build(
         catalog: the back's lists; by default they are only in memory.
     """
     lists = catalog or Catalog(jobs)
+    data = PageData(jobs, lists, asks_health=isinstance(jobs, LocalJobs))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -48,6 +52,7 @@ def build(
             *OpenAIImages(jobs, lists).routes(),
             *A1111Api(jobs, lists).routes(),
             *RunPodApi(jobs).routes(),
+            *Page(data).routes(),
             *more,
         ],
         middleware=[Middleware(Guard, access=access)],

@@ -37,6 +37,12 @@ class NoSuchJob(GatewayError):
     status = 404
 
 
+class NoSuchFile(GatewayError):
+    """The page has no such file."""
+
+    status = 404
+
+
 class TooManyJobs(GatewayError):
     """The queue is full."""
 

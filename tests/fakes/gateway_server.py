@@ -56,11 +56,12 @@ def read_answer(line: socket.socket) -> bytes:
 def served(
     make: Callable[[], AbstractAsyncContextManager[ASGIApp]],
     *,
+    port: int = 0,
     keep_alive: KeepAlive = KEEP_ALIVE,
     limits: ConnectionLimits = LIMITS,
 ) -> Iterator[Served]:
-    """Serve the app that `make` builds, and closes, in the server's loop."""
-    sockets = listen("127.0.0.1", 0, keep_alive)
+    """Serve the app that `make` builds, and closes, in the server's loop; port 0: any free one."""
+    sockets = listen("127.0.0.1", port, keep_alive)
     port = sockets[0].getsockname()[1]
     started = threading.Event()
     stop: list[Callable[[], None]] = []

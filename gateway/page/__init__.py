@@ -1,0 +1,1 @@
+"""The page at `/`: files for the browser, and the routes that serve them."""
