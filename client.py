@@ -642,7 +642,7 @@ class Screen:
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
         self._live = sys.stderr is not None and sys.stderr.isatty() and not quiet
-        self._shown = 0  # characters of the progress line
+        self._shown = ""  # the progress line
         self._phase, self._text, self._since, self._quarter = "", "", 0.0, -1.0
 
     def say(self, line: str, *, always: bool = False) -> None:
@@ -674,9 +674,9 @@ class Screen:
         self._phase = self._text = ""
 
     def _redraw(self, line: str) -> None:
-        if self._live and (line or self._shown):
-            self._write("\r" + line.ljust(self._shown) + ("" if line else "\r"))
-            self._shown = len(line)
+        if self._live and line != self._shown:
+            self._write("\r" + line.ljust(len(self._shown)) + ("" if line else "\r"))
+            self._shown = line
 
     @staticmethod
     def _write(text: str) -> None:

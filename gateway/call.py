@@ -38,7 +38,7 @@ async def states(
     gone = asyncio.ensure_future(_hang_up(request))
     # Not ended by a hang-up: without its id the job could not be cancelled.
     submitted = asyncio.ensure_future(jobs.submit({"input": job_input}))
-    longest, clock = _longest(request), asyncio.get_running_loop().time
+    longest, clock = longest_request(request), asyncio.get_running_loop().time
     deadline = None if longest is None else clock() + longest
     is_over = False
     try:
@@ -77,7 +77,7 @@ async def finished_within(
     gone = asyncio.ensure_future(_hang_up(request))
     submitted = asyncio.ensure_future(jobs.submit(job_request))
     goes_on = bool(job_request.get("webhook"))
-    longest = _longest(request)
+    longest = longest_request(request)
     seconds = seconds if longest is None else min(seconds, longest)
     try:
         job_id = (await asyncio.shield(submitted)).id
@@ -150,7 +150,7 @@ async def _stop(task: asyncio.Future[Any]) -> None:
             await task
 
 
-def _longest(request: Request) -> float | None:
+def longest_request(request: Request) -> float | None:
     """Seconds that a request may take where this server runs; None: no limit."""
     longest: float | None = getattr(request.app.state, "longest_request", None)
     return longest

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.body import json_object
-from gateway.call import finished_within, settled
+from gateway.call import finished_within, longest_request, settled
 from gateway.jobs import BadRequest, Jobs, JobState, KeepsJobs, NotPossible
 
 # RunPod's `?wait=`, in milliseconds.
@@ -101,9 +101,15 @@ def _whole(state: JobState) -> Response:
 def _wait(request: Request) -> float:
     """`?wait=` in seconds, within RunPod's limits.
 
+    Behind a load balancer it is as long as a request may take: the next request may reach another
+    worker, which does not know the job.
+
     Raises:
         BadRequest: it is not a whole number.
     """
+    longest = longest_request(request)
+    if longest is not None and "wait" not in request.query_params:
+        return longest
     text = request.query_params.get("wait", str(_USUAL_WAIT))
     if not (text.isascii() and text.isdecimal() and len(text) < 10):  # noqa: PLR2004 - digits
         raise BadRequest(f"wait = {text[:40]!r} must be milliseconds, such as 90000.")

@@ -14,6 +14,7 @@ _MAX_TEXT = 60  # characters of a value: a line's worth
 _CUT = 400  # characters of a value that are looked at
 _MAX_ITEMS, _MAX_LEVELS = 6, 3
 _LONGEST_NAME = 80
+_LONGEST_URL = 4096
 
 # The parts of a URL before the host and behind the path may be secret; a password may have a slash
 # in it, as it was copied. They meet at most `_CUT` characters.
@@ -67,9 +68,11 @@ def _redacted(text: str, *, is_cut: bool) -> str:
 
 
 def without_secrets(value: object) -> object:
-    """A JSON value without the parts of URLs that may be secret; its texts must be short."""
+    """A JSON value without the parts of its URLs that may be secret; a prompt stays whole."""
     if isinstance(value, str):
-        return _redacted(value, is_cut=False)
+        head = value[:_LONGEST_URL].strip()
+        is_url = "://" in head[:_LONGEST_NAME] or not any(map(str.isspace, head))
+        return _redacted(head, is_cut=len(value) > _LONGEST_URL) if is_url else value
     if isinstance(value, Mapping):
         return {name: without_secrets(one) for name, one in value.items()}
     return [without_secrets(one) for one in value] if isinstance(value, list) else value

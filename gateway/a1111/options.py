@@ -42,15 +42,8 @@ class Remembered:
         self._of: OrderedDict[Client, dict[str, Any]] = OrderedDict()
 
     def of(self, client: Client) -> dict[str, Any]:
-        """What this client has changed.
-
-        For one that has changed nothing: what a program on the same computer changed last, because
-        some people choose the checkpoint with one program and draw with another.
-        """
-        if client in self._of:
-            return dict(self._of[client])
-        near = (one for one in reversed(self._of) if one.address == client.address)
-        return dict(self._of[found]) if (found := next(near, None)) else {}
+        """What this client has changed."""
+        return dict(self._of.get(client, {}))
 
     def change(self, client: Client, options: Options, lists: Lists) -> list[str]:
         """Take what a client sends to POST /sdapi/v1/options; often that is all that it has read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from gateway.a1111.client import Client
 from gateway.jobs import JobState
 
+_MOST_CLIENTS = 100
 _MOST = 1e9  # a number of a report that is larger is none
 _FIRST = 0.01  # A1111's fraction of a job that has just begun
 
@@ -32,6 +34,7 @@ class Running:
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
         self._jobs: dict[str, _Job] = {}  # the newest is last
+        self._drawn: OrderedDict[Client, None] = OrderedDict()  # the clients of the last jobs
 
     def see(self, client: Client, task: str, state: JobState) -> None:
         """Take the newest state of a client's job."""
@@ -39,6 +42,10 @@ class Running:
             job.state = state
         else:
             self._jobs[state.id] = _Job(client, task, self._now(), state)
+            self._drawn[client] = None
+            self._drawn.move_to_end(client)
+            while len(self._drawn) > _MOST_CLIENTS:
+                self._drawn.popitem(last=False)
 
     def forget(self, job_id: str) -> None:
         """The job has ended, or its client has."""
@@ -49,10 +56,15 @@ class Running:
         return len(self._jobs)
 
     def ids(self, client: Client) -> list[str]:
-        """The jobs of this client; without any, those of all programs on its computer."""
+        """The jobs that this client may interrupt: its own.
+
+        A program that has drawn nothing, such as curl, interrupts those of all on its computer.
+        """
         own = [job_id for job_id, job in self._jobs.items() if job.client == client]
-        near = (i for i, job in self._jobs.items() if job.client.address == client.address)
-        return own or list(near)
+        return own if own or client in self._drawn else self._near(client)
+
+    def _near(self, client: Client) -> list[str]:
+        return [i for i, job in self._jobs.items() if job.client.address == client.address]
 
     def progress(self, client: Client, *, with_picture: bool = True) -> dict[str, Any]:
         """The answer of GET /sdapi/v1/progress: this client's job, or the newest one of others."""
@@ -68,7 +80,7 @@ class Running:
         }
 
     def _shown(self, client: Client) -> _Job | None:
-        ids = self.ids(client) or list(self._jobs)
+        ids = self.ids(client) or self._near(client) or list(self._jobs)
         jobs = [self._jobs[job_id] for job_id in ids]
         begun = [job for job in jobs if job.state.status == "IN_PROGRESS"]
         return next(reversed(begun or jobs), None)

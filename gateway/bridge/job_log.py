@@ -18,6 +18,7 @@ from worker.shown import shown
 logger = logging.getLogger(__name__)
 
 _client: ContextVar[str] = ContextVar("client", default="the bridge")
+_LONGEST_ERROR = 500  # characters
 _MOST = 10_000  # jobs whose line is not written yet: a client may never read the end of a job
 
 
@@ -96,7 +97,8 @@ class LoggedJobs:
             line = self._lines.pop(state.id, None)
             if line:
                 times = self._times(state)
-                logger.info("job %s: %s%s, %s", state.id, state.status, times, line.what)
+                why = f": {state.error[:_LONGEST_ERROR]}" if state.error else ""
+                logger.info("job %s: %s%s, %s%s", state.id, state.status, times, line.what, why)
         return state
 
     def _times(self, state: JobState) -> str:

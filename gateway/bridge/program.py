@@ -151,10 +151,11 @@ def welcome(options: Options, sockets: Sequence[socket.socket], health: Mapping[
     access = options.access
     logins = {"the user and password of GATEWAY_LOGIN": access.login, "GATEWAY_TOKEN": access.token}
     login = " or ".join(name for name, secret in logins.items() if secret)
+    key = "GATEWAY_TOKEN" if access.token else "needs GATEWAY_TOKEN" if login else "any text"
     return f"""\
 The bridge listens on {url}; jobs go to {options.address.url}.
   A1111's clients   URL       {url}
-  OpenAI's clients  base URL  {url}/v1   (API key: {"GATEWAY_TOKEN" if login else "any text"})
+  OpenAI's clients  base URL  {url}/v1   (API key: {key})
   RunPod's clients  base URL  {url}/v2
   Browser           page      {url}/
 Login of each client: {login or "none"}. Your RunPod key stays in this program.

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _OK = 200
 _LONGEST_URL = 4000
+_HTTP_LIMITS = HttpLimits(connect_timeout=5.0, read_timeout=10.0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Webhooks:
         limits: WebhookLimits = WebhookLimits(),
     ) -> None:
         self._trusted = set(trusted_hosts)
+        self._public = SafeHttpClient(trusted_hosts, limits=_HTTP_LIMITS)
         self._allow_loopback = allow_loopback
         self._own_ports = own_ports
         self._limits = limits
@@ -124,10 +126,9 @@ class Webhooks:
         return None if answer.status == _OK else f"HTTP {answer.status}"
 
     def _client(self, url: str) -> SafeHttpClient:
-        trusted = set(self._trusted)
         parts = parsed(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         is_allowed = self._allow_loopback and port not in self._own_ports
         if is_allowed and is_loopback(parts.host or ""):
-            trusted.add(parts.netloc or "")
-        return SafeHttpClient(trusted, limits=HttpLimits(connect_timeout=5.0, read_timeout=10.0))
+            return SafeHttpClient({*self._trusted, parts.netloc or ""}, limits=_HTTP_LIMITS)
+        return self._public

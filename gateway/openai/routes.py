@@ -17,9 +17,11 @@ from gateway.catalog import Catalog
 from gateway.guard import Refused
 from gateway.jobs import GatewayError, Jobs, JobState
 from gateway.openai.answers import JobFailed, answer_of, error_object, failure_of
+from gateway.openai.bucket import with_base64
 from gateway.openai.events import EventResponse, Events, is_drawing
 from gateway.openai.form import body_of
 from worker.errors import InvalidInput, ModelNotFound
+from worker.http.client import SafeHttpClient
 from worker.translation import openai_images
 from worker.translation.openai_images import EDITS, GENERATIONS, MODELS, ServedModels
 
@@ -31,9 +33,10 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class OpenAIImages:
     """The routes below `/v1`, and below `/v2/ENDPOINT/openai/v1`, which is RunPod's address."""
 
-    def __init__(self, jobs: Jobs, catalog: Catalog) -> None:
+    def __init__(self, jobs: Jobs, catalog: Catalog, http: SafeHttpClient | None = None) -> None:
         self._jobs = jobs
         self._catalog = catalog
+        self._http = http or SafeHttpClient()
 
     def routes(self) -> list[BaseRoute]:
         """All routes; those of `/v2` must come before RunPod's own."""
@@ -77,6 +80,8 @@ class OpenAIImages:
         if not asked.stream:
             answer = answer_of(await finished(request, self._jobs, job))
             self._catalog.learn(answer)
+            if asked.job.get("output", {}).get("delivery", "base64") == "base64":
+                answer = await with_base64(self._http, answer)
             return JSONResponse(answer)
         kind = "image_edit" if route == EDITS else "image_generation"
         events = Events(kind, str(body.get("size") or "auto"), asked.partial_images)

@@ -3,7 +3,7 @@
 As a program it is the worker; `running_gateway_worker` starts it for a test.
 
 What a job's input may hold: `echo` for what its answer holds, `error` to fail with that text,
-`until` a file exists, `retire` to ask for a new worker, `progress` for a report before it ends.
+`until` a file exists (by default the one that UNTIL names), `retire` to ask for a new worker.
 """
 
 import asyncio
@@ -53,8 +53,8 @@ async def handler(job: Answer) -> Answer:
     wanted = job["input"]
     note("began", job)
     try:
-        if "until" in wanted:
-            await until(wanted["until"])
+        if file := wanted.get("until", os.environ.get("UNTIL")):
+            await until(file)
     except asyncio.CancelledError:
         note("cancelled", job)
         raise

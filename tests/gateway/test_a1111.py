@@ -86,7 +86,7 @@ def test_options_are_kept_for_the_last_hundred_clients():
     for number in range(150):
         client = Client(f"10.0.0.{number}", "a program")
         remembered.change(client, {"CLIP_stop_at_last_layers": 2}, KNOWN)
-    kept = [bool(remembered.of(Client(f"10.0.0.{number}", "x"))) for number in range(150)]
+    kept = [bool(remembered.of(Client(f"10.0.0.{number}", "a program"))) for number in range(150)]
     assert kept == [False] * 50 + [True] * 100
 
 
@@ -118,9 +118,11 @@ def test_progress_is_that_of_the_client_and_interrupt_never_reaches_another_comp
     running.see(FAR, "img2img", JobState("far", "IN_PROGRESS"))
     assert (running.ids(ME), running.progress(ME)["state"]["job"]) == ([], "scripts_img2img")
     running.see(NEAR, "txt2img", JobState("near", "IN_QUEUE"))
-    assert running.ids(ME) == ["near"]
+    assert running.ids(ME) == ["near"]  # it has drawn nothing itself, such as curl
     running.see(ME, "txt2img", JobState("mine", "IN_QUEUE"))
     assert (running.ids(ME), running.progress(ME)["textinfo"]) == (["mine"], "waiting for a worker")
+    running.forget("mine")
+    assert (running.ids(ME), running.progress(ME)["state"]["job_count"]) == ([], 1)
 
 
 # Over HTTP ----------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import requests
 from fakes.a1111.process import free_port
 from fakes.gateway_server import read_answer, served_endpoint
-from fakes.runpod_endpoint import KEY, RunPodEndpoint, completed, progress, queued
+from fakes.runpod_endpoint import KEY, RunPodEndpoint, completed, failed, progress, queued
 
 from gateway.bridge.job_log import what_it_is
 from gateway.bridge.options import read
@@ -100,6 +101,24 @@ def test_its_end_cancels_the_jobs_of_waiting_clients_and_says_so(runpod, tmp_pat
     assert "jobs of waiting clients that are cancelled: 3" in output.read_text()
     for client in clients:
         client.close()
+
+
+def test_a_failed_job_is_logged_with_the_workers_sentence(runpod, tmp_path):
+    """Many programs hide it from their users."""
+    runpod.states = lambda _input: [failed("INVALID_INPUT: steps: too many.")]
+    with bridge(runpod, tmp_path, GATEWAY_LOGIN="ann:fox") as (process, port, output):
+        requests.post(
+            f"http://127.0.0.1:{port}/runsync",
+            json={"input": {"prompt": "a secret fox"}},
+            auth=("ann", "fox"),
+            timeout=60,
+        )
+        process.terminate()
+        process.wait(30)
+    text = output.read_text()
+    assert "FAILED, waited 0.0 s, worked 0.0 s, txt2img: INVALID_INPUT: steps: too many.\n" in text
+    assert "(API key: needs GATEWAY_TOKEN)" in text
+    assert "secret" not in text
 
 
 def test_a_job_that_could_not_be_cancelled_is_named_at_the_end(runpod, tmp_path):

@@ -1,5 +1,6 @@
 """OpenAI's own clients against the gateway, over both backs."""
 
+import asyncio
 import base64
 import http.client
 import io
@@ -18,6 +19,8 @@ from fakes.served import served_worker
 from PIL import Image
 
 from gateway.openai import events
+from gateway.openai.bucket import with_base64
+from worker.http.client import SafeHttpClient
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +218,19 @@ def test_an_error_after_the_first_event_is_an_event(runpod, bridge, end, _status
     runpod.states = lambda _input: [progress(phase="generate", percent=1), end]
     with pytest.raises(openai.APIError, match=words):
         list(bridge.images.generate(prompt="a fox", stream=True))
+
+
+def test_pictures_in_the_bucket_are_fetched_for_a_client_that_wants_base64(runpod):
+    runpod.files["fox.png"] = b"PNG"
+    url = f"{runpod.url}/bucket/fox.png"
+    answer = {"data": [{"url": url, "revised_prompt": "a"}, {"b64_json": "aGk="}]}
+    trusted = SafeHttpClient([urlsplit(runpod.url).netloc])
+    found = asyncio.run(with_base64(trusted, answer))
+    fetched = {"b64_json": base64.b64encode(b"PNG").decode(), "revised_prompt": "a"}
+    assert found == {"data": [fetched, {"b64_json": "aGk="}]}
+    left = asyncio.run(with_base64(SafeHttpClient(), answer))
+    assert left["data"] == answer["data"]
+    assert "cannot be fetched" in left["warnings"][0]
 
 
 def test_a_silent_stream_is_kept_open_with_comments(runpod, bridge, monkeypatch):

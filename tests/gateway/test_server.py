@@ -136,8 +136,18 @@ def test_runsync_returns_the_id_before_the_platform_ends_the_request(tmp_path):
     with running_gateway_worker(tmp_path, {"longest_request": 0.2}) as worker:
         answer = worker.post("/runsync", {"input": {"echo": 1, "until": str(worker.go)}}).json()
         assert answer["status"] in {"IN_QUEUE", "IN_PROGRESS"}
+        assert "cancelled 1" not in worker.events()
         worker.go.touch()
         wait_until(lambda: worker.status(answer["id"])["status"] == "COMPLETED", "the end")
+
+
+def test_a_picture_that_takes_too_long_for_the_platform_ends_before_with_a_sentence(tmp_path):
+    never = str(tmp_path / "never")
+    with running_gateway_worker(tmp_path, {"longest_request": 0.2}, UNTIL=never) as worker:
+        answer = worker.post("/v1/images/generations", {"prompt": "a fox"})
+        assert answer.status_code == 504
+        assert "send the job to /run" in answer.text
+        worker.wait_for("cancelled null")
 
 
 def test_connections_without_a_request_are_closed(tmp_path):

@@ -13,7 +13,7 @@ from worker.job.img2img import Img2ImgOptions, Img2ImgRequest
 from worker.job.reference import CivitAIVersion, Sha256, StoreName, WebFile
 from worker.job.request import SecondPass, input_of
 from worker.job.txt2img import Txt2ImgRequest, parse
-from worker.shown import shown
+from worker.shown import shown, without_secrets
 
 SCHEMAS = recorded("openapi")["components"]["schemas"]
 A1111_FIELDS = {
@@ -154,6 +154,17 @@ SECRET = "abcdefghijklmnop"
 def test_a_value_is_shown_on_one_line_without_the_secrets_of_a_url(value, text):
     assert shown(value).startswith(text)
     assert SECRET not in shown(value)
+
+
+def test_a_json_value_is_shown_whole_without_the_secrets_of_its_urls():
+    url, prompt = f"https://a:{SECRET}@x.y/z?{SECRET}={SECRET}", f"what is {'this? ' * 5_000}"
+    shown_ = without_secrets({"a": [url, {"b": f" {url} x"}, 5], "prompt": prompt})
+    assert shown_ == {
+        "a": ["https://...@x.y/z?...", {"b": "https://...@x.y/z?... x"}, 5],
+        "prompt": prompt,
+    }
+    assert len(str(without_secrets("://" * 100_000))) < 5_000
+    assert SECRET not in str(without_secrets(f"civitai.com/x?{'a' * 4_090}={SECRET}"))
 
 
 @pytest.mark.parametrize("unit", ["?", "://", "?=", "@", "://a@", "?a=", "'", " "])

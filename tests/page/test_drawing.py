@@ -144,7 +144,7 @@ def test_the_workers_sentence_is_shown_and_stands_beside_its_fields(page):
     assert alert.text_content().startswith("INVALID_INPUT: steps = 900: must be at most 150")
     described = page.locator("#steps").get_attribute("aria-describedby")
     assert page.text_content(f"#{described}") == "steps = 900: must be at most 150"
-    assert page.locator("#lora-1").get_attribute("aria-invalid") == "true"
+    assert page.locator("#weight-1").get_attribute("aria-invalid") == "true"
     page.fill("#steps", "4")
     assert page.locator("#steps").get_attribute("aria-invalid") is None
 

@@ -62,6 +62,10 @@ def draw(page, prompt):
     page.keyboard.press("Control+Enter")
 
 
+def wait_for_lists(page):
+    page.locator("#form.known").wait_for()
+
+
 def tiles(page):
     return page.locator("#gallery li")
 

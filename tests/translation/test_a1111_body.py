@@ -271,6 +271,8 @@ def test_extras_have_the_size_that_a1111_reads(body, job, note):
 def test_a_route_without_a_task_and_many_unknown_fields():
     with pytest.raises(InvalidInput, match="'train' is no route"):
         to_job("train", {})
+    with pytest.raises(InvalidInput, match="has more than 2,000 keys"):
+        to_job("txt2img", {f"f{n}": 1 for n in range(2_001)})
     _, notes = to_job("png-info", {f"f{n}": 1 for n in range(100)})
     assert len(notes) == MOST_NOTES + 1
     assert notes[-1] == "70 further fields have no effect."

@@ -22,6 +22,7 @@ from worker.clients.without_effect import leave_out
 from worker.errors import InvalidInput
 from worker.job.img2img import Img2ImgOptions, Img2ImgRequest
 from worker.job.model_fields import Strict
+from worker.job.problems import check_size
 from worker.job.request import OverrideSettings, PictureRequest
 from worker.job.txt2img import Txt2ImgRequest
 from worker.shown import shown, shown_name
@@ -63,8 +64,11 @@ def to_job(
         titles: display name of a template -> its name. Such a name as checkpoint is the template.
 
     Raises:
-        InvalidInput: no task of this worker does what the route does.
+        InvalidInput: no task of this worker does what the route does, or the body is so large that
+            it would keep its reader busy.
     """
+    check_size(body)
+    check_size(options)
     name = task_instead(task)
     if name in _DRAWING:
         job, notes = _drawing(name, body, options, titles)
