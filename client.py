@@ -16,6 +16,7 @@ import argparse
 import base64
 import binascii
 import contextlib
+import functools
 import http.client
 import importlib.util
 import io
@@ -30,11 +31,13 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -61,6 +64,7 @@ JOB_MAX = 64 * MIB  # bytes of a job's file
 RUN_MAX = 10_000_000  # bytes of a request that RunPod accepts for /run
 TEXT_MAX = MIB  # bytes of the parameters in a picture
 REDIRECTS_MAX = 5
+NAME_MAX = 240  # bytes of a file's name; file systems take 255, and a number may be added
 
 IDLE_SECONDS = 30.0  # without a byte from the other side
 REQUEST_SECONDS = 120.0  # for one request and its answer
@@ -70,6 +74,7 @@ STOP_SECONDS = 30.0  # for start.sh to stop its processes
 TICK = 0.1  # seconds between two looks at Ctrl-C and the clock
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before a request is repeated
 POLL_FIRST, POLL_FACTOR, POLL_MOST = 0.3, 1.3, 5.0  # seconds between two looks at a job
+FIRST_MAX = 2  # repetitions if there is no connection from the beginning
 UNKNOWN_MAX = 3  # answers "no such job" in a row until it is believed
 
 ACCEPTED = "Cancelled: the endpoint has accepted the cancel of the job {}."
@@ -103,7 +108,11 @@ class UnknownJob(Failed):
 
 
 class Stopped(Exception):
-    """The user asked to stop, or the time of --timeout is over."""
+    """The user asked to stop (`by_user`), or the time of --timeout is over."""
+
+    def __init__(self, *, by_user: bool) -> None:
+        super().__init__()
+        self.by_user = by_user
 
 
 def without_key(text: str) -> str:
@@ -362,7 +371,7 @@ def _bytes_of(name: str, most: int) -> bytes:
     """A file's content, or that of standard input for `-`; Failed with status 2."""
     try:
         if name == "-":
-            data = sys.stdin.buffer.read(most + 1)
+            data = sys.stdin.buffer.read(most + 1) if sys.stdin else b""
         else:
             with Path(name).open("rb") as file:
                 data = file.read(most + 1)
@@ -726,9 +735,9 @@ class Wait:
             self._screen.show("stop", "cancelling the job (Ctrl-C again: end without waiting)")
         self._screen.tick()
         if stoppable and self._signals.wanted:
-            raise Stopped("interrupted")
+            raise Stopped(by_user=True)
         if stoppable and time.monotonic() > self.deadline:
-            raise Stopped("late")
+            raise Stopped(by_user=False)
 
 
 # HTTP ---------------------------------------------------------------------------------------------
@@ -750,7 +759,7 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
-    @property
+    @functools.cached_property
     def value(self) -> Json:
         """Its JSON; None if it is none."""
         try:
@@ -826,7 +835,7 @@ def exchange(
             return Answer(response.status, response.headers, _read(response, most))
     except urllib.error.URLError as error:
         if isinstance(error.reason, NotConnected):
-            raise error.reason from None
+            raise error.reason from error.reason.__cause__
         raise Broken(reason_of(error)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise error if isinstance(error, Broken) else Broken(reason_of(error)) from error
@@ -986,8 +995,8 @@ class Api:
             Failed: with status 3 if there was no answer.
         """
         url, key = f"{self.endpoint.base}/{path}", self.endpoint.key
-        is_cancel = path.startswith("cancel/")
-        for pause in (*(PAUSES[:4] if is_cancel else PAUSES), None):
+        is_cancel, is_first = path.startswith("cancel/"), path in {"run", "health"}
+        for count, pause in enumerate((*(PAUSES[:4] if is_cancel else PAUSES), None)):
             try:
                 answer = self.wait.until(
                     lambda: exchange(method, url, body=body, key=key, most=ANSWER_MAX),
@@ -995,7 +1004,7 @@ class Api:
                     stoppable=stoppable,
                 )
             except NotConnected as error:
-                if pause is None or (self.endpoint.is_local and path in {"run", "health"}):
+                if pause is None or (is_first and (self.endpoint.is_local or count >= FIRST_MAX)):
                     raise self._nobody(error) from None
             except Broken as error:
                 if pause is None or not may_repeat:
@@ -1007,14 +1016,20 @@ class Api:
         raise AssertionError("the last pause is None")
 
     def _nobody(self, error: OSError) -> Failed:
-        base = self.endpoint.base
-        if self.endpoint.is_local:
-            return Failed(
-                f"Nothing answers at {base} ({error}). Start it with `make serve`, or set"
-                " RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY to use an endpoint on RunPod.",
-                NO_CONNECTION,
+        sentence = f"No connection to {self.endpoint.base}: {error}."
+        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+            sentence += (
+                " The certificate is not trusted: check RUNPOD_URL. Python from python.org on macOS"
+                " needs `Install Certificates.command` once."
             )
-        return Failed(f"No connection to {base}: {error}. Check RUNPOD_URL.", NO_CONNECTION)
+        elif self.endpoint.is_local:
+            sentence += (
+                " Start a worker with `make serve`, or set RUNPOD_ENDPOINT_ID and RUNPOD_API_KEY to"
+                " use an endpoint on RunPod."
+            )
+        else:
+            sentence += " Check RUNPOD_URL, and the network."
+        return Failed(sentence, NO_CONNECTION)
 
     def _lost(self, error: OSError, path: str) -> Failed:
         sentence = f"The connection to {self.endpoint.base} failed: {error}."
@@ -1028,8 +1043,10 @@ class Api:
     def _refusal(self, answer: Answer) -> Failed:
         """A sentence for an answer that is not the expected one."""
         where = self.endpoint.base
+        wrong = "does not accept the key: check RUNPOD_API_KEY"
+        missing = "needs a key: set RUNPOD_API_KEY; it is sent over https or within this computer"
         sentences = {
-            401: "does not accept the key: check RUNPOD_API_KEY",
+            401: wrong if self.endpoint.key else missing,
             403: "does not accept the key: check RUNPOD_API_KEY and what this key may do",
             404: "does not exist: check RUNPOD_ENDPOINT_ID and RUNPOD_URL",
             413: "does not accept a job of this size: give large pictures as https URLs",
@@ -1069,7 +1086,9 @@ def run_job(api: Api, job: dict[str, Json], screen: Screen, signals: Signals) ->
     screen.show("send", "sending the job")
     try:
         job_id = api.submit(job)
-    except Stopped:
+    except Stopped as stop:
+        if not stop.by_user:
+            raise
         raise Failed("Cancelled before a job was accepted.", CANCELLED) from None
     return follow(api, job_id, screen, signals)
 
@@ -1080,7 +1099,7 @@ def follow(api: Api, job_id: str, screen: Screen, signals: Signals) -> dict[str,
     try:
         answer = _until_final(api, job_id, screen)
     except Stopped as stop:
-        raise _cancelled(api, job_id, screen, by_user=str(stop) == "interrupted") from None
+        raise _cancelled(api, job_id, screen, by_user=stop.by_user) from None
     except UnknownJob:
         raise
     except Failed as problem:
@@ -1139,7 +1158,7 @@ def _cancelled(api: Api, job_id: str, screen: Screen, *, by_user: bool) -> Faile
     except Failed as problem:
         sentence = f"The cancel was not accepted: {problem} {_goes_on(job_id)}"
         return Failed(f"{reason}{sentence}", status)
-    if state == "CANCELLED":
+    if state == "CANCELLED" or state not in FINAL:
         return Failed(f"{reason}{ACCEPTED.format(job_id)}", status)
     return Failed(
         f"{reason}The job {job_id} was already over ({state}), so there was nothing to cancel."
@@ -1214,10 +1233,14 @@ def target_of(out: str | None) -> Target:
     """`--out`: a name with the suffix of a picture is a file; every other one is a folder."""
     if out is None:
         return Target(Path())
-    path = Path(out).expanduser()
-    if out in {"", "-"} or "\0" in out:
+    path = Path(out)
+    with contextlib.suppress(RuntimeError):  # no such user: the name is taken as it is
+        path = path.expanduser()
+    if out in {"", "-"}:
         raise Failed("--out is a file such as fox.png, or a folder such as foxes/.", USAGE)
-    if out.endswith(("/", os.sep)) or not path.suffix or path.is_dir():
+    if len(os.fsencode(path.name)) > NAME_MAX:
+        raise Failed(f"--out has a file name of more than {NAME_MAX} bytes.", USAGE)
+    if out.endswith(("/", os.sep)) or not path.suffix or _is_folder(path):
         return Target(path)
     if path.suffix.lower() not in FORMATS:
         raise Failed(
@@ -1225,6 +1248,12 @@ def target_of(out: str | None) -> Target:
             USAGE,
         )
     return Target(path.parent, path.stem, path.suffix.lower())
+
+
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # such as a path that is too long
+        return path.is_dir()
+    return False
 
 
 def prepare(target: Target) -> None:
@@ -1456,11 +1485,12 @@ def write_out(text: str) -> None:
     try:
         sys.stdout.write(f"{without_key(text)}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         with contextlib.suppress(OSError):  # so that Python's exit does not report it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        raise Failed(f"Standard output cannot be written: {reason_of(error)}.") from None
+        if not isinstance(error, BrokenPipeError):
+            sentence = f"Standard output cannot be written: {reason_of(error)}."
+            raise Failed(sentence) from None
 
 
 def as_json(answer: Mapping[str, Json], files: Sequence[Path]) -> str:
@@ -1693,7 +1723,11 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-BRIDGE_NEEDS = ("starlette", "uvicorn", "aiohttp")
+# What requirements-bridge.txt installs, by the names of the imports.
+BRIDGE_NEEDS = (
+    *("aiohttp", "certifi", "PIL", "pydantic", "python_multipart", "starlette", "urllib3"),
+    "uvicorn",
+)
 
 
 def bridge(arguments: Sequence[str]) -> int:
@@ -1765,7 +1799,7 @@ def print_cancel(api: Api, job_id: str) -> None:
     """Cancel a job; Failed if it was already over."""
     check_id(job_id)
     state = api.cancel(job_id)
-    if state != "CANCELLED":
+    if state != "CANCELLED" and state in FINAL:
         raise Failed(f"The job {job_id} was not cancelled: it is {state}.")
     write_out(ACCEPTED.format(job_id))
 
@@ -1798,11 +1832,17 @@ def draw(
 
 
 def _stopped(signals: Signals) -> str:
+    did = "Ended without waiting for the cancel." if signals.job_lives else "Stopped."
+    return f"{did} {_fate(signals)}"
+
+
+def _fate(signals: Signals) -> str:
+    """What becomes of the job when the client ends here."""
     if signals.job_lives:
-        return f"Ended without waiting for the cancel. {_goes_on(signals.job_id)}"
+        return _goes_on(signals.job_id)
     if signals.job_id:
-        return f"Stopped while saving. To save again: {command('--fetch', signals.job_id)}"
-    return "Stopped before a job was sent."
+        return f"The job is done; to save it again: {command('--fetch', signals.job_id)}"
+    return "No job was sent."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -1826,6 +1866,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Screen(quiet=False).say(f"client.py: {_stopped(signals)}")
         return CANCELLED
+    except Exception as error:  # noqa: BLE001 - a sentence instead of a traceback
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        sentence = f"This is a bug in client.py, line {line}: {type(error).__name__}: {error}."
+        Screen(quiet=False).say(f"client.py: {plain(sentence)} {_fate(signals)}")
+        return FAILED
     return DRAWN
 
 

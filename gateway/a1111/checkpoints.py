@@ -49,8 +49,8 @@ def chosen(lists: Lists, text: str) -> str | None:
         return None
     if not isinstance(ref, StoreName):
         return text
-    # A title that has lost or gained its hash, and capital letters of a file name.
-    wanted = ref.name.casefold()
+    # A title that has lost or gained its hash or its folder, and capital letters.
+    wanted = ref.name.rpartition("/")[2].casefold()
     for model in lists.models:
         if wanted in {name.casefold() for name in _names(model)}:
             return _title(model)

@@ -12,6 +12,7 @@ from gateway.catalog import Lists
 Item = Mapping[str, Any]
 Json = Any
 
+_MOST = 64.0  # an upscaler's factor that is larger is none
 _USUAL_SCALE = 4.0  # what A1111 reports of an upscaler without a model
 _RHO = {"karras": 7.0, "polyexponential": 1.0}
 _NEEDS_MODEL = {"uniform", "sgm_uniform"}
@@ -22,19 +23,31 @@ def _stem(one: Item) -> str:
     return PurePosixPath(one["name"]).stem
 
 
+def _texts(one: Item, key: str) -> list[str]:
+    """A list of texts; another version of the worker may have something else there."""
+    value = one.get(key)
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _scale(one: Item) -> float:
+    value = one.get("scale")
+    is_factor = isinstance(value, int | float) and 1 <= value <= _MOST
+    return float(value) if is_factor else _USUAL_SCALE  # type: ignore[arg-type]
+
+
 def _samplers(lists: Lists) -> Json:
     return [
         {
             "name": one["name"],
-            "aliases": list(one.get("aliases") or ()),
-            "options": {"scheduler": one["scheduler"]} if one.get("scheduler") else {},
+            "aliases": _texts(one, "aliases"),
+            "options": {"scheduler": str(one["scheduler"])} if one.get("scheduler") else {},
         }
         for one in lists.samplers
     ]
 
 
 def _schedulers(lists: Lists) -> Json:
-    return [_scheduler(one["name"], list(one.get("aliases") or ())) for one in lists.schedulers]
+    return [_scheduler(one["name"], _texts(one, "aliases")) for one in lists.schedulers]
 
 
 def _scheduler(label: str, aliases: list[str]) -> Json:
@@ -49,14 +62,14 @@ def _scheduler(label: str, aliases: list[str]) -> Json:
 
 
 def _upscalers(lists: Lists) -> Json:
-    enlargers = [one for one in lists.upscalers if "upscaler_1" in (one.get("fields") or ())]
+    enlargers = [one for one in lists.upscalers if "upscaler_1" in _texts(one, "fields")]
     return [
         {
             "name": one["name"],
             "model_name": None,
             "model_path": None,
             "model_url": None,
-            "scale": float(one.get("scale") or _USUAL_SCALE),
+            "scale": _scale(one),
         }
         for one in ({"name": "None"}, *enlargers)
     ]
@@ -66,7 +79,7 @@ def _latent_modes(lists: Lists) -> Json:
     return [
         {"name": one["name"]}
         for one in lists.upscalers
-        if "upscaler_1" not in (one.get("fields") or ())
+        if "upscaler_1" not in _texts(one, "fields")
     ]
 
 
@@ -115,7 +128,7 @@ def _styles(lists: Lists) -> Json:
 
 def _scripts(lists: Lists) -> Json:
     return {
-        task: [one["name"] for one in lists.scripts if task in (one.get("tasks") or ())]
+        task: [one["name"] for one in lists.scripts if task in _texts(one, "tasks")]
         for task in _TASKS
     }
 
@@ -127,11 +140,11 @@ def _script_info(lists: Lists) -> Json:
             "name": one["name"],
             "is_alwayson": bool(one.get("always_on")),
             "is_img2img": task == "img2img",
-            "args": [{"label": str(label), **empty} for label in one.get("args") or ()],
+            "args": [{"label": label, **empty} for label in _texts(one, "args")],
         }
         for task in _TASKS
         for one in lists.scripts
-        if task in (one.get("tasks") or ())
+        if task in _texts(one, "tasks")
     ]
 
 
@@ -158,5 +171,5 @@ LISTS: dict[str, Callable[[Lists], Json]] = {
 
 def page_config(lists: Lists) -> Json:
     """The answer of GET /config, the page of A1111: aiyabot reads hires fix's upscalers in it."""
-    names = [one["name"] for one in lists.upscalers if "hr_upscaler" in (one.get("fields") or ())]
+    names = [one["name"] for one in lists.upscalers if "hr_upscaler" in _texts(one, "fields")]
     return {"components": [{"props": {"elem_id": "txt2img_hr_upscaler", "choices": names}}]}

@@ -65,8 +65,6 @@ class OpenAIImages:
     async def _served(self) -> ServedModels:
         """What the back has; a worker that sleeps is not started for it."""
         lists = await self._catalog.lists(may_start=False)
-        if not lists.is_known and await self._jobs.is_awake():
-            lists = await self._catalog.lists()
         templates = {str(one.get("template")): str(one["name"]) for one in lists.templates}
         return ServedModels(templates, [str(one["name"]) for one in lists.models])
 

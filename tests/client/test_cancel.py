@@ -109,7 +109,7 @@ def test_a_signal_before_a_job_is_sent(endpoint, client):
     with (client.folder / "job.json").open("wb"):  # it is reading
         process.send_signal(signal.SIGINT)
         status, _, err = client.end(process)
-    assert (status, "Stopped before a job was sent." in err) == (130, True)
+    assert (status, "Stopped. No job was sent." in err) == (130, True)
     assert endpoint.events() == []
 
 

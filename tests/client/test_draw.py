@@ -5,15 +5,17 @@ import os
 import pty
 import shlex
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 from fakes.runpod_endpoint import KEY, completed, failed, progress, queued
 
+import client as program
 from worker.job.request import check
+from worker.tasks.schema import document
 from worker.tasks.table import TASKS
 
-from .conftest import CLIENT, drawn, picture
+from .conftest import drawn, picture
 
 
 def test_a_picture_is_saved_and_the_report_says_how_to_repeat_it(endpoint, client):
@@ -134,6 +136,18 @@ def test_a_reader_of_the_output_that_has_gone_is_no_failure(client):
     assert client.files() == ["a-red-fox-42.png"]
 
 
+def test_a_bug_is_a_sentence_that_names_the_job(endpoint, client):
+    status, _, err = client("a fox", quick="client.save = None")
+    assert (status, "This is a bug in client.py, line " in err) == (1, True)
+    assert f"client.py --fetch {endpoint.job_ids[0]}" in err
+
+
+def test_a_full_disk_under_the_output_is_a_sentence(client):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        status, _, err = client("a fox", stdout=full)
+    assert (status, err.splitlines()[-1].split(": ")[1]) == (1, "Standard output cannot be written")
+
+
 # states of a job -> exit status, what the user reads
 ENDS = {
     "failed": (failed("INVALID_INPUT: steps = 900. Give 1 to 150."), 1, "INVALID_INPUT: steps ="),
@@ -176,15 +190,8 @@ def test_names_health_and_answers_without_pictures_are_printed(endpoint, client)
 
 
 def test_dry_run_checks_the_job_by_the_schema_of_a_local_worker(endpoint, client):
-    document = json.loads(
-        subprocess.run(
-            [sys.executable, "handler.py", "--schema"],
-            cwd=CLIENT.parent,
-            capture_output=True,
-            check=True,
-        ).stdout
-    )
-    endpoint.states = lambda _: [completed(document=document, timings={})]
+    schema = document(TASKS)
+    endpoint.states = lambda _: [completed(document=schema, timings={})]
     del client.environ["RUNPOD_ENDPOINT_ID"]  # so it is the local API
     lora = ["--lora", "striped:0.8", "--set", "override_settings=null"]
     status, _, err = client("a fox", "--dry-run", "--hires", *lora)
@@ -212,6 +219,8 @@ MISTAKES = {
     "fox --steep 5": "unknown option: --steep",
     "fox --out fox.bmp": ".png, .jpg or .webp",
     "fox --out -": "--out is a file",
+    f"fox --out {'x' * 300}.png": "a file name of more than 240 bytes",
+    f"fox --out {'x' * 300}/fox.png": "cannot be written: File name too long",
     "fox --set steps": "NAME=VALUE",
     "fox --set x={": "not valid JSON",
     "fox --mask m.png": "--mask needs --init",
@@ -225,12 +234,42 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a fox", "--seed", "7", "--hires"],
+        ["--seed=-1", "--hires", "2", "a 'fox' $HOME"],
+        ["--hires", "--", "--seed"],
+        ["--like", "fox.png", "-n", "2", "--set", 'output={"format": "webp"}'],
+    ],
+)
+def test_the_command_to_repeat_differs_only_in_the_seed(arguments):
+    words = shlex.split(program.again(arguments, 42))[2:]
+    first, second = (vars(program.read_arguments(given)) for given in (arguments, words))
+    assert second == first | {"seed": 42, "given": words}
+
+
+@pytest.fixture
+def mistake(client, monkeypatch):
+    """What the program would write before it ends with status 2, run in this process."""
+    monkeypatch.chdir(client.folder)
+
+    def run(*arguments):
+        for name in ("RUNPOD_URL", "RUNPOD_ENDPOINT_ID", "RUNPOD_API_KEY"):
+            monkeypatch.setenv(name, client.environ[name])
+        with pytest.raises(program.Failed) as failed:
+            program.run(program.read_arguments(arguments), program.Signals())
+        assert failed.value.status == 2
+        return str(failed.value)
+
+    return run
+
+
 @pytest.mark.parametrize("arguments", MISTAKES)
-def test_a_mistake_in_the_command_is_one_sentence_and_status_2(arguments, endpoint, client):
-    (client.folder / "client.py").touch()
-    status, out, err = client(*arguments.split())
-    assert (status, out) == (2, "")
-    assert MISTAKES[arguments] in err.replace("File exists", "Not a directory")
+def test_a_mistake_in_the_command_is_one_sentence_and_status_2(arguments, endpoint, mistake):
+    Path("client.py").touch()
+    sentence = mistake(*arguments.split())
+    assert MISTAKES[arguments] in sentence.replace("File exists", "Not a directory")
     assert endpoint.events() == []
 
 
@@ -247,7 +286,8 @@ def test_a_mistake_in_the_command_is_one_sentence_and_status_2(arguments, endpoi
         ({"RUNPOD_API_KEY": f"{KEY}\nx: y"}, "characters that no key has"),
     ],
 )
-def test_a_mistake_in_the_environment_is_one_sentence_and_status_2(environ, sentence, client):
+def test_a_mistake_in_the_environment_is_one_sentence(environ, sentence, client, mistake):
     client.environ.update(environ)
-    status, _, err = client("a fox")
-    assert (status, sentence in err) == (2, True), err
+    message = mistake("a fox")
+    assert sentence in message
+    assert KEY not in message

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 from fakes.a1111.process import free_port
+from fakes.hosts.tls import make_certificates, server_context
 from fakes.runpod_endpoint import GONE, RunPodEndpoint, completed, progress, queued
 
 from .conftest import draws, picture
@@ -46,6 +47,8 @@ def test_a_busy_endpoint_is_asked_again_because_it_took_nothing(endpoint, client
     endpoint.fault("run", status=429, times=ALWAYS)
     status, _, err = client("a fox")
     assert (status, "wait some minutes" in err) == (3, True)
+    status, _, err = client("a fox", "--timeout", "0.5", quick="client.PAUSES = (60.0,)")
+    assert (status, "No answer within --timeout" in err) == (3, True)
 
 
 PASSING = [{"status": 500}, {"status": 502, "body": "<html>"}, {"status": 200, "body": "<html>"}]
@@ -106,10 +109,23 @@ def test_nobody_there_is_a_sentence_that_says_what_to_start(client):
     client.environ["RUNPOD_URL"] = f"http://localhost:{free_port()}"
     status, _, err = client("a fox")
     assert (status, "make serve" in err, "Connection refused" in err) == (3, True, True)
+    client.environ["RUNPOD_URL"] = client.environ["RUNPOD_URL"].replace("http:", "https:")
+    assert "make serve" in client("a fox")[2]
     client.environ["RUNPOD_URL"] = "https://no-such-host.invalid"
     client.environ["RUNPOD_ENDPOINT_ID"] = "ep0"
     status, _, err = client("a fox")
     assert (status, "No connection to https://no-such-host.invalid/v2/ep0" in err) == (3, True)
+
+
+def test_over_https_the_certificate_must_be_trusted(client, tmp_path):
+    authority, server = make_certificates(tmp_path)
+    with RunPodEndpoint(draws, context=server_context(server)) as endpoint:
+        client.environ |= endpoint.environ()
+        status, _, err = client("a fox")
+        assert (status, "The certificate is not trusted" in err) == (3, True)
+        assert endpoint.events() == []
+        client.environ["SSL_CERT_FILE"] = str(authority)
+        assert client("a fox")[0] == 0
 
 
 @pytest.mark.parametrize("garbage", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nx" * 9999])
@@ -153,6 +169,14 @@ def test_pictures_are_fetched_only_over_https_or_from_this_machine(endpoint, cli
     endpoint.states = lambda _: [completed(images=[f"{endpoint.url}/bucket/none.png"])]
     status, _, err = client("a fox")
     assert (status, "the bucket answered 404" in err) == (3, True)
+
+
+def test_a_missing_key_and_a_wrong_one_are_told_apart(client):
+    client.environ["RUNPOD_API_KEY"] = "rpa_another"
+    assert "does not accept the key: check RUNPOD_API_KEY" in client("--health")[2]
+    del client.environ["RUNPOD_API_KEY"]
+    status, _, err = client("--health")
+    assert (status, "needs a key: set RUNPOD_API_KEY" in err) == (3, True)
 
 
 def test_the_local_api_needs_neither_an_id_nor_a_key(endpoint, client):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import client as program
+
 from .conftest import CLIENT
 
 # A start.sh whose worker is the fake endpoint. It leaves its process id in the file `pid`.
@@ -66,6 +68,12 @@ def test_a_worker_that_cannot_start_is_named_with_its_log(project):
     project.environ["ENDING"] = "78"
     status, _, err = project("a fox", "--start")
     assert (status, "start.sh ended with 78:\n  the log of start.sh" in err) == (1, True)
+
+
+def test_the_packages_of_the_bridge_are_those_that_it_asks_for():
+    lines = (CLIENT.parent / "requirements-bridge.txt").read_text().splitlines()
+    names = {line.partition("==")[0].replace("-", "_") for line in lines if "==" in line}
+    assert {"pillow" if name == "PIL" else name for name in program.BRIDGE_NEEDS} == names
 
 
 BRIDGE = "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd()]))"

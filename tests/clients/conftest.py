@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from fakes.gateway_server import served
+from fakes.hosts.model_hosts import ModelHosts
 from fakes.served import served_worker
 
 from gateway.app import build
@@ -21,13 +22,20 @@ TEMPLATES = {
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory):
+def hosts():
+    """The hosts of models, on loopback."""
+    with ModelHosts() as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory, hosts):
     """A worker with the fake A1111 that serves HTTP."""
     folder = tmp_path_factory.mktemp("worker")
     templates = folder / "templates.json"
     templates.write_text(json.dumps(TEMPLATES))
     settings = {"TEMPLATES_FILE": str(templates), "DEFAULT_TEMPLATE": "foxes"}
-    with served_worker(folder, **settings) as served:
+    with served_worker(folder, hosts=hosts, **settings) as served:
         yield served
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes.gateway_worker import running_gateway_worker
+from fakes.node import run_script
 from fakes.runpod_plane import RunPodPlane
 from fakes.sdk_worker import running_sdk_worker
 
@@ -54,4 +55,16 @@ def test_runpod_python_runs_reads_streams_cancels_and_shows_why_a_job_failed(bas
         "asyncio": ["asyncio", "COMPLETED"],
         "asyncio cancel": ["CANCELLED", "CANCELLED"],
         "asyncio health": ["jobs", "workers"],
+    }
+
+
+def test_npms_runpod_sdk_runs_reads_streams_and_cancels(base_url):
+    assert run_script("runpod.mjs", base_url) == {
+        "sync": ["sync", "COMPLETED", True],
+        "run": ["IN_QUEUE", "run", True],
+        "failed": ["FAILED", SENTENCE, SENTENCE],
+        "chunks": ["stream"],
+        "jobs": [1, 1],
+        "purged": {"removed": 1, "status": "completed"},
+        "cancelled": ["CANCELLED", "CANCELLED"],
     }

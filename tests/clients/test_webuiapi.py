@@ -8,7 +8,9 @@ import threading
 import numpy as np
 import pytest
 import webuiapi
+from fakes import model_files
 from fakes.a1111.process import wait_until
+from fakes.model_files import safetensors
 from fakes.recorded import recorded
 from PIL import Image
 
@@ -68,10 +70,8 @@ def test_names_are_those_of_the_worker(api):
     assert api.util_get_model_names() == sorted(api.util_get_model_names())
     titles = [one["title"] for one in api.get_sd_models()]
     assert titles[0] == "Red foxes"
-    assert {title.partition(" [")[0] for title in titles[1:]} == {
-        "first.safetensors",
-        "second.safetensors",
-    }
+    own = {title.partition(" [")[0] for title in titles[1:]}
+    assert own >= {"first.safetensors", "second.safetensors"}
     assert [one["name"] for one in api.get_loras()] == ["detail"]
     for name in ("hypernetworks", "face-restorers", "prompt-styles", "sd-vae", "extensions"):
         assert api.custom_get(name, baseurl=True) == []
@@ -136,6 +136,20 @@ def test_options_are_remembered_and_an_unknown_checkpoint_is_refused_as_by_a1111
     api.set_options({"sd_model_checkpoint": "Red foxes", "CLIP_stop_at_last_layers": 1})
     assert api.txt2img(**SMALL).info["sd_model_name"] == "second"
     api.set_options({"sd_model_checkpoint": ""})
+
+
+def test_a_checkpoint_of_civitai_is_drawn_by_its_url_and_then_listed(api, hosts, url):
+    number = 1 if url.startswith("http://localhost") else 2  # each gateway a new one
+    data = safetensors(model_files.SD1, number=number)
+    hosts.add_model(version_id=number, model_id=number, data=data, name=f"far{number}.safetensors")
+    page = f"https://civitai.com/models/{number}?modelVersionId={number}"
+    assert api.set_options({"sd_model_checkpoint": page}) is None
+    try:
+        assert api.txt2img(**SMALL).info["sd_model_name"] == f"far{number}"
+        assert api.util_get_current_model() == page
+        wait_until(lambda: f"far{number}" in str(api.get_sd_models()), "the new model in the list")
+    finally:
+        api.set_options({"sd_model_checkpoint": ""})
 
 
 REFUSED = {

@@ -13,14 +13,17 @@ FOLDER = Path(__file__).resolve().parents[1] / "clients" / "node"
 
 
 def run_script(name: str, *arguments: str) -> Any:
-    """The JSON that a script prints; the test is skipped without Node, npm or its registry."""
+    """The JSON on the last line that a script prints.
+
+    The test is skipped without Node, npm or its registry.
+    """
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("needs node and npm")
     _install()
     command = ["node", FOLDER / name, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _install() -> None:

@@ -11,6 +11,7 @@ key) and below `/` (without, as `make serve` has them); `/bucket/NAME` serves fi
 """
 
 import asyncio
+import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterable
@@ -87,12 +88,18 @@ class RunPodEndpoint:
     """The endpoint; its server runs in its own thread while the `with` block lasts.
 
     `states` gives, for a job's input, the states that the job has one after the other. `port` is
-    chosen by the system if it is 0.
+    chosen by the system if it is 0. `context` makes it an https server.
     """
 
-    def __init__(self, states: Callable[[Any], Iterable[State]], port: int = 0) -> None:
+    def __init__(
+        self,
+        states: Callable[[Any], Iterable[State]],
+        port: int = 0,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         self.states = states
         self.port = port
+        self._context = context
         self.health: dict[str, Any] = {
             "jobs": {"completed": 1, "failed": 0, "inProgress": 0, "inQueue": 0, "retried": 0},
             "workers": {"idle": 1, "initializing": 0, "ready": 1, "running": 0, "throttled": 0},
@@ -141,7 +148,8 @@ class RunPodEndpoint:
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._context)
+        await site.start()
         self.port = self._runner.addresses[0][1]
 
     # For tests.
@@ -149,7 +157,7 @@ class RunPodEndpoint:
     @property
     def url(self) -> str:
         """RUNPOD_URL of this endpoint."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._context else 'http'}://127.0.0.1:{self.port}"
 
     def environ(self) -> dict[str, str]:
         """The environment in which a client finds this endpoint."""

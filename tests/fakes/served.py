@@ -22,18 +22,27 @@ class ServedWorker:
 
 
 @contextmanager
-def served_worker(folder: Path, **more: Any) -> Iterator[ServedWorker]:
-    """start.sh with the fake A1111, serving HTTP; `more` as for `running_worker`."""
+def served_worker(
+    folder: Path, *, by_port: bool = False, wait_until_ready: bool = True, **more: Any
+) -> Iterator[ServedWorker]:
+    """start.sh with the fake A1111, serving HTTP; `more` as for `running_worker`.
+
+    With `by_port` it has no argument, and the variable PORT, as in the images.
+    """
     port = free_port()
     no_plane: Any = SimpleNamespace(worker_env=dict)
-    arguments = ("--rp_serve_api", "--rp_api_port", str(port))
-    with running_worker(folder, no_plane, wait=False, arguments=arguments, **more) as worker:
+    if by_port:
+        more["PORT"] = str(port)
+    else:
+        more["arguments"] = ("--rp_serve_api", "--rp_api_port", str(port))
+    statuses = {200} if wait_until_ready else {200, 204}
+    with running_worker(folder, no_plane, wait=False, **more) as worker:
         url = f"http://localhost:{port}"
 
         def is_ready() -> bool:
             assert worker.process.poll() is None, worker.log()
             try:
-                return requests.get(f"{url}/ping", timeout=5).status_code == 200
+                return requests.get(f"{url}/ping", timeout=5).status_code in statuses
             except requests.ConnectionError:
                 return False
 

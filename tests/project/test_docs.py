@@ -13,6 +13,7 @@ from worker.config.settings import PROJECT
 from worker.job import template
 from worker.job.request import check
 from worker.tasks.table import TASKS
+from worker.translation.other_workers import understood
 
 TEXTS = {page: page.read_text() for page in PAGES}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -54,7 +55,7 @@ def test_every_example_is_valid(page):
         elif "output" in example:
             assert set(example["output"]) == answer_keys()
         else:
-            job = example["input"]
+            job = understood(example["input"]).input
             check(job, TASKS.of(job).input)
 
 
@@ -98,8 +99,9 @@ def outline(text):
 
 
 def without_language(link):
-    """A link, whichever language's page it is on: headings on the page itself have other names."""
-    return re.sub(r"^#.*", "#", link).replace(".tr.md", ".md")
+    """A link, whichever language's page it is on and leads to: headings have other names there."""
+    translated = r"^(#|docs/quickstart(?:\.tr)?\.md#).*"
+    return re.sub(translated, r"\1", link).replace(".tr.md", ".md")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/troubleshooting.md"])

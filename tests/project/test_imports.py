@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "client.py"  # people copy it alone, so it is one file and may be long
 FRONT_DOORS = ("handler", "model_manager", "runpod_sdk")
 
 # The rooms from top to bottom: a room may import only the rooms below it. A module can be named
@@ -188,6 +189,11 @@ def test_importing_the_front_doors_does_nothing():
     assert python(code) == ""
 
 
+def test_the_client_is_one_file_that_needs_only_python():
+    names = {name.split(".")[0] for name in imports(CLIENT)}
+    assert names <= sys.stdlib_module_names
+
+
 # Size ---------------------------------------------------------------------------------------------
 
 CODE = [*itertools.chain(*map(files, ROOMS)), *(ROOT / f"{name}.py" for name in FRONT_DOORS)]
@@ -206,7 +212,7 @@ def code_lines(file: Path) -> set[int]:
 def test_modules_and_functions_are_short():
     assert [file for file in CODE if len(code_lines(file)) > 300] == []
     lengths = {}
-    for file in CODE:
+    for file in (*CODE, CLIENT):
         code = code_lines(file)
         for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -3,43 +3,20 @@
 import json
 import socket
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import requests
 from fakes.a1111.process import free_port, wait_until
 from fakes.runpod_plane import RunPodPlane
+from fakes.served import served_worker
 from fakes.worker_process import FOREVER, SMALL, completed, failed, png_size, running_worker
 
 SLOW = {"fault": "slow_steps", "seconds": 0.3, "times": FOREVER}
 
 
-class NoPlane:
-    """No queue of RunPod."""
-
-    @staticmethod
-    def worker_env():
-        return {}
-
-
-@contextmanager
-def serving(folder, **how):
-    """The worker, and its URL."""
-    port = how.setdefault("PORT", str(free_port()))
-    with running_worker(folder, NoPlane, wait=False, **how) as worker:
-        url = f"http://127.0.0.1:{port}"
-
-        def answers():
-            assert worker.process.poll() is None, worker.log()
-            with socket.socket() as line:
-                return line.connect_ex(("127.0.0.1", int(port))) == 0
-
-        wait_until(answers, "the HTTP server")
-        yield worker, url
-
-
-def wait_until_ready(url):
-    wait_until(lambda: requests.get(f"{url}/ping", timeout=30).status_code == 200, "the engine")
+NO_PLANE = SimpleNamespace(worker_env=dict)
 
 
 def runsync(url, job_input, **how):
@@ -48,9 +25,9 @@ def runsync(url, job_input, **how):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("worker"), RUNPOD_ENDPOINT_ID="ep0") as (worker, url):
-        wait_until_ready(url)
-        yield worker, url
+    folder = tmp_path_factory.mktemp("worker")
+    with served_worker(folder, by_port=True, RUNPOD_ENDPOINT_ID="ep0") as served:
+        yield served.worker, served.url
 
 
 def test_pictures_lists_and_failures_come_over_http(shared):
@@ -67,8 +44,8 @@ def test_a_host_name_of_the_internet_is_refused_unless_runpod_sends_it(shared, t
     name = {"Host": "ep0.api.runpod.ai"}
     assert requests.get(f"{shared[1]}/health", headers=name, timeout=30).status_code == 421
     on_runpod = {"RUNPOD_POD_ID": "pod0", "RUNPOD_ENDPOINT_ID": "ep0"}
-    with serving(tmp_path, **on_runpod) as (_, url):
-        assert requests.get(f"{url}/health", headers=name, timeout=30).status_code == 200
+    with served_worker(tmp_path, by_port=True, **on_runpod) as served:
+        assert requests.get(f"{served.url}/health", headers=name, timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize("number", range(30))
@@ -90,8 +67,8 @@ def test_a_client_that_hangs_up_leaves_an_idle_engine(shared, number):
 
 def test_sigterm_delivers_the_picture_of_the_running_job(tmp_path):
     answers = []
-    with serving(tmp_path) as (worker, url):
-        wait_until_ready(url)
+    with served_worker(tmp_path, by_port=True) as served:
+        worker, url = served.worker, served.url
         worker.fault(**SLOW)
         call = threading.Thread(target=lambda: answers.append(runsync(url, SMALL | {"steps": 9})))
         call.start()
@@ -103,15 +80,16 @@ def test_sigterm_delivers_the_picture_of_the_running_job(tmp_path):
 
 def test_requests_before_an_engine_that_never_gets_ready_get_the_reason(tmp_path):
     broken = {"fault": "internal_error", "times": FOREVER}
-    with serving(tmp_path, faults=(broken,), READY_TIMEOUT="8") as (worker, url):
-        failed(runsync(url, SMALL), "ENGINE_NOT_READY")
-        assert worker.end() == 69
+    how = {"faults": (broken,), "READY_TIMEOUT": "8", "wait_until_ready": False}
+    with served_worker(tmp_path, by_port=True, **how) as served:
+        failed(runsync(served.url, SMALL), "ENGINE_NOT_READY")
+        assert served.worker.end() == 69
 
 
 def test_a_taken_port_ends_with_71_before_anything_is_started(tmp_path):
     with closing(socket.create_server(("0.0.0.0", 0))) as taken:
         port = str(taken.getsockname()[1])
-        with running_worker(tmp_path, NoPlane, wait=False, PORT=port) as worker:
+        with running_worker(tmp_path, NO_PLANE, wait=False, PORT=port) as worker:
             assert worker.end() == 71
             assert f"cannot listen on port {port} of 0.0.0.0" in worker.log()
             assert "engine a1111 started" not in worker.log()

@@ -156,7 +156,7 @@ def test_errors_have_no_details_where_the_result_has_no_room_for_them(run):
     whole = [one for one in results if "problems" in one]
     assert whole
     assert len(json.dumps(whole)) < 20_000
-    assert {*results[-1]} == {"error", "message", "code"}
+    assert {*results[-1]} == {"error", "detail", "message", "code"}
 
 
 def test_each_input_may_have_as_many_keys_as_a_job(run):

@@ -211,6 +211,21 @@ def test_the_samplers_of_others_are_a1111s(catalog):
     assert labels <= {*catalog.schedulers.values()}
 
 
+@pytest.mark.parametrize(
+    ("job", "is_quick"),
+    [
+        (api("/sdapi/v1/loras", {}, "GET"), True),
+        (api("/sdapi/v1/png-info", {"image": PICTURE}), True),
+        (api("/sdapi/v1/txt2img", {}), False),
+        (api("/sdapi/v1/options", {}), True),  # it is refused at once
+        ({"task": "batch", "inputs": [api("/sdapi/v1/loras", {}, "GET")]}, True),
+        ({"task": "batch", "inputs": [api("/sdapi/v1/img2img", {})]}, False),
+    ],
+)
+def test_a_list_in_another_form_does_not_wait_for_a_picture(job, is_quick):
+    assert TASKS.is_quick(job) == is_quick
+
+
 # ComfyUI ------------------------------------------------------------------------------------------
 
 

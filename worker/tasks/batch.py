@@ -23,7 +23,7 @@ from worker.webui.runner import finish
 
 MOST_INPUTS = 64
 _PREPARED_AT_ONCE = 3  # of the threads that all jobs share
-_LONGEST_ERROR = 1000  # characters, if there is no room for all of it
+_LONGEST_ERROR = 500  # characters, twice, if there is no room for all of it
 
 
 class BatchRequest(Strict):
@@ -45,7 +45,7 @@ class BatchResult(Answer):
 
     results: list[dict[str, Any]] = Field(
         description="For each input, in the same order, the answer of its task or its error:"
-        " `error`, `message`, `code`."
+        " `error`, `detail`, `message`, `code`."
     )
     failed: int = Field(description="Number of inputs that have an error.")
     timings: dict[str, float] = Field(
@@ -139,7 +139,9 @@ async def _answer(worker: Worker, job: Job) -> dict[str, Any]:
     if "delivery" in answer or worker.delivery.fits(answer):
         return answer
     if "error" in answer:  # without its details
-        return {name: answer[name][:_LONGEST_ERROR] for name in ("error", "message", "code")}
+        return {
+            name: answer[name][:_LONGEST_ERROR] for name in ("error", "detail", "message", "code")
+        }
     return failure(ResultTooLarge("the result has no room left beside those of the other inputs."))
 
 
