@@ -3,6 +3,7 @@
 import base64
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import requests
@@ -68,6 +69,11 @@ def test_templates_are_listed_first_and_never_hide_a_checkpoint():
     assert titles == ["Red foxes", MODEL["title"], *(one["name"] for one in KNOWN.models[1:])]
     assert checkpoints.titles(KNOWN) == {"Red foxes": "foxes"}
     assert checkpoints.current(KNOWN) == "Red foxes"
+    # Otherwise a client that sends all options back would choose another one with them.
+    unlisted = replace(KNOWN, default_template="same name as a checkpoint")
+    without = replace(KNOWN, default_template=None)
+    assert checkpoints.current(unlisted) == checkpoints.current(without) == ""
+    assert checkpoints.current(replace(without, models=[MODEL])) == MODEL["title"]
     assert checkpoints.chosen(Lists(), "unknown yet") == "unknown yet"
 
 
