@@ -17,8 +17,8 @@ from gateway.a1111.drawing import Drawing
 from gateway.a1111.lists import LISTS, page_config
 from gateway.a1111.options import Remembered, as_a1111
 from gateway.a1111.running import Running
-from gateway.body import json_object
-from gateway.catalog import Catalog, Lists
+from gateway.catalog.catalog import Catalog, Lists
+from gateway.http.body import json_object
 from gateway.jobs import GatewayError, Jobs
 from worker.clients.foreign_fields import task_instead
 from worker.errors import WorkerError

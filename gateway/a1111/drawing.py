@@ -16,9 +16,9 @@ from gateway.a1111.answers import output_of, with_warnings
 from gateway.a1111.client import client_of
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Running
-from gateway.body import json_object
 from gateway.call import states
-from gateway.catalog import Catalog
+from gateway.catalog.catalog import Catalog
+from gateway.http.body import json_object
 from gateway.jobs import BadRequest, Jobs, JobState
 from worker.http.client import SafeHttpClient
 from worker.images.fetch import fetch_all

@@ -19,9 +19,9 @@ from gateway.a1111.client import Client
 from gateway.a1111.lists import LISTS, page_config
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Running
-from gateway.catalog import TASKS, Catalog, Lists
+from gateway.catalog.catalog import TASKS, Catalog, Lists
 from gateway.jobs import JobState
-from gateway.local_jobs import LocalJobs
+from gateway.local.jobs import LocalJobs
 
 MODEL = {
     "name": "photo.safetensors",
