@@ -61,7 +61,6 @@ class A1111Api:
         self._running = Running()
         parts = (jobs, catalog, self._remembered, self._running, http or SafeHttpClient())
         self._drawing = Drawing(*parts)
-        self._cancelling: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[BaseRoute]:
         """All routes. The last ones answer for what there is not."""
@@ -154,21 +153,12 @@ class A1111Api:
 
     async def _interrupt(self, request: Request) -> Json:
         client = client_of(request)
-        for job_id in self._running.ids(client):
-            logger.info("job %s is cancelled by %s", job_id, client.program)
-            task = asyncio.create_task(self._cancel(job_id))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelling.discard)
+        stopped = self._running.interrupt(client)
+        logger.info("%s interrupts %d jobs", client.program, stopped)
         return {}
 
     async def _skip(self, request: Request) -> Json:
         await self._interrupt(request)
-
-    async def _cancel(self, job_id: str) -> None:
-        try:
-            await self._jobs.cancel(job_id)
-        except GatewayError as error:
-            logger.warning("job %s is not cancelled: %s", job_id, error)
 
 
 async def _flags(_request: Request) -> Json:
