@@ -1661,7 +1661,6 @@ START = {
     "MODELS_DIR": "models",
     "BAKED_MODELS_DIR": "demo",
     "DEFAULT_TEMPLATE": "demo",
-    "RESULT_LIMIT_MB": "0",
 }
 
 

@@ -15,10 +15,10 @@ from starlette.routing import BaseRoute
 
 from gateway.a1111.api import A1111Api
 from gateway.call import HungUp
-from gateway.catalog import Catalog
-from gateway.guard import Access, Guard, Refused, answer_to
+from gateway.catalog.catalog import Catalog
+from gateway.http.guard import Access, Guard, Refused, answer_to
 from gateway.jobs import GatewayError, Jobs
-from gateway.local_jobs import LocalJobs
+from gateway.local.jobs import LocalJobs
 from gateway.openai.routes import OpenAIImages
 from gateway.page.data import PageData
 from gateway.page.routes import Page

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 
 from docs.figures.svg import Drawing
+from gateway.server import EXIT_REPLACE
 from worker.config.settings import PROJECT
 from worker.webui.engine_state import PROCESS, Event, Process
 
@@ -41,16 +42,18 @@ ENDS = {
     "starting": ("69", "71"),
     "ready": (),
     "restarting": ("70",),
-    "stopping": ("0",),
+    "stopping": ("0", str(EXIT_REPLACE)),
 }
 LEFT, WIDTH, HEIGHT, ENDED, STEP = 56, 292, 54, 404, 38
 
 
 def statuses() -> dict[str, str]:
-    """The statuses of start.sh, from the comment at its beginning; and that of an orderly end."""
+    """The statuses of start.sh, from the comment at its beginning; and two of the handler."""
     script = (PROJECT / "start.sh").read_text()
     found = dict(re.findall(r"^#   (\d+) +(.+)$", script, re.MULTILINE))
-    return {**found, "0": "SIGTERM, or this worker is to be replaced"}
+    ends = {"0": "SIGTERM, or another worker is needed"}
+    ends[str(EXIT_REPLACE)] = "another worker is needed, and it served HTTP"
+    return {**found, **ends}
 
 
 def arrows() -> dict[tuple[str, str], list[str]]:
@@ -72,7 +75,7 @@ def _transitions() -> Iterator[tuple[str, str, Event]]:
 
 def draw() -> str:
     """The states from top to bottom, and on their right how the container ends in each."""
-    drawing = Drawing(760, 600, "The states of a container", _description())
+    drawing = Drawing(760, 628, "The states of a container", _description())
     drawing.text(LEFT, 26, "states", "faint small")
     drawing.text(ENDED, 26, "exit status, if it ends there", "faint small")
     for name, (meaning, top, colour) in STATES.items():

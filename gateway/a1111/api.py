@@ -17,8 +17,8 @@ from gateway.a1111.drawing import Drawing
 from gateway.a1111.lists import LISTS, page_config
 from gateway.a1111.options import Remembered, as_a1111
 from gateway.a1111.running import Running
-from gateway.body import json_object
-from gateway.catalog import Catalog, Lists
+from gateway.catalog.catalog import Catalog, Lists
+from gateway.http.body import json_object
 from gateway.jobs import GatewayError, Jobs
 from worker.clients.foreign_fields import task_instead
 from worker.errors import WorkerError
@@ -73,7 +73,6 @@ class A1111Api:
         self._running = Running()
         parts = (jobs, catalog, self._remembered, self._running, http or SafeHttpClient())
         self._drawing = Drawing(*parts)
-        self._cancelling: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[BaseRoute]:
         """All routes. The last ones answer for what there is not."""
@@ -167,21 +166,12 @@ class A1111Api:
 
     async def _interrupt(self, request: Request) -> Json:
         client = client_of(request)
-        for job_id in self._running.ids(client):
-            logger.info("job %s is cancelled by %s", job_id, client.program)
-            task = asyncio.create_task(self._cancel(job_id))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelling.discard)
+        stopped = self._running.interrupt(client)
+        logger.info("%s interrupts %d jobs", client.program, stopped)
         return {}
 
     async def _skip(self, request: Request) -> Json:
         await self._interrupt(request)
-
-    async def _cancel(self, job_id: str) -> None:
-        try:
-            await self._jobs.cancel(job_id)
-        except GatewayError as error:
-            logger.warning("job %s is not cancelled: %s", job_id, error)
 
 
 async def _flags(_request: Request) -> Json:

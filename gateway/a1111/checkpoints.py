@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gateway.catalog import Lists
+from gateway.catalog.catalog import Lists
 from worker.errors import InvalidInput
 from worker.job.reference import StoreName, parse_reference
 

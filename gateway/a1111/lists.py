@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gateway.a1111 import checkpoints
-from gateway.catalog import Lists
+from gateway.catalog.catalog import Lists
 
 Item = Mapping[str, Any]
 Json = Any

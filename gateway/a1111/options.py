@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.a1111 import checkpoints
 from gateway.a1111.client import Client
-from gateway.catalog import Lists
+from gateway.catalog.catalog import Lists
 from gateway.jobs import GatewayError
 from worker.config.webui_config import OVERRIDABLE
 from worker.job.img2img import Img2ImgOptions

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from gateway.guard import Refused
+from gateway.http.guard import Refused
 from gateway.jobs import GatewayError, JobState
 from worker.errors import InvalidInput, ModelNotFound
 from worker.translation.openai_images import status_of, type_of

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.call import finished, states
-from gateway.catalog import Catalog
-from gateway.guard import Refused
+from gateway.catalog.catalog import Catalog
+from gateway.http.guard import Refused
 from gateway.jobs import GatewayError, Jobs, JobState
 from gateway.openai.answers import JobFailed, answer_of, error_object, failure_of
 from gateway.openai.bucket import with_base64

@@ -19,9 +19,9 @@ from gateway.a1111.client import Client
 from gateway.a1111.lists import LISTS, page_config
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Running
-from gateway.catalog import TASKS, Catalog, Lists
+from gateway.catalog.catalog import TASKS, Catalog, Lists
 from gateway.jobs import JobState
-from gateway.local_jobs import LocalJobs
+from gateway.local.jobs import LocalJobs
 
 MODEL = {
     "name": "photo.safetensors",
@@ -105,7 +105,7 @@ REPORTS = [
 @pytest.mark.parametrize(("report", "expected"), REPORTS)
 def test_progress_is_read_from_any_report(report, expected):
     running = Running(lambda: 0.0)
-    running.see(ME, "txt2img", JobState("1", "IN_PROGRESS", report))
+    running.begin(ME, "txt2img").state = JobState("1", "IN_PROGRESS", report)
     shown = running.progress(ME)
     state = shown["state"]
     assert (shown["progress"], state["sampling_step"], state["sampling_steps"]) == expected
@@ -115,14 +115,15 @@ def test_progress_is_read_from_any_report(report, expected):
 def test_progress_is_that_of_the_client_and_interrupt_never_reaches_another_computer():
     running = Running(lambda: 0.0)
     assert running.progress(ME)["state"]["job"] == ""
-    running.see(FAR, "img2img", JobState("far", "IN_PROGRESS"))
-    assert (running.ids(ME), running.progress(ME)["state"]["job"]) == ([], "scripts_img2img")
-    running.see(NEAR, "txt2img", JobState("near", "IN_QUEUE"))
-    assert running.ids(ME) == ["near"]  # it has drawn nothing itself, such as curl
-    running.see(ME, "txt2img", JobState("mine", "IN_QUEUE"))
-    assert (running.ids(ME), running.progress(ME)["textinfo"]) == (["mine"], "waiting for a worker")
-    running.forget("mine")
-    assert (running.ids(ME), running.progress(ME)["state"]["job_count"]) == ([], 1)
+    far = running.begin(FAR, "img2img")
+    assert (running.interrupt(ME), running.progress(ME)["state"]["job"]) == (0, "scripts_img2img")
+    near = running.begin(NEAR, "txt2img")
+    assert running.interrupt(ME) == 1  # it has drawn nothing itself, such as curl
+    assert (near.stopped.is_set(), far.stopped.is_set()) == (True, False)
+    mine = running.begin(ME, "txt2img")
+    assert (running.interrupt(ME), running.progress(ME)["textinfo"]) == (1, "waiting for a worker")
+    running.end(mine)
+    assert (running.interrupt(ME), running.progress(ME)["state"]["job_count"]) == (0, 1)
 
 
 # Over HTTP ----------------------------------------------------------------------------------------

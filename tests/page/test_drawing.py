@@ -6,7 +6,15 @@ import sys
 import pytest
 import requests
 
-from tests.page.use import draw, drop, infotext_of, job_in_form, open_all, tiles
+from tests.page.use import (
+    draw,
+    drop,
+    infotext_of,
+    job_in_form,
+    open_all,
+    tiles,
+    wait_for_lists,
+)
 
 PROMPT = "a red circle on a blue background"
 
@@ -15,7 +23,7 @@ PROMPT = "a red circle on a blue background"
 def page(new_page, worker):
     context = {"permissions": ["clipboard-read", "clipboard-write"]}
     page = new_page(f"{worker}/", **context)
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     return page
 
 

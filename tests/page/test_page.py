@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from fakes.gateway_server import served_endpoint
 from fakes.runpod_endpoint import completed, failed, progress
 
-from gateway.guard import Access
+from gateway.http.guard import Access
 from tests.page.use import (
     HOSTILE,
     draw,

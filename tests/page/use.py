@@ -7,8 +7,8 @@ import json
 from fakes.input_pictures import saved, scene
 from PIL import Image, PngImagePlugin
 
-from gateway.builtin_lists import SAMPLERS, SCHEDULERS, UPSCALERS
-from gateway.catalog import TASKS as LISTS
+from gateway.catalog.builtin_lists import SAMPLERS, SCHEDULERS, UPSCALERS
+from gateway.catalog.catalog import TASKS as LISTS
 from worker.tasks.schema import document
 from worker.tasks.table import TASKS
 
