@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.requests import Request
@@ -51,6 +51,18 @@ class NoSuchTask(GatewayError):
     status = 501
 
 
+class NoSuchList(GatewayError):
+    """A1111's API has no such list, or the gateway does not."""
+
+    status = 404
+
+
+class OnlyPost(GatewayError):
+    """The route takes POST, as in A1111."""
+
+    status = 405
+
+
 class A1111Api:
     """The routes over a back."""
 
@@ -95,6 +107,7 @@ class A1111Api:
                 for name, one in posts.items()
             ),
             Route(PREFIX + "/{name:path}", _safe(_no_task), methods=["POST"]),
+            Route(PREFIX + "/{name:path}", _safe(_no_list(posts))),
             Route("/controlnet/{name:path}", _safe(_no_task), methods=["POST"]),
         ]
 
@@ -177,6 +190,18 @@ async def _no_task(request: Request) -> Json:
     sentence = task_instead(name)
     reason = f" {sentence[:1].upper()}{sentence[1:]}." if " " in sentence else ""
     raise NoSuchTask(f"POST {name!r} is not possible here.{reason}")
+
+
+def _no_list(posts: Collection[str]) -> Endpoint:
+    async def answer(request: Request) -> Json:
+        name = request.path_params["name"]
+        if name in posts:
+            raise OnlyPost(f"GET {name!r} is not possible: send POST.")
+        raise NoSuchList(
+            f"GET {name[:80]!r} is not possible here: docs/clients/compatibility.md has all routes."
+        )
+
+    return answer
 
 
 def _safe(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

@@ -215,6 +215,7 @@ def test_what_there_is_not_is_said(server):
         assert (status, words in body["detail"]) == (501, True)
     assert server.post("/controlnet/detect", {})[0] == 501
     assert server.get("/sdapi/v1/txt2img").status_code == 405
+    assert server.get("/sdapi/v1/no-such-list").status_code == 404
     assert server.get("/system_stats").status_code == 404
     assert server.of_jobs() == []
 

@@ -160,7 +160,7 @@ def test_the_workers_sentence_is_shown_and_stands_beside_its_fields(page):
 def test_health_names_the_device_and_the_stored_models(page):
     page.click("#health summary")
     facts = page.locator("#facts")
-    facts.get_by_text("1 checkpoints").wait_for()
+    facts.get_by_text("checkpoints: 1").wait_for()
     assert "the engine uses the CPU" in facts.text_content()
     page.keyboard.press("Escape")
     assert not facts.is_visible()
