@@ -81,7 +81,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this type
     what = f"{request.method} {request.url.path[:200]}"
-    text = f"{what}: {error.detail}. The routes are listed in docs/using-an-endpoint.md."
+    text = f"{what}: {error.detail}. docs/clients/README.md lists the routes."
     return JSONResponse({"detail": text, "error": text}, error.status_code, error.headers)
 
 

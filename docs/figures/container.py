@@ -34,7 +34,7 @@ WORDS = {
     Event.FIRST_PICTURE: "a first picture is made",
     Event.OTHER_PROCESS: "the engine crashed",
     Event.RESTART_REQUESTED: "it must be restarted",
-    Event.SAME_PROCESS: "it was not gone",
+    Event.SAME_PROCESS: "the old process still runs",
 }
 # The statuses that end each state.
 ENDS = {
@@ -99,8 +99,10 @@ def _arrow(drawing: Drawing, source: str, target: str, label: str) -> None:
     x = LEFT + (30 if down else 52)
     first, last = (start + HEIGHT, end - 2) if down else (start, end + HEIGHT + 2)
     drawing.arrow((x, first), (x, last))
+    both = (target, source) in arrows()
     # One line below the other where an arrow leads down and another one up.
-    shift = -5 if down and (target, source) in arrows() else 14 if not down else 5
+    shift = 5 if not both else -5 if down else 14
+    label = f"{'↓' if down else '↑'} {label}" if both else label
     drawing.text(LEFT + 66, (first + last) / 2 + shift, label, "faint small")
 
 

@@ -84,7 +84,7 @@ def opened(browser: Browser, url: str, width: int, height: int, *, dark: bool = 
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.set_default_timeout(PATIENCE)
     page.goto(url)
-    page.get_by_text("Ready").wait_for()
+    page.locator("#form.known").wait_for()
     return page
 
 

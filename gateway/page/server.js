@@ -137,7 +137,8 @@ function showHealth({ jobs = {}, workers = {} }) {
     "Checkpoint": engine.checkpoint,
     "Engine": engine.state,
     "Restarts": engine.restarts || null,
-    "Models": counts.map(([kind, one]) => `${one.count} ${kind} (${size(one.total_size)})`).join(", ")
+    "Models": counts.map(([kind, one]) =>
+      `${kind === "loras" ? "LoRAs" : kind}: ${one.count} (${size(one.total_size)})`).join(", ")
       || null,
   });
 }

@@ -118,7 +118,7 @@ REPORTS = [
 @pytest.mark.parametrize(("report", "expected"), REPORTS)
 def test_progress_is_read_from_any_report(report, expected):
     running = Running(lambda: 0.0)
-    running.see(ME, "txt2img", JobState("1", "IN_PROGRESS", report))
+    running.begin(ME, "txt2img").state = JobState("1", "IN_PROGRESS", report)
     shown = running.progress(ME)
     state = shown["state"]
     assert (shown["progress"], state["sampling_step"], state["sampling_steps"]) == expected
@@ -128,14 +128,15 @@ def test_progress_is_read_from_any_report(report, expected):
 def test_progress_is_that_of_the_client_and_interrupt_never_reaches_another_computer():
     running = Running(lambda: 0.0)
     assert running.progress(ME)["state"]["job"] == ""
-    running.see(FAR, "img2img", JobState("far", "IN_PROGRESS"))
-    assert (running.ids(ME), running.progress(ME)["state"]["job"]) == ([], "scripts_img2img")
-    running.see(NEAR, "txt2img", JobState("near", "IN_QUEUE"))
-    assert running.ids(ME) == ["near"]  # it has drawn nothing itself, such as curl
-    running.see(ME, "txt2img", JobState("mine", "IN_QUEUE"))
-    assert (running.ids(ME), running.progress(ME)["textinfo"]) == (["mine"], "waiting for a worker")
-    running.forget("mine")
-    assert (running.ids(ME), running.progress(ME)["state"]["job_count"]) == ([], 1)
+    far = running.begin(FAR, "img2img")
+    assert (running.interrupt(ME), running.progress(ME)["state"]["job"]) == (0, "scripts_img2img")
+    near = running.begin(NEAR, "txt2img")
+    assert running.interrupt(ME) == 1  # it has drawn nothing itself, such as curl
+    assert (near.stopped.is_set(), far.stopped.is_set()) == (True, False)
+    mine = running.begin(ME, "txt2img")
+    assert (running.interrupt(ME), running.progress(ME)["textinfo"]) == (1, "waiting for a worker")
+    running.end(mine)
+    assert (running.interrupt(ME), running.progress(ME)["state"]["job_count"]) == (0, 1)
 
 
 # Over HTTP ----------------------------------------------------------------------------------------
@@ -227,6 +228,7 @@ def test_what_there_is_not_is_said(server):
         assert (status, words in body["detail"]) == (501, True)
     assert server.post("/controlnet/detect", {})[0] == 501
     assert server.get("/sdapi/v1/txt2img").status_code == 405
+    assert server.get("/sdapi/v1/no-such-list").status_code == 404
     assert server.get("/system_stats").status_code == 404
     assert server.of_jobs() == []
 

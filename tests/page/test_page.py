@@ -210,14 +210,14 @@ def test_every_state_of_the_page_is_accessible_and_fits_the_screen(
         "wrong": [failed("INVALID_INPUT: x.", problems=["steps = 1: must be less"])],
         "runs": FOREVER(progress(phase="generate", percent=5, preview=PREVIEW)),
     }
-    runpod.drawing = lambda job: states[job["prompt"]]
+    runpod.drawing = lambda job: states[job["prompt"].split()[0]]
     page = new_page(bridge, viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce")
     wait_for_lists(page)
     check(page, size)
     open_all(page)
     page.click("#add-lora")
-    for prompt in states:
-        draw(page, prompt)
+    for word in states:
+        draw(page, f"{word} of a fox in the snow {'and_a_long_word' * 20} behind a house")
     page.get_by_role("alert").wait_for()
     page.locator(".preview:visible").wait_for()
     tiles(page).nth(1).wait_for()
