@@ -66,10 +66,16 @@ class OnlyPost(GatewayError):
 class A1111Api:
     """The routes over a back."""
 
-    def __init__(self, jobs: Jobs, catalog: Catalog, http: SafeHttpClient | None = None) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        catalog: Catalog,
+        http: SafeHttpClient | None = None,
+        remembered: Remembered | None = None,
+    ) -> None:
         self._jobs = jobs
         self._catalog = catalog
-        self._remembered = Remembered()
+        self._remembered = remembered or Remembered()
         self._running = Running()
         parts = (jobs, catalog, self._remembered, self._running, http or SafeHttpClient())
         self._drawing = Drawing(*parts)

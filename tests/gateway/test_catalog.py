@@ -180,6 +180,6 @@ def test_closing_cancels_the_job_for_the_lists(story):
 
 
 def test_each_endpoint_has_a_file_of_its_own_in_the_user_s_cache_folder():
-    files = {cache_file(one, {"XDG_CACHE_HOME": "/cache"}) for one in ("a", "b")}
+    files = {cache_file(one, environ={"XDG_CACHE_HOME": "/cache"}) for one in ("a", "b")}
     assert len(files) == 2
     assert {str(file.parent) for file in files} == {"/cache/a1111-worker"}
