@@ -19,7 +19,7 @@ from gateway.a1111.options import Remembered, as_a1111
 from gateway.a1111.running import Running
 from gateway.catalog.catalog import Catalog, Lists
 from gateway.http.body import json_object
-from gateway.jobs import GatewayError, Jobs
+from gateway.jobs import GatewayError, Jobs, last_state
 from worker.clients.foreign_fields import task_instead
 from worker.errors import WorkerError
 from worker.http.client import SafeHttpClient
@@ -144,16 +144,13 @@ class A1111Api:
             return unknown
         job = await self._jobs.submit({"input": {"task": "health"}})
         try:
-            state = await asyncio.wait_for(self._end_of(job.id), _MEMORY_PATIENCE)
+            state = await asyncio.wait_for(last_state(self._jobs, job.id), _MEMORY_PATIENCE)
         except asyncio.TimeoutError:
             await self._jobs.cancel(job.id)
             return unknown
         output = state.output if isinstance(state.output, dict) else {}
         engine = output.get("engine")
         return (engine.get("memory") if isinstance(engine, dict) else None) or unknown
-
-    async def _end_of(self, job_id: str) -> Json:
-        return [state async for state in self._jobs.follow(job_id)][-1]
 
     # Jobs that run -------------------------------------------------------------------------------
 
