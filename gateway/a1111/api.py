@@ -42,7 +42,7 @@ _UNKNOWN_MEMORY = {"error": "unavailable: no worker runs"}
 _MEMORY_PATIENCE = 10.0  # seconds
 
 Json = Any
-Endpoint = Callable[[Request], Awaitable[Json]]
+RouteFunction = Callable[[Request], Awaitable[Json]]
 
 
 class NoSuchTask(GatewayError):
@@ -76,7 +76,7 @@ class A1111Api:
 
     def routes(self) -> list[BaseRoute]:
         """All routes. The last ones answer for what there is not."""
-        gets: dict[str, Endpoint] = {
+        gets: dict[str, RouteFunction] = {
             f"{PREFIX}/options": self._get_options,
             f"{PREFIX}/progress": self._progress,
             f"{PREFIX}/memory": self._memory,
@@ -88,7 +88,7 @@ class A1111Api:
             "/internal/ping": _always({}),
         }
         drawing = self._drawing
-        posts: dict[str, Endpoint] = {
+        posts: dict[str, RouteFunction] = {
             "options": self._set_options,
             "txt2img": drawing.txt2img,
             "img2img": drawing.img2img,
@@ -128,7 +128,7 @@ class A1111Api:
 
     # Lists ---------------------------------------------------------------------------------------
 
-    def _list(self, shape: Callable[[Lists], Json]) -> Endpoint:
+    def _list(self, shape: Callable[[Lists], Json]) -> RouteFunction:
         async def answer(_request: Request) -> Json:
             return shape(await self._catalog.lists())
 
@@ -175,7 +175,7 @@ async def _flags(_request: Request) -> Json:
     return {**_FLAGS, **dict.fromkeys(_FOLDERS)}
 
 
-def _always(content: Json) -> Endpoint:
+def _always(content: Json) -> RouteFunction:
     async def answer(_request: Request) -> Json:
         return content
 
@@ -189,7 +189,7 @@ async def _no_task(request: Request) -> Json:
     raise NoSuchTask(f"POST {name!r} is not possible here.{reason}")
 
 
-def _no_list(posts: Collection[str]) -> Endpoint:
+def _no_list(posts: Collection[str]) -> RouteFunction:
     async def answer(request: Request) -> Json:
         name = request.path_params["name"]
         if name in posts:
@@ -201,12 +201,12 @@ def _no_list(posts: Collection[str]) -> Endpoint:
     return answer
 
 
-def _safe(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint with its answer as JSON, and its errors in A1111's form."""
+def _safe(function: RouteFunction) -> Callable[[Request], Awaitable[Response]]:
+    """The function with its answer as JSON, and its errors in A1111's form."""
 
     async def answer(request: Request) -> Response:
         try:
-            return JSONResponse(await endpoint(request))
+            return JSONResponse(await function(request))
         except (GatewayError, WorkerError) as error:
             return error_answer(request, error)
 
