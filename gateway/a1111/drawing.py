@@ -122,6 +122,7 @@ class Drawing:
         """The answer of the job that means the same as the body; adds to `notes`."""
         client, lists = client_of(request), await self._catalog.lists(may_start=False)
         options = self._remembered.of(client)
+        body = checkpoints.with_titles(body, lists)
         job, said = to_job(task, body, options, checkpoints.titles(lists))
         for note in said:
             logger.info("%s of %s: %s", task, client.program, note)

@@ -31,7 +31,10 @@ MODEL = {
     "sha256": "01234567" * 8,
 }
 KNOWN = Lists(
-    models=[MODEL, {"name": "plain.ckpt"}],
+    models=[
+        *(MODEL, {"name": "plain.ckpt"}, {"name": "red foxes.safetensors"}),
+        *({"name": f"{one}/two.ckpt", "model_name": f"{one}_two"} for one in "ab"),
+    ],
     templates=[
         {"name": "Red foxes", "template": "foxes"},
         {"name": "photo", "template": "same name as a checkpoint"},
@@ -44,10 +47,14 @@ CHOICES = [
     ("Red foxes", "Red foxes"),
     *((form, MODEL["title"]) for form in ("photo", "photo.safetensors [ffffffffff]")),
     *((form, MODEL["title"]) for form in ("0123456789", MODEL["sha256"], "PHOTO")),
-    ("XL/photo.safetensors", MODEL["title"]),
+    ("XL/photo.safetensors", "XL/photo.safetensors"),  # the list has no folders
+    ("red foxes", "red foxes.safetensors"),
+    *((text, text) for text in ("two", "TWO")),  # the worker names both
+    *((f"{one}/Two.ckpt", f"{one.lower()}/two.ckpt") for one in "aB"),
+    ("a_two", "a/two.ckpt"),
     (" plain ", "plain.ckpt"),
     *((text, text) for text in ("civitai:4384@128713", "https://civitai.com/models/4384")),
-    *((text, None) for text in ("nope", "foxes", "../photo", "", "\x00", "a" * 5000)),
+    *((text, None) for text in ("nope", "foxes", "c/two.ckpt", "../photo", "", "\x00", "a" * 5000)),
 ]
 
 
@@ -58,7 +65,7 @@ def test_a_checkpoint_is_chosen_by_each_of_its_names_a_template_and_a_reference(
 
 def test_templates_are_listed_first_and_never_hide_a_checkpoint():
     titles = [one["title"] for one in checkpoints.as_a1111(KNOWN)]
-    assert titles == ["Red foxes", MODEL["title"], "plain.ckpt"]
+    assert titles == ["Red foxes", MODEL["title"], *(one["name"] for one in KNOWN.models[1:])]
     assert checkpoints.titles(KNOWN) == {"Red foxes": "foxes"}
     assert checkpoints.current(KNOWN) == "Red foxes"
     assert checkpoints.chosen(Lists(), "unknown yet") == "unknown yet"
