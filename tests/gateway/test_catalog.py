@@ -7,10 +7,12 @@ import stat
 import pytest
 from fakes.stub_engine import StubEngine, handler_with
 
+import client
 from gateway.catalog.catalog import TASKS, Catalog, CatalogTiming
 from gateway.catalog.kept_file import cache_file
 from gateway.jobs import EndpointFailed
 from gateway.local.jobs import LocalJobs
+from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS as TABLE
 
 TIMING = CatalogTiming(fresh=100, patience=30, pause=10)
@@ -75,6 +77,10 @@ async def idle():
     """Let the tasks in the background end."""
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(others)
+
+
+def test_the_gateway_and_the_client_know_each_list_of_the_worker():
+    assert {*TASKS} == {*client.LISTS} == {"templates", *(one.name for one in LISTS)}
 
 
 def test_one_job_reads_all_lists_and_later_calls_cost_none(story):
