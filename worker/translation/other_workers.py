@@ -193,7 +193,7 @@ def _download(endpoint: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInput(
             f"api.endpoint = {shown(endpoint)} puts any file anywhere; a job here names models.",
             hint='Send {"task": "prefetch"} with the URL, or org/repo/file of Hugging Face, in'
-            " `checkpoint`, `loras`, `vae` or `embeddings`; only the operator of the endpoint can put other files there.",
+            " `checkpoint`, `loras`, `vae` or `embeddings`; only the operator can add other files.",
             field="api",
         )
     model = {"url": url, "filename": folders[-1]}
