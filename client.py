@@ -1126,7 +1126,7 @@ def _until_final(api: Api, job_id: str, screen: Screen) -> dict[str, Json]:
 def progress_of(answer: Mapping[str, Json]) -> tuple[str, str, float]:
     """Phase, text and percent of a job that is not over."""
     if answer.get("status") == "IN_QUEUE":
-        return "queue", "waiting for a worker (cold start)", 0
+        return "queue", "waiting for a worker: it starts, or draws another job", 0
     report = answer.get("output")
     if not isinstance(report, dict) or not report:
         return "run", "a worker has the job", 0
