@@ -24,7 +24,12 @@ def test_a_picture_is_saved_and_the_report_says_how_to_repeat_it(endpoint, clien
     status, out, err = client("a red fox", "--out", "new/fox.png", "--steps=20", quick=None)
     assert (status, out) == (0, "new/fox.png\n")
     assert (client.folder / out.strip()).read_bytes() == picture()
-    shown = ["sending the job", "waiting for a worker: it starts, or draws another job", "load", "prompt   a red fox"]
+    shown = [
+        "sending the job",
+        "waiting for a worker: it starts, or draws another job",
+        "load",
+        "prompt   a red fox",
+    ]
     shown += ["picture  256x256, 20 steps of Euler a, seed 42", "models   demo-shapes"]
     shown += ["seconds  generate 1.4, total 1.5", "warning  a \N{REPLACEMENT CHARACTER}[31mwarning"]
     assert err.splitlines()[:-1] == [*shown, "file     new/fox.png"]
