@@ -143,7 +143,7 @@ def test_several_pictures_are_drawn_together_and_one_of_them_in_its_own_size(wor
     ("job_input", "code", "message"),
     [
         (SMALL | {"sampler_name": "Eulr a"}, "INVALID_INPUT", "Did you mean 'Euler a'"),
-        (SMALL | {"num_inference_steps": 9}, "INVALID_INPUT", "did you mean `steps`?"),
+        (SMALL | {"stepz": 9}, "INVALID_INPUT", "did you mean `steps`?"),
         (SMALL | {"steps": 0}, "INVALID_INPUT", "steps = 0"),
         (SMALL | {"checkpoint": "frist"}, "MODEL_NOT_FOUND", "Did you mean 'first'?"),
         (SMALL | {"prompt": "<lora:detial:1>"}, "MODEL_NOT_FOUND", "Did you mean 'detail'?"),
