@@ -10,13 +10,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gateway.a1111.api import A1111Api
 from gateway.call import HungUp
 from gateway.catalog import Catalog
 from gateway.guard import Access, Guard, Refused, answer_to
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, Jobs
 from gateway.local_jobs import LocalJobs
 from gateway.openai.routes import OpenAIImages
@@ -70,7 +71,7 @@ async def _failed(_request: Request, error: Exception) -> Response:
     logger.warning("HTTP %d: %s", error.status, error)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     text = str(error)
-    return JSONResponse({"detail": text, "errors": text, "error": text}, error.status, headers)
+    return JsonAnswer({"detail": text, "errors": text, "error": text}, error.status, headers)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -82,7 +83,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this type
     what = f"{request.method} {request.url.path[:200]}"
     text = f"{what}: {error.detail}. The routes are listed in docs/using-an-endpoint.md."
-    return JSONResponse({"detail": text, "error": text}, error.status_code, error.headers)
+    return JsonAnswer({"detail": text, "error": text}, error.status_code, error.headers)
 
 
 async def _nobody_reads(_request: Request, _error: Exception) -> Response:

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from gateway.app import build
@@ -22,6 +21,7 @@ from gateway.catalog import Catalog, CatalogTiming
 from gateway.connections import ConnectionLimits, Server, server
 from gateway.endpoint import Endpoint
 from gateway.endpoint_http import Address, HttpLimits, WrongEndpoint
+from gateway.http.json_answer import JsonAnswer
 from gateway.http.listen import listen
 from gateway.jobs import GatewayError
 from gateway.kept_file import cache_file
@@ -92,8 +92,8 @@ async def _serve(options: Options, endpoint: Endpoint, sockets: list[socket.sock
     return 0
 
 
-async def _ping(_request: Request) -> JSONResponse:
-    return JSONResponse({"ready": True})
+async def _ping(_request: Request) -> JsonAnswer:
+    return JsonAnswer({"ready": True})
 
 
 def _end_on_signals(running: Server, endpoint: Endpoint) -> None:

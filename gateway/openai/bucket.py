@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 async def with_base64(http: SafeHttpClient, answer: Mapping[str, Any]) -> dict[str, Any]:
     """The answer with `b64_json` for each `url`; with a warning if one cannot be fetched."""
     data = list(answer["data"])
-    urls = {f"data.{n}": one["url"] for n, one in enumerate(data) if "url" in one}
+    urls = {
+        f"data.{n}": one["url"] for n, one in enumerate(data) if isinstance(one.get("url"), str)
+    }
     if not urls:
         return dict(answer)
     try:
