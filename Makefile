@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 # Without an NVIDIA GPU the smaller build of torch is enough, if its server can be reached.
+NODE_CLIENTS := tests/clients/node/node_modules/.package-lock.json
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PIP_FLAGS ?=
 RUN_FLAGS ?=
@@ -39,7 +40,7 @@ serve: $(VENV)/.ready  ## serve RunPod's, A1111's and OpenAI's API and a page on
 	@[ "$$MODELS_DIR" != models ] || mkdir -p models/Stable-diffusion models/Lora
 	./start.sh --rp_serve_api --rp_api_port $(PORT)
 
-test: $(VENV)/.ready lint  ## run all checks and tests of CI, except the long tests
+test: $(VENV)/.ready lint $(NODE_CLIENTS)  ## run all checks and tests of CI, except the long tests
 	$(BIN)/pytest -n auto --dist loadfile
 
 test-long: $(VENV)/.ready  ## run the tests that take minutes; CI does this nightly
@@ -115,5 +116,10 @@ $(VENV)/.ready: requirements-bridge.txt requirements.txt requirements-engine.txt
 	$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check $$flags \
 	  -r requirements-engine.txt -r requirements-dev.txt
 	touch $@
+
+# The JavaScript clients that the tests run. Without Node or npm's registry those tests are skipped.
+$(NODE_CLIENTS): tests/clients/node/package-lock.json
+	@cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 \
+	  || echo 'npm cannot install the JavaScript clients: their tests are skipped.'
 
 .PHONY: help run serve test test-long lint check-docker fmt docs image-test gpu-proof lock demo-model clean

@@ -1482,7 +1482,17 @@ def _facts(output: Mapping[str, Json], facts: Mapping[str, Json]) -> Iterator[tu
         yield "models", ", ".join(str(one.get("name")) for one in models if isinstance(one, dict))
     timings = output.get("timings")
     if isinstance(timings, dict) and timings:
-        yield "seconds", ", ".join(f"{name} {value}" for name, value in timings.items())
+        yield "seconds", _seconds(timings)
+
+
+def _seconds(timings: Mapping[str, Json]) -> str:
+    """The phases that took time, to a tenth of a second: `generate 7.0, total 7.1`."""
+    known = {name: _amount(value) for name, value in timings.items()}
+    return ", ".join(
+        f"{name} {value:.1f}"
+        for name, value in known.items()
+        if value is not None and (round(value, 1) or name == "total")
+    )
 
 
 def _silence(stream: IO[str]) -> None:
@@ -1663,7 +1673,6 @@ START = {
     "MODELS_DIR": "models",
     "BAKED_MODELS_DIR": "demo",
     "DEFAULT_TEMPLATE": "demo",
-    "RESULT_LIMIT_MB": "0",
 }
 
 

@@ -26,12 +26,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import runpod_sdk
-from gateway.guard import Access
+from gateway.http.guard import Access
 from gateway.http.head import is_loopback
+from gateway.local.jobs import LocalJobs
 from gateway.local.metrics import Metrics
 from gateway.local.place import for_http, place_of
 from gateway.local.webhooks import Webhooks
-from gateway.local_jobs import LocalJobs
 from gateway.server import Ending, serve
 from model_manager import ModelManager
 from worker import log

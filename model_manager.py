@@ -210,9 +210,12 @@ class ModelManager:
                 found |= {file.path} if file else set()
         return found
 
-    def list_files(self, kind: Kind) -> list[ModelFile]:
-        """The model files of this kind that a job can name; of several with one stem, the first."""
-        return list(self.store.files(kind))
+    def list_files(self, kind: Kind) -> dict[str, ModelFile]:
+        """The model files of this kind, by the names that a job can give.
+
+        Of several with one name in different trees it is the first.
+        """
+        return self.store.names(kind)
 
     def find_models(self, request: PictureRequest, stop: threading.Event = NO_CANCEL) -> Models:
         """Find, fetch and check every model of the job, without linking them.

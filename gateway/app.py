@@ -15,11 +15,11 @@ from starlette.routing import BaseRoute
 
 from gateway.a1111.api import A1111Api
 from gateway.call import HungUp
-from gateway.catalog import Catalog
-from gateway.guard import Access, Guard, Refused, answer_to
+from gateway.catalog.catalog import Catalog
+from gateway.http.guard import Access, Guard, Refused, answer_to
 from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, Jobs
-from gateway.local_jobs import LocalJobs
+from gateway.local.jobs import LocalJobs
 from gateway.openai.routes import OpenAIImages
 from gateway.page.data import PageData
 from gateway.page.routes import Page
@@ -82,7 +82,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this type
     what = f"{request.method} {request.url.path[:200]}"
-    text = f"{what}: {error.detail}. The routes are listed in docs/using-an-endpoint.md."
+    text = f"{what}: {error.detail}. docs/clients/README.md lists the routes."
     return JsonAnswer({"detail": text, "error": text}, error.status_code, error.headers)
 
 

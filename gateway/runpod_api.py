@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from gateway.body import json_object
 from gateway.call import finished_within, longest_request, settled
+from gateway.http.body import json_object
 from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import BadRequest, Jobs, JobState, KeepsJobs, NotPossible
 

@@ -16,13 +16,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.app import build
-from gateway.connections import LIMITS, ConnectionLimits, Server, server
-from gateway.guard import Access
+from gateway.http.connections import LIMITS, ConnectionLimits, Server, server
+from gateway.http.guard import Access
 from gateway.http.json_answer import JsonAnswer
 from gateway.http.listen import listen
+from gateway.local.jobs import LocalJobs
 from gateway.local.metrics import Metrics
 from gateway.local.place import Place
-from gateway.local_jobs import LocalJobs
 from worker.errors import WorkerEnding, WorkerError
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator
 
 from docs.figures.svg import Drawing
+from gateway.server import EXIT_REPLACE
 from worker.config.settings import PROJECT
 from worker.webui.engine_state import PROCESS, Event, Process
 
@@ -33,7 +34,7 @@ WORDS = {
     Event.FIRST_PICTURE: "a first picture is made",
     Event.OTHER_PROCESS: "the engine crashed",
     Event.RESTART_REQUESTED: "it must be restarted",
-    Event.SAME_PROCESS: "it was not gone",
+    Event.SAME_PROCESS: "the old process still runs",
 }
 # The statuses that end each state.
 ENDS = {
@@ -41,16 +42,18 @@ ENDS = {
     "starting": ("69", "71"),
     "ready": (),
     "restarting": ("70",),
-    "stopping": ("0",),
+    "stopping": ("0", str(EXIT_REPLACE)),
 }
 LEFT, WIDTH, HEIGHT, ENDED, STEP = 56, 292, 54, 404, 38
 
 
 def statuses() -> dict[str, str]:
-    """The statuses of start.sh, from the comment at its beginning; and that of an orderly end."""
+    """The statuses of start.sh, from the comment at its beginning; and two of the handler."""
     script = (PROJECT / "start.sh").read_text()
     found = dict(re.findall(r"^#   (\d+) +(.+)$", script, re.MULTILINE))
-    return {**found, "0": "SIGTERM, or this worker is to be replaced"}
+    ends = {"0": "SIGTERM, or another worker is needed"}
+    ends[str(EXIT_REPLACE)] = "another worker is needed, and it served HTTP"
+    return {**found, **ends}
 
 
 def arrows() -> dict[tuple[str, str], list[str]]:
@@ -72,7 +75,7 @@ def _transitions() -> Iterator[tuple[str, str, Event]]:
 
 def draw() -> str:
     """The states from top to bottom, and on their right how the container ends in each."""
-    drawing = Drawing(760, 600, "The states of a container", _description())
+    drawing = Drawing(760, 628, "The states of a container", _description())
     drawing.text(LEFT, 26, "states", "faint small")
     drawing.text(ENDED, 26, "exit status, if it ends there", "faint small")
     for name, (meaning, top, colour) in STATES.items():
@@ -96,8 +99,10 @@ def _arrow(drawing: Drawing, source: str, target: str, label: str) -> None:
     x = LEFT + (30 if down else 52)
     first, last = (start + HEIGHT, end - 2) if down else (start, end + HEIGHT + 2)
     drawing.arrow((x, first), (x, last))
+    both = (target, source) in arrows()
     # One line below the other where an arrow leads down and another one up.
-    shift = -5 if down and (target, source) in arrows() else 14 if not down else 5
+    shift = 5 if not both else -5 if down else 14
+    label = f"{'↓' if down else '↑'} {label}" if both else label
     drawing.text(LEFT + 66, (first + last) / 2 + shift, label, "faint small")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.requests import Request
@@ -17,8 +17,8 @@ from gateway.a1111.drawing import Drawing
 from gateway.a1111.lists import LISTS, page_config
 from gateway.a1111.options import Remembered, as_a1111
 from gateway.a1111.running import Running
-from gateway.body import json_object
-from gateway.catalog import Catalog, Lists
+from gateway.catalog.catalog import Catalog, Lists
+from gateway.http.body import json_object
 from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, Jobs
 from worker.clients.foreign_fields import task_instead
@@ -52,6 +52,18 @@ class NoSuchTask(GatewayError):
     status = 501
 
 
+class NoSuchList(GatewayError):
+    """A1111's API has no such list, or the gateway does not."""
+
+    status = 404
+
+
+class OnlyPost(GatewayError):
+    """The route takes POST, as in A1111."""
+
+    status = 405
+
+
 class A1111Api:
     """The routes over a back."""
 
@@ -62,7 +74,6 @@ class A1111Api:
         self._running = Running()
         parts = (jobs, catalog, self._remembered, self._running, http or SafeHttpClient())
         self._drawing = Drawing(*parts)
-        self._cancelling: set[asyncio.Task[None]] = set()
 
     def routes(self) -> list[BaseRoute]:
         """All routes. The last ones answer for what there is not."""
@@ -97,6 +108,7 @@ class A1111Api:
                 for name, one in posts.items()
             ),
             Route(PREFIX + "/{name:path}", _safe(_no_task), methods=["POST"]),
+            Route(PREFIX + "/{name:path}", _safe(_no_list(posts))),
             Route("/controlnet/{name:path}", _safe(_no_task), methods=["POST"]),
         ]
 
@@ -155,21 +167,12 @@ class A1111Api:
 
     async def _interrupt(self, request: Request) -> Json:
         client = client_of(request)
-        for job_id in self._running.ids(client):
-            logger.info("job %s is cancelled by %s", job_id, client.program)
-            task = asyncio.create_task(self._cancel(job_id))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelling.discard)
+        stopped = self._running.interrupt(client)
+        logger.info("%s interrupts %d jobs", client.program, stopped)
         return {}
 
     async def _skip(self, request: Request) -> Json:
         await self._interrupt(request)
-
-    async def _cancel(self, job_id: str) -> None:
-        try:
-            await self._jobs.cancel(job_id)
-        except GatewayError as error:
-            logger.warning("job %s is not cancelled: %s", job_id, error)
 
 
 async def _flags(_request: Request) -> Json:
@@ -188,6 +191,18 @@ async def _no_task(request: Request) -> Json:
     sentence = task_instead(name)
     reason = f" {sentence[:1].upper()}{sentence[1:]}." if " " in sentence else ""
     raise NoSuchTask(f"POST {name!r} is not possible here.{reason}")
+
+
+def _no_list(posts: Collection[str]) -> Endpoint:
+    async def answer(request: Request) -> Json:
+        name = request.path_params["name"]
+        if name in posts:
+            raise OnlyPost(f"GET {name!r} is not possible: send POST.")
+        raise NoSuchList(
+            f"GET {name[:80]!r} is not possible here: docs/clients/compatibility.md has all routes."
+        )
+
+    return answer
 
 
 def _safe(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

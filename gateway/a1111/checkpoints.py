@@ -6,14 +6,15 @@ for the checkpoint, and none for a template.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gateway.catalog import Lists
+from gateway.catalog.catalog import Lists
 from worker.errors import InvalidInput
 from worker.job.reference import StoreName, parse_reference
 
 Item = Mapping[str, Any]
+LONGEST = 4096  # characters of a name
 
 
 def titles(lists: Lists) -> dict[str, str]:
@@ -35,27 +36,48 @@ def chosen(lists: Lists, text: str) -> str | None:
     """The title of the checkpoint or template that this text names; None if there is none.
 
     The text is one of A1111's own forms (title, file name, name, hash), the name of a template, or
-    a reference to a file elsewhere, such as a URL, which comes back unchanged.
+    a reference to a file elsewhere, such as a URL, which comes back unchanged, as does a text that
+    several files may mean.
     """
     text = text.strip()
     if text in titles(lists):
         return text
-    for model in lists.models:
-        if text in _names(model):
-            return _title(model)
+    if exact := [model for model in lists.models if text in _names(model)]:
+        return _only(exact) or text
     try:
         ref = parse_reference(text)
     except InvalidInput:
         return None
     if not isinstance(ref, StoreName):
         return text
-    # A title that has lost or gained its hash or its folder, and capital letters.
-    wanted = ref.name.rpartition("/")[2].casefold()
-    for model in lists.models:
-        if wanted in {name.casefold() for name in _names(model)}:
-            return _title(model)
-    # As long as the back has not said what it has, it decides itself.
-    return None if lists.is_known else text
+    # A title that has lost or gained its hash, and capital letters.
+    if similar := _similar(lists, ref.name):
+        return _only(similar) or text
+    # The list has no folders, and as long as the back has not said what it has, it is empty. So
+    # the back decides itself.
+    may_be = _similar(lists, ref.name.rpartition("/")[2])
+    return text if may_be or not lists.is_known else None
+
+
+def _similar(lists: Lists, name: str) -> list[Item]:
+    wanted = name.casefold()
+    return [one for one in lists.models if wanted in {form.casefold() for form in _names(one)}]
+
+
+def _only(models: Sequence[Item]) -> str | None:
+    """The title of the one model; None for several files, between which only the back decides."""
+    is_one = len(models) == 1 or len({str(one.get("sha256") or id(one)) for one in models}) == 1
+    return _title(models[0]) if is_one else None
+
+
+def with_titles(body: Mapping[str, Any], lists: Lists) -> dict[str, Any]:
+    """The body with the title of the checkpoint that its `override_settings` name, if it is one."""
+    options = body.get("override_settings")
+    named = options.get("sd_model_checkpoint") if isinstance(options, Mapping) else None
+    title = chosen(lists, named) if isinstance(named, str) and len(named) <= LONGEST else None
+    if title is None or not isinstance(options, Mapping):
+        return dict(body)  # not named, or refused by the worker
+    return {**body, "override_settings": {**options, "sd_model_checkpoint": title}}
 
 
 def as_a1111(lists: Lists) -> list[dict[str, Any]]:

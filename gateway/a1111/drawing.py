@@ -15,10 +15,10 @@ from gateway.a1111 import checkpoints
 from gateway.a1111.answers import images_of, output_of, with_warnings
 from gateway.a1111.client import client_of
 from gateway.a1111.options import Remembered
-from gateway.a1111.running import Running
-from gateway.body import json_object
+from gateway.a1111.running import Drawn, Running
 from gateway.call import states
-from gateway.catalog import Catalog
+from gateway.catalog.catalog import Catalog
+from gateway.http.body import json_object
 from gateway.jobs import BadRequest, Jobs, JobState
 from worker.http.client import SafeHttpClient
 from worker.images.fetch import fetch_all
@@ -124,6 +124,7 @@ class Drawing:
         """The answer of the job that means the same as the body; adds to `notes`."""
         client, lists = client_of(request), await self._catalog.lists(may_start=False)
         options = self._remembered.of(client)
+        body = checkpoints.with_titles(body, lists)
         job, said = to_job(task, body, options, checkpoints.titles(lists))
         for note in said:
             logger.info("%s of %s: %s", task, client.program, note)
@@ -135,16 +136,25 @@ class Drawing:
         return output
 
     async def _finished(self, request: Request, task: str, job: Json) -> JobState:
-        client = client_of(request)
-        seen: list[JobState] = []
+        """The job's last state. An interrupt cancels it like a hang-up, even while it is queued."""
+        drawn = self._running.begin(client_of(request), task)
+        work = asyncio.ensure_future(self._followed(request, job, drawn))
+        stop = asyncio.ensure_future(drawn.stopped.wait())
         try:
-            async for state in states(request, self._jobs, job):
-                seen = [state]
-                self._running.see(client, task, state)
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            return await work if work.done() else JobState("", "CANCELLED")
         finally:
-            for one in seen:
-                self._running.forget(one.id)
-        return seen[-1]
+            stop.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()  # or asyncio logs that it was never retrieved
+            self._running.end(drawn)
+
+    async def _followed(self, request: Request, job: Json, drawn: Drawn) -> JobState:
+        async for state in states(request, self._jobs, job):
+            drawn.state = state
+        return drawn.state
 
     async def _pictures(self, output: Mapping[str, Any]) -> list[str]:
         """The pictures as base64; those in a bucket are fetched."""

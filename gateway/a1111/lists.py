@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gateway.a1111 import checkpoints
-from gateway.catalog import Lists
+from gateway.catalog.catalog import Lists
 
 Item = Mapping[str, Any]
 Json = Any
@@ -20,7 +20,8 @@ _TASKS = ("txt2img", "img2img")
 
 
 def _stem(one: Item) -> str:
-    return PurePosixPath(one["name"]).stem
+    """The name without suffix; it has its folder where several files have the name."""
+    return str(PurePosixPath(one["name"]).with_suffix("")) if one["name"].strip("/.") else ""
 
 
 def _texts(one: Item, key: str) -> list[str]:

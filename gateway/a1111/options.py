@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.a1111 import checkpoints
 from gateway.a1111.client import Client
-from gateway.catalog import Lists
+from gateway.catalog.catalog import Lists
 from gateway.jobs import GatewayError
 from worker.config.webui_config import OVERRIDABLE
 from worker.job.img2img import Img2ImgOptions
@@ -18,7 +18,6 @@ from worker.translation.a1111_options import PICTURE_OPTIONS, is_default
 
 CHECKPOINT = "sd_model_checkpoint"
 _MOST_CLIENTS = 100
-_LONGEST = 4096  # characters of a value
 
 Options = Mapping[str, Any]
 
@@ -91,7 +90,7 @@ def _checkpoint(value: object, lists: Lists) -> str | None:
     if value is None or value == "":
         return None
     title = None
-    if isinstance(value, str) and len(value) <= _LONGEST:
+    if isinstance(value, str) and len(value) <= checkpoints.LONGEST:
         title = checkpoints.chosen(lists, value)
     if title is None:
         raise UnknownCheckpoint(f"model {shown(value)} not found")  # A1111's own words

@@ -1,11 +1,12 @@
-"""The jobs that clients of A1111's API wait for, as A1111 reports its own: GET /progress. Pure."""
+"""The jobs that clients of A1111's API wait for, as A1111 reports its own: GET /progress."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.a1111.client import Client
@@ -16,12 +17,20 @@ _MOST = 1e9  # a number of a report that is larger is none
 _FIRST = 0.01  # A1111's fraction of a job that has just begun
 
 
-@dataclass
-class _Job:
+@dataclass(eq=False)
+class Drawn:
+    """A job that a client waits for.
+
+    Attributes:
+        state: the newest one; it waits until the back reports another.
+        stopped: set when the client has interrupted it, which may be before the back has it.
+    """
+
     client: Client
     task: str
     came: float
-    state: JobState
+    state: JobState = field(default_factory=lambda: JobState("", "IN_QUEUE"))
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Running:
@@ -33,38 +42,42 @@ class Running:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._jobs: dict[str, _Job] = {}  # the newest is last
-        self._drawn: OrderedDict[Client, None] = OrderedDict()  # the clients of the last jobs
+        self._jobs: list[Drawn] = []  # the newest is last
+        self._clients: OrderedDict[Client, None] = OrderedDict()  # those of the last jobs
 
-    def see(self, client: Client, task: str, state: JobState) -> None:
-        """Take the newest state of a client's job."""
-        if job := self._jobs.get(state.id):
-            job.state = state
-        else:
-            self._jobs[state.id] = _Job(client, task, self._now(), state)
-            self._drawn[client] = None
-            self._drawn.move_to_end(client)
-            while len(self._drawn) > _MOST_CLIENTS:
-                self._drawn.popitem(last=False)
+    def begin(self, client: Client, task: str) -> Drawn:
+        """A job of this client begins."""
+        self._clients[client] = None
+        self._clients.move_to_end(client)
+        while len(self._clients) > _MOST_CLIENTS:
+            self._clients.popitem(last=False)
+        job = Drawn(client, task, self._now())
+        self._jobs.append(job)
+        return job
 
-    def forget(self, job_id: str) -> None:
+    def end(self, job: Drawn) -> None:
         """The job has ended, or its client has."""
-        self._jobs.pop(job_id, None)
+        self._jobs.remove(job)
 
     def count(self) -> int:
         """Number of jobs."""
         return len(self._jobs)
 
-    def ids(self, client: Client) -> list[str]:
-        """The jobs that this client may interrupt: its own.
+    def interrupt(self, client: Client) -> int:
+        """Stop this client's jobs; returns their number.
 
-        A program that has drawn nothing, such as curl, interrupts those of all on its computer.
+        A program that has drawn nothing, such as curl, stops those of all on its computer.
         """
-        own = [job_id for job_id, job in self._jobs.items() if job.client == client]
-        return own if own or client in self._drawn else self._near(client)
+        jobs = self._near(client) if client not in self._clients else self._own(client)
+        for job in jobs:
+            job.stopped.set()
+        return len(jobs)
 
-    def _near(self, client: Client) -> list[str]:
-        return [i for i, job in self._jobs.items() if job.client.address == client.address]
+    def _own(self, client: Client) -> list[Drawn]:
+        return [job for job in self._jobs if job.client == client]
+
+    def _near(self, client: Client) -> list[Drawn]:
+        return [job for job in self._jobs if job.client.address == client.address]
 
     def progress(self, client: Client, *, with_picture: bool = True) -> dict[str, Any]:
         """The answer of GET /sdapi/v1/progress: this client's job, or the newest one of others."""
@@ -79,13 +92,12 @@ class Running:
             "textinfo": _text(job, report),
         }
 
-    def _shown(self, client: Client) -> _Job | None:
-        ids = self.ids(client) or self._near(client) or list(self._jobs)
-        jobs = [self._jobs[job_id] for job_id in ids]
+    def _shown(self, client: Client) -> Drawn | None:
+        jobs = self._own(client) or self._near(client) or self._jobs
         begun = [job for job in jobs if job.state.status == "IN_PROGRESS"]
         return next(reversed(begun or jobs), None)
 
-    def _state(self, job: _Job | None, report: Mapping[str, Any]) -> dict[str, Any]:
+    def _state(self, job: Drawn | None, report: Mapping[str, Any]) -> dict[str, Any]:
         came = job.came if job else self._now()
         return {
             "skipped": False,
@@ -105,7 +117,7 @@ def _is_drawing(report: Mapping[str, Any]) -> bool:
     return report.get("phase") == "generate"
 
 
-def _fraction(job: _Job | None, report: Mapping[str, Any]) -> float:
+def _fraction(job: Drawn | None, report: Mapping[str, Any]) -> float:
     if job is None or job.state.status != "IN_PROGRESS":
         return 0.0
     percent = _number(report.get("percent")) if _is_drawing(report) else 0.0
@@ -113,7 +125,7 @@ def _fraction(job: _Job | None, report: Mapping[str, Any]) -> float:
     return min(max(done, _FIRST), 1.0)
 
 
-def _text(job: _Job | None, report: Mapping[str, Any]) -> str | None:
+def _text(job: Drawn | None, report: Mapping[str, Any]) -> str | None:
     if job is None:
         return None
     if job.state.status == "IN_QUEUE":

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.endpoint import Endpoint
+from gateway.endpoint.jobs import Endpoint
 from gateway.jobs import JobState
 from worker.shown import shown
 

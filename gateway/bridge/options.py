@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from gateway.endpoint_http import Address
-from gateway.guard import Access
+from gateway.endpoint.http import Address
+from gateway.http.guard import Access
 from gateway.http.head import is_loopback
 from worker.config.as_written import (
     as_base_url,

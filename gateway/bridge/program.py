@@ -17,14 +17,14 @@ from starlette.routing import Route
 from gateway.app import build
 from gateway.bridge.job_log import LoggedJobs, NamesClient
 from gateway.bridge.options import Options, read
-from gateway.catalog import Catalog, CatalogTiming
-from gateway.connections import ConnectionLimits, Server, server
-from gateway.endpoint import Endpoint
-from gateway.endpoint_http import Address, HttpLimits, WrongEndpoint
+from gateway.catalog.catalog import Catalog, CatalogTiming
+from gateway.catalog.kept_file import cache_file
+from gateway.endpoint.http import Address, HttpLimits, WrongEndpoint
+from gateway.endpoint.jobs import Endpoint
+from gateway.http.connections import ConnectionLimits, Server, server
 from gateway.http.json_answer import JsonAnswer
 from gateway.http.listen import listen
 from gateway.jobs import GatewayError
-from gateway.kept_file import cache_file
 from worker import log
 from worker.config.as_written import as_meant
 from worker.config.credentials import secret_values

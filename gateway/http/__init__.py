@@ -1,1 +1,1 @@
-"""What happens at the edge of the server: sockets, heads of requests, logins."""
+"""HTTP itself: sockets, connections, heads and bodies of requests, who may use the server."""

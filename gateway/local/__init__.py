@@ -1,1 +1,1 @@
-"""What the queue in this process needs beside its jobs: policies, webhooks and metrics."""
+"""The back for the worker in this process: its queue, and what belongs to it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from gateway.guard import Refused
+from gateway.http.guard import Refused
 from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, JobState
 from worker.errors import InvalidInput, ModelNotFound

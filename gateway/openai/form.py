@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from gateway.body import json_object
+from gateway.http.body import json_object
 from gateway.jobs import BadRequest
 
 _MOST_FILES, _MOST_FIELDS = 17, 200  # OpenAI's 16 pictures and a mask

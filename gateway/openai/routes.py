@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.call import finished, states
-from gateway.catalog import Catalog
-from gateway.guard import Refused
+from gateway.catalog.catalog import Catalog
+from gateway.http.guard import Refused
 from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, Jobs, JobState
 from gateway.openai.answers import JobFailed, answer_of, error_object, failure_of

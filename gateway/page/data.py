@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.catalog import Catalog
+from gateway.catalog.catalog import Catalog
 from gateway.jobs import GatewayError, Jobs, JobState
 
 # The lists that fields of the form choose from.

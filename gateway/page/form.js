@@ -3,6 +3,7 @@ import { $, el, keep, kept } from "./dom.js";
 
 const KEPT = "form";
 const TASKS = { txt2img: "txt2img", img2img: "img2img" };
+const LARGEST_INIT = 20e6; // bytes; a request may have 30 MB, and base64 needs a third more
 let initImage = null; // data URI
 let rowNumber = 0;
 
@@ -210,8 +211,10 @@ export function setInit(picture) {
   switchParts();
 }
 
-/** Read a picture's file into the form. */
+/** Read a picture's file into the form. Raises an Error with a sentence for the user. */
 export function readInit(file) {
+  if (!file) return;
+  if (file.size > LARGEST_INIT) throw new Error("The picture is larger than 20 MB.");
   const reader = new FileReader();
   reader.addEventListener("load", () => setInit(reader.result));
   reader.readAsDataURL(file);
@@ -227,9 +230,9 @@ function switchParts() {
 
 /** Show a sentence beside the field that it names; returns whether there is one. */
 export function showProblem(name, sentence) {
-  const [first, place] = name.split(".");
+  const [first, place, part] = name.split(".");
   const row = first === "loras" ? $("lora-rows").children[Number(place)] : null;
-  const found = row?.querySelector("input")
+  const found = row?.querySelectorAll("input")[part === "scale" ? 1 : 0]
     ?? named(name).find((one) => !one.matches(":disabled"))
     ?? (first === "init_images" ? $("init-file") : named(first)[0]);
   if (found) showError(found, sentence);

@@ -1,7 +1,7 @@
 // The pictures: each with its job, so that it can be drawn again.
 import { $, announce, copy, describe, el, notice } from "./dom.js";
 import * as form from "./form.js";
-import { parsed } from "./infotext.js";
+import { infotextOf, parsed } from "./infotext.js";
 import { asCurl, asJson, asPython } from "./snippets.js";
 import * as store from "./store.js";
 
@@ -19,8 +19,8 @@ export async function open() {
 /** Add the pictures of a finished job. */
 export async function add(job, id, output) {
   const info = infoOf(output.info);
-  const added = output.images.map((image, number) => pictureOf(
-    { id: `${id}-${number}`, number, job, output, infotext: info.infotexts?.[number] ?? "" }, image));
+  const added = await Promise.all(output.images.map((image, number) => pictureOf(
+    { id: `${id}-${number}`, number, job, output, infotext: info.infotexts?.[number] }, image)));
   for (const picture of added) {
     if (pictures.some((one) => one.id === picture.id)) continue;
     pictures.unshift(picture);
@@ -40,18 +40,19 @@ function infoOf(text) {
   }
 }
 
-function pictureOf({ id, number, job, output, infotext }, image) {
-  const { values } = parsed(infotext);
+/** Of a task whose answer has no infotext, the picture itself has it. */
+async function pictureOf({ id, number, job, output, infotext }, image) {
   const isUrl = /^https?:/.test(image);
+  const blob = isUrl ? null : blobOf(image);
+  const text = infotext ?? (blob ? await infotextOf(blob).catch(() => "") : "");
   return {
-    id, job, infotext,
-    time: Date.now() + number / 1000,
-    blob: isUrl ? null : blobOf(image),
+    id, job, blob,
+    infotext: text,
     url: isUrl ? image : null,
-    seed: values.get("Seed") ?? null,
+    time: Date.now() + number / 1000,
+    seed: parsed(text).values.get("Seed") ?? null,
     seconds: output.timings?.total ?? null,
     warnings: output.warnings ?? [],
-    models: (output.models ?? []).map((model) => model.name).filter(Boolean),
   };
 }
 
@@ -136,7 +137,7 @@ export function reuseSeed(picture = pictures.find((one) => one.seed !== null)) {
   announce(`The seed is ${picture.seed}.`);
 }
 
-async function useAsStart(picture) {
+function useAsStart(picture) {
   form.readInit(picture.blob);
   $("viewer").close();
   $("prompt").focus();
@@ -170,13 +171,14 @@ function view(picture) {
 function buttonsOf(picture) {
   const job = exactJob(picture);
   const kind = picture.blob?.type.split("/")[1];
-  const button = (text, onclick) => el("button", { type: "button", onclick }, text);
+  const button = (text, onclick, look = null) =>
+    el("button", { type: "button", class: look, onclick }, text);
   const copying = (name, text) => button(`Copy ${name}`, async ({ currentTarget }) => {
     const isCopied = await copy(text(job), name);
     currentTarget.textContent = isCopied ? "Copied" : "Not copied";
   });
   return [
-    button("Reuse settings", () => reuse(picture)),
+    button("Reuse settings", () => reuse(picture), "primary"),
     picture.seed === null ? null : button("Reuse seed", () => {
       reuseSeed(picture);
       $("viewer").close();
@@ -190,7 +192,7 @@ function buttonsOf(picture) {
       $("viewer").close();
       await remove(picture);
       announce("The picture is deleted.");
-    }),
+    }, "danger"),
   ].filter(Boolean);
 }
 

@@ -32,6 +32,14 @@ async function readParameters(file) {
   server.showTemplate();
 }
 
+function readInit(file) {
+  try {
+    form.readInit(file);
+  } catch (error) {
+    notice(error.message);
+  }
+}
+
 function connectForm() {
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -58,7 +66,7 @@ function connectForm() {
     readParameters(target.files[0]);
     target.value = "";
   });
-  $("init-file").addEventListener("change", ({ target }) => form.readInit(target.files[0]));
+  $("init-file").addEventListener("change", ({ target }) => readInit(target.files[0]));
   $("remove-init").addEventListener("click", () => {
     form.setInit(null);
     $("init-file").focus();
@@ -75,7 +83,7 @@ function connectDrop() {
     event.preventDefault();
     $("drop").classList.remove("over");
     const [file] = event.dataTransfer.files;
-    if (file && $("drop").contains(event.target)) form.readInit(file);
+    if (file && $("drop").contains(event.target)) readInit(file);
     else readParameters(file);
   });
 }

@@ -9,7 +9,6 @@ const SIZES = [[512, 512], [512, 768], [768, 512], [768, 768], [1024, 1024], [83
 const EVERY = 5000; // ms between two looks at the server's health
 let templates = [];
 let hasFields = false;
-let wasAwake = null;
 let report = null;
 
 // Lists -----------------------------------------------------------------------------------------
@@ -32,6 +31,7 @@ async function load() {
   }
   form.restore(["template", "sampler_name", "scheduler", "hr_upscaler"].map($));
   showTemplate();
+  $("form").classList.toggle("known", schema !== null);
 }
 
 const defaultName = () => {
@@ -97,17 +97,17 @@ export async function watch() {
   }
 }
 
-/** Look at the server once; after a job, its lists may be longer. */
-export async function look(lists = false) {
+/** Look at the server once; its lists may be others after a job, and when its state has changed. */
+export async function look(hasDrawn = false) {
   try {
     const health = await api.health();
-    const { ready = 0, idle = 0, running = 0 } = health.workers ?? {};
-    const isAwake = ready + idle + running > 0;
-    if (lists || isAwake !== wasAwake) await load();
-    wasAwake = isAwake;
+    const before = $("state").textContent;
     showHealth(health);
+    if (hasDrawn || $("state").textContent !== before) {
+      await load();
+      showHealth(health);
+    }
   } catch (error) {
-    wasAwake = null;
     lamp("away", "Away", error.message);
     describe($("facts"), {});
   }
@@ -116,7 +116,7 @@ export async function look(lists = false) {
 /** RunPod's numbers as a state and a sentence, the first that holds. */
 function stateOf({ ready = 0, idle = 0, running = 0, initializing = 0, throttled = 0, unhealthy = 0 }) {
   if (running) return ["busy", "Drawing", "A worker is drawing."];
-  if (ready || idle) return ["ready", "Ready", "A worker waits for jobs."];
+  if (ready || idle) return ["ready", "Ready", "A worker is ready for jobs."];
   if (initializing) {
     return ["starting", "Starting", "A worker is starting: jobs wait until its engine has drawn once."];
   }
@@ -137,7 +137,8 @@ function showHealth({ jobs = {}, workers = {} }) {
     "Checkpoint": engine.checkpoint,
     "Engine": engine.state,
     "Restarts": engine.restarts || null,
-    "Models": counts.map(([kind, one]) => `${one.count} ${kind} (${size(one.total_size)})`).join(", ")
+    "Models": counts.map(([kind, one]) =>
+      `${kind === "loras" ? "LoRAs" : kind}: ${one.count} (${size(one.total_size)})`).join(", ")
       || null,
   });
 }

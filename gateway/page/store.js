@@ -46,7 +46,7 @@ export const removeAll = () => within("readwrite", (store) => store.clear());
 export function tooMany(pictures) {
   let bytes = 0;
   return pictures.filter((picture, number) => {
-    bytes += picture.blob?.size ?? 0;
+    bytes += (picture.blob?.size ?? 0) + (picture.job.init_images ?? []).join("").length;
     return number >= MOST || (bytes > MOST_BYTES && number > 0);
   });
 }

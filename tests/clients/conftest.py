@@ -9,9 +9,9 @@ from fakes.hosts.model_hosts import ModelHosts
 from fakes.served import served_worker
 
 from gateway.app import build
-from gateway.endpoint import Endpoint, Polling
-from gateway.endpoint_http import Address
-from gateway.guard import Access
+from gateway.endpoint.http import Address
+from gateway.endpoint.jobs import Endpoint, Polling
+from gateway.http.guard import Access
 
 TEMPLATES = {
     "templates": {

@@ -11,10 +11,10 @@ from starlette.types import ASGIApp
 
 from fakes.runpod_endpoint import ENDPOINT, KEY, RunPodEndpoint
 from gateway.app import build
-from gateway.connections import LIMITS, ConnectionLimits, server
-from gateway.endpoint import Endpoint, Polling
-from gateway.endpoint_http import Address, HttpLimits
-from gateway.guard import Access
+from gateway.endpoint.http import Address, HttpLimits
+from gateway.endpoint.jobs import Endpoint, Polling
+from gateway.http.connections import LIMITS, ConnectionLimits, server
+from gateway.http.guard import Access
 from gateway.http.listen import KEEP_ALIVE, KeepAlive, listen
 
 LOCAL = Access()

@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as a program
 
 from fakes.a1111.process import free_port, wait_until  # noqa: E402
-from gateway.connections import ConnectionLimits  # noqa: E402
-from gateway.guard import Access  # noqa: E402
+from gateway.http.connections import ConnectionLimits  # noqa: E402
+from gateway.http.guard import Access  # noqa: E402
+from gateway.local.jobs import LocalJobs  # noqa: E402
 from gateway.local.metrics import Metrics  # noqa: E402
 from gateway.local.place import Place  # noqa: E402
 from gateway.local.webhooks import WebhookLimits, Webhooks  # noqa: E402
-from gateway.local_jobs import LocalJobs  # noqa: E402
 from gateway.server import Ending, serve  # noqa: E402
 from worker.errors import EngineNotReady  # noqa: E402
 from worker.service.counters import Counters  # noqa: E402

@@ -19,9 +19,9 @@ from gateway.a1111.client import Client
 from gateway.a1111.lists import LISTS, page_config
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Running
-from gateway.catalog import TASKS, Catalog, Lists
+from gateway.catalog.catalog import TASKS, Catalog, Lists
 from gateway.jobs import JobState
-from gateway.local_jobs import LocalJobs
+from gateway.local.jobs import LocalJobs
 
 MODEL = {
     "name": "photo.safetensors",
@@ -31,7 +31,10 @@ MODEL = {
     "sha256": "01234567" * 8,
 }
 KNOWN = Lists(
-    models=[MODEL, {"name": "plain.ckpt"}],
+    models=[
+        *(MODEL, {"name": "plain.ckpt"}, {"name": "red foxes.safetensors"}),
+        *({"name": f"{one}/two.ckpt", "model_name": f"{one}_two"} for one in "ab"),
+    ],
     templates=[
         {"name": "Red foxes", "template": "foxes"},
         {"name": "photo", "template": "same name as a checkpoint"},
@@ -44,10 +47,14 @@ CHOICES = [
     ("Red foxes", "Red foxes"),
     *((form, MODEL["title"]) for form in ("photo", "photo.safetensors [ffffffffff]")),
     *((form, MODEL["title"]) for form in ("0123456789", MODEL["sha256"], "PHOTO")),
-    ("XL/photo.safetensors", MODEL["title"]),
+    ("XL/photo.safetensors", "XL/photo.safetensors"),  # the list has no folders
+    ("red foxes", "red foxes.safetensors"),
+    *((text, text) for text in ("two", "TWO")),  # the worker names both
+    *((f"{one}/Two.ckpt", f"{one.lower()}/two.ckpt") for one in "aB"),
+    ("a_two", "a/two.ckpt"),
     (" plain ", "plain.ckpt"),
     *((text, text) for text in ("civitai:4384@128713", "https://civitai.com/models/4384")),
-    *((text, None) for text in ("nope", "foxes", "../photo", "", "\x00", "a" * 5000)),
+    *((text, None) for text in ("nope", "foxes", "c/two.ckpt", "../photo", "", "\x00", "a" * 5000)),
 ]
 
 
@@ -58,7 +65,7 @@ def test_a_checkpoint_is_chosen_by_each_of_its_names_a_template_and_a_reference(
 
 def test_templates_are_listed_first_and_never_hide_a_checkpoint():
     titles = [one["title"] for one in checkpoints.as_a1111(KNOWN)]
-    assert titles == ["Red foxes", MODEL["title"], "plain.ckpt"]
+    assert titles == ["Red foxes", MODEL["title"], *(one["name"] for one in KNOWN.models[1:])]
     assert checkpoints.titles(KNOWN) == {"Red foxes": "foxes"}
     assert checkpoints.current(KNOWN) == "Red foxes"
     assert checkpoints.chosen(Lists(), "unknown yet") == "unknown yet"
@@ -105,7 +112,7 @@ REPORTS = [
 @pytest.mark.parametrize(("report", "expected"), REPORTS)
 def test_progress_is_read_from_any_report(report, expected):
     running = Running(lambda: 0.0)
-    running.see(ME, "txt2img", JobState("1", "IN_PROGRESS", report))
+    running.begin(ME, "txt2img").state = JobState("1", "IN_PROGRESS", report)
     shown = running.progress(ME)
     state = shown["state"]
     assert (shown["progress"], state["sampling_step"], state["sampling_steps"]) == expected
@@ -115,14 +122,15 @@ def test_progress_is_read_from_any_report(report, expected):
 def test_progress_is_that_of_the_client_and_interrupt_never_reaches_another_computer():
     running = Running(lambda: 0.0)
     assert running.progress(ME)["state"]["job"] == ""
-    running.see(FAR, "img2img", JobState("far", "IN_PROGRESS"))
-    assert (running.ids(ME), running.progress(ME)["state"]["job"]) == ([], "scripts_img2img")
-    running.see(NEAR, "txt2img", JobState("near", "IN_QUEUE"))
-    assert running.ids(ME) == ["near"]  # it has drawn nothing itself, such as curl
-    running.see(ME, "txt2img", JobState("mine", "IN_QUEUE"))
-    assert (running.ids(ME), running.progress(ME)["textinfo"]) == (["mine"], "waiting for a worker")
-    running.forget("mine")
-    assert (running.ids(ME), running.progress(ME)["state"]["job_count"]) == ([], 1)
+    far = running.begin(FAR, "img2img")
+    assert (running.interrupt(ME), running.progress(ME)["state"]["job"]) == (0, "scripts_img2img")
+    near = running.begin(NEAR, "txt2img")
+    assert running.interrupt(ME) == 1  # it has drawn nothing itself, such as curl
+    assert (near.stopped.is_set(), far.stopped.is_set()) == (True, False)
+    mine = running.begin(ME, "txt2img")
+    assert (running.interrupt(ME), running.progress(ME)["textinfo"]) == (1, "waiting for a worker")
+    running.end(mine)
+    assert (running.interrupt(ME), running.progress(ME)["state"]["job_count"]) == (0, 1)
 
 
 # Over HTTP ----------------------------------------------------------------------------------------
@@ -214,6 +222,7 @@ def test_what_there_is_not_is_said(server):
         assert (status, words in body["detail"]) == (501, True)
     assert server.post("/controlnet/detect", {})[0] == 501
     assert server.get("/sdapi/v1/txt2img").status_code == 405
+    assert server.get("/sdapi/v1/no-such-list").status_code == 404
     assert server.get("/system_stats").status_code == 404
     assert server.of_jobs() == []
 

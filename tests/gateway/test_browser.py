@@ -12,7 +12,7 @@ import pytest
 from fakes.gateway_server import served_endpoint
 from fakes.runpod_endpoint import RunPodEndpoint, completed
 
-from gateway.guard import Access
+from gateway.http.guard import Access
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PAGE = (Path(__file__).parent / "attack.html").read_bytes()

@@ -7,10 +7,10 @@ import stat
 import pytest
 from fakes.stub_engine import StubEngine, handler_with
 
-from gateway.catalog import TASKS, Catalog, CatalogTiming
+from gateway.catalog.catalog import TASKS, Catalog, CatalogTiming
+from gateway.catalog.kept_file import cache_file
 from gateway.jobs import EndpointFailed
-from gateway.kept_file import cache_file
-from gateway.local_jobs import LocalJobs
+from gateway.local.jobs import LocalJobs
 from worker.tasks.table import TASKS as TABLE
 
 TIMING = CatalogTiming(fresh=100, patience=30, pause=10)

@@ -16,8 +16,8 @@ from fakes.runpod_endpoint import (
     queued,
 )
 
-from gateway.endpoint import Endpoint, Polling
-from gateway.endpoint_http import Address, HttpLimits, TooLarge, WrongEndpoint
+from gateway.endpoint.http import Address, HttpLimits, TooLarge, WrongEndpoint
+from gateway.endpoint.jobs import Endpoint, Polling
 from gateway.jobs import BadRequest, EndpointFailed, NoSuchJob, NotTaking, TooManyJobs
 
 LIMITS = HttpLimits(request=1000, answer=100_000, silence=0.3)

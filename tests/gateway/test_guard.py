@@ -7,7 +7,7 @@ import pytest
 from fakes.gateway_server import served_endpoint
 from fakes.runpod_endpoint import RunPodEndpoint, completed
 
-from gateway.guard import Access
+from gateway.http.guard import Access
 from gateway.http.head import Refused
 from gateway.http.login import Logins
 

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.jobs import NoSuchJob, TooManyJobs
 from gateway.local.job import Limits
-from gateway.local_jobs import LocalJobs
+from gateway.local.jobs import LocalJobs
 
 
 class Clock:

@@ -7,8 +7,6 @@ from fakes.runpod_endpoint import RunPodEndpoint, completed
 
 from tests.page.use import lists_of_a_worker
 
-ASLEEP = {"workers": {"idle": 0, "ready": 0, "running": 0, "initializing": 0}}
-
 
 @pytest.fixture(scope="module")
 def runpod():
@@ -66,12 +64,12 @@ def test_no_other_file_can_be_read(url, name):
 
 
 def test_the_data_of_an_endpoint_that_sleeps_start_no_worker(url, runpod):
-    awake, runpod.health = runpod.health, ASLEEP
+    runpod.health = {"workers": {"idle": 1, "ready": 1, "running": 0}}
     answer = requests.get(f"{url}/page/data", timeout=30).json()
     assert (answer["is_known"], answer["schema"], answer["lists"]["models"]) == (False, None, [])
     assert "Euler a" in [one["name"] for one in answer["lists"]["samplers"]]
     assert runpod.inputs() == []
-    runpod.health = awake
+    runpod.health = {"workers": {"running": 1}}
     answer = requests.get(f"{url}/page/data", timeout=30).json()
     assert (answer["is_known"], answer["lists"]["models"][0]["model_name"]) == (True, "base")
     assert [*answer["schema"]["tasks"]] == ["txt2img", "img2img"]

@@ -6,7 +6,15 @@ import sys
 import pytest
 import requests
 
-from tests.page.use import draw, drop, infotext_of, job_in_form, open_all, tiles
+from tests.page.use import (
+    draw,
+    drop,
+    infotext_of,
+    job_in_form,
+    open_all,
+    tiles,
+    wait_for_lists,
+)
 
 PROMPT = "a red circle on a blue background"
 
@@ -15,7 +23,7 @@ PROMPT = "a red circle on a blue background"
 def page(new_page, worker):
     context = {"permissions": ["clipboard-read", "clipboard-write"]}
     page = new_page(f"{worker}/", **context)
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     return page
 
 
@@ -144,7 +152,7 @@ def test_the_workers_sentence_is_shown_and_stands_beside_its_fields(page):
     assert alert.text_content().startswith("INVALID_INPUT: steps = 900: must be at most 150")
     described = page.locator("#steps").get_attribute("aria-describedby")
     assert page.text_content(f"#{described}") == "steps = 900: must be at most 150"
-    assert page.locator("#lora-1").get_attribute("aria-invalid") == "true"
+    assert page.locator("#weight-1").get_attribute("aria-invalid") == "true"
     page.fill("#steps", "4")
     assert page.locator("#steps").get_attribute("aria-invalid") is None
 
@@ -152,7 +160,7 @@ def test_the_workers_sentence_is_shown_and_stands_beside_its_fields(page):
 def test_health_names_the_device_and_the_stored_models(page):
     page.click("#health summary")
     facts = page.locator("#facts")
-    facts.get_by_text("1 checkpoints").wait_for()
+    facts.get_by_text("checkpoints: 1").wait_for()
     assert "the engine uses the CPU" in facts.text_content()
     page.keyboard.press("Escape")
     assert not facts.is_visible()

@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from fakes.gateway_server import served_endpoint
 from fakes.runpod_endpoint import completed, failed, progress
 
-from gateway.guard import Access
+from gateway.http.guard import Access
 from tests.page.use import (
     HOSTILE,
     draw,
@@ -20,6 +20,7 @@ from tests.page.use import (
     open_all,
     png,
     tiles,
+    wait_for_lists,
 )
 
 PREVIEW = base64.b64encode(png()).decode()
@@ -29,7 +30,7 @@ AWAY = "Failed to load resource"  # what a browser logs for each answer that is 
 
 
 def test_progress_shows_phase_percent_time_and_preview_and_is_announced_once_a_phase(
-    new_page, bridge, runpod
+    bridge, runpod, new_page
 ):
     report = {"phase": "generate", "eta_seconds": 65, "message": "step 3 of 12"}
     steps = [progress(**report, percent=percent) for percent in (25, 30, 35)]
@@ -66,7 +67,7 @@ def drawings(runpod):
     return [job for job in runpod.inputs() if job.get("task") != "batch"]
 
 
-def test_cancel_reaches_the_endpoint_and_several_jobs_can_run(new_page, bridge, runpod):
+def test_cancel_reaches_the_endpoint_and_several_jobs_can_run(bridge, runpod, new_page):
     runpod.drawing = lambda _job: FOREVER(progress(phase="queue"))
     page = new_page(bridge)
     for prompt in ("first", "second"):
@@ -78,7 +79,7 @@ def test_cancel_reaches_the_endpoint_and_several_jobs_can_run(new_page, bridge, 
     assert (runpod.status(first), runpod.status(second)) == ("CANCELLED", "IN_PROGRESS")
 
 
-def test_a_job_goes_on_over_a_reload_and_its_picture_arrives_once(new_page, bridge, runpod):
+def test_a_job_goes_on_over_a_reload_and_its_picture_arrives_once(bridge, runpod, new_page):
     ended = []
     runpod.drawing = lambda _job: iter(lambda: DONE if ended else progress(phase="load"), None)
     page = new_page(bridge)
@@ -109,7 +110,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("state", "shown"), ENDS)
-def test_a_job_that_ends_without_pictures_says_why(new_page, bridge, runpod, state, shown):
+def test_a_job_that_ends_without_pictures_says_why(bridge, runpod, new_page, state, shown):
     runpod.drawing = lambda _job: [state]
     page = new_page(bridge)
     draw(page, "a fox")
@@ -118,7 +119,7 @@ def test_a_job_that_ends_without_pictures_says_why(new_page, bridge, runpod, sta
     assert page.locator(".job").count() == 0
 
 
-def test_a_server_that_goes_away_and_comes_back_is_shown_and_the_job_goes_on(new_page, runpod):
+def test_a_server_that_goes_away_and_comes_back_is_shown_and_the_job_goes_on(runpod, new_page):
     ended = []
     runpod.drawing = lambda _job: iter(lambda: DONE if ended else progress(phase="load"), None)
     with served_endpoint(runpod) as gateway:
@@ -130,7 +131,7 @@ def test_a_server_that_goes_away_and_comes_back_is_shown_and_the_job_goes_on(new
     ended.append(True)
     with served_endpoint(runpod, port=gateway.port):
         page.get_by_role("img", name="a fox").wait_for()
-        page.locator("#state", has_text="Ready").wait_for()
+        page.locator("#state", has_text="Drawing").wait_for()
 
 
 WORKERS = [
@@ -145,19 +146,19 @@ WORKERS = [
 
 @pytest.mark.parametrize(("workers", "word"), WORKERS)
 def test_the_state_of_the_workers_is_a_word_and_an_open_page_starts_none(
-    new_page, bridge, runpod, workers, word
+    bridge, runpod, new_page, workers, word
 ):
     runpod.health = {"jobs": {"inQueue": 3}, "workers": workers}
     page = new_page(bridge)
     page.locator("#state", has_text=word).wait_for()
-    awake = word in {"Drawing", "Ready"}
-    assert [job["task"] for job in runpod.inputs()] == ["batch"] * awake
+    page.locator("#template option").first.wait_for(state="attached")
+    assert [job["task"] for job in runpod.inputs()] == ["batch"] * (word == "Drawing")
 
 
 # Texts from outside ------------------------------------------------------------------------------
 
 
-def test_no_text_from_outside_becomes_html(new_page, bridge, runpod):
+def test_no_text_from_outside_becomes_html(bridge, runpod, new_page):
     lists = lists_of_a_worker(HOSTILE)
     warning = drawn(HOSTILE, warnings=[HOSTILE])
     ends = iter([completed(**warning), failed(HOSTILE, problems=[f"prompt = {HOSTILE}"])])
@@ -166,7 +167,7 @@ def test_no_text_from_outside_becomes_html(new_page, bridge, runpod):
         [completed(results=lists)] if job.get("task") == "batch" else runpod.drawing(job)
     )
     page = new_page(bridge)
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     draw(page, HOSTILE)
     tiles(page).first.locator("button.tile").click()
     page.locator("#viewer-prompt").get_by_text(HOSTILE).wait_for()
@@ -184,7 +185,7 @@ def test_no_text_from_outside_becomes_html(new_page, bridge, runpod):
 LINE_OF_HOSTILE = f"Steps: 9, Sampler: {json.dumps(HOSTILE)}, Seed: 1, Model: {json.dumps(HOSTILE)}"
 
 
-def test_a_fault_in_the_kept_values_does_not_break_the_page(new_page, bridge):
+def test_a_fault_in_the_kept_values_does_not_break_the_page(bridge, new_page):
     page = new_page(bridge)
     for value in ("{", "null", "[1]", '{"loras": 5, "seed": {}}', '{"x": {"job": null}}'):
         page.evaluate(
@@ -192,7 +193,7 @@ def test_a_fault_in_the_kept_values_does_not_break_the_page(new_page, bridge):
             value,
         )
         page.reload()
-        page.get_by_text("Ready").wait_for()
+        wait_for_lists(page)
         assert page.input_value("#seed") == ""
 
 
@@ -202,21 +203,21 @@ def test_a_fault_in_the_kept_values_does_not_break_the_page(new_page, bridge):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_state_of_the_page_is_accessible_and_fits_the_screen(
-    new_page, bridge, runpod, size, scheme
+    bridge, runpod, new_page, size, scheme
 ):
     states = {
         "done": [completed(**drawn(count=2, warnings=["The size was rounded down."]))],
         "wrong": [failed("INVALID_INPUT: x.", problems=["steps = 1: must be less"])],
         "runs": FOREVER(progress(phase="generate", percent=5, preview=PREVIEW)),
     }
-    runpod.drawing = lambda job: states[job["prompt"]]
+    runpod.drawing = lambda job: states[job["prompt"].split()[0]]
     page = new_page(bridge, viewport=SIZES[size], color_scheme=scheme, reduced_motion="reduce")
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     check(page, size)
     open_all(page)
     page.click("#add-lora")
-    for prompt in states:
-        draw(page, prompt)
+    for word in states:
+        draw(page, f"{word} of a fox in the snow {'and_a_long_word' * 20} behind a house")
     page.get_by_role("alert").wait_for()
     page.locator(".preview:visible").wait_for()
     tiles(page).nth(1).wait_for()
@@ -237,11 +238,11 @@ def check(page, size):
 
 
 def test_everything_can_be_done_with_the_keyboard_and_the_focus_is_always_seen(
-    new_page, bridge, runpod
+    bridge, runpod, new_page
 ):
     runpod.drawing = lambda _job: [completed(**drawn("a fox"))]
     page = new_page(bridge)
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     page.keyboard.type("a fox")  # the prompt has the focus
     page.keyboard.press("Control+Enter")
     tiles(page).first.wait_for()
@@ -289,9 +290,9 @@ def walk(page):
 # The form ---------------------------------------------------------------------------------------
 
 
-def test_fields_of_the_schema_are_fields_of_the_form_and_reach_the_job(new_page, bridge):
+def test_fields_of_the_schema_are_fields_of_the_form_and_reach_the_job(bridge, new_page):
     page = new_page(bridge)
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     open_all(page)
     page.select_option("#field-trigger_words", "true")
     page.select_option("[name='output.format']", "webp")
@@ -309,7 +310,7 @@ def test_fields_of_the_schema_are_fields_of_the_form_and_reach_the_job(new_page,
     }
     assert job_in_form(page) == expected
     page.reload()
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     assert job_in_form(page) == expected
     page.evaluate("async (job) => (await import('/page/form.js')).fill(job)", expected)
     assert job_in_form(page) == expected
@@ -324,11 +325,11 @@ WRONG = {
 
 @pytest.mark.parametrize("field", WRONG)
 def test_what_cannot_be_sent_is_said_beside_its_field_and_no_job_starts(
-    new_page, bridge, runpod, field
+    bridge, runpod, new_page, field
 ):
     value, sentence = WRONG[field]
     page = new_page(bridge)
-    page.get_by_text("Ready").wait_for()
+    wait_for_lists(page)
     open_all(page)
     page.fill(field, value)
     page.keyboard.press("Control+Enter")
@@ -341,7 +342,7 @@ def test_what_cannot_be_sent_is_said_beside_its_field_and_no_job_starts(
 
 
 @pytest.mark.parametrize("access", [Access(token="t0ken"), Access(login="me:t0ken")])
-def test_with_a_login_the_browser_asks_for_it_and_the_page_works(new_page, runpod, access):
+def test_with_a_login_the_browser_asks_for_it_and_the_page_works(runpod, new_page, access):
     runpod.drawing = lambda _job: [DONE]
     with served_endpoint(runpod, access) as gateway:
         login = {"username": "me", "password": "t0ken"}

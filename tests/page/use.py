@@ -7,8 +7,8 @@ import json
 from fakes.input_pictures import saved, scene
 from PIL import Image, PngImagePlugin
 
-from gateway.builtin_lists import SAMPLERS, SCHEDULERS, UPSCALERS
-from gateway.catalog import TASKS as LISTS
+from gateway.catalog.builtin_lists import SAMPLERS, SCHEDULERS, UPSCALERS
+from gateway.catalog.catalog import TASKS as LISTS
 from worker.tasks.schema import document
 from worker.tasks.table import TASKS
 
@@ -60,6 +60,10 @@ def infotext_of(file):
 def draw(page, prompt):
     page.fill("#prompt", prompt)
     page.keyboard.press("Control+Enter")
+
+
+def wait_for_lists(page):
+    page.locator("#form.known").wait_for()
 
 
 def tiles(page):

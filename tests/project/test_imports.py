@@ -31,14 +31,8 @@ ROOMS = {
     ],
     "gateway": [
         *("gateway.__main__", "gateway.bridge", "gateway.server", "gateway.app", "gateway.openai"),
-        *(
-            "gateway.page",
-            "gateway.a1111",
-            "gateway.local_jobs",
-            "gateway.local",
-            "gateway",
-            "gateway.http",
-        ),
+        *("gateway.page", "gateway.a1111", "gateway.runpod_api", "gateway.catalog"),
+        *("gateway.local", "gateway.endpoint", "gateway.call", "gateway.http", "gateway"),
     ],
     "engine": [
         *("engine.__main__", "engine.api", "engine.images", "engine.models", "engine.models.lora"),

@@ -61,6 +61,17 @@ def test_models_are_those_of_the_store_marked_by_what_the_engine_lists(listed, t
         assert (first["title"], first["hash"]) == ("first.safetensors [ababababab]", "ababababab")
 
 
+def test_a_name_that_several_files_have_is_listed_with_their_folders(listed, tmp_path):
+    for path in ("sub/first", "a/both", "b/both"):
+        write_safetensors(tmp_path / f"models/Stable-diffusion/{path}.safetensors")
+    found = {one["name"]: one["model_name"] for one in listed("models")["models"]}
+    of_path = {
+        f"{a}/{b}.safetensors": f"{a}_{b}"
+        for a, b in (("a", "both"), ("b", "both"), ("sub", "first"))
+    }
+    assert found == {"first.safetensors": "first", "Second.safetensors": "Second"} | of_path
+
+
 @pytest.mark.parametrize("error", [ConnectionLost("no answer."), EngineFault("not JSON.")])
 def test_without_an_answer_of_the_engine_the_store_is_listed_and_names_are_an_error(listed, error):
     answer = listed("loras", {"loras": error})

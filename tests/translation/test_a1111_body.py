@@ -176,7 +176,8 @@ FIELDS = [
     ({"clip_skip": 2, OF: {CLIP: 1}}, {OF: {CLIP: 1}}, "clip_skip has no effect beside"),
     ({OF: {"sd_model_checkpoint": "a [0123456789]"}}, {"checkpoint": "a [0123456789]"}, ""),
     ({OF: {"sd_model_checkpoint": "a" * 600}}, {"checkpoint": {"url": "a" * 600}}, ""),
-    ({OF: {"sd_model_checkpoint": "demo Shapes"}}, {"template": "demo-shapes"}, ""),
+    ({OF: {"sd_model_checkpoint": " Demo shapes"}}, {"template": "demo-shapes"}, ""),
+    ({OF: {"sd_model_checkpoint": "demo shapes"}}, {"checkpoint": "demo shapes"}, ""),  # a file
     ({"checkpoint": "b", OF: {"sd_model_checkpoint": "a"}}, None, ""),
     ({OF: {"sd_model_checkpoint": 5}}, {OF: {"sd_model_checkpoint": 5}}, ""),
     ({OF: "x"}, {OF: "x"}, ""),

@@ -91,6 +91,7 @@ FROM_PICTURE = {"init_images": ["https://a.b/x.png"], "task": "img2img"}
 REFINER = {"refiner_checkpoint": "x", "high_noise_frac": 0.7}
 URL = {"image_url": "https://a.b/x.png"}
 PROMPT = {"prompt": "a fox"}
+WHOLE = {"inpaint_full_res": False, "inpainting_fill": 1}
 MEANS = [
     # the job's fields -> ours, words of the notes
     ({"steps": 5}, {"steps": 5}, ()),
@@ -105,7 +106,15 @@ MEANS = [
     (PROMPT | URL | {"strength": 0.5}, PROMPT | FROM_PICTURE | {"denoising_strength": 0.5},
      ("image_url was read as init_images, strength was read as denoising_strength.",)),
     (PROMPT | {"image": "aGk=", "mask_image": "aGk="},
-     PROMPT | {"task": "img2img", "init_images": ["aGk="], "mask": "aGk="}, ("image was read as",)),
+     PROMPT | {"task": "img2img", "init_images": ["aGk="], "mask": "aGk="} | WHOLE,
+     ("image was read as", "the mask is of the whole picture")),
+    (PROMPT | URL | {"mask": "aGk=", "inpaint_full_res": True},
+     PROMPT | FROM_PICTURE | {"mask": "aGk=", "inpaint_full_res": True}, ("image_url was read",)),
+    ({"guidance_scale": 0, "clip_skip": 1}, {"cfg_scale": 1, "clip_skip": 1},
+     ("guidance_scale 0 was read as 1", "clip_skip 1 was read as A1111's")),
+    ({"guidance_scale": "0.5"}, {"cfg_scale": 1}, ("guidance_scale 0.5 was read as 1",)),
+    ({"guidance_scale": -1}, {"cfg_scale": -1}, ("guidance_scale was read as cfg_scale",)),
+    ({"cfg": 0}, {"cfg_scale": 0}, ("cfg was read as cfg_scale.",)),  # ComfyUI's means the same
     (PROMPT | URL | {"width": 9, "num_inference_steps": 25, "refiner_inference_steps": 50},
      PROMPT | FROM_PICTURE | {"steps": 50}, ("refiner_inference_steps was read as steps", "width")),
     ({"enable_hr": True, "strength": 0.5}, {"enable_hr": True, "denoising_strength": 0.5}, ("s",)),
@@ -274,14 +283,17 @@ GRAPHS = [
     (graph(**OWN_VAE), PLAIN | SIZE | {"vae": "v.pt"}),
     (graph(sampler={"sampler_name": "dpmpp_2m", "scheduler": "karras"}),
      PLAIN | SIZE | {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
+    (graph(sampler={"sampler_name": "ddim", "scheduler": "karras"}),
+     PLAIN | SIZE | {"sampler_name": "Euler", "scheduler": "Karras"}),
     (graph(sampler={"denoise": 0.4}, **PIXELS),
-     PLAIN | {"task": "img2img", "denoising_strength": 0.4,
+     PLAIN | {"task": "img2img", "denoising_strength": 0.4, OF: {"img2img_fix_steps": True},
               "init_images": ["<the picture in base64, or its https URL>"]}),
 ]  # fmt: skip
 NOT_PLAIN = [
     graph(**{"10": node("FluxGuidance", guidance=3.5)}),
     graph(**{"10": node("KSampler")}),
     graph(sampler={"scheduler": "beta"}),
+    graph(sampler={"sampler_name": "uni_pc", "scheduler": "karras"}),  # A1111 ignores it
     graph(sampler={"denoise": 0.5}),
     graph(sampler={"seed": "5"}),
     graph(sampler={"model": ["100", 0]}, **{"100": node("LoraLoader", model=["100", 0])}),

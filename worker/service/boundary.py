@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from worker.answer import failure, to_json
 from worker.errors import InternalError, WorkerError
+from worker.formats.names import without_suffix
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.translation.other_workers import understood
@@ -22,8 +24,17 @@ def read(worker: Worker, job: Job) -> Job:
     Raises:
         InvalidInput: the other form has no counterpart here.
     """
-    found = understood(job.input, worker.templates.titles())
+    titles = _titles(worker) if isinstance(job.input, Mapping) and "api" in job.input else {}
+    found = understood(job.input, titles)
     return replace(job, input=found.input, notes=found.notes)
+
+
+def _titles(worker: Worker) -> dict[str, str]:
+    """Display names of templates; a checkpoint's own name always means the checkpoint."""
+    files = worker.models.list_files("checkpoint")
+    taken = {form for name in files for form in (name, without_suffix(name))}
+    titles = worker.templates.titles().items()
+    return {title: name for title, name in titles if title not in taken}
 
 
 async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
@@ -31,7 +42,7 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     log.info("started")
     task: Task[Worker] | None = None
     try:
-        job = read(worker, job)
+        job = await asyncio.to_thread(read, worker, job)
         task = worker.tasks.of(job.input)
         answer = await task(worker, job)
     except WorkerError as error:

@@ -40,7 +40,7 @@ class JobModels(Protocol):
     def stored(self, request: PictureRequest) -> set[Path]:
         """The files of the job's models that need no download."""
 
-    def list_files(self, kind: Kind) -> list[ModelFile]:
+    def list_files(self, kind: Kind) -> dict[str, ModelFile]:
         """The model files of this kind that a job can name."""
 
     def take_replaced(self) -> set[Kind]:

@@ -18,7 +18,7 @@ from pydantic import Field, create_model
 from worker.answer import ABOUT_NOTES, Absent, Answer, AnswerPart, left_out
 from worker.errors import EngineError
 from worker.formats.model_file import ModelFile
-from worker.formats.names import Kind
+from worker.formats.names import Kind, without_suffix
 from worker.generation.answers import an_object, objects, reading, text, texts
 from worker.generation.catalog import WITHOUT_MODEL, Style
 from worker.job.model_fields import ABOUT_TASK, Int, TaskInput
@@ -128,13 +128,13 @@ class _Stored:
         item: the type of an item.
         route: where the engine lists this kind.
         entries: of the engine's answer: name in the engine -> what it says about the file.
-        more: the item's further fields, from the file and what the engine says about it.
+        more: the item's further fields, from its name, the file and what the engine says about it.
     """
 
     item: type[StoredFile]
     route: str
     entries: Callable[[Json], Mapping[str, Json]]
-    more: Callable[[ModelFile, Json], dict[str, Any]] = lambda _file, _entry: {}
+    more: Callable[[str, ModelFile, Json], dict[str, Any]] = lambda _name, _file, _entry: {}
 
 
 async def _files(worker: Worker, kind: Kind) -> list[StoredFile]:
@@ -145,20 +145,22 @@ async def _files(worker: Worker, kind: Kind) -> list[StoredFile]:
         with reading(how.route):
             listed = how.entries(answer)
     files = await asyncio.to_thread(worker.models.list_files, kind)
-    return [_file(how, file, listed) for file in files]
+    return [_file(how, name, file, listed) for name, file in files.items()]
 
 
-def _file(how: _Stored, file: ModelFile, listed: Mapping[str, Json] | None) -> StoredFile:
+def _file(
+    how: _Stored, name: str, file: ModelFile, listed: Mapping[str, Json] | None
+) -> StoredFile:
     known = listed or {}
     entry = known.get(file.stem) or known.get(file.filename) or {}
     is_listed = file.stem in known or file.filename in known
     fields = {
-        "name": file.filename,
+        "name": name,
         "sha256": file.verified_sha256,
         "size": file.size,
         "in_engine": None if listed is None else is_listed,
     }
-    return how.item.model_construct(**fields | how.more(file, entry))
+    return how.item.model_construct(**fields | how.more(name, file, entry))
 
 
 def _by(key: str) -> Callable[[Json], dict[str, Json]]:
@@ -171,19 +173,24 @@ def _loaded_and_skipped(answer: Json) -> dict[str, Json]:
     return {name: {} for part in parts for name in part}
 
 
-def _of_checkpoint(file: ModelFile, entry: Mapping[str, Json]) -> dict[str, Any]:
+def _of_checkpoint(name: str, file: ModelFile, entry: Mapping[str, Json]) -> dict[str, Any]:
     """The engine knows the hash of a file that it has loaded."""
     known = entry.get("sha256")
     sha256 = file.verified_sha256 or (known if isinstance(known, str) else None)
     digits = sha256[:10] if sha256 else None
-    title = f"{file.filename} [{digits}]" if digits else file.filename
-    return {"sha256": sha256, "hash": digits, "title": title, "model_name": file.stem}
+    title = f"{name} [{digits}]" if digits else name
+    # A1111 joins the folders of a name with underscores.
+    model_name = without_suffix(name).replace("/", "_") if "/" in name else file.stem
+    return {"sha256": sha256, "hash": digits, "title": title, "model_name": model_name}
 
 
 _STORED: dict[Kind, _Stored] = {
     "checkpoint": _Stored(ListedModel, "sd-models", _by("model_name"), _of_checkpoint),
     "lora": _Stored(
-        ListedLora, "loras", _by("name"), lambda file, _: {"trained_words": [*file.trained_words]}
+        ListedLora,
+        "loras",
+        _by("name"),
+        lambda _name, file, _entry: {"trained_words": [*file.trained_words]},
     ),
     "vae": _Stored(ListedVae, "sd-vae", _by("model_name")),
     "embedding": _Stored(ListedEmbedding, "embeddings", _loaded_and_skipped),

@@ -147,8 +147,7 @@ def _refused(message: str, param: str, hint: str = "") -> InvalidInput:
 
 def _served(worker: Worker) -> ServedModels:
     templates = {name: one.name for name, one in worker.templates.get_templates().items()}
-    files = [file.filename for file in worker.models.list_files("checkpoint")]
-    return ServedModels(templates, files)
+    return ServedModels(templates, worker.models.list_files("checkpoint"))
 
 
 async def _job_input(worker: Worker, job: Job, asked: ImagesRequest) -> dict[str, Any]:

@@ -280,9 +280,8 @@ def _name_checkpoint(job: Job, titles: Mapping[str, str]) -> None:
     if not isinstance(named, str):
         return  # not named, or refused by name
     job["override_settings"] = {k: v for k, v in options.items() if k != "sd_model_checkpoint"}
-    by_title = {_folded(title): name for title, name in titles.items()}
-    if _folded(named) in by_title and "template" not in job:
-        job["template"] = by_title[_folded(named)]
+    if named.strip() in titles and "template" not in job:  # a file may have it in small letters
+        job["template"] = titles[named.strip()]
     else:
         job["checkpoint"] = named if len(named) <= _LONGEST_NAME else {"url": named}
     if not job["override_settings"]:

@@ -33,7 +33,7 @@ SAMPLERS = {
     "dpmpp_2m": "DPM++ 2M",
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_2m_sde_gpu"), "DPM++ 2M SDE"),
     **dict.fromkeys(("dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), "DPM++ 3M SDE"),
-    "ddim": "DDIM",
+    "ddim": "Euler",  # ComfyUI runs Euler's method for it, with any scheduler
     **dict.fromkeys(("uni_pc", "uni_pc_bh2"), "UniPC"),
     "lcm": "LCM",
 }
@@ -43,6 +43,8 @@ SCHEDULERS = {
     "exponential": "Exponential",
     "sgm_uniform": "SGM Uniform",
 }
+# A1111 draws these with their own schedule, whatever `scheduler` says.
+_WITHOUT_SCHEDULE = {"UniPC"}
 _LOADERS = {"CheckpointLoaderSimple", "CheckpointLoader"}
 _LORAS = {"LoraLoader", "LoraLoaderModelOnly"}
 PLAIN = {
@@ -98,14 +100,18 @@ class _Graph:
         if any(node["class_type"] not in PLAIN for node in self._nodes.values()):
             raise _NotPlainError
         texts, clip = self._texts(given)
+        sampler = _one_of(SAMPLERS, given.get("sampler_name"))
+        scheduler = _one_of(SCHEDULERS, given.get("scheduler"))
+        if sampler in _WITHOUT_SCHEDULE and given.get("scheduler") != "normal":
+            raise _NotPlainError
         return {
             **self._latent(given),
             **texts,
             "seed": _number(given.get("seed")),
             "steps": _number(given.get("steps")),
             "cfg_scale": _number(given.get("cfg")),
-            "sampler_name": _one_of(SAMPLERS, given.get("sampler_name")),
-            "scheduler": _one_of(SCHEDULERS, given.get("scheduler")),
+            "sampler_name": sampler,
+            "scheduler": scheduler,
             **self._models(given.get("model"), clip),
             **self._vae(),
             **_clip_skip(clip),
@@ -165,12 +171,14 @@ class _Graph:
             if given.get("denoise", 1) != 1:
                 raise _NotPlainError
             size = node["inputs"]
-            job = {name: _number(size.get(name)) for name in ("width", "height")}
+            job: Job = {name: _number(size.get(name)) for name in ("width", "height")}
             return job | {"batch_size": _number(size.get("batch_size", 1))}
         self._at(node["inputs"].get("pixels"), "LoadImage")
         strength = _number(given.get("denoise", 1))
         picture = "<the picture in base64, or its https URL>"
-        return {"task": "img2img", "init_images": [picture], "denoising_strength": strength}
+        job = {"task": "img2img", "init_images": [picture], "denoising_strength": strength}
+        # ComfyUI draws all `steps`; A1111 would leave out those before the strength begins.
+        return job | {"override_settings": {"img2img_fix_steps": True}}
 
     def _vae(self) -> Job:
         node = self._at(self._only("VAEDecode").get("vae"), "VAELoader", *_LOADERS)

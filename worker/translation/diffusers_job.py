@@ -22,6 +22,11 @@ Job = dict[str, Any]
 _PICTURES = ("image_url", "init_image", "image")
 _MASKS = ("mask_image", "mask_url", "mask_image_url")
 _STRENGTHS = ("strength", "prompt_strength", "denoise")
+# diffusers repaints a mask in the whole picture; A1111's default is to draw the masked part alone.
+_WHOLE_PICTURE = {"inpaint_full_res": False, "inpainting_fill": 1}
+# Names that only programs of diffusers use; its `clip_skip` counts from another layer.
+_OF_DIFFUSERS = {"num_inference_steps", "guidance_scale", "num_images_per_prompt"}
+_LONGEST_NUMBER = 40  # characters of a number that is written as text
 
 # diffusers' classes without "Scheduler", and the short names of Replicate and worker-sdxl, in
 # small letters -> the sampler of A1111, and its schedule where A1111's default is another one.
@@ -60,7 +65,7 @@ def as_a1111(job: Mapping[str, Any]) -> tuple[Job, list[str]]:
     read: list[str] = []
     _refuse_refiner_steps(found)
     has_picture = _take_picture(found, read)
-    notes = [*_drop_refiner(found, has_picture=has_picture)]
+    notes = [*_drop_refiner(found, has_picture=has_picture), *_of_other_meaning(found)]
     for name in sorted(SAME_VALUE.keys() & found.keys()):
         _take(found, name, SAME_VALUE[name], read)
     notes += _take_strength(found, read)
@@ -82,6 +87,33 @@ def _take(job: Job, name: str, ours: str, read: list[str]) -> None:
     read.append(f"{name} was read as {ours}")
 
 
+def _of_other_meaning(job: Job) -> Iterator[str]:
+    """Values that would make another picture under our name."""
+    guidance = _number(job.get("guidance_scale"))
+    if guidance is not None and 0 <= guidance < 1:
+        job["guidance_scale"] = 1
+        yield (
+            f"guidance_scale {guidance:g} was read as 1: diffusers draws without guidance then, and"
+            " A1111 does so with 1."
+        )
+    if _OF_DIFFUSERS & job.keys() and not is_blank(job.get("clip_skip")):
+        yield (
+            f"clip_skip {shown(job['clip_skip'])} was read as A1111's, which counts from 1 for the"
+            " last layer; diffusers' number is one less."
+        )
+
+
+def _number(value: object) -> float | None:
+    """The number, which may be written as text; None for anything else."""
+    is_text = isinstance(value, str) and len(value) <= _LONGEST_NUMBER
+    if isinstance(value, bool) or not (is_text or isinstance(value, int | float)):
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (ValueError, OverflowError):
+        return None
+
+
 def _take_picture(job: Job, read: list[str]) -> bool:
     """Make a job with a picture to begin with an img2img job; returns whether it is one."""
     named = [name for name in _PICTURES if isinstance(job.get(name), str)]
@@ -94,6 +126,9 @@ def _take_picture(job: Job, read: list[str]) -> bool:
     for name in _MASKS:
         if name in job:
             _take(job, name, "mask", read)
+    if not is_blank(job.get("mask")) and not _WHOLE_PICTURE.keys() & job.keys():
+        job |= _WHOLE_PICTURE
+        read.append("the mask is of the whole picture (inpaint_full_res false, inpainting_fill 1)")
     job["task"] = "img2img"
     return True
 

@@ -136,6 +136,8 @@ def read(route: str, body: object) -> ImagesRequest:
     request.stream = _switch(given, "stream")
     request.partial_images = _number(given, "partial_images", 0, _MOST_PARTIAL) or 0
     request.notes.extend(_without_effect(given))
+    if route != EDITS and (edited := sorted({"image", "images", "mask"} & given.keys())):
+        raise _wrong(edited[0], f"belongs to {EDITS}: send the request there", edited[0])
     if route == EDITS:
         request.image, request.mask = _picture(given), _text(given, "mask")
     output = _output(given, request.notes)
@@ -247,6 +249,7 @@ def _pictures(given: dict[str, Any]) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     if (count := _number(given, "n", 1, _MOST_PICTURES)) is not None:
         asked["batch_size"] = count
+        given.setdefault("n_iter", 1)  # a template may have more
     size = given.pop("size", "auto")
     if not isinstance(size, str) or size.strip() not in {"auto", ""}:
         found = _SIZE.fullmatch(size[:64]) if isinstance(size, str) else None
@@ -334,15 +337,19 @@ class ServedModels:
         Raises:
             ModelNotFound: it is none of them; the hint names the models.
         """
-        for key, title in self.templates.items():
-            if model in (key, title):
-                return {"template": key}
+        if model in self.templates:
+            return {"template": model}
         if model == DEFAULT_MODEL:
             return {}
-        folded = _without_hash(model).casefold()
-        for name in self.checkpoints:
-            if folded in {name.casefold(), without_suffix(name).casefold()}:
-                return {"checkpoint": name}
+        name = _without_hash(model)
+        if name in self.checkpoints:
+            return {"checkpoint": name}
+        for key, title in self.templates.items():
+            if model == title:
+                return {"template": key}
+        known = {form.casefold() for one in self.checkpoints for form in (one, without_suffix(one))}
+        if name.casefold() in known:
+            return {"checkpoint": name}  # the store decides between several of this name
         if _names_a_source(model):
             return {"checkpoint": model}
         raise self.unknown(model)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,6 +113,34 @@ class Store:
                     continue  # a link of the operator to a fetched file
                 seen.add(file.stem)
                 yield file
+
+    def names(self, kind: Kind) -> dict[str, ModelFile]:
+        """Every file by a name that means it.
+
+        It is the file name, or the path below the kind's folder where that means another file, or
+        several.
+        """
+        found = {file.filename: file for file in self.files(kind)}
+        for name, paths in self._repeated(kind).items():
+            if len(self._meant(kind, name)) > 1:
+                found.pop(name, None)
+            for path in paths:
+                file = self.find(kind, path)
+                if file and all(file.path != other.path for other in found.values()):
+                    found[path] = file
+        return found
+
+    def _repeated(self, kind: Kind) -> dict[str, list[str]]:
+        """The file names that stand in several folders of one tree -> the paths below its root."""
+        found: dict[str, list[str]] = {}
+        for tree in self._trees:
+            index = tree.folders[kind].index()
+            counts = Counter(path.name for path in index.files)
+            for path in index.files:
+                if counts[path.name] > 1:
+                    below = path.relative_to(index.folder).as_posix()
+                    found.setdefault(path.name, []).append(below)
+        return found
 
     def own_generation(self, kind: Kind) -> tuple[int, ...]:
         """Numbers that change when a file of the operator may have come or gone."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.endpoint_http import (
+from gateway.endpoint.http import (
     HTTP_LIMITS,
     Address,
     EndpointHttp,

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gateway.builtin_lists import SAMPLERS, SCHEDULERS, UPSCALERS
+from gateway.catalog.builtin_lists import SAMPLERS, SCHEDULERS, UPSCALERS
+from gateway.catalog.kept_file import KeptFile
 from gateway.jobs import GatewayError, Jobs, JobState
-from gateway.kept_file import KeptFile
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What a back has: its lists, cached, so that reading them starts no worker."""

@@ -1,0 +1,1 @@
+"""The back for a RunPod queue endpoint elsewhere."""
