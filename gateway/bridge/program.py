@@ -103,6 +103,8 @@ def _end_on_signals(running: Server, endpoint: Endpoint) -> None:
     def end() -> None:
         if running.should_exit:
             logger.warning("the bridge ends at once: jobs may run on, see RunPod's console")
+            # What it then reports are only its requests, which are cut off.
+            logging.getLogger("uvicorn.error").disabled = True
             running.force_exit = True
             return
         running.should_exit = True
