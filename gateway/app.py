@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gateway.a1111.api import A1111Api
+from gateway.a1111.options import Remembered
 from gateway.call import HungUp
 from gateway.catalog.catalog import Catalog
 from gateway.http.guard import Access, Guard, Refused, answer_to
@@ -29,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 def build(
-    jobs: Jobs, access: Access, more: tuple[BaseRoute, ...] = (), catalog: Catalog | None = None
+    jobs: Jobs,
+    access: Access,
+    more: tuple[BaseRoute, ...] = (),
+    catalog: Catalog | None = None,
+    remembered: Remembered | None = None,
 ) -> Starlette:
     """The app over this back.
 
@@ -38,6 +43,7 @@ def build(
         access: who may use it.
         more: routes of the place where it runs, such as /ping.
         catalog: the back's lists; by default they are only in memory.
+        remembered: options that clients of A1111 have changed; by default only in memory.
     """
     lists = catalog or Catalog(jobs)
     data = PageData(jobs, lists, asks_health=isinstance(jobs, LocalJobs))
@@ -51,7 +57,7 @@ def build(
         lifespan=lifespan,
         routes=[
             *OpenAIImages(jobs, lists).routes(),
-            *A1111Api(jobs, lists).routes(),
+            *A1111Api(jobs, lists, remembered=remembered).routes(),
             *RunPodApi(jobs).routes(),
             *Page(data).routes(),
             *more,

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from gateway.jobs import GatewayError, Jobs, JobState, KeepsJobs, TookTooLong
+from gateway.jobs import GatewayError, Jobs, JobState, KeepsJobs, TookTooLong, last_state
 
 logger = logging.getLogger(__name__)
 
@@ -106,20 +106,14 @@ async def settled(jobs: Jobs, job_id: str, seconds: float) -> JobState:
         GatewayError: there is no such job, or the back failed.
     """
     state = await jobs.state(job_id)
-    ending = asyncio.ensure_future(_last_state(jobs, job_id, state))
+    if state.is_final:
+        return state
+    ending = asyncio.ensure_future(last_state(jobs, job_id))
     try:
         await asyncio.wait({ending}, timeout=seconds)
         return ending.result() if ending.done() else await jobs.state(job_id)
     finally:
         await _stop(ending)
-
-
-async def _last_state(jobs: Jobs, job_id: str, state: JobState) -> JobState:
-    if not state.is_final:
-        async with aclosing(jobs.follow(job_id)) as following:
-            async for newer in following:
-                state = newer
-    return state
 
 
 async def _queued(submitted: asyncio.Future[JobState], gone: asyncio.Future[None]) -> JobState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -149,3 +150,15 @@ class KeepsJobs(Protocol):
 
     def answered(self, job_id: str) -> None:
         """A waiting request got the job's end: its answer is kept only for a short time."""
+
+
+async def last_state(jobs: Jobs, job_id: str) -> JobState:
+    """The state in which the job ends, as soon as it has ended.
+
+    Raises:
+        GatewayError: there is no such job, or the back failed.
+    """
+    async with aclosing(jobs.follow(job_id)) as following:
+        async for state in following:
+            last = state
+    return last

@@ -16,6 +16,7 @@ from typing import Literal
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+GAP = 16  # pixels between two screenshots
 PATIENCE = 600_000  # ms; a busy machine draws slowly
 IMAGES = Path(__file__).parents[1] / "images"
 PROMPTS = (
@@ -48,21 +49,26 @@ def desktop(browser: Browser, url: str) -> None:
     draw(page, "a green circle on a white background")
     page.get_by_text("Drawing: ").wait_for()
     page.wait_for_timeout(1500)
-    save(page, "page-desktop.png")
+    save("page-desktop.png", page.screenshot())
     page.get_by_role("button", name="Cancel").click()
     page.locator("button.tile").nth(1).click()
-    save(page, "page-viewer.png")
+    save("page-viewer.png", page.screenshot())
 
 
 def phone(browser: Browser, url: str) -> None:
-    """A phone in dark."""
+    """A phone in dark: the form, and beside it a job and pictures."""
     page = opened(browser, url, 390, 760, dark=True)
     for prompt in PROMPTS[:4]:
         draw(page, prompt)
     page.locator("#gallery li").nth(3).wait_for()
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(300)
-    save(page, "page-phone.png")
+    form = page.screenshot()
+    draw(page, PROMPTS[4])
+    page.get_by_text("Drawing: ").wait_for()
+    page.evaluate("document.getElementById('jobs').scrollIntoView()")
+    page.wait_for_timeout(300)
+    save("page-phone.png", form, page.screenshot())
 
 
 def error(browser: Browser, url: str) -> None:
@@ -75,7 +81,7 @@ def error(browser: Browser, url: str) -> None:
     draw(page, PROMPTS[0])
     page.get_by_role("alert").wait_for()
     page.evaluate("document.activeElement.blur()")
-    save(page, "page-error.png")
+    save("page-error.png", page.screenshot())
 
 
 def opened(browser: Browser, url: str, width: int, height: int, *, dark: bool = False) -> Page:
@@ -94,11 +100,16 @@ def draw(page: Page, prompt: str) -> None:
     page.keyboard.press("Control+Enter")
 
 
-def save(page: Page, name: str) -> None:
-    """Save what the window shows, with few colours: a document's picture should be small."""
-    with Image.open(io.BytesIO(page.screenshot())) as image:
-        small = image.convert("RGB").quantize(256)
-    small.save(IMAGES / name, optimize=True)
+def save(name: str, *shots: bytes) -> None:
+    """Save screenshots side by side, with few colours: a document's picture should be small."""
+    images = [Image.open(io.BytesIO(shot)).convert("RGB") for shot in shots]
+    width = sum(image.width + GAP for image in images) - GAP
+    joined = Image.new("RGB", (width, images[0].height), "white")
+    left = 0
+    for image in images:
+        joined.paste(image, (left, 0))
+        left += image.width + GAP
+    joined.quantize(256).save(IMAGES / name, optimize=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from gateway.a1111.running import Running
 from gateway.catalog.catalog import Catalog, Lists
 from gateway.http.body import json_object
 from gateway.http.json_answer import JsonAnswer
-from gateway.jobs import GatewayError, Jobs
+from gateway.jobs import GatewayError, Jobs, last_state
 from worker.clients.foreign_fields import task_instead
 from worker.errors import WorkerError
 from worker.http.client import SafeHttpClient
@@ -43,7 +43,7 @@ _UNKNOWN_MEMORY = {"error": "unavailable: no worker runs"}
 _MEMORY_PATIENCE = 10.0  # seconds
 
 Json = Any
-Endpoint = Callable[[Request], Awaitable[Json]]
+RouteFunction = Callable[[Request], Awaitable[Json]]
 
 
 class NoSuchTask(GatewayError):
@@ -67,17 +67,23 @@ class OnlyPost(GatewayError):
 class A1111Api:
     """The routes over a back."""
 
-    def __init__(self, jobs: Jobs, catalog: Catalog, http: SafeHttpClient | None = None) -> None:
+    def __init__(
+        self,
+        jobs: Jobs,
+        catalog: Catalog,
+        http: SafeHttpClient | None = None,
+        remembered: Remembered | None = None,
+    ) -> None:
         self._jobs = jobs
         self._catalog = catalog
-        self._remembered = Remembered()
+        self._remembered = remembered or Remembered()
         self._running = Running()
         parts = (jobs, catalog, self._remembered, self._running, http or SafeHttpClient())
         self._drawing = Drawing(*parts)
 
     def routes(self) -> list[BaseRoute]:
         """All routes. The last ones answer for what there is not."""
-        gets: dict[str, Endpoint] = {
+        gets: dict[str, RouteFunction] = {
             f"{PREFIX}/options": self._get_options,
             f"{PREFIX}/progress": self._progress,
             f"{PREFIX}/memory": self._memory,
@@ -89,7 +95,7 @@ class A1111Api:
             "/internal/ping": _always({}),
         }
         drawing = self._drawing
-        posts: dict[str, Endpoint] = {
+        posts: dict[str, RouteFunction] = {
             "options": self._set_options,
             "txt2img": drawing.txt2img,
             "img2img": drawing.img2img,
@@ -129,7 +135,7 @@ class A1111Api:
 
     # Lists ---------------------------------------------------------------------------------------
 
-    def _list(self, shape: Callable[[Lists], Json]) -> Endpoint:
+    def _list(self, shape: Callable[[Lists], Json]) -> RouteFunction:
         async def answer(_request: Request) -> Json:
             return shape(await self._catalog.lists())
 
@@ -145,16 +151,13 @@ class A1111Api:
             return unknown
         job = await self._jobs.submit({"input": {"task": "health"}})
         try:
-            state = await asyncio.wait_for(self._end_of(job.id), _MEMORY_PATIENCE)
+            state = await asyncio.wait_for(last_state(self._jobs, job.id), _MEMORY_PATIENCE)
         except asyncio.TimeoutError:
             await self._jobs.cancel(job.id)
             return unknown
         output = state.output if isinstance(state.output, dict) else {}
         engine = output.get("engine")
         return (engine.get("memory") if isinstance(engine, dict) else None) or unknown
-
-    async def _end_of(self, job_id: str) -> Json:
-        return [state async for state in self._jobs.follow(job_id)][-1]
 
     # Jobs that run -------------------------------------------------------------------------------
 
@@ -179,7 +182,7 @@ async def _flags(_request: Request) -> Json:
     return {**_FLAGS, **dict.fromkeys(_FOLDERS)}
 
 
-def _always(content: Json) -> Endpoint:
+def _always(content: Json) -> RouteFunction:
     async def answer(_request: Request) -> Json:
         return content
 
@@ -193,7 +196,7 @@ async def _no_task(request: Request) -> Json:
     raise NoSuchTask(f"POST {name!r} is not possible here.{reason}")
 
 
-def _no_list(posts: Collection[str]) -> Endpoint:
+def _no_list(posts: Collection[str]) -> RouteFunction:
     async def answer(request: Request) -> Json:
         name = request.path_params["name"]
         if name in posts:
@@ -205,12 +208,12 @@ def _no_list(posts: Collection[str]) -> Endpoint:
     return answer
 
 
-def _safe(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint with its answer as JSON, and its errors in A1111's form."""
+def _safe(function: RouteFunction) -> Callable[[Request], Awaitable[Response]]:
+    """The function with its answer as JSON, and its errors in A1111's form."""
 
     async def answer(request: Request) -> Response:
         try:
-            return JsonAnswer(await endpoint(request))
+            return JsonAnswer(await function(request))
         except (GatewayError, WorkerError) as error:
             return error_answer(request, error)
 

@@ -25,11 +25,15 @@ def titles(lists: Lists) -> dict[str, str]:
 
 
 def current(lists: Lists) -> str:
-    """What a client gets that has chosen nothing: the default template, or the first checkpoint."""
-    for title, name in titles(lists).items():
-        if name == lists.default_template:
-            return title
-    return next((_title(model) for model in lists.models), "")
+    """What a client gets that has chosen nothing: the default template, or the only checkpoint.
+
+    Otherwise the engine decides, and the text is empty: a client that sends all options back must
+    not choose another checkpoint with it.
+    """
+    if lists.default_template is not None:
+        named = (title for title, name in titles(lists).items() if name == lists.default_template)
+        return next(named, "")
+    return _title(lists.models[0]) if len(lists.models) == 1 else ""
 
 
 def chosen(lists: Lists, text: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import threading
 from collections.abc import Mapping
@@ -16,14 +15,13 @@ from gateway.a1111.answers import images_of, output_of, with_warnings
 from gateway.a1111.client import client_of
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Drawn, Running
+from gateway.bucket import fetched
 from gateway.call import states
 from gateway.catalog.catalog import Catalog
 from gateway.http.body import json_object
 from gateway.jobs import BadRequest, Jobs, JobState
 from worker.http.client import SafeHttpClient
-from worker.images.fetch import fetch_all
 from worker.images.input_image import InputImage
-from worker.images.limits import IMAGE_LIMITS
 from worker.images.png_info import describe
 from worker.images.reader import ImageReader
 from worker.job.image_fields import is_url
@@ -159,16 +157,8 @@ class Drawing:
     async def _pictures(self, output: Mapping[str, Any]) -> list[str]:
         """The pictures as base64; those in a bucket are fetched."""
         images = images_of(output)
-        urls = {f"images.{n}": text for n, text in enumerate(images) if is_url(text)}
-        if not urls:
-            return images
-        files = await asyncio.to_thread(
-            fetch_all, self._http, urls, IMAGE_LIMITS, threading.Event()
-        )
-        return [
-            base64.b64encode(files[f"images.{n}"]).decode() if f"images.{n}" in files else text
-            for n, text in enumerate(images)
-        ]
+        pictures = iter(await fetched(self._http, [one for one in images if is_url(one)]))
+        return [next(pictures) if is_url(one) else one for one in images]
 
 
 def _changes_nothing(body: Json) -> bool:

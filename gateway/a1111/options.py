@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from gateway.a1111 import checkpoints
 from gateway.a1111.client import Client
 from gateway.catalog.catalog import Lists
+from gateway.catalog.kept_file import KeptFile
 from gateway.jobs import GatewayError
 from worker.config.webui_config import OVERRIDABLE
+from worker.errors import InvalidInput
 from worker.job.img2img import Img2ImgOptions
 from worker.job.request import check
-from worker.shown import shown, shown_name
+from worker.shown import shown, shown_name, without_secrets
 from worker.translation.a1111_options import PICTURE_OPTIONS, is_default
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = "sd_model_checkpoint"
 _MOST_CLIENTS = 100
@@ -35,10 +41,28 @@ class NotChanged(GatewayError):
 
 
 class Remembered:
-    """The options that clients have changed, for the last 100 clients."""
+    """The options that clients have changed, for the last 100 clients.
 
-    def __init__(self) -> None:
-        self._of: OrderedDict[Client, dict[str, Any]] = OrderedDict()
+    Args:
+        file: where they are kept for the next start, as A1111 keeps its own: a client that has
+            chosen a checkpoint does not choose it again; None: only in memory.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = KeptFile(file) if file else None
+        self._of: OrderedDict[Client, dict[str, Any]] = OrderedDict(self._kept())
+
+    def _kept(self) -> Iterator[tuple[Client, dict[str, Any]]]:
+        content = self._file.read() if self._file else None
+        for row in content[-_MOST_CLIENTS:] if isinstance(content, list) else ():
+            match row:
+                case [str() as address, str() as program, dict() as options]:
+                    try:
+                        check(_without_checkpoint(options), Img2ImgOptions)
+                    except InvalidInput as error:
+                        logger.warning("options of %s are forgotten: %s", program, error)
+                    else:
+                        yield Client(address, program), options
 
     def of(self, client: Client) -> dict[str, Any]:
         """What this client has changed."""
@@ -70,8 +94,20 @@ class Remembered:
         self._of.move_to_end(client)
         while len(self._of) > _MOST_CLIENTS:
             self._of.popitem(last=False)
+        if self._file:
+            self._file.write([[*one, _kept(changed)] for one, changed in self._of.items()])
         _refuse([name for name in options if _is_missed(name, options[name])], options)
         return sorted(options.keys() - known.keys() - {CHECKPOINT} - PICTURE_OPTIONS.keys())
+
+
+def _without_checkpoint(options: Options) -> dict[str, Any]:
+    return {name: one for name, one in options.items() if name != CHECKPOINT}
+
+
+def _kept(options: Options) -> Options:
+    """What may stand in a file: a checkpoint's URL may have a token."""
+    named = options.get(CHECKPOINT)
+    return options if without_secrets(named) == named else _without_checkpoint(options)
 
 
 def as_a1111(changed: Options, lists: Lists) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,9 @@ class LoggedJobs:
     async def follow(self, job_id: str) -> AsyncGenerator[JobState, None]:
         """The job now, then each change of it."""
         self.waited_for.add(job_id)
-        async for state in self._endpoint.follow(job_id):
-            yield self._seen(state)
+        async with aclosing(self._endpoint.follow(job_id)) as following:
+            async for state in following:
+                yield self._seen(state)
 
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job."""

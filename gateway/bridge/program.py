@@ -14,6 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.routing import Route
 
+from gateway.a1111.options import Remembered
 from gateway.app import build
 from gateway.bridge.job_log import LoggedJobs, NamesClient
 from gateway.bridge.options import Options, read
@@ -82,7 +83,8 @@ async def _check(address: Address) -> dict[str, Any]:
 async def _serve(options: Options, endpoint: Endpoint, sockets: list[socket.socket]) -> int:
     jobs = LoggedJobs(endpoint, options.price)
     catalog = Catalog(jobs, cache_file(options.address.url), CatalogTiming())
-    app = build(jobs, options.access, (Route("/ping", _ping),), catalog)
+    remembered = Remembered(cache_file(options.address.url, "options"))
+    app = build(jobs, options.access, (Route("/ping", _ping),), catalog, remembered)
     limits = ConnectionLimits(ending=_ENDING)
     running = server(NamesClient(app), options.host, options.port, limits)
     _end_on_signals(running, endpoint)

@@ -18,7 +18,7 @@ from typing import Any
 
 from gateway.catalog.builtin_lists import SAMPLERS, SCHEDULERS, UPSCALERS
 from gateway.catalog.kept_file import KeptFile
-from gateway.jobs import GatewayError, Jobs, JobState
+from gateway.jobs import GatewayError, Jobs, JobState, last_state
 
 logger = logging.getLogger(__name__)
 
@@ -224,15 +224,10 @@ class Catalog:
         """The ended job; it is cancelled when it takes too long, and when the server ends."""
         job = await self._jobs.submit({"input": job_input})
         try:
-            return await asyncio.wait_for(self._end_of(job), self._timing.longest)
+            return await asyncio.wait_for(last_state(self._jobs, job.id), self._timing.longest)
         except (asyncio.CancelledError, asyncio.TimeoutError):
             await self._jobs.cancel(job.id)
             raise
-
-    async def _end_of(self, job: JobState) -> JobState:
-        async for state in self._jobs.follow(job.id):
-            job = state
-        return job
 
     def _kept(self) -> Lists:
         content = self._file.read() if self._file else None

@@ -17,8 +17,14 @@ logger = logging.getLogger(__name__)
 _MOST_BYTES = 50_000_000
 
 
-def cache_file(endpoint: str, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the lists of this endpoint are kept: a file in the cache folder of this system."""
+def cache_file(endpoint: str, kind: str = "lists", environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the lists of this endpoint are kept: a file in the cache folder of this system.
+
+    Args:
+        endpoint: its URL.
+        kind: what is kept: `lists`, or `options` of clients.
+        environ: names the folder.
+    """
     home = Path.home()
     if sys.platform == "win32":
         folder = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
@@ -27,7 +33,7 @@ def cache_file(endpoint: str, environ: Mapping[str, str] = os.environ) -> Path:
     else:
         folder = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     name = hashlib.sha256(endpoint.encode()).hexdigest()[:16]
-    return folder / "a1111-worker" / f"lists-{name}.json"
+    return folder / "a1111-worker" / f"{kind}-{name}.json"
 
 
 class KeptFile:
@@ -53,7 +59,7 @@ class KeptFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # mkstemp makes a file that only this user can read.
-            number, name = tempfile.mkstemp(dir=self._path.parent, prefix=".lists-")
+            number, name = tempfile.mkstemp(dir=self._path.parent, prefix=".kept-")
             temporary = Path(name)
             try:
                 with os.fdopen(number, "w", encoding="utf-8") as file:

@@ -97,10 +97,12 @@ def answer_of(state: JobState) -> dict[str, Any]:
 
 
 def _are_pictures(data: object) -> bool:
-    return isinstance(data, list) and all(
-        isinstance(one, Mapping) and any(isinstance(one.get(name), str) for name in _PICTURE)
-        for one in data
-    )
+    return isinstance(data, list) and all(isinstance(one, Mapping) and _is_one(one) for one in data)
+
+
+def _is_one(item: Mapping[str, Any]) -> bool:
+    found = [item[name] for name in _PICTURE if name in item]
+    return bool(found) and all(isinstance(one, str) for one in found)
 
 
 def _status(value: object) -> int:

@@ -28,7 +28,7 @@ from worker.translation.openai_images import EDITS, GENERATIONS, MODELS, ServedM
 
 logger = logging.getLogger(__name__)
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+RouteFunction = Callable[[Request], Awaitable[Response]]
 
 
 class OpenAIImages:
@@ -111,13 +111,13 @@ def _model(name: str, served: ServedModels) -> Mapping[str, Any]:
     }
 
 
-def _answered(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, whose errors have OpenAI's shape."""
+def _answered(function: RouteFunction) -> RouteFunction:
+    """The function, whose errors have OpenAI's shape."""
 
-    @functools.wraps(endpoint)
+    @functools.wraps(function)
     async def answered(request: Request) -> Response:
         try:
-            return await endpoint(request)
+            return await function(request)
         except (GatewayError, InvalidInput, JobFailed, ModelNotFound, Refused) as error:
             failed = failure_of(error)
             logger.warning("HTTP %d: %s", failed.status, failed)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.catalog.catalog import Catalog
-from gateway.jobs import GatewayError, Jobs, JobState
+from gateway.jobs import GatewayError, Jobs, last_state
 
 # The lists that fields of the form choose from.
 _LISTS = ("models", "loras", "samplers", "schedulers", "upscalers", "templates")
@@ -49,15 +49,10 @@ class PageData:
     async def _health(self) -> Mapping[str, Any] | None:
         try:
             job = await self._jobs.submit({"input": {"task": "health"}})
-            ended = await self._end_of(job)
+            ended = await last_state(self._jobs, job.id)
         except GatewayError:  # the worker is shutting down, which GET /health says, too
             return None
         return ended.output if ended.status == "COMPLETED" else None
-
-    async def _end_of(self, job: JobState) -> JobState:
-        async for state in self._jobs.follow(job.id):
-            job = state
-        return job
 
 
 def _of_drawing(schema: Mapping[str, Any]) -> dict[str, Any]:

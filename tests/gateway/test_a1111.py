@@ -3,6 +3,7 @@
 import base64
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import requests
@@ -12,10 +13,11 @@ from fakes.input_pictures import saved, scene
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
+from starlette.requests import Request
 
 from gateway.a1111 import checkpoints
 from gateway.a1111.api import A1111Api
-from gateway.a1111.client import Client
+from gateway.a1111.client import Client, client_of
 from gateway.a1111.lists import LISTS, page_config
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Running
@@ -68,6 +70,11 @@ def test_templates_are_listed_first_and_never_hide_a_checkpoint():
     assert titles == ["Red foxes", MODEL["title"], *(one["name"] for one in KNOWN.models[1:])]
     assert checkpoints.titles(KNOWN) == {"Red foxes": "foxes"}
     assert checkpoints.current(KNOWN) == "Red foxes"
+    # Otherwise a client that sends all options back would choose another one with them.
+    unlisted = replace(KNOWN, default_template="same name as a checkpoint")
+    without = replace(KNOWN, default_template=None)
+    assert checkpoints.current(unlisted) == checkpoints.current(without) == ""
+    assert checkpoints.current(replace(without, models=[MODEL])) == MODEL["title"]
     assert checkpoints.chosen(Lists(), "unknown yet") == "unknown yet"
 
 
@@ -95,6 +102,34 @@ def test_options_are_kept_for_the_last_hundred_clients():
         remembered.change(client, {"CLIP_stop_at_last_layers": 2}, KNOWN)
     kept = [bool(remembered.of(Client(f"10.0.0.{number}", "a program"))) for number in range(150)]
     assert kept == [False] * 50 + [True] * 100
+
+
+def test_options_are_kept_for_the_next_start_without_tokens(tmp_path):
+    file, client = tmp_path / "options.json", Client("a", "b")
+    Remembered(file).change(client, {"sd_model_checkpoint": "photo", "sd_vae": "x"}, KNOWN)
+    assert Remembered(file).of(client) == {"sd_model_checkpoint": MODEL["title"], "sd_vae": "x"}
+    url = {"sd_model_checkpoint": "https://civitai.com/api/download/models/5?token=hunter2"}
+    Remembered(file).change(client, url, KNOWN)
+    assert "hunter2" not in file.read_text()
+    assert Remembered(file).of(client) == {"sd_vae": "x"}
+    for broken in ('[["a", "b", {"sd_vae": 5}], ["a"], 7]', "{}", "[", '[["a", "b", []]]'):
+        file.write_text(broken)
+        assert Remembered(file).of(client) == {}
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "address"),
+    [
+        ("", "10.0.0.9"),
+        ("203.0.113.7:4100, 10.1.1.1", "10.0.0.9 203.0.113.7 10.1.1.1"),
+        ("2001:db8::7", "10.0.0.9 2001:db8::7"),
+        ("x" * 5000, f"10.0.0.9 {'x' * 200}"),
+    ],
+)
+def test_clients_behind_one_proxy_are_several(forwarded, address):
+    headers = [(b"x-forwarded-for", forwarded.encode()), (b"user-agent", b"me")]
+    request = Request({"type": "http", "client": ("10.0.0.9", 5), "headers": headers})
+    assert client_of(request) == Client(address, "me")
 
 
 ME, NEAR, FAR = Client("a", "me"), Client("a", "other"), Client("b", "me")

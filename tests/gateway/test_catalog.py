@@ -7,10 +7,12 @@ import stat
 import pytest
 from fakes.stub_engine import StubEngine, handler_with
 
+import client
 from gateway.catalog.catalog import TASKS, Catalog, CatalogTiming
 from gateway.catalog.kept_file import cache_file
 from gateway.jobs import EndpointFailed
 from gateway.local.jobs import LocalJobs
+from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS as TABLE
 
 TIMING = CatalogTiming(fresh=100, patience=30, pause=10)
@@ -75,6 +77,10 @@ async def idle():
     """Let the tasks in the background end."""
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(others)
+
+
+def test_the_gateway_and_the_client_know_each_list_of_the_worker():
+    assert {*TASKS} == {*client.LISTS} == {"templates", *(one.name for one in LISTS)}
 
 
 def test_one_job_reads_all_lists_and_later_calls_cost_none(story):
@@ -180,6 +186,6 @@ def test_closing_cancels_the_job_for_the_lists(story):
 
 
 def test_each_endpoint_has_a_file_of_its_own_in_the_user_s_cache_folder():
-    files = {cache_file(one, {"XDG_CACHE_HOME": "/cache"}) for one in ("a", "b")}
+    files = {cache_file(one, environ={"XDG_CACHE_HOME": "/cache"}) for one in ("a", "b")}
     assert len(files) == 2
     assert {str(file.parent) for file in files} == {"/cache/a1111-worker"}

@@ -37,7 +37,11 @@ def test_every_sampler_of_a1111_is_found_with_and_without_each_scheduler(catalog
         ("DPM+ 2M Karas", None, "'DPM++ 2M Karras'"),
         ("Euler", "karas", "'Karras'"),
         ("xyzzy", None, "Known: 'DDIM'"),
-        ("Karras", None, "LMS Karras"),
+        ("Karras", None, 'It is a scheduler: send "scheduler": "Karras".'),
+        *((name, None, "Known: 'DDIM'") for name in ("KarrasDPM", "ddpm", "dpm_2_ancestral")),
+        ("Euler", "UniPC", 'It is a sampler: send "sampler_name": "UniPC".'),
+        ("Euler", "K_DPMPP_2M_KARRAS", 'send "sampler_name": "DPM++ 2M", "scheduler": "Karras".'),
+        ("Euler", "simple", "Known: 'Automatic'"),
         ("DPM++ 2M Karras", "Exponential", "names scheduler 'Karras', but scheduler is 'Expone"),
     ],
 )

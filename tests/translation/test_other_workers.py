@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fakes.a1111.process import write_safetensors
 from fakes.stub_engine import StubEngine, handler_with
 
 from tests.job.test_request_properties import SOME, Draw
@@ -102,6 +103,7 @@ MEANS = [
     ({"steps": 20, "num_inference_steps": 20}, {"steps": 20}, ("num_inference_steps was read",)),
     ({"scheduler": "DPMSolverMultistepScheduler"},
      {"sampler_name": "DPM++ 2M", "scheduler": "Uniform"}, ("with the scheduler 'Uniform'",)),
+    ({"scheduler": "KarrasDPM"}, {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}, ("'Karr",)),
     ({"scheduler": "K_EULER", "sampler_name": "Euler"}, {"sampler_name": "Euler"}, ("'K_EULER'",)),
     (PROMPT | URL | {"strength": 0.5}, PROMPT | FROM_PICTURE | {"denoising_strength": 0.5},
      ("image_url was read as init_images, strength was read as denoising_strength.",)),
@@ -359,6 +361,20 @@ def test_the_notes_are_the_first_warnings_of_the_answer(answers):
         [one] = found.get("results", [found])
         assert "was read as" in one["warnings"][0]
         assert sum("was read as" in warning for warning in one["warnings"]) == 1
+
+
+def test_a_title_names_its_template_unless_a_checkpoint_has_that_name(catalog, tmp_path):
+    write_safetensors(tmp_path / "models/Stable-diffusion/Fox.safetensors")
+    write_safetensors(tmp_path / "models/Stable-diffusion/red foxes.safetensors")
+    checkpoint = {"filename": "Fox.safetensors"}
+    templates = {name: {"name": name, "checkpoint": checkpoint} for name in ("Fox", "Red foxes")}
+    (tmp_path / "t.json").write_text(json.dumps({"templates": templates}))
+    handler = handler_with(StubEngine(catalog, tmp_path), tmp_path, tmp_path / "t.json")
+    used = {}
+    for name in ("Fox", "Red foxes", "red foxes"):
+        job = api("/sdapi/v1/txt2img", {OF: {"sd_model_checkpoint": name}})
+        used[name] = asyncio.run(handler({"id": "a", "input": job})).get("template")
+    assert used == {"Fox": None, "Red foxes": "Red foxes", "red foxes": None}
 
 
 def test_a_failure_says_what_was_read_as_what(answers):

@@ -7,6 +7,7 @@ error; callers send `DPM++ 2M Karras`, `euler_a`, `k_dpmpp_2m` and `sgm_uniform`
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from worker.shown import shown
 from worker.spelling import near_matches
 
 _DRAWING = ("txt2img", "img2img")  # the tasks that have scripts
-_CLOSE = 0.8  # how similar a script must be to be suggested
+_CLOSE = 0.8  # how similar a name must be to be suggested; another one makes another picture
 # Upscalers without a model, which A1111 cannot fail to load; None does not enlarge.
 WITHOUT_MODEL = frozenset({"None", "Lanczos", "Nearest"})
 _USUAL_SCALE = 4.0  # of an upscaler's model, where the engine does not say it
@@ -153,15 +154,30 @@ class Catalog:
             if exact and canonical(name).endswith(suffix):
                 return exact, self._one_scheduler(name, self.schedulers[suffix], label, prefix)
         known = self.samplers.values()
-        combined = (f"{n} {s}" for n in known for s in self.schedulers.values())
-        raise _unknown(f"{prefix}sampler_name", name, known, combined)
+        labels = set(self.schedulers.values()) - {"Automatic"}
+        combined = (f"{n} {s}" for n in known for s in labels)
+        own = self.schedulers.get(canonical(name))
+        instead = f'It is a scheduler: send "{prefix}scheduler": "{own}".' if own else ""
+        raise _unknown(f"{prefix}sampler_name", name, known, combined, instead=instead)
 
     def scheduler(self, name: str, prefix: str = "") -> str:
         """The scheduler's label; raises `InvalidInput` for an unknown one."""
         label = self.schedulers.get(canonical(name))
         if label is None:
-            raise _unknown(f"{prefix}scheduler", name, self.schedulers.values())
+            known = self.schedulers.values()
+            raise _unknown(
+                f"{prefix}scheduler", name, known, instead=self._as_sampler(name, prefix)
+            )
         return label
+
+    def _as_sampler(self, name: str, prefix: str) -> str:
+        """What to do with a scheduler that is a sampler, as in other programs; or nothing."""
+        try:
+            sampler, label = self.sampler(name, None, prefix)
+        except InvalidInput:
+            return ""
+        sent = {f"{prefix}sampler_name": sampler} | ({f"{prefix}scheduler": label} if label else {})
+        return f"It is a sampler: send {json.dumps(sent)[1:-1]}."
 
     def check_script(
         self, task: str, field_name: str, value: str, args: Collection[object]
@@ -231,11 +247,17 @@ def _spellings(entries: Iterable[tuple[str, list[str]]]) -> dict[str, str]:
 
 
 def _unknown(
-    field_name: str, value: str, known: Iterable[str], further_spellings: Iterable[str] = ()
+    field_name: str,
+    value: str,
+    known: Iterable[str],
+    further_spellings: Iterable[str] = (),
+    instead: str = "",
 ) -> InvalidInput:
     known = sorted(set(known))
-    near = near_matches(value, {*known, *further_spellings})
-    if near:
+    near = [] if instead else near_matches(value, {*known, *further_spellings}, cutoff=_CLOSE)
+    if instead:
+        hint = instead
+    elif near:
         hint = f"Did you mean {' or '.join(map(repr, near))}?"
     else:
         hint = f"Known: {', '.join(map(repr, known)) or 'none on this engine'}."

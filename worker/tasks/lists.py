@@ -60,8 +60,8 @@ class StoredFile(Listed):
 class ListedModel(StoredFile):
     """A checkpoint."""
 
-    title: str = Field(description="Its title in A1111: the file name, and the hash if it has one.")
-    model_name: str = Field(description="Its name in A1111: the file name without suffix.")
+    title: str = Field(description="Its title in A1111: the name, and the hash if it has one.")
+    model_name: str = Field(description="Its name in A1111: the name without suffix, `_` for `/`.")
     hash: str | None = Field(description="The first 10 digits of its SHA-256, if that is known.")
 
 

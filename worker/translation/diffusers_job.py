@@ -38,6 +38,8 @@ _SAMPLERS: Mapping[str, tuple[str, str | None]] = {
     **dict.fromkeys(("k_dpm_2", "kdpm2discrete"), ("DPM2", "Uniform")),
     **dict.fromkeys(("k_dpm_2_ancestral", "kdpm2ancestraldiscrete"), ("DPM2 a", "Uniform")),
     "dpmsolvermultistep": ("DPM++ 2M", "Uniform"),
+    "karrasdpm": ("DPM++ 2M", "Karras"),
+    "dpmsolversde": ("DPM++ SDE", "Uniform"),
     "ddim": ("DDIM", None),
     "pndm": ("PLMS", None),
     "unipcmultistep": ("UniPC", None),

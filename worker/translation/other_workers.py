@@ -193,7 +193,8 @@ def _download(endpoint: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInput(
             f"api.endpoint = {shown(endpoint)} puts any file anywhere; a job here names models.",
             hint='Send {"task": "prefetch"} with the URL, or org/repo/file of Hugging Face, in'
-            " `checkpoint`, `loras`, `vae` or `embeddings`; other files are the operator's.",
+            " `checkpoint`, `loras`, `vae` or `embeddings`; only the endpoint's operator can put"
+            " other files there.",
             field="api",
         )
     model = {"url": url, "filename": folders[-1]}

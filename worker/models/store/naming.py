@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from worker.errors import ModelNotFound
@@ -20,6 +21,18 @@ def forms(index: Index, name: str) -> Iterator[list[Path]]:
     yield from index.exact(stem)  # a file of another format, if there is none of this
     yield from index.similar(name)
     yield from index.similar(stem)
+
+
+def repeated(indexes: Iterable[Index]) -> dict[str, list[str]]:
+    """The file names that stand in several folders of one index -> their paths below its root."""
+    found: dict[str, list[str]] = {}
+    for index in indexes:
+        counts = Counter(path.name for path in index.files)
+        for path in index.files:
+            if counts[path.name] > 1:
+                below = path.relative_to(index.folder).as_posix()
+                found.setdefault(path.name, []).append(below)
+    return found
 
 
 def natural(name: str) -> list[tuple[bool, int | str]]:

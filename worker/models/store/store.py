@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from worker.models.store import engine_configs, links
 from worker.models.store.blobs import CONVERTED, Blob, Blobs
 from worker.models.store.links import point, points, target_of
 from worker.models.store.listing import Index, Listing
-from worker.models.store.naming import ambiguous, forms, mark_of, natural
+from worker.models.store.naming import ambiguous, forms, mark_of, natural, repeated
 from worker.spelling import near_matches
 
 FETCHED = "fetched"
@@ -121,25 +120,13 @@ class Store:
         several.
         """
         found = {file.filename: file for file in self.files(kind)}
-        for name, paths in self._repeated(kind).items():
+        for name, paths in repeated(tree.folders[kind].index() for tree in self._trees).items():
             if len(self._meant(kind, name)) > 1:
                 found.pop(name, None)
             for path in paths:
                 file = self.find(kind, path)
                 if file and all(file.path != other.path for other in found.values()):
                     found[path] = file
-        return found
-
-    def _repeated(self, kind: Kind) -> dict[str, list[str]]:
-        """The file names that stand in several folders of one tree -> the paths below its root."""
-        found: dict[str, list[str]] = {}
-        for tree in self._trees:
-            index = tree.folders[kind].index()
-            counts = Counter(path.name for path in index.files)
-            for path in index.files:
-                if counts[path.name] > 1:
-                    below = path.relative_to(index.folder).as_posix()
-                    found.setdefault(path.name, []).append(below)
         return found
 
     def own_generation(self, kind: Kind) -> tuple[int, ...]:
