@@ -45,7 +45,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 if sys.version_info < (3, 10):  # noqa: UP036 - a sentence instead of a traceback
     sys.stderr.write("client.py needs Python 3.10 or newer.\n")
@@ -681,9 +681,13 @@ class Screen:
     @staticmethod
     def _write(text: str) -> None:
         if sys.stderr is not None:
-            with contextlib.suppress(OSError, ValueError):  # a closed terminal must not end a job
+            try:
                 sys.stderr.write(without_key(text))
                 sys.stderr.flush()
+            except OSError:  # a closed terminal must not end a job
+                _silence(sys.stderr)
+            except ValueError:
+                sys.stderr = None
 
 
 class Wait:
@@ -948,7 +952,10 @@ class Api:
         answer = self._request("POST", "run", body, may_repeat=False, stoppable=False)
         job_id = answer.value.get("id") if isinstance(answer.value, dict) else None
         if not (answer.status == http.client.OK and isinstance(job_id, str) and is_id(job_id)):
-            raise self._refusal(answer)
+            problem, status = self._refusal(answer), answer.status
+            if status == http.client.OK or status >= http.client.INTERNAL_SERVER_ERROR:
+                raise Failed(f"{problem} {_goes_on('')}", problem.status)
+            raise problem
         return job_id
 
     def status(self, job_id: str) -> dict[str, Json]:
@@ -1488,6 +1495,12 @@ def _seconds(timings: Mapping[str, Json]) -> str:
     )
 
 
+def _silence(stream: IO[str]) -> None:
+    """Let a stream that cannot be written lead nowhere, or Python's exit would fail at it again."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def write_out(text: str) -> None:
     """A line on standard output. A reader that has gone is no failure: the files are written."""
     if sys.stdout is None:
@@ -1496,8 +1509,7 @@ def write_out(text: str) -> None:
         sys.stdout.write(f"{without_key(text)}\n")
         sys.stdout.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):  # so that Python's exit does not report it again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             sentence = f"Standard output cannot be written: {reason_of(error)}."
             raise Failed(sentence) from None
@@ -1680,7 +1692,12 @@ def started(screen: Screen, wait: Wait) -> Iterator[Endpoint]:
         process = subprocess.Popen(
             arguments,
             cwd=FOLDER,
-            env={**START, "WEBUI_URL": f"http://127.0.0.1:{free_port()}", **os.environ},
+            env={
+                **START,
+                "WEBUI_URL": f"http://127.0.0.1:{free_port()}",
+                **os.environ,
+                "END_WITH_PID": str(os.getpid()),  # also if this process is killed
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -415,6 +415,12 @@ supervise() {
       stop_all || status=$?
       exit "$status"
     fi
+    if [[ -n ${END_WITH_PID:-} ]] && ! is_alive "$END_WITH_PID"; then
+      log "process $END_WITH_PID, which has started this script, has ended: stopping"
+      status=0
+      stop_all || status=$?
+      exit "$status"
+    fi
     if [[ -n $restart_requested ]]; then
       restart_on_request
       continue

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from gateway.a1111.api import A1111Api
@@ -18,6 +18,7 @@ from gateway.a1111.options import Remembered
 from gateway.call import HungUp
 from gateway.catalog.catalog import Catalog
 from gateway.http.guard import Access, Guard, Refused, answer_to
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, Jobs
 from gateway.local.jobs import LocalJobs
 from gateway.openai.routes import OpenAIImages
@@ -76,7 +77,7 @@ async def _failed(_request: Request, error: Exception) -> Response:
     logger.warning("HTTP %d: %s", error.status, error)
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     text = str(error)
-    return JSONResponse({"detail": text, "errors": text, "error": text}, error.status, headers)
+    return JsonAnswer({"detail": text, "errors": text, "error": text}, error.status, headers)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
@@ -88,7 +89,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this type
     what = f"{request.method} {request.url.path[:200]}"
     text = f"{what}: {error.detail}. docs/clients/README.md lists the routes."
-    return JSONResponse({"detail": text, "error": text}, error.status_code, error.headers)
+    return JsonAnswer({"detail": text, "error": text}, error.status_code, error.headers)
 
 
 async def _nobody_reads(_request: Request, _error: Exception) -> Response:

@@ -36,13 +36,12 @@ async def states(
         GatewayError: the back failed, or the time limit has passed.
     """
     gone = asyncio.ensure_future(_hang_up(request))
-    # Not ended by a hang-up: without its id the job could not be cancelled.
     submitted = asyncio.ensure_future(jobs.submit({"input": job_input}))
     longest, clock = longest_request(request), asyncio.get_running_loop().time
     deadline = None if longest is None else clock() + longest
     is_over = False
     try:
-        state = await asyncio.shield(submitted)
+        state = await _queued(submitted, gone)
         async with aclosing(jobs.follow(state.id)) as following:
             while not is_over:
                 left = None if deadline is None else deadline - clock()
@@ -80,7 +79,7 @@ async def finished_within(
     longest = longest_request(request)
     seconds = seconds if longest is None else min(seconds, longest)
     try:
-        job_id = (await asyncio.shield(submitted)).id
+        job_id = (await (asyncio.shield(submitted) if goes_on else _queued(submitted, gone))).id
         ending = asyncio.ensure_future(settled(jobs, job_id, seconds))
         try:
             either: set[asyncio.Future[Any]] = {ending, gone}
@@ -115,6 +114,19 @@ async def settled(jobs: Jobs, job_id: str, seconds: float) -> JobState:
         return ending.result() if ending.done() else await jobs.state(job_id)
     finally:
         await _stop(ending)
+
+
+async def _queued(submitted: asyncio.Future[JobState], gone: asyncio.Future[None]) -> JobState:
+    """The job, once it is queued.
+
+    Raises:
+        HungUp: the client hung up before.
+    """
+    either: set[asyncio.Future[Any]] = {submitted, gone}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not submitted.done():
+        raise HungUp
+    return submitted.result()
 
 
 async def _next_state(
@@ -156,8 +168,17 @@ async def _hang_up(request: Request) -> None:
 
 
 async def _cancel(jobs: Jobs, submitted: asyncio.Future[JobState]) -> None:
+    """Cancel the job, if there is one; one that is not sent yet is not sent any more."""
+    submitted.cancel()
     try:
         state = await submitted
+    except asyncio.CancelledError:
+        logger.info("a job was not sent: nobody waits for it any more")
+        return
+    except GatewayError as error:
+        logger.info("no job is cancelled: %s", error)
+        return
+    try:
         await jobs.cancel(state.id)
     except GatewayError as error:
         logger.warning("a job that nobody waits for is not cancelled: %s", error)

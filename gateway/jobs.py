@@ -116,7 +116,11 @@ class Jobs(Protocol):
     """A queue of jobs. Each method raises a `GatewayError` where the queue cannot do it."""
 
     async def submit(self, request: Mapping[str, Any]) -> JobState:
-        """Queue a job: `{"input": {...}}`, and RunPod's `webhook`, `policy` and `s3Config`."""
+        """Queue a job: `{"input": {...}}`, and RunPod's `webhook`, `policy` and `s3Config`.
+
+        A caller that is cancelled gets the job all the same if it may be queued already: without
+        its id it could not be cancelled.
+        """
 
     async def state(self, job_id: str) -> JobState:
         """The job now."""

@@ -7,11 +7,12 @@ from collections import OrderedDict
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.call import finished_within, longest_request, settled
 from gateway.http.body import json_object
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import BadRequest, Jobs, JobState, KeepsJobs, NotPossible
 
 # RunPod's `?wait=`, in milliseconds.
@@ -73,7 +74,7 @@ class RunPodApi:
                 self._streamed.popitem(last=False)
             chunks = [{"output": state.output}]
         error = {} if state.error is None else {"error": state.error}
-        return JSONResponse({"id": state.id, "status": state.status, "stream": chunks, **error})
+        return JsonAnswer({"id": state.id, "status": state.status, "stream": chunks, **error})
 
     async def _cancel(self, request: Request) -> Response:
         return _brief(await self._jobs.cancel(request.path_params["job_id"]))
@@ -84,18 +85,18 @@ class RunPodApi:
         return _brief(await self._jobs.retry(request.path_params["job_id"]))
 
     async def _health(self, _request: Request) -> Response:
-        return JSONResponse(await self._jobs.health())
+        return JsonAnswer(await self._jobs.health())
 
     async def _purge(self, _request: Request) -> Response:
-        return JSONResponse({"removed": await self._jobs.purge(), "status": "completed"})
+        return JsonAnswer({"removed": await self._jobs.purge(), "status": "completed"})
 
 
 def _brief(state: JobState) -> Response:
-    return JSONResponse({"id": state.id, "status": state.status})
+    return JsonAnswer({"id": state.id, "status": state.status})
 
 
 def _whole(state: JobState) -> Response:
-    return JSONResponse(state.as_json())
+    return JsonAnswer(state.as_json())
 
 
 def _wait(request: Request) -> float:

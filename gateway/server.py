@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway.app import build
 from gateway.http.connections import LIMITS, ConnectionLimits, Server, server
 from gateway.http.guard import Access
+from gateway.http.json_answer import JsonAnswer
 from gateway.http.listen import listen
 from gateway.local.jobs import LocalJobs
 from gateway.local.metrics import Metrics
@@ -88,8 +89,8 @@ def _ping(jobs: LocalJobs) -> Callable[[Request], Coroutine[Any, Any, Response]]
 
     async def ping(_request: Request) -> Response:
         if jobs.is_ending:
-            return JSONResponse({"ready": False}, 503)
-        return JSONResponse({"ready": True}) if jobs.is_ready else Response(status_code=204)
+            return JsonAnswer({"ready": False}, 503)
+        return JsonAnswer({"ready": True}) if jobs.is_ready else Response(status_code=204)
 
     return ping
 

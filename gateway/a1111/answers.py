@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from gateway.a1111.client import client_of
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, JobState
 from worker.errors import JobError, JobTimeout, WorkerError
 
@@ -52,6 +53,23 @@ def output_of(state: JobState) -> Mapping[str, Any]:
     return state.output
 
 
+def images_of(output: Mapping[str, Any]) -> list[str]:
+    """The pictures of an answer, as base64 or as URLs.
+
+    Raises:
+        JobFailed: they have another form, as those of other workers.
+    """
+    images = output.get("images") or []
+    if isinstance(images, list) and all(isinstance(one, str) for one in images):
+        return images
+    raise JobFailed(
+        502,
+        "NO_PICTURES",
+        "The pictures of the answer have an unknown form: another"
+        " worker than this project's has made them.",
+    )
+
+
 def _failed(text: str) -> JobFailed:
     found = _CODE.match(text)
     code = found[0] if found else "JOB_FAILED"
@@ -76,7 +94,7 @@ def error_answer(request: Request, error: GatewayError | WorkerError) -> Respons
     logger.warning("%s %s of %s: HTTP %d: %s", *sender, status, text)
     body = {"error": kind, "detail": text, "body": "", "errors": text}
     after = error.retry_after if isinstance(error, GatewayError) else None
-    return JSONResponse(body, status, {} if after is None else {"Retry-After": str(after)})
+    return JsonAnswer(body, status, {} if after is None else {"Retry-After": str(after)})
 
 
 def with_warnings(info: object, warnings: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from gateway.a1111.answers import error_answer
@@ -19,6 +19,7 @@ from gateway.a1111.options import Remembered, as_a1111
 from gateway.a1111.running import Running
 from gateway.catalog.catalog import Catalog, Lists
 from gateway.http.body import json_object
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, Jobs, last_state
 from worker.clients.foreign_fields import task_instead
 from worker.errors import WorkerError
@@ -212,7 +213,7 @@ def _safe(function: RouteFunction) -> Callable[[Request], Awaitable[Response]]:
 
     async def answer(request: Request) -> Response:
         try:
-            return JSONResponse(await function(request))
+            return JsonAnswer(await function(request))
         except (GatewayError, WorkerError) as error:
             return error_answer(request, error)
 

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from gateway.a1111 import checkpoints
-from gateway.a1111.answers import output_of, with_warnings
+from gateway.a1111.answers import images_of, output_of, with_warnings
 from gateway.a1111.client import client_of
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Drawn, Running
@@ -156,7 +156,7 @@ class Drawing:
 
     async def _pictures(self, output: Mapping[str, Any]) -> list[str]:
         """The pictures as base64; those in a bucket are fetched."""
-        images = [str(one) for one in output.get("images") or []]
+        images = images_of(output)
         pictures = iter(await fetched(self._http, [one for one in images if is_url(one)]))
         return [next(pictures) if is_url(one) else one for one in images]
 

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from gateway.a1111.options import Remembered
@@ -24,6 +23,7 @@ from gateway.catalog.kept_file import cache_file
 from gateway.endpoint.http import Address, HttpLimits, WrongEndpoint
 from gateway.endpoint.jobs import Endpoint
 from gateway.http.connections import ConnectionLimits, Server, server
+from gateway.http.json_answer import JsonAnswer
 from gateway.http.listen import listen
 from gateway.jobs import GatewayError
 from worker import log
@@ -94,8 +94,8 @@ async def _serve(options: Options, endpoint: Endpoint, sockets: list[socket.sock
     return 0
 
 
-async def _ping(_request: Request) -> JSONResponse:
-    return JSONResponse({"ready": True})
+async def _ping(_request: Request) -> JsonAnswer:
+    return JsonAnswer({"ready": True})
 
 
 def _end_on_signals(running: Server, endpoint: Endpoint) -> None:
@@ -105,6 +105,8 @@ def _end_on_signals(running: Server, endpoint: Endpoint) -> None:
     def end() -> None:
         if running.should_exit:
             logger.warning("the bridge ends at once: jobs may run on, see RunPod's console")
+            # What it then reports are only its requests, which are cut off.
+            logging.getLogger("uvicorn.error").disabled = True
             running.force_exit = True
             return
         running.should_exit = True

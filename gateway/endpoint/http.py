@@ -119,15 +119,19 @@ class EndpointHttp:
 
         Raises:
             GatewayError: RunPod refused it; or it is not known whether it arrived.
+        CancelledError: the caller was cancelled before RunPod could have the job.
         """
-        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        try:
+            data = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"The job cannot be sent as JSON: {error}.") from None
         if len(data) > self._limits.request:
             raise TooLarge(
                 f"The job has {len(data) / MB:.1f} MB, and RunPod takes at most"
                 f" {self._limits.request / MB:.0f} MB: send pictures by URL, or smaller ones."
             )
         try:
-            return await self._try(lambda: self._once("POST", path, data), (_NotSent, TooManyJobs))
+            return await self._try(lambda: self._whole(path, data), (_NotSent, TooManyJobs))
         except (_Uncertain, _Endless, _Busy) as error:
             raise EndpointFailed(
                 f"{error} It is not known whether RunPod has queued the job, so it is not sent"
@@ -157,6 +161,18 @@ class EndpointHttp:
                 logger.info("RunPod is asked again in %.1f s: %s", pause, error)
             await self._sleep(pause)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _whole(self, path: str, data: bytes) -> dict[str, Any]:
+        """POST a job. A cancel waits for the answer, which may have the id of a job."""
+        sending = asyncio.ensure_future(self._once("POST", path, data))
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            try:
+                return await sending
+            except (_NotSent, TooManyJobs):
+                pass
+            raise
 
     async def _once(self, method: str, path: str, data: bytes | None) -> dict[str, Any]:
         try:

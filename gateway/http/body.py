@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 
@@ -30,9 +30,13 @@ async def json_object(request: Request) -> dict[str, Any]:
             f"The content type is {kind[:80]!r}: send the header 'Content-Type: application/json'."
         )
     try:
-        body = json.loads(await request.body())
+        body = json.loads(await request.body(), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not JSON: {str(error)[:200]}.") from None
     if not isinstance(body, dict):
         raise BadRequest('The body is not a JSON object: send {"input": {"prompt": "a fox"}}.')
     return body
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")

@@ -12,10 +12,10 @@ import time
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.http.head import Access, Refused, check_head, is_preflight
+from gateway.http.json_answer import JsonAnswer
 from gateway.http.login import Logins
 from worker.shown import shown
 
@@ -87,8 +87,8 @@ class Guard:
         return counted
 
 
-def answer_to(refusal: Refused) -> JSONResponse:
+def answer_to(refusal: Refused) -> JsonAnswer:
     """The answer to a request that is refused."""
     text = str(refusal)
     content = {"detail": text, "errors": text, "error": text}
-    return JSONResponse(content, refusal.status, dict(refusal.headers))
+    return JsonAnswer(content, refusal.status, dict(refusal.headers))

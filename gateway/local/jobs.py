@@ -144,9 +144,9 @@ class LocalJobs:
         """The job now, then each change of it."""
         job = self._find(job_id)
         while True:
-            changed = job.changed
-            yield self._shown(job)
-            if job.status in FINAL:
+            changed, state = job.changed, self._shown(job)
+            yield state  # the job may end before the next line
+            if state.is_final:
                 return
             await changed.wait()
 

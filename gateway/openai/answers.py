@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from gateway.http.guard import Refused
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, JobState
 from worker.errors import InvalidInput, ModelNotFound
 from worker.translation.openai_images import status_of, type_of
@@ -16,6 +17,9 @@ from worker.translation.openai_images import status_of, type_of
 # them not to. A job that failed would fail again and cost as much again.
 _TRY_AGAIN = frozenset({429, 502, 503})
 _FAILED = {"CANCELLED": (500, "The job was cancelled."), "TIMED_OUT": (504, "The job timed out.")}
+
+
+_PICTURE = ("b64_json", "url")
 
 
 class JobFailed(Exception):
@@ -40,7 +44,7 @@ class JobFailed(Exception):
         headers = {"x-should-retry": "true" if self.status in _TRY_AGAIN else "false"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
-        return JSONResponse({"error": self.error}, self.status, headers)
+        return JsonAnswer({"error": self.error}, self.status, headers)
 
 
 def error_object(
@@ -79,7 +83,7 @@ def answer_of(state: JobState) -> dict[str, Any]:
         JobFailed: the job has no pictures.
     """
     output = state.output if isinstance(state.output, Mapping) else {}
-    if state.status == "COMPLETED" and isinstance(output.get("data"), list):
+    if state.status == "COMPLETED" and _are_pictures(output.get("data")):
         return dict(output)
     if output.get("object") == "error":
         known = {name: output.get(name) for name in ("message", "type", "param", "code")}
@@ -90,6 +94,15 @@ def answer_of(state: JobState) -> dict[str, Any]:
     elif state.status == "COMPLETED":
         status, text = 502, "The worker's answer has no pictures: it is older than this gateway."
     raise JobFailed(status, error_object(text, status))
+
+
+def _are_pictures(data: object) -> bool:
+    return isinstance(data, list) and all(isinstance(one, Mapping) and _is_one(one) for one in data)
+
+
+def _is_one(item: Mapping[str, Any]) -> bool:
+    found = [item[name] for name in _PICTURE if name in item]
+    return bool(found) and all(isinstance(one, str) for one in found)
 
 
 def _status(value: object) -> int:

@@ -9,12 +9,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from gateway.call import finished, states
 from gateway.catalog.catalog import Catalog
 from gateway.http.guard import Refused
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, Jobs, JobState
 from gateway.openai.answers import JobFailed, answer_of, error_object, failure_of
 from gateway.openai.bucket import with_base64
@@ -55,15 +56,13 @@ class OpenAIImages:
 
     async def _models(self, _request: Request) -> Response:
         served = await self._served()
-        return JSONResponse(
-            {"object": "list", "data": [_model(one, served) for one in served.ids()]}
-        )
+        return JsonAnswer({"object": "list", "data": [_model(one, served) for one in served.ids()]})
 
     async def _model(self, request: Request) -> Response:
         name, served = request.path_params["model"], await self._served()
         if name not in served.ids():
             raise served.unknown(name)
-        return JSONResponse(_model(name, served))
+        return JsonAnswer(_model(name, served))
 
     async def _served(self) -> ServedModels:
         """What the back has; a worker that sleeps is not started for it."""
@@ -82,7 +81,7 @@ class OpenAIImages:
             self._catalog.learn(answer)
             if asked.job.get("output", {}).get("delivery", "base64") == "base64":
                 answer = await with_base64(self._http, answer)
-            return JSONResponse(answer)
+            return JsonAnswer(answer)
         kind = "image_edit" if route == EDITS else "image_generation"
         events = Events(kind, str(body.get("size") or "auto"), asked.partial_images)
         return await self._stream(events, states(request, self._jobs, job))

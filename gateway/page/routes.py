@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import NoSuchFile
 from gateway.page.data import PageData
 
@@ -68,7 +69,7 @@ class Page:
         return _answer(request, self._files[name])
 
     async def _lists(self, _request: Request) -> Response:
-        return JSONResponse(await self._data.get(), headers={"Cache-Control": "no-store"})
+        return JsonAnswer(await self._data.get(), headers={"Cache-Control": "no-store"})
 
 
 def _read(path: Path) -> _File:

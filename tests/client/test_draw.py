@@ -147,6 +147,12 @@ def test_a_bug_is_a_sentence_that_names_the_job(endpoint, client):
     assert f"client.py --fetch {endpoint.job_ids[0]}" in err
 
 
+def test_standard_error_that_cannot_be_written_changes_nothing(client):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        status, out, _ = client("a fox", stderr=full)
+    assert (status, out) == (0, "a-red-fox-42.png\n")
+
+
 def test_a_full_disk_under_the_output_is_a_sentence(client):
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         status, _, err = client("a fox", stdout=full)

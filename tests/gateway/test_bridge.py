@@ -291,3 +291,19 @@ def test_a_server_on_localhost_listens_on_both_addresses_of_it():
         families.add(listening.family)
         listening.close()
     assert socket.AF_INET in families
+
+
+def test_a_second_signal_ends_it_at_once_with_a_sentence_and_no_traceback(runpod, tmp_path):
+    runpod.fault("cancel", times=99, hold=True)
+    runpod.states = lambda _input: [progress()]
+    with bridge(runpod, tmp_path) as (process, port, output), closing(waiting_client(port)):
+        runpod.wait_for("status")
+        process.send_signal(signal.SIGINT)
+        runpod.wait_for("cancel")
+        process.send_signal(signal.SIGINT)
+        while "ends at once" not in output.read_text() and process.poll() is None:
+            time.sleep(0.05)
+        runpod.release()
+        assert process.wait(30) == 0
+    assert "Traceback" not in output.read_text()
+    assert runpod.status(runpod.job_ids[0]) == "CANCELLED"

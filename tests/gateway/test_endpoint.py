@@ -261,3 +261,25 @@ def test_a_proxy_of_the_environment_does_not_get_the_key_of_a_request_without_tl
 
 def test_the_address_does_not_show_the_key():
     assert KEY not in repr(replace(Address("https://x", KEY), url="https://y"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "jobs"),
+    [({"hold": True}, 1), ({"hold": True, "status": 429}, 0), ({"hold": True, "status": 200}, 0)],
+)
+def test_a_cancelled_submit_waits_for_the_id_of_its_job_and_sends_nothing_more(runpod, fault, jobs):
+    async def work(endpoint):
+        submitting = asyncio.ensure_future(submit(endpoint))
+        await asyncio.to_thread(runpod.wait_for, "run")
+        submitting.cancel()
+        await asyncio.sleep(0)
+        runpod.release()
+        return await asyncio.gather(submitting, return_exceptions=True)
+
+    runpod.fault("run", **fault)
+    (end,), _ = use(runpod, work, limits=HttpLimits())
+    assert len(runpod.events("run")) == 1
+    assert [getattr(end, "id", None)] == (runpod.job_ids or [None])
+    assert len(runpod.job_ids) == jobs
+    expected = asyncio.CancelledError if fault.get("status") == 429 else EndpointFailed
+    assert jobs or isinstance(end, expected)

@@ -131,6 +131,16 @@ def test_followers_see_each_change_and_times_are_milliseconds():
     use(work)
 
 
+def test_a_follower_that_was_busy_when_the_job_ended_still_gets_its_end():
+    async def work(jobs, handled, _clock):
+        following = jobs.follow(await submit(jobs, 1))
+        assert (await anext(following)).status == "IN_PROGRESS"
+        await handled.end(1, done=True)
+        assert [state.status async for state in following] == ["COMPLETED"]
+
+    use(work)
+
+
 def test_execution_timeout_counts_from_the_start_and_cancels_the_work():
     async def work(jobs, handled, clock):
         await submit(jobs, 1)

@@ -60,6 +60,18 @@ def test_a_signal_stops_the_handler_first_and_then_the_engine(running, number):
     assert f"{number.name} received: stopping" in worker.log()
 
 
+def test_it_stops_when_the_process_that_it_is_to_end_with_has_been_killed(new_worker):
+    worker = new_worker()
+    starter = subprocess.Popen(["sleep", "600"])
+    worker.environ["END_WITH_PID"] = str(starter.pid)
+    worker.start()
+    worker.await_both()
+    starter.kill()
+    starter.wait()
+    assert worker.end() == 0
+    assert worker.story()[2:] == ORDERLY_END
+
+
 def test_ctrl_c_in_a_terminal_is_the_same_and_the_status_the_handlers(running):
     worker = running(LASTING_ENGINE, "me.serve(status=3)")
     os.killpg(worker.process.pid, signal.SIGINT)
