@@ -32,7 +32,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 # Whole workers, and the tests that compute: their files take long, so they start first.
-LONGEST = ("test_job.py", "test_docs_commands.py", "test_entry_points.py", "test_contract.py")
+LONGEST = (
+    *("test_job.py", "test_docs_commands.py", "test_entry_points.py", "test_contract.py"),
+    *("test_page.py", "test_drawing.py"),
+)
 
 
 def pytest_configure(config):
