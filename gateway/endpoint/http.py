@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from gateway.jobs import BadRequest, EndpointFailed, GatewayError, NoSuchJob, TooManyJobs
+from worker.answer import plain
 from worker.http.backoff import Backoff
 from worker.shown import shown
 
@@ -230,7 +231,8 @@ class EndpointHttp:
             value = None
         if not isinstance(value, dict):
             raise _Uncertain(f"RunPod's answer is no JSON object: {self._quoted(body)}.")
-        return value
+        answered: dict[str, Any] = plain(value)  # half a surrogate pair breaks a log
+        return answered
 
     def _failure(self, answer: aiohttp.ClientResponse, body: bytes) -> GatewayError:
         status, url = answer.status, self.address.url
