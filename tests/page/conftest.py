@@ -23,7 +23,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 60_000  # ms; ends only a test that would never end
 
 
-@pytest.fixture(scope="session")
+# Not of the session: while the driver is there, no test of its process can run an event loop.
+@pytest.fixture(scope="module")
 def browser():
     if not CHROMIUM:
         pytest.skip("there is no Chromium on this machine")
@@ -91,7 +92,7 @@ def bridge(runpod):
         yield gateway.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worker(tmp_path_factory):
     """The address of a worker with the embedded engine and the demo model."""
     pytest.importorskip("fakes.tiny_models", reason="the engine's packages are not installed")
