@@ -75,8 +75,9 @@ def test_cancel_reaches_the_endpoint_and_several_jobs_can_run(bridge, runpod, ne
         page.locator(".job", has_text=prompt).get_by_text("Waiting for the GPU").wait_for()
     page.locator(".job", has_text="first").get_by_role("button", name="Cancel").click()
     page.locator(".job", has_text="first").wait_for(state="detached")
-    first, second = runpod.job_ids[-2:]
-    assert (runpod.status(first), runpod.status(second)) == ("CANCELLED", "IN_PROGRESS")
+    ids = dict(zip((job.get("prompt") for job in runpod.inputs()), runpod.job_ids, strict=False))
+    states = {prompt: runpod.status(ids[prompt]) for prompt in ("first", "second")}
+    assert states == {"first": "CANCELLED", "second": "IN_PROGRESS"}
 
 
 def test_a_job_goes_on_over_a_reload_and_its_picture_arrives_once(bridge, runpod, new_page):
