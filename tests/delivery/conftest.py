@@ -5,7 +5,7 @@ from fakes.hosts.bucket import s3_server
 from fakes.hosts.put_host import put_host
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server():
     with s3_server() as running:
         yield running

@@ -184,4 +184,5 @@ def test_any_input_is_refused_or_has_a_shape_that_a1111_takes(catalog, inputs):
             accepted.add(check_one(catalog, job_input))
         except Exception as problem:
             raise AssertionError(f"seed {seed}: {job_input!r}") from problem
-    assert {task.name for task in TASKS} < accepted
+    # A job of OpenAI's API has no `task`: tests/translation/test_openai_images.py draws those.
+    assert {task.name for task in TASKS if not task.named_by} <= accepted

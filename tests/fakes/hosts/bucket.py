@@ -43,7 +43,10 @@ class S3Server:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """Run it, with an empty bucket."""
+    """Run it, with an empty bucket.
+
+    Not for a fixture of the session: all servers of a test process have the same buckets.
+    """
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     try:
