@@ -39,7 +39,7 @@ class Drawing:
         jobs: the back.
         catalog: its lists.
         remembered: the options of each client.
-        running: is told about the jobs.
+        running: the jobs that run now, which `progress` and `interrupt` read.
         http: fetches pictures from the endpoint's bucket.
     """
 
