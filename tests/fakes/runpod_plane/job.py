@@ -12,7 +12,7 @@ EXECUTION_TIMEOUT_MS = 600_000
 MB = 1_000_000
 LONGEST_CHUNK = MB
 # Bytes of a request and of a result, by the route that the job came through.
-LONGEST_BODY = {"run": 10 * MB, "runsync": 20 * MB, "batch": 10 * MB}
+LONGEST_BODY = {"run": 10 * MB, "runsync": 20 * MB, "batch": 10 * 2**20}
 _ID = {"run": "{}-u1", "runsync": "sync-{}-u1", "batch": "req_{}"}
 
 
