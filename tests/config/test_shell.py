@@ -165,3 +165,11 @@ def test_only_an_engine_that_made_a_picture_is_healthy(tmp_path, engine_url, eng
         if content:
             (tmp_path / name).write_text(f"{content}\n")
     assert check_health(tmp_path) == health
+
+
+@pytest.mark.parametrize(("size", "is_cut"), [(4000, False), (4001, True), (99_999, True)])
+def test_a_message_of_start_sh_stays_below_runpods_limit(size, is_cut):
+    done = bash(f'source "{PROJECT}/start.sh"; log "a$(printf %{size - 2}s)z"')
+    assert len(done.stderr) < 4096
+    assert done.stderr.endswith("z\n")
+    assert ("characters left out" in done.stderr) == is_cut
