@@ -74,7 +74,7 @@ read_arguments() {
 
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
 # place that reads and checks the environment. worker/config/preflight.py checks the machine, and
-# sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
+# sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_DRIVER, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
 read_settings() {
   local settings
   settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
@@ -340,7 +340,8 @@ restart_on_request() {
 # --- processes ----------------------------------------------------------------------------------
 
 start_handler() {
-  (cd "$HERE" && export SUPERVISOR_PID=$$ RUN_DIR ENGINE_DEVICE ENGINE_GPU ENGINE_ATTENTION &&
+  (cd "$HERE" && export SUPERVISOR_PID=$$ RUN_DIR &&
+    export ENGINE_DEVICE ENGINE_GPU ENGINE_DRIVER ENGINE_ATTENTION &&
     exec setsid "$PYTHON" handler.py "$@") &
   handler_pid=$!
 }

@@ -51,7 +51,7 @@ def start_sh(project, functions, **environ):
 def test_bash_reads_back_the_values_that_python_wrote():
     environ = {"WEBUI_DIR": "/x y/$(HOME);z", "ENGINE_RESTART_WINDOW": "0.5"}
     environ["WEBUI_ARGS"] = "--medvram 'a b' \"$(exit 1)\""
-    compute = Compute("cuda", "sdp", "an 'RTX'", ("CUDA_VISIBLE_DEVICES=1",))
+    compute = Compute("cuda", "sdp", "an 'RTX'", "570", ("CUDA_VISIBLE_DEVICES=1",))
     shell = for_start_sh(Settings.from_environ(environ), compute, environ)
     shell += assignments({"none": None})
     names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "$ENGINE_GPU"'
