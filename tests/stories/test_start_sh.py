@@ -135,9 +135,11 @@ def test_the_handler_gets_the_arguments_of_start_sh_and_knows_it_and_the_engine(
     assert handler["arguments"] == ["--test_input", '{"input": {"prompt": "a  fox"}}']
     assert handler["environ"]["SUPERVISOR_PID"] == str(worker.process.pid)
     assert as_handler(worker).engine() == EngineProcess("running", pid=engine["pid"])
-    names = ("ENGINE_DEVICE", "ENGINE_GPU", "ENGINE_ATTENTION")
+    names = ("ENGINE_DEVICE", "ENGINE_GPU", "ENGINE_DRIVER", "ENGINE_ATTENTION")
     chosen = [handler["environ"][name] for name in names]
-    assert chosen == ["cuda", "NVIDIA GeForce RTX 4090", "xformers"]
+    card, driver = "NVIDIA GeForce RTX 4090", "550.54.15"
+    assert chosen == ["cuda", card, driver, "xformers"]
+    assert f"GPU {card}, driver {driver}; ready within" in worker.log().splitlines()[0]
     assert "device cuda (NVIDIA GeForce RTX 4090), attention xformers" in worker.log()
     assert worker.run_dir.stat().st_mode & 0o077 == 0
 
