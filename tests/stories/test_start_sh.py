@@ -76,7 +76,7 @@ def test_a_gpu_that_cannot_be_used_starts_nothing_unless_the_operator_says_so(ne
         write_nvidia_smi(worker.folder / "bin", text, status=255)
         worker.start()
     assert (refused.end(), refused.story()) == (UNFIT_MACHINE, [])
-    (line,) = refused.log().splitlines()
+    _, line = refused.log().splitlines()
     assert f"finds no usable GPU ({text}): install or repair the NVIDIA driver" in line
     arguments = started.await_event("engine started")["arguments"]
     on_cpu = ["--use-cpu", "all"] if engine == "a1111" else ["--device", "cpu"]
