@@ -145,8 +145,9 @@ class ResultPoster:
         else:
             answer = await self._post(url, job_id, encoded, self._timing.progress)
         if not answer.is_accepted:
+            what = "a picture's chunk" if again else "a progress chunk"
             level = logging.WARNING if again else logging.INFO
-            logger.log(level, "a chunk of the stream was lost: %s", answer.summary)
+            logger.log(level, "%s was lost: %s", what, answer.summary)
         return answer.is_accepted
 
     def _done_url(self, job_id: str, *, is_stream: bool) -> str:
