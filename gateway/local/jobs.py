@@ -180,18 +180,17 @@ class LocalJobs:
     async def stream(self, job_id: str, hold: float) -> Streamed:
         """What the job has sent to its stream since the last call."""
         job = self._find(job_id)
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news(job), hold)
+        clock = asyncio.get_running_loop().time
+        until = clock() + hold
+        # Another reader may take the chunk that wakes this one.
+        while not (job.chunks or job.status in FINAL) and clock() < until:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(job.news.wait(), until - clock())
         # Nothing is awaited from here on: a call that is cancelled takes no chunk.
         chunks = job.chunks.take()
         if job.chunks:  # npm's runpod-sdk reads no further when the job has ended
             return Streamed(replace(job.state(self._clock()), status="IN_PROGRESS"), chunks)
         return Streamed(self._shown(job), chunks)
-
-    @staticmethod
-    async def _news(job: LocalJob) -> None:
-        while not job.chunks and job.status not in FINAL:
-            await job.news.wait()
 
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job; a handler that runs it stops the engine."""

@@ -3,8 +3,8 @@
 As a program it is the worker; `running_gateway_worker` starts it for a test.
 
 What a job's input may hold: `echo` for what its answer holds, `error` to fail with that text,
-`until` a file exists (by default the one that UNTIL names), `retire` to ask for a new worker, `chunks`
-for its stream.
+`until` a file exists (by default the one that UNTIL names), `chunks` for its stream, `retire` to
+ask for a new worker.
 """
 
 import asyncio
