@@ -104,14 +104,22 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
 
 
 def test_where_nothing_can_be_streamed_the_job_is_one_request_and_its_answer_says_so(worker):
+    engine, requests = worker.worker.engine, []
+    generate = engine.generate
+
+    async def noted(payload, *more, **named):
+        requests.append(payload.body["n_iter"])
+        return await generate(payload, *more, **named)
+
     async def both():
+        engine.generate = noted
         job = {"prompt": "a fox", "n_iter": 2}
         plain = await worker({"id": "job-1", "input": job})
         return plain, await worker({"id": "job-2", "input": job | {"output": {"stream": True}}})
 
     plain, answer = asyncio.run(both())
     assert answer["warnings"] == [*plain["warnings"], NO_STREAM]
-    assert answer["parameters"]["n_iter"] == 2
+    assert requests == [2, 2]
 
 
 def test_wildcards_are_resolved_before_the_job_is_checked_and_the_answer_has_the_prompts(
