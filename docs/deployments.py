@@ -8,7 +8,6 @@ test_deployments.py checks each of them against what RunPod documents. docs/gene
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from worker.config.settings import Settings
 API = "https://api.runpod.io/v2"
 DATA_CENTER = "EU-RO-1"  # one with an S3 API, for `model_manager.py push`
 JOB_TIMEOUT = int(Settings.model_fields["job_timeout"].default)
+REST_OF_DISK_GB = 10
 MARGIN = 60  # seconds in which the worker can still say why a job took too long
 BALANCER_TIMEOUT = 330  # seconds after which RunPod's load balancer ends a request
 PORT = 7860
@@ -61,12 +61,8 @@ class Deployment:
 
     @property
     def disk_gb(self) -> int:
-        """Size of the container's disk.
-
-        RunPod's SDK ends a worker that starts with less than 10 % of its disk free, and A1111 and
-        the pictures need a few GB.
-        """
-        return math.ceil((self.models_gb / 0.9 + 5) / 5) * 5
+        """Size of the container's disk: A1111 writes to it, and the store keeps 2 GiB free."""
+        return self.models_gb + REST_OF_DISK_GB
 
     @property
     def timeout(self) -> int:

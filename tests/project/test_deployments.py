@@ -185,7 +185,7 @@ def test_its_gpus_its_cuda_and_its_times_fit(one):
         assert oldest == gpus.OLDEST_DRIVER["12"]
     else:
         assert (one.minimum_cuda, newest) == ("12.8", gpus.OLDEST_DRIVER_OF_BLACKWELL)
-    assert one.disk_gb * 0.9 >= one.models_gb  # the SDK's check of the disk
+    assert one.disk_gb > one.models_gb + 2  # what the store keeps free
     if one.type == "QUEUE":
         assert one.timeout > Settings.from_environ({}).job_timeout
     else:
