@@ -129,6 +129,7 @@ COMMANDS = {
         "flash-boot",
     ),
     "serverless delete": flags(),
+    "registry create": flags("name username password"),
     "datacenter list": flags(),
 }
 REQUIRED = {
