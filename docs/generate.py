@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from docs import gpu_tables
+from docs import gpu_tables, metric_tables
 from docs.figures.all import FIGURES
 from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
@@ -346,6 +346,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu-generations-tr": lambda: table(*gpu_tables.generations("tr")),
     "gpu-pools": lambda: table(*gpu_tables.pools()),
     "gpu-cards": lambda: table(*gpu_tables.other_cards()),
+    "metrics": lambda: table(*metric_tables.table()),
     "prices": lambda: table(*gpu_tables.prices()),
     "gpu-memory": lambda: table(*gpu_tables.memory()),
     "clients": clients,
