@@ -241,6 +241,8 @@ class Settings(HttpSettings):
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
         # Another character in a header would cause an error whose text contains the secret.
+        if secret and "{{ RUNPOD_SECRET_" in secret.get_secret_value():
+            raise ValueError("is a reference that RunPod did not replace: create that secret there")
         if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
             raise ValueError("must be one word of printable ASCII characters")
         return secret
