@@ -7,7 +7,6 @@ the variable of the same name in upper case.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from worker.config.as_written import (
     usual_word,
 )
 from worker.config.bucket_address import BucketAddress
-from worker.config.credentials import CREDENTIALS, credentials, problem_with
+from worker.config.credentials import CREDENTIALS, check_one_word, credentials, problem_with
 from worker.config.http_settings import HttpSettings
 from worker.config.platform_settings import ready_timeout_of
 from worker.errors import ConfigError
@@ -240,11 +239,8 @@ class Settings(HttpSettings):
     @field_validator(*CREDENTIALS)
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
-        # Another character in a header would cause an error whose text contains the secret.
-        if secret and "{{ RUNPOD_SECRET_" in secret.get_secret_value():
-            raise ValueError("is a reference that RunPod did not replace: create that secret there")
-        if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
-            raise ValueError("must be one word of printable ASCII characters")
+        if secret:
+            check_one_word(secret.get_secret_value())
         return secret
 
     @field_validator("trusted_hosts", mode="before")
