@@ -79,7 +79,7 @@ def test_the_engine_gets_the_checked_setting_of_the_speedups(project, given, rea
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
 def test_a_changed_default_reaches_the_entry_point_which_ends_with_a_wrong_setting(project):
-    change(project, "settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
+    change(project, "volume.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
     (project / "volume").mkdir()
     write_program(project / "bin/setpriv", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"')
     for name in ("chown", "find", "tini"):

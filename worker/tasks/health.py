@@ -49,6 +49,15 @@ class LeftOutFile(AnswerPart):
     reason: str = Field(description="Why it cannot be used.")
 
 
+class CachedRepository(AnswerPart):
+    """A repository in the Hugging Face cache."""
+
+    repo: str = Field(description="Its name, `org/name`.")
+    commit: str = Field(description="The commit that `main` means in the cache.")
+    files: int = Field(description="Number of its model files.")
+    bytes: int = Field(description="Their size.")
+
+
 class ModelsHealth(AnswerPart):
     """The models of jobs since the worker's start."""
 
@@ -57,6 +66,10 @@ class ModelsHealth(AnswerPart):
     bytes_fetched: int = Field(description="Bytes that were downloaded.")
     stored: dict[str, StoredModels] = Field(
         description="What the store holds: `checkpoints`, `loras`, `vaes`, `embeddings`."
+    )
+    cached: list[CachedRepository] = Field(
+        description="Up to 20 repositories in [the Hugging Face cache](cached-models.md), which is"
+        " only read and is not part of `stored`."
     )
     left_out: list[LeftOutFile] = Field(
         description="Up to 20 of your own files that are hidden from the engine, because A1111"
