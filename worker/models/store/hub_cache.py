@@ -130,7 +130,9 @@ class HubCache:
         snapshot = folder / _SNAPSHOTS / commit
         if commit != ref.revision and not snapshot.is_dir():
             self._warn(snapshot, ref, f"the commit {commit} of {ref.revision!r} is missing.")
-        file = self._usable(snapshot / ref.path, replace(ref, revision=commit), kind)
+        file = self._usable(
+            snapshot / ref.path, HuggingFaceFile(_repo(folder.name), ref.path, commit), kind
+        )
         return self.with_hash(file) if file else None
 
     def by_sha256(self, sha256: str) -> Blob | None:
@@ -187,8 +189,9 @@ class HubCache:
             refs = content.files.items()
             paths = [path for path, ref in refs if (ref.repo, ref.revision) == (repo, commit)]
             sizes = [size for path in paths if (size := _size(path)) is not None]
-            entry = {"repo": repo, "commit": commit, "files": len(sizes), "bytes": sum(sizes)}
-            found.append(entry)
+            if paths:
+                entry = {"repo": repo, "commit": commit, "files": len(sizes), "bytes": sum(sizes)}
+                found.append(entry)
         return found
 
     # Read the folders ------------------------------------------------------------------------
