@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from fakes.gpu import write_program
+from fakes.hub_cache import read_only
 
 from worker.config.gpu import Compute
 from worker.config.settings import PROJECT, Settings
@@ -69,6 +70,21 @@ def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
     environ = {"MY_WHISPER": "1", "HF_TOKEN": "2", "RUNPOD_POD_ID": "3", "HARMLESS": "4"}
     names = start_sh(project, 'printf "%s\\n" "${HIDDEN_FROM_ENGINE[@]}"', **environ).split()
     assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
+
+
+def test_all_programs_get_the_store_that_start_sh_has_tried(project):
+    """The volume may be written again when the next program starts; it keeps the decision."""
+    change(project, "volume.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
+    change(project, "store_settings.py", 'Path("/models")', f'Path("{project}/disk")')
+    for name in ("volume", "disk"):
+        (project / name).mkdir()
+    with read_only(project / "volume") as is_read_only:
+        exported = start_sh(project, "env | grep -aE '^(READ_ONLY_MODELS|MODELS)_DIR=|^SUPERV'")
+    environ = dict(line.split("=", 1) for line in exported.splitlines())
+    program = f'cd "{project}"; "$PYTHON" -m worker.config.shell MODELS_DIR READ_ONLY_MODELS_DIR'
+    if is_read_only:
+        stores = f"MODELS_DIR={project}/disk\nREAD_ONLY_MODELS_DIR={project}/volume/models\n"
+        assert bash(program, **environ).stdout == stores
 
 
 @pytest.mark.parametrize(("given", "read"), [("no", "False"), ("1", "True"), ("", "True")])

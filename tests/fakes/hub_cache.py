@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fakes.model_files import sha256
@@ -50,3 +53,21 @@ def state(root: Path) -> list[tuple[str, int, int]]:
     """Everything in the tree with its size and time of change: equal before and after reading."""
     found = [root, *root.rglob("*")]
     return sorted((str(p), p.lstat().st_size, p.lstat().st_ctime_ns) for p in found)
+
+
+@contextmanager
+def read_only(root: Path) -> Iterator[bool]:
+    """Let the folder be read-only; false where root may not mount it on itself."""
+    commands = (["--bind", root, root], ["-o", "remount,bind,ro", root])
+    done = [subprocess.run(["mount", *one], check=False, capture_output=True) for one in commands]
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    if done[1].returncode:  # a user's rights do not limit root
+        for folder in folders:
+            folder.chmod(0o555)
+    try:
+        yield not os.access(root, os.W_OK)
+    finally:
+        if done[0].returncode == 0:
+            subprocess.run(["umount", root], check=True)
+        for folder in folders:
+            folder.chmod(0o755)

@@ -48,7 +48,8 @@ class StoredFile(Listed):
     """A model file of the store."""
 
     sha256: str | None = Field(
-        description="SHA-256 of a file that a worker fetched; null for the operator's own."
+        description="SHA-256 of a file that a worker fetched, or of a cached one if it is known;"
+        " null for the operator's own."
     )
     size: int = Field(description="Bytes.")
     source: str | None = Field(
