@@ -114,8 +114,8 @@ class Checkpoints:
 
         A folder whose name is a SHA-256 was converted from the file with that hash, and keeps it.
         So does a file that is a blob of the model store or of a Hugging Face cache: its name is
-        its verified hash. Computed once per path, size and modification time. Raises OSError, FileNotFoundError if
-        the file is missing.
+        its verified hash. Computed once per path, size and modification time. Raises OSError,
+        FileNotFoundError if the file is missing.
         """
         now = identity(checkpoint)
         if now not in self._sha256:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fakes.hub_cache import read_only
 
-from worker.config import preflight, store_settings, volume
+from worker.config import preflight, store_settings
 from worker.config.preflight import MachineLimits
 from worker.config.settings import Settings
 
@@ -15,8 +15,7 @@ from worker.config.settings import Settings
 def mounted(tmp_path, monkeypatch):
     """Where the volume is mounted in this test; it is not there yet."""
     place = tmp_path / "volume"
-    for module in (volume, store_settings):
-        monkeypatch.setattr(module, "VOLUME", place)
+    monkeypatch.setattr(store_settings, "VOLUME", place)
     monkeypatch.setattr(store_settings, "_on_container_disk", lambda: tmp_path / "disk")
     return place
 
@@ -25,8 +24,8 @@ def settings(**environ):
     return Settings.from_environ({"ENGINE": "external", **environ})
 
 
-def findings(checked, **environ):
-    found, _ = preflight.examine(checked, environ, MachineLimits(nearly_full=0))
+def findings(checked):
+    found, _ = preflight.examine(checked, {}, MachineLimits(nearly_full=0))
     return [(one.fatal, one.sentence) for one in found]
 
 
@@ -50,8 +49,9 @@ def test_a_read_only_volume_is_searched_and_the_containers_disk_written(
     with read_only(mounted) as is_read_only:
         if not is_read_only:
             pytest.skip("root may not mount here")
-        checked = settings(**({"MODELS_DIR": str(mounted / "models")} if is_set else {}))
-        ((is_fatal, sentence),) = findings(checked, RUNPOD_VOLUME_ID="vol123")
+        named = {"MODELS_DIR": str(mounted / "models")} if is_set else {}
+        checked = settings(RUNPOD_VOLUME_ID="vol123", **named)
+        ((is_fatal, sentence),) = findings(checked)
     assert checked.stores[:2] == [tmp_path / "disk", mounted / "models"]
     assert not is_fatal
     for part in ("cannot be written (", str(tmp_path / "disk"), "the network volume 'vol123'"):
@@ -80,13 +80,13 @@ def fail(number):
 )
 def test_a_full_volume_stays_the_store(mounted, monkeypatch, number, is_kept):
     mounted.mkdir()
-    monkeypatch.setattr(volume.tempfile, "NamedTemporaryFile", fail(number))
+    monkeypatch.setattr(store_settings.tempfile, "NamedTemporaryFile", fail(number))
     assert (settings().models_dir == mounted / "models") is is_kept
 
 
 def test_only_the_volume_is_tried_and_only_by_the_first_program(mounted, monkeypatch, tmp_path):
     mounted.mkdir()
-    monkeypatch.setattr(volume.tempfile, "NamedTemporaryFile", fail(errno.EROFS))
+    monkeypatch.setattr(store_settings.tempfile, "NamedTemporaryFile", fail(errno.EROFS))
     other = str(tmp_path / "other")
     assert settings(MODELS_DIR=other).models_dir == Path(other)
     by_start_sh = settings(MODELS_DIR=str(mounted / "models"), SUPERVISOR_PID="1")

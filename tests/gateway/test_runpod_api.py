@@ -104,6 +104,8 @@ REFUSED = [
     ("POST", "/cancel/none", None, 404, "There is no job 'none'"),
     ("GET", "/stream/none", None, 404, "There is no job 'none'"),
     ("POST", "/retry/none", None, 404, "There is no job 'none'"),
+    ("POST", "/batch", [{"input": {}}], 404, "exists only at https://api.runpod.ai/v2/ENDPOINT"),
+    ("GET", "/v2/e1/batch/b1/requests", None, 404, 'one job: {"input": {"task": "batch"'),
     ("GET", "/nothing", None, 404, "GET /nothing: Not Found."),
     ("GET", "/run", None, 405, "GET /run: Method Not Allowed."),
 ]

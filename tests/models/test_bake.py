@@ -16,7 +16,7 @@ from fakes.model_store import PROJECT, files_below, full_environment, manager_fo
 from fakes.template_models import KEY, checkpoint, lora, named, write
 from safetensors.numpy import load, load_file, save
 
-from worker.config.volume import VOLUME
+from worker.config.store_settings import VOLUME
 from worker.files import write_atomically
 from worker.formats.model_file import file_sha256
 from worker.job.template_file import Templates

@@ -24,9 +24,11 @@ from worker.config.gpu import Compute, Finding
 from worker.config.ports import why_not_free
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.config.shell import for_start_sh
-from worker.config.volume import why_not_writable
+from worker.config.start_lines import introduction, warnings
+from worker.config.store_settings import why_not_writable
 from worker.errors import ConfigError
 
+_LONGEST_ID = 40  # characters that are shown
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
 log = logging.getLogger("worker.config.preflight")  # it runs as __main__
@@ -55,8 +57,9 @@ def examine(
     """All problems of this machine, and with what the engine computes on it."""
     found = [*_port_findings(settings)]
     of_gpu, compute = gpu.examine(settings, environ, limits.answer)
-    of_store = [*_volume_findings(settings, environ), *_store_findings(settings, limits)]
-    return [*found, *of_gpu, *of_store], compute
+    of_store = [*_volume_findings(settings), *_store_findings(settings, limits)]
+    of_times = (Finding(sentence, fatal=False) for sentence in warnings(settings))
+    return [*found, *of_gpu, *of_store, *of_times], compute
 
 
 def _port_findings(settings: Settings) -> Iterator[Finding]:
@@ -70,12 +73,12 @@ def _port_findings(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _volume_findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+def _volume_findings(settings: Settings) -> Iterator[Finding]:
     """A volume of RunPod that cannot be written: the container's disk is used instead."""
     folder = settings.read_only_models_dir
     if folder is None:
         return
-    volume = environ.get("RUNPOD_VOLUME_ID", "")[:40]
+    volume = settings.runpod_volume_id[:_LONGEST_ID]
     remedy = (
         f"let user {os.getuid()} write to the network volume {volume!r}"
         if volume
@@ -130,6 +133,9 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     found, compute = examine(settings, os.environ)
+    of_gpu = {"engine_device": compute.device, "engine_gpu": compute.gpu}
+    of_gpu |= {"engine_driver": compute.driver}
+    log.info("%s", introduction(settings.model_copy(update=of_gpu)))
     for one in found:
         log.log(logging.ERROR if one.fatal else logging.WARNING, "%s", one.sentence)
     if any(one.fatal for one in found):

@@ -35,6 +35,7 @@ from worker.config.as_written import (
 )
 from worker.config.bucket_address import BucketAddress
 from worker.config.credentials import CREDENTIALS, credentials, problem_with
+from worker.config.runpod_settings import ready_timeout_of
 from worker.config.store_settings import StoreSettings
 from worker.errors import ConfigError
 
@@ -127,10 +128,11 @@ class Settings(StoreSettings):
         " file's `default_template`. `none`: no default.",
     )
     ready_timeout: float = Field(
-        390,
+        default_factory=lambda checked: ready_timeout_of(checked.get("runpod_init_timeout", "")),
         gt=0,
         le=_DAY,
-        description="Seconds within which the engine must make its first picture.",
+        description="Seconds within which the engine must make its first picture. Default:"
+        " `RUNPOD_INIT_TIMEOUT` less 30, at least 60; 390 without it.",
     )
     job_timeout: float = Field(
         540,
@@ -208,10 +210,13 @@ class Settings(StoreSettings):
         None, description="Set by start.sh: where the engine computes."
     )
     engine_gpu: str | None = Field(None, description="Set by start.sh: name of the engine's GPU.")
+    engine_driver: str | None = Field(
+        None, description="Set by start.sh: version of that GPU's driver."
+    )
     engine_attention: str | None = Field(
         None, description="Set by start.sh: the engine's implementation of attention."
     )
-    runpod_gpu_count: str = Field("", description="Set by RunPod: number of GPUs of this worker.")
+    revision: str = Field("", description="Set by the image: the commit from which it was built.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the log lines that are written."
     )
@@ -226,6 +231,8 @@ class Settings(StoreSettings):
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
         # Another character in a header would cause an error whose text contains the secret.
+        if secret and "{{ RUNPOD_SECRET_" in secret.get_secret_value():
+            raise ValueError("is a reference that RunPod did not replace: create that secret there")
         if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
             raise ValueError("must be one word of printable ASCII characters")
         return secret
