@@ -44,12 +44,12 @@ def cached(tmp_path_factory):
         hosts.add_hf(REPO, "loras/lost.safetensors", NEW)
         before = state(root)
         with running_worker(folder, plane, hosts=hosts, **own, **more) as worker:
+            assert "fetching" not in worker.log()
             yield SimpleNamespace(worker=worker, hosts=hosts, root=root)
         assert state(root) == before
 
 
 def test_a_start_and_jobs_with_cached_models_ask_no_host_and_copy_nothing(cached):
-    cached.hosts.forget_requests()
     plain = completed(cached.worker.run(SMALL))
     named, by_name = (completed(cached.worker.run(SMALL | {"loras": [it]})) for it in (LORA, "fur"))
     assert by_name["models"] == named["models"]

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 
+import diskcache
 import pytest
 from fakes import model_files
 from fakes.hub_cache import COMMIT, OTHER_COMMIT, add_cached, folder_of, state
@@ -320,6 +321,10 @@ def test_the_engine_sees_cached_models_from_its_start_with_their_hashes(manager,
     assert manager.link_everything() == 2
     links = tmp_path / "webui/models"
     assert files_below(links) == ["Lora/fox.safetensors", "Stable-diffusion/base.safetensors"]
+    sha256 = manager.list_files("checkpoint")["base.safetensors"].verified_sha256
+    with diskcache.Cache(str(tmp_path / "webui/cache/hashes")) as hashes:
+        assert hashes["checkpoint/base.safetensors"]["sha256"] == sha256
+    assert ensure(manager, sha256[:10].upper(), "checkpoint").verified_sha256 == sha256
     shutil.rmtree(folder_of(root, REPO))
     assert manager.link_everything() == 0  # the repository of the endpoint was changed
     assert files_below(links) == []

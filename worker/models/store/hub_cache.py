@@ -135,14 +135,14 @@ class HubCache:
         )
         return self.with_hash(file) if file else None
 
-    def by_sha256(self, sha256: str) -> Blob | None:
-        """A file by its hash, in any snapshot, if the hash is known without reading the file."""
+    def starting(self, digits: str) -> Iterator[Blob]:
+        """The files of all snapshots whose hash begins so, if it is known without reading them."""
         content = self._read()
         for target, path in content.targets.items():
-            if sha256 == (_hash_in_name(target) or self._noted(target)):
-                file = self._usable(path, content.files[path])
-                return _as_blob(file, sha256) if file else None
-        return None
+            sha256 = _hash_in_name(target) or self._noted(target) or ""
+            file = self._usable(path, content.files[path]) if sha256.startswith(digits) else None
+            if file:
+                yield _as_blob(file, sha256)
 
     def of_target(self, target: Path, kind: Kind) -> ModelFile | None:
         """The file that a link leads to; None if it is no usable file of this cache."""

@@ -181,7 +181,8 @@ class Store:
         """The fetched checkpoints whose SHA-256 begins so."""
         if not _SHORT_HASH.fullmatch(name.lower()):
             return []
-        blobs = (found for store in self._blobs for found in store.starting(name))
+        stores: tuple[Blobs | HubCache, ...] = (*self._blobs, self.hub)
+        blobs = (found for store in stores for found in store.starting(name.lower()))
         files = {blob.sha256: blob.as_file() for blob in blobs}
         return [file for file in files.values() if file.kind == "checkpoint"]
 
@@ -198,7 +199,7 @@ class Store:
     def blob(self, sha256: str) -> Blob | None:
         """A fetched, baked or cached file by its hash; the operator's own files are not hashed."""
         found = (store.find(sha256) for store in self._blobs)
-        return next(filter(None, found), None) or self.hub.by_sha256(sha256)
+        return next(filter(None, found), None) or next(self.hub.starting(sha256), None)
 
     def by_sha256(self, sha256: str) -> ModelFile | None:
         """The blob as a model file; records the use."""
