@@ -96,7 +96,7 @@ class Handler:
         self.stream_of: StreamOf = lambda _job: None
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
-        wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
+        wildcards = WildcardFiles(*settings.stores)
         parts = (settings, engine, models, templates, delivery, images)
         self.worker = Worker(*parts, TASKS, wildcards)
 
