@@ -32,6 +32,9 @@ from worker.service.stream import PostChunk
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+# Told of each job that ends without the handler's answer: its id, its input, its final status and
+# the code of the error, or "".
+Aborted = Callable[[str, Json, str, str], object]
 
 
 class LocalJobs:
@@ -41,6 +44,7 @@ class LocalJobs:
         handler: gets `{"id", "input", ...}`, returns the answer; raises only when it is cancelled.
         concurrency: jobs that the handler gets at once.
         is_quick: whether an input is answered beside the jobs that draw, such as a list.
+        aborted: see `Aborted`; called before a handler that runs is cancelled.
         later: calls a function after so many seconds; by default the event loop's.
 
     Attributes:
@@ -55,6 +59,7 @@ class LocalJobs:
         concurrency: int = 1,
         is_quick: Callable[[Json], bool] = lambda _input: False,
         webhooks: Webhooks | None = None,
+        aborted: Aborted = lambda *_: None,
         limits: Limits = LIMITS,
         clock: Clock = time.monotonic,
         later: Later | None = None,
@@ -65,6 +70,7 @@ class LocalJobs:
         self._handler = handler
         self._is_quick = is_quick
         self._webhooks = webhooks or Webhooks()
+        self._aborted = aborted
         self._limits = limits
         self._clock = clock
         self._later = later or asyncio.get_running_loop().call_later
@@ -90,10 +96,10 @@ class LocalJobs:
         """The engine is ready: run the jobs."""
         self._ready.set()
 
-    @property
-    def waiting_count(self) -> int:
-        """Number of jobs that wait."""
-        return len(self._waiting())
+    def queue(self) -> dict[str, Any]:
+        """The fields of a `worker.service.report.Queue`."""
+        came, now = [job.came for job in self._waiting()], self._clock()
+        return {"waiting": len(came), "oldest_seconds": round(now - min(came, default=now), 3)}
 
     async def report(self, job: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Take a progress report; the handler's `post_progress`."""
@@ -301,6 +307,8 @@ class LocalJobs:
         if job.status in FINAL:
             return
         body = short_error(reason, {}) if reason else {}
+        code = reason.code if reason else ""
+        self._aborted(job.id, job.request.get("input"), status, code)
         self._close(job, status, body.get("output"), body.get("error"))
         if job.work:
             job.work.cancel()

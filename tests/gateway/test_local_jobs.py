@@ -1,12 +1,16 @@
 """The queue in this process, with a clock and timers that the test turns."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
 from gateway.jobs import NoSuchJob, TooManyJobs
 from gateway.local.job import Limits
 from gateway.local.jobs import LocalJobs
+from worker.errors import WorkerEnding
+from worker.service.counters import Counters
+from worker.stopwatch import Stopwatch
 
 
 class Clock:
@@ -74,7 +78,17 @@ def use(work, **limits):
         clock, handled = Clock(), Handled()
         quick = lambda given: given.get("quick", False)  # noqa: E731
         how = {"limits": Limits(**limits), "clock": clock, "later": clock.later}
-        jobs = LocalJobs(handled, is_quick=quick, **how)
+        handled.counters = counters = Counters()
+
+        async def counted(job):
+            with counters.running(job["id"], None, Stopwatch(600)) as running:
+                running.answer = await handled(job)
+            return running.answer
+
+        how["aborted"] = lambda job_id, given, status, code: counters.abort(
+            job_id, given["n"], status.lower(), code
+        )
+        jobs = LocalJobs(counted, is_quick=quick, **how)
         jobs.begin()
         await work(jobs, handled, clock)
 
@@ -264,6 +278,43 @@ def test_a_job_that_is_retried_while_its_first_run_still_ends_gets_the_second_an
         await handled.end(1, second=True)
         assert (await jobs.state(job)).output == {"second": True}
         assert (await jobs.health())["jobs"]["retried"] == 1
+
+    use(work)
+
+
+def test_each_job_is_counted_once_however_it_ends():
+    async def work(jobs, handled, clock):
+        async def send(number, **policy):
+            return (await jobs.submit({"input": {"n": number}, "policy": policy})).id
+
+        await send(1, executionTimeout=5000)
+        await send(2, ttl=10_000)
+        cancelled, purged = [await send(number) for number in (3, 4)]
+        await passing()
+        await jobs.cancel(cancelled)
+        assert jobs.queue() == {"waiting": 2, "oldest_seconds": 0}
+        await clock.advance(6)  # 1 took too long, so 2 runs
+        assert jobs.queue() == {"waiting": 1, "oldest_seconds": 6}
+        await jobs.purge()
+        assert (await jobs.state(purged)).status == "CANCELLED"
+        await clock.advance(6)  # the ttl of 2 has ended
+        for number in (5, 6, 7, 8):
+            await send(number)
+        await passing()
+        await handled.end(5)
+        await handled.end(6, error="no", code="invalid_input")
+        await jobs.end(WorkerEnding("over."), 0)
+        await passing()
+        ended = Counter()
+        for one, count in handled.counters.ended.items():
+            ended[one.outcome, one.code] += count
+        assert ended == {
+            ("timed_out", "JOB_TIMEOUT"): 2,
+            ("cancelled", ""): 2,
+            ("completed", ""): 1,
+            ("failed", "INVALID_INPUT"): 1,
+            ("failed", "WORKER_ENDING"): 2,  # one that ran and one that waited
+        }
 
     use(work)
 

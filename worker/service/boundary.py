@@ -44,6 +44,7 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     try:
         job = await asyncio.to_thread(read, worker, job)
         task = worker.tasks.of(job.input)
+        worker.counters.runs(job.id, task.name)
         answer = await task(worker, job)
     except WorkerError as error:
         log.warning("failed %s: %s", job.stopwatch.timings(), error)

@@ -139,6 +139,13 @@ class Tasks(Generic[Worker]):
         word = name[:_LONGEST_NAME] if isinstance(name, str) else ""
         raise InvalidInput(f"task = {shown(name)} is not known.", hint=self._hint(word))
 
+    def name_of(self, job_input: object) -> str:
+        """The task's name for an input in any form; empty if there is no such task."""
+        try:
+            return self.of(understood(job_input).input).name
+        except InvalidInput:
+            return ""
+
     def is_quick(self, job_input: object) -> bool:
         """Whether this input is answered beside a job that draws: a list, or a batch of lists."""
         if isinstance(job_input, Mapping) and job_input.get("task") == "batch":

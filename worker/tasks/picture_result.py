@@ -15,6 +15,7 @@ from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
 from worker.job.output_fields import ImageFormat, ReportedMethod
 from worker.job.request import JobFields
+from worker.stopwatch import ABOUT_COST
 
 
 class ConvertedFrom(AnswerPart):
@@ -107,7 +108,7 @@ class Undelivered(Answer):
     timings: dict[str, float] = Field(
         description="Seconds of each phase: `validate`, `prepare` (find or fetch the models),"
         " `images` (read the job's pictures, at the same time), `queue` (wait for the engine),"
-        " `generate`, `deliver`; and the `total`."
+        " `generate`, `deliver`; and the `total`." + ABOUT_COST
     )
     warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
     template: str | Absent = left_out("The template that was used.")

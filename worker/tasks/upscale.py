@@ -25,6 +25,7 @@ from worker.job.request import check
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.shown import shown_size
+from worker.stopwatch import ABOUT_COST
 from worker.tasks.finished_pictures import Finished, FinishedPictures
 from worker.tasks.picture_result import DeliveryReport
 
@@ -174,7 +175,7 @@ class UndeliveredUpscale(Answer):
     html_info: str = Field(description="A1111's sentence about the last one.")
     timings: dict[str, float] = Field(
         description="Seconds of each phase: `validate`, `prepare` (read the pictures), `queue`"
-        " (wait for the engine), `generate`, `deliver`; and their `total`."
+        " (wait for the engine), `generate`, `deliver`; and their `total`." + ABOUT_COST
     )
     warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
 
@@ -234,6 +235,7 @@ async def run(worker: Worker, job: Job, wanted: UpscaleRequest) -> UpscaleResult
             delivered = await asyncio.to_thread(
                 worker.delivery.deliver, pictures, plain(result), output, job.id, early
             )
+    job.stopwatch.pictures = len(made)
     delivered["timings"] = job.stopwatch.timings()
     return UpscaleResult.model_construct(**delivered)
 
