@@ -7,7 +7,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 _SHORTEST_SECRET = 6
@@ -33,21 +35,43 @@ def _harmless(text: str, *, own_lines: bool) -> str:
     return text if own_lines else text.replace("\n", "\n    ")
 
 
+_of_jobs: Counter[str] = Counter()  # secret -> running jobs that have it
+
+
+@contextmanager
+def hiding(secrets: Iterable[str]) -> Iterator[None]:
+    """Hide these secrets of a job in every line while the body runs. For one event loop."""
+    found = Counter(set(secrets))
+    _of_jobs.update(found)
+    try:
+        yield
+    finally:
+        _of_jobs.subtract(found)
+        for secret in found:
+            if not _of_jobs[secret]:
+                del _of_jobs[secret]
+
+
+def _longest_first(secrets: Iterable[str]) -> list[str]:
+    """The secrets to hide: one may contain another. A very short one would match in every line."""
+    long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+    return sorted(long_enough, key=len, reverse=True)
+
+
 class _Redacting(logging.Filter):
     """Adds the job's id and phase, and hides secrets in the finished text of a line."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
-        # Longest first: one secret may contain another. A very short one would match in every line.
-        long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-        self._secrets = sorted(long_enough, key=len, reverse=True)
+        self._secrets = _longest_first(secrets)
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.job, record.phase = ascii(job_id.get())[1:-1], phase.get()
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        for secret in self._secrets:
+        secrets = _longest_first([*self._secrets, *_of_jobs]) if _of_jobs else self._secrets
+        for secret in secrets:
             text = text.replace(secret, "***")
         own_lines = bool(getattr(record, "own_lines", False))
         record.msg, record.args = _harmless(text, own_lines=own_lines), None

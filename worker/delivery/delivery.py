@@ -5,6 +5,8 @@
     s3            the bucket, base64, smaller pictures in base64
     put           the job's URLs, base64, the bucket, smaller pictures in base64
 
+The bucket is the one of the job's `s3Config`, which is also the default then; or else the
+operator's. A job with a bucket of its own never uses the operator's, even if its own one fails.
 The bucket is left out if there is none, smaller pictures if the job does not permit them. base64
 works while the whole JSON is within RESULT_LIMIT_MB: RunPod drops a larger result without an
 error. Pictures that cost GPU time are never dropped silently: `warnings` reports any change of the
@@ -23,14 +25,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from worker.config.bucket_address import BucketAccess
 from worker.delivery.bucket import Bucket
 from worker.delivery.limits import MB, UPLOAD_LIMITS, ResultLimit, UploadLimits
 from worker.delivery.output_dir import OutputDir, cleaned
 from worker.delivery.put_url import put
-from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultTooLarge
+from worker.errors import (
+    ConfigError,
+    DeliveryFailed,
+    InvalidInput,
+    ModelUrlRefused,
+    ResultTooLarge,
+)
 from worker.generation.picture import Picture, from_engine
 from worker.http.client import SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
+from worker.shown import shown
 
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
 # Bytes kept free for what is added after the size is measured: the last timings, a warning.
@@ -38,12 +48,13 @@ RESERVE = 1000
 
 _TOO_LARGE = (
     'Ask for fewer pictures in one job, for `output.format` "webp" or "jpeg", or permit'
-    " `output.may_convert`; or set up a bucket (BUCKET_ENDPOINT_URL, see docs/delivery.md)."
+    " `output.may_convert`; or set up a bucket (BUCKET_ENDPOINT_URL) or send one (`s3Config`), see"
+    " docs/delivery.md."
     " Outside RunPod, RESULT_LIMIT_MB=0 removes the limit."
 )
 _NO_BUCKET = (
     "Set BUCKET_ENDPOINT_URL, BUCKET_NAME, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the"
-    ' endpoint, or ask for "base64" or "put".'
+    ' endpoint, send `s3Config` beside the job\'s `input`, or ask for "base64" or "put".'
 )
 
 logger = logging.getLogger(__name__)
@@ -121,8 +132,8 @@ class Delivery:
     Args:
         limit: bytes that a result may have as JSON; None: no limit.
         folder: a folder to which pictures are also written, or None.
-        bucket: the operator's bucket, or None.
-        http: the client for the URLs of jobs.
+        bucket: the operator's bucket, or None; a job may bring another one.
+        http: the client for the URLs and buckets of jobs.
         limits: of uploads.
     """
 
@@ -137,13 +148,33 @@ class Delivery:
         self._limit = ResultLimit(limit)
         self._output_dir = OutputDir(folder)
         self._bucket = bucket
+        self._is_of_job = False
         self._http = http
         self._limits = limits
 
     @property
     def has_bucket(self) -> bool:
-        """Whether pictures can be delivered as URLs of the operator's bucket."""
+        """Whether pictures can be delivered as URLs of a bucket."""
         return self._bucket is not None
+
+    def to_bucket_of_job(self, given: BucketAccess) -> Delivery:
+        """The same delivery with the bucket that a job brings, instead of the operator's.
+
+        Raises:
+            InvalidInput: its endpoint is not allowed.
+        """
+        own = copy.copy(self)
+        try:
+            self._http.check(given.address.endpoint)
+            own._bucket = Bucket(given, limits=self._limits, http=self._http)  # noqa: SLF001 - own
+        except ModelUrlRefused as error:
+            raise InvalidInput(f"s3Config.endpointUrl: {error.message}", hint=error.hint) from None
+        except ConfigError:
+            raise InvalidInput(
+                f"s3Config.endpointUrl = {shown(given.address.endpoint)}: its host is no host name."
+            ) from None
+        own._is_of_job = True  # noqa: SLF001
+        return own
 
     def shared(self) -> Delivery:
         """The same delivery for several results that are posted as one: they share the limit."""
@@ -224,7 +255,9 @@ class Delivery:
             "s3": [*bucket, self._inline],
             "put": [self._to_urls, self._inline, *bucket],
         }
-        return methods[output.delivery] + ([self._smaller] if output.may_convert else [])
+        own_choice = "delivery" in output.model_fields_set
+        asked = "s3" if self._is_of_job and not own_choice else output.delivery
+        return methods[asked] + ([self._smaller] if output.may_convert else [])
 
     def _inline(self, finished: _Finished, failures: _Failures) -> _Delivered:
         pictures = finished.pictures
@@ -238,7 +271,9 @@ class Delivery:
         keys = [f"{folder}/{number}.{one.suffix}" for number, one in enumerate(pictures)]
         types = [one.content_type for one in pictures]
         urls = self._for_all(bucket.upload, keys, [one.data for one in pictures], types)
-        facts = {"keys": keys} | ({"expires_in": bucket.lifetime} if bucket.lifetime else {})
+        facts: dict[str, Any] = {"keys": keys}
+        facts |= {"expires_in": bucket.lifetime} if bucket.lifetime else {}
+        facts |= {"endpoint": bucket.endpoint} if bucket.endpoint else {}
         answer = finished.answer_with("s3", urls, pictures, failures, **facts)
         return self._within_limit(answer, uploaded=urls), pictures
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -41,6 +41,7 @@ class Job:
     Attributes:
         input: what the caller sent, unchecked; in our own form once it is `understood`.
         notes: warnings about what was read as what, for the answer.
+        s3_config: what the caller sent beside the input, unchecked; it has secrets.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Job:
     stopwatch: Stopwatch
     progress: JobProgress
     notes: tuple[str, ...] = ()
+    s3_config: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
