@@ -26,8 +26,15 @@ readonly KILL_MS=5000            # from KILL until a process is gone; the GPU dr
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
-# A failed write (to a closed terminal) must not end the script while it stops the processes.
-log() { TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$*" >&2 || true; }
+# A failed write (to a closed terminal) must not end the script while it stops the processes. RunPod
+# cuts messages at 4096 characters: a long one loses its middle, as in worker/log.py.
+log() {
+  local text=$*
+  if ((${#text} > 4000)); then
+    text="${text:0:2600} [... $((${#text} - 3900)) characters left out ...] ${text: -1300}"
+  fi
+  TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$text" >&2 || true
+}
 
 # usage: fail STATUS MESSAGE
 fail() {
@@ -67,7 +74,7 @@ read_arguments() {
 
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
 # place that reads and checks the environment. worker/config/preflight.py checks the machine, and
-# sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
+# sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_DRIVER, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
 read_settings() {
   local settings
   settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
@@ -167,7 +174,8 @@ choose_compute() {
 # Sets `command`, `folder` and `environment`.
 engine_command() {
   preload=()
-  environment=("${ENGINE_ENVIRONMENT[@]}" HF_HUB_OFFLINE=1)
+  # A progress bar redraws itself ten times a second, and all of that is one line of the log.
+  environment=("${ENGINE_ENVIRONMENT[@]}" HF_HUB_OFFLINE=1 TQDM_MININTERVAL=20)
   if [[ $ENGINE == embedded ]]; then
     folder=$HERE
     command=("$PYTHON" -m engine --device "$ENGINE_DEVICE" --host "$WEBUI_HOST" --port "$WEBUI_PORT"
@@ -332,7 +340,8 @@ restart_on_request() {
 # --- processes ----------------------------------------------------------------------------------
 
 start_handler() {
-  (cd "$HERE" && export SUPERVISOR_PID=$$ RUN_DIR ENGINE_DEVICE ENGINE_GPU ENGINE_ATTENTION &&
+  (cd "$HERE" && export SUPERVISOR_PID=$$ RUN_DIR &&
+    export ENGINE_DEVICE ENGINE_GPU ENGINE_DRIVER ENGINE_ATTENTION &&
     exec setsid "$PYTHON" handler.py "$@") &
   handler_pid=$!
 }

@@ -51,7 +51,7 @@ def start_sh(project, functions, **environ):
 def test_bash_reads_back_the_values_that_python_wrote():
     environ = {"WEBUI_DIR": "/x y/$(HOME);z", "ENGINE_RESTART_WINDOW": "0.5"}
     environ["WEBUI_ARGS"] = "--medvram 'a b' \"$(exit 1)\""
-    compute = Compute("cuda", "sdp", "an 'RTX'", ("CUDA_VISIBLE_DEVICES=1",))
+    compute = Compute("cuda", "sdp", "an 'RTX'", "570", ("CUDA_VISIBLE_DEVICES=1",))
     shell = for_start_sh(Settings.from_environ(environ), compute, environ)
     shell += assignments({"none": None})
     names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "$ENGINE_GPU"'
@@ -165,3 +165,11 @@ def test_only_an_engine_that_made_a_picture_is_healthy(tmp_path, engine_url, eng
         if content:
             (tmp_path / name).write_text(f"{content}\n")
     assert check_health(tmp_path) == health
+
+
+@pytest.mark.parametrize(("size", "is_cut"), [(4000, False), (4001, True), (99_999, True)])
+def test_a_message_of_start_sh_stays_below_runpods_limit(size, is_cut):
+    done = bash(f'source "{PROJECT}/start.sh"; log "a$(printf %{size - 2}s)z"')
+    assert len(done.stderr) < 4096
+    assert done.stderr.endswith("z\n")
+    assert ("characters left out" in done.stderr) == is_cut

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +47,12 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     for number in range(wanted.get("progress", 0)):
         await runpod_sdk.post_progress(job, number)
     return {"echo": wanted.get("echo")}
+
+
+async def generator(job: dict[str, Any]) -> AsyncIterator[Any]:
+    """Yield what the input's `chunks` hold; the plain SDK posts them to job-stream."""
+    for chunk in job["input"]["chunks"]:
+        yield chunk
 
 
 class SdkWorker:
@@ -88,9 +94,10 @@ def running_sdk_worker(
 ) -> Iterator[SdkWorker]:
     """Start one and wait until it takes jobs; it is killed at the end.
 
-    `PLAIN="1"` leaves our transport out, `OTHER_SDK="1"` lets the SDK look like another release,
-    `CONCURRENCY` is how many jobs it runs at once. `timing` has fields of TransportTiming, `port`
-    is that of a line between the worker and the plane.
+    `PLAIN="1"` leaves our transport out, and with `YIELDS="1"` its handler is a generator.
+    `OTHER_SDK="1"` lets the SDK look like another release, `CONCURRENCY` is how many jobs it runs
+    at once. `timing` has fields of TransportTiming, `port` is that of a line between the worker
+    and the plane.
     """
     seen = len(plane.events("take"))
     urls = {
@@ -116,7 +123,8 @@ def main() -> None:
         os.environ |= runpod_sdk.OWN_CHECKS_ONLY
         import runpod
 
-        config = {"handler": handler, "concurrency_modifier": lambda _current: concurrency}
+        does = generator if "YIELDS" in os.environ else handler
+        config = {"handler": does, "concurrency_modifier": lambda _current: concurrency}
         runpod.serverless.start(config)
         return
     release = runpod_sdk.SUPPORTED

@@ -61,8 +61,9 @@ def test_the_status_is_1_when_the_test_job_fails(environ, tmp_path):
 def test_without_an_engine_the_handler_says_at_once_what_to_do(environ):
     done = run(environ | {"READY_TIMEOUT": "1"}, sys.executable, "handler.py")
     assert done.returncode == 69
-    first = done.stderr.splitlines()[0]
-    assert "handler.py alone starts no engine: run ./start.sh or make serve" in first
+    introduction, advice = done.stderr.splitlines()[:2]
+    assert "engine embedded; models in" in introduction
+    assert "handler.py alone starts no engine: run ./start.sh or make serve" in advice
 
 
 WRONG_JOB = '{"prompt": "a fox", "template": "nope"}'

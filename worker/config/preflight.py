@@ -24,6 +24,7 @@ from worker.config.gpu import Compute, Finding
 from worker.config.ports import why_not_free
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.config.shell import for_start_sh
+from worker.config.start_lines import introduction, warnings
 from worker.errors import ConfigError
 
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
@@ -54,7 +55,8 @@ def examine(
     """All problems of this machine, and with what the engine computes on it."""
     found = [*_port_findings(settings)]
     of_gpu, compute = gpu.examine(settings, environ, limits.answer)
-    return [*found, *of_gpu, *_store_findings(settings, limits)], compute
+    of_times = (Finding(sentence, fatal=False) for sentence in warnings(settings))
+    return [*found, *of_gpu, *_store_findings(settings, limits), *of_times], compute
 
 
 def _port_findings(settings: Settings) -> Iterator[Finding]:
@@ -108,6 +110,9 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     found, compute = examine(settings, os.environ)
+    of_gpu = {"engine_device": compute.device, "engine_gpu": compute.gpu}
+    of_gpu |= {"engine_driver": compute.driver}
+    log.info("%s", introduction(settings.model_copy(update=of_gpu)))
     for one in found:
         log.log(logging.ERROR if one.fatal else logging.WARNING, "%s", one.sentence)
     if any(one.fatal for one in found):

@@ -36,6 +36,7 @@ from worker.config.as_written import (
 from worker.config.bucket_address import BucketAddress
 from worker.config.credentials import CREDENTIALS, credentials, problem_with
 from worker.config.http_settings import HttpSettings
+from worker.config.runpod_settings import ready_timeout_of
 from worker.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -151,10 +152,11 @@ class Settings(HttpSettings):
         " file's `default_template`. `none`: no default.",
     )
     ready_timeout: float = Field(
-        390,
+        default_factory=lambda checked: ready_timeout_of(checked.get("runpod_init_timeout", "")),
         gt=0,
         le=_DAY,
-        description="Seconds within which the engine must make its first picture.",
+        description="Seconds within which the engine must make its first picture. Default:"
+        " `RUNPOD_INIT_TIMEOUT` less 30, at least 60; 390 without it.",
     )
     job_timeout: float = Field(
         540,
@@ -232,10 +234,13 @@ class Settings(HttpSettings):
         None, description="Set by start.sh: where the engine computes."
     )
     engine_gpu: str | None = Field(None, description="Set by start.sh: name of the engine's GPU.")
+    engine_driver: str | None = Field(
+        None, description="Set by start.sh: version of that GPU's driver."
+    )
     engine_attention: str | None = Field(
         None, description="Set by start.sh: the engine's implementation of attention."
     )
-    runpod_gpu_count: str = Field("", description="Set by RunPod: number of GPUs of this worker.")
+    revision: str = Field("", description="Set by the image: the commit from which it was built.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the log lines that are written."
     )

@@ -56,6 +56,7 @@ def for_start_sh(settings: Settings, compute: Compute, environ: Mapping[str, str
         "webui_python": settings.webui_interpreter,
         "engine_device": compute.device,
         "engine_gpu": compute.gpu,
+        "engine_driver": compute.driver,
         "engine_attention": compute.attention,
         "engine_environment": compute.environment,
         "hidden_from_engine": hidden_from_engine(environ),

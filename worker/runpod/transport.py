@@ -152,7 +152,11 @@ class Transport:
                 jobs = await poller.take(free, busy=bool(self._tasks), ending=self._ending)
             except PollFailed as problem:
                 pause = back_off.pause(problem.retry_after)
-                logger.warning("taking a job failed (%s): next poll in %.1f s", problem, pause)
+                if back_off.is_worth_a_line:
+                    logger.warning(
+                        "taking a job failed (%s; %d times in a row): next poll in %.1f s",
+                        *(problem, back_off.failures, pause),
+                    )
                 await self._pause(pause)
                 continue
             back_off.reset()
@@ -214,11 +218,12 @@ class Transport:
                 job_ids = await _poll_stop_signals(session, url)
             except (PollFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError) as problem:
                 pause = back_off.pause(getattr(problem, "retry_after", None))
-                logger.info(
-                    "asking for stop signals failed (%s): next poll in %.1f s",
-                    type(problem).__name__,
-                    pause,
-                )
+                if back_off.is_worth_a_line:
+                    logger.info(
+                        "asking for stop signals failed (%s; %d times in a row): next poll in"
+                        " %.1f s",
+                        *(type(problem).__name__, back_off.failures, pause),
+                    )
                 await asyncio.sleep(pause)
                 continue
             back_off.reset()

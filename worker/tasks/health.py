@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from worker.answer import ABOUT_NOTES, Absent, Answer, AnswerPart, left_out
+from worker.config.runpod_settings import one_line
 from worker.service.parts import Worker
 from worker.service.report import WorkerHealth
 from worker.service.task import Job, Task
@@ -25,6 +26,7 @@ class EngineHealth(AnswerPart):
         description="Where it computes; null if start.sh has not started it."
     )
     gpu: str | None = Field(description="Name of its GPU; null on the CPU, or if unknown.")
+    driver: str | None = Field(description="Version of that GPU's driver; null if unknown.")
     attention: str | None = Field(
         description="Its implementation of attention: `xformers`, `sdp` (torch's own), or the flag"
         " of `WEBUI_ARGS` that chooses another; null if start.sh has not started it."
@@ -77,8 +79,13 @@ class Health(Answer):
 async def run(worker: Worker, job: Job, _checked: object) -> Health:
     """Ask the engine and the model store; it does not wait for other jobs or for the engine."""
     engine = await asyncio.to_thread(worker.engine.health)
-    names = ("device", "gpu", "attention")
-    engine |= {name: getattr(worker.settings, f"engine_{name}") for name in names}
+    settings = worker.settings
+    engine |= {
+        "device": settings.engine_device,
+        "gpu": one_line(settings.engine_gpu),
+        "driver": one_line(settings.engine_driver),
+        "attention": one_line(settings.engine_attention),
+    }
     models = await asyncio.to_thread(worker.models.health)
     return Health.model_construct(
         worker=worker.counters.health(worker.startup.seconds, asked_by=job.id),
