@@ -21,7 +21,9 @@ tracker, and "inferred" what no source says:
     cancel, purge-queue, health   D operation-reference, job-states
     retry                         D operation-reference; 400 for a job in another state: inferred
     policy                        D send-requests (executionTimeout: TIMED_OUT and a stop signal;
-                                  ttl: the job is gone, 404); its limits are not checked here
+                                  ttl: the job is gone, 404); its limits are not checked here.
+                                  That a result outlives the ttl: D send-requests; D
+                                  endpoint-configurations says the opposite
     webhook                       D send-requests; the body is that of /status: inferred
     batch, and all below it       D batch-jobs; 400 and 413 for what is over a limit, `name` in PUT
                                   and the order of the requests: inferred
