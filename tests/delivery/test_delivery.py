@@ -342,14 +342,14 @@ def test_a_network_volume_of_runpod_is_a_bucket_without_signed_urls(monkeypatch,
     )
     with volume_server() as volume:
         endpoint = volume.endpoint.replace("127.0.0.1", VOLUME)
-        given = dict(zip(FIELDS, (KEY_ID, SECRET, NAME, endpoint), strict=True))
+        given = dict(zip(FIELDS, (KEY_ID, SECRET, volume.name, endpoint), strict=True))
         environ = volume.environ() | {"BUCKET_ENDPOINT_URL": endpoint}
         trusted = {"TRUSTED_HOSTS": endpoint.removeprefix("http://")}
         operators = worker(**({} if is_of_job else environ), **trusted)
         delivery = operators.to_bucket_of_job(read(given)) if is_of_job else operators
         answer = delivery.deliver(made(PICTURES), answer_with(PICTURES), Output(**S3), "job-8")
         keys = [f"job-8/{number}.png" for number in range(3)]
-        assert answer["images"] == [f"s3://{NAME}/{key}" for key in keys]
+        assert answer["images"] == [f"s3://{volume.name}/{key}" for key in keys]
         facts = answer["delivery"]
         assert (facts["keys"], facts["endpoint"]) == (keys, endpoint)
         assert "expires_in" not in facts

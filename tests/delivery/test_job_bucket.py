@@ -172,14 +172,14 @@ def test_a_host_that_never_comes_to_an_end_is_cut_off(block):
 def test_a_volume_signs_no_urls_and_has_a_limit_for_one_request():
     with volume_server(most=1000) as volume:
         access = BucketAccess(
-            BucketAddress(volume.endpoint, NAME, "EU-RO-1", signs_urls=False),
+            BucketAddress(volume.endpoint, volume.name, "EU-RO-1", signs_urls=False),
             *(volume.keys()),
         )
         found = Bucket(access, limits=LIMITS)
-        assert found.upload("job/0.png", b"picture", "image/png") == f"s3://{NAME}/job/0.png"
+        assert found.upload("job/0.png", b"picture", "image/png") == f"s3://{volume.name}/job/0.png"
         assert volume.files() == {"job/0.png": ("image/png", b"picture")}
         with pytest.raises(DeliveryFailed, match="answered 400"):
             found.upload("job/1.png", bytes(1001), "image/png")
-        what = {"Bucket": NAME, "Key": "job/0.png"}
+        what = {"Bucket": volume.name, "Key": "job/0.png"}
         signed = volume.client.generate_presigned_url("get_object", what)
         assert volume.status_of(signed) == 403

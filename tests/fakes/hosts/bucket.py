@@ -17,6 +17,7 @@ from werkzeug.wrappers import Response
 KEY_ID = "key-id-0123456789"
 SECRET = "secret-half/0123456789+abcdef"
 NAME = "pictures"
+VOLUME = "0volume0id"
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)  # its access log
 
@@ -27,12 +28,13 @@ class S3Server:
 
     endpoint: str
     client: Any
+    name: str = NAME
 
     def environ(self) -> dict[str, str]:
         """The settings with which a worker uploads to it."""
         return {
             "BUCKET_ENDPOINT_URL": self.endpoint,
-            "BUCKET_NAME": NAME,
+            "BUCKET_NAME": self.name,
             "BUCKET_ACCESS_KEY_ID": KEY_ID,
             "BUCKET_SECRET_ACCESS_KEY": SECRET,
         }
@@ -45,9 +47,9 @@ class S3Server:
         """The status of a GET."""
         return requests.get(url, timeout=10).status_code
 
-    def files(self, bucket: str = NAME) -> dict[str, tuple[str, bytes]]:
+    def files(self, bucket: str = "") -> dict[str, tuple[str, bytes]]:
         """Key -> content type and content."""
-        found = {}
+        found, bucket = {}, bucket or self.name
         for one in self.client.list_objects_v2(Bucket=bucket).get("Contents", []):
             answer = self.client.get_object(Bucket=bucket, Key=one["Key"])
             found[one["Key"]] = (answer["ContentType"], answer["Body"].read())
@@ -100,12 +102,12 @@ def s3_server() -> Iterator[S3Server]:
 @contextmanager
 def volume_server(most: int = 500_000_000) -> Iterator[S3Server]:
     """Run RunPod's form of it; `most` is how many bytes one request may have."""
-    with _running(_VolumeServer(most)) as server:
+    with _running(_VolumeServer(most), VOLUME) as server:
         yield server
 
 
 @contextmanager
-def _running(server: ThreadedMotoServer) -> Iterator[S3Server]:
+def _running(server: ThreadedMotoServer, name: str = NAME) -> Iterator[S3Server]:
     server.start()
     try:
         host, port = server.get_host_and_port()
@@ -117,12 +119,12 @@ def _running(server: ThreadedMotoServer) -> Iterator[S3Server]:
             aws_access_key_id=KEY_ID,
             aws_secret_access_key=SECRET,
         )
-        client.create_bucket(Bucket=NAME)
-        running = S3Server(endpoint, client)
+        client.create_bucket(Bucket=name)
+        running = S3Server(endpoint, client, name)
         yield running
         for key in running.files():
-            client.delete_object(Bucket=NAME, Key=key)
-        client.delete_bucket(Bucket=NAME)
+            client.delete_object(Bucket=name, Key=key)
+        client.delete_bucket(Bucket=name)
         client.close()
     finally:
         server.stop()
