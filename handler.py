@@ -59,6 +59,7 @@ from worker.service.parts import Worker
 from worker.service.progress import JobProgress, ProgressReport
 from worker.service.report import Queue
 from worker.service.startup import Background, advise, boot, read_ahead
+from worker.service.stream import JobStream, PostChunk
 from worker.service.task import Job
 from worker.stopwatch import Stopwatch
 from worker.tasks import health, schema
@@ -76,6 +77,7 @@ EXIT_ENGINE_NOT_READY, EXIT_UNFIT_MACHINE = 69, 71  # of sysexits.h, as in start
 logger = logging.getLogger("worker.handler")
 
 PostProgress = Callable[[dict[str, Any], ProgressReport], Awaitable[object]]
+StreamOf = Callable[[dict[str, Any]], "PostChunk | None"]
 
 
 class Handler:
@@ -83,6 +85,7 @@ class Handler:
 
     Attributes:
         post_progress: sends a report of a job's progress to RunPod; None: nothing is sent.
+        stream_of: returns what sends chunks to a job's `/stream`, or None where there is none.
         worker: the parts that the tasks use.
     """
 
@@ -90,9 +93,10 @@ class Handler:
         self, settings: Settings, engine: Engine, models: ModelManager, templates: Templates
     ) -> None:
         self.post_progress: PostProgress | None = None
+        self.stream_of: StreamOf = lambda _job: None
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
-        wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
+        wildcards = WildcardFiles(*settings.stores)
         parts = (settings, engine, models, templates, delivery, images)
         self.worker = Worker(*parts, TASKS, wildcards)
 
@@ -100,16 +104,24 @@ class Handler:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""
         job_id = str(job.get("id", "-"))
         log.job_id.set(job_id)
-        post = functools.partial(self.post_progress, job) if self.post_progress else None
-        async with JobProgress(post) as progress:
+        stream = JobStream(self.stream_of(job))
+        post = functools.partial(self._post_report, job, stream) if self.post_progress else None
+        async with stream, JobProgress(post) as progress:
             listener.set(progress.report)
             settings = self.worker.settings
             price = usd_per_second(settings)
             stopwatch = Stopwatch(settings.job_timeout, progress.entered, usd_per_second=price)
-            given = Job(job_id, request.input_of(job), stopwatch, progress)
+            given = Job(job_id, request.input_of(job), stopwatch, progress, stream=stream)
             with self.worker.counters.running(job_id, progress, stopwatch) as running:
                 running.answer = await answer_of(self.worker, given)
         return dict(running.answer)
+
+    async def _post_report(
+        self, job: dict[str, Any], stream: JobStream, report: ProgressReport
+    ) -> None:
+        stream.progress(report)
+        if self.post_progress:
+            await self.post_progress(job, report)
 
     # The start -----------------------------------------------------------------------------------
 
@@ -202,6 +214,7 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     if ending := get_ready(handler, engine, {"sdk": import_sdk}):
         return ending.status
     handler.post_progress = runpod_sdk.post_progress
+    handler.stream_of = runpod_sdk.stream_of
     checks = Fitness(settings, WebUI(settings.webui_url)).checks()
     runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0
@@ -252,6 +265,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
         counters, functools.partial(health.of_worker, worker), lambda: health.measure(worker)
     )
     handler.post_progress = jobs.report
+    handler.stream_of = jobs.stream_of
     place = place_of(settings, arguments.host, arguments.port)
     access = access_of(settings, arguments.host)
     ready = functools.partial(get_ready, handler, engine, {})

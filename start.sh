@@ -75,11 +75,13 @@ read_arguments() {
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
 # place that reads and checks the environment. worker/config/preflight.py checks the machine, and
 # sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_DRIVER, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
+# Which folder can be written is tried there, once: SUPERVISOR_PID tells the other programs.
 read_settings() {
   local settings
   settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
     exit  # with 78 or 71; Python has logged the reason
   eval "$settings"
+  export MODELS_DIR READ_ONLY_MODELS_DIR SUPERVISOR_PID=$$
 }
 
 # Without an argument, and without a queue of RunPod, jobs come over HTTP if PORT is set.
@@ -340,8 +342,7 @@ restart_on_request() {
 # --- processes ----------------------------------------------------------------------------------
 
 start_handler() {
-  (cd "$HERE" && export SUPERVISOR_PID=$$ RUN_DIR &&
-    export ENGINE_DEVICE ENGINE_GPU ENGINE_DRIVER ENGINE_ATTENTION &&
+  (cd "$HERE" && export RUN_DIR ENGINE_DEVICE ENGINE_GPU ENGINE_DRIVER ENGINE_ATTENTION &&
     exec setsid "$PYTHON" handler.py "$@") &
   handler_pid=$!
 }

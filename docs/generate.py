@@ -35,7 +35,7 @@ from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
 from worker.job.request import TemplateDefaults
 from worker.job.txt2img import Txt2ImgRequest
-from worker.service.report import Progress
+from worker.service.report import PictureChunk, Progress
 from worker.tasks import schema
 from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
@@ -338,6 +338,7 @@ PARTS: dict[str, Callable[[], str]] = {
     },
     "answer-health": health,
     "progress": progress,
+    "picture-chunk": lambda: _keys(schema.rows(PictureChunk)),
     "engine-states": engine_states,
     "model-fields": model_fields,
     "exit-statuses": exit_statuses,

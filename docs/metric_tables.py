@@ -49,6 +49,7 @@ def measured() -> tuple[EngineHealth, ModelsHealth]:
         stored={"checkpoints": StoredModels(count=1, total_size=5)},
         left_out=[],
         disk=Disk(budget=100, free=50),
+        cached=[],
     )
     return engine, models
 

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from gateway.jobs import FINAL, JobState, NoSuchJob, NotPossible, NotTaking, TooManyJobs
-from gateway.local.job import LIMITS, Clock, Json, Later, Limits, LocalJob, characters
+from gateway.jobs import (
+    FINAL,
+    JobState,
+    NoSuchJob,
+    NotPossible,
+    NotTaking,
+    Streamed,
+    TooManyJobs,
+)
+from gateway.local.job import LIMITS, Clock, Json, Later, Limits, LocalJob
 from gateway.local.policy import read_policy
+from gateway.local.stream import Chunks, characters
 from gateway.local.webhooks import Webhooks
 from worker.errors import InternalError, JobTimeout, WorkerError
 from worker.runpod.results import result_body, short_error
+from worker.service.stream import PostChunk
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +108,20 @@ class LocalJobs:
             found.output = dict(report)
             self._tell(found)
 
+    def stream_of(self, job: Mapping[str, Any]) -> PostChunk | None:
+        """What takes the chunks of this job; the handler's `stream_of`."""
+        found = self._jobs.get(str(job["id"]))
+        return functools.partial(self._add_chunk, found) if found else None
+
+    async def _add_chunk(self, job: LocalJob, chunk: Mapping[str, Any], *, again: bool) -> bool:
+        """Keep it until it is read; `again` has no meaning where nothing can get lost."""
+        del again
+        if job.status != "IN_PROGRESS":
+            return False
+        is_kept = job.chunks.add(dict(chunk), self._limits.kept_characters)
+        job.tell_news()
+        return is_kept
+
     async def end(self, reason: WorkerError, grace: float) -> None:
         """Take no more jobs and end those that wait, with this reason.
 
@@ -156,6 +183,21 @@ class LocalJobs:
                 return
             await changed.wait()
 
+    async def stream(self, job_id: str, hold: float) -> Streamed:
+        """What the job has sent to its stream since the last call."""
+        job = self._find(job_id)
+        clock = asyncio.get_running_loop().time
+        until = clock() + hold
+        # Another reader may take the chunk that wakes this one.
+        while not (job.chunks or job.status in FINAL) and clock() < until:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(job.news.wait(), until - clock())
+        # Nothing is awaited from here on: a call that is cancelled takes no chunk.
+        chunks = job.chunks.take()
+        if job.chunks:  # npm's runpod-sdk reads no further when the job has ended
+            return Streamed(replace(job.state(self._clock()), status="IN_PROGRESS"), chunks)
+        return Streamed(self._shown(job), chunks)
+
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job; a handler that runs it stops the engine."""
         job = self._find(job_id)
@@ -181,7 +223,7 @@ class LocalJobs:
         job.status, job.output, job.error = "IN_QUEUE", None, None
         job.came, job.began, job.ended = self._clock(), None, None
         job.size, job.kept = characters(job.request), self._limits.kept_seconds
-        job.read = asyncio.Event()
+        job.read, job.chunks = asyncio.Event(), Chunks()
         self._queue(job)
         return job.state(self._clock())
 
@@ -292,6 +334,7 @@ class LocalJobs:
         """Wake all followers of the job."""
         job.changed.set()
         job.changed = asyncio.Event()
+        job.tell_news()
 
     # All jobs ------------------------------------------------------------------------------------
 
@@ -324,7 +367,7 @@ class LocalJobs:
     def _forget_old(self) -> None:
         now, room = self._clock(), self._limits.kept_characters
         for number, job in enumerate(reversed(self._ended()), 1):
-            room -= job.size
+            room -= job.size + job.chunks.size
             is_old = job.ended is not None and job.ended + job.kept < now
             if is_old or room < 0 or number > self._limits.kept:
                 del self._jobs[job.id]

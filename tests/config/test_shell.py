@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from fakes.gpu import write_program
+from fakes.hub_cache import read_only
 
 from worker.config.gpu import Compute
 from worker.config.settings import PROJECT, Settings
@@ -71,6 +72,21 @@ def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
     assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
 
 
+def test_all_programs_get_the_store_that_start_sh_has_tried(project):
+    """The volume may be written again when the next program starts; it keeps the decision."""
+    change(project, "store_settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
+    change(project, "store_settings.py", 'Path("/models")', f'Path("{project}/disk")')
+    for name in ("volume", "disk"):
+        (project / name).mkdir()
+    with read_only(project / "volume") as is_read_only:
+        exported = start_sh(project, "env | grep -aE '^(READ_ONLY_MODELS|MODELS)_DIR=|^SUPERV'")
+    environ = dict(line.split("=", 1) for line in exported.splitlines())
+    program = f'cd "{project}"; "$PYTHON" -m worker.config.shell MODELS_DIR READ_ONLY_MODELS_DIR'
+    if is_read_only:
+        stores = f"MODELS_DIR={project}/disk\nREAD_ONLY_MODELS_DIR={project}/volume/models\n"
+        assert bash(program, **environ).stdout == stores
+
+
 @pytest.mark.parametrize(("given", "read"), [("no", "False"), ("1", "True"), ("", "True")])
 def test_the_engine_gets_the_checked_setting_of_the_speedups(project, given, read):
     names = start_sh(project, "env | grep -a ^A1111_SPEEDUPS= || true", A1111_SPEEDUPS=given)
@@ -79,7 +95,7 @@ def test_the_engine_gets_the_checked_setting_of_the_speedups(project, given, rea
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
 def test_a_changed_default_reaches_the_entry_point_which_ends_with_a_wrong_setting(project):
-    change(project, "settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
+    change(project, "store_settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
     (project / "volume").mkdir()
     write_program(project / "bin/setpriv", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"')
     for name in ("chown", "find", "tini"):

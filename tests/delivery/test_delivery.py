@@ -22,10 +22,10 @@ from worker.delivery.delivery import QUALITIES, RESERVE, json_size
 from worker.delivery.limits import UploadLimits
 from worker.delivery.output_dir import cleaned
 from worker.errors import DeliveryFailed, InvalidInput, ResultTooLarge
+from worker.generation.picture_answer import PictureAnswer
 from worker.images.metadata import infotext_of
 from worker.job.output_fields import Output
 from worker.stopwatch import NOT_PHASES
-from worker.webui.client import PictureAnswer
 
 INFOTEXT = "a fox, caf\u00e9 \u72d0\nSteps: 5, Sampler: Euler a"
 MB = 10**6

@@ -3,7 +3,8 @@
 As a program it is the worker; `running_gateway_worker` starts it for a test.
 
 What a job's input may hold: `echo` for what its answer holds, `error` to fail with that text,
-`until` a file exists (by default the one that UNTIL names), `retire` to ask for a new worker.
+`until` a file exists (by default the one that UNTIL names), `chunks` for its stream, `retire` to
+ask for a new worker.
 """
 
 import asyncio
@@ -82,6 +83,9 @@ async def main(place: Place, access: Access) -> int:
     counters = Counters()
 
     async def counted(job: Answer) -> Answer:
+        if post := jobs.stream_of(job):
+            for chunk in job["input"].get("chunks", ()):
+                await post(chunk, again=True)
         stopwatch = Stopwatch(600)
         with counters.running(job["id"], JobProgress(), stopwatch) as running:
             with stopwatch.phase("generate"):

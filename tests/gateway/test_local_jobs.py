@@ -317,3 +317,83 @@ def test_each_job_is_counted_once_however_it_ends():
         }
 
     use(work)
+
+
+def picture(number, size=1):
+    return {"type": "picture", "number": number, "data": "A" * size}
+
+
+async def numbers(jobs, job_id, hold=0):
+    """The status and the numbers (or the steps) of the chunks of one call of /stream."""
+    part = await jobs.stream(job_id, hold)
+    chunks = [one["output"] for one in part.chunks]
+    return part.state.status, [one.get("number", one.get("step")) for one in chunks]
+
+
+def test_each_chunk_is_read_once_and_a_report_is_replaced_by_a_newer_one():
+    async def work(jobs, handled, _clock):
+        job = await submit(jobs, 1)
+        post = jobs.stream_of({"id": job})
+        for step in range(3):
+            await post({"type": "progress", "step": step}, again=False)
+        for number in range(20, 40):
+            await post(picture(number), again=True)
+        seen = [await numbers(jobs, job)]
+        await handled.end(1, done=True)
+        seen += [await numbers(jobs, job) for _ in range(2)]
+        assert seen == [
+            ("IN_PROGRESS", [2, *range(20, 35)]),
+            ("COMPLETED", [*range(35, 40)]),
+            ("COMPLETED", []),
+        ]
+        assert not await post(picture(99), again=True)  # the job has ended
+        assert jobs.stream_of({"id": "none"}) is None
+
+    use(work)
+
+
+def test_of_several_readers_each_chunk_reaches_one_and_one_that_hangs_up_takes_none():
+    async def work(jobs, handled, _clock):
+        job = await submit(jobs, 1)
+        gone, *readers = (asyncio.ensure_future(numbers(jobs, job, 60)) for _ in range(3))
+        await passing()
+        gone.cancel()
+        await passing()
+        await jobs.stream_of({"id": job})(picture(1), again=True)
+        await passing()
+        assert [reader.done() for reader in readers].count(True) == 1
+        await handled.end(1, done=True)
+        seen = sorted([await reader for reader in readers])
+        assert seen == [("COMPLETED", []), ("IN_PROGRESS", [1])]
+
+    use(work)
+
+
+def test_unread_chunks_count_as_kept_memory_and_are_forgotten_with_the_job():
+    async def work(jobs, handled, _clock):
+        ids = [await submit(jobs, 1), await submit(jobs, 2)]
+        for number, job in enumerate(ids, 1):
+            post = jobs.stream_of({"id": job})
+            assert await post(picture(1, 500), again=True)
+            assert not await post(picture(2, 500), again=True)  # no room
+            await handled.end(number, done=True)
+        assert await numbers(jobs, ids[1]) == ("COMPLETED", [1])
+        with pytest.raises(NoSuchJob):
+            await jobs.stream(ids[0], 0)
+
+    use(work, kept_characters=1000)
+
+
+def test_a_job_that_is_queued_again_streams_from_the_beginning():
+    async def work(jobs, handled, _clock):
+        job = await submit(jobs, 1)
+        await jobs.stream_of({"id": job})(picture(1), again=True)
+        await handled.end(1, error="no")
+        handled.gates.clear()
+        await jobs.retry(job)
+        await passing()
+        await jobs.stream_of({"id": job})(picture(2), again=True)
+        await handled.end(1, done=True)
+        assert await numbers(jobs, job) == ("COMPLETED", [2])
+
+    use(work)

@@ -31,8 +31,10 @@ from worker.config.platform_settings import (
 from worker.config.ports import why_not_free
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.config.shell import for_start_sh
+from worker.config.store_settings import why_not_writable
 from worker.errors import ConfigError
 
+_LONGEST_ID = 40  # characters that are shown
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
 log = logging.getLogger("worker.config.preflight")  # it runs as __main__
@@ -61,8 +63,9 @@ def examine(
     """All problems of this machine, and with what the engine computes on it."""
     found = [*_port_findings(settings)]
     of_gpu, compute = gpu.examine(settings, environ, limits.answer)
+    of_store = [*_volume_findings(settings), *_store_findings(settings, limits)]
     of_times = (Finding(sentence, fatal=False) for sentence in warnings(settings))
-    return [*found, *of_gpu, *_store_findings(settings, limits), *of_times], compute
+    return [*found, *of_gpu, *of_store, *of_times], compute
 
 
 def _port_findings(settings: Settings) -> Iterator[Finding]:
@@ -74,6 +77,25 @@ def _port_findings(settings: Settings) -> Iterator[Finding]:
             f"The engine cannot listen on port {port} of {host} ({problem}): stop the"
             " program that uses it, or set WEBUI_URL to another address of this machine."
         )
+
+
+def _volume_findings(settings: Settings) -> Iterator[Finding]:
+    """A volume of RunPod that cannot be written: the container's disk is used instead."""
+    folder = settings.read_only_models_dir
+    if folder is None:
+        return
+    volume = settings.runpod_volume_id[:_LONGEST_ID]
+    remedy = (
+        f"let user {os.getuid()} write to the network volume {volume!r}"
+        if volume
+        else "attach a network volume (RUNPOD_VOLUME_ID is not set, so there seems to be none)"
+    )
+    yield Finding(
+        f"{folder} cannot be written ({why_not_writable(folder) or 'when it was tried'}), so its"
+        f" models are only read, and new ones are stored in {settings.models_dir} on this"
+        f" container's disk: to keep them for other workers, {remedy}.",
+        fatal=False,
+    )
 
 
 def _store_findings(settings: Settings, limits: MachineLimits) -> Iterator[Finding]:
@@ -89,7 +111,8 @@ def _store_findings(settings: Settings, limits: MachineLimits) -> Iterator[Findi
         )
         return
     if not os.access(existing, os.W_OK | os.X_OK):
-        places = (folder, settings.baked_models_dir, settings.webui_dir / "models")
+        hub = [settings.hub_cache_dir] if settings.hub_cache_dir else []
+        places = (*settings.stores, *hub, settings.webui_dir / "models")
         yield Finding(
             f"MODELS_DIR={folder} cannot be written by user {os.getuid()}, so no model can be"
             " downloaded: give that user the folder, or set MODELS_DIR to another one.",

@@ -27,6 +27,8 @@ _FOR_START_SH = (
     "engine",
     "engine_restart_window",
     "max_engine_restarts",
+    "models_dir",
+    "read_only_models_dir",
     "run_dir",
     "served_port",
     "shutdown_grace",

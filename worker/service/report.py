@@ -32,6 +32,27 @@ class Progress(AnswerPart):
     )
 
 
+class PictureChunk(AnswerPart):
+    """A finished picture on `/stream`, or a piece of one."""
+
+    type: Literal["picture"] = Field(description="Which kind of chunk it is.")
+    number: int = Field(description="The picture's place in the result's `images`, from 1.")
+    pictures: int = Field(description="How many pictures the job makes.")
+    format: str = Field(description="`png`, `jpeg` or `webp`.")
+    seed: int | Absent = left_out("The picture's seed; a grid and an enlarged picture have none.")
+    url: str | Absent = left_out(
+        "Where it was uploaded, with delivery `s3` or `put`. Without it the chunk has the next"
+        " three."
+    )
+    part: int | Absent = left_out("The number of the piece, from 1.")
+    parts: int | Absent = left_out("How many pieces the picture has.")
+    data: str | Absent = left_out(
+        "A piece of the file as base64; the pieces of a number, joined, are the file."
+    )
+    input: int | Absent = left_out("With the task `batch`: the number of the input, from 1.")
+    inputs: int | Absent = left_out("With the task `batch`: how many inputs it has.")
+
+
 class RunningJob(Progress):
     """A job that runs, with its newest report."""
 

@@ -116,9 +116,11 @@ async def _end(running: list[asyncio.Task[dict[str, Any]]], leading: asyncio.Tas
 
 def _part(job: Job, wanted: BatchRequest, number: int) -> Job:
     """One input as a job of its own, with the deadline of the whole."""
-    progress = job.progress.part(number + 1, len(wanted.inputs))
+    place = (number + 1, len(wanted.inputs))
+    progress, stream = job.progress.part(*place), job.stream.part(*place)
     stopwatch = job.stopwatch.part(progress.entered)
-    return Job(f"{job.id}-{number + 1}", wanted.inputs[number], stopwatch, progress)
+    job_id = f"{job.id}-{number + 1}"
+    return Job(job_id, wanted.inputs[number], stopwatch, progress, stream=stream)
 
 
 async def _run_one(worker: Worker, job: Job, turn: BatchTurn) -> dict[str, Any]:

@@ -65,6 +65,15 @@ class Disk(AnswerPart):
     free: int | None = Field(description="Free bytes of its disk; null if it cannot be read.")
 
 
+class CachedRepository(AnswerPart):
+    """A repository in the Hugging Face cache."""
+
+    repo: str = Field(description="Its name, `org/name`.")
+    commit: str = Field(description="The commit that `main` means in the cache.")
+    files: int = Field(description="Number of its model files.")
+    bytes: int = Field(description="Their size.")
+
+
 class ModelsHealth(AnswerPart):
     """The models of jobs since the worker's start."""
 
@@ -75,6 +84,10 @@ class ModelsHealth(AnswerPart):
         description="What the store holds: `checkpoints`, `loras`, `vaes`, `embeddings`."
     )
     disk: Disk = Field(description="The space for them.")
+    cached: list[CachedRepository] = Field(
+        description="Up to 20 repositories in [the Hugging Face cache](cached-models.md), which is"
+        " only read and is not part of `stored`."
+    )
     left_out: list[LeftOutFile] = Field(
         description="Up to 20 of your own files that are hidden from the engine, because A1111"
         " could not use them."
