@@ -194,6 +194,8 @@ def of_models(models: ModelsHealth) -> Iterator[Metric]:
     sizes = {kind: _number(one, "total_size") for kind, one in models.stored.items()}
     yield _gauges("store_files", "Files of the model store.", "kind", files)
     yield _gauges("store_bytes", "Their bytes.", "kind", sizes)
+    cached = sum(one["files"] if isinstance(one, Mapping) else one.files for one in models.cached)
+    yield _gauge("cached_files", "Model files of the Hugging Face cache.", cached)
     yield _gauge("store_left_out_files", "Files hidden from the engine.", len(models.left_out))
     if models.disk.budget is not None:
         text = "Bytes that fetched models may use."

@@ -150,8 +150,7 @@ async def deliver(
         delivered = await asyncio.to_thread(
             worker.delivery.deliver, generated, plain(described), ready.wanted.output, job.id, early
         )
-    grids = int(generated.facts.get("index_of_first_image") or 0)
-    job.stopwatch.pictures = len(generated.images) - grids
+    job.stopwatch.pictures = len(generated.images) - generated.grids
     delivered["timings"] = job.stopwatch.timings()
     return PictureResult.model_construct(**delivered)
 
