@@ -100,7 +100,7 @@ class Stopwatch:
         pictures = self.pictures + sum(part.pictures for part in self._parts)
         if pictures and self._usd_per_second is not None:
             dollars = self._usd_per_second * max(0.0, total - phases.get("queue", 0.0))
-            timings["usd_per_picture"] = round(dollars / pictures, 7)
+            timings["usd_per_picture"] = round(dollars / pictures, 8)
         return timings
 
     def engine_seconds(self) -> float | None:

@@ -19,7 +19,8 @@ from .conftest import drawn, picture
 
 
 def test_a_picture_is_saved_and_the_report_says_how_to_repeat_it(endpoint, client):
-    warned = drawn(picture(), warnings=["a \x1b[31mwarning"])
+    timings = {"generate": 1.4, "total": 1.5, "gpu_seconds": 1.4, "usd_per_picture": 0.000465}
+    warned = drawn(picture(), warnings=["a \x1b[31mwarning"], timings=timings)
     endpoint.states = lambda _: [queued(), progress(phase="load"), warned]
     status, out, err = client("a red fox", "--out", "new/fox.png", "--steps=20", quick=None)
     assert (status, out) == (0, "new/fox.png\n")
@@ -31,7 +32,11 @@ def test_a_picture_is_saved_and_the_report_says_how_to_repeat_it(endpoint, clien
         "prompt   a red fox",
     ]
     shown += ["picture  256x256, 20 steps of Euler a, seed 42", "models   demo-shapes"]
-    shown += ["seconds  generate 1.4, total 1.5", "warning  a \N{REPLACEMENT CHARACTER}[31mwarning"]
+    shown += ["seconds  generate 1.4, total 1.5"]
+    shown += [
+        "cost     about $0.00047 a picture, at RunPod's prices",
+        "warning  a \N{REPLACEMENT CHARACTER}[31mwarning",
+    ]
     assert err.splitlines()[:-1] == [*shown, "file     new/fox.png"]
     label, again = err.splitlines()[-1].split(maxsplit=1)
     words = ["a red fox", "--out", "new/fox.png", "--steps=20", "--seed", "42"]

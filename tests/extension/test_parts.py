@@ -1,9 +1,11 @@
 """Which parts are on, and what the log says of them."""
 
+import copy
 import sys
 
 import pytest
 import torch
+import uvicorn
 from a1111_worker import parts
 
 from .conftest import UNet
@@ -16,6 +18,8 @@ ALWAYS = [part.name for part in parts.ALWAYS]
 def log(monkeypatch, caplog):
     monkeypatch.setattr(parts, "_asked", set())
     monkeypatch.setattr(parts.log, "propagate", True)
+    logging_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    monkeypatch.setattr(uvicorn.config, "LOGGING_CONFIG", logging_config)
     return caplog
 
 

@@ -15,8 +15,11 @@ from fakes.a1111.process import wait_until
 from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import safetensors
 from fakes.runpod_plane import RunPodPlane
+from fakes.runpod_plane.plane import POD
 from fakes.worker_process import FOREVER, SMALL, completed, failed, running_worker
 from PIL import Image
+
+from worker.config.prices import DOLLARS_PER_SECOND
 
 LONG = SMALL | {"steps": 150}
 
@@ -151,10 +154,35 @@ def test_health_is_answered_while_a_job_runs(worker):
     assert health["worker"]["jobs"]["failures"]["INVALID_INPUT"] >= 1
     facts = {"state": "running", "ready": True, "restarts": 0}
     facts |= {"device": "cuda", "gpu": "NVIDIA GeForce RTX 4090", "attention": "xformers"}
+    facts |= {"driver": "550.54.15"}
     assert health["engine"].items() >= facts.items()
     assert health["engine"]["memory"]["ram"]["used"] > 0
     assert health["models"]["stored"]["checkpoints"]["count"] == 2
+    assert health["worker"]["place"].items() >= {"pod": POD, "endpoint": "ep0"}.items()
+    assert health["worker"]["usd_per_second"] == DOLLARS_PER_SECOND["ADA_24"]
     cancel(worker, job)
+
+
+def test_a_job_says_what_its_pictures_cost_and_a_batch_what_all_of_them_did(worker):
+    part = SMALL | {"steps": 2}
+    one = completed(worker.run(part | {"batch_size": 2}))["timings"]
+    price = DOLLARS_PER_SECOND["ADA_24"]
+    assert one["gpu_seconds"] == one["generate"]
+    assert one["usd_per_picture"] == pytest.approx(
+        price * (one["total"] - one["queue"]) / 2, abs=1e-7
+    )
+    wrong = {"task": "png_info", "image": "no picture"}
+    batch = completed(worker.run({"task": "batch", "inputs": [part, part, wrong]}))
+    drawn = [result["timings"] for result in batch["results"][:2]]
+    whole = batch["timings"]
+    assert whole["gpu_seconds"] == pytest.approx(sum(one["generate"] for one in drawn), abs=0.002)
+    cost = price * (whole["total"] - whole["queue"]) / 2
+    assert whole["usd_per_picture"] == pytest.approx(cost, abs=1e-7)
+    listed = completed(worker.run({"task": "models"}))["timings"]
+    assert listed.keys() == {"total"}
+    late = worker.run(SMALL | {"steps": 150, "timeout": 1.5})
+    failed(late, "JOB_TIMEOUT")
+    assert late["output"]["timings"]["gpu_seconds"] > 0
 
 
 # Cancel --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from a1111_worker import lora, pickles, sampling, script_errors, unet
+from a1111_worker import lora, pickles, requests_log, sampling, script_errors, unet
 from a1111_worker.expect import NotAsExpected
 
 
@@ -25,6 +25,7 @@ ALWAYS = [
     Part("errors of extensions in the infotext", script_errors.note_errors, ("modules.scripts",)),
     Part("members of new pickle files", pickles.allow_new_members, ("modules.safe",)),
     Part("numpy 2's names in pickle files", pickles.allow_new_names, ("modules.safe",)),
+    Part("no line for each request", requests_log.log_no_requests, ("uvicorn.config",)),
 ]
 SPEEDUPS = [
     Part(
