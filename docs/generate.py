@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from docs import deployments, gpu_tables, hub
+from docs import deployments, gpu_tables, hub, metric_tables
 from docs.figures import icon
 from docs.figures.all import FIGURES
 from worker.answer import Answer
@@ -35,7 +35,7 @@ from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
 from worker.job.request import TemplateDefaults
 from worker.job.txt2img import Txt2ImgRequest
-from worker.service.report import Progress
+from worker.service.report import PictureChunk, Progress
 from worker.tasks import schema
 from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
@@ -338,6 +338,7 @@ PARTS: dict[str, Callable[[], str]] = {
     },
     "answer-health": health,
     "progress": progress,
+    "picture-chunk": lambda: _keys(schema.rows(PictureChunk)),
     "engine-states": engine_states,
     "model-fields": model_fields,
     "exit-statuses": exit_statuses,
@@ -347,6 +348,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu-generations-tr": lambda: table(*gpu_tables.generations("tr")),
     "gpu-pools": lambda: table(*gpu_tables.pools()),
     "gpu-cards": lambda: table(*gpu_tables.other_cards()),
+    "metrics": lambda: table(*metric_tables.table()),
     "prices": lambda: table(*gpu_tables.prices()),
     "gpu-memory": lambda: table(*gpu_tables.memory()),
     **{

@@ -3,8 +3,8 @@
 import pytest
 
 from worker import VERSION
+from worker.config.preflight import introduction, warnings
 from worker.config.settings import PROJECT, Settings
-from worker.config.start_lines import introduction, warnings
 
 SERVERLESS = {"RUNPOD_POD_ID": "pod1", "RUNPOD_ENDPOINT_ID": "ep0"}
 

@@ -95,7 +95,8 @@ def test_a_failed_job_is_retried_with_its_id_and_no_other_job_is(idle):
     assert get(idle, f"status/{job}").json()["status"] == "TIMED_OUT"
     assert post(idle, f"retry/{job}").json() == {"id": job, "status": "IN_QUEUE"}
     assert get(idle, "job-take/pod0").json()["input"] == {"n": 1}
-    assert get(idle, "health").json()["jobs"]["retried"] == 1
+    health = get(idle, "health").json()
+    assert (health["jobs"]["retried"], health["workers"]["running"]) == (1, 1)
 
 
 def test_a_webhook_is_posted_until_it_is_accepted_at_most_three_times(idle):

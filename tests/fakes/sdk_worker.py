@@ -3,8 +3,8 @@
 As a program it is the worker; `running_sdk_worker` starts it for a test or a benchmark.
 
 What a job's input may hold: `seconds` to work, `until` a file exists, `hang` to block the event
-loop, `error` to fail with that text, `progress` for that many reports before the result, `echo` for
-what it holds.
+loop, `error` to fail with that text, `progress` for that many reports before the result, `chunks`
+for its stream, `echo` for what it holds.
 """
 
 import asyncio
@@ -46,6 +46,9 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
         return {"error": wanted["error"], "detail": wanted["error"], "code": "INVALID_INPUT"}
     for number in range(wanted.get("progress", 0)):
         await runpod_sdk.post_progress(job, number)
+    if post := runpod_sdk.stream_of(job):
+        for chunk in wanted.get("chunks", ()):
+            await post(chunk, again=True)
     return {"echo": wanted.get("echo")}
 
 

@@ -97,7 +97,8 @@ def test_a_job_that_outlives_its_ttl_or_execution_timeout_stops_the_engine(slow,
     job = slow.plane.submit(LONG)
     slow.wait_until_generating()
     getattr(slow.plane, ending)(job)
-    wait_until(slow.engine_is_idle, "the end of the job")
+    wait_until(lambda: f"[{job} generate] cancelled" in slow.log(), "the end of the job")
+    assert slow.engine_is_idle()
     assert job not in {event["id"] for event in slow.plane.events("done")}
 
 

@@ -27,7 +27,7 @@ from worker.config.gpus import (
     oldest_driver,
 )
 from worker.config.nvidia_smi import Gpu
-from worker.config.runpod_settings import one_line
+from worker.config.platform_settings import one_line
 from worker.config.settings import PROJECT, Settings
 
 DEVICE_FILE = Path("/dev/nvidiactl")  # the driver's; it exists in each container with a GPU

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pydantic import Field, SecretStr, field_validator
 
 from worker.config.as_written import as_host_names, as_origins, check_login
-from worker.config.runpod_settings import RunPodSettings
+from worker.config.platform_settings import PlatformSettings
 
 
-class HttpSettings(RunPodSettings):
+class HttpSettings(PlatformSettings):
     """A part of `worker.config.settings.Settings`."""
 
     port: int | None = Field(

@@ -17,14 +17,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker import VERSION
 from worker import log as worker_log
 from worker.config import gpu
 from worker.config.credentials import secret_values
 from worker.config.gpu import Compute, Finding
+from worker.config.platform_settings import (
+    DEFAULT_INIT_TIMEOUT,
+    EXIT_MARGIN,
+    init_seconds,
+    one_line,
+)
 from worker.config.ports import why_not_free
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.config.shell import for_start_sh
-from worker.config.start_lines import introduction, warnings
 from worker.config.store_settings import why_not_writable
 from worker.errors import ConfigError
 
@@ -122,6 +128,51 @@ def _store_findings(settings: Settings, limits: MachineLimits) -> Iterator[Findi
 
 def _has_models(folder: Path) -> bool:
     return any(folder.rglob("*.safetensors")) or any(folder.rglob("*.ckpt"))
+
+
+# The first lines of the log ----------------------------------------------------------------------
+
+
+def introduction(settings: Settings) -> str:
+    """One line about the worker, for whoever reads only the log."""
+    place, build = settings.place, one_line(settings.revision)
+    of_runpod = [
+        f"{word} {place[name]}"
+        for word, name in (
+            *(("on pod", "pod"), ("of endpoint", "endpoint"), ("in", "data_center")),
+            ("with volume", "volume"),
+        )
+        if place[name]
+    ]
+    gpu, driver = one_line(settings.engine_gpu), one_line(settings.engine_driver)
+    parts = [
+        " ".join([f"worker {VERSION}{f' ({build})' if build else ''}", *of_runpod]),
+        " on ".join(filter(None, (f"engine {settings.engine}", settings.engine_device))),
+        f"models in {settings.models_dir}",
+        *([f"GPU {gpu}, driver {driver or 'unknown'}"] if gpu else []),
+        f"ready within {settings.ready_timeout:g} s",
+    ]
+    return "; ".join(parts)
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """Sentences about times for the start that do not fit together."""
+    text, seconds = settings.runpod_init_timeout, init_seconds(settings.runpod_init_timeout)
+    if text and seconds is None:
+        yield (
+            f"RUNPOD_INIT_TIMEOUT={one_line(text)} is no number of seconds above 0, so it counts as"
+            f" not set ({DEFAULT_INIT_TIMEOUT:g}): set a number such as 800, without a unit."
+        )
+    if not (seconds or settings.is_serverless):
+        return
+    allowed, ready_timeout = seconds or DEFAULT_INIT_TIMEOUT, settings.ready_timeout
+    if ready_timeout > allowed - EXIT_MARGIN:
+        yield (
+            f"READY_TIMEOUT is {ready_timeout:g} s, and RunPod ends a worker that is not ready"
+            f" after {allowed:g} s (RUNPOD_INIT_TIMEOUT), perhaps before the log has the reason:"
+            f" set RUNPOD_INIT_TIMEOUT={ready_timeout + EXIT_MARGIN:.0f} on the endpoint, or a"
+            " shorter READY_TIMEOUT."
+        )
 
 
 def main() -> int:

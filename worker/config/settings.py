@@ -7,7 +7,6 @@ the variable of the same name in upper case.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,8 +33,8 @@ from worker.config.as_written import (
     usual_word,
 )
 from worker.config.bucket_address import BucketAddress
-from worker.config.credentials import CREDENTIALS, credentials, problem_with
-from worker.config.runpod_settings import ready_timeout_of
+from worker.config.credentials import CREDENTIALS, check_one_word, credentials, problem_with
+from worker.config.platform_settings import ready_timeout_of
 from worker.config.store_settings import StoreSettings
 from worker.errors import ConfigError
 
@@ -203,20 +202,6 @@ class Settings(StoreSettings):
         description="Folder for the state of start.sh and the handler; one per worker. Default:"
         " `a1111-worker-<port of the engine>` in the system's temporary folder.",
     )
-    supervisor_pid: int | None = Field(
-        None, description="Set by start.sh: its process, which restarts the engine on request."
-    )
-    engine_device: Literal["cuda", "cpu"] | None = Field(
-        None, description="Set by start.sh: where the engine computes."
-    )
-    engine_gpu: str | None = Field(None, description="Set by start.sh: name of the engine's GPU.")
-    engine_driver: str | None = Field(
-        None, description="Set by start.sh: version of that GPU's driver."
-    )
-    engine_attention: str | None = Field(
-        None, description="Set by start.sh: the engine's implementation of attention."
-    )
-    revision: str = Field("", description="Set by the image: the commit from which it was built.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the log lines that are written."
     )
@@ -230,11 +215,8 @@ class Settings(StoreSettings):
     @field_validator(*CREDENTIALS)
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
-        # Another character in a header would cause an error whose text contains the secret.
-        if secret and "{{ RUNPOD_SECRET_" in secret.get_secret_value():
-            raise ValueError("is a reference that RunPod did not replace: create that secret there")
-        if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
-            raise ValueError("must be one word of printable ASCII characters")
+        if secret:
+            check_one_word(secret.get_secret_value())
         return secret
 
     @field_validator("trusted_hosts", mode="before")

@@ -48,11 +48,13 @@ class Routes:
 
     Attributes:
         headers: for every call; they hold the key.
+        stream: for the chunks of jobs that stream, as `done`; None: not known.
     """
 
     take: str
     done: str
     headers: dict[str, str] = field(repr=False)
+    stream: str | None = None
 
     @property
     def stop(self) -> str | None:
@@ -113,7 +115,7 @@ class Transport:
             aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
             JobPoller(self._routes.take, headers, timing) as poller,
         ):
-            self.poster = ResultPoster(session, self._routes.done, timing)
+            self.poster = ResultPoster(session, self._routes.done, timing, self._routes.stream)
             stops = asyncio.ensure_future(self._watch_stops(session))
             try:
                 await self._take_jobs(poller)
@@ -198,6 +200,8 @@ class Transport:
         finally:
             self._running_jobs.remove(job_id)
             self._finished.append(job_id)
+            if self.poster:
+                self.poster.forget(job_id)
             del self._jobs[job_id]
 
     # Stop --------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from worker.config.ports import is_answered
+from worker.config.preflight import introduction, warnings
 from worker.config.settings import Settings
-from worker.config.start_lines import introduction, warnings
 from worker.errors import WorkerError
 from worker.stopwatch import Stopwatch
 

@@ -1,11 +1,12 @@
-"""What RunPod sets in a worker's environment, and what follows from it.
+"""What RunPod, the image and start.sh set in a worker's environment, and what follows from it.
 
-These values are not the operator's: a wrong one never ends the worker.
+RunPod's values are not the operator's: a wrong one never ends the worker.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -16,7 +17,7 @@ _LONGEST_READY_TIMEOUT = 86_400.0
 _LONGEST_SHOWN = 100  # characters
 
 
-class RunPodSettings(BaseModel):
+class PlatformSettings(BaseModel):
     """A part of `worker.config.settings.Settings`."""
 
     runpod_pod_id: str = Field("", description="Set by RunPod: id of this worker.")
@@ -32,6 +33,20 @@ class RunPodSettings(BaseModel):
     runpod_webhook_get_job: str = Field(
         "", description="Set by RunPod: where jobs are taken from the endpoint's queue."
     )
+    supervisor_pid: int | None = Field(
+        None, description="Set by start.sh: its process, which restarts the engine on request."
+    )
+    engine_device: Literal["cuda", "cpu"] | None = Field(
+        None, description="Set by start.sh: where the engine computes."
+    )
+    engine_gpu: str | None = Field(None, description="Set by start.sh: name of the engine's GPU.")
+    engine_driver: str | None = Field(
+        None, description="Set by start.sh: version of that GPU's driver."
+    )
+    engine_attention: str | None = Field(
+        None, description="Set by start.sh: the engine's implementation of attention."
+    )
+    revision: str = Field("", description="Set by the image: the commit from which it was built.")
 
     @property
     def is_serverless(self) -> bool:
