@@ -81,6 +81,7 @@ def test_all_programs_get_the_store_that_start_sh_has_tried(project):
     with read_only(project / "volume") as is_read_only:
         exported = start_sh(project, "env | grep -aE '^(READ_ONLY_MODELS|MODELS)_DIR=|^SUPERV'")
     environ = dict(line.split("=", 1) for line in exported.splitlines())
+    assert "SUPERVISOR_PID" in environ  # so the next programs try nothing
     program = f'cd "{project}"; "$PYTHON" -m worker.config.shell MODELS_DIR READ_ONLY_MODELS_DIR'
     if is_read_only:
         stores = f"MODELS_DIR={project}/disk\nREAD_ONLY_MODELS_DIR={project}/volume/models\n"

@@ -13,6 +13,7 @@ from fakes.model_store import files_below, manager_for
 
 from worker.errors import ModelHashMismatch, ModelNotFound, ModelUnsafe, WorkerError
 from worker.job.reference import Wanted, local_path, parse_reference
+from worker.job.txt2img import parse
 
 REPO = "Org/Name"
 PATH = "loras/fox.safetensors"
@@ -306,6 +307,16 @@ def test_a_yaml_of_the_repository_is_not_given_to_the_engine(manager, root, tmp_
     assert files_below(tmp_path / "webui") == ["models/Stable-diffusion/base.safetensors"]
 
 
+def test_a_link_of_an_earlier_process_is_removed_when_its_job_is_over(new_manager, root, tmp_path):
+    """An embedding acts wherever its name is in a prompt."""
+    add_cached(root, REPO, {"cat.safetensors": safetensors(model_files.EMBEDDING)})
+    first = new_manager()
+    first.store.arrange("embedding", [ensure(first, "cat", "embedding")])
+    assert files_below(tmp_path / "webui") == ["embeddings/cat.safetensors"]
+    new_manager().store.arrange("embedding", [])
+    assert files_below(tmp_path / "webui") == []
+
+
 def test_a_repository_that_is_added_later_is_found(manager, root):
     with pytest.raises(ModelNotFound):
         ensure(manager, "fox")
@@ -325,6 +336,12 @@ def test_the_engine_sees_cached_models_from_its_start_with_their_hashes(manager,
     with diskcache.Cache(str(tmp_path / "webui/cache/hashes")) as hashes:
         assert hashes["checkpoint/base.safetensors"]["sha256"] == sha256
     assert ensure(manager, sha256[:10].upper(), "checkpoint").verified_sha256 == sha256
+    old = {"old.safetensors": safetensors(model_files.SD1, number=9)}
+    add_cached(root, REPO, old, commit=OTHER_COMMIT, ref=None)
+    default = parse({"prompt": "", "checkpoint": f"{REPO}@{OTHER_COMMIT}/old.safetensors"})
+    assert manager.first_checkpoint(default) == "old"
+    with diskcache.Cache(str(tmp_path / "webui/cache/hashes")) as hashes:
+        assert "checkpoint/old.safetensors" in hashes
     shutil.rmtree(folder_of(root, REPO))
     assert manager.link_everything() == 0  # the repository of the endpoint was changed
     assert files_below(links) == []

@@ -17,7 +17,6 @@ import hashlib
 import logging
 import os
 import re
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -263,17 +262,14 @@ class HubCache:
 
     def _file(self, path: Path, ref: HuggingFaceFile) -> ModelFile:
         target = path.resolve(strict=True)
-        status = target.stat()
         if not self.contains(target):
             raise OSError("its link leads out of the cache")
-        if not stat.S_ISREG(status.st_mode) or not status.st_size:
-            raise OSError("it is empty, or no file")
         stem = clean_stem(path.stem)
         return ModelFile(
             "checkpoint",
             path,
             stem,
-            status.st_size,
+            target.stat().st_size,
             _hash_in_name(target) or self._noted(target),
             f"hf://{ref.repo}@{ref.revision}/{ref.path}",
             host_name=stem,
