@@ -255,7 +255,7 @@ class Fetcher:
             discard(fetched.path)
             raise
         found = inspection.found
-        kind = wanted.kind or remote.role or _kind(found)
+        kind = wanted.kind or remote.role or kind_of(found)
         about = About(
             kind=kind,
             stem=stem_of(wanted.filename or fetched.filename or remote.filename),
@@ -303,7 +303,7 @@ class _Inspection:
         if size is not None:
             self.check_size(size)
         self.found = architecture.detect(header)
-        kind = self._wanted.kind or _kind(self.found)
+        kind = self._wanted.kind or kind_of(self.found)
         # Whether the job names a VAE is not known here; it is checked with the whole job.
         file = requirements.File(header, self.found, has_vae=True)
         requirements.check(self._name, kind, file)
@@ -328,7 +328,7 @@ class _Inspection:
             raise storage_error(error) from error
 
 
-def _kind(found: Architecture) -> Kind:
+def kind_of(found: Architecture) -> Kind:
     """The kind of a file if neither the job nor the host names it."""
     if found.role in control_models.ROLES:
         return "controlnet"

@@ -102,6 +102,7 @@ class Store:
             kind: of the files.
             own: leave out those that a worker fetched.
         """
+        self.fetched.add_links(self.is_taken)
         seen: set[str] = set()
         for tree in self._trees:
             for path in tree.folders[kind].files():
@@ -149,6 +150,7 @@ class Store:
         An exact name in any folder comes before a similar one in another. A link of ours in the
         engine's folder is not a file of its name: only a name that nothing else has means it.
         """
+        self.fetched.add_links(self.is_taken)
         indexes = [tree.folders[kind].index() for tree in self._trees]
         for level in zip(*(forms(index, name) for index in indexes), strict=True):
             for index, paths in zip(indexes, level, strict=True):
