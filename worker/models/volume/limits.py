@@ -41,12 +41,9 @@ class SendLimits:
         """Bytes of each part of a file of `size` bytes, so that S3's 10,000 parts are enough.
 
         >>> SendLimits(part=16).part_size(7), SendLimits(part=16).part_size(320_001)
-        (16, 64)
+        (16, 48)
         """
-        part = self.part
-        while part * MOST_PARTS < size:
-            part *= 2
-        return part
+        return self.part * max(1, -(-size // (self.part * MOST_PARTS)))
 
 
 DEFAULT = SendLimits()
