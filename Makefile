@@ -89,7 +89,7 @@ lock: $(VENV)/.ready  ## update image/*.lock; UPGRADE=--upgrade takes newer vers
 	cd image && $(LOCK) --python-version 3.10 build.in -o build.lock
 	cd image && $(LOCK) --python-version 3.10 --override a1111.overrides --override torch.overrides a1111.in -o a1111.lock
 	cd image && for name in controlnet adetailer; do \
-	  sed -n '/^protobuf==/d; s/^\([a-z].*==.*\) \\$$/\1/p' a1111.lock >constraints.tmp && \
+	  sed -n 's/^\([a-z].*==.*\) \\$$/\1/p' a1111.lock >constraints.tmp && \
 	  $(LOCK) --python-version 3.10 --constraint constraints.tmp --override a1111.overrides \
 	    --override torch.overrides --override extensions.overrides $$name.in -o $$name.lock && \
 	  ../$(BIN)/python split_lock.py --beyond a1111.lock $$name.lock || exit 1; \

@@ -1483,11 +1483,15 @@ def _facts(output: Mapping[str, Json], facts: Mapping[str, Json]) -> Iterator[tu
     timings = output.get("timings")
     if isinstance(timings, dict) and timings:
         yield "seconds", _seconds(timings)
+        dollars = _amount(timings.get("usd_per_picture"))
+        if dollars is not None:
+            yield "cost", f"about ${dollars:.5f} a picture, at RunPod's prices"
 
 
 def _seconds(timings: Mapping[str, Json]) -> str:
     """The phases that took time, to a tenth of a second: `generate 7.0, total 7.1`."""
-    known = {name: _amount(value) for name, value in timings.items()}
+    costs = ("gpu_seconds", "usd_per_picture")
+    known = {name: _amount(value) for name, value in timings.items() if name not in costs}
     return ", ".join(
         f"{name} {value:.1f}"
         for name, value in known.items()

@@ -23,7 +23,7 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import runpod_sdk
 from gateway.http.guard import Access
@@ -37,6 +37,7 @@ from model_manager import ModelManager
 from worker import log
 from worker.config.credentials import secret_values
 from worker.config.gpu import must_use_gpu
+from worker.config.prices import usd_per_second
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.delivery.bucket import Bucket
 from worker.delivery.delivery import Delivery
@@ -53,12 +54,15 @@ from worker.service import boundary
 from worker.service.arguments import Arguments
 from worker.service.arguments import read as read_arguments
 from worker.service.boundary import answer_of
+from worker.service.counters import UNKNOWN, Counters, Outcome
 from worker.service.parts import Worker
 from worker.service.progress import JobProgress, ProgressReport
+from worker.service.report import Queue
 from worker.service.startup import Background, advise, boot, read_ahead
+from worker.service.stream import JobStream, PostChunk
 from worker.service.task import Job
 from worker.stopwatch import Stopwatch
-from worker.tasks import schema
+from worker.tasks import health, schema
 from worker.tasks.pictures import find_or_fetch
 from worker.tasks.table import TASKS
 from worker.webui.client import WebUI
@@ -73,6 +77,7 @@ EXIT_ENGINE_NOT_READY, EXIT_UNFIT_MACHINE = 69, 71  # of sysexits.h, as in start
 logger = logging.getLogger("worker.handler")
 
 PostProgress = Callable[[dict[str, Any], ProgressReport], Awaitable[object]]
+StreamOf = Callable[[dict[str, Any]], "PostChunk | None"]
 
 
 class Handler:
@@ -80,6 +85,7 @@ class Handler:
 
     Attributes:
         post_progress: sends a report of a job's progress to RunPod; None: nothing is sent.
+        stream_of: returns what sends chunks to a job's `/stream`, or None where there is none.
         worker: the parts that the tasks use.
     """
 
@@ -87,9 +93,10 @@ class Handler:
         self, settings: Settings, engine: Engine, models: ModelManager, templates: Templates
     ) -> None:
         self.post_progress: PostProgress | None = None
+        self.stream_of: StreamOf = lambda _job: None
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
-        wildcards = WildcardFiles(settings.models_dir, settings.baked_models_dir)
+        wildcards = WildcardFiles(*settings.stores)
         parts = (settings, engine, models, templates, delivery, images)
         self.worker = Worker(*parts, TASKS, wildcards)
 
@@ -97,16 +104,24 @@ class Handler:
         """What RunPod calls: returns a result or an error, raises only when cancelled."""
         job_id = str(job.get("id", "-"))
         log.job_id.set(job_id)
-        post = functools.partial(self.post_progress, job) if self.post_progress else None
-        async with JobProgress(post) as progress:
+        stream = JobStream(self.stream_of(job))
+        post = functools.partial(self._post_report, job, stream) if self.post_progress else None
+        async with stream, JobProgress(post) as progress:
             listener.set(progress.report)
-            stopwatch = Stopwatch(self.worker.settings.job_timeout, progress.entered)
-            with self.worker.counters.running(job_id, progress):
-                answer = await answer_of(
-                    self.worker, Job(job_id, request.input_of(job), stopwatch, progress)
-                )
-        self.worker.counters.end(answer)
-        return answer
+            settings = self.worker.settings
+            price = usd_per_second(settings)
+            stopwatch = Stopwatch(settings.job_timeout, progress.entered, usd_per_second=price)
+            given = Job(job_id, request.input_of(job), stopwatch, progress, stream=stream)
+            with self.worker.counters.running(job_id, progress, stopwatch) as running:
+                running.answer = await answer_of(self.worker, given)
+        return dict(running.answer)
+
+    async def _post_report(
+        self, job: dict[str, Any], stream: JobStream, report: ProgressReport
+    ) -> None:
+        stream.progress(report)
+        if self.post_progress:
+            await self.post_progress(job, report)
 
     # The start -----------------------------------------------------------------------------------
 
@@ -199,6 +214,7 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     if ending := get_ready(handler, engine, {"sdk": import_sdk}):
         return ending.status
     handler.post_progress = runpod_sdk.post_progress
+    handler.stream_of = runpod_sdk.stream_of
     checks = Fitness(settings, WebUI(settings.webui_url)).checks()
     runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0
@@ -230,26 +246,38 @@ def get_ready(
 async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> int:
     """Serve jobs over HTTP instead of RunPod's queue; returns the exit status."""
     settings = handler.worker.settings
-
-    async def measured(job: dict[str, Any]) -> dict[str, Any]:
-        answer = await handler(job)
-        metrics.observe(answer)
-        return answer
-
+    worker, counters = handler.worker, handler.worker.counters
     webhooks = Webhooks(
         settings.trusted_hosts,
         allow_loopback=is_loopback(arguments.host),
         own_ports={settings.engine_address[1], arguments.port},
     )
     concurrency = settings.job_concurrency
-    jobs = LocalJobs(measured, concurrency=concurrency, is_quick=TASKS.is_quick, webhooks=webhooks)
-    counters = handler.worker.counters
-    metrics = Metrics(counters, lambda: jobs.waiting_count, lambda: engine.restarts)
+    jobs = LocalJobs(
+        handler,
+        concurrency=concurrency,
+        is_quick=TASKS.is_quick,
+        webhooks=webhooks,
+        aborted=functools.partial(count_aborted, counters),
+    )
+    counters.queue = lambda: Queue.model_construct(None, **jobs.queue())
+    metrics = Metrics(
+        counters, functools.partial(health.of_worker, worker), lambda: health.measure(worker)
+    )
     handler.post_progress = jobs.report
+    handler.stream_of = jobs.stream_of
     place = place_of(settings, arguments.host, arguments.port)
     access = access_of(settings, arguments.host)
     ready = functools.partial(get_ready, handler, engine, {})
     return await serve(jobs, ready, metrics=metrics, access=access, place=place)
+
+
+def count_aborted(
+    counters: Counters, job_id: str, job_input: object, status: str, code: str
+) -> None:
+    """Count a job that ended without the handler's answer; see `gateway.local.jobs.Aborted`."""
+    outcome = cast("Outcome", status.lower())
+    counters.abort(job_id, TASKS.name_of(job_input) or UNKNOWN, outcome, code)
 
 
 def access_of(settings: Settings, host: str) -> Access:

@@ -93,6 +93,8 @@ class ModelManager:
             settings.webui_dir,
             settings.models_dir,
             settings.baked_models_dir,
+            read_only_dir=settings.read_only_models_dir,
+            hub_cache_dir=settings.hub_cache_dir,
             pickles=settings.allow_pickles,
             diffusers=settings.engine == "embedded",
         )
@@ -276,7 +278,8 @@ class ModelManager:
         """How many models were found and fetched, the bytes fetched, and what is stored."""
         fetched = {"bytes_fetched": self.fetcher.bytes_fetched}
         stored = self.get_cache_stats()
-        return {**self.counts, **fetched, "stored": stored, "left_out": self.own.health()}
+        more = {"cached": self.store.hub.health(), "left_out": self.own.health()}
+        return {**self.counts, **fetched, "stored": stored, **more}
 
     def template_state(self, request: PictureRequest) -> dict[str, bool]:
         """Whether all models of a template are in the image, and whether they are merged there."""
@@ -324,7 +327,9 @@ class ModelManager:
         except JobError as error:
             log.warning("the default template cannot be used: %s", error)
             return None
-        return self.store.link(models.loaded)[0].stem
+        linked = self.store.link(models.loaded)[0]
+        hash_cache.seed(self._webui_dir, [linked])
+        return linked.stem
 
     def _find_template(
         self, request: PictureRequest, find: Callable[[Wanted], ModelFile | None]

@@ -9,6 +9,7 @@ other release the plain SDK runs, and a warning is logged.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
@@ -22,6 +23,7 @@ from worker.runpod.poller import RunPodJob
 from worker.runpod.timing import TIMING, TransportTiming
 from worker.runpod.transport import JobHandler, Routes, Transport
 from worker.runpod.watchdog import start_watchdog
+from worker.service.stream import PostChunk
 
 logger = logging.getLogger("worker.runpod")
 
@@ -117,6 +119,18 @@ async def post_progress(job: RunPodJob, output: object) -> bool:
     return False
 
 
+def stream_of(job: RunPodJob) -> PostChunk | None:
+    """What sends chunks to the job's `/stream`; call it in the handler's loop.
+
+    None where there is no stream: outside RunPod, without RUNPOD_WEBHOOK_POST_STREAM, and with the
+    plain SDK.
+    """
+    poster = _transport.poster if _transport else None
+    if poster is None or not poster.can_stream:
+        return None
+    return functools.partial(poster.post_chunk, job["id"])
+
+
 def differences(release: SdkRelease = SUPPORTED) -> list[str]:
     """How the installed SDK differs from that release; an empty list if it does not."""
     try:
@@ -148,7 +162,13 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
         """`run_worker` makes one with the SDK's config, and starts it once."""
 
         def __init__(self, _config: dict[str, Any]) -> None:
-            routes = Routes(rp_job.JOB_GET_URL, rp_http.JOB_DONE_URL, http_client.get_auth_header())
+            routes = Routes(
+                rp_job.JOB_GET_URL,
+                rp_http.JOB_DONE_URL,
+                http_client.get_auth_header(),
+                # Without the variable, the SDK has a word that is no URL.
+                rp_http.JOB_STREAM_URL if "://" in rp_http.JOB_STREAM_URL else None,
+            )
             running_jobs = worker_state.JobsProgress()  # the SDK's pings report these jobs
             self._transport = Transport(
                 routes, handler, running_jobs, concurrency=concurrency, timing=timing

@@ -26,8 +26,15 @@ readonly KILL_MS=5000            # from KILL until a process is gone; the GPU dr
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
-# A failed write (to a closed terminal) must not end the script while it stops the processes.
-log() { TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$*" >&2 || true; }
+# A failed write (to a closed terminal) must not end the script while it stops the processes. RunPod
+# cuts messages at 4096 characters: a long one loses its middle, as in worker/log.py.
+log() {
+  local text=$*
+  if ((${#text} > 4000)); then
+    text="${text:0:2600} [... $((${#text} - 3900)) characters left out ...] ${text: -1300}"
+  fi
+  TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$text" >&2 || true
+}
 
 # usage: fail STATUS MESSAGE
 fail() {
@@ -67,12 +74,14 @@ read_arguments() {
 
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
 # place that reads and checks the environment. worker/config/preflight.py checks the machine, and
-# sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
+# sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_DRIVER, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
+# Which folder can be written is tried there, once: SUPERVISOR_PID tells the other programs.
 read_settings() {
   local settings
   settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
     exit  # with 78 or 71; Python has logged the reason
   eval "$settings"
+  export MODELS_DIR READ_ONLY_MODELS_DIR SUPERVISOR_PID=$$
 }
 
 # Without an argument, and without a queue of RunPod, jobs come over HTTP if PORT is set.
@@ -167,7 +176,8 @@ choose_compute() {
 # Sets `command`, `folder` and `environment`.
 engine_command() {
   preload=()
-  environment=("${ENGINE_ENVIRONMENT[@]}" HF_HUB_OFFLINE=1)
+  # A progress bar redraws itself ten times a second, and all of that is one line of the log.
+  environment=("${ENGINE_ENVIRONMENT[@]}" HF_HUB_OFFLINE=1 TQDM_MININTERVAL=20)
   if [[ $ENGINE == embedded ]]; then
     folder=$HERE
     command=("$PYTHON" -m engine --device "$ENGINE_DEVICE" --host "$WEBUI_HOST" --port "$WEBUI_PORT"
@@ -332,7 +342,7 @@ restart_on_request() {
 # --- processes ----------------------------------------------------------------------------------
 
 start_handler() {
-  (cd "$HERE" && export SUPERVISOR_PID=$$ RUN_DIR ENGINE_DEVICE ENGINE_GPU ENGINE_ATTENTION &&
+  (cd "$HERE" && export RUN_DIR ENGINE_DEVICE ENGINE_GPU ENGINE_DRIVER ENGINE_ATTENTION &&
     exec setsid "$PYTHON" handler.py "$@") &
   handler_pid=$!
 }

@@ -23,7 +23,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from docs import gpu_tables
+from docs import deployments, gpu_tables, hub, metric_tables
+from docs.figures import icon
 from docs.figures.all import FIGURES
 from worker.answer import Answer
 from worker.config.settings import PROJECT, Settings
@@ -34,7 +35,7 @@ from worker.job.model_fields import LoraReference
 from worker.job.output_fields import Output
 from worker.job.request import TemplateDefaults
 from worker.job.txt2img import Txt2ImgRequest
-from worker.service.report import Progress
+from worker.service.report import PictureChunk, Progress
 from worker.tasks import schema
 from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
@@ -337,6 +338,7 @@ PARTS: dict[str, Callable[[], str]] = {
     },
     "answer-health": health,
     "progress": progress,
+    "picture-chunk": lambda: _keys(schema.rows(PictureChunk)),
     "engine-states": engine_states,
     "model-fields": model_fields,
     "exit-statuses": exit_statuses,
@@ -346,8 +348,22 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu-generations-tr": lambda: table(*gpu_tables.generations("tr")),
     "gpu-pools": lambda: table(*gpu_tables.pools()),
     "gpu-cards": lambda: table(*gpu_tables.other_cards()),
+    "metrics": lambda: table(*metric_tables.table()),
     "prices": lambda: table(*gpu_tables.prices()),
     "gpu-memory": lambda: table(*gpu_tables.memory()),
+    **{
+        f"runpodctl-{name}": functools.partial(deployments.runpodctl_calls, name)
+        for name in deployments.SETUPS
+    },
+    **{
+        f"api-{name}": functools.partial(deployments.api_calls, name)
+        for name in (*deployments.SETUPS_BY_API, "load-balancing")
+    },
+    **{
+        f"api-{name}": functools.partial(deployments.change_call, name)
+        for name in deployments.CHANGES
+    },
+    "hub-presets": lambda: table(*hub.preset_table()),
     "clients": clients,
     "rooms": rooms,
     "room-arrows": room_arrows,
@@ -364,7 +380,13 @@ def files() -> dict[Path, str]:
     found = {page: filled_in(page.read_text()) for page in PAGES if PART.search(page.read_text())}
     for_editors = json.dumps(template.json_schema(), indent=2) + "\n"
     figures = {PROJECT / "docs" / "images" / name: draw() for name, draw in FIGURES.items()}
-    return {**found, **figures, PROJECT / "templates.schema.json": for_editors}
+    return {
+        **found,
+        **figures,
+        **hub.files(),
+        PROJECT / "gateway" / "page" / "icon.svg": icon.svg(),
+        PROJECT / "templates.schema.json": for_editors,
+    }
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 
 from worker.config import gpus
 from worker.config.gpus import Capability, Cards
+from worker.config.prices import DOLLARS_PER_SECOND
 from worker.config.settings import PROJECT
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -42,11 +43,14 @@ def other_cards() -> Table:
 
 
 def prices() -> Table:
-    """What a second of each pool costs on RunPod, by docs/prices.json, and what follows from it."""
-    per_second = json.loads((PROJECT / "docs" / "prices.json").read_text())["dollars_per_second"]
+    """What a second of each pool costs on RunPod, and what follows from it."""
     head = ("pool", "GPUs", "a second", "an hour", "a start of 60 s", "a job of 10 s", "for $1")
     return head, [
-        (f"`{pool}`", ", ".join(kind.names for kind in kinds), *_costs(per_second.get(pool)))
+        (
+            f"`{pool}`",
+            ", ".join(kind.names for kind in kinds),
+            *_costs(DOLLARS_PER_SECOND.get(pool)),
+        )
         for pool, kinds in gpus.POOLS.items()
     ]
 

@@ -20,6 +20,7 @@ log = logging.getLogger("engine")
 OLDEST_PYTHON = (3, 11)
 SHUTDOWN_SECONDS = 5
 KEEP_ALIVE_SECONDS = 30  # the same as A1111
+LONGEST_MESSAGE = 4000  # characters
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
 
@@ -88,14 +89,28 @@ def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket)
     Server(config).run(sockets=[bound])
 
 
+class ShortFormatter(logging.Formatter):
+    """Leaves out the middle of a long message: RunPod cuts messages at 4096 characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message with its time, of at most `LONGEST_MESSAGE` characters and a note."""
+        text = super().format(record)
+        left_out = len(text) - LONGEST_MESSAGE
+        if left_out <= 0:
+            return text
+        end = LONGEST_MESSAGE // 3
+        begin = text[: LONGEST_MESSAGE - end]
+        return f"{begin} [... {left_out} characters left out ...] {text[-end:]}"
+
+
 def main() -> None:
     """Check the requirements before the slow imports, then serve."""
     if sys.version_info < OLDEST_PYTHON:
         sys.exit("The embedded engine needs Python {}.{} or newer.".format(*OLDEST_PYTHON))
     arguments = read_arguments()
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(name)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(ShortFormatter("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         options = Options(arguments.data_dir / "config.json")
     except (OSError, TypeError, ValueError) as error:

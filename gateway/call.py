@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from gateway.jobs import GatewayError, Jobs, JobState, KeepsJobs, TookTooLong, last_state
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class HungUp(Exception):
@@ -97,6 +98,24 @@ async def finished_within(
         gone.cancel()
         if not goes_on:
             await asyncio.shield(_cancel(jobs, submitted))
+
+
+async def unless_hung_up(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns; a client that hangs up ends it. The request's body must be read.
+
+    Raises:
+        HungUp: the client hung up.
+    """
+    gone, working = asyncio.ensure_future(_hang_up(request)), asyncio.ensure_future(work)
+    try:
+        either: set[asyncio.Future[Any]] = {gone, working}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HungUp
+        return working.result()
+    finally:
+        gone.cancel()
+        await _stop(working)
 
 
 async def settled(jobs: Jobs, job_id: str, seconds: float) -> JobState:

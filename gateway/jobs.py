@@ -112,6 +112,19 @@ class JobState:
         return {key: value for key, value in shown.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """What a job has sent to its stream since the last call.
+
+    Attributes:
+        state: the job after that.
+        chunks: as RunPod's /stream shows them: `{"output": ...}`.
+    """
+
+    state: JobState
+    chunks: list[dict[str, Any]]
+
+
 class Jobs(Protocol):
     """A queue of jobs. Each method raises a `GatewayError` where the queue cannot do it."""
 
@@ -127,6 +140,13 @@ class Jobs(Protocol):
 
     def follow(self, job_id: str) -> AsyncGenerator[JobState, None]:
         """The job now, then each change of it; the last state is final."""
+
+    async def stream(self, job_id: str, hold: float) -> Streamed:
+        """What the job has sent to its stream since the last call; a chunk is returned once.
+
+        Waits at most `hold` seconds for a chunk, or for the job's end. A call that is cancelled has
+        taken nothing.
+        """
 
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job and stop its work; a job that has ended stays as it is."""

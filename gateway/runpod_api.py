@@ -10,16 +10,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from gateway.call import finished_within, longest_request, settled
+from gateway.call import finished_within, longest_request, settled, unless_hung_up
 from gateway.http.body import json_object
 from gateway.http.json_answer import JsonAnswer
-from gateway.jobs import BadRequest, Jobs, JobState, KeepsJobs, NotPossible
+from gateway.jobs import BadRequest, GatewayError, Jobs, JobState, KeepsJobs, NotPossible
 
 # RunPod's `?wait=`, in milliseconds.
 _SHORTEST_WAIT, _USUAL_WAIT, _LONGEST_WAIT = 1_000, 90_000, 300_000
 # Seconds that /stream waits for news; runpod-python gives a GET 10 s.
 _STREAM_HOLD = 5.0
-_STREAMED_JOBS = 1000  # whose output /stream has returned; it returns it once
+_STREAMED_JOBS = 1000  # of which /stream has returned chunks, or the output, once
+
+_ANY = ["GET", "POST", "PUT", "DELETE"]
+
+
+class NoBatches(GatewayError):
+    """RunPod's batch API was asked for."""
+
+    status = 404
 
 
 class RunPodApi:
@@ -42,6 +50,7 @@ class RunPodApi:
             Route("/retry/{job_id}", self._retry, methods=["POST"]),
             Route("/health", self._health),
             Route("/purge-queue", self._purge, methods=["POST"]),
+            *(Route(path, _no_batches, methods=_ANY) for path in ("/batch", "/batch/{rest:path}")),
         ]
         return [*own, Mount("/v2/{endpoint_id}", routes=own)]
 
@@ -62,17 +71,21 @@ class RunPodApi:
         return _whole(await settled(self._jobs, request.path_params["job_id"], _wait(request)))
 
     async def _stream(self, request: Request) -> Response:
-        """What the job has returned since the last call: its output, once.
+        """What the job has sent to its stream since the last call.
 
-        The call waits a few seconds for the job's end, because npm's runpod-sdk asks again at once.
+        Of a job that has sent nothing it is the job's output, once. The call waits a few seconds
+        for news, because npm's runpod-sdk asks again at once.
         """
-        state = await settled(self._jobs, request.path_params["job_id"], self._stream_hold)
-        chunks = []
-        if state.is_final and state.output is not None and state.id not in self._streamed:
+        asking = self._jobs.stream(request.path_params["job_id"], self._stream_hold)
+        streamed = await unless_hung_up(request, asking)
+        state, chunks = streamed.state, streamed.chunks
+        is_new = state.id not in self._streamed
+        if not chunks and is_new and state.is_final and state.output is not None:
+            chunks = [{"output": state.output}]
+        if chunks and is_new:
             self._streamed[state.id] = None
             if len(self._streamed) > _STREAMED_JOBS:
                 self._streamed.popitem(last=False)
-            chunks = [{"output": state.output}]
         error = {} if state.error is None else {"error": state.error}
         return JsonAnswer({"id": state.id, "status": state.status, "stream": chunks, **error})
 
@@ -89,6 +102,15 @@ class RunPodApi:
 
     async def _purge(self, _request: Request) -> Response:
         return JsonAnswer({"removed": await self._jobs.purge(), "status": "completed"})
+
+
+async def _no_batches(_request: Request) -> Response:
+    """RunPod runs batches on workers of their own, in their own time; there are none here."""
+    raise NoBatches(
+        "RunPod's batch API exists only at https://api.runpod.ai/v2/ENDPOINT/batch. Here, send each"
+        ' input to /run, or up to 64 of them as one job: {"input": {"task": "batch", "inputs":'
+        " [...]}}."
+    )
 
 
 def _brief(state: JobState) -> Response:

@@ -88,7 +88,9 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
     base = {"kind": "checkpoint", "name": "base", "sha256": "a" * 64, "source": "job"}
     assert first["models"] == [base]
     assert first["cache_info"]["checkpoints_cached"] == 1
-    assert " ".join(first["timings"]) == "validate prepare queue generate deliver total"
+    assert " ".join(first["timings"]) == (
+        "validate prepare queue generate deliver total gpu_seconds"
+    )
     assert {"prepare", "images"} < drawn["timings"].keys()
     assert PICTURE not in json.dumps(drawn["parameters"])
     assert health["worker"]["jobs"]["completed"] == 2

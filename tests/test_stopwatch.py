@@ -26,8 +26,9 @@ def test_phases_are_named_when_they_begin_and_timed_even_if_they_fail_or_last(cl
     clock.now += 1
     message = "JOB_TIMEOUT: no picture within 10 s (prepare 7.2 s, generate 3.0 s). Ask for less."
     assert str(error) == message
-    assert error.details["timings"] == {"prepare": 7.25, "generate": 3, "total": 10.25}
-    assert stopwatch.timings() == {"prepare": 7.25, "generate": 3, "total": 11.25}
+    seconds = {"prepare": 7.25, "generate": 3, "gpu_seconds": 3}
+    assert error.details["timings"] == seconds | {"total": 10.25}
+    assert stopwatch.timings() == seconds | {"total": 11.25}
     assert entered == ["prepare", "generate"]
 
 
@@ -38,3 +39,37 @@ def test_the_deadline_can_only_become_earlier(clock):
         clock.now += passed
         left.append(stopwatch.left())
     assert left == [60, 10, 0]
+
+
+def test_a_picture_costs_all_seconds_but_those_in_the_queue(clock):
+    stopwatch = Stopwatch(60, clock=clock, usd_per_second=0.0004)
+    for phase, seconds in (("prepare", 1), ("queue", 5), ("generate", 6), ("deliver", 3)):
+        with stopwatch.phase(phase):
+            clock.now += seconds
+    assert "usd_per_picture" not in stopwatch.timings()
+    stopwatch.pictures = 4
+    assert stopwatch.timings()["usd_per_picture"] == pytest.approx(0.0004 * 10 / 4)
+    free = Stopwatch(60, clock=clock)
+    free.pictures = 4
+    assert free.timings() == {"total": 0}  # no price, and no engine
+
+
+def test_the_parts_of_a_job_count_for_the_whole(clock):
+    whole, entered = Stopwatch(60, clock=clock, usd_per_second=0.001), []
+    assert "gpu_seconds" not in whole.timings()
+    first, second, third = (whole.part(entered.append) for _ in range(3))
+    for part, seconds in ((first, 2), (second, 4)):
+        with part.phase("generate"):
+            clock.now += seconds
+    first.pictures = 3
+    assert entered == ["generate"] * 2
+    assert first.timings() == {
+        "generate": 2,
+        "gpu_seconds": 2,
+        "total": 6,
+        "usd_per_picture": 0.002,
+    }
+    assert "gpu_seconds" not in third.timings()
+    assert whole.timings() == {"total": 6, "gpu_seconds": 6, "usd_per_picture": 0.002}
+    clock.now += 10
+    assert third.left() == whole.left() == 44

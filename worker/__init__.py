@@ -3,3 +3,5 @@
 Modules that do IO take plain values and raise the errors of `worker.errors`; the other modules are
 pure. Nothing here imports `handler`, `model_manager` or the RunPod SDK.
 """
+
+VERSION = "0.1.0"  # as in pyproject.toml

@@ -1,4 +1,4 @@
-"""Times a job or the start: the seconds of each phase, and those left until the deadline."""
+"""Times a job or the start: the seconds of each phase, those left until the deadline, the price."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from contextlib import contextmanager
 
 from worker.errors import JobTimeout
 
+ON_THE_ENGINE = "generate"  # the phase in which the engine is only this job's
+# What `Stopwatch.timings` has beside the phases.
+NOT_PHASES = frozenset({"total", "gpu_seconds", "usd_per_picture"})
+ABOUT_COST = (
+    " `gpu_seconds` are those in which the engine was only this job's. `usd_per_picture`, where the"
+    " price of the card is known, estimates its cost: see [costs.md](costs.md#the-estimate)."
+)
+
 
 class Stopwatch:
     """Starts when it is created.
@@ -16,6 +24,10 @@ class Stopwatch:
         timeout: seconds until the deadline.
         entered: called with the name of each phase that begins.
         clock: returns seconds; tests pass their own.
+        usd_per_second: what a second of this worker costs; None if unknown.
+
+    Attributes:
+        pictures: number of pictures that the job has returned, without those of its parts.
     """
 
     def __init__(
@@ -23,7 +35,12 @@ class Stopwatch:
         timeout: float,
         entered: Callable[[str], None] = lambda _name: None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        usd_per_second: float | None = None,
     ) -> None:
+        self.pictures = 0
+        self._usd_per_second = usd_per_second
+        self._parts: list[Stopwatch] = []
         self._clock = clock
         self._entered = entered
         self._started = clock()
@@ -41,6 +58,15 @@ class Stopwatch:
         finally:
             self._phases[name] = round(self._clock() - self._running.pop(name), 3)
 
+    def part(self, entered: Callable[[str], None]) -> Stopwatch:
+        """The stopwatch of a part of the job, with the same deadline.
+
+        The part's seconds on the engine and its pictures count for the whole job, too.
+        """
+        part = Stopwatch(self.left(), entered, self._clock, usd_per_second=self._usd_per_second)
+        self._parts.append(part)
+        return part
+
     def limit(self, timeout: float) -> None:
         """Set an earlier deadline; a later one is ignored."""
         self._timeout = min(self._timeout, timeout)
@@ -54,16 +80,37 @@ class Stopwatch:
         """Seconds until the deadline; 0 afterwards."""
         return max(0.0, self._started + self._timeout - self._clock())
 
-    def timings(self) -> dict[str, float]:
-        """Seconds of each phase, including unfinished ones, and their `total`."""
-        now = self._clock()
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase, including unfinished ones."""
         # A copy, because other threads end phases of the start.
-        running = {name: round(now - began, 3) for name, began in self._running.copy().items()}
-        return {**self._phases, **running, "total": round(now - self._started, 3)}
+        running = self._running.copy().items()
+        now = self._clock()
+        return self._phases | {name: round(now - began, 3) for name, began in running}
+
+    def timings(self) -> dict[str, float]:
+        """Seconds of each phase, and `total`.
+
+        `gpu_seconds` are those on the engine, if there were any; `usd_per_picture` is the price of
+        all seconds but those in the queue, for each picture, if both are known.
+        """
+        phases, total = self.phases(), round(self._clock() - self._started, 3)
+        timings = {**phases, "total": total}
+        if (on_engine := self.engine_seconds()) is not None:
+            timings["gpu_seconds"] = round(on_engine, 3)
+        pictures = self.pictures + sum(part.pictures for part in self._parts)
+        if pictures and self._usd_per_second is not None:
+            dollars = self._usd_per_second * max(0.0, total - phases.get("queue", 0.0))
+            timings["usd_per_picture"] = round(dollars / pictures, 7)
+        return timings
+
+    def engine_seconds(self) -> float | None:
+        """Seconds on the engine, of the job and its parts; None if it was not used."""
+        own = [self.phases().get(ON_THE_ENGINE), *(part.engine_seconds() for part in self._parts)]
+        used = [seconds for seconds in own if seconds is not None]
+        return sum(used) if used else None
 
     def expired(self, what: str, hint: str | None = None) -> JobTimeout:
         """The error for a passed deadline; its message has the seconds of each phase."""
-        spent = {name: seconds for name, seconds in self.timings().items() if name != "total"}
-        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
+        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.phases().items())
         message = f"{what} within {self._timeout:g} s ({phases})."
         return JobTimeout(message, hint=hint, timings=self.timings())

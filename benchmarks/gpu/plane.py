@@ -1,6 +1,7 @@
 """RunPod's half of a worker's protocol, on loopback: hands out jobs, stop signals, takes results.
 
-The worker under proof runs the real SDK and transport against it.
+The worker under proof runs the real SDK and transport against it. The tests have a larger one, in
+tests/fakes/runpod_plane, which the images do not contain.
 """
 
 from __future__ import annotations

@@ -19,7 +19,12 @@ SPARE_BYTES = 2_000_000_000  # of the disk
 # What start.sh, the handler and the engine log about the GPU.
 ABOUT_THE_GPU = re.compile(r"GPU|CUDA|driver|attention|computing on|xformers|MiB", re.IGNORECASE)
 MOST_LINES = 12
-CHOSEN = {"ENGINE_DEVICE", "ENGINE_GPU", "ENGINE_ATTENTION"}  # what preflight tells start.sh
+CHOSEN = {
+    "ENGINE_DEVICE",
+    "ENGINE_GPU",
+    "ENGINE_DRIVER",
+    "ENGINE_ATTENTION",
+}  # what preflight tells start.sh
 # Printed by the engine's own Python.
 TORCH_FACTS = """
 import importlib.metadata as m, json, torch

@@ -23,6 +23,7 @@ SUFFIX = ".safetensors"
 WEIGHTS = "*" + SUFFIX
 NOT_LISTED = ".vae" + SUFFIX  # A1111 takes a VAE beside a checkpoint for none, by its name
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+BLOBS = "blobs"  # folder of files that are named by their SHA-256
 NO_FILE = "NOFILE"  # what A1111 gives as the old hash of a missing file
 
 
@@ -112,8 +113,9 @@ class Checkpoints:
         """The file's SHA-256; for a folder, the SHA-256 of the list of its weights' hashes.
 
         A folder whose name is a SHA-256 was converted from the file with that hash, and keeps it.
-        Computed once per path, size and modification time. Raises OSError, FileNotFoundError if
-        the file is missing.
+        So does a file that is a blob of the model store or of a Hugging Face cache: its name is
+        its verified hash. Computed once per path, size and modification time. Raises OSError,
+        FileNotFoundError if the file is missing.
         """
         now = identity(checkpoint)
         if now not in self._sha256:
@@ -121,9 +123,11 @@ class Checkpoints:
         return self._sha256[now]
 
     def _compute(self, checkpoint: Checkpoint) -> str:
-        origin = checkpoint.path.resolve().name
-        if checkpoint.is_folder and _SHA256.fullmatch(origin):
-            return origin
+        origin = checkpoint.path.resolve()
+        name = origin.name if checkpoint.is_folder else origin.name.removesuffix(SUFFIX)
+        is_named_by_hash = checkpoint.is_folder or origin.parent.name == BLOBS
+        if is_named_by_hash and _SHA256.fullmatch(name):
+            return name
         log.info("hashing %s", checkpoint.name)
         hashing = _folder_sha256 if checkpoint.is_folder else file_sha256
         return hashing(checkpoint.path)

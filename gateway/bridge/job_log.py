@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.endpoint.jobs import Endpoint
-from gateway.jobs import JobState
+from gateway.jobs import JobState, Streamed
 from worker.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,12 @@ class LoggedJobs:
         async with aclosing(self._endpoint.follow(job_id)) as following:
             async for state in following:
                 yield self._seen(state)
+
+    async def stream(self, job_id: str, hold: float) -> Streamed:
+        """What the job has sent to its stream since the last call."""
+        streamed = await self._endpoint.stream(job_id, hold)
+        self._seen(streamed.state)
+        return streamed
 
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job."""

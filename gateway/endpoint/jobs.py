@@ -25,6 +25,7 @@ from gateway.jobs import (
     JobState,
     NoSuchJob,
     NotTaking,
+    Streamed,
     TooManyJobs,
 )
 
@@ -119,6 +120,20 @@ class Endpoint:
                 await self._pause(reads.pause(self._followed))
         finally:
             self._followed -= 1
+
+    async def stream(self, job_id: str, hold: float) -> Streamed:
+        """What RunPod's /stream has of the job; it is asked again until it has something."""
+        path, until = f"/stream/{_checked(job_id)}", self._clock() + hold
+        while True:
+            answer = await self._http.repeat("GET", path)
+            status, chunks = _status_of(answer), answer.get("stream")
+            if not isinstance(chunks, list):
+                raise EndpointFailed("RunPod's answer has no list of chunks.")
+            if not chunks and status in FINAL:
+                return Streamed(await self.state(job_id), [])
+            if chunks or self._ending.is_set() or self._clock() >= until:
+                return Streamed(JobState(job_id, status), chunks)
+            await self._pause(min(self._polling.running, until - self._clock()))
 
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job; tried several times, because a job that runs on is paid for."""
@@ -251,10 +266,7 @@ def _checked(job_id: str) -> str:
 
 
 def _state_of(answer: Mapping[str, Any], job_id: str = "") -> JobState:
-    status = str(answer.get("status", ""))
-    status, output = _SAME.get(status, status), answer.get("output")
-    if status not in {"IN_QUEUE", "IN_PROGRESS", *FINAL}:
-        raise EndpointFailed(f"RunPod's answer has no status of a job, but {status[:40]!r}.")
+    status, output = _status_of(answer), answer.get("output")
     error = answer.get("error")
     if status == "COMPLETED" and output is None and not error:
         status, error = (
@@ -275,6 +287,14 @@ def _state_of(answer: Mapping[str, Any], job_id: str = "") -> JobState:
         execution_ms=_whole(answer.get("executionTime")),
         worker_id=answer["workerId"] if isinstance(answer.get("workerId"), str) else None,
     )
+
+
+def _status_of(answer: Mapping[str, Any]) -> str:
+    status = str(answer.get("status", ""))
+    status = _SAME.get(status, status)
+    if status not in {"IN_QUEUE", "IN_PROGRESS", *FINAL}:
+        raise EndpointFailed(f"RunPod's answer has no status of a job, but {status[:40]!r}.")
+    return status
 
 
 def _whole(value: object) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from gateway.jobs import JobState
 from gateway.local.policy import Policy
+from gateway.local.stream import Chunks
 
 Clock = Callable[[], float]
 Json = Any
@@ -57,6 +58,9 @@ class LocalJob:
         kept: seconds for which its answer is kept.
         size: about the memory of its input, or of its answer.
         read: set when its answer was fetched.
+        changed: set at each change of its state, and then replaced.
+        chunks: what it has sent to its stream.
+        news: as `changed`, also for each chunk.
         work: the task that runs it.
     """
 
@@ -74,8 +78,15 @@ class LocalJob:
     size: int = 0
     read: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    chunks: Chunks = field(default_factory=Chunks)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
     timers: list[Timer] = field(default_factory=list)
+
+    def tell_news(self) -> None:
+        """Wake all readers of the job's stream."""
+        self.news.set()
+        self.news = asyncio.Event()
 
     def state(self, now: float) -> JobState:
         """The job for its clients."""
@@ -90,16 +101,3 @@ class LocalJob:
             execution_ms=None if self.began is None else round((now - began) * 1000),
             worker_id="local",
         )
-
-
-def characters(value: Json) -> int:
-    """About the memory of a JSON value; not recursive, because a request decides its depth."""
-    total, rest = 0, [value]
-    while rest:
-        one = rest.pop()
-        total += len(one) if isinstance(one, str) else 8
-        if isinstance(one, Mapping):
-            rest += one.values()
-        elif isinstance(one, list | tuple):
-            rest += one
-    return total

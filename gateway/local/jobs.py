@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from gateway.jobs import FINAL, JobState, NoSuchJob, NotPossible, NotTaking, TooManyJobs
-from gateway.local.job import LIMITS, Clock, Json, Later, Limits, LocalJob, characters
+from gateway.jobs import (
+    FINAL,
+    JobState,
+    NoSuchJob,
+    NotPossible,
+    NotTaking,
+    Streamed,
+    TooManyJobs,
+)
+from gateway.local.job import LIMITS, Clock, Json, Later, Limits, LocalJob
 from gateway.local.policy import read_policy
+from gateway.local.stream import Chunks, characters
 from gateway.local.webhooks import Webhooks
 from worker.errors import InternalError, JobTimeout, WorkerError
 from worker.runpod.results import result_body, short_error
+from worker.service.stream import PostChunk
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+# Told of each job that ends without the handler's answer: its id, its input, its final status and
+# the code of the error, or "".
+Aborted = Callable[[str, Json, str, str], object]
 
 
 class LocalJobs:
@@ -28,6 +44,7 @@ class LocalJobs:
         handler: gets `{"id", "input", ...}`, returns the answer; raises only when it is cancelled.
         concurrency: jobs that the handler gets at once.
         is_quick: whether an input is answered beside the jobs that draw, such as a list.
+        aborted: see `Aborted`; called before a handler that runs is cancelled.
         later: calls a function after so many seconds; by default the event loop's.
 
     Attributes:
@@ -42,6 +59,7 @@ class LocalJobs:
         concurrency: int = 1,
         is_quick: Callable[[Json], bool] = lambda _input: False,
         webhooks: Webhooks | None = None,
+        aborted: Aborted = lambda *_: None,
         limits: Limits = LIMITS,
         clock: Clock = time.monotonic,
         later: Later | None = None,
@@ -52,6 +70,7 @@ class LocalJobs:
         self._handler = handler
         self._is_quick = is_quick
         self._webhooks = webhooks or Webhooks()
+        self._aborted = aborted
         self._limits = limits
         self._clock = clock
         self._later = later or asyncio.get_running_loop().call_later
@@ -77,10 +96,10 @@ class LocalJobs:
         """The engine is ready: run the jobs."""
         self._ready.set()
 
-    @property
-    def waiting_count(self) -> int:
-        """Number of jobs that wait."""
-        return len(self._waiting())
+    def queue(self) -> dict[str, Any]:
+        """The fields of a `worker.service.report.Queue`."""
+        came, now = [job.came for job in self._waiting()], self._clock()
+        return {"waiting": len(came), "oldest_seconds": round(now - min(came, default=now), 3)}
 
     async def report(self, job: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Take a progress report; the handler's `post_progress`."""
@@ -88,6 +107,20 @@ class LocalJobs:
         if found and found.status == "IN_PROGRESS":
             found.output = dict(report)
             self._tell(found)
+
+    def stream_of(self, job: Mapping[str, Any]) -> PostChunk | None:
+        """What takes the chunks of this job; the handler's `stream_of`."""
+        found = self._jobs.get(str(job["id"]))
+        return functools.partial(self._add_chunk, found) if found else None
+
+    async def _add_chunk(self, job: LocalJob, chunk: Mapping[str, Any], *, again: bool) -> bool:
+        """Keep it until it is read; `again` has no meaning where nothing can get lost."""
+        del again
+        if job.status != "IN_PROGRESS":
+            return False
+        is_kept = job.chunks.add(dict(chunk), self._limits.kept_characters)
+        job.tell_news()
+        return is_kept
 
     async def end(self, reason: WorkerError, grace: float) -> None:
         """Take no more jobs and end those that wait, with this reason.
@@ -150,6 +183,21 @@ class LocalJobs:
                 return
             await changed.wait()
 
+    async def stream(self, job_id: str, hold: float) -> Streamed:
+        """What the job has sent to its stream since the last call."""
+        job = self._find(job_id)
+        clock = asyncio.get_running_loop().time
+        until = clock() + hold
+        # Another reader may take the chunk that wakes this one.
+        while not (job.chunks or job.status in FINAL) and clock() < until:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(job.news.wait(), until - clock())
+        # Nothing is awaited from here on: a call that is cancelled takes no chunk.
+        chunks = job.chunks.take()
+        if job.chunks:  # npm's runpod-sdk reads no further when the job has ended
+            return Streamed(replace(job.state(self._clock()), status="IN_PROGRESS"), chunks)
+        return Streamed(self._shown(job), chunks)
+
     async def cancel(self, job_id: str) -> JobState:
         """Cancel the job; a handler that runs it stops the engine."""
         job = self._find(job_id)
@@ -175,7 +223,7 @@ class LocalJobs:
         job.status, job.output, job.error = "IN_QUEUE", None, None
         job.came, job.began, job.ended = self._clock(), None, None
         job.size, job.kept = characters(job.request), self._limits.kept_seconds
-        job.read = asyncio.Event()
+        job.read, job.chunks = asyncio.Event(), Chunks()
         self._queue(job)
         return job.state(self._clock())
 
@@ -259,6 +307,8 @@ class LocalJobs:
         if job.status in FINAL:
             return
         body = short_error(reason, {}) if reason else {}
+        code = reason.code if reason else ""
+        self._aborted(job.id, job.request.get("input"), status, code)
         self._close(job, status, body.get("output"), body.get("error"))
         if job.work:
             job.work.cancel()
@@ -284,6 +334,7 @@ class LocalJobs:
         """Wake all followers of the job."""
         job.changed.set()
         job.changed = asyncio.Event()
+        job.tell_news()
 
     # All jobs ------------------------------------------------------------------------------------
 
@@ -316,7 +367,7 @@ class LocalJobs:
     def _forget_old(self) -> None:
         now, room = self._clock(), self._limits.kept_characters
         for number, job in enumerate(reversed(self._ended()), 1):
-            room -= job.size
+            room -= job.size + job.chunks.size
             is_old = job.ended is not None and job.ended + job.kept < now
             if is_old or room < 0 or number > self._limits.kept:
                 del self._jobs[job.id]

@@ -27,6 +27,8 @@ failed = endpoint.run({"input": FAILS})
 seen["failed"] = [failed.output(timeout=SOON)["detail"], failed.status()]
 seen["failed sync"] = endpoint.run_sync({"input": FAILS}, timeout=SOON)["detail"]
 seen["stream"] = [chunk["echo"] for chunk in endpoint.run({"input": {"echo": "s"}}).stream()]
+many = [{"type": "picture", "number": number} for number in range(40)]
+seen["chunks"] = [chunk["number"] for chunk in endpoint.run({"input": {"chunks": many}}).stream()]
 
 running, waiting = (endpoint.run({"input": NEVER}) for _ in range(2))
 while running.status() != "IN_PROGRESS":

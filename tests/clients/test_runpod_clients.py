@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.gateway_server import served_endpoint
 from fakes.gateway_worker import running_gateway_worker
 from fakes.node import run_script
 from fakes.runpod_plane import RunPodPlane
@@ -16,13 +17,20 @@ HERE = Path(__file__).parent
 SENTENCE = "INVALID_INPUT: steps = 0. Send 1 to 150."
 
 
-@pytest.fixture(scope="module", params=["gateway", "control plane"])
+@pytest.fixture(scope="module", params=["gateway", "control plane", "bridge"])
 def base_url(request, tmp_path_factory):
     """RunPod's base URL of a server with a worker."""
     folder = tmp_path_factory.mktemp("server")
     if request.param == "gateway":
         with running_gateway_worker(folder) as worker:
             yield f"{worker.url}/v2"
+    elif request.param == "bridge":
+        with (
+            RunPodPlane() as plane,
+            running_sdk_worker(folder, plane),
+            served_endpoint(plane.url) as bridge,
+        ):
+            yield f"{bridge.url}/v2"
     else:
         with RunPodPlane() as plane, running_sdk_worker(folder, plane):
             yield plane.client_url
@@ -49,6 +57,7 @@ def test_runpod_python_runs_reads_streams_cancels_and_shows_why_a_job_failed(bas
         "failed": [SENTENCE, "FAILED"],
         "failed sync": SENTENCE,
         "stream": ["s"],
+        "chunks": list(range(40)),
         "purge": {"removed": 1, "status": "completed"},
         "waiting": "CANCELLED",
         "cancel": ["CANCELLED", "CANCELLED"],
@@ -64,6 +73,7 @@ def test_npms_runpod_sdk_runs_reads_streams_and_cancels(base_url):
         "run": ["IN_QUEUE", "run", True],
         "failed": ["FAILED", SENTENCE, SENTENCE],
         "chunks": ["stream"],
+        "streamed": list(range(40)),
         "jobs": [1, 1],
         "purged": {"removed": 1, "status": "completed"},
         "cancelled": ["CANCELLED", "CANCELLED"],

@@ -22,7 +22,7 @@ from fakes.gpu import (
 )
 
 from worker.config import gpu, gpus, nvidia_smi, preflight
-from worker.config.gpu import choose, gpu_findings, values_of
+from worker.config.gpu import choose, gpu_findings, shown_name, values_of
 from worker.config.gpus import oldest_driver
 from worker.config.nvidia_smi import Gpu, with_report
 from worker.config.preflight import MachineLimits
@@ -592,3 +592,17 @@ def test_where_no_file_describes_torch_it_is_asked_itself(tmp_path):
     assert gpu.torch_build(python, 60) is None
     write_program(python, "exit 1")  # without a torch
     assert gpu.torch_build(python, 60) is None
+
+
+@pytest.mark.parametrize(
+    ("gpu", "shown"),
+    [
+        (Gpu("NVIDIA L4", (8, 9), "570", 23034, 22500), "NVIDIA L4"),
+        (Gpu("NVIDIA H100", (9, 0), "570", 81559, None, is_mig=True), "NVIDIA H100 (MIG slice)"),
+        (Gpu("X MIG 1g.24gb", (12, 0), "580", 24000, None, is_mig=True), "X MIG 1g.24gb"),
+        (Gpu("NVIDIA A100", (8, 0), "570", None, None), "NVIDIA A100 (memory unknown)"),
+        (Gpu("a\nb", (8, 0), "570", 9, 9), "a\\nb"),
+    ],
+)
+def test_the_name_of_a_gpu_says_whether_it_is_only_a_part_of_a_card(gpu, shown):
+    assert shown_name(gpu) == shown

@@ -104,4 +104,6 @@ def test_the_program(machine, tmp_path, environ, gpu, status, output, error):
     assert (done.returncode, bool(done.stdout)) == (status, not status)
     assert output in done.stdout
     assert error in done.stderr
-    assert len(done.stderr.splitlines()) == (status != 0)
+    lines = done.stderr.splitlines()
+    assert ("worker 0.1.0; engine a1111" in lines[0]) == (status != 78)
+    assert len([line for line in lines if "INFO" not in line]) == (status != 0)

@@ -67,6 +67,7 @@ def test_variables_are_fields_in_upper_case_and_empty_ones_count_as_not_set():
         ("WEBUI_ARGS", f"--api-auth a:{SECRET} 'b", "WEBUI_ARGS=***: No closing quotation"),
         *(("RESULT_LIMIT_MB", wrong, f"RESULT_LIMIT_MB={wrong!r}") for wrong in ("-1", "many")),
         ("BUCKET_PUBLIC_URL", "cdn.example", "BUCKET_PUBLIC_URL='cdn.example'"),
+        ("HF_TOKEN", "{{ RUNPOD_SECRET_a }}", "HF_TOKEN=***: is a reference that RunPod did not"),
         ("CIVITAI_API_KEY", "two\nlines", "CIVITAI_API_KEY=***: must be one word of printable"),
         ("HF_TOKEN_FILE", "/nope", "HF_TOKEN_FILE='/nope' cannot be read"),
         *(("GATEWAY_LOGIN", wrong, "LOGIN=***: must be user:pa") for wrong in ("ann", "a:", ":b")),

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from fakes.gpu import write_program
+from fakes.hub_cache import read_only
 
 from worker.config.gpu import Compute
 from worker.config.settings import PROJECT, Settings
@@ -51,7 +52,7 @@ def start_sh(project, functions, **environ):
 def test_bash_reads_back_the_values_that_python_wrote():
     environ = {"WEBUI_DIR": "/x y/$(HOME);z", "ENGINE_RESTART_WINDOW": "0.5"}
     environ["WEBUI_ARGS"] = "--medvram 'a b' \"$(exit 1)\""
-    compute = Compute("cuda", "sdp", "an 'RTX'", ("CUDA_VISIBLE_DEVICES=1",))
+    compute = Compute("cuda", "sdp", "an 'RTX'", "570", ("CUDA_VISIBLE_DEVICES=1",))
     shell = for_start_sh(Settings.from_environ(environ), compute, environ)
     shell += assignments({"none": None})
     names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "$ENGINE_GPU"'
@@ -71,6 +72,21 @@ def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
     assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
 
 
+def test_all_programs_get_the_store_that_start_sh_has_tried(project):
+    """The volume may be written again when the next program starts; it keeps the decision."""
+    change(project, "store_settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
+    change(project, "store_settings.py", 'Path("/models")', f'Path("{project}/disk")')
+    for name in ("volume", "disk"):
+        (project / name).mkdir()
+    with read_only(project / "volume") as is_read_only:
+        exported = start_sh(project, "env | grep -aE '^(READ_ONLY_MODELS|MODELS)_DIR=|^SUPERV'")
+    environ = dict(line.split("=", 1) for line in exported.splitlines())
+    program = f'cd "{project}"; "$PYTHON" -m worker.config.shell MODELS_DIR READ_ONLY_MODELS_DIR'
+    if is_read_only:
+        stores = f"MODELS_DIR={project}/disk\nREAD_ONLY_MODELS_DIR={project}/volume/models\n"
+        assert bash(program, **environ).stdout == stores
+
+
 @pytest.mark.parametrize(("given", "read"), [("no", "False"), ("1", "True"), ("", "True")])
 def test_the_engine_gets_the_checked_setting_of_the_speedups(project, given, read):
     names = start_sh(project, "env | grep -a ^A1111_SPEEDUPS= || true", A1111_SPEEDUPS=given)
@@ -79,7 +95,7 @@ def test_the_engine_gets_the_checked_setting_of_the_speedups(project, given, rea
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give root up")
 def test_a_changed_default_reaches_the_entry_point_which_ends_with_a_wrong_setting(project):
-    change(project, "settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
+    change(project, "store_settings.py", 'Path("/runpod-volume")', f'Path("{project}/volume")')
     (project / "volume").mkdir()
     write_program(project / "bin/setpriv", 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"')
     for name in ("chown", "find", "tini"):
@@ -165,3 +181,11 @@ def test_only_an_engine_that_made_a_picture_is_healthy(tmp_path, engine_url, eng
         if content:
             (tmp_path / name).write_text(f"{content}\n")
     assert check_health(tmp_path) == health
+
+
+@pytest.mark.parametrize(("size", "is_cut"), [(4000, False), (4001, True), (99_999, True)])
+def test_a_message_of_start_sh_stays_below_runpods_limit(size, is_cut):
+    done = bash(f'source "{PROJECT}/start.sh"; log "a$(printf %{size - 2}s)z"')
+    assert len(done.stderr) < 4096
+    assert done.stderr.endswith("z\n")
+    assert ("characters left out" in done.stderr) == is_cut

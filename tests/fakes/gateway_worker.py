@@ -3,7 +3,8 @@
 As a program it is the worker; `running_gateway_worker` starts it for a test.
 
 What a job's input may hold: `echo` for what its answer holds, `error` to fail with that text,
-`until` a file exists (by default the one that UNTIL names), `retire` to ask for a new worker.
+`until` a file exists (by default the one that UNTIL names), `chunks` for its stream, `retire` to
+ask for a new worker.
 """
 
 import asyncio
@@ -16,13 +17,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # as a program
 
+from docs import metric_tables  # noqa: E402
 from fakes.a1111.process import free_port, wait_until  # noqa: E402
 from gateway.http.connections import ConnectionLimits  # noqa: E402
 from gateway.http.guard import Access  # noqa: E402
@@ -32,7 +34,10 @@ from gateway.local.place import Place  # noqa: E402
 from gateway.local.webhooks import WebhookLimits, Webhooks  # noqa: E402
 from gateway.server import Ending, serve  # noqa: E402
 from worker.errors import EngineNotReady  # noqa: E402
-from worker.service.counters import Counters  # noqa: E402
+from worker.service.counters import Counters, Outcome  # noqa: E402
+from worker.service.progress import JobProgress  # noqa: E402
+from worker.service.report import Queue  # noqa: E402
+from worker.stopwatch import Stopwatch  # noqa: E402
 
 Answer = dict[str, Any]
 
@@ -78,14 +83,24 @@ async def main(place: Place, access: Access) -> int:
     counters = Counters()
 
     async def counted(job: Answer) -> Answer:
-        answer = await handler(job)
-        counters.end(answer)
-        metrics.observe(answer)
-        return answer
+        if post := jobs.stream_of(job):
+            for chunk in job["input"].get("chunks", ()):
+                await post(chunk, again=True)
+        stopwatch = Stopwatch(600)
+        with counters.running(job["id"], JobProgress(), stopwatch) as running:
+            with stopwatch.phase("generate"):
+                running.answer = await handler(job)
+            return dict(running.answer)
+
+    def aborted(job_id: str, _input: object, status: str, code: str) -> None:
+        counters.abort(job_id, "unknown", cast("Outcome", status.lower()), code)
 
     webhooks = Webhooks(allow_loopback=True, limits=WebhookLimits(pause=0.01))
-    jobs = LocalJobs(counted, is_quick=lambda given: "quick" in given, webhooks=webhooks)
-    metrics = Metrics(counters, lambda: jobs.waiting_count, lambda: 0)
+    jobs = LocalJobs(
+        counted, is_quick=lambda given: "quick" in given, webhooks=webhooks, aborted=aborted
+    )
+    counters.queue = lambda: Queue.model_construct(None, **jobs.queue())
+    metrics = Metrics(counters, lambda: metric_tables.worker(counters), metric_tables.measured)
     limits = ConnectionLimits(**json.loads(os.environ.get("LIMITS", "{}")))
     return await serve(jobs, boot, metrics=metrics, access=access, place=place, limits=limits)
 

@@ -81,7 +81,8 @@ class _Job:
             self.state = next(self._states, self.state)
 
     def public(self) -> dict[str, Any]:
-        return {"id": self.id, "delayTime": 12, "executionTime": 34, **self.state}
+        shown = {name: value for name, value in self.state.items() if name != "stream"}
+        return {"id": self.id, "delayTime": 12, "executionTime": 34, **shown}
 
 
 class RunPodEndpoint:
@@ -137,6 +138,7 @@ class RunPodEndpoint:
                     web.post(f"{base}/runsync", self._route("runsync", self._runsync)),
                     web.get(f"{base}/status/{{id}}", self._route("status", self._status)),
                     web.post(f"{base}/status/{{id}}", self._route("status", self._status)),
+                    web.get(f"{base}/stream/{{id}}", self._route("stream", self._stream)),
                     web.post(f"{base}/cancel/{{id}}", self._route("cancel", self._cancel)),
                     web.post(f"{base}/purge-queue", self._route("purge", self._purge)),
                     web.get(f"{base}/health", self._route("health", self._health)),
@@ -287,6 +289,14 @@ class RunPodEndpoint:
         if job.state is GONE:
             raise web.HTTPNotFound(text='{"error": "job not found"}')
         return web.json_response(job.public())
+
+    async def _stream(self, request: web.Request) -> web.Response:
+        """The `stream` of the job's next state: chunks, each shown once."""
+        job = self._found(request)
+        job.advance()
+        chunks = [{"output": chunk} for chunk in job.state.get("stream", [])]
+        job.state = job.state | {"stream": []}
+        return web.json_response({"status": job.state["status"], "stream": chunks})
 
     async def _cancel(self, request: web.Request) -> web.Response:
         job = self._found(request)

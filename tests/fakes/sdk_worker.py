@@ -3,8 +3,8 @@
 As a program it is the worker; `running_sdk_worker` starts it for a test or a benchmark.
 
 What a job's input may hold: `seconds` to work, `until` a file exists, `hang` to block the event
-loop, `error` to fail with that text, `progress` for that many reports before the result, `echo` for
-what it holds.
+loop, `error` to fail with that text, `progress` for that many reports before the result, `chunks`
+for its stream, `echo` for what it holds.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,16 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
         return {"error": wanted["error"], "detail": wanted["error"], "code": "INVALID_INPUT"}
     for number in range(wanted.get("progress", 0)):
         await runpod_sdk.post_progress(job, number)
+    if post := runpod_sdk.stream_of(job):
+        for chunk in wanted.get("chunks", ()):
+            await post(chunk, again=True)
     return {"echo": wanted.get("echo")}
+
+
+async def generator(job: dict[str, Any]) -> AsyncIterator[Any]:
+    """Yield what the input's `chunks` hold; the plain SDK posts them to job-stream."""
+    for chunk in job["input"]["chunks"]:
+        yield chunk
 
 
 class SdkWorker:
@@ -88,9 +97,10 @@ def running_sdk_worker(
 ) -> Iterator[SdkWorker]:
     """Start one and wait until it takes jobs; it is killed at the end.
 
-    `PLAIN="1"` leaves our transport out, `OTHER_SDK="1"` lets the SDK look like another release,
-    `CONCURRENCY` is how many jobs it runs at once. `timing` has fields of TransportTiming, `port`
-    is that of a line between the worker and the plane.
+    `PLAIN="1"` leaves our transport out, and with `YIELDS="1"` its handler is a generator.
+    `OTHER_SDK="1"` lets the SDK look like another release, `CONCURRENCY` is how many jobs it runs
+    at once. `timing` has fields of TransportTiming, `port` is that of a line between the worker
+    and the plane.
     """
     seen = len(plane.events("take"))
     urls = {
@@ -116,7 +126,8 @@ def main() -> None:
         os.environ |= runpod_sdk.OWN_CHECKS_ONLY
         import runpod
 
-        config = {"handler": handler, "concurrency_modifier": lambda _current: concurrency}
+        does = generator if "YIELDS" in os.environ else handler
+        config = {"handler": does, "concurrency_modifier": lambda _current: concurrency}
         runpod.serverless.start(config)
         return
     release = runpod_sdk.SUPPORTED

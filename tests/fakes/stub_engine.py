@@ -11,8 +11,8 @@ from fakes.a1111.state import Options
 from fakes.recorded import recorded
 from model_manager import ModelManager
 from worker.config.settings import Settings
+from worker.generation.picture_answer import PictureAnswer
 from worker.job.template_file import Templates
-from worker.webui.client import PictureAnswer
 from worker.webui.engine import Engine
 from worker.webui.supervisor import Supervisor
 

@@ -283,3 +283,33 @@ def test_a_cancelled_submit_waits_for_the_id_of_its_job_and_sends_nothing_more(r
     assert len(runpod.job_ids) == jobs
     expected = asyncio.CancelledError if fault.get("status") == 429 else EndpointFailed
     assert jobs or isinstance(end, expected)
+
+
+def test_chunks_are_passed_on_once_and_the_call_waits_for_them(runpod):
+    running = {"status": "IN_PROGRESS"}
+    runpod.states = lambda _input: [running, running | {"stream": [1, 2]}, DONE | {"stream": [3]}]
+
+    async def streamed(endpoint):
+        job, seen = (await submit(endpoint)).id, []
+        while not seen or seen[-1][1]:
+            part = await endpoint.stream(job, 5.0)
+            seen.append((part.state.status, [one["output"] for one in part.chunks]))
+        return seen, part.state.output
+
+    (seen, output), pauses = use(runpod, streamed)
+    assert seen == [("IN_PROGRESS", [1, 2]), ("COMPLETED", [3]), ("COMPLETED", [])]
+    assert output == DONE["output"]
+    assert len(pauses) == 1
+
+
+@pytest.mark.parametrize(
+    "body", ['{"status": "COMPLETED"}', '{"status": "COMPLETED", "stream": 1}', '{"stream": []}']
+)
+def test_an_answer_without_chunks_or_status_is_an_error(runpod, body):
+    runpod.fault("stream", status=200, body=body, times=FOREVER)
+
+    async def streamed(endpoint):
+        return await endpoint.stream((await submit(endpoint)).id, 5.0)
+
+    with pytest.raises(EndpointFailed, match="RunPod's answer has no"):
+        use(runpod, streamed)

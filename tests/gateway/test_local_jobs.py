@@ -1,12 +1,16 @@
 """The queue in this process, with a clock and timers that the test turns."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
 from gateway.jobs import NoSuchJob, TooManyJobs
 from gateway.local.job import Limits
 from gateway.local.jobs import LocalJobs
+from worker.errors import WorkerEnding
+from worker.service.counters import Counters
+from worker.stopwatch import Stopwatch
 
 
 class Clock:
@@ -74,7 +78,17 @@ def use(work, **limits):
         clock, handled = Clock(), Handled()
         quick = lambda given: given.get("quick", False)  # noqa: E731
         how = {"limits": Limits(**limits), "clock": clock, "later": clock.later}
-        jobs = LocalJobs(handled, is_quick=quick, **how)
+        handled.counters = counters = Counters()
+
+        async def counted(job):
+            with counters.running(job["id"], None, Stopwatch(600)) as running:
+                running.answer = await handled(job)
+            return running.answer
+
+        how["aborted"] = lambda job_id, given, status, code: counters.abort(
+            job_id, given["n"], status.lower(), code
+        )
+        jobs = LocalJobs(counted, is_quick=quick, **how)
         jobs.begin()
         await work(jobs, handled, clock)
 
@@ -264,5 +278,122 @@ def test_a_job_that_is_retried_while_its_first_run_still_ends_gets_the_second_an
         await handled.end(1, second=True)
         assert (await jobs.state(job)).output == {"second": True}
         assert (await jobs.health())["jobs"]["retried"] == 1
+
+    use(work)
+
+
+def test_each_job_is_counted_once_however_it_ends():
+    async def work(jobs, handled, clock):
+        async def send(number, **policy):
+            return (await jobs.submit({"input": {"n": number}, "policy": policy})).id
+
+        await send(1, executionTimeout=5000)
+        await send(2, ttl=10_000)
+        cancelled, purged = [await send(number) for number in (3, 4)]
+        await passing()
+        await jobs.cancel(cancelled)
+        assert jobs.queue() == {"waiting": 2, "oldest_seconds": 0}
+        await clock.advance(6)  # 1 took too long, so 2 runs
+        assert jobs.queue() == {"waiting": 1, "oldest_seconds": 6}
+        await jobs.purge()
+        assert (await jobs.state(purged)).status == "CANCELLED"
+        await clock.advance(6)  # the ttl of 2 has ended
+        for number in (5, 6, 7, 8):
+            await send(number)
+        await passing()
+        await handled.end(5)
+        await handled.end(6, error="no", code="invalid_input")
+        await jobs.end(WorkerEnding("over."), 0)
+        await passing()
+        ended = Counter()
+        for one, count in handled.counters.ended.items():
+            ended[one.outcome, one.code] += count
+        assert ended == {
+            ("timed_out", "JOB_TIMEOUT"): 2,
+            ("cancelled", ""): 2,
+            ("completed", ""): 1,
+            ("failed", "INVALID_INPUT"): 1,
+            ("failed", "WORKER_ENDING"): 2,  # one that ran and one that waited
+        }
+
+    use(work)
+
+
+def picture(number, size=1):
+    return {"type": "picture", "number": number, "data": "A" * size}
+
+
+async def numbers(jobs, job_id, hold=0):
+    """The status and the numbers (or the steps) of the chunks of one call of /stream."""
+    part = await jobs.stream(job_id, hold)
+    chunks = [one["output"] for one in part.chunks]
+    return part.state.status, [one.get("number", one.get("step")) for one in chunks]
+
+
+def test_each_chunk_is_read_once_and_a_report_is_replaced_by_a_newer_one():
+    async def work(jobs, handled, _clock):
+        job = await submit(jobs, 1)
+        post = jobs.stream_of({"id": job})
+        for step in range(3):
+            await post({"type": "progress", "step": step}, again=False)
+        for number in range(20, 40):
+            await post(picture(number), again=True)
+        seen = [await numbers(jobs, job)]
+        await handled.end(1, done=True)
+        seen += [await numbers(jobs, job) for _ in range(2)]
+        assert seen == [
+            ("IN_PROGRESS", [2, *range(20, 35)]),
+            ("COMPLETED", [*range(35, 40)]),
+            ("COMPLETED", []),
+        ]
+        assert not await post(picture(99), again=True)  # the job has ended
+        assert jobs.stream_of({"id": "none"}) is None
+
+    use(work)
+
+
+def test_of_several_readers_each_chunk_reaches_one_and_one_that_hangs_up_takes_none():
+    async def work(jobs, handled, _clock):
+        job = await submit(jobs, 1)
+        gone, *readers = (asyncio.ensure_future(numbers(jobs, job, 60)) for _ in range(3))
+        await passing()
+        gone.cancel()
+        await passing()
+        await jobs.stream_of({"id": job})(picture(1), again=True)
+        await passing()
+        assert [reader.done() for reader in readers].count(True) == 1
+        await handled.end(1, done=True)
+        seen = sorted([await reader for reader in readers])
+        assert seen == [("COMPLETED", []), ("IN_PROGRESS", [1])]
+
+    use(work)
+
+
+def test_unread_chunks_count_as_kept_memory_and_are_forgotten_with_the_job():
+    async def work(jobs, handled, _clock):
+        ids = [await submit(jobs, 1), await submit(jobs, 2)]
+        for number, job in enumerate(ids, 1):
+            post = jobs.stream_of({"id": job})
+            assert await post(picture(1, 500), again=True)
+            assert not await post(picture(2, 500), again=True)  # no room
+            await handled.end(number, done=True)
+        assert await numbers(jobs, ids[1]) == ("COMPLETED", [1])
+        with pytest.raises(NoSuchJob):
+            await jobs.stream(ids[0], 0)
+
+    use(work, kept_characters=1000)
+
+
+def test_a_job_that_is_queued_again_streams_from_the_beginning():
+    async def work(jobs, handled, _clock):
+        job = await submit(jobs, 1)
+        await jobs.stream_of({"id": job})(picture(1), again=True)
+        await handled.end(1, error="no")
+        handled.gates.clear()
+        await jobs.retry(job)
+        await passing()
+        await jobs.stream_of({"id": job})(picture(2), again=True)
+        await handled.end(1, done=True)
+        assert await numbers(jobs, job) == ("COMPLETED", [2])
 
     use(work)

@@ -2,8 +2,10 @@
 
 import http.server
 import json
+import re
 import socket
 import threading
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -104,6 +106,8 @@ REFUSED = [
     ("POST", "/cancel/none", None, 404, "There is no job 'none'"),
     ("GET", "/stream/none", None, 404, "There is no job 'none'"),
     ("POST", "/retry/none", None, 404, "There is no job 'none'"),
+    ("POST", "/batch", [{"input": {}}], 404, "exists only at https://api.runpod.ai/v2/ENDPOINT"),
+    ("GET", "/v2/e1/batch/b1/requests", None, 404, 'one job: {"input": {"task": "batch"'),
     ("GET", "/nothing", None, 404, "GET /nothing: Not Found."),
     ("GET", "/run", None, 405, "GET /run: Method Not Allowed."),
 ]
@@ -179,15 +183,43 @@ def test_a_hang_up_leaves_a_job_with_a_webhook_alone(worker, tmp_path):
     assert server.received[0]["status"] == "COMPLETED"
 
 
+def metrics_of(worker):
+    lines = worker.get("/metrics").text.splitlines()
+    rows = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name.removeprefix("a1111_worker_"): float(value) for name, value in rows}
+
+
+def outcomes(worker):
+    """The number of ended jobs by outcome and code."""
+    found = Counter()
+    for name, value in metrics_of(worker).items():
+        if labels := re.fullmatch(r'jobs_total\{code="(.*)",outcome="(.*)",task=".*"\}', name):
+            found[labels[2], labels[1]] += value
+    return found
+
+
 def test_metrics_and_health_tell_the_same(worker):
     worker.post("/runsync", {"input": {"error": "no"}})
-    lines = worker.get("/metrics").text.splitlines()
-    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    jobs = worker.get("/health").json()["jobs"]
-    counted = {"completed": jobs["completed"], "failed": jobs["failed"]}
-    for outcome, count in counted.items():
-        assert float(values[f'a1111_worker_jobs_total{{outcome="{outcome}"}}']) == count
-    assert float(values['a1111_worker_failures_total{code="INVALID_INPUT"}']) == jobs["failed"]
-    assert float(values['a1111_worker_phase_seconds_bucket{le="5.0",phase="generate"}']) > 0
-    assert float(values['a1111_worker_phase_seconds_bucket{le="2.0",phase="generate"}']) == 0
-    assert values.keys() >= {"a1111_worker_jobs_waiting", "a1111_worker_jobs_running"}
+    found, jobs = outcomes(worker), worker.get("/health").json()["jobs"]
+    assert found["completed", ""] == jobs["completed"]
+    assert 0 < found["failed", "INVALID_INPUT"] == jobs["failed"]
+    values = metrics_of(worker)
+    assert 0 < values['phase_seconds_count{phase="generate"}'] <= sum(found.values())
+    assert values["gpu_seconds_total"] >= 0
+    expected = {"jobs_waiting", "jobs_running", "oldest_waiting_seconds", "engine_ready"}
+    assert values.keys() >= expected | {"gpu_memory_used_bytes", "store_free_bytes"}
+
+
+def test_each_job_that_ends_without_an_answer_is_counted_once(worker, tmp_path):
+    before, never = outcomes(worker), {"until": str(tmp_path / "never")}
+    running = worker.run(never | {"echo": "counted"})
+    worker.wait_for('began "counted"')
+    waiting = [worker.run({"echo": n}) for n in range(3)]
+    assert metrics_of(worker)["jobs_waiting"] == 3
+    assert metrics_of(worker)["oldest_waiting_seconds"] > 0
+    worker.post(f"/cancel/{waiting[0]}")
+    worker.post("/purge-queue")
+    worker.post(f"/cancel/{running}")
+    worker.wait_for('cancelled "counted"')
+    wait_until(lambda: metrics_of(worker)["jobs_running"] == 0, "the end of the job")
+    assert outcomes(worker) - before == {("cancelled", ""): 4}

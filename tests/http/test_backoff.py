@@ -12,6 +12,8 @@ def test_pauses_double_up_to_the_longest_and_begin_again_after_a_success():
     backoff = Backoff(first=1.0, most=5.0, jitter=0)
     assert [backoff.pause() for _ in range(5)] == [1, 2, 4, 5, 5]
     assert backoff.failures == 5
+    logged = [number for number in range(6, 40) if backoff.pause() and backoff.is_worth_a_line]
+    assert logged == [8, 16, 32]
     backoff.reset()
     assert (backoff.failures, backoff.pause()) == (0, 1)
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from fakes.hosts.model_hosts import ModelHosts
+from fakes.hub_cache import add_cached
 from fakes.model_files import sha256
 from fakes.model_store import PROJECT, files_below, full_environment, manager_for
 from fakes.template_models import KEY, checkpoint, lora, named, write
 from safetensors.numpy import load, load_file, save
 
-from worker.config.settings import VOLUME
+from worker.config.store_settings import VOLUME
 from worker.files import write_atomically
 from worker.formats.model_file import file_sha256
 from worker.job.template_file import Templates
@@ -101,6 +102,15 @@ def published(baked):
 def job(templates, name, **fields):
     """A job as the handler reads it."""
     return parse(Templates(templates).fill_in({"template": name, **fields}))
+
+
+def test_a_cached_model_is_baked_too_because_an_image_has_no_cache(bake, baked, tmp_path):
+    cached = add_cached(
+        tmp_path / "hub", "org/other", {"other.safetensors": checkpoint(4, 2 * MIB)}
+    )
+    assert bake("--template", "plain", HUB_CACHE_DIR=str(tmp_path / "hub"))[0] == 0
+    blob = cached["other.safetensors"].resolve().name
+    assert published(baked) == {f"fetched/blobs/{blob}.safetensors"}
 
 
 def test_each_model_is_fetched_once_verified_and_listed(bake, merge, baked, hosts, tmp_path):

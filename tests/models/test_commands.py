@@ -10,6 +10,7 @@ import time
 import pytest
 from fakes import model_files
 from fakes.hosts.model_hosts import ModelHosts
+from fakes.hub_cache import COMMIT, add_cached, state
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import PROJECT, add, files_below, full_environment
 
@@ -152,6 +153,27 @@ def test_models_are_listed_and_counted(run, rows, blobs, tmp_path):
     assert listed == [("fox", sha256(LORA)), ("own", None)]
     counts = {row["kind"]: (row["count"], row["total_size"]) for row in rows("stats")}
     assert (counts["loras"], counts["vaes"]) == ((1, len(LORA)), (1, own.stat().st_size))
+
+
+def test_each_command_leaves_a_hugging_face_cache_as_it_is(run, hosts, blobs, tmp_path):
+    root = tmp_path / "hub"
+    path = add_cached(root, "org/foxes", {"fox.safetensors": OTHER})["fox.safetensors"]
+    ref, before = "org/foxes/fox.safetensors", state(root)
+
+    def rows(*arguments):
+        status, out, _ = run(*arguments, "--json", HUB_CACHE_DIR=str(root))
+        return status, json.loads(out)
+
+    source = f"hf://org/foxes@{COMMIT}/fox.safetensors"
+    known = {"kind": "lora", "name": "fox", "size": len(OTHER), "sha256": sha256(OTHER)}
+    known["source"] = source
+    assert rows("ls") == (0, [known])
+    assert rows("fetch", ref) == (0, [known | {"path": str(path)}])
+    for command in (["verify"], ["prune", "--budget", "0"]):
+        assert rows(*command) == (0, [])
+    assert rows("verify", "fox")[0] == 1
+    assert hosts.requests == []
+    assert (list(blobs.all()), state(root)) == ([], before)
 
 
 def test_an_empty_store_is_not_a_failure(run, tmp_path):

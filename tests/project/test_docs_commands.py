@@ -170,7 +170,7 @@ def blocks(page, language):
 
 # Whole programs, in the languages of the pages that have them: each saves a picture.
 PROGRAM_PAGES = (
-    *("docs/quickstart.md", "docs/openai.md"),
+    *("docs/quickstart.md", "docs/openai.md", "docs/streaming.md"),
     *("docs/clients/python.md", "docs/clients/javascript.md"),
 )
 LANGUAGES = {"bash": ("sh", "bash"), "python": ("py", sys.executable), "js": ("mjs", "node")}

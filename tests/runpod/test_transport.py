@@ -41,6 +41,9 @@ class Control(Transport):
     async def post_result(self, job_id, body):
         self.results.append((job_id, body))
 
+    def forget(self, job_id):
+        pass
+
     async def serve(self):
         self._ending = asyncio.get_running_loop().create_future()
         await self._take_jobs(self)

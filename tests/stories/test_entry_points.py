@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from fakes.a1111.process import free_port, running_a1111, write_safetensors
 from fakes.hosts.model_hosts import ModelHosts
+from fakes.hub_cache import add_cached, read_only
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import completed, png_size, running_worker
 
@@ -61,8 +62,9 @@ def test_the_status_is_1_when_the_test_job_fails(environ, tmp_path):
 def test_without_an_engine_the_handler_says_at_once_what_to_do(environ):
     done = run(environ | {"READY_TIMEOUT": "1"}, sys.executable, "handler.py")
     assert done.returncode == 69
-    first = done.stderr.splitlines()[0]
-    assert "handler.py alone starts no engine: run ./start.sh or make serve" in first
+    introduction, advice = done.stderr.splitlines()[:2]
+    assert "engine embedded; models in" in introduction
+    assert "handler.py alone starts no engine: run ./start.sh or make serve" in advice
 
 
 WRONG_JOB = '{"prompt": "a fox", "template": "nope"}'
@@ -103,7 +105,7 @@ def test_a_file_is_the_job_that_runs(environ, tmp_path):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """A worker with the embedded engine and three models on a loopback CivitAI."""
+    """A worker with the embedded engine, three models on a loopback CivitAI, and cached ones."""
     folder = tmp_path_factory.mktemp("embedded")
     states = {
         "base": tiny_models.make_checkpoint(5),
@@ -125,10 +127,30 @@ def real(tmp_path_factory):
             "OMP_NUM_THREADS": "1",
             "READY_TIMEOUT": str(BOOT),
         }
+        files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+        add_cached(folder / "hub", "org/tiny", {f"cached/{name}": files[name] for name in files})
+        more["HUB_CACHE_DIR"] = str(folder / "hub")
         own = {"checkpoints": (), "loras": (), "wait": False}
-        with running_worker(folder, plane, hosts=hosts, **own, **more) as worker:
+        with (
+            read_only(folder / "hub"),
+            running_worker(folder, plane, hosts=hosts, **own, **more) as worker,
+        ):
             plane.wait_for("take", BOOT)
             yield SimpleNamespace(worker=worker, hosts=hosts, models=models)
+
+
+def test_cached_models_are_drawn_with_and_proven_without_a_request_or_a_hash(real):
+    real.hosts.forget_requests()
+    where = "org/tiny/cached"
+    job = {"prompt": "a cat", "steps": 4, "width": 64, "height": 64, "seed": 1}
+    job |= {"checkpoint": {"name": f"{where}/base.safetensors"}}
+    plain = completed(real.worker.run(job, BOOT))
+    drawn = completed(real.worker.run(job | {"loras": [f"{where}/one.safetensors"]}, BOOT))
+    assert [m["sha256"] for m in drawn["models"]] == [model.sha256 for model in real.models[:2]]
+    assert all(m["source"].startswith("hf://org/tiny@") for m in drawn["models"])
+    assert drawn["images"] != plain["images"]
+    assert real.hosts.requests == []
+    assert "hashing base" not in real.worker.log()
 
 
 def test_models_named_by_civitai_url_are_fetched_used_and_proven(real):

@@ -36,7 +36,17 @@ def test_pictures_lists_and_failures_come_over_http(shared):
     assert completed(runsync(url, {"task": "models"}))["models"]
     answer = runsync(url, SMALL | {"steps": 0})
     assert answer["output"]["detail"] == failed(answer, "INVALID_INPUT")
-    assert 'jobs_total{outcome="failed"} 1.0' in requests.get(f"{url}/metrics", timeout=30).text
+    metrics = requests.get(f"{url}/metrics", timeout=30).text
+    assert 'jobs_total{code="INVALID_INPUT",outcome="failed",task="txt2img"} 1.0' in metrics
+    assert 'jobs_total{code="",outcome="completed",task="models"} 1.0' in metrics
+    health = completed(runsync(url, {"task": "health"}))
+    assert health["worker"]["place"]["endpoint"] == "ep0"
+    assert health["worker"]["queue"] == {"waiting": 0, "oldest_seconds": 0}
+    assert f"gpu_seconds_total {health['worker']['gpu_seconds']}" in metrics
+    assert (
+        f'store_bytes{{kind="loras"}} {health["models"]["stored"]["loras"]["total_size"]}'
+        in metrics
+    )
 
 
 def test_a_host_name_of_the_internet_is_refused_unless_runpod_sends_it(shared, tmp_path):

@@ -76,7 +76,7 @@ def test_a_gpu_that_cannot_be_used_starts_nothing_unless_the_operator_says_so(ne
         write_nvidia_smi(worker.folder / "bin", text, status=255)
         worker.start()
     assert (refused.end(), refused.story()) == (UNFIT_MACHINE, [])
-    (line,) = refused.log().splitlines()
+    _, line = refused.log().splitlines()
     assert f"finds no usable GPU ({text}): install or repair the NVIDIA driver" in line
     arguments = started.await_event("engine started")["arguments"]
     on_cpu = ["--use-cpu", "all"] if engine == "a1111" else ["--device", "cpu"]
@@ -135,9 +135,11 @@ def test_the_handler_gets_the_arguments_of_start_sh_and_knows_it_and_the_engine(
     assert handler["arguments"] == ["--test_input", '{"input": {"prompt": "a  fox"}}']
     assert handler["environ"]["SUPERVISOR_PID"] == str(worker.process.pid)
     assert as_handler(worker).engine() == EngineProcess("running", pid=engine["pid"])
-    names = ("ENGINE_DEVICE", "ENGINE_GPU", "ENGINE_ATTENTION")
+    names = ("ENGINE_DEVICE", "ENGINE_GPU", "ENGINE_DRIVER", "ENGINE_ATTENTION")
     chosen = [handler["environ"][name] for name in names]
-    assert chosen == ["cuda", "NVIDIA GeForce RTX 4090", "xformers"]
+    card, driver = "NVIDIA GeForce RTX 4090", "550.54.15"
+    assert chosen == ["cuda", card, driver, "xformers"]
+    assert f"GPU {card}, driver {driver}; ready within" in worker.log().splitlines()[0]
     assert "device cuda (NVIDIA GeForce RTX 4090), attention xformers" in worker.log()
     assert worker.run_dir.stat().st_mode & 0o077 == 0
 

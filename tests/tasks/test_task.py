@@ -106,7 +106,7 @@ def test_rows_name_each_field_with_its_type_and_description():
     all_rows = [*rows(Failure), *(row for task in TASKS for row in rows(task.output))]
     types = {row.name: row.type for row in all_rows}
     assert types["models[].sha256"] == "string or null"
-    assert types["delivery.method"] == "base64 | s3 | put"
+    assert types["delivery.method"] == "base64 | s3 | put | stream"
     assert {"models[].merged_from[].te", "models.stored.*.count"} < types.keys()
     described = [*TASKS, *all_rows]
     assert [one for one in described if not one.description.endswith(".")] == []

@@ -23,8 +23,8 @@ from worker.errors import (
 from worker.generation.call import Call
 from worker.generation.catalog import Catalog
 from worker.generation.payload import Expected, Payload
+from worker.generation.picture_answer import PictureAnswer
 from worker.stopwatch import Stopwatch
-from worker.webui.client import PictureAnswer
 from worker.webui.engine import Engine
 from worker.webui.readiness import Ready
 from worker.webui.supervisor import EngineProcess

@@ -15,7 +15,8 @@ from worker.errors import (
     RouteMissing,
 )
 from worker.generation.catalog import Catalog
-from worker.webui.client import PictureAnswer, WebUI
+from worker.generation.picture_answer import PictureAnswer
+from worker.webui.client import WebUI
 from worker.webui.readiness import Readiness, likely_causes
 from worker.webui.supervisor import ORPHANED, EngineProcess, Supervisor
 

@@ -74,6 +74,19 @@ def _content(path: str, name: str) -> str:
         raise ConfigError(f"{name}={path!r} cannot be read: {error}.") from None
 
 
+def check_one_word(secret: str) -> None:
+    """Whether it can be sent in a header.
+
+    Raises:
+        ValueError: it cannot, or it is no secret, but RunPod's reference to one.
+    """
+    if "{{ RUNPOD_SECRET_" in secret:
+        raise ValueError("is a reference that RunPod did not replace: create that secret there")
+    # Another character in a header would cause an error whose text contains the secret.
+    if not re.fullmatch(r"[!-~]+", secret):
+        raise ValueError("must be one word of printable ASCII characters")
+
+
 def secret_values(environ: Mapping[str, str]) -> list[str]:
     """The values that must never be logged: credentials, and variables named like a secret."""
     written = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]

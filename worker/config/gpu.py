@@ -27,6 +27,7 @@ from worker.config.gpus import (
     oldest_driver,
 )
 from worker.config.nvidia_smi import Gpu
+from worker.config.platform_settings import one_line
 from worker.config.settings import PROJECT, Settings
 
 DEVICE_FILE = Path("/dev/nvidiactl")  # the driver's; it exists in each container with a GPU
@@ -57,12 +58,14 @@ class Compute:
         device: empty for an engine that start.sh does not start.
         attention: the implementation, or the flag by which the operator has chosen one.
         gpu: name of the GPU; empty if unknown.
+        driver: version of its driver; empty if unknown.
         environment: `NAME=value` for the engine, so that it uses that GPU.
     """
 
     device: Literal["cuda", "cpu", ""]
     attention: str = ""
     gpu: str = ""
+    driver: str = ""
     environment: tuple[str, ...] = ()
 
 
@@ -86,7 +89,16 @@ def examine(
     if answer.remarks:
         found.append(Finding(f"nvidia-smi reports: {answer.remarks}", fatal=False))
     chosen = attention(settings, gpu.capability, torch or {})
-    return found, Compute("cuda", chosen, gpu.name, environment)
+    name, driver = shown_name(gpu), one_line(gpu.driver) or ""
+    return found, Compute("cuda", chosen, name, driver, environment)
+
+
+def shown_name(gpu: Gpu) -> str:
+    """The GPU's name on one line, and whether it is, or may be, only a part of that card."""
+    name = one_line(gpu.name) or ""
+    if gpu.is_mig and "MIG" not in name:
+        return f"{name} (MIG slice)"
+    return name if gpu.total else f"{name} (memory unknown)"  # as of a slice in some containers
 
 
 # What the settings say ---------------------------------------------------------------------------

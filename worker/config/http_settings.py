@@ -1,15 +1,16 @@
-"""The settings of a worker that serves HTTP, and what RunPod sets."""
+"""The settings of a worker that serves HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from worker.config.as_written import as_host_names, as_origins, check_login
+from worker.config.platform_settings import PlatformSettings
 
 
-class HttpSettings(BaseModel):
+class HttpSettings(PlatformSettings):
     """A part of `worker.config.settings.Settings`."""
 
     port: int | None = Field(
@@ -44,11 +45,6 @@ class HttpSettings(BaseModel):
         description="Token that they must send as Bearer, or as the password of Basic. With"
         " `GATEWAY_LOGIN` either is right.",
     )
-    runpod_pod_id: str = Field("", description="Set by RunPod: id of this worker.")
-    runpod_endpoint_id: str = Field("", description="Set by RunPod: id of the endpoint.")
-    runpod_webhook_get_job: str = Field(
-        "", description="Set by RunPod: where jobs are taken from the endpoint's queue."
-    )
 
     @field_validator("gateway_hosts", mode="before")
     @classmethod
@@ -75,4 +71,4 @@ class HttpSettings(BaseModel):
     @property
     def is_load_balanced(self) -> bool:
         """Whether this is a worker of RunPod's load-balancing type, if it serves HTTP."""
-        return bool(self.runpod_pod_id and self.runpod_endpoint_id)
+        return self.is_serverless

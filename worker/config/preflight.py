@@ -17,15 +17,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker import VERSION
 from worker import log as worker_log
 from worker.config import gpu
 from worker.config.credentials import secret_values
 from worker.config.gpu import Compute, Finding
+from worker.config.platform_settings import (
+    DEFAULT_INIT_TIMEOUT,
+    EXIT_MARGIN,
+    init_seconds,
+    one_line,
+)
 from worker.config.ports import why_not_free
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.config.shell import for_start_sh
+from worker.config.store_settings import why_not_writable
 from worker.errors import ConfigError
 
+_LONGEST_ID = 40  # characters that are shown
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
 log = logging.getLogger("worker.config.preflight")  # it runs as __main__
@@ -54,7 +63,9 @@ def examine(
     """All problems of this machine, and with what the engine computes on it."""
     found = [*_port_findings(settings)]
     of_gpu, compute = gpu.examine(settings, environ, limits.answer)
-    return [*found, *of_gpu, *_store_findings(settings, limits)], compute
+    of_store = [*_volume_findings(settings), *_store_findings(settings, limits)]
+    of_times = (Finding(sentence, fatal=False) for sentence in warnings(settings))
+    return [*found, *of_gpu, *of_store, *of_times], compute
 
 
 def _port_findings(settings: Settings) -> Iterator[Finding]:
@@ -66,6 +77,25 @@ def _port_findings(settings: Settings) -> Iterator[Finding]:
             f"The engine cannot listen on port {port} of {host} ({problem}): stop the"
             " program that uses it, or set WEBUI_URL to another address of this machine."
         )
+
+
+def _volume_findings(settings: Settings) -> Iterator[Finding]:
+    """A volume of RunPod that cannot be written: the container's disk is used instead."""
+    folder = settings.read_only_models_dir
+    if folder is None:
+        return
+    volume = settings.runpod_volume_id[:_LONGEST_ID]
+    remedy = (
+        f"let user {os.getuid()} write to the network volume {volume!r}"
+        if volume
+        else "attach a network volume (RUNPOD_VOLUME_ID is not set, so there seems to be none)"
+    )
+    yield Finding(
+        f"{folder} cannot be written ({why_not_writable(folder) or 'when it was tried'}), so its"
+        f" models are only read, and new ones are stored in {settings.models_dir} on this"
+        f" container's disk: to keep them for other workers, {remedy}.",
+        fatal=False,
+    )
 
 
 def _store_findings(settings: Settings, limits: MachineLimits) -> Iterator[Finding]:
@@ -81,7 +111,8 @@ def _store_findings(settings: Settings, limits: MachineLimits) -> Iterator[Findi
         )
         return
     if not os.access(existing, os.W_OK | os.X_OK):
-        places = (folder, settings.baked_models_dir, settings.webui_dir / "models")
+        hub = [settings.hub_cache_dir] if settings.hub_cache_dir else []
+        places = (*settings.stores, *hub, settings.webui_dir / "models")
         yield Finding(
             f"MODELS_DIR={folder} cannot be written by user {os.getuid()}, so no model can be"
             " downloaded: give that user the folder, or set MODELS_DIR to another one.",
@@ -99,6 +130,51 @@ def _has_models(folder: Path) -> bool:
     return any(folder.rglob("*.safetensors")) or any(folder.rglob("*.ckpt"))
 
 
+# The first lines of the log ----------------------------------------------------------------------
+
+
+def introduction(settings: Settings) -> str:
+    """One line about the worker, for whoever reads only the log."""
+    place, build = settings.place, one_line(settings.revision)
+    of_runpod = [
+        f"{word} {place[name]}"
+        for word, name in (
+            *(("on pod", "pod"), ("of endpoint", "endpoint"), ("in", "data_center")),
+            ("with volume", "volume"),
+        )
+        if place[name]
+    ]
+    gpu, driver = one_line(settings.engine_gpu), one_line(settings.engine_driver)
+    parts = [
+        " ".join([f"worker {VERSION}{f' ({build})' if build else ''}", *of_runpod]),
+        " on ".join(filter(None, (f"engine {settings.engine}", settings.engine_device))),
+        f"models in {settings.models_dir}",
+        *([f"GPU {gpu}, driver {driver or 'unknown'}"] if gpu else []),
+        f"ready within {settings.ready_timeout:g} s",
+    ]
+    return "; ".join(parts)
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """Sentences about times for the start that do not fit together."""
+    text, seconds = settings.runpod_init_timeout, init_seconds(settings.runpod_init_timeout)
+    if text and seconds is None:
+        yield (
+            f"RUNPOD_INIT_TIMEOUT={one_line(text)} is no number of seconds above 0, so it counts as"
+            f" not set ({DEFAULT_INIT_TIMEOUT:g}): set a number such as 800, without a unit."
+        )
+    if not (seconds or settings.is_serverless):
+        return
+    allowed, ready_timeout = seconds or DEFAULT_INIT_TIMEOUT, settings.ready_timeout
+    if ready_timeout > allowed - EXIT_MARGIN:
+        yield (
+            f"READY_TIMEOUT is {ready_timeout:g} s, and RunPod ends a worker that is not ready"
+            f" after {allowed:g} s (RUNPOD_INIT_TIMEOUT), perhaps before the log has the reason:"
+            f" set RUNPOD_INIT_TIMEOUT={ready_timeout + EXIT_MARGIN:.0f} on the endpoint, or a"
+            " shorter READY_TIMEOUT."
+        )
+
+
 def main() -> int:
     """Print the settings for start.sh; returns 78 for a wrong setting, 71 for this machine."""
     try:
@@ -108,6 +184,9 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     found, compute = examine(settings, os.environ)
+    of_gpu = {"engine_device": compute.device, "engine_gpu": compute.gpu}
+    of_gpu |= {"engine_driver": compute.driver}
+    log.info("%s", introduction(settings.model_copy(update=of_gpu)))
     for one in found:
         log.log(logging.ERROR if one.fatal else logging.WARNING, "%s", one.sentence)
     if any(one.fatal for one in found):

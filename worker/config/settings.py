@@ -7,7 +7,6 @@ the variable of the same name in upper case.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,22 +33,18 @@ from worker.config.as_written import (
     usual_word,
 )
 from worker.config.bucket_address import BucketAddress
-from worker.config.credentials import CREDENTIALS, credentials, problem_with
-from worker.config.http_settings import HttpSettings
+from worker.config.credentials import CREDENTIALS, check_one_word, credentials, problem_with
+from worker.config.platform_settings import ready_timeout_of
+from worker.config.store_settings import StoreSettings
 from worker.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
-VOLUME = Path("/runpod-volume")  # where RunPod mounts a network volume
 _DAY = 86_400
-_PATHS = ("webui_dir", "models_dir", "baked_models_dir", "output_dir", "run_dir", "templates_file")
+_PATHS = (
+    *("webui_dir", "models_dir", "baked_models_dir", "read_only_models_dir", "hub_cache_dir"),
+    *("output_dir", "run_dir", "templates_file"),
+)
 EXIT_BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h, as in start.sh
-
-
-def _default_models_dir() -> Path:
-    """RunPod's network volume where it is mounted, the image's /models, or ./models."""
-    if VOLUME.is_dir():
-        return VOLUME / "models"
-    return Path("/models") if Path("/models").is_dir() else PROJECT / "models"
 
 
 def _address(url: str) -> tuple[str, int]:
@@ -61,7 +56,7 @@ def _default_run_dir(webui_url: str) -> Path:
     return Path(tempfile.gettempdir()) / f"a1111-worker-{_address(webui_url)[1]}"
 
 
-class Settings(HttpSettings):
+class Settings(StoreSettings):
     """The operator's settings. Immutable; every value is already checked."""
 
     model_config = ConfigDict(
@@ -100,25 +95,6 @@ class Settings(HttpSettings):
         description="Whether A1111 draws with the speed parts of"
         " [the worker's extension](internals/a1111-extension.md).",
     )
-    models_dir: Path = Field(
-        default_factory=_default_models_dir,
-        description="Folder of the model store. Default: `/runpod-volume/models` if that volume is"
-        " mounted, else `/models` if it exists, else `./models`.",
-    )
-    baked_models_dir: Path = Field(
-        Path("/app/models"),
-        description="Folder of the read-only models in the image, in the same layout.",
-    )
-    models_budget_gb: float | None = Field(
-        None,
-        ge=0,
-        description="GB (10^9 bytes) that downloaded models may occupy; not set: all of the disk"
-        " but 2 GiB. The least recently used ones are removed first.",
-    )
-    allow_pickles: bool = Field(
-        False,
-        description="Whether `.ckpt` and `.pt` files are allowed. Loading one can run any code.",
-    )
     civitai_api_key: SecretStr | None = Field(
         None,
         description="API key of CivitAI, which requires one for every download. Aliases:"
@@ -151,10 +127,11 @@ class Settings(HttpSettings):
         " file's `default_template`. `none`: no default.",
     )
     ready_timeout: float = Field(
-        390,
+        default_factory=lambda checked: ready_timeout_of(checked.get("runpod_init_timeout", "")),
         gt=0,
         le=_DAY,
-        description="Seconds within which the engine must make its first picture.",
+        description="Seconds within which the engine must make its first picture. Default:"
+        " `RUNPOD_INIT_TIMEOUT` less 30, at least 60; 390 without it.",
     )
     job_timeout: float = Field(
         540,
@@ -225,17 +202,6 @@ class Settings(HttpSettings):
         description="Folder for the state of start.sh and the handler; one per worker. Default:"
         " `a1111-worker-<port of the engine>` in the system's temporary folder.",
     )
-    supervisor_pid: int | None = Field(
-        None, description="Set by start.sh: its process, which restarts the engine on request."
-    )
-    engine_device: Literal["cuda", "cpu"] | None = Field(
-        None, description="Set by start.sh: where the engine computes."
-    )
-    engine_gpu: str | None = Field(None, description="Set by start.sh: name of the engine's GPU.")
-    engine_attention: str | None = Field(
-        None, description="Set by start.sh: the engine's implementation of attention."
-    )
-    runpod_gpu_count: str = Field("", description="Set by RunPod: number of GPUs of this worker.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level of the log lines that are written."
     )
@@ -249,9 +215,8 @@ class Settings(HttpSettings):
     @field_validator(*CREDENTIALS)
     @classmethod
     def _one_line(cls, secret: SecretStr | None) -> SecretStr | None:
-        # Another character in a header would cause an error whose text contains the secret.
-        if secret and not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
-            raise ValueError("must be one word of printable ASCII characters")
+        if secret:
+            check_one_word(secret.get_secret_value())
         return secret
 
     @field_validator("trusted_hosts", mode="before")
@@ -294,7 +259,8 @@ class Settings(HttpSettings):
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read and check the variables; an empty one counts as not set.
 
-        Quotes, spaces and line ends around a value are removed (`worker.config.as_written`).
+        Quotes, spaces and line ends around a value are removed (`worker.config.as_written`). A
+        folder on RunPod's volume is written to once, as a trial.
 
         Raises:
             ConfigError: names every wrong variable, its value and what it must be.
@@ -305,11 +271,13 @@ class Settings(HttpSettings):
         given["webui_args"] = f"{given['webui_args']} {a1111s}".strip()
         given |= credentials(environ)
         try:
-            return cls.model_validate({name: value for name, value in given.items() if value})
+            settings = cls.model_validate({name: value for name, value in given.items() if value})
         except ValidationError as error:
             # Leave out defaults that failed only because they depend on a wrong value.
             wrong = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
             raise ConfigError("; ".join(map(problem_with, wrong)) + ".") from None
+        # start.sh has decided for the processes that it starts.
+        return settings if settings.supervisor_pid else settings.with_writable_store()
 
     @property
     def bucket(self) -> BucketAddress | None:
@@ -329,21 +297,6 @@ class Settings(HttpSettings):
         """The templates file; None if none was set and no default one exists."""
         found = (folder / "templates.json" for folder in (Path.cwd(), PROJECT))
         return self.templates_file or next(filter(Path.is_file, found), None)
-
-    def to_bake(self) -> Settings:
-        """The settings for baking: the baked models' folder is the store.
-
-        Raises:
-            ConfigError: a volume would hide that folder.
-        """
-        folder = self.baked_models_dir.resolve()
-        volumes = {self.models_dir.resolve(), VOLUME}
-        if any(folder.is_relative_to(volume) for volume in volumes):
-            raise ConfigError(
-                f"BAKED_MODELS_DIR={str(folder)!r}: a volume mounted at {self.models_dir} or"
-                f" {VOLUME} would hide what is baked there; set it to another folder."
-            )
-        return self.model_copy(update={"models_dir": folder, "models_budget_gb": None})
 
     @property
     def webui_interpreter(self) -> Path:

@@ -5,10 +5,12 @@
     s3            the bucket, base64, smaller pictures in base64
     put           the job's URLs, base64, the bucket, smaller pictures in base64
 
-The bucket is left out if there is none, smaller pictures if the job does not permit them. base64
-works while the whole JSON is within RESULT_LIMIT_MB: RunPod drops a larger result without an
-error. Pictures that cost GPU time are never dropped silently: `warnings` reports any change of the
-method, and if none works, the error reports why and OUTPUT_DIR has the files.
+The bucket is left out if there is none, smaller pictures if the job does not permit them. Of a job
+that streams, the pictures may be on the stream alone: that is the last method, if RunPod has
+accepted all of them there. base64 works while the whole JSON is within RESULT_LIMIT_MB: RunPod
+drops a larger result without an error. Pictures that cost GPU time are never dropped silently:
+`warnings` reports any change of the method, and if none works, the error reports why and OUTPUT_DIR
+has the files.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from worker.delivery.bucket import Bucket
+from worker.delivery.early import EarlyPictures
 from worker.delivery.limits import MB, UPLOAD_LIMITS, ResultLimit, UploadLimits
 from worker.delivery.output_dir import OutputDir, cleaned
 from worker.delivery.put_url import put
@@ -56,7 +59,7 @@ _R = TypeVar("_R")
 
 
 class Made(Protocol):
-    """Pictures of the engine, such as a `worker.webui.client.PictureAnswer`."""
+    """Pictures of the engine, such as a `worker.generation.picture_answer.PictureAnswer`."""
 
     @property
     def images(self) -> Sequence[str]:
@@ -76,6 +79,7 @@ class _Finished:
         pictures: the same in the job's format.
         grids: number of grids, which come before the pictures.
         answer: the rest of the job's result.
+        early: what was delivered while later pictures were drawn.
     """
 
     job_id: str
@@ -84,6 +88,7 @@ class _Finished:
     pictures: Sequence[Picture]
     grids: int
     answer: JobAnswer
+    early: EarlyPictures
 
     def answer_with(
         self,
@@ -173,7 +178,29 @@ class Delivery:
                     f"output.urls.{number}: {error.message}", hint=error.hint
                 ) from None
 
-    def deliver(self, generated: Made, answer: JobAnswer, output: Output, job_id: str) -> JobAnswer:
+    def early(self, output: Output, job_id: str) -> EarlyPictures:
+        """For a job that streams: delivers each picture when it is finished."""
+        if output.delivery == "base64":
+            return EarlyPictures(output, None)
+
+        def upload(place: int, grids: int, picture: Picture) -> str:
+            if output.delivery == "put":
+                return put(self._http, output.urls[place - grids], picture, self._limits)
+            if not self._bucket:
+                raise DeliveryFailed("this endpoint has no bucket.")
+            key = _key(job_id, place, picture)
+            return self._bucket.upload(key, picture.data, picture.content_type)
+
+        return EarlyPictures(output, upload)
+
+    def deliver(
+        self,
+        generated: Made,
+        answer: JobAnswer,
+        output: Output,
+        job_id: str,
+        early: EarlyPictures | None = None,
+    ) -> JobAnswer:
         """Deliver the pictures; returns when they are delivered.
 
         Args:
@@ -181,6 +208,7 @@ class Delivery:
             answer: the rest of the job's result; its `images` are replaced.
             output: what the job asks for.
             job_id: becomes part of the names of files and of objects in the bucket.
+            early: the same pictures, delivered while later ones were drawn.
 
         Returns:
             The answer with `images`, `delivery` and perhaps more `warnings`.
@@ -189,12 +217,14 @@ class Delivery:
             ResultTooLarge: the result is larger than the limit, and no other method works.
             DeliveryFailed: uploads failed, and no other method works; or a conversion failed.
         """
-        pictures: Sequence[Picture] = ()
+        early = early or EarlyPictures(output, None)
+        pictures: Sequence[Picture] = early.pictures
         try:
-            convert = partial(from_engine, format_=output.format, quality=output.quality)
-            pictures = self._for_all(convert, generated.images)
+            if len(pictures) < len(generated.images):
+                convert = partial(from_engine, format_=output.format, quality=output.quality)
+                pictures = self._for_all(convert, generated.images)
             grids = int(generated.facts.get("index_of_first_image") or 0)
-            finished = _Finished(job_id, output, generated.images, pictures, grids, answer)
+            finished = _Finished(job_id, output, generated.images, pictures, grids, answer, early)
             delivered, pictures = self._try_methods(finished)
         except (DeliveryFailed, ResultTooLarge) as error:
             originals = pictures or self._for_all(from_engine, generated.images)
@@ -207,7 +237,7 @@ class Delivery:
 
     def _try_methods(self, finished: _Finished) -> _Delivered:
         failures: list[Undeliverable] = []
-        for method in self._methods(finished.output):
+        for method in self._methods(finished):
             try:
                 return method(finished, tuple(failures))
             except (DeliveryFailed, ResultTooLarge) as error:
@@ -216,15 +246,18 @@ class Delivery:
         details = {key: value for one in reversed(failures) for key, value in one.details.items()}
         raise type(first)(_messages(failures), hint=first.hint, **details)
 
-    def _methods(self, output: Output) -> list[_Method]:
+    def _methods(self, finished: _Finished) -> list[_Method]:
         """The methods to try, in this order; see the module's docstring."""
+        output = finished.output
         bucket: list[_Method] = [partial(self._to_bucket, self._bucket)] if self._bucket else []
         methods: dict[str, list[_Method]] = {
             "base64": [self._inline, *bucket],
             "s3": [*bucket, self._inline],
             "put": [self._to_urls, self._inline, *bucket],
         }
-        return methods[output.delivery] + ([self._smaller] if output.may_convert else [])
+        smaller: list[_Method] = [self._smaller] if output.may_convert else []
+        streamed: list[_Method] = [self._streamed] if finished.early.is_streamed else []
+        return methods[output.delivery] + smaller + streamed
 
     def _inline(self, finished: _Finished, failures: _Failures) -> _Delivered:
         pictures = finished.pictures
@@ -234,10 +267,11 @@ class Delivery:
 
     def _to_bucket(self, bucket: Bucket, finished: _Finished, failures: _Failures) -> _Delivered:
         pictures = finished.pictures
-        folder = cleaned(finished.job_id)
-        keys = [f"{folder}/{number}.{one.suffix}" for number, one in enumerate(pictures)]
-        types = [one.content_type for one in pictures]
-        urls = self._for_all(bucket.upload, keys, [one.data for one in pictures], types)
+        keys = [_key(finished.job_id, number, one) for number, one in enumerate(pictures)]
+        data, types = [one.data for one in pictures], [one.content_type for one in pictures]
+        urls = self._uploaded_early(finished, "s3") or self._for_all(
+            bucket.upload, keys, data, types
+        )
         facts = {"keys": keys} | ({"expires_in": bucket.lifetime} if bucket.lifetime else {})
         answer = finished.answer_with("s3", urls, pictures, failures, **facts)
         return self._within_limit(answer, uploaded=urls), pictures
@@ -245,9 +279,32 @@ class Delivery:
     def _to_urls(self, finished: _Finished, failures: _Failures) -> _Delivered:
         pictures = finished.pictures[finished.grids :]
         upload = partial(put, self._http, limits=self._limits)
-        urls = self._for_all(upload, finished.output.urls, pictures)
+        urls = self._uploaded_early(finished, "put") or self._for_all(
+            upload, finished.output.urls, pictures
+        )
         answer = finished.answer_with("put", urls, pictures, failures)
         return self._within_limit(answer, uploaded=urls), finished.pictures
+
+    @staticmethod
+    def _uploaded_early(finished: _Finished, method: str) -> list[str]:
+        """The URLs of pictures that were all uploaded while they were drawn; empty without.
+
+        Raises:
+            DeliveryFailed: an upload has failed then: it is not tried again.
+        """
+        early = finished.early
+        if finished.output.delivery != method:
+            return []
+        if early.failure:
+            raise early.failure
+        grids = finished.grids if method == "put" else 0
+        return early.urls if len(early.urls) == len(finished.pictures) - grids else []
+
+    def _streamed(self, finished: _Finished, failures: _Failures) -> _Delivered:
+        """Leave the pictures out of the result: the caller has them from the stream."""
+        answer = finished.answer_with("stream", (), finished.pictures, failures)
+        answer["warnings"].append(f"the {len(finished.pictures)} pictures are on /stream only.")
+        return self._within_limit(answer), finished.pictures
 
     def _smaller(self, finished: _Finished, failures: _Failures) -> _Delivered:
         output = finished.output
@@ -285,6 +342,11 @@ class Delivery:
         """Call the function for each picture, several at once; raises the first error."""
         with ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="delivery") as pool:
             return list(pool.map(work, *items))
+
+
+def _key(job_id: str, place: int, picture: Picture) -> str:
+    """The key of the object in the bucket; `place` is the picture's among the images."""
+    return f"{cleaned(job_id)}/{place}.{picture.suffix}"
 
 
 def _messages(failures: Sequence[Undeliverable]) -> str:

@@ -79,7 +79,8 @@ def write(pictures: Sequence[Picture], folder: Path, job_id: str) -> list[Path]:
 
 def summary(facts: Mapping[str, Any], result: Mapping[str, Any], files: Sequence[Path]) -> str:
     """A few lines for a person: prompt, seed, models, seconds, files and warnings."""
-    timings = ", ".join(f"{name} {value}" for name, value in result["timings"].items())
+    shown = result["timings"].keys() - {"gpu_seconds", "usd_per_picture"}
+    timings = ", ".join(f"{name} {s}" for name, s in result["timings"].items() if name in shown)
     lines = [
         *_about_drawing(facts, result),
         f"seconds  {timings}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from worker.formats.names import Kind
 from worker.formats.safetensors_header import Header
 
@@ -19,6 +21,12 @@ _MATRIX = 2
 def roles(kind: Kind) -> tuple[str, ...]:
     """The roles of files that a job can use as this kind, beside the one of its own name."""
     return ROLES if kind == KIND else ()
+
+
+def kind_of(role: str | None) -> Kind:
+    """The kind of a file with this role, if neither a job nor a host names it."""
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    return KIND if role in ROLES else next((kind for kind in kinds if kind == role), "checkpoint")
 
 
 def family(role: str, header: Header) -> str | None:

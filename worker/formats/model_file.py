@@ -107,8 +107,12 @@ class ModelFile:
 
     @property
     def has_config(self) -> bool:
-        """Whether a `.yaml` beside the checkpoint says how A1111 builds the model."""
-        return self.kind == "checkpoint" and self.path.with_suffix(".yaml").is_file()
+        """Whether a `.yaml` beside the operator's checkpoint says how A1111 builds the model.
+
+        That of a repository in the Hugging Face cache is not used: it could name any code to run.
+        """
+        is_own = self.kind == "checkpoint" and self.source is None
+        return is_own and self.path.with_suffix(".yaml").is_file()
 
     def header(self) -> Header | None:
         """The safetensors header; None for a pickle. Raises ModelFileInvalid."""

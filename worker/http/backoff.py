@@ -51,6 +51,11 @@ class Backoff:
         self._next = min(2 * self._next, self._most)
         return max(own, min(asked_for or 0.0, self._longest_wait))
 
+    @property
+    def is_worth_a_line(self) -> bool:
+        """Whether the log needs this failure: the 1st, 2nd, 4th, 8th, ... of a row."""
+        return self.failures & (self.failures - 1) == 0
+
     def reset(self) -> None:
         """Start again with the first pause, because an attempt has succeeded."""
         self.failures = 0

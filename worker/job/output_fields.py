@@ -26,6 +26,7 @@ def _usual_name(value: object) -> object:
 
 
 Method = Literal["base64", "s3", "put"]
+ReportedMethod = Literal["base64", "s3", "put", "stream"]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=8192, strip_whitespace=True)]
 
 DEFAULT_QUALITY = 90
@@ -60,6 +61,12 @@ class Output(Strict):
     preview: StrictBool = Field(
         False,
         description="Progress reports have a small JPEG of the unfinished picture (A1111 only).",
+    )
+
+    stream: StrictBool = Field(
+        False,
+        description="Send progress and each finished picture to RunPod's `/stream` while the job"
+        " runs; see docs/streaming.md.",
     )
 
     @model_validator(mode="after")

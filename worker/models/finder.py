@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker.errors import ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe
+from worker.errors import (
+    ModelFileInvalid,
+    ModelHashMismatch,
+    ModelNotFound,
+    ModelNotSupported,
+    ModelUnsafe,
+)
 from worker.extensions import scripts
 from worker.extensions.preprocessors import ANNOTATORS
 from worker.formats.model_file import ModelFile
@@ -13,7 +19,7 @@ from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
 from worker.job.models import meant_lora, wanted_models
 from worker.job.prompt import lora_tags
-from worker.job.reference import Sha256, StoreName, Wanted
+from worker.job.reference import HuggingFaceFile, Sha256, StoreName, Wanted
 from worker.job.request import PictureRequest
 from worker.models.store.references import References
 from worker.models.store.store import Store
@@ -36,11 +42,12 @@ class Finder:
 
         Raises:
             ModelNotFound: the job gives a file name that the store does not have.
+            ModelHashMismatch: see `_cached`.
         """
         ref = wanted.ref
         if isinstance(ref, StoreName):
             return self.by_name(wanted.kind or "checkpoint", ref.name)
-        if file := self._local(wanted):
+        if file := self._local(wanted) or self._cached(wanted):
             return file
         sha256 = self._expected_sha256(wanted)
         file = self._store.by_sha256(sha256) if sha256 else None
@@ -65,6 +72,8 @@ class Finder:
             file = self._trained(name)
         if file is None:
             raise self._store.not_found(kind, name)
+        if self._store.hub.has(file):
+            return self._store.hub.with_hash(file)
         if file.verified_sha256:
             self._store.by_sha256(file.verified_sha256)  # records the use
         return file
@@ -98,9 +107,33 @@ class Finder:
     def _local(self, wanted: Wanted) -> ModelFile | None:
         """The file in the store, if the reference can also be read as its path there."""
         file = self._store.find(wanted.kind or "checkpoint", wanted.local) if wanted.local else None
+        if file and self._store.hub.has(file):
+            return None  # `_cached` finds it by the reference, and compares its hash
         if file and file.verified_sha256:
             self._store.by_sha256(file.verified_sha256)  # records the use
         return file
+
+    def _cached(self, wanted: Wanted) -> ModelFile | None:
+        """The file in the Hugging Face cache. The host is not asked whether a branch has moved.
+
+        Raises:
+            ModelHashMismatch: the job requires another hash of a file at a fixed commit; its host
+                has no other file either.
+        """
+        ref = wanted.ref
+        file = self._store.hub.find(ref, wanted.kind) if isinstance(ref, HuggingFaceFile) else None
+        if file is None or wanted.sha256 in {None, file.verified_sha256}:
+            return file
+        if ref.is_moving:
+            return None  # it may have moved to the file that the job requires
+        raise ModelHashMismatch(
+            f"{file.source} in the Hugging Face cache has the SHA-256 {file.verified_sha256},"
+            f" but the job requires {wanted.sha256}.",
+            hint="A commit never changes, so no download is tried. Correct `sha256`, or leave it"
+            " out.",
+            expected=wanted.sha256,
+            actual=file.verified_sha256,
+        )
 
     def _operators_file(self, wanted: Wanted) -> ModelFile | None:
         """A file that the operator added; it is hashed only if the job gives its file name."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from worker.errors import InvalidInput, ModelNotFound, WorkerError
+from worker.formats import control_models
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
 from worker.http.client import NO_CANCEL
@@ -29,7 +30,7 @@ from worker.job.reference import ModelRef, Wanted, parse_reference
 from worker.job.request import PictureRequest
 from worker.job.template import Template
 from worker.models.finder import Finder, all_wanted
-from worker.models.store.fetcher import Fetcher, kind_of
+from worker.models.store.fetcher import Fetcher
 from worker.models.store.progress import DownloadProgress, report_for
 from worker.models.store.store import Store
 from worker.models.volume.files import VolumeFiles
@@ -166,7 +167,9 @@ class Push:
             )
         file = ModelFile(kind or "checkpoint", path, stem_of(path.name), path.stat().st_size)
         if kind is None:
-            file = ModelFile(kind_of(file.architecture()), path, file.stem, file.size)
+            file = ModelFile(
+                control_models.kind_of(file.architecture().role), path, file.stem, file.size
+            )
         file.check()
         return file
 

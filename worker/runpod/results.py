@@ -1,4 +1,4 @@
-"""Posts a job's result to RunPod until it is accepted, and reports of its progress.
+"""Posts a job's result to RunPod until it is accepted, and before it its progress and its chunks.
 
 The SDK tries a result three times after a 5xx and drops it after any other failure: a broken
 connection, 429, 400, 413. Here the worker tries again after a temporary failure. A result that
@@ -51,33 +51,58 @@ class _Reply:
 
 
 class ResultPoster:
-    """Posts over one session; `url` is RunPod's route for results, with `$ID` for the job's id."""
+    """Posts over one session.
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, timing: TransportTiming) -> None:
+    Args:
+        session: has the headers with the key.
+        url: RunPod's route for results, with `$ID` for the job's id.
+        stream_url: the same for the chunks of a job that streams; None: it is not known.
+        timing: how long to wait.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        timing: TransportTiming,
+        stream_url: str | None = None,
+    ) -> None:
         self._session = session
         self._url = url
+        self._stream_url = stream_url
         self._timing = timing
+        self._streamed: set[str] = set()  # the running jobs that have sent a chunk
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether RunPod's route for chunks is known."""
+        return self._stream_url is not None
+
+    def forget(self, job_id: str) -> None:
+        """The job is over."""
+        self._streamed.discard(job_id)
 
     async def post_result(self, job_id: str, body: Mapping[str, Any]) -> bool:
         """Post a result, or a short error in its place; returns whether RunPod accepted one."""
+        url = self._done_url(job_id, is_stream=job_id in self._streamed)
         try:
             # 5 ms for 1 MB; a thread would hold the interpreter's lock just as long.
             encoded = _encode(body)
         except _NOT_JSON as error:
             problem: WorkerError = InternalError(f"the result is not JSON: {error}.")
         else:
-            answer = await self._post_again(job_id, encoded)
+            answer = await self._post_again(url, job_id, encoded)
             if answer.is_accepted:
                 return True
             problem = _refused(answer, len(encoded))
         logger.error("%s", problem)
-        return await self._post_short_error(job_id, _encode(short_error(problem, body)))
+        return await self._post_short_error(url, job_id, _encode(short_error(problem, body)))
 
-    async def _post_short_error(self, job_id: str, encoded: bytes) -> bool:
+    async def _post_short_error(self, url: str, job_id: str, encoded: bytes) -> bool:
         """Post the short error; it is small and valid, so a refusal is probably temporary."""
         back_off = self._back_off()
         for _ in range(SHORT_ERROR_ATTEMPTS):
-            answer = await self._post_again(job_id, encoded)
+            answer = await self._post_again(url, job_id, encoded)
             if answer.is_accepted:
                 return True
             await asyncio.sleep(back_off.pause(answer.retry_after))
@@ -94,32 +119,63 @@ class ResultPoster:
         except _NOT_JSON as error:
             logger.warning("a progress report is not JSON: %s", error)
             return False
-        answer = await self._post(job_id, encoded, self._timing.progress)
+        url = self._done_url(job_id, is_stream=False)
+        answer = await self._post(url, job_id, encoded, self._timing.progress)
         if not answer.is_accepted:
             logger.info("a progress report was lost: %s", answer.summary)
         return answer.is_accepted
 
-    async def _post_again(self, job_id: str, encoded: bytes) -> _Reply:
+    async def post_chunk(self, job_id: str, chunk: Mapping[str, Any], *, again: bool) -> bool:
+        """Post a chunk to the job's `/stream`; returns whether RunPod accepted it.
+
+        With `again` it is posted as a result is, until RunPod accepts or refuses it for good;
+        otherwise once, as a progress report. The chunks of a job must be awaited one by one.
+        """
+        if self._stream_url is None:
+            return False
+        self._streamed.add(job_id)
+        url = f"{self._stream_url.replace('$ID', job_id)}&isStream=false"  # as the SDK
+        try:
+            encoded = _encode({"output": chunk})
+        except _NOT_JSON as error:
+            logger.warning("a chunk of the stream is not JSON: %s", error)
+            return False
+        if again:
+            answer = await self._post_again(url, job_id, encoded, "a chunk of the stream")
+        else:
+            answer = await self._post(url, job_id, encoded, self._timing.progress)
+        if not answer.is_accepted:
+            what = "a picture's chunk" if again else "a progress chunk"
+            level = logging.WARNING if again else logging.INFO
+            logger.log(level, "%s was lost: %s", what, answer.summary)
+        return answer.is_accepted
+
+    def _done_url(self, job_id: str, *, is_stream: bool) -> str:
+        return f"{self._url.replace('$ID', job_id)}&isStream={str(is_stream).lower()}"
+
+    async def _post_again(
+        self, url: str, job_id: str, encoded: bytes, what: str = "the result"
+    ) -> _Reply:
         """Post until RunPod accepts or refuses for good, at most for `timing.result`."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._timing.result
         back_off = self._back_off()
         while True:
-            answer = await self._post(job_id, encoded, self._timing.post)
+            answer = await self._post(url, job_id, encoded, self._timing.post)
             if not answer.is_temporary:
                 return answer
             pause = back_off.pause(answer.retry_after)
             if clock() + pause > deadline:
                 return answer
             logger.warning(
-                "RunPod has not accepted the result (%s): next attempt in %.1f s",
+                "RunPod has not accepted %s (%s): next attempt in %.1f s",
+                what,
                 answer.summary,
                 pause,
             )
             await asyncio.sleep(pause)
 
-    async def _post(self, job_id: str, encoded: bytes, seconds: float) -> _Reply:
-        url = f"{self._url.replace('$ID', job_id)}&isStream=false"
+    async def _post(self, url: str, job_id: str, encoded: bytes, seconds: float) -> _Reply:
         try:
             async with self._session.post(
                 url,

@@ -48,11 +48,13 @@ class Routes:
 
     Attributes:
         headers: for every call; they hold the key.
+        stream: for the chunks of jobs that stream, as `done`; None: not known.
     """
 
     take: str
     done: str
     headers: dict[str, str] = field(repr=False)
+    stream: str | None = None
 
     @property
     def stop(self) -> str | None:
@@ -113,7 +115,7 @@ class Transport:
             aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
             JobPoller(self._routes.take, headers, timing) as poller,
         ):
-            self.poster = ResultPoster(session, self._routes.done, timing)
+            self.poster = ResultPoster(session, self._routes.done, timing, self._routes.stream)
             stops = asyncio.ensure_future(self._watch_stops(session))
             try:
                 await self._take_jobs(poller)
@@ -152,7 +154,11 @@ class Transport:
                 jobs = await poller.take(free, busy=bool(self._tasks), ending=self._ending)
             except PollFailed as problem:
                 pause = back_off.pause(problem.retry_after)
-                logger.warning("taking a job failed (%s): next poll in %.1f s", problem, pause)
+                if back_off.is_worth_a_line:
+                    logger.warning(
+                        "taking a job failed (%s; %d times in a row): next poll in %.1f s",
+                        *(problem, back_off.failures, pause),
+                    )
                 await self._pause(pause)
                 continue
             back_off.reset()
@@ -194,6 +200,8 @@ class Transport:
         finally:
             self._running_jobs.remove(job_id)
             self._finished.append(job_id)
+            if self.poster:
+                self.poster.forget(job_id)
             del self._jobs[job_id]
 
     # Stop --------------------------------------------------------------------------------------
@@ -214,11 +222,12 @@ class Transport:
                 job_ids = await _poll_stop_signals(session, url)
             except (PollFailed, aiohttp.ClientError, asyncio.TimeoutError, OSError) as problem:
                 pause = back_off.pause(getattr(problem, "retry_after", None))
-                logger.info(
-                    "asking for stop signals failed (%s): next poll in %.1f s",
-                    type(problem).__name__,
-                    pause,
-                )
+                if back_off.is_worth_a_line:
+                    logger.info(
+                        "asking for stop signals failed (%s; %d times in a row): next poll in"
+                        " %.1f s",
+                        *(type(problem).__name__, back_off.failures, pause),
+                    )
                 await asyncio.sleep(pause)
                 continue
             back_off.reset()

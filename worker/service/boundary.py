@@ -44,9 +44,11 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     try:
         job = await asyncio.to_thread(read, worker, job)
         task = worker.tasks.of(job.input)
+        worker.counters.runs(job.id, task.name)
         answer = await task(worker, job)
     except WorkerError as error:
         log.warning("failed %s: %s", job.stopwatch.timings(), error)
+        job = replace(job, notes=(*job.notes, *await job.stream.warnings()))
         return _failed(task, job, error, retire=bool(worker.engine.retiring))
     except asyncio.CancelledError:
         log.warning("cancelled %s", job.stopwatch.timings())
@@ -54,6 +56,7 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     except Exception:  # the job boundary: the caller gets an id, the log gets the rest
         problem = InternalError.with_id()
         log.exception("internal error %s", problem.details["id"])
+        await job.stream.lost()  # the pictures that were finished before
         return _failed(task, job, problem)
     log.info("done %s", job.stopwatch.timings())
     return _noted(to_json(answer, retire=bool(worker.engine.retiring)), job)

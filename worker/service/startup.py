@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from worker.config.ports import is_answered
+from worker.config.preflight import introduction, warnings
 from worker.config.settings import Settings
 from worker.errors import WorkerError
 from worker.stopwatch import Stopwatch
@@ -21,8 +22,16 @@ Background = Callable[[threading.Event, threading.Event], object]
 
 
 def advise(settings: Settings) -> None:
-    """Say at once what to do if nothing has started the engine: the wait for it is long."""
-    if settings.supervisor_pid is None and not is_answered(*settings.engine_address):
+    """Say at once what to do if nothing has started the engine: the wait for it is long.
+
+    Without start.sh nothing else has logged what this worker is, either.
+    """
+    if settings.supervisor_pid is not None:
+        return
+    log.info("%s", introduction(settings))
+    for warning in warnings(settings):
+        log.warning("%s", warning)
+    if not is_answered(*settings.engine_address):
         log.warning(
             "nothing listens on port %d of %s, and handler.py alone starts no engine: run"
             " ./start.sh or make serve, which start both, or set WEBUI_URL to an engine that runs",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -22,6 +22,7 @@ from worker.errors import InvalidInput, WorkerError
 from worker.job.model_fields import ABOUT_TASK, Strict, TaskInput
 from worker.job.request import check
 from worker.service.progress import JobProgress
+from worker.service.stream import JobStream
 from worker.shown import shown
 from worker.spelling import near_matches
 from worker.stopwatch import Stopwatch
@@ -41,6 +42,7 @@ class Job:
     Attributes:
         input: what the caller sent, unchecked; in our own form once it is `understood`.
         notes: warnings about what was read as what, for the answer.
+        stream: what is sent to the job's `/stream` while it runs.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Job:
     stopwatch: Stopwatch
     progress: JobProgress
     notes: tuple[str, ...] = ()
+    stream: JobStream = field(default_factory=JobStream)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,13 @@ class Tasks(Generic[Worker]):
             return self._tasks[name]
         word = name[:_LONGEST_NAME] if isinstance(name, str) else ""
         raise InvalidInput(f"task = {shown(name)} is not known.", hint=self._hint(word))
+
+    def name_of(self, job_input: object) -> str:
+        """The task's name for an input in any form; empty if there is no such task."""
+        try:
+            return self.of(understood(job_input).input).name
+        except InvalidInput:
+            return ""
 
     def is_quick(self, job_input: object) -> bool:
         """Whether this input is answered beside a job that draws: a list, or a batch of lists."""

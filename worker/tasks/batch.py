@@ -18,7 +18,7 @@ from worker.service.boundary import answer_of
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.service.waiting import BatchTurn, give_turns
-from worker.stopwatch import Stopwatch
+from worker.stopwatch import ABOUT_COST
 from worker.webui.runner import finish
 
 MOST_INPUTS = 64
@@ -50,6 +50,7 @@ class BatchResult(Answer):
     failed: int = Field(description="Number of inputs that have an error.")
     timings: dict[str, float] = Field(
         description="Seconds: `queue` (wait for other jobs) and `total`; each result has its own."
+        + ABOUT_COST
     )
 
 
@@ -115,9 +116,11 @@ async def _end(running: list[asyncio.Task[dict[str, Any]]], leading: asyncio.Tas
 
 def _part(job: Job, wanted: BatchRequest, number: int) -> Job:
     """One input as a job of its own, with the deadline of the whole."""
-    progress = job.progress.part(number + 1, len(wanted.inputs))
-    stopwatch = Stopwatch(job.stopwatch.left(), progress.entered)
-    return Job(f"{job.id}-{number + 1}", wanted.inputs[number], stopwatch, progress)
+    place = (number + 1, len(wanted.inputs))
+    progress, stream = job.progress.part(*place), job.stream.part(*place)
+    stopwatch = job.stopwatch.part(progress.entered)
+    job_id = f"{job.id}-{number + 1}"
+    return Job(job_id, wanted.inputs[number], stopwatch, progress, stream=stream)
 
 
 async def _run_one(worker: Worker, job: Job, turn: BatchTurn) -> dict[str, Any]:

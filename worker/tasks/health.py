@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import Field
 
+from worker import VERSION
 from worker.answer import ABOUT_NOTES, Absent, Answer, AnswerPart, left_out
+from worker.config.platform_settings import one_line
+from worker.config.prices import usd_per_second
+from worker.config.settings import Settings
+from worker.models.store.space import free_bytes
 from worker.service.parts import Worker
-from worker.service.report import WorkerHealth
+from worker.service.report import Place, WorkerHealth
 from worker.service.task import Job, Task
 
 
@@ -25,6 +31,7 @@ class EngineHealth(AnswerPart):
         description="Where it computes; null if start.sh has not started it."
     )
     gpu: str | None = Field(description="Name of its GPU; null on the CPU, or if unknown.")
+    driver: str | None = Field(description="Version of that GPU's driver; null if unknown.")
     attention: str | None = Field(
         description="Its implementation of attention: `xformers`, `sdp` (torch's own), or the flag"
         " of `WEBUI_ARGS` that chooses another; null if start.sh has not started it."
@@ -49,6 +56,24 @@ class LeftOutFile(AnswerPart):
     reason: str = Field(description="Why it cannot be used.")
 
 
+class Disk(AnswerPart):
+    """The space of the model store, in bytes."""
+
+    budget: int | None = Field(
+        description="What the fetched models may use, `MODELS_BUDGET_GB`; null: all of the disk."
+    )
+    free: int | None = Field(description="Free bytes of its disk; null if it cannot be read.")
+
+
+class CachedRepository(AnswerPart):
+    """A repository in the Hugging Face cache."""
+
+    repo: str = Field(description="Its name, `org/name`.")
+    commit: str = Field(description="The commit that `main` means in the cache.")
+    files: int = Field(description="Number of its model files.")
+    bytes: int = Field(description="Their size.")
+
+
 class ModelsHealth(AnswerPart):
     """The models of jobs since the worker's start."""
 
@@ -57,6 +82,11 @@ class ModelsHealth(AnswerPart):
     bytes_fetched: int = Field(description="Bytes that were downloaded.")
     stored: dict[str, StoredModels] = Field(
         description="What the store holds: `checkpoints`, `loras`, `vaes`, `embeddings`."
+    )
+    disk: Disk = Field(description="The space for them.")
+    cached: list[CachedRepository] = Field(
+        description="Up to 20 repositories in [the Hugging Face cache](cached-models.md), which is"
+        " only read and is not part of `stored`."
     )
     left_out: list[LeftOutFile] = Field(
         description="Up to 20 of your own files that are hidden from the engine, because A1111"
@@ -76,16 +106,52 @@ class Health(Answer):
 
 async def run(worker: Worker, job: Job, _checked: object) -> Health:
     """Ask the engine and the model store; it does not wait for other jobs or for the engine."""
-    engine = await asyncio.to_thread(worker.engine.health)
-    names = ("device", "gpu", "attention")
-    engine |= {name: getattr(worker.settings, f"engine_{name}") for name in names}
-    models = await asyncio.to_thread(worker.models.health)
+    engine, models = await asyncio.to_thread(measure, worker)
     return Health.model_construct(
-        worker=worker.counters.health(worker.startup.seconds, asked_by=job.id),
-        engine=EngineHealth.model_construct(**engine),
-        models=ModelsHealth.model_construct(**models),
+        worker=of_worker(worker, asked_by=job.id),
+        engine=engine,
+        models=models,
         timings=job.stopwatch.timings(),
     )
+
+
+def of_worker(worker: Worker, asked_by: str | None = None) -> WorkerHealth:
+    """The numbers of this process, at once."""
+    settings, counters = worker.settings, worker.counters
+    return WorkerHealth.model_construct(
+        version=VERSION,
+        revision=one_line(settings.revision),
+        place=Place.model_construct(None, **settings.place),
+        uptime_seconds=round(counters.uptime_seconds, 1),
+        gpu_seconds=round(counters.gpu_seconds, 3),
+        usd_per_second=usd_per_second(settings),
+        jobs=counters.jobs(asked_by),
+        queue=counters.queue() if counters.queue else None,
+        phases=counters.phase_seconds(),
+        startup=dict(worker.startup.seconds),
+    )
+
+
+def measure(worker: Worker) -> tuple[EngineHealth, ModelsHealth]:
+    """Ask the engine and the model store; blocks, at most as long as the engine's client waits."""
+    settings = worker.settings
+    engine = EngineHealth.model_construct(
+        None,
+        **worker.engine.health(),
+        device=settings.engine_device,
+        gpu=one_line(settings.engine_gpu),
+        driver=one_line(settings.engine_driver),
+        attention=one_line(settings.engine_attention),
+    )
+    models = ModelsHealth.model_construct(None, **worker.models.health(), disk=_disk(settings))
+    return engine, models
+
+
+def _disk(settings: Settings) -> Disk:
+    budget, free = settings.models_budget_gb, None
+    with suppress(OSError):  # a network volume that is gone
+        free = free_bytes(settings.models_dir)
+    return Disk.model_construct(budget=None if budget is None else round(budget * 1e9), free=free)
 
 
 TASK = Task(

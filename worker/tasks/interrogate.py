@@ -14,6 +14,7 @@ from worker.job.image_fields import ImageText
 from worker.job.model_fields import ABOUT_TASK, TaskInput, Timeout
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
+from worker.stopwatch import ABOUT_COST
 
 # A1111 v1.9.3 catches any failure of its CLIP interrogator, and answers 200 with this text.
 _FAILED = "<error>"
@@ -41,7 +42,7 @@ class Caption(Answer):
     model: str = Field(description="The model that wrote it.")
     timings: dict[str, float] = Field(
         description="Seconds of each phase: `prepare` (read the picture), `queue` (wait for the"
-        " engine), `generate`; and their `total`."
+        " engine), `generate`; and their `total`." + ABOUT_COST
     )
     warnings: list[str] | Absent = left_out(ABOUT_NOTES)
 

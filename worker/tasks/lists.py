@@ -48,9 +48,14 @@ class StoredFile(Listed):
     """A model file of the store."""
 
     sha256: str | None = Field(
-        description="SHA-256 of a file that a worker fetched; null for the operator's own."
+        description="SHA-256 of a file that a worker fetched, or of a cached one if it is known;"
+        " null for the operator's own."
     )
     size: int = Field(description="Bytes.")
+    source: str | None = Field(
+        description="Where it is from: `hf://repo@commit/path`, `civitai:...`, a URL; null for the"
+        " operator's own."
+    )
     in_engine: bool | None = Field(
         description="Whether the engine lists it now; jobs can name it in any case. Null: the"
         " engine does not answer."
@@ -158,6 +163,7 @@ def _file(
         "name": name,
         "sha256": file.verified_sha256,
         "size": file.size,
+        "source": file.source,
         "in_engine": None if listed is None else is_listed,
     }
     return how.item.model_construct(**fields | how.more(name, file, entry))

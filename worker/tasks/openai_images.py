@@ -84,7 +84,7 @@ class OpenAIAnswer(Answer):
     models: list[dict[str, Any]] | Absent = left_out("The models that were used, as in a result.")
     template: str | Absent = left_out("The template that was used.")
     delivery: dict[str, Any] | Absent = left_out("How they were delivered, as in a result.")
-    timings: dict[str, float] = Field(description="Seconds, as those of a txt2img job.")
+    timings: dict[str, float] = Field(description="As those of a txt2img job.")
     warnings: list[str] | Absent = left_out(
         "Sentences about what was changed, went wrong or has no effect."
     )

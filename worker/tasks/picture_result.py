@@ -13,8 +13,9 @@ from worker.formats.names import Kind
 from worker.generation.proof import applied_loras
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
-from worker.job.output_fields import ImageFormat, Method
+from worker.job.output_fields import ImageFormat, ReportedMethod
 from worker.job.request import JobFields
+from worker.stopwatch import ABOUT_COST
 
 
 class ConvertedFrom(AnswerPart):
@@ -72,8 +73,9 @@ class ResolvedPrompts(AnswerPart):
 class DeliveryReport(AnswerPart):
     """How the pictures were delivered."""
 
-    method: Method = Field(
+    method: ReportedMethod = Field(
         description="How they were delivered; `warnings` has the reason if the job named another."
+        " `stream`: they are on `/stream` only, because the result would be too large."
     )
     format: ImageFormat = Field(description="Format of the pictures.")
     quality: int | Absent = left_out("Quality of jpeg and webp, 1 to 100.")
@@ -106,7 +108,7 @@ class Undelivered(Answer):
     timings: dict[str, float] = Field(
         description="Seconds of each phase: `validate`, `prepare` (find or fetch the models),"
         " `images` (read the job's pictures, at the same time), `queue` (wait for the engine),"
-        " `generate`, `deliver`; and the `total`."
+        " `generate`, `deliver`; and the `total`." + ABOUT_COST
     )
     warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
     template: str | Absent = left_out("The template that was used.")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from worker.answer import plain
 from worker.errors import WorkerError
 from worker.extensions import scripts
-from worker.generation import init_images, payload
+from worker.generation import init_images, iterations, payload
 from worker.generation.init_images import InitImages
 from worker.generation.payload import Payload
+from worker.generation.picture_answer import PictureAnswer
 from worker.job import request
 from worker.job.img2img import Img2ImgRequest
 from worker.job.models import Models
@@ -26,8 +29,8 @@ from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.service.waiting import in_thread, together
 from worker.tasks import picture_result
+from worker.tasks.finished_pictures import Finished, FinishedPictures
 from worker.tasks.picture_result import PictureResult, Undelivered
-from worker.webui.client import PictureAnswer
 
 Request = TypeVar("Request", bound=PictureRequest)
 
@@ -51,19 +54,27 @@ def check(worker: Worker, job: Job, model: type[Request]) -> Request:
 
 async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult:
     """From the checked input to the delivered pictures."""
-    async with prepared(worker, job, wanted) as ready:
+    async with (
+        FinishedPictures(worker, job, wanted.output) as finished,
+        prepared(worker, job, wanted) as ready,
+    ):
         async with worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models)):
-            generated = await generate(worker, job, ready)
-        return await deliver(worker, job, ready, generated)
+            generated = await generate(worker, job, ready, finished)
+        return await deliver(worker, job, ready, generated, finished)
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A job whose models are found, checked and linked, and which the engine can draw."""
+    """A job whose models are found, checked and linked, and which the engine can draw.
+
+    Attributes:
+        requests: to the engine: the payload, or of a job that streams one for each iteration.
+    """
 
     wanted: PictureRequest
     models: Models
     payload: Payload
+    requests: Sequence[Payload]
 
 
 @asynccontextmanager
@@ -81,9 +92,23 @@ async def prepared(worker: Worker, job: Job, wanted: PictureRequest) -> AsyncIte
             models, (init, units) = await _models_and_pictures(worker, job, wanted)
     try:
         composed = payload.build(wanted, names, models, catalog.styles, init, pictures=units)
-        yield Ready(wanted, models, composed)
+        yield _ready(worker, job, wanted, models, composed)
     finally:
         worker.models.release(models)
+
+
+def _ready(
+    worker: Worker, job: Job, wanted: PictureRequest, models: Models, composed: Payload
+) -> Ready:
+    if not job.stream.is_open or wanted.n_iter == 1:
+        return Ready(wanted, models, composed, [composed])
+    why = iterations.why_whole(composed, worker.engine.catalog.scripts.get(composed.route, ()))
+    if why is None:
+        draw_seed = functools.partial(secrets.randbelow, iterations.MOST_SEEDS)
+        return Ready(wanted, models, composed, iterations.split(composed, draw_seed))
+    note = f"output.stream: the pictures come together when all are made, because {why}."
+    composed = replace(composed, warnings=(*composed.warnings, note))
+    return Ready(wanted, models, composed, [composed])
 
 
 def _checkpoint(worker: Worker, models: Models) -> str:
@@ -91,26 +116,42 @@ def _checkpoint(worker: Worker, models: Models) -> str:
     return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
 
 
-async def generate(worker: Worker, job: Job, ready: Ready) -> PictureAnswer:
+async def generate(
+    worker: Worker, job: Job, ready: Ready, finished: FinishedPictures
+) -> PictureAnswer:
     """Draw and prove; only for the job whose turn it is."""
+    began, answers, count = time.monotonic(), [], len(ready.requests)
     with job.stopwatch.phase("generate"):
-        return await worker.engine.generate(
-            ready.payload,
-            job.stopwatch,
-            job.progress.report,
-            arrange=functools.partial(_arrange, worker, ready.models),
-        )
+        for number, one in enumerate(ready.requests):
+
+            def report(part: Mapping[str, Any], number: int = number) -> None:
+                elapsed = time.monotonic() - began
+                job.progress.report(iterations.report_of_whole(part, number, count, elapsed))
+
+            answer = await worker.engine.generate(
+                one,
+                job.stopwatch,
+                report,
+                arrange=functools.partial(_arrange, worker, ready.models),
+            )
+            answers.append(answer)
+            images = answer.images
+            finished.add(Finished(images, len(images) * count, answer.seeds, answer.grids))
+    return iterations.joined(ready.payload, answers)
 
 
 async def deliver(
-    worker: Worker, job: Job, ready: Ready, generated: PictureAnswer
+    worker: Worker, job: Job, ready: Ready, generated: PictureAnswer, finished: FinishedPictures
 ) -> PictureResult:
     """The result with the delivered pictures."""
     with job.stopwatch.phase("deliver"):
+        early = await finished.delivered()
         described = await _describe(worker, job, ready, generated)
         delivered = await asyncio.to_thread(
-            worker.delivery.deliver, generated, plain(described), ready.wanted.output, job.id
+            worker.delivery.deliver, generated, plain(described), ready.wanted.output, job.id, early
         )
+    grids = int(generated.facts.get("index_of_first_image") or 0)
+    job.stopwatch.pictures = len(generated.images) - grids
     delivered["timings"] = job.stopwatch.timings()
     return PictureResult.model_construct(**delivered)
 
@@ -201,7 +242,7 @@ async def _describe(
         models=used,
         cache_info=picture_result.cache_info(stats),
         timings=job.stopwatch.timings(),
-        warnings=[*job.notes, *ready.payload.warnings],
+        warnings=[*job.notes, *ready.payload.warnings, *await job.stream.warnings()],
         template=ready.wanted.template,
         resolved=picture_result.resolved_prompts(ready.wanted),
         startup=worker.startup.once(),

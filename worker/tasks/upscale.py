@@ -25,6 +25,8 @@ from worker.job.request import check
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.shown import shown_size
+from worker.stopwatch import ABOUT_COST
+from worker.tasks.finished_pictures import Finished, FinishedPictures
 from worker.tasks.picture_result import DeliveryReport
 
 # Field -> the folder of the model, and its file: there are models of other parts, too.
@@ -173,7 +175,7 @@ class UndeliveredUpscale(Answer):
     html_info: str = Field(description="A1111's sentence about the last one.")
     timings: dict[str, float] = Field(
         description="Seconds of each phase: `validate`, `prepare` (read the pictures), `queue`"
-        " (wait for the engine), `generate`, `deliver`; and their `total`."
+        " (wait for the engine), `generate`, `deliver`; and their `total`." + ABOUT_COST
     )
     warnings: list[str] = Field(description="Sentences about what was changed or went wrong.")
 
@@ -219,23 +221,33 @@ async def run(worker: Worker, job: Job, wanted: UpscaleRequest) -> UpscaleResult
     _check_names(worker, wanted)
     images = await worker.read_images(job, wanted.pictures)
     plans = _plans(worker, wanted, images)
-    async with worker.turns.next(job.stopwatch):
-        with job.stopwatch.phase("generate"):
-            made = [await _enlarged(worker, job, wanted, plan) for plan in _reported(job, plans)]
-    with job.stopwatch.phase("deliver"):
-        result = UndeliveredUpscale.model_construct(
-            images=[one.image for one in made],
-            sizes=[PictureSize(width=one.pixels.width, height=one.pixels.height) for one in made],
-            html_info=made[-1].info,
-            timings=job.stopwatch.timings(),
-            warnings=[*job.notes, *_warnings(wanted)],
-        )
-        pictures = _Made(result.images)
-        delivered = await asyncio.to_thread(
-            worker.delivery.deliver, pictures, plain(result), wanted.output, job.id
-        )
+    async with FinishedPictures(worker, job, wanted.output) as finished:
+        made = []
+        async with worker.turns.next(job.stopwatch):
+            with job.stopwatch.phase("generate"):
+                for plan in _reported(job, plans):
+                    made.append(await _enlarged(worker, job, wanted, plan))
+                    finished.add(Finished([made[-1].image], len(plans)))
+        with job.stopwatch.phase("deliver"):
+            early = await finished.delivered()
+            result = await _described(job, wanted, made)
+            pictures, output = _Made(result.images), wanted.output
+            delivered = await asyncio.to_thread(
+                worker.delivery.deliver, pictures, plain(result), output, job.id, early
+            )
+    job.stopwatch.pictures = len(made)
     delivered["timings"] = job.stopwatch.timings()
     return UpscaleResult.model_construct(**delivered)
+
+
+async def _described(job: Job, wanted: UpscaleRequest, made: list[Enlarged]) -> UndeliveredUpscale:
+    return UndeliveredUpscale.model_construct(
+        images=[one.image for one in made],
+        sizes=[PictureSize(width=one.pixels.width, height=one.pixels.height) for one in made],
+        html_info=made[-1].info,
+        timings=job.stopwatch.timings(),
+        warnings=[*job.notes, *_warnings(wanted), *await job.stream.warnings()],
+    )
 
 
 # Before the engine is used ------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,7 +27,7 @@ from worker.errors import (
 from worker.generation import answers
 from worker.generation.answers import reading
 from worker.generation.catalog import Catalog
-from worker.generation.payload import Expected
+from worker.generation.picture_answer import PictureAnswer
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
@@ -66,28 +65,6 @@ _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
     # The second text: no model could be loaded, so there is none to read embeddings for.
     (NoCheckpoint, ("no checkpoints found", "'nonetype' object has no attribute 'cond_stage_m")),
 )
-
-
-@dataclass(frozen=True)
-class PictureAnswer:
-    """What txt2img or img2img returned.
-
-    Attributes:
-        images: base64 PNG without `data:` prefix.
-        parameters: the request as the engine understood it, without the pictures in it.
-        info: A1111's JSON string with what the pictures were made from.
-        facts: `info`, parsed; `worker.generation.answers.facts` has the types of its fields.
-    """
-
-    images: list[str]
-    parameters: dict[str, Any]
-    info: str
-    facts: dict[str, Any]
-
-    def without_maps(self, expected: Expected) -> PictureAnswer:
-        """The answer without the maps that ControlNet appends to the pictures."""
-        maps = expected.units.maps if expected.units else 0
-        return replace(self, images=self.images[:-maps]) if maps else self
 
 
 class WebUI:

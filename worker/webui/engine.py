@@ -31,9 +31,10 @@ from worker.generation.payload import (
     switches_inside,
     throwaway,
 )
+from worker.generation.picture_answer import PictureAnswer
 from worker.stopwatch import Stopwatch
 from worker.webui.attempts import Attempts, Work
-from worker.webui.client import PictureAnswer, WebUI
+from worker.webui.client import WebUI
 from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
 from worker.webui.lifecycle import Lifecycle
 from worker.webui.readiness import Readiness

@@ -22,6 +22,11 @@ const chunks = [];
 const streamed = await endpoint.run({ input: { echo: "stream" } }, short);
 for await (const chunk of endpoint.stream(streamed.id)) chunks.push(chunk.output.echo);
 
+const many = [...Array(40).keys()].map((number) => ({ type: "picture", number }));
+const streaming = await endpoint.run({ input: { chunks: many } }, short);
+const numbers = [];
+for await (const chunk of endpoint.stream(streaming.id)) numbers.push(chunk.output.number);
+
 const running = await endpoint.run({ input: never }, short);
 while ((await endpoint.status(running.id, short)).status !== "IN_PROGRESS");
 const waiting = await endpoint.run({ input: never }, short);
@@ -37,6 +42,7 @@ fs.writeSync(
       run: [queued.status, done.output.echo, done.succeeded],
       failed: [failed.status, failed.error, failed.output.detail],
       chunks,
+      streamed: numbers,
       jobs: [health.jobs.inProgress, health.jobs.inQueue],
       purged,
       cancelled: [cancelled.status, (await ended(waiting.id)).status],

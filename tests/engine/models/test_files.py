@@ -116,6 +116,19 @@ def test_a_link_to_a_converted_folder_has_the_name_of_the_link_and_the_hash_of_i
         assert checkpoints.find(alias) == converted
 
 
+@pytest.mark.parametrize("suffix", ["", ".safetensors"])
+def test_a_blob_has_the_hash_in_its_name_and_another_file_that_of_its_bytes(tmp_path, suffix):
+    """The model store and a Hugging Face cache name a blob by its verified hash."""
+    sha256, models = "0123456789abcdef" * 4, tmp_path / "models"
+    models.mkdir()
+    for name, folder in (("blob", "blobs"), ("other", "others")):
+        write(tmp_path / folder / f"{sha256}{suffix}", b"bytes")
+        (models / f"{name}.safetensors").symlink_to(tmp_path / folder / f"{sha256}{suffix}")
+    blob, other = Checkpoints(models).all
+    assert Checkpoints(models).sha256(blob) == sha256
+    assert Checkpoints(models).sha256(other) == hashlib.sha256(b"bytes").hexdigest()
+
+
 @pytest.fixture
 def lora(tmp_path):
     def lora(name, alias=None):

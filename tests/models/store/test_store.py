@@ -75,6 +75,26 @@ def test_two_files_with_one_clean_name_get_two_names_in_the_engine(store, folder
     assert [Store(*folders).find("lora", one.stem) for one in linked] == linked
 
 
+def test_a_store_that_cannot_be_written_is_searched_after_the_writable_one(store, folders, loras):
+    volume = folders[0].parent / "volume"
+    other = Store(folders[0].parent / "other", volume, folders[2])
+    kept = fetched(other, THREE, "kept")
+    for folder, data in ((folders[1], ONE), (volume, TWO)):
+        put(folder, data=data)
+    put(volume, "only here.safetensors", TWO)
+    for path in (volume, *volume.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    store = Store(*folders, read_only_dir=volume)
+    found = [store.find("lora", name) for name in ("fox", "only here", "kept")]
+    assert [file.path.is_relative_to(volume) for file in found] == [False, True, True]
+    assert found[2].verified_sha256 == kept.verified_sha256
+    assert store.by_sha256(kept.verified_sha256).path == kept.path
+    for file in found:
+        store.link(file)
+    assert sorted(seen(loras).values()) == sorted([ONE, TWO, THREE])
+    assert list(store.fetched.all()) == []
+
+
 def test_a_name_that_the_engine_may_have_loaded_keeps_its_meaning(
     store, folders, loras, other_worker
 ):

@@ -18,6 +18,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from worker.formats.architecture import MORE_INPUTS, Architecture
+from worker.formats.model_file import ModelFile
+from worker.models.store.links import point, target_of
 
 _FOLDER = Path(__file__).parent / "configs"
 
@@ -36,3 +38,23 @@ def find(checkpoint: Architecture) -> Path | None:
 def is_ours(path: Path) -> bool:
     """Whether the path is one of these files."""
     return path.parent == _FOLDER
+
+
+def link(file: ModelFile, shown: Path, *, has_ours: bool) -> None:
+    """Link the checkpoint's `.yaml` beside the path that the engine knows; remove an old one.
+
+    The operator's own has precedence, beside the file or beside the link.
+
+    Args:
+        file: the checkpoint.
+        shown: its path in the engine's folder.
+        has_ours: whether the engine may need one of ours; the embedded engine needs none.
+    """
+    place, own = shown.with_name(f"{shown.stem}.yaml"), file.path.with_suffix(".yaml")
+    is_own = file.has_config and not is_ours(target_of(own))
+    ours = find(file.architecture()) if has_ours and not is_own else None
+    config = own if is_own else ours
+    if config and config != place and (place.is_symlink() or not place.exists()):
+        point(place, config)
+    elif not config and place.is_symlink() and is_ours(target_of(place)):
+        place.unlink(missing_ok=True)  # of an earlier file with this name

@@ -24,7 +24,7 @@ from worker.errors import FetchError, ModelFileInvalid, ModelNotSupported, Model
 from worker.files import discard, storage_error
 from worker.formats import architecture, control_models, requirements, safetensors_header
 from worker.formats.architecture import Architecture
-from worker.formats.model_file import FOLDERS, check_with_safetensors
+from worker.formats.model_file import check_with_safetensors
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
 from worker.hosts.host import RemoteFile
 from worker.hosts.registry import Hosts
@@ -255,7 +255,7 @@ class Fetcher:
             discard(fetched.path)
             raise
         found = inspection.found
-        kind = wanted.kind or remote.role or kind_of(found)
+        kind = wanted.kind or remote.role or control_models.kind_of(found.role)
         about = About(
             kind=kind,
             stem=stem_of(wanted.filename or fetched.filename or remote.filename),
@@ -303,7 +303,7 @@ class _Inspection:
         if size is not None:
             self.check_size(size)
         self.found = architecture.detect(header)
-        kind = self._wanted.kind or kind_of(self.found)
+        kind = self._wanted.kind or control_models.kind_of(self.found.role)
         # Whether the job names a VAE is not known here; it is checked with the whole job.
         file = requirements.File(header, self.found, has_vae=True)
         requirements.check(self._name, kind, file)
@@ -326,10 +326,3 @@ class _Inspection:
             check_with_safetensors(fetched.path)
         except OSError as error:  # such as too many open files: the download is kept
             raise storage_error(error) from error
-
-
-def kind_of(found: Architecture) -> Kind:
-    """The kind of a file if neither the job nor the host names it."""
-    if found.role in control_models.ROLES:
-        return "controlnet"
-    return next((kind for kind in FOLDERS if kind == found.role), "checkpoint")

@@ -30,6 +30,10 @@ class Index:
         self.folder = folder
         self.files = files
 
+    def relative(self, path: Path) -> Path:
+        """The path of a file below the folder, as a name has it."""
+        return path.relative_to(self.folder)
+
     def exact(self, name: str) -> Iterator[list[Path]]:
         """The files that the name means as it is written, the most precise form first."""
         for forms in (self._paths, self._names, self._stems, self._flat):
@@ -51,7 +55,7 @@ class Index:
 
     @cached_property
     def _paths(self) -> dict[str, list[Path]]:
-        return _grouped((path.relative_to(self.folder).as_posix(), path) for path in self.files)
+        return _grouped((self.relative(path).as_posix(), path) for path in self.files)
 
     @cached_property
     def _names(self) -> dict[str, list[Path]]:
@@ -64,7 +68,7 @@ class Index:
 
     @cached_property
     def _flat(self) -> dict[str, list[Path]]:
-        below = (path for path in self.files if path.parent != self.folder)
+        below = (path for path in self.files if len(self.relative(path).parts) > 1)
         return _grouped((self._below(path).replace("/", "_"), path) for path in below)
 
     @cached_property
@@ -80,13 +84,13 @@ class Index:
         return _grouped((clean_stem(path.stem).casefold(), path) for path in self.files)
 
     def _below(self, path: Path) -> str:
-        return path.relative_to(self.folder).with_suffix("").as_posix()
+        return self.relative(path).with_suffix("").as_posix()
 
     def _without_suffix(self, path: Path) -> set[str]:
         return {path.stem, self._below(path)}
 
     def _full(self, path: Path) -> set[str]:
-        return {path.name, path.relative_to(self.folder).as_posix()}
+        return {path.name, self.relative(path).as_posix()}
 
 
 class Listing:

@@ -30,7 +30,7 @@ def repeated(indexes: Iterable[Index]) -> dict[str, list[str]]:
         counts = Counter(path.name for path in index.files)
         for path in index.files:
             if counts[path.name] > 1:
-                below = path.relative_to(index.folder).as_posix()
+                below = index.relative(path).as_posix()
                 found.setdefault(path.name, []).append(below)
     return found
 

@@ -1,10 +1,11 @@
 """The model store: finds model files, and makes the links that show them to the engine.
 
-Files are searched in this order: the engine's own folders, the writable store (MODELS_DIR), the
-baked store (BAKED_MODELS_DIR). Each has A1111's layout (`Stable-diffusion`, `Lora`, `VAE`,
-`embeddings`), so a folder that a WebUI already uses can be a store. Both stores also have a folder
-`fetched` with the models that the worker downloaded (`worker.models.store.blobs`). Files outside
-the engine's folders are linked into them.
+Files are searched in this order: the engine's own folders, the writable store (MODELS_DIR), a
+store on a volume that cannot be written, the baked store (BAKED_MODELS_DIR). Each has A1111's
+layout (`Stable-diffusion`, `Lora`, `VAE`, `embeddings`), so a folder that a WebUI already uses can
+be a store. Each store also has a folder `fetched` with the models that the worker downloaded
+(`worker.models.store.blobs`). The last place is the Hugging Face cache
+(`worker.models.store.hub_cache`). Files outside the engine's folders are linked into them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem, without_suffix
 from worker.models.store import engine_configs, links
 from worker.models.store.blobs import CONVERTED, Blob, Blobs
+from worker.models.store.hub_cache import HubCache
 from worker.models.store.links import point, points, target_of
 from worker.models.store.listing import Index, Listing
 from worker.models.store.naming import ambiguous, forms, mark_of, natural, repeated
@@ -47,13 +49,16 @@ class Store:
     Args:
         webui_dir: the engine's data folder.
         models_dir: the writable store.
-        baked_dir: the read-only store.
+        baked_dir: the read-only store in the image.
+        read_only_dir: a store on a volume that cannot be written.
+        hub_cache_dir: a Hugging Face cache.
         pickles: whether files that can run code when they are loaded may be used.
         diffusers: whether the engine can load diffusers folders.
 
     Attributes:
         engine_folders: the engine's own folder for each kind.
-        fetched, baked: the fetched files of both stores.
+        fetched, baked: the fetched files of the two stores that every worker has.
+        hub: the files of the Hugging Face cache.
         replaced: kinds of which the operator has replaced a file under its name.
     """
 
@@ -63,6 +68,8 @@ class Store:
         models_dir: Path,
         baked_dir: Path,
         *,
+        read_only_dir: Path | None = None,
+        hub_cache_dir: Path | None = None,
         pickles: bool = False,
         diffusers: bool = False,
     ) -> None:
@@ -74,6 +81,9 @@ class Store:
         }
         self.fetched = Blobs(models_dir / FETCHED)
         self.baked = Blobs(baked_dir / FETCHED)
+        self.hub = HubCache(hub_cache_dir, self.fetched.root / "hub_hashes", pickles=pickles)
+        more = [(read_only_dir, Blobs(read_only_dir / FETCHED))] if read_only_dir else []
+        stores = [(models_dir, self.fetched), *more, (baked_dir, self.baked)]
 
         def tree(root: Path, blobs: Blobs | None = None) -> _Tree:
             folders = {kind: root / name for kind, name in FOLDERS.items()}
@@ -82,12 +92,10 @@ class Store:
         own = {kind: Listing(path, pickles=pickles) for kind, path in self.engine_folders.items()}
         self._trees = (
             _Tree(own),
-            tree(models_dir),
-            tree(self.fetched.root, self.fetched),
-            tree(baked_dir),
-            tree(self.baked.root, self.baked),
+            *(t for root, b in stores for t in (tree(root), tree(b.root, b))),
         )
-        self._roots = (models_dir.resolve(), baked_dir.resolve())
+        self._blobs = tuple(blobs for _, blobs in stores)
+        self._roots = tuple(target_of(root) for root, _ in stores)
         self._made: dict[Path, Path] = {}  # our links since the start -> targets
         self._shown = links.Shown()
         self.replaced: set[Kind] = set()
@@ -102,17 +110,17 @@ class Store:
             kind: of the files.
             own: leave out those that a worker fetched.
         """
-        self.fetched.add_links(self.is_taken)
         seen: set[str] = set()
-        for tree in self._trees:
-            for path in tree.folders[kind].files():
-                file = None if own and tree.blobs else self._model_file(kind, path)
-                if file is None or file.stem in seen or self._is_ours(kind, path):
-                    continue
-                if own and file.source is not None:
-                    continue  # a link of the operator to a fetched file
-                seen.add(file.stem)
-                yield file
+        own_trees = (tree for tree in self._trees if tree.blobs is None)
+        indexes = [tree.folders[kind].index() for tree in own_trees] if own else self._indexes(kind)
+        for path in (path for index in indexes for path in index.files):
+            file = self._model_file(kind, path)
+            if file is None or file.stem in seen or self._is_ours(kind, path):
+                continue
+            if own and file.source is not None:
+                continue  # a link of the operator to a fetched file
+            seen.add(file.stem)
+            yield file
 
     def names(self, kind: Kind) -> dict[str, ModelFile]:
         """Every file by a name that means it.
@@ -121,7 +129,7 @@ class Store:
         several.
         """
         found = {file.filename: file for file in self.files(kind)}
-        for name, paths in repeated(tree.folders[kind].index() for tree in self._trees).items():
+        for name, paths in repeated(self._indexes(kind)).items():
             if len(self._meant(kind, name)) > 1:
                 found.pop(name, None)
             for path in paths:
@@ -150,8 +158,7 @@ class Store:
         An exact name in any folder comes before a similar one in another. A link of ours in the
         engine's folder is not a file of its name: only a name that nothing else has means it.
         """
-        self.fetched.add_links(self.is_taken)
-        indexes = [tree.folders[kind].index() for tree in self._trees]
+        indexes = self._indexes(kind)
         for level in zip(*(forms(index, name) for index in indexes), strict=True):
             for index, paths in zip(indexes, level, strict=True):
                 others = [path for path in paths if not self._is_ours(kind, path)]
@@ -165,11 +172,19 @@ class Store:
         by_hash = self._by_short_hash(name) if kind == "checkpoint" else []
         return {file.path: file for file in by_hash}
 
+    def _indexes(self, kind: Kind, *, again: bool = True) -> list[Index]:
+        """Of every folder, in search order."""
+        if again:
+            self.fetched.add_links(self.is_taken)
+        own = [tree.folders[kind].index(again=again) for tree in self._trees]
+        return [*own, self.hub.index(kind, again=again)]
+
     def _by_short_hash(self, name: str) -> list[ModelFile]:
         """The fetched checkpoints whose SHA-256 begins so."""
         if not _SHORT_HASH.fullmatch(name.lower()):
             return []
-        blobs = (found for store in (self.fetched, self.baked) for found in store.starting(name))
+        stores: tuple[Blobs | HubCache, ...] = (*self._blobs, self.hub)
+        blobs = (found for store in stores for found in store.starting(name.lower()))
         files = {blob.sha256: blob.as_file() for blob in blobs}
         return [file for file in files.values() if file.kind == "checkpoint"]
 
@@ -180,12 +195,13 @@ class Store:
         for path in paths:
             file = self._model_file(kind, path)
             if file and all(file.path != other.path for other in files.values()):
-                files[path.relative_to(index.folder)] = file  # two links to one file count once
+                files[index.relative(path)] = file  # two links to one file count once
         return files
 
     def blob(self, sha256: str) -> Blob | None:
-        """A fetched or baked file by its hash; the operator's own files are not hashed for this."""
-        return self.fetched.find(sha256) or self.baked.find(sha256)
+        """A fetched, baked or cached file by its hash; the operator's own files are not hashed."""
+        found = (store.find(sha256) for store in self._blobs)
+        return next(filter(None, found), None) or next(self.hub.starting(sha256), None)
 
     def by_sha256(self, sha256: str) -> ModelFile | None:
         """The blob as a model file; records the use."""
@@ -203,7 +219,7 @@ class Store:
         """The error for a name that no file has, with similar names, or that several files have."""
         if several := self._meant(kind, name):
             return ambiguous(kind, name, list(several))
-        paths = (path for tree in self._trees for path in tree.folders[kind].files())
+        paths = (path for index in self._indexes(kind) for path in index.files)
         known = {clean_stem(path.stem) for path in paths}
         near = near_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
         details: dict[str, Any] = {"kind": kind, "name": name, "near": near}
@@ -231,7 +247,9 @@ class Store:
             return None  # a dangling link, or removed by another worker
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO or a device could block for ever
             return None
-        for blobs in (self.fetched, self.baked):
+        if self.hub.contains(target):
+            return self.hub.of_target(target, kind)
+        for blobs in self._blobs:
             if sha256 := blobs.blob_of(target):
                 blob = blobs.find(sha256)
                 # A conversion is used only in place of its source.
@@ -247,7 +265,7 @@ class Store:
         stem = clean_stem(path.stem)
         if stem == path.stem:
             return stem
-        indexes = [tree.folders[kind].index(again=False) for tree in self._trees]
+        indexes = self._indexes(kind, again=False)
         rivals = [p for one in indexes for p in one.with_clean_stem(stem.casefold())]
         rivals = [p for p in rivals if clean_stem(p.stem) == stem and not self._is_ours(kind, p)]
         rivals.sort(key=lambda rival: rival.stem != stem)  # exact names first
@@ -374,26 +392,12 @@ class Store:
         if not path.is_relative_to(self.engine_folders[kind]) or not path.is_symlink():
             return False
         target = target_of(path)
-        return path in self._made or any(target.is_relative_to(root) for root in self._roots)
+        is_stored = self.hub.contains(target) or any(map(target.is_relative_to, self._roots))
+        return path in self._made or is_stored
 
     def _link_config(self, file: ModelFile, link: Path) -> None:
-        """Link the checkpoint's `.yaml` beside the path that the engine knows; remove an old one.
-
-        The operator's own has precedence, beside the file or beside the link.
-        """
-        if file.kind != "checkpoint":
-            return
-        place, own = link.with_name(f"{link.stem}.yaml"), file.path.with_suffix(".yaml")
-        is_own = own.is_file() and not engine_configs.is_ours(target_of(own))
-        config = own if is_own else self._config(file)
-        if config and config != place and (place.is_symlink() or not place.exists()):
-            point(place, config)
-        elif not config and place.is_symlink() and engine_configs.is_ours(target_of(place)):
-            place.unlink(missing_ok=True)  # of an earlier file with this name
-
-    def _config(self, file: ModelFile) -> Path | None:
-        """The file of ours that A1111 needs beside the checkpoint."""
-        return None if self._diffusers else engine_configs.find(file.architecture())
+        if file.kind == "checkpoint":
+            engine_configs.link(file, link, has_ours=not self._diffusers)
 
     def _diffusers_folder(self, file: ModelFile) -> Path | None:
         """The checkpoint's diffusers folder, if it has one and the engine can load it."""

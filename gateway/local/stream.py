@@ -1,0 +1,58 @@
+"""What a job in this process has sent to its `/stream`, until it is read."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+MOST_AT_ONCE = 16  # chunks in one answer; each has at most 1 MB
+
+
+class Chunks:
+    """The unread chunks of one job, in their order; each is read once.
+
+    Attributes:
+        size: about the memory of the unread chunks.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._unread: deque[tuple[Mapping[str, Any], int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._unread)
+
+    def add(self, chunk: Mapping[str, Any], room: int) -> bool:
+        """Keep a chunk; whether it has room. A report replaces an unread one directly before it."""
+        if self._unread and _is_report(chunk) and _is_report(self._unread[-1][0]):
+            self.size -= self._unread.pop()[1]
+        size = characters(chunk)
+        if self.size + size > room:
+            return False
+        self._unread.append((chunk, size))
+        self.size += size
+        return True
+
+    def take(self, most: int = MOST_AT_ONCE) -> list[dict[str, Any]]:
+        """The next chunks, as RunPod's /stream shows them; they are read then."""
+        taken = [self._unread.popleft() for _ in range(min(most, len(self._unread)))]
+        self.size -= sum(size for _, size in taken)
+        return [{"output": chunk} for chunk, _ in taken]
+
+
+def _is_report(chunk: Mapping[str, Any]) -> bool:
+    return chunk.get("type") == "progress"
+
+
+def characters(value: Any) -> int:  # noqa: ANN401 - JSON
+    """About the memory of a JSON value; not recursive, because a request decides its depth."""
+    total, rest = 0, [value]
+    while rest:
+        one = rest.pop()
+        total += len(one) if isinstance(one, str) else 8
+        if isinstance(one, Mapping):
+            rest += one.values()
+        elif isinstance(one, list | tuple):
+            rest += one
+    return total

@@ -1,0 +1,398 @@
+"""A cache of Hugging Face whose files the worker uses where they are; it is only read.
+
+RunPod puts the repository of the endpoint's field "Model" there. The layout is that of the library
+huggingface_hub:
+
+    models--ORG--NAME/refs/main              the commit that `main` was when it was downloaded
+    models--ORG--NAME/snapshots/COMMIT/PATH  link to ../../blobs/BLOB, or a file
+    models--ORG--NAME/blobs/BLOB             a file; its name is its SHA-256 if it is in LFS or Xet
+
+Everything in it is text from outside: a file is used only if it lies in the cache, and if its size
+is the one that its header requires.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from worker.errors import InvalidInput, WorkerError
+from worker.files import read_small, write_atomically
+from worker.formats import control_models
+from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
+from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem
+from worker.hosts.huggingface import HuggingFaceFile
+from worker.models.store.blobs import About, Blob
+from worker.models.store.listing import Index, Listing
+
+_PREFIX, _SNAPSHOTS, _MAIN = "models--", "snapshots", "main"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REF_SIZE = 1000  # bytes; a commit has 40
+_SHOWN = 20  # repositories in the answer of `health`
+_WARNED = 1000  # files whose warning is remembered
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Note:
+    """The hash of a file whose name does not tell it, for this size and time of the file."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+_NOTE = TypeAdapter(_Note)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the cache has at one time.
+
+    Attributes:
+        files: path of each model file in a snapshot -> the reference to it, at its commit.
+        targets: the file that such a path leads to -> the path, in a snapshot of `main` if there
+            is one.
+        commits: repository -> the commit of `main`.
+        indexes: the usable files of `main` by their names.
+    """
+
+    files: dict[Path, HuggingFaceFile]
+    targets: dict[Path, Path]
+    commits: dict[str, str]
+    indexes: dict[Kind, CacheIndex]
+
+
+class CacheIndex(Index):
+    """The cached files of one kind; the path of a file is `ORG/NAME/PATH`."""
+
+    def __init__(self, folder: Path, files: dict[Path, HuggingFaceFile]) -> None:
+        super().__init__(folder, sorted(files))
+        self._refs = files
+
+    def relative(self, path: Path) -> Path:
+        """The repository, and the path in it."""
+        ref = self._refs[path]
+        return Path(ref.repo, ref.path)
+
+
+class HubCache:
+    """The files of one cache. Thread-safe. Nothing in it is written, locked or removed.
+
+    Args:
+        root: the folder with the repositories; None, or a folder that does not exist: no files.
+        notes: a folder for the hashes of files whose names do not tell them.
+        pickles: whether files that can run code when they are loaded may be used.
+
+    Attributes:
+        root: the folder without links in its path.
+    """
+
+    def __init__(self, root: Path | None, notes: Path, *, pickles: bool = False) -> None:
+        self._suffixes = (SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,)
+        self._notes = notes
+        self.root = Path(os.path.realpath(root)) if root else None
+        self._listing = Listing(self.root, pickles=pickles) if self.root else None
+        self._reading = threading.RLock()
+        self._state: Any = None
+        self._content = _Content({}, {}, {}, {})
+        self._hashes: dict[tuple[Path, tuple[int, int]], str] = {}
+        self._warned: set[Path] = set()
+
+    # Look up ---------------------------------------------------------------------------------
+
+    def find(self, ref: HuggingFaceFile, kind: Kind | None = None) -> ModelFile | None:
+        """The file that the reference means, with its hash; None if it is not in the cache.
+
+        A branch or a tag means what it meant when the cache was filled.
+
+        Args:
+            ref: of the job.
+            kind: that it must be; None: the one that its header shows.
+        """
+        folder = self._folder(ref.repo)
+        commit = _commit(folder, ref.revision) if folder else None
+        if folder is None or commit is None or not ref.path.endswith(self._suffixes):
+            return None
+        snapshot = folder / _SNAPSHOTS / commit
+        if commit != ref.revision and not snapshot.is_dir():
+            self._warn(snapshot, ref, f"the commit {commit} of {ref.revision!r} is missing.")
+        file = self._usable(
+            snapshot / ref.path, HuggingFaceFile(_repo(folder.name), ref.path, commit), kind
+        )
+        return self.with_hash(file) if file else None
+
+    def starting(self, digits: str) -> Iterator[Blob]:
+        """The files of all snapshots whose hash begins so, if it is known without reading them."""
+        content = self._read()
+        for target, path in content.targets.items():
+            sha256 = _hash_in_name(target) or self._noted(target) or ""
+            file = self._usable(path, content.files[path]) if sha256.startswith(digits) else None
+            if file:
+                yield _as_blob(file, sha256)
+
+    def of_target(self, target: Path, kind: Kind) -> ModelFile | None:
+        """The file that a link leads to; None if it is no usable file of this cache."""
+        if not self.contains(target):
+            return None
+        content = self._read()
+        path = content.targets.get(target)
+        return self._usable(path, content.files[path], kind) if path else None
+
+    def contains(self, path: Path) -> bool:
+        """Whether the path, which has no links in it, lies in the cache."""
+        return self.root is not None and path.is_relative_to(self.root)
+
+    def has(self, file: ModelFile) -> bool:
+        """Whether the file was found in this cache."""
+        return self.contains(file.path)
+
+    def index(self, kind: Kind, *, again: bool = True) -> Index:
+        """The files of this kind in the snapshots of `main`, by their names."""
+        content = self._read() if again else self._content
+        with self._reading:
+            if kind not in content.indexes:
+                content.indexes.update(self._indexes(content))
+            return content.indexes[kind]
+
+    def with_hash(self, file: ModelFile) -> ModelFile:
+        """The file with its hash, which is computed once if its name does not tell it."""
+        if file.verified_sha256:
+            return file
+        target = file.path.resolve()
+        log.info("hashing %s, because its name in the cache is not its SHA-256", file.source)
+        try:
+            sha256 = file_sha256(target)
+        except (WorkerError, OSError):
+            return file  # the check of the whole job reports it
+        self._note(target, sha256)
+        return replace(file, verified_sha256=sha256)
+
+    def health(self) -> list[dict[str, Any]]:
+        """`[{"repo": "org/name", "commit": "...", "files": 2, "bytes": 5}]`, at most 20."""
+        content = self._read()
+        found = []
+        for repo, commit in sorted(content.commits.items())[:_SHOWN]:
+            refs = content.files.items()
+            paths = [path for path, ref in refs if (ref.repo, ref.revision) == (repo, commit)]
+            sizes = [size for path in paths if (size := _size(path)) is not None]
+            if paths:
+                entry = {"repo": repo, "commit": commit, "files": len(sizes), "bytes": sum(sizes)}
+                found.append(entry)
+        return found
+
+    # Read the folders ------------------------------------------------------------------------
+
+    def _read(self) -> _Content:
+        """The content; the folders are read again only if one of them has changed."""
+        if self.root is None or self._listing is None:
+            return self._content
+        with self._reading:
+            generation = self._listing.current_generation()
+            paths = self._listing.index(again=False).files
+            names = {path.relative_to(self.root).parts[0] for path in paths}
+            commits = {
+                _repo(name): commit
+                for name in names
+                if name.startswith(_PREFIX) and (commit := _commit(self.root / name, _MAIN))
+            }
+            if (generation, commits) != self._state:
+                self._content = _content(self.root, paths, commits)
+                self._state = generation, commits
+            return self._content
+
+    def _folder(self, repo: str) -> Path | None:
+        """The repository's folder; the host does not distinguish upper and lower case in names."""
+        if self.root is None or "--" in repo:  # of two repositories the folder would be one
+            return None
+        name = f"{_PREFIX}{repo.replace('/', '--')}"
+        if (self.root / name).is_dir():
+            return self.root / name
+        with suppress(OSError), os.scandir(self.root) as entries:
+            for entry in entries:
+                if entry.name.casefold() == name.casefold():
+                    return Path(entry.path)
+        return None
+
+    def _indexes(self, content: _Content) -> dict[Kind, CacheIndex]:
+        """The files of `main` by kind: those that can be used as what their headers show."""
+        found: dict[Kind, dict[Path, HuggingFaceFile]] = {kind: {} for kind in FOLDERS}
+        for path, ref in content.files.items():
+            # Only the checkpoints among the pickles are known by their suffix.
+            is_open = path.suffix in {SAFETENSORS, ".ckpt"}
+            if is_open and content.commits.get(ref.repo) == ref.revision:
+                file = self._usable(path, ref)
+                if file and _is_model(file):
+                    found[file.kind][path] = ref
+        root = self.root or Path()
+        return {kind: CacheIndex(root, files) for kind, files in found.items()}
+
+    # One file --------------------------------------------------------------------------------
+
+    def _usable(
+        self, path: Path, ref: HuggingFaceFile, kind: Kind | None = None
+    ) -> ModelFile | None:
+        """The file at a path of a snapshot; None, with a warning once, if it is damaged."""
+        if not os.path.lexists(path):
+            return None
+        try:
+            file = self._file(path, ref)
+            found = file.architecture()  # reads the header, so it compares the size with it
+            if path.suffix in PICKLES:
+                file.check()
+        except WorkerError as error:
+            self._warn(path, ref, error.message)
+            return None
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError
+            self._warn(path, ref, f"it cannot be read ({error}).")
+            return None
+        return replace(file, kind=kind or control_models.kind_of(found.role))
+
+    def _file(self, path: Path, ref: HuggingFaceFile) -> ModelFile:
+        target = path.resolve(strict=True)
+        status = target.stat()
+        if not self.contains(target):
+            raise OSError("its link leads out of the cache")
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            raise OSError("it is empty, or no file")
+        stem = clean_stem(path.stem)
+        return ModelFile(
+            "checkpoint",
+            path,
+            stem,
+            status.st_size,
+            _hash_in_name(target) or self._noted(target),
+            f"hf://{ref.repo}@{ref.revision}/{ref.path}",
+            host_name=stem,
+        )
+
+    def _warn(self, path: Path, ref: HuggingFaceFile, reason: str) -> None:
+        if path not in self._warned and len(self._warned) < _WARNED:
+            self._warned.add(path)
+            name = f"{ref.repo}/{ref.path}"
+            log.warning("%s in the Hugging Face cache is not used: %s", name, reason)
+
+    # Hashes that no name tells ---------------------------------------------------------------
+
+    def _note_file(self, target: Path) -> Path:
+        return self._notes / f"{hashlib.sha256(bytes(target)).hexdigest()}.json"
+
+    def _noted(self, target: Path) -> str | None:
+        try:
+            now = version(target)
+            if (target, now) not in self._hashes:
+                note = _NOTE.validate_json(read_small(self._note_file(target)))
+                if (note.size, note.mtime_ns) != now or not _SHA256.fullmatch(note.sha256):
+                    return None
+                self._hashes[target, now] = note.sha256
+        except (WorkerError, OSError, ValidationError):
+            return None
+        return self._hashes[target, now]
+
+    def _note(self, target: Path, sha256: str) -> None:
+        """Remember the hash; without a writable store, for as long as this process runs."""
+        with suppress(WorkerError, OSError):
+            now = version(target)
+            self._hashes[target, now] = sha256
+            self._notes.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._note_file(target), _NOTE.dump_json(_Note(*now, sha256)))
+
+
+def _repo(folder: str) -> str:
+    return folder.removeprefix(_PREFIX).replace("--", "/")
+
+
+def _commit(folder: Path, revision: str) -> str | None:
+    """The commit of a revision; of `main` without a readable reference it is the newest snapshot.
+
+    Only a whole commit counts: the file could hold anything.
+    """
+    if _COMMIT.fullmatch(revision):
+        return revision
+    with suppress(OSError):
+        text = read_small(folder / "refs" / revision, _REF_SIZE).strip()
+        if _COMMIT.fullmatch(commit := text.decode(errors="replace")):
+            return commit
+    snapshots = sorted(_snapshots(folder)) if revision == _MAIN else []
+    return snapshots[-1][1] if snapshots else None
+
+
+def _snapshots(folder: Path) -> Iterator[tuple[int, str]]:
+    """Modification time in ns, and commit."""
+    with suppress(OSError), os.scandir(folder / _SNAPSHOTS) as entries:
+        for entry in entries:
+            if _COMMIT.fullmatch(entry.name) and entry.is_dir():
+                yield entry.stat().st_mtime_ns, entry.name
+
+
+def _content(root: Path, paths: list[Path], commits: dict[str, str]) -> _Content:
+    files: dict[Path, HuggingFaceFile] = {}
+    for path in paths:
+        if ref := _reference(path.relative_to(root).parts):
+            files[path] = ref
+    targets: dict[Path, Path] = {}
+    for path, ref in files.items():
+        target = Path(os.path.realpath(path))
+        if target not in targets or commits.get(ref.repo) == ref.revision:
+            targets[target] = path
+    return _Content(files, targets, commits, {})
+
+
+def _reference(parts: tuple[str, ...]) -> HuggingFaceFile | None:
+    """What a path below the root means; None for all but files of snapshots."""
+    folder, snapshots, commit, *inner = (*parts, "", "")[: max(3, len(parts))]
+    is_there = folder.startswith(_PREFIX) and snapshots == _SNAPSHOTS and inner
+    if not is_there or not _COMMIT.fullmatch(commit):
+        return None
+    try:
+        return HuggingFaceFile(_repo(folder), "/".join(inner), commit)
+    except InvalidInput:  # such as a name with a line end, or a repository without an owner
+        return None
+
+
+def _hash_in_name(target: Path) -> str | None:
+    """A blob of LFS or Xet is named by its SHA-256, another one by git's hash of 40 digits."""
+    is_hash = target.parent.name == "blobs" and _SHA256.fullmatch(target.name)
+    return target.name if is_hash else None
+
+
+def _is_model(file: ModelFile) -> bool:
+    """Whether a job could use the file; a part of a diffusers folder is none."""
+    try:
+        file.check(has_vae=True)
+    except (WorkerError, OSError):
+        return False
+    return True
+
+
+def _as_blob(file: ModelFile, sha256: str) -> Blob:
+    """The file as the model store describes those that it has fetched."""
+    about = About(
+        file.kind,
+        file.stem,
+        file.path.suffix,
+        file.size,
+        0,
+        file.source or "",
+        name=file.host_name,
+    )
+    return Blob(sha256, file.path, about)
+
+
+def _size(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_size
+    return None
