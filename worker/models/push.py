@@ -167,9 +167,7 @@ class Push:
             )
         file = ModelFile(kind or "checkpoint", path, stem_of(path.name), path.stat().st_size)
         if kind is None:
-            file = ModelFile(
-                control_models.kind_of(file.architecture().role), path, file.stem, file.size
-            )
+            file = replace(file, kind=control_models.kind_of(file.architecture().role))
         file.check()
         return file
 
