@@ -109,6 +109,24 @@ def test_a_fault_that_passes_is_survived(api, push, fault, matches):
     assert sum(sizes(api).values()) <= SIZE + PART
 
 
+@pytest.mark.parametrize(("fault", "completions"), [("late", 1), (502, 2)])
+def test_after_a_lost_answer_it_is_looked_whether_the_file_has_come(api, push, fault, completions):
+    once(api, fault, lambda one: one.completes)
+    push()
+    assert len([one for one in api.requests if one.completes]) == completions
+    assert api.content(KEY) == DATA
+
+
+def test_a_file_whose_parts_are_never_put_together_is_a_failure(api, push):
+    api.fault = lambda one: 524 if one.completes else None
+    with pytest.raises(VolumeFailed, match="answered 524"):
+        push()
+    assert len([one for one in api.requests if one.completes]) == LIMITS.completions
+    api.fault = lambda _: None
+    api.forget_requests()
+    assert (push()[0], sizes(api)) == (0, {}), "all parts are there"
+
+
 @pytest.mark.parametrize("size", [SIZE, 100])
 def test_a_file_that_always_arrives_damaged_is_refused(api, file, push, size):
     file.write_bytes(DATA[:size])
