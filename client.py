@@ -1346,6 +1346,12 @@ def bytes_of_picture(image: Json, api: Api) -> bytes:
         raise Failed("The answer has a picture that is neither base64 nor a URL.")
     if image.startswith(("https://", "http://")):
         return _fetched(image, api)
+    if image.startswith("s3://"):
+        raise Failed(
+            f"The picture was drawn, and only the keys of its bucket can read it: {image}. Copy it"
+            " with `aws s3 cp` and the bucket's --endpoint-url, or set BUCKET_PUBLIC_URL on the"
+            " endpoint."
+        )
     text = image.partition(",")[2] if image.startswith("data:") else image
     try:
         data = base64.b64decode(text, validate=True)

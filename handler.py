@@ -35,17 +35,18 @@ from gateway.local.webhooks import Webhooks
 from gateway.server import Ending, serve
 from model_manager import ModelManager
 from worker import log
+from worker.config.bucket_address import BucketAccess
 from worker.config.credentials import secret_values
 from worker.config.gpu import must_use_gpu
 from worker.config.prices import usd_per_second
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
+from worker.delivery import s3_config
 from worker.delivery.bucket import Bucket
 from worker.delivery.delivery import Delivery
 from worker.delivery.limits import MB, UPLOAD_LIMITS, UploadLimits
 from worker.errors import ConfigError, GpuNotUsed, JobError, WorkerError
 from worker.http.client import SafeHttpClient
 from worker.images.reader import ImageReader
-from worker.job import request
 from worker.job.template_file import Templates
 from worker.models.store.progress import listener
 from worker.models.wildcard_files import WildcardFiles
@@ -111,10 +112,14 @@ class Handler:
             settings = self.worker.settings
             price = usd_per_second(settings)
             stopwatch = Stopwatch(settings.job_timeout, progress.entered, usd_per_second=price)
-            given = Job(job_id, request.input_of(job), stopwatch, progress, stream=stream)
-            with self.worker.counters.running(job_id, progress, stopwatch) as running:
-                running.answer = await answer_of(self.worker, given)
-        return dict(running.answer)
+            beside = job.get("s3Config")
+            given = Job(
+                job_id, job.get("input"), stopwatch, progress, s3_config=beside, stream=stream
+            )
+            running = self.worker.counters.running(job_id, progress, stopwatch)
+            with log.hiding(s3_config.secrets_of(beside)), running as counted:
+                counted.answer = await answer_of(self.worker, given)
+        return dict(counted.answer)
 
     async def _post_report(
         self, job: dict[str, Any], stream: JobStream, report: ProgressReport
@@ -149,7 +154,8 @@ def build_delivery(settings: Settings, limits: UploadLimits = UPLOAD_LIMITS) -> 
     secret = settings.bucket_secret_access_key
     bucket = None
     if address and key_id and secret:
-        bucket = Bucket(address, key_id, secret, settings.bucket_public_url, limits)
+        access = BucketAccess(address, key_id, secret)
+        bucket = Bucket(access, settings.bucket_public_url, limits=limits)
     limit = round(settings.result_limit_mb * MB) or None
     http = SafeHttpClient(settings.trusted_hosts)
     return Delivery(limit, settings.output_dir, bucket, http, limits)
@@ -180,9 +186,11 @@ def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
 async def check_given(handler: Handler, settings: Settings, job: Mapping[str, Any]) -> None:
     """Raise what the check of the command line's job raises, before time is spent on the boot."""
     stopwatch = Stopwatch(settings.job_timeout)
-    given = Job("-", request.input_of(job), stopwatch, JobProgress(None))
+    beside = job.get("s3Config")
+    given = Job("-", job.get("input"), stopwatch, JobProgress(None), s3_config=beside)
     given = boundary.read(handler.worker, given)
-    TASKS.of(given.input).check(handler.worker, given)
+    worker = boundary.with_bucket_of(given, handler.worker)
+    TASKS.of(given.input).check(worker, given)
 
 
 def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:

@@ -16,6 +16,7 @@ import handler
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
+from worker.service.stream import NO_STREAM
 from worker.tasks import schema
 from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
@@ -102,6 +103,25 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
     assert (read["info"], read["parameters"]["Seed"]) == (INFOTEXT, "1")
     (model,) = prefetched["models"]
     assert (model["name"], model["fetched"]) == ("base.safetensors", False)
+
+
+def test_where_nothing_can_be_streamed_the_job_is_one_request_and_its_answer_says_so(worker):
+    engine, requests = worker.worker.engine, []
+    generate = engine.generate
+
+    async def noted(payload, *more, **named):
+        requests.append(payload.body["n_iter"])
+        return await generate(payload, *more, **named)
+
+    async def both():
+        engine.generate = noted
+        job = {"prompt": "a fox", "n_iter": 2}
+        plain = await worker({"id": "job-1", "input": job})
+        return plain, await worker({"id": "job-2", "input": job | {"output": {"stream": True}}})
+
+    plain, answer = asyncio.run(both())
+    assert answer["warnings"] == [*plain["warnings"], NO_STREAM]
+    assert requests == [2, 2]
 
 
 def test_wildcards_are_resolved_before_the_job_is_checked_and_the_answer_has_the_prompts(

@@ -44,6 +44,19 @@ def test_a_secret_is_hidden_in_messages_arguments_and_tracebacks(capsys, form):
     assert "and 1" in text  # too short to be hidden
 
 
+def test_the_secrets_of_jobs_are_hidden_until_the_last_of_them_has_ended(capsys):
+    log.configure("INFO", "text", [SECRET])
+    theirs = f"{SECRET}-of-a-job"
+    with log.hiding([theirs, "short"]):
+        with log.hiding([theirs]):
+            logger.info("1 %s %s short", theirs, SECRET)
+        logger.info("2 %s", theirs)
+    logger.info("3 %s", theirs.replace(SECRET, "abc"))
+    texts = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert texts == ["1 *** *** short", "2 ***", "3 abc-of-a-job"]
+    assert not log._of_jobs
+
+
 FORGED = "2026-01-01T00:00:00Z INFO    [-] forged"
 
 

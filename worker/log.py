@@ -12,7 +12,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 LONGEST = 4096  # characters of a message with its time, level and job
@@ -42,6 +44,29 @@ def _harmless(text: str, *, own_lines: bool) -> str:
     """
     text = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
     return text if own_lines else text.replace("\n", "\n    ")
+
+
+_of_jobs: Counter[str] = Counter()  # secret -> running jobs that have it
+
+
+@contextmanager
+def hiding(secrets: Iterable[str]) -> Iterator[None]:
+    """Hide these secrets of a job in every line while the body runs. For one event loop."""
+    found = Counter(set(secrets))
+    _of_jobs.update(found)
+    try:
+        yield
+    finally:
+        _of_jobs.subtract(found)
+        for secret in found:
+            if not _of_jobs[secret]:
+                del _of_jobs[secret]
+
+
+def _longest_first(secrets: Iterable[str]) -> list[str]:
+    """The secrets to hide: one may contain another. A very short one would match in every line."""
+    long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+    return sorted(long_enough, key=len, reverse=True)
 
 
 def cut(text: str, longest: int) -> str:
@@ -83,9 +108,7 @@ class _Redacting(logging.Filter):
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__()
-        # Longest first: one secret may contain another. A very short one would match in every line.
-        long_enough = {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
-        self._secrets = sorted(long_enough, key=len, reverse=True)
+        self._secrets = _longest_first(secrets)
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.job = cut(ascii(job_id.get()[:_LONGEST_ID])[1:-1], _LONGEST_ID)
@@ -93,7 +116,8 @@ class _Redacting(logging.Filter):
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        for secret in self._secrets:
+        secrets = _longest_first([*self._secrets, *_of_jobs]) if _of_jobs else self._secrets
+        for secret in secrets:
             text = text.replace(secret, "***")
         if left_out := record.__dict__.get("left_out"):
             text += f" [{left_out} messages like this were left out before it]"

@@ -15,7 +15,7 @@ from gateway.a1111.answers import images_of, output_of, with_warnings
 from gateway.a1111.client import client_of
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Drawn, Running
-from gateway.bucket import fetched
+from gateway.bucket import fetched, is_in_bucket
 from gateway.call import states
 from gateway.catalog.catalog import Catalog
 from gateway.http.body import json_object
@@ -157,8 +157,8 @@ class Drawing:
     async def _pictures(self, output: Mapping[str, Any]) -> list[str]:
         """The pictures as base64; those in a bucket are fetched."""
         images = images_of(output)
-        pictures = iter(await fetched(self._http, [one for one in images if is_url(one)]))
-        return [next(pictures) if is_url(one) else one for one in images]
+        pictures = iter(await fetched(self._http, list(filter(is_in_bucket, images))))
+        return [next(pictures) if is_in_bucket(one) else one for one in images]
 
 
 def _changes_nothing(body: Json) -> bool:

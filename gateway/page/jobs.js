@@ -80,6 +80,12 @@ async function end(state, job, card, finished) {
 }
 
 async function show({ id, output }, job, card) {
+  const unsigned = output.images.find((one) => `${one}`.startsWith("s3://"));
+  if (unsigned) {
+    card.fail(`The pictures are drawn, and only the keys of their bucket can read them, such as ${unsigned}.`
+      + " Copy them with `aws s3 cp`, or set BUCKET_PUBLIC_URL on the endpoint.");
+    return;
+  }
   let made;
   try {
     made = await gallery.add(job, id, output);

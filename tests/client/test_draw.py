@@ -171,6 +171,7 @@ ENDS = {
     "cancelled": ({"status": "CANCELLED"}, 130, "was cancelled"),
     "not a picture": (drawn(b"<html>login</html>"), 1, "no PNG, JPEG or WebP: '<html>login"),
     "not base64": (completed(images=["%%%"]), 1, "neither base64 nor a URL"),
+    "only by its keys": (completed(images=["s3://v/a.png"]), 1, "aws s3 cp"),
     "not text": (completed(images=[5]), 1, "neither base64 nor a URL"),
 }
 

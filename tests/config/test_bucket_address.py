@@ -53,7 +53,10 @@ def test_every_usual_form_is_understood(url, name, endpoint, region):
         (f"https://pics.{AWS}", "others", "name two buckets"),
         (f"https://{AWS}", "../pics", "cannot be the name of a bucket"),
         (f"https://{AWS}", "p", "cannot be the name of a bucket"),
-        ("http://minio.example:99999", "pics", "ort"),
+        (f"https://{AWS}", "", "BUCKET_NAME is missing"),
+        ("http://minio.example:99999", "pics", "must look like https://"),
+        ("https://me:secret@[minio.example/pics", None, "must look like https://"),
+        ("https://me:secret\u2100@minio.example/pics", None, "must look like https://"),
     ],
 )
 def test_anything_else_is_refused_without_secrets(url, name, message):

@@ -7,6 +7,7 @@ import pytest
 import requests
 from fakes.hosts.bucket import KEY_ID, NAME, SECRET
 
+from worker.config.bucket_address import BucketAccess
 from worker.config.settings import Settings
 from worker.delivery.bucket import Bucket
 from worker.delivery.limits import UploadLimits
@@ -16,8 +17,8 @@ from worker.errors import ConfigError
 def bucket(server, **environ):
     settings = Settings.from_environ(server.environ() | environ)
     key_id, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
-    limits = UploadLimits(attempts=1)
-    return Bucket(settings.bucket, key_id, secret, settings.bucket_public_url, limits)
+    access = BucketAccess(settings.bucket, key_id, secret)
+    return Bucket(access, settings.bucket_public_url, limits=UploadLimits(attempts=1))
 
 
 def test_an_uploaded_file_can_be_downloaded_for_seven_days_by_a_url_without_secrets(server):

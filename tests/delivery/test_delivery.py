@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import random
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 import requests
 from fakes.a1111.picture import png
 from fakes.a1111.process import free_port
-from fakes.hosts.bucket import KEY_ID, NAME, SECRET
+from fakes.hosts.bucket import KEY_ID, NAME, SECRET, volume_server
 from PIL import Image, PngImagePlugin
 
 from handler import build_delivery
@@ -21,6 +22,7 @@ from worker.config.settings import PROJECT, Settings
 from worker.delivery.delivery import QUALITIES, RESERVE, json_size
 from worker.delivery.limits import UploadLimits
 from worker.delivery.output_dir import cleaned
+from worker.delivery.s3_config import FIELDS, read
 from worker.errors import DeliveryFailed, InvalidInput, ResultTooLarge
 from worker.generation.picture_answer import PictureAnswer
 from worker.images.metadata import infotext_of
@@ -264,6 +266,94 @@ def test_without_a_bucket_s3_is_refused_before_the_engine_is_used_and_boto3_is_n
         " assert not {'boto3', 'botocore'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+# The job's own bucket -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def theirs(server):
+    """A second bucket of the server, and the `s3Config` that names it."""
+    server.client.create_bucket(Bucket="theirs")
+    yield dict(zip(FIELDS, (KEY_ID, SECRET, "theirs", server.endpoint), strict=True))
+    for key in server.files("theirs"):
+        server.client.delete_object(Bucket="theirs", Key=key)
+    server.client.delete_bucket(Bucket="theirs")
+
+
+BASE64, NOT_THERE = {"delivery": "base64"}, {"bucketName": "not-there"}
+
+
+@pytest.mark.parametrize(
+    ("output", "change", "room", "method", "uploaded"),
+    [
+        ({}, {}, {}, "s3", 3),
+        ({"format": "webp"}, {}, {}, "s3", 3),
+        (S3, {}, {}, "s3", 3),
+        (BASE64, {}, {}, "base64", 0),
+        (BASE64, {}, limit(5000), "s3", 3),
+        ({}, NOT_THERE, {}, "base64", 0),
+        (S3, NOT_THERE, {}, "base64", 0),
+        (SMALLER, NOT_THERE, limit(20_000), "base64", 0),
+    ],
+    ids=str,
+)
+def test_a_jobs_bucket_is_its_default_and_its_failure_is_not_the_operators_matter(
+    server, theirs, output, change, room, method, uploaded
+):
+    before = server.files()
+    trusted = {"TRUSTED_HOSTS": server.endpoint.removeprefix("http://")}
+    own = worker(**server.environ(), **trusted, **room).to_bucket_of_job(read(theirs | change))
+    wanted = Output.model_validate(output)
+    own.check(wanted)
+    answer = own.deliver(made(PICTURES), answer_with(PICTURES), wanted, "job-8")
+    assert answer["delivery"]["method"] == method
+    assert len(server.files("theirs")) == uploaded
+    assert server.files() == before
+    assert (len(answer["warnings"]) > 1) == bool(change or room)
+    assert SECRET not in json.dumps(answer)
+    if uploaded:
+        contents = [requests.get(url, timeout=30).content for url in answer["images"]]
+        assert contents == [one[1] for one in server.files("theirs").values()]
+
+
+def test_pictures_that_the_jobs_bucket_cannot_take_and_the_result_neither_are_an_error(
+    server, theirs
+):
+    trusted = {"TRUSTED_HOSTS": server.endpoint.removeprefix("http://")} | limit(5000)
+    own = worker(**server.environ(), **trusted).to_bucket_of_job(read(theirs | NOT_THERE))
+    with pytest.raises(DeliveryFailed, match="not-there answered 404") as raised:
+        own.deliver(made(PICTURES), answer_with(PICTURES), Output(), "job-8")
+    assert "RESULT_LIMIT_MB" in str(raised.value)
+    assert SECRET not in f"{raised.value}{raised.value.details}"
+
+
+VOLUME = "s3api-eu-ro-1.runpod.io"
+
+
+@pytest.mark.parametrize("is_of_job", [False, True])
+def test_a_network_volume_of_runpod_is_a_bucket_without_signed_urls(monkeypatch, is_of_job):
+    real = socket.getaddrinfo
+    to_us = {VOLUME: "127.0.0.1"}
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: real(to_us.get(host, host), *rest, **more),
+    )
+    with volume_server() as volume:
+        endpoint = volume.endpoint.replace("127.0.0.1", VOLUME)
+        given = dict(zip(FIELDS, (KEY_ID, SECRET, volume.name, endpoint), strict=True))
+        environ = volume.environ() | {"BUCKET_ENDPOINT_URL": endpoint}
+        trusted = {"TRUSTED_HOSTS": endpoint.removeprefix("http://")}
+        operators = worker(**({} if is_of_job else environ), **trusted)
+        delivery = operators.to_bucket_of_job(read(given)) if is_of_job else operators
+        answer = delivery.deliver(made(PICTURES), answer_with(PICTURES), Output(**S3), "job-8")
+        keys = [f"job-8/{number}.png" for number in range(3)]
+        assert answer["images"] == [f"s3://{volume.name}/{key}" for key in keys]
+        facts = answer["delivery"]
+        assert (facts["keys"], facts["endpoint"]) == (keys, endpoint)
+        assert "expires_in" not in facts
+        assert [volume.files()[key][1] for key in keys] == decoded(PICTURES)
 
 
 # The job's own URLs -------------------------------------------------------------------------------

@@ -229,6 +229,14 @@ def test_pictures_in_a_bucket_are_fetched_and_what_the_worker_says_is_in_info(se
     assert [one["output"] for one in server.of_jobs()] == [{"preview": True}]
 
 
+def test_a_picture_that_only_the_keys_of_its_bucket_can_read_is_an_error_that_names_it(server):
+    server.answer = {"images": ["s3://volume/job/0.png"], "info": "{}", "parameters": {}}
+    status, body = server.post("txt2img", {"prompt": "a fox"})
+    assert (status, body["error"]) == (422, "IMAGE_URL_REFUSED")
+    assert "s3://volume/job/0.png" in body["detail"]
+    assert "BUCKET_PUBLIC_URL" in body["detail"]
+
+
 FAILURES = [
     ({"error": "INVALID_INPUT: no."}, 422, "INVALID_INPUT"),
     ({"error": "MODEL_NOT_FOUND: no."}, 422, "MODEL_NOT_FOUND"),

@@ -79,6 +79,12 @@ def test_a_job_is_queued_followed_and_ended_and_each_change_is_seen_once(runpod)
     assert {event["headers"]["Authorization"] for event in runpod.events()} == {f"Bearer {KEY}"}
 
 
+def test_what_stands_beside_the_input_reaches_the_endpoint(runpod):
+    job = {"input": {"prompt": "a fox"}, "s3Config": {"accessId": "id-of-the-key"}}
+    use(runpod, lambda endpoint: endpoint.submit(job))
+    assert json.loads(runpod.events("run")[0]["body"]) == job
+
+
 REFUSED = [
     ({"status": 401}, WrongEndpoint, "API key", 1),
     ({"status": 403}, WrongEndpoint, "API key", 1),

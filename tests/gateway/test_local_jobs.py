@@ -1,6 +1,7 @@
 """The queue in this process, with a clock and timers that the test turns."""
 
 import asyncio
+import json
 from collections import Counter
 
 import pytest
@@ -54,11 +55,12 @@ class Handled:
     """A handler whose jobs end when the test says so."""
 
     def __init__(self):
-        self.inputs, self.cancelled, self.gates = [], [], {}
+        self.inputs, self.cancelled, self.gates, self.beside = [], [], {}, []
 
     async def __call__(self, job):
         number = job["input"]["n"]
         self.inputs.append(number)
+        self.beside.append(job.get("s3Config"))
         gate = self.gates.setdefault(number, asyncio.get_running_loop().create_future())
         try:
             return await asyncio.shield(gate)
@@ -253,6 +255,23 @@ def test_an_input_that_is_deeply_nested_is_counted():
     use(work)
 
 
+S3_CONFIG = {"accessId": "id-of-the-key", "accessSecret": "secret-of-the-key"}
+
+
+def test_the_bucket_of_a_job_reaches_the_handler_and_is_kept_only_for_a_retry():
+    async def work(jobs, handled, _clock):
+        ended = [await submit(jobs, number, s3Config=S3_CONFIG) for number in (1, 2)]
+        await handled.end(1, error="DELIVERY_FAILED: no.")
+        await handled.end(2, done=True)
+        assert handled.beside == [S3_CONFIG] * 2
+        for job in ended:
+            assert "of-the-key" not in json.dumps((await jobs.state(job)).as_json())
+        kept = [jobs._jobs[job].request.get("s3Config") for job in ended]
+        assert kept == [S3_CONFIG, None]
+
+    use(work)
+
+
 def test_a_handler_that_raises_fails_its_job_and_the_queue_goes_on():
     async def work(jobs, handled, _clock):
         job = await submit(jobs, 1)
@@ -338,11 +357,10 @@ def test_each_chunk_is_read_once_and_a_report_is_replaced_by_a_newer_one():
             await post({"type": "progress", "step": step}, again=False)
         for number in range(20, 40):
             await post(picture(number), again=True)
-        seen = [await numbers(jobs, job)]
         await handled.end(1, done=True)
-        seen += [await numbers(jobs, job) for _ in range(2)]
+        seen = [await numbers(jobs, job) for _ in range(3)]
         assert seen == [
-            ("IN_PROGRESS", [2, *range(20, 35)]),
+            ("IN_PROGRESS", [2, *range(20, 35)]),  # npm's client reads no more of an ended job
             ("COMPLETED", [*range(35, 40)]),
             ("COMPLETED", []),
         ]

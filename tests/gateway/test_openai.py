@@ -231,6 +231,9 @@ def test_pictures_in_the_bucket_are_fetched_for_a_client_that_wants_base64(runpo
     left = asyncio.run(with_base64(SafeHttpClient(), answer))
     assert left["data"] == answer["data"]
     assert "cannot be fetched" in left["warnings"][0]
+    on_volume = {"data": [{"url": "s3://volume/job/0.png"}]}
+    (warning,) = asyncio.run(with_base64(trusted, on_volume))["warnings"]
+    assert "only the keys of its bucket can read s3://volume/job/0.png" in warning
 
 
 def test_a_silent_stream_is_kept_open_with_comments(runpod, bridge, monkeypatch):

@@ -238,6 +238,49 @@ def test_a_progress_report_has_one_attempt(statuses, accepted):
     assert post(statuses, "half", progress=True) == (accepted, [report])
 
 
+@pytest.mark.parametrize(
+    ("statuses", "again", "accepted", "posts"),
+    [
+        ([429, 500, DROPPED], True, True, 4),
+        ([400], True, False, 1),
+        ([503], False, False, 1),  # a report: the next one is newer
+    ],
+)
+def test_chunks_go_to_the_route_of_the_stream_and_the_result_says_that_the_job_streamed(
+    statuses, again, accepted, posts
+):
+    seen, left = [], list(statuses)
+
+    async def answer(request):
+        seen.append((request.path, request.query["isStream"], await request.json()))
+        return web.Response(status=left.pop(0) if left else 200)
+
+    async def story():
+        app = web.Application()
+        app.router.add_post("/{path:.*}", answer)
+        timing = TransportTiming(first_post_pause=0.001, longest_post_pause=0.01)
+        async with TestServer(app) as server, ClientSession() as session:
+            done, stream = (f"{server.make_url(path)}/$ID?x=y" for path in ("/done", "/stream"))
+            poster = ResultPoster(session, done, timing, stream)
+            assert await poster.post_chunk("a", {"number": 1}, again=again) is accepted
+            for job in ("a", "b"):
+                await poster.post_result(job, {"output": 1})
+            poster.forget("a")  # it may come again
+            await poster.post_result("a", {"output": 1})
+            assert not await poster.post_chunk("a", {"number": float("nan")}, again=again)
+            unknown = ResultPoster(session, done, timing)
+            assert not unknown.can_stream
+            assert not await unknown.post_chunk("a", {}, again=again)
+
+    asyncio.run(story())
+    chunk = ("/stream/a", "false", {"output": {"number": 1}})
+    results = [(f"/done/{job}", is_stream, {"output": 1}) for job, is_stream in RESULTS]
+    assert seen == [chunk] * posts + results
+
+
+RESULTS = [("a", "true"), ("b", "false"), ("a", "false")]
+
+
 def test_what_is_not_json_becomes_an_error_and_is_lost_as_progress():
     found, (body,) = post([], {"output": float("nan")})
     assert found

@@ -143,6 +143,16 @@ def test_with_another_release_the_plain_sdk_runs_and_a_warning_is_logged(own):
         assert "the plain RunPod SDK takes and posts jobs, because it is runpod" in worker.log()
 
 
+@pytest.mark.parametrize("environ", [{"RUNPOD_WEBHOOK_POST_STREAM": ""}, {"OTHER_SDK": "1"}, {}])
+def test_chunks_are_posted_only_where_runpod_has_named_the_route(own, environ):
+    plane, start = own
+    with start(**environ):
+        job = {"echo": 1, "chunks": [{"type": "picture", "number": 1}]}
+        assert finished(plane, job)["status"] == "COMPLETED"
+        assert len(plane.events("chunk")) == (environ == {})
+        assert plane.events("done")[0]["is_stream"] is (environ == {})
+
+
 TEST_INPUT = ("--test_input", '{"input": {"prompt": "a fox"}}')
 
 

@@ -1,22 +1,26 @@
 """Whole jobs and where their pictures go: real SDK and worker, fake A1111, real S3 server."""
 
 import base64
+import json
 
 import pytest
 import requests
 from fakes import worker_process
+from fakes.a1111.picture import png
 from fakes.hosts.bucket import KEY_ID, SECRET, s3_server
 from fakes.hosts.put_host import put_host
 from fakes.runpod_plane import RunPodPlane
-from fakes.worker_process import completed, failed, png_size, running_worker
+from fakes.worker_process import JOB_TIMEOUT, completed, failed, png_size, running_worker
 
 from worker.config.settings import EXIT_BAD_CONFIGURATION
 from worker.delivery.delivery import json_size
+from worker.delivery.s3_config import FIELDS
 
 SMALL = worker_process.SMALL | {"prompt": "a fox, \u72d0"}
 FOUR = SMALL | {"width": 1024, "height": 1024, "batch_size": 2, "n_iter": 2}  # 20 kB each here
 TWO = ["https://a.example/1", "https://a.example/2"]
 SIGNED = "http://10.0.0.1/x?sig=5ecret"
+THEIR_ID, THEIR_SECRET = "id-of-the-callers-key", "secret-of-the-callers-key"
 LIMIT = {"RESULT_LIMIT_MB": "0.05"}
 
 
@@ -36,10 +40,11 @@ def host():
 def with_bucket(tmp_path_factory, server, host):
     """A worker with a bucket; at last its log must contain no secret."""
     folder = tmp_path_factory.mktemp("worker")
-    environ = server.environ() | LIMIT | {"TRUSTED_HOSTS": host.address}
+    trusted = f"{host.address},{server.endpoint.removeprefix('http://')}"
+    environ = server.environ() | LIMIT | {"TRUSTED_HOSTS": trusted}
     with RunPodPlane(hold=1.0) as plane, running_worker(folder, plane, **environ) as worker:
         yield worker
-        for secret in (SECRET, KEY_ID, "5ecret", "X-Amz"):
+        for secret in (SECRET, KEY_ID, THEIR_SECRET, THEIR_ID, "5ecret", "X-Amz"):
             assert secret not in worker.log()
 
 
@@ -70,6 +75,39 @@ def test_a_result_over_the_limit_goes_to_the_bucket(with_bucket):
     assert output["delivery"]["method"] == "s3"
     assert [requests.get(url, timeout=10).ok for url in output["images"]] == [True] * 4
     assert "RESULT_LIMIT_MB is 0.05" in output["warnings"][0]
+
+
+def test_a_jobs_own_bucket_gets_its_pictures_of_every_task_and_the_operators_none(
+    with_bucket, server
+):
+    server.client.create_bucket(Bucket="theirs")
+    before = server.files()
+    values = (THEIR_ID, THEIR_SECRET, "theirs", server.endpoint)
+    config = dict(zip(FIELDS, values, strict=True))
+    picture = base64.b64encode(png(16, 16, b"\1\2\3", "")).decode()
+    upscale = {"task": "upscale", "upscaler_1": "Lanczos", "image": picture}
+    openai = {"openai_route": "/v1/images/generations", "openai_input": {"prompt": "a fox"}}
+    batch = {"task": "batch", "inputs": [SMALL, SMALL]}
+    plane = with_bucket.plane
+    for job in (SMALL, upscale, openai, batch):
+        done = plane.wait(plane.submit(job, s3Config=config), JOB_TIMEOUT)
+        output = completed(done)
+        for result in output.get("results", [output]):
+            keys = result["delivery"]["keys"]
+            assert set(keys) <= server.files("theirs").keys()
+            (url,) = result.get("images") or [one["url"] for one in result["data"]]
+            assert "/theirs/" in url
+        assert THEIR_SECRET not in json.dumps(done)
+    assert (server.files(), len(server.files("theirs"))) == (before, 5)
+    wrong = plane.submit(SMALL, s3Config=config | {"accessSecret": None})
+    drawn = len(with_bucket.requests())
+    message = failed(plane.wait(wrong, JOB_TIMEOUT), "INVALID_INPUT")
+    assert "s3Config.accessSecret is missing" in message
+    assert len(with_bucket.requests()) == drawn
+    wrong = plane.submit(SMALL, s3Config=config | {"bucketName": "not-there"})
+    output = completed(plane.wait(wrong, JOB_TIMEOUT))
+    assert (output["delivery"]["method"], server.files()) == ("base64", before)
+    assert "not-there answered 404 (NoSuchBucket)" in output["warnings"][0]
 
 
 def test_pictures_are_put_to_the_jobs_own_urls(with_bucket, host):

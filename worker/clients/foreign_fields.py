@@ -198,8 +198,6 @@ INSTEAD: dict[str, str] = {
     "workflow": "is ComfyUI's, and this worker runs A1111: send A1111's fields, such as `prompt`",
     "openai_route": _OPENAI,
     "openai_input": _OPENAI,
-    "s3Config": "is not used: the endpoint's BUCKET_... settings name the bucket, and a job asks"
-    ' for it with "output": {"delivery": "s3"}',
     **dict.fromkeys(("prompt_2", "negative_prompt_2"), _SECOND_ENCODER),
     **dict.fromkeys(
         (
@@ -214,6 +212,7 @@ INSTEAD: dict[str, str] = {
     **dict.fromkeys(("upscaler", "upscale_model"), _UPSCALER),
     "webhook": _BESIDE,
     "policy": _BESIDE,
+    "s3Config": _BESIDE,
     "size": "is one text in other APIs: send the two numbers `width` and `height`",
     "url": "is no field of a job: name a model's URL in `checkpoint`, `loras`, `vae` or"
     " `embeddings`, and a picture's in `init_images`",

@@ -1,4 +1,4 @@
-"""Endpoint, name and region of a bucket, from the forms that BUCKET_ENDPOINT_URL can have. Pure.
+"""Endpoint, name and region of a bucket, from the forms that an endpoint's URL can have. Pure.
 
 RunPod's SDK has no variable for the bucket's name, so its documents put the name into the URL. All
 of these are valid:
@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import SecretStr
 
 # Hosts whose first labels can be a bucket's name.
 _VIRTUAL_HOST = re.compile(
@@ -38,6 +41,18 @@ _R2 = re.compile(r"(?:[a-z0-9-]+\.)+r2\.cloudflarestorage\.com")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _NEEDED = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
 _DEFAULT_REGION = "us-east-1"  # the name that servers without regions use, such as MinIO
+_LONGEST_NAME = 80  # characters of a wrong name in a message
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the person who gave the URL and the bucket's name calls them."""
+
+    url: str = "BUCKET_ENDPOINT_URL"
+    bucket: str = "BUCKET_NAME"
+
+
+SETTINGS = Names()
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,15 @@ class BucketAddress:
     signs_urls: bool
 
 
+@dataclass(frozen=True)
+class BucketAccess:
+    """A bucket, and the keys that may write to it."""
+
+    address: BucketAddress
+    key_id: SecretStr
+    secret: SecretStr
+
+
 def check_whole(variables: Collection[str]) -> None:
     """Check that the variables for a bucket are all set, or none of them.
 
@@ -71,45 +95,57 @@ def check_whole(variables: Collection[str]) -> None:
         )
 
 
-def read(url: str, name: str | None = None, region: str | None = None) -> BucketAddress:
+def read(
+    url: str, name: str | None = None, region: str | None = None, names: Names = SETTINGS
+) -> BucketAddress:
     """Read an endpoint's URL.
 
     Args:
         url: http or https; may have the bucket's name as its path or before its host.
         name: the bucket's name, if it is not in the URL.
         region: overrides the region in the host's name.
+        names: of both, for the messages.
 
     Raises:
         ValueError: the URL has another form, or the bucket's name is missing or contradictory.
     """
-    parts = urlsplit(url)
+    parts, port = _split(url, names)
     host = (parts.hostname or "").lower()
     in_path = parts.path.strip("/")
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ValueError("BUCKET_ENDPOINT_URL must look like https://s3.eu-west-1.amazonaws.com")
     if parts.query or parts.fragment or parts.username is not None or "/" in in_path:
         raise ValueError(
-            "BUCKET_ENDPOINT_URL can have a host and a bucket's name, nothing else: remove the rest"
+            f"{names.url} can have a host and a bucket's name, nothing else: remove the rest"
         )
     in_host = ""
     if virtual := _VIRTUAL_HOST.fullmatch(host):
         in_host, host = virtual["name"], virtual["host"]
-    named = {one for one in (in_path, in_host, name) if one}
-    if len(named) != 1:
-        several = " and ".join(map(repr, sorted(named)))
-        raise ValueError(
-            f"BUCKET_ENDPOINT_URL and BUCKET_NAME name two buckets, {several}: name one"
-            if named
-            else "BUCKET_NAME is missing, and BUCKET_ENDPOINT_URL has no bucket's name in it"
-        )
-    bucket = named.pop()
-    if not _NAME.fullmatch(bucket):
-        raise ValueError(
-            f"{bucket!r} cannot be the name of a bucket: use letters, digits, '.', '_' and '-'"
-        )
-    port = f":{parts.port}" if parts.port else ""
-    endpoint = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
+    bucket = _one_of({one for one in (in_path, in_host, name) if one}, names)
+    written = f"[{host}]" if ":" in host else host
+    endpoint = f"{parts.scheme}://{written}{f':{port}' if port else ''}"
     return BucketAddress(endpoint, bucket, region or _region(host), not _RUNPOD.fullmatch(host))
+
+
+def _split(url: str, names: Names) -> tuple[SplitResult, int | None]:
+    """The parts of the URL, and its port."""
+    with suppress(ValueError):  # whose text may have a password of the URL in it
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https"} and parts.hostname:
+            return parts, parts.port
+    raise ValueError(f"{names.url} must look like https://s3.eu-west-1.amazonaws.com")
+
+
+def _one_of(found: Collection[str], names: Names) -> str:
+    if len(found) > 1:
+        several = " and ".join(repr(one[:_LONGEST_NAME]) for one in sorted(found))
+        raise ValueError(f"{names.url} and {names.bucket} name two buckets, {several}: name one")
+    for bucket in found:
+        if _NAME.fullmatch(bucket):
+            return bucket
+        raise ValueError(
+            f"{bucket[:_LONGEST_NAME]!r} cannot be the name of a bucket: use letters, digits, '.',"
+            " '_' and '-'"
+        )
+    raise ValueError(f"{names.bucket} is missing, and {names.url} has no bucket's name in it")
 
 
 def _region(host: str) -> str:

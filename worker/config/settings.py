@@ -249,10 +249,7 @@ class Settings(StoreSettings):
     @model_validator(mode="after")
     def _whole_bucket(self) -> Settings:
         bucket_address.check_whole({name.upper() for name, value in self if value is not None})
-        if self.bucket and not (self.bucket.signs_urls or self.bucket_public_url):
-            raise ValueError(
-                "RunPod's S3 API does not sign URLs: set BUCKET_PUBLIC_URL, or use another service"
-            )
+        _ = self.bucket  # raises what is wrong with its address
         return self
 
     @classmethod

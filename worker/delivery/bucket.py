@@ -1,28 +1,38 @@
-"""Uploads files to the operator's bucket and returns their URLs.
+"""Uploads files to a bucket, the operator's or a job's, and returns their URLs.
 
-boto3 is imported only if a bucket is configured: the import takes some 0.3 s.
+boto3 is imported only if there is a bucket: the import takes some 0.3 s.
 """
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from pydantic import SecretStr
-
-from worker.config.bucket_address import BucketAddress
+from worker.config.bucket_address import BucketAccess
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
-from worker.errors import ConfigError, DeliveryFailed
+from worker.errors import ConfigError, DeliveryFailed, ModelUrlRefused
+from worker.http.client import SafeHttpClient
+from worker.http.interrupt import within
 
 URL_LIFETIME = 7 * 86_400  # seconds; S3's longest
+
+# Below this level it logs whole requests, with the id of the key.
+logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 class Bucket:
     """A bucket of an S3-compatible service. Thread-safe.
 
+    Args:
+        public_url: where everybody can read the bucket's files; None: URLs are signed.
+        http: sends the requests, for a bucket that a job names; None: boto3 itself sends them.
+
     Attributes:
         label: `<host>/<bucket>`, for messages.
         lifetime: seconds for which its URLs are valid; None if they do not expire.
+        endpoint: the API's URL, which a reader of `s3://` URLs needs; None: they are https URLs.
 
     Raises:
         ConfigError: boto3 refuses the endpoint or the region.
@@ -30,47 +40,32 @@ class Bucket:
 
     def __init__(
         self,
-        address: BucketAddress,
-        key_id: SecretStr,
-        secret: SecretStr,
+        access: BucketAccess,
         public_url: str | None = None,
+        *,
         limits: UploadLimits = UPLOAD_LIMITS,
+        http: SafeHttpClient | None = None,
     ) -> None:
-        import boto3  # noqa: PLC0415 - see above
-        from botocore.config import Config  # noqa: PLC0415
-
+        address = access.address
         self.label = f"{urlsplit(address.endpoint).netloc}/{address.name}"
-        self.lifetime = None if public_url else URL_LIFETIME
+        is_signed = address.signs_urls and not public_url
+        self.lifetime = URL_LIFETIME if is_signed else None
+        self.endpoint = None if address.signs_urls or public_url else address.endpoint
         self._address = address
         self._public_url = public_url
-        config = Config(
-            signature_version="s3v4",
-            # The bucket's name in the host name needs DNS and a certificate; not all have them.
-            s3={"addressing_style": "path"},
-            connect_timeout=limits.connect_timeout,
-            read_timeout=limits.read_timeout,
-            retries={"mode": "standard", "total_max_attempts": limits.attempts},
-            # Many services other than Amazon's do not support boto3's own checksums.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        # A session of our own: boto3's default one is not thread-safe.
-        try:
-            self._client: Any = boto3.session.Session().client(
-                "s3",
-                endpoint_url=address.endpoint,
-                region_name=address.region,
-                aws_access_key_id=key_id.get_secret_value(),
-                aws_secret_access_key=secret.get_secret_value(),
-                config=config,
-            )
-        except ValueError as error:  # botocore's, for an invalid host or region
-            raise ConfigError(
-                f"BUCKET_ENDPOINT_URL or BUCKET_REGION is wrong ({address.endpoint}): {error}."
-            ) from None
+        self._limits = limits
+        self._is_of_job = http is not None
+        self._client = _client(access, limits)
+        if http:
+            from worker.delivery.s3_requests import SafeRequests  # noqa: PLC0415 - loads boto3
+
+            SafeRequests(http).serve(self._client)
 
     def upload(self, key: str, data: bytes, content_type: str) -> str:
-        """Store a file, replacing one with that key; returns a URL to download it from.
+        """Store a file, replacing one with that key.
+
+        Returns:
+            An https URL to download it from, or `s3://<bucket>/<key>`.
 
         Raises:
             DeliveryFailed: every attempt failed.
@@ -78,23 +73,75 @@ class Bucket:
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
-        name = self._address.name
         try:
-            self._client.put_object(Bucket=name, Key=key, Body=data, ContentType=content_type)
-            if self._public_url:
-                return f"{self._public_url}/{quote(key)}"
-            what = {"Bucket": name, "Key": key}
-            return str(
-                self._client.generate_presigned_url("get_object", what, ExpiresIn=URL_LIFETIME)
-            )
+            with within(self._limits.seconds) if self._is_of_job else nullcontext():
+                self._put(key, data, content_type)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             code = error.response.get("Error", {}).get("Code", "no code")
             raise DeliveryFailed(
                 f"the bucket {self.label} answered {status} ({code}).", status=status
             ) from None
+        except ModelUrlRefused as error:
+            raise DeliveryFailed(f"the bucket {self.label} was refused: {error.message}") from None
         except (BotoCoreError, HTTPError, OSError) as error:
             # Their texts may contain the URL, so the message contains only the type.
             raise DeliveryFailed(
-                f"the bucket {self.label} cannot be reached ({type(error).__name__})."
+                f"the bucket {self.label} cannot be reached ({type(_cause(error)).__name__})."
             ) from None
+        return self._url_of(key)
+
+    def _put(self, key: str, data: bytes, content_type: str) -> None:
+        name = self._address.name
+        answer = self._client.put_object(Bucket=name, Key=key, Body=data, ContentType=content_type)
+        if not answer.get("ETag"):
+            raise DeliveryFailed(
+                f"{self.label} answered without an ETag, so it is no bucket of an S3 service."
+            )
+
+    def _url_of(self, key: str) -> str:
+        name = self._address.name
+        if self._public_url:
+            return f"{self._public_url}/{quote(key)}"
+        if self.endpoint:
+            return f"s3://{name}/{key}"
+        what = {"Bucket": name, "Key": key}
+        return str(self._client.generate_presigned_url("get_object", what, ExpiresIn=URL_LIFETIME))
+
+
+def _client(access: BucketAccess, limits: UploadLimits) -> Any:  # noqa: ANN401 - boto3 has no types
+    import boto3  # noqa: PLC0415 - see above
+    from botocore.config import Config  # noqa: PLC0415
+
+    address = access.address
+    config = Config(
+        signature_version="s3v4",
+        # The bucket's name in the host name needs DNS and a certificate; not all have them.
+        s3={"addressing_style": "path"},
+        connect_timeout=limits.connect_timeout,
+        read_timeout=limits.read_timeout,
+        retries={"mode": "standard", "total_max_attempts": limits.attempts},
+        # Many services other than Amazon's do not support boto3's own checksums.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    # A session of our own: boto3's default one is not thread-safe.
+    try:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=address.endpoint,
+            region_name=address.region,
+            aws_access_key_id=access.key_id.get_secret_value(),
+            aws_secret_access_key=access.secret.get_secret_value(),
+            config=config,
+        )
+    except ValueError as error:  # botocore's, for an invalid host or region
+        raise ConfigError(
+            f"BUCKET_ENDPOINT_URL or BUCKET_REGION is wrong ({address.endpoint}): {error}."
+        ) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__:
+        error = error.__cause__
+    return error

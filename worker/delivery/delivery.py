@@ -5,6 +5,8 @@
     s3            the bucket, base64, smaller pictures in base64
     put           the job's URLs, base64, the bucket, smaller pictures in base64
 
+The bucket is the one of the job's `s3Config`, which is also the default then; or else the
+operator's. A job with a bucket of its own never uses the operator's, even if its own one fails.
 The bucket is left out if there is none, smaller pictures if the job does not permit them. Of a job
 that streams, the pictures may be on the stream alone: that is the last method, if RunPod has
 accepted all of them there. base64 works while the whole JSON is within RESULT_LIMIT_MB: RunPod
@@ -25,15 +27,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from worker.config.bucket_address import BucketAccess
 from worker.delivery.bucket import Bucket
 from worker.delivery.early import EarlyPictures
 from worker.delivery.limits import MB, UPLOAD_LIMITS, ResultLimit, UploadLimits
 from worker.delivery.output_dir import OutputDir, cleaned
 from worker.delivery.put_url import put
-from worker.errors import DeliveryFailed, InvalidInput, ModelUrlRefused, ResultTooLarge
+from worker.errors import (
+    ConfigError,
+    DeliveryFailed,
+    InvalidInput,
+    ModelUrlRefused,
+    ResultTooLarge,
+)
 from worker.generation.picture import Picture, from_engine
 from worker.http.client import SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
+from worker.shown import shown
 
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
 # Bytes kept free for what is added after the size is measured: the last timings, a warning.
@@ -41,12 +51,13 @@ RESERVE = 1000
 
 _TOO_LARGE = (
     'Ask for fewer pictures in one job, for `output.format` "webp" or "jpeg", or permit'
-    " `output.may_convert`; or set up a bucket (BUCKET_ENDPOINT_URL, see docs/delivery.md)."
+    " `output.may_convert`; or set up a bucket (BUCKET_ENDPOINT_URL) or send one (`s3Config`), see"
+    " docs/delivery.md."
     " Outside RunPod, RESULT_LIMIT_MB=0 removes the limit."
 )
 _NO_BUCKET = (
     "Set BUCKET_ENDPOINT_URL, BUCKET_NAME, BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY on the"
-    ' endpoint, or ask for "base64" or "put".'
+    ' endpoint, send `s3Config` beside the job\'s `input`, or ask for "base64" or "put".'
 )
 
 logger = logging.getLogger(__name__)
@@ -126,8 +137,8 @@ class Delivery:
     Args:
         limit: bytes that a result may have as JSON; None: no limit.
         folder: a folder to which pictures are also written, or None.
-        bucket: the operator's bucket, or None.
-        http: the client for the URLs of jobs.
+        bucket: the operator's bucket, or None; a job may bring another one.
+        http: the client for the URLs and buckets of jobs.
         limits: of uploads.
     """
 
@@ -142,13 +153,33 @@ class Delivery:
         self._limit = ResultLimit(limit)
         self._output_dir = OutputDir(folder)
         self._bucket = bucket
+        self._is_of_job = False
         self._http = http
         self._limits = limits
 
     @property
     def has_bucket(self) -> bool:
-        """Whether pictures can be delivered as URLs of the operator's bucket."""
+        """Whether pictures can be delivered as URLs of a bucket."""
         return self._bucket is not None
+
+    def to_bucket_of_job(self, given: BucketAccess) -> Delivery:
+        """The same delivery with the bucket that a job brings, instead of the operator's.
+
+        Raises:
+            InvalidInput: its endpoint is not allowed.
+        """
+        own = copy.copy(self)
+        try:
+            self._http.check(given.address.endpoint)
+            own._bucket = Bucket(given, limits=self._limits, http=self._http)  # noqa: SLF001 - own
+        except ModelUrlRefused as error:
+            raise InvalidInput(f"s3Config.endpointUrl: {error.message}", hint=error.hint) from None
+        except ConfigError:
+            raise InvalidInput(
+                f"s3Config.endpointUrl = {shown(given.address.endpoint)}: its host is no host name."
+            ) from None
+        own._is_of_job = True  # noqa: SLF001
+        return own
 
     def shared(self) -> Delivery:
         """The same delivery for several results that are posted as one: they share the limit."""
@@ -180,6 +211,7 @@ class Delivery:
 
     def early(self, output: Output, job_id: str) -> EarlyPictures:
         """For a job that streams: delivers each picture when it is finished."""
+        output = self._meant(output)
         if output.delivery == "base64":
             return EarlyPictures(output, None)
 
@@ -217,6 +249,7 @@ class Delivery:
             ResultTooLarge: the result is larger than the limit, and no other method works.
             DeliveryFailed: uploads failed, and no other method works; or a conversion failed.
         """
+        output = self._meant(output)
         early = early or EarlyPictures(output, None)
         pictures: Sequence[Picture] = early.pictures
         try:
@@ -259,6 +292,11 @@ class Delivery:
         streamed: list[_Method] = [self._streamed] if finished.early.is_streamed else []
         return methods[output.delivery] + smaller + streamed
 
+    def _meant(self, output: Output) -> Output:
+        """With the method `s3` for a job that brings a bucket and names no method."""
+        is_meant = self._is_of_job and "delivery" not in output.model_fields_set
+        return output.model_copy(update={"delivery": "s3"}) if is_meant else output
+
     def _inline(self, finished: _Finished, failures: _Failures) -> _Delivered:
         pictures = finished.pictures
         images = [picture.base64() for picture in pictures]
@@ -272,7 +310,9 @@ class Delivery:
         urls = self._uploaded_early(finished, "s3") or self._for_all(
             bucket.upload, keys, data, types
         )
-        facts = {"keys": keys} | ({"expires_in": bucket.lifetime} if bucket.lifetime else {})
+        facts: dict[str, Any] = {"keys": keys}
+        facts |= {"expires_in": bucket.lifetime} if bucket.lifetime else {}
+        facts |= {"endpoint": bucket.endpoint} if bucket.endpoint else {}
         answer = finished.answer_with("s3", urls, pictures, failures, **facts)
         return self._within_limit(answer, uploaded=urls), pictures
 

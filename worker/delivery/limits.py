@@ -15,6 +15,8 @@ class UploadLimits:
     Attributes:
         at_once: uploads or conversions of one job.
         attempts: for each file.
+        seconds: for one file to a host that a job names, all attempts together: such a host may
+            send one byte from time to time.
         longest_wait: seconds between two attempts to `put`; the caller waits for the result.
         connect_timeout: seconds, to the bucket.
         read_timeout: seconds for the bucket's answer.
@@ -22,6 +24,7 @@ class UploadLimits:
 
     at_once: int = 4
     attempts: int = 3
+    seconds: float = 120.0
     longest_wait: float = 5.0
     connect_timeout: float = 5.0
     read_timeout: float = 30.0

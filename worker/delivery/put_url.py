@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
@@ -10,11 +9,11 @@ from worker.errors import DeliveryFailed, ModelHostFailed, ModelUrlRefused
 from worker.generation.picture import Picture
 from worker.http.backoff import Backoff, retry_after
 from worker.http.client import BUSY, SafeHttpClient
-from worker.http.document import Document
+from worker.http.document import Document, error_code
+from worker.http.interrupt import within
 from worker.http.urls import shown
 
 _SUCCESS = range(200, 300)
-_CODE = re.compile(rb"<Code>(\w{1,64})</Code>")  # how S3-compatible services name a reason
 
 
 def put(
@@ -25,6 +24,11 @@ def put(
     Raises:
         DeliveryFailed: every attempt failed, or the host refused the file.
     """
+    with within(limits.seconds):
+        return _put(http, url, picture, limits)
+
+
+def _put(http: SafeHttpClient, url: str, picture: Picture, limits: UploadLimits) -> str:
     target = shown(url)
     backoff = Backoff(min(0.5, limits.longest_wait), longest_wait=limits.longest_wait)
     for attempt in range(limits.attempts):
@@ -46,6 +50,6 @@ def put(
 
 
 def _refusal(target: str, answer: Document) -> DeliveryFailed:
-    code = _CODE.search(answer.body)
-    reason = f" ({code[1].decode()})" if code else ""
+    code = error_code(answer.body)
+    reason = f" ({code})" if code else ""
     return DeliveryFailed(f"{target} answered {answer.status}{reason}.", status=answer.status)

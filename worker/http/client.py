@@ -27,7 +27,7 @@ from worker.errors import FetchStopped, ModelHostFailed, ModelUrlRefused
 from worker.http.backoff import LONGEST_WAIT, Backoff, retry_after
 from worker.http.document import Document, strong
 from worker.http.interrupt import watch
-from worker.http.urls import is_public, joined, origin, parsed, shown
+from worker.http.urls import is_public, is_public_host, joined, origin, parsed, shown
 
 USER_AGENT = "a1111-worker/0.1"  # CivitAI answers a browser's with HTML and 200 instead of an error
 # 520 to 527 and 530 are Cloudflare's: it did not reach the host behind it.
@@ -297,26 +297,40 @@ class SafeHttpClient:
         """Check that a request to the URL is allowed; its host name is not looked up.
 
         Raises:
-            ModelUrlRefused: it is not a URL, or not https and its host is not trusted.
+            ModelUrlRefused: it is not a URL; or its host is not trusted, and it is not https or has
+                an address that is not public.
         """
-        self._pools_for(url)
+        host = parsed(url).host or ""
+        if self._pools_for(url) is self._public_pools and not is_public_host(host):
+            raise ModelUrlRefused(f"the host {host!r} has no public address.", host=host)
 
     def put(self, url: str, data: bytes, content_type: str) -> Document:
-        """Send a file, once; a redirect is returned, because the URL was signed for one host.
+        """Send a file, once, as `send`."""
+        return self.send("PUT", url, {"Content-Type": content_type}, data)
+
+    def post(self, url: str, data: bytes, content_type: str) -> Document:
+        """As `put`, with POST."""
+        return self.send("POST", url, {"Content-Type": content_type}, data)
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        data: bytes | None = None,
+        *,
+        most: int = HttpLimits.max_document,
+    ) -> Document:
+        """Send a request, once; a redirect is returned, because the request is for one host.
+
+        Of the answer at most `most` bytes are read.
 
         Raises:
             ModelUrlRefused: the URL is not allowed.
             ModelHostFailed: no answer; another attempt may succeed.
         """
-        return self._send_once("PUT", url, data, content_type)
-
-    def post(self, url: str, data: bytes, content_type: str) -> Document:
-        """As `put`, with POST."""
-        return self._send_once("POST", url, data, content_type)
-
-    def _send_once(self, method: str, url: str, data: bytes, content_type: str) -> Document:
-        with Reply(self._send(method, url, {"Content-Type": content_type}, data), url) as reply:
-            return reply.document()
+        with Reply(self._send(method, url, dict(headers), data), url) as reply:
+            return reply.document(most)
 
     def etag(self, url: str) -> str | None:
         """The file's current strong ETag at the host; None if it has none or does not answer."""

@@ -58,6 +58,20 @@ class Interrupt:
             self._sockets.clear()
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Cut the connections of this thread after so many seconds: the thread gets an error."""
+    interrupt = Interrupt()
+    timer = threading.Timer(seconds, interrupt.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        with interrupt.covers():
+            yield
+    finally:
+        timer.cancel()
+
+
 _current: ContextVar[Interrupt | None] = ContextVar("interrupt", default=None)
 
 

@@ -28,6 +28,14 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
+def is_public_host(host: str) -> bool:
+    """Whether a URL's host is a name other than `localhost`, or a public IP address."""
+    try:
+        return is_public(host.strip("[]"))
+    except ValueError:  # it is a name, which is not looked up here
+        return host.rstrip(".").rpartition(".")[2] != "localhost"
+
+
 def parsed(url: str) -> Url:
     r"""Parse the URL with urllib3, because urllib3 opens the connection.
 

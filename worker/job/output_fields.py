@@ -43,8 +43,9 @@ class Output(Strict):
     )
     delivery: Annotated[Method, BeforeValidator(_usual_name)] = Field(
         "base64",
-        description="`base64`: in the result; `s3`: uploaded to the endpoint's bucket; `put`:"
-        " uploaded to the `urls` of the job.",
+        description="`base64`: in the result; `s3`: uploaded to the bucket of the job's `s3Config`,"
+        " or else of the endpoint; `put`: uploaded to the `urls` of the job. With `s3Config` the"
+        " default is `s3`.",
     )
     urls: list[Url] = Field(
         default_factory=list,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -367,11 +367,3 @@ def check(job_input: object, model: type[Model], inputs: int = 1) -> Model:
     except ValidationError as error:
         problems, total = problems_of(error, model), error.error_count()
     raise InvalidInput(joined(problems, total), problems=problems)
-
-
-def input_of(job: Mapping[str, Any]) -> object:
-    """A job's `input`, with what stands beside it and would otherwise be ignored in silence."""
-    job_input = job.get("input")
-    if job.get("s3Config") and isinstance(job_input, Mapping):
-        return {**job_input, "s3Config": job["s3Config"]}
-    return job_input

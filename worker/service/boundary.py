@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from worker.answer import failure, to_json
+from worker.delivery import s3_config
 from worker.errors import InternalError, WorkerError
 from worker.formats.names import without_suffix
 from worker.service.parts import Worker
@@ -29,6 +30,18 @@ def read(worker: Worker, job: Job) -> Job:
     return replace(job, input=found.input, notes=found.notes)
 
 
+def with_bucket_of(job: Job, worker: Worker) -> Worker:
+    """The worker that delivers to the bucket of the job's `s3Config`, if it has one.
+
+    Raises:
+        InvalidInput: it is incomplete, or wrong.
+    """
+    bucket = s3_config.read(job.s3_config)
+    if bucket is None:
+        return worker
+    return replace(worker, delivery=worker.delivery.to_bucket_of_job(bucket))
+
+
 def _titles(worker: Worker) -> dict[str, str]:
     """Display names of templates; a checkpoint's own name always means the checkpoint."""
     files = worker.models.list_files("checkpoint")
@@ -45,7 +58,8 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
         job = await asyncio.to_thread(read, worker, job)
         task = worker.tasks.of(job.input)
         worker.counters.runs(job.id, task.name)
-        answer = await task(worker, job)
+        delivering = await asyncio.to_thread(with_bucket_of, job, worker)
+        answer = await task(delivering, job)
     except WorkerError as error:
         log.warning("failed %s: %s", job.stopwatch.timings(), error)
         job = replace(job, notes=(*job.notes, *await job.stream.warnings()))

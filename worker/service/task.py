@@ -42,6 +42,7 @@ class Job:
     Attributes:
         input: what the caller sent, unchecked; in our own form once it is `understood`.
         notes: warnings about what was read as what, for the answer.
+        s3_config: what the caller sent beside the input, unchecked; it has secrets.
         stream: what is sent to the job's `/stream` while it runs.
     """
 
@@ -50,6 +51,7 @@ class Job:
     stopwatch: Stopwatch
     progress: JobProgress
     notes: tuple[str, ...] = ()
+    s3_config: object = field(default=None, repr=False)
     stream: JobStream = field(default_factory=JobStream)
 
 

@@ -84,6 +84,9 @@ class DeliveryReport(AnswerPart):
     expires_in: int | Absent = left_out(
         "With `s3`: seconds until the signed URLs in `images` expire."
     )
+    endpoint: str | Absent = left_out(
+        "With `s3`, if the service signs no URLs: its address, for the `s3://` URLs in `images`."
+    )
 
 
 class CacheInfo(AnswerPart):

@@ -277,16 +277,22 @@ def _output(given: dict[str, Any], notes: list[str]) -> dict[str, Any]:
             raise _wrong("output_format", problem, "output_format")
         asked["format"] = format_
     asked |= _quality(given, asked.get("format", output.get("format", "png")), notes)
-    response_format = given.pop("response_format", "b64_json")
-    if response_format not in ("b64_json", "url"):
-        problem = f"= {shown(response_format)}: must be b64_json or url"
-        raise _wrong("response_format", problem, "response_format")
-    if response_format == "url":
-        asked["delivery"] = "s3"
+    asked |= _delivery(given, output)
     for name in asked.keys() & output.keys():
         if output[name] != asked[name]:
             raise _twice(_PARAMETERS[f"output.{name}"], f"output.{name}", output[name])
     return {**output, **asked}
+
+
+def _delivery(given: dict[str, Any], output: Mapping[str, Any]) -> dict[str, str]:
+    """How `response_format` wants the pictures; base64 is obeyed even if the job has a bucket."""
+    response_format = given.pop("response_format", None)
+    if response_format not in (None, "b64_json", "url"):
+        problem = f"= {shown(response_format)}: must be b64_json or url"
+        raise _wrong("response_format", problem, "response_format")
+    if response_format == "url":
+        return {"delivery": "s3"}
+    return {"delivery": "base64"} if response_format and "delivery" not in output else {}
 
 
 def _quality(given: dict[str, Any], format_: object, notes: list[str]) -> dict[str, Any]:
