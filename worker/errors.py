@@ -47,6 +47,7 @@
     │   ├── WrongDrawing
     │   └── IncompleteAnswer
     ├── DeliveryFailed
+    ├── VolumeFailed
     ├── BatchFailed
     ├── JobTimeout
     ├── ResultRefused
@@ -385,6 +386,13 @@ class DeliveryFailed(WorkerError):
 
     code = "DELIVERY_FAILED"
     default_hint = "Check the bucket's settings or create new signed URLs, then send the job again."
+
+
+class VolumeFailed(WorkerError):
+    """`push` could not send a model: the S3 API of the network volume refused, or failed."""
+
+    code = "VOLUME_FAILED"
+    default_hint = "Push again: it continues where it stopped."
 
 
 class BatchFailed(WorkerError):

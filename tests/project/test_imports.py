@@ -23,7 +23,7 @@ FRONT_DOORS = ("handler", "model_manager", "runpod_sdk")
 ROOMS = {
     "worker": [
         *("worker.runpod", "worker.tasks", "worker.service", "worker.delivery"),
-        *("worker.models", "worker.models.convert", "worker.models.merge"),
+        *("worker.models", "worker.models.volume", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),
         *("worker.webui", "worker.generation", "worker.images", "worker.extensions"),
         *("worker.translation", "worker.job", "worker.clients", "worker.hosts", "worker.formats"),

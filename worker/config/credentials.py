@@ -35,6 +35,13 @@ CREDENTIALS = {
     "gateway_token": ("GATEWAY_TOKEN",),
 }
 
+# For `model_manager.py push`: the variable -> those that may hold it. RunPod's own documents set
+# the variables of AWS's tools.
+VOLUME_KEYS = {
+    "RUNPOD_S3_ACCESS_KEY": ("RUNPOD_S3_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+    "RUNPOD_S3_SECRET_KEY": ("RUNPOD_S3_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"),
+}
+
 
 def credentials(environ: Mapping[str, str]) -> dict[str, str]:
     """The credentials, from `NAME`, or from the file that `NAME_FILE` names (Docker secrets).
@@ -86,7 +93,9 @@ def secret_values(environ: Mapping[str, str]) -> list[str]:
     meant = [value for value in map(as_meant, written) if value]
     known = credentials(environ)
     password = known.get("gateway_login", "").partition(":")[2]
-    return list(dict.fromkeys([*written, *meant, *known.values(), *filter(None, [password])]))
+    volume = (credential(environ, names) for names in VOLUME_KEYS.values())
+    more = filter(None, [password, *volume])
+    return list(dict.fromkeys([*written, *meant, *known.values(), *more]))
 
 
 def hidden_from_engine(environ: Mapping[str, str]) -> list[str]:

@@ -21,11 +21,13 @@ from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.errors import ConfigError, InvalidInput, ModelFileInvalid, WorkerError
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256
+from worker.hosts.ref import is_path
 from worker.http.client import NO_CANCEL
 from worker.job.reference import Sha256, StoreName, Wanted, parse_reference
 from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
 from worker.models import bake
+from worker.models.finder import Finder
 from worker.models.store.blobs import Blob, size_on_disk
 from worker.models.store.fetcher import Fetcher
 from worker.models.store.space import EvictionPlan
@@ -42,6 +44,7 @@ class Manager(bake.Manager, Protocol):
     """What the commands need of `model_manager.ModelManager`."""
 
     fetcher: Fetcher
+    finder: Finder
 
     def get_cache_stats(self) -> dict[str, dict[str, int]]:
         """Number and total bytes of the models."""
@@ -120,9 +123,31 @@ def _parser() -> argparse.ArgumentParser:
     baking.add_argument(
         "--diffusers", action="store_true", help="also convert checkpoints for the embedded engine"
     )
+    _add_push(command("push", _push, "send models to a RunPod network volume, without a Pod"))
     command("stats", _stats, "number and size of the models")
     command("prepare-engine", _prepare_engine, "folders, links and config.json for the engine")
     return parser
+
+
+def _add_push(push: argparse.ArgumentParser) -> None:
+    text = f"{_REF}, or a model file of your own; default: the models of all templates"
+    push.add_argument("refs", nargs="*", metavar="REF", help=text)
+    push.add_argument(
+        "--template", action="append", metavar="NAME", help="its models; can be repeated"
+    )
+    push.add_argument("--kind", choices=list(FOLDERS), help="the kind of each REF")
+    push.add_argument("--volume", required=True, metavar="ID", help="id of the network volume")
+    push.add_argument("--data-center", metavar="DC", help="where the volume is, such as EU-RO-1")
+    push.add_argument(
+        "--endpoint-url", metavar="URL", help="of another S3 API; default: that of --data-center"
+    )
+    push.add_argument(
+        "--prefix",
+        type=_folder,
+        default="models",
+        help="the folder on the volume that is the workers' MODELS_DIR; default: models",
+    )
+    push.add_argument("--dry-run", action="store_true", help="only show what would be sent")
 
 
 _REF = "CivitAI version id or URL, AIR, hf org/repo/file, https URL, or sha256"
@@ -133,6 +158,13 @@ def _sha256(text: str) -> str:
         return Sha256(text.lower().removeprefix("sha256:")).digest
     except InvalidInput as error:
         raise argparse.ArgumentTypeError(error.message) from None
+
+
+def _folder(text: str) -> str:
+    path = text.strip("/")
+    if not is_path(path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder such as models")
+    return path
 
 
 def _each(refs: Iterable[str], do: Callable[[str], Row]) -> list[Row]:
@@ -247,6 +279,30 @@ def _bake(manager: Manager, options: argparse.Namespace, settings: Settings) -> 
         return baking.run({name: templates.get_template(name) for name in names})
     except WorkerError as error:
         return [{"name": "bake", "code": error.code, "error": str(error)}]
+
+
+def _push(manager: Manager, options: argparse.Namespace, settings: Settings) -> list[Row]:
+    # boto3 takes 0.3 s, and no other command needs it.
+    from worker.models.push import Push  # noqa: PLC0415
+    from worker.models.volume.connect import connect  # noqa: PLC0415
+    from worker.models.volume.files import VolumeFiles  # noqa: PLC0415
+
+    volume = connect(os.environ, options.volume, options.data_center, options.endpoint_url)
+    push = Push(
+        manager,
+        VolumeFiles(volume, options.prefix),
+        settings.models_dir,
+        settings.engine,
+        settings.allow_pickles,
+        options.dry_run,
+    )
+    templates = _templates(settings)
+    known = () if options.refs else templates.get_templates()
+    try:
+        named = {name: templates.get_template(name) for name in options.template or known}
+        return push.run(options.refs, options.kind, named)
+    except WorkerError as error:
+        return [{"name": "push", "code": error.code, "error": str(error)}]
 
 
 def _stats(manager: Manager, _options: argparse.Namespace, _settings: Settings) -> list[Row]:

@@ -6,17 +6,19 @@ import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import about, add, files_below
+from pydantic import TypeAdapter
 
 from worker.errors import FetchStopped, StoreFull, StoreNotWritable
 from worker.files import note_file
 from worker.http.client import NO_CANCEL
 from worker.models.store import blobs as blobs_module
-from worker.models.store.blobs import Blobs, StoreTiming
+from worker.models.store.blobs import UNKNOWN_TIME, About, Blobs, StoreTiming
 
 DATA, OTHER = safetensors(number=1), safetensors(number=2)
 DIGEST = sha256(DATA)
@@ -406,3 +408,65 @@ def test_a_lease_of_another_host_ends_without_a_sign_of_life(blobs):
     assert socket.gethostname() in record
     lock.write_text(record.replace(socket.gethostname(), "another-worker"))
     assert ask(blobs, lease=0.5)
+
+
+# Blobs that were sent to the volume by `push`.
+
+
+def pushed(blobs, data=DATA, stem="detail", size=None):
+    """The files that `push` leaves: without a link, and with no time in the metadata."""
+    folder = blobs.root / "blobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{sha256(data)}.safetensors").write_bytes(data)
+    metadata = replace(about(stem, size=size or len(data)), mtime=UNKNOWN_TIME)
+    (folder / f"{sha256(data)}.json").write_bytes(TypeAdapter(About).dump_json(metadata))
+    return sha256(data)
+
+
+def test_a_pushed_file_is_taken_with_its_time_and_hashed_only_after_a_change(blobs, hashed):
+    path = blobs.root / "blobs" / f"{pushed(blobs)}.safetensors"
+    mtime = int(path.stat().st_mtime)
+    assert [store.find(DIGEST).about.mtime for store in (blobs, again(blobs))] == [mtime] * 2
+    assert hashed == []
+    later(path)
+    assert again(blobs).find(DIGEST)
+    assert hashed == [path]
+
+
+def test_a_pushed_file_of_another_size_is_removed(blobs):
+    pushed(blobs, size=len(DATA) + 1)
+    assert blobs.find(DIGEST) is None
+    assert not (blobs.root / "blobs" / f"{DIGEST}.safetensors").exists()
+
+
+def test_pushed_files_get_links_once_by_all_workers_together(blobs):
+    operators = {("lora", "mine")}
+    names = {pushed(blobs, safetensors(number=n), stem): stem for n, stem in enumerate(STEMS)}
+    stores = [again(blobs) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        wait([pool.submit(store.add_links, lambda *one: one in operators) for store in stores])
+    links = {link.name: link.resolve().stem for link in (blobs.root / "Lora").iterdir()}
+    assert sorted(links.values()) == sorted(names)
+    for digest, stem in names.items():
+        found = again(blobs).find(digest)
+        assert links[f"{found.about.stem}.safetensors"] == digest
+        assert found.about.stem in {stem, f"{stem}-{digest[:10]}"}
+    assert ("mine.safetensors" in links, "fox.safetensors" in links) == (False, True)
+    before = {path: path.stat().st_mtime_ns for path in blobs.root.rglob("*.json")}
+    again(blobs).add_links(lambda *one: one in operators)
+    assert {path: path.stat().st_mtime_ns for path in blobs.root.rglob("*.json")} == before
+
+
+STEMS = ("fox", "fox", "mine", "red")
+
+
+def test_a_pushed_file_on_a_read_only_volume_is_found_without_a_link(blobs, monkeypatch, hashed):
+    pushed(blobs)
+
+    def read_only(*_args, **_more):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "symlink_to", read_only)
+    monkeypatch.setattr(blobs_module, "write_atomically", read_only)
+    blobs.add_links(lambda *_: False)
+    assert (again(blobs).find(DIGEST).sha256, hashed) == (DIGEST, [])

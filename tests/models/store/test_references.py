@@ -16,7 +16,7 @@ from worker.errors import (
 )
 from worker.hosts.host import RemoteFile
 from worker.job.reference import CivitAIModel, CivitAIVersion, HuggingFaceFile, WebFile
-from worker.models.store.references import Freshness, References
+from worker.models.store.references import Freshness, References, is_news
 
 FRESH = Freshness()
 DIGEST, OTHER = "ab" * 32, "cd" * 32
@@ -203,3 +203,24 @@ def test_a_fifo_in_place_of_an_answer_does_not_block(known, folder):
     path.unlink()
     os.mkfifo(path)
     assert References(folder).sha256(FOX) is None
+
+
+def test_an_entry_replaces_that_of_a_volume_only_if_it_says_something_newer(folder, clock):
+    def entry(ref, digest, at):
+        clock.now = at
+        known = References(folder / f"{digest}{at}", clock=clock)
+        known.note(ref, REMOTE, digest)
+        return known.exported(ref)
+
+    assert References(folder, clock=clock).exported(FOX) is None
+    table = {  # reference, ours, theirs -> whether ours is sent
+        (FOX, (DIGEST, 9), (DIGEST, 5)): False,
+        (FOX, (DIGEST, 9), (OTHER, 5)): True,
+        (MODEL, (DIGEST, 9), (DIGEST, 5)): True,
+        (MODEL, (DIGEST, 9), (DIGEST, 9)): False,
+        (MODEL, (DIGEST, 5), (OTHER, 9)): False,
+    }
+    for (ref, ours, theirs), expected in table.items():
+        assert is_news(ref, entry(ref, *ours), entry(ref, *theirs)) is expected, (ref, ours, theirs)
+    for damaged in (None, b"", b"{}", b"\xff"):
+        assert is_news(FOX, entry(FOX, DIGEST, 5), damaged)

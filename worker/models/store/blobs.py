@@ -32,8 +32,12 @@ from worker.errors import FetchError, FetchStopped, ModelNotFound
 from worker.files import discard, note_file, read_small, storage_error, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
+from worker.models.store.listing import Listing
 
 CONVERTED = "converted"  # source of a LoRA that was rewritten for A1111
+# `About.mtime` of a file that was verified before it was sent to a volume, where it gets another
+# time: the first worker that sees the file with its whole size takes the time that it has.
+UNKNOWN_TIME = -1
 
 _SECOND = 1_000_000_000  # ns
 _MARK = 10  # digits of the hash that distinguish two files of one name
@@ -66,7 +70,7 @@ class About:
             metadata of older workers.
         mtime: the blob's modification time when it was verified; another time means that the
             blob may have changed. In whole seconds: image layers and some network volumes keep no
-            fractions.
+            fractions. UNKNOWN_TIME: not known yet.
         source: where it was fetched from, as text for messages.
         ref: the reference that can fetch it again; None if that contains a secret.
         family: the family that its host names.
@@ -134,6 +138,8 @@ class Blobs:
         self._downloads = self.root / "downloads"
         self._known: dict[str, Blob] = {}
         self._used: dict[str, float] = {}
+        self._metadata = Listing(self._blobs, suffixes=(".json",))
+        self._linked = 0  # the generation of it whose files have links
 
     # Look up ---------------------------------------------------------------------------------
 
@@ -151,6 +157,8 @@ class Blobs:
             self._known.pop(sha256, None)
             return None
         mtime = mtime_ns // _SECOND
+        if (size, UNKNOWN_TIME) == (blob.about.size, blob.about.mtime):
+            return self._verified_at(blob, mtime)
         if (size, mtime) != (blob.about.size, blob.about.mtime):
             return self._check_again(blob, size, mtime)
         self._known[sha256] = blob
@@ -208,15 +216,18 @@ class Blobs:
         except (ModelNotFound, OSError):  # gone, or on a bad disk
             return None
         if is_whole:
-            blob = replace(blob, about=replace(blob.about, mtime=mtime))
-            with suppress(OSError):  # a read-only store: the next process hashes it again
-                self._write_about(blob)
-            self._known[blob.sha256] = blob
-            return blob
+            return self._verified_at(blob, mtime)
         log.warning("%s in the model store is damaged; it will be removed", blob.about.stem)
         with suppress(FetchError):  # a read-only store
             self.remove(blob)
         return None
+
+    def _verified_at(self, blob: Blob, mtime: int) -> Blob:
+        blob = replace(blob, about=replace(blob.about, mtime=mtime))
+        with suppress(OSError):  # a read-only store: the next process looks again
+            self._write_about(blob)
+        self._known[blob.sha256] = blob
+        return blob
 
     # Use marks -------------------------------------------------------------------------------
 
@@ -312,6 +323,32 @@ class Blobs:
             if link.is_symlink() and link.readlink() == target:
                 return stem
         return sha256
+
+    def add_links(self, taken: Callable[[Kind, str], bool]) -> None:
+        """Link the blobs that `push` has sent, because S3 knows no links; a stem can change.
+
+        If nothing has come since the last call, this costs one `stat`.
+        """
+        generation = self._metadata.current_generation()
+        if generation != self._linked:
+            self._linked = generation
+            for path in self._metadata.files():
+                blob = self._read(path.stem)
+                if blob and blob.path.is_file() and not self._is_linked(blob):
+                    with suppress(OSError):  # a read-only store: found by its reference only
+                        self._add_link(blob, taken)
+
+    def _is_linked(self, blob: Blob) -> bool:
+        link = self._link(blob.about.kind, blob.about.stem, blob.about.suffix)
+        has_none = blob.about.stem == blob.sha256  # see `_claim`
+        return has_none or (link.is_symlink() and link.readlink().stem == blob.sha256)
+
+    def _add_link(self, blob: Blob, taken: Callable[[Kind, str], bool]) -> None:
+        kind = blob.about.kind
+        stem = self._claim(blob.about, blob.sha256, lambda stem: taken(kind, stem))
+        self._known.pop(blob.sha256, None)
+        if stem != blob.about.stem:
+            self._write_about(replace(blob, about=replace(blob.about, stem=stem)))
 
     def _link(self, kind: Kind, stem: str, suffix: str) -> Path:
         return self.root / FOLDERS[kind] / f"{stem}{suffix}"

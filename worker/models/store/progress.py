@@ -71,6 +71,7 @@ class Lines:
     Args:
         name: of the model.
         update: gets the updates for the job.
+        doing: the first word of each line.
         clock: seconds, rising.
     """
 
@@ -80,8 +81,11 @@ class Lines:
         update: Listener | None = None,
         every: ReportEvery = ReportEvery(),
         clock: Callable[[], float] = time.monotonic,
+        *,
+        doing: str = "downloading",
     ) -> None:
         self._name = name
+        self._doing = doing
         self._update = update
         self._every = every
         self._clock = clock
@@ -120,12 +124,12 @@ class Lines:
         rate = self._rate(fetched, now)
         speed = f"{fetched / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s"
         if not size:
-            return f"downloading {self._name}: {speed}"
+            return f"{self._doing} {self._name}: {speed}"
         left = f", {(size - fetched) / rate:.0f} s left" if rate else ""
         percent = 100 * fetched // size
-        return f"downloading {self._name}: {percent} % of {size / 1e6:.0f} MB, {speed}{left}"
+        return f"{self._doing} {self._name}: {percent} % of {size / 1e6:.0f} MB, {speed}{left}"
 
 
-def report_for(name: str) -> DownloadProgress:
+def report_for(name: str, doing: str = "downloading") -> DownloadProgress:
     """A bar on a terminal; otherwise lines in the log and updates for this job's listener."""
-    return Terminal(name) if sys.stderr.isatty() else Lines(name, listener.get())
+    return Terminal(name) if sys.stderr.isatty() else Lines(name, listener.get(), doing=doing)

@@ -110,6 +110,13 @@ class References:
             raise _LASTING.get(code, ModelNotFound)(message, hint=hint)
         return entry.remote if self._is_fresh(entry.at, self._freshness.metadata) else None
 
+    def exported(self, ref: ModelRef) -> bytes | None:
+        """The entry as a file, for another store; None if the reference's content is not known."""
+        entry = self._entry(ref)
+        if entry is None or entry.sha256 is None:
+            return None
+        return _ENTRY.dump_json(replace(entry, error=None), indent=1)
+
     def etag(self, ref: ModelRef) -> str | None:
         """The host's ETag of the content that was fetched, however long ago."""
         entry = self._entry(ref)
@@ -161,7 +168,7 @@ class References:
 
     def _read(self, folder: Path, ref: ModelRef) -> _Entry | None:
         try:
-            return _ENTRY.validate_json(read_small(folder / _name(ref)))
+            return _ENTRY.validate_json(read_small(folder / file_name(ref)))
         except (OSError, ValidationError):
             return None
 
@@ -170,8 +177,22 @@ class References:
         self._known.pop(ref.key, None)
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._folder / _name(ref), _ENTRY.dump_json(entry, indent=1))
+            write_atomically(self._folder / file_name(ref), _ENTRY.dump_json(entry, indent=1))
 
 
-def _name(ref: ModelRef) -> str:
+def file_name(ref: ModelRef) -> str:
+    """The name of the reference's file."""
     return f"{ref.key}.json"
+
+
+def is_news(ref: ModelRef, ours: bytes, theirs: bytes | None) -> bool:
+    """Whether our entry should replace that of another store: it is newer, or the only valid one.
+
+    Of a reference whose meaning cannot change, an entry with the same content is as good.
+    """
+    try:
+        new, old = _ENTRY.validate_json(ours), _ENTRY.validate_json(theirs or b"")
+    except ValidationError:
+        return True
+    is_same = old.sha256 == new.sha256
+    return new.fetched_at > old.fetched_at and (ref.is_moving or not is_same)

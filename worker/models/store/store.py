@@ -174,6 +174,8 @@ class Store:
 
     def _indexes(self, kind: Kind, *, again: bool = True) -> list[Index]:
         """Of every folder, in search order."""
+        if again:
+            self.fetched.add_links(self.is_taken)
         own = [tree.folders[kind].index(again=again) for tree in self._trees]
         return [*own, self.hub.index(kind, again=again)]
 

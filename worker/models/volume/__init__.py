@@ -1,0 +1,1 @@
+"""RunPod's network volumes over their S3 API: files are sent, checked and resumed."""
