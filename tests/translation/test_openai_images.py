@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from worker.errors import InvalidInput
+from worker.service.counters import Ended
 from worker.tasks.table import TASKS
 from worker.translation import openai_images
 
@@ -236,7 +237,7 @@ def test_openais_answers_can_be_a_batchs_and_its_errors_count_by_our_codes(tmp_p
     built = handler_with(NotingEngine(catalog, tmp_path), tmp_path)
     one = {"openai_route": "/v1/images/generations", "openai_input": {"prompt": "a", "n": 0}}
     asyncio.run(built({"id": "a", "input": one}))
-    assert built.worker.counters.failures == {"INVALID_INPUT": 1}
+    assert built.worker.counters.ended == {Ended("openai", "failed", "INVALID_INPUT"): 1}
     good = one | {"openai_input": {"prompt": "a"}}
     answer = asyncio.run(built({"id": "a", "input": {"task": "batch", "inputs": [one, good]}}))
     bad, drawn = answer["results"]
