@@ -34,7 +34,6 @@ from worker.config.shell import for_start_sh
 from worker.config.store_settings import why_not_writable
 from worker.errors import ConfigError
 
-_LONGEST_ID = 40  # characters that are shown
 EXIT_UNFIT_MACHINE = 71  # EX_OSERR of sysexits.h, as in start.sh
 
 log = logging.getLogger("worker.config.preflight")  # it runs as __main__
@@ -84,7 +83,7 @@ def _volume_findings(settings: Settings) -> Iterator[Finding]:
     folder = settings.read_only_models_dir
     if folder is None:
         return
-    volume = settings.runpod_volume_id[:_LONGEST_ID]
+    volume = settings.place["volume"]
     remedy = (
         f"let user {os.getuid()} write to the network volume {volume!r}"
         if volume
@@ -134,7 +133,7 @@ def _has_models(folder: Path) -> bool:
 
 
 def introduction(settings: Settings) -> str:
-    """One line about the worker, for whoever reads only the log."""
+    """The log's first line: the worker, its place, its engine and its GPU."""
     place, build = settings.place, one_line(settings.revision)
     of_runpod = [
         f"{word} {place[name]}"

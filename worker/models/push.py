@@ -224,7 +224,7 @@ class _LateReport:
         self._report: DownloadProgress | None = None
 
     def __call__(self, done: int, size: int | None) -> None:
-        self._report = self._report or report_for(self._name, "sending")
+        self._report = self._report or report_for(self._name, is_sent=True)
         self._report(done, size)
 
     def close(self) -> None:

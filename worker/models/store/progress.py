@@ -71,7 +71,7 @@ class Lines:
     Args:
         name: of the model.
         update: gets the updates for the job.
-        doing: the first word of each line.
+        is_sent: whether the file is sent, and not downloaded.
         clock: seconds, rising.
     """
 
@@ -82,10 +82,10 @@ class Lines:
         every: ReportEvery = ReportEvery(),
         clock: Callable[[], float] = time.monotonic,
         *,
-        doing: str = "downloading",
+        is_sent: bool = False,
     ) -> None:
         self._name = name
-        self._doing = doing
+        self._is_sent = is_sent
         self._update = update
         self._every = every
         self._clock = clock
@@ -124,12 +124,14 @@ class Lines:
         rate = self._rate(fetched, now)
         speed = f"{fetched / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s"
         if not size:
-            return f"{self._doing} {self._name}: {speed}"
+            return f"downloading {self._name}: {speed}"
         left = f", {(size - fetched) / rate:.0f} s left" if rate else ""
-        percent = 100 * fetched // size
-        return f"{self._doing} {self._name}: {percent} % of {size / 1e6:.0f} MB, {speed}{left}"
+        percent, total = 100 * fetched // size, size / 1e6
+        if self._is_sent:
+            return f"sending {self._name}: {percent} % of {total:.0f} MB, {speed}{left}"
+        return f"downloading {self._name}: {percent} % of {total:.0f} MB, {speed}{left}"
 
 
-def report_for(name: str, doing: str = "downloading") -> DownloadProgress:
+def report_for(name: str, *, is_sent: bool = False) -> DownloadProgress:
     """A bar on a terminal; otherwise lines in the log and updates for this job's listener."""
-    return Terminal(name) if sys.stderr.isatty() else Lines(name, listener.get(), doing=doing)
+    return Terminal(name) if sys.stderr.isatty() else Lines(name, listener.get(), is_sent=is_sent)
