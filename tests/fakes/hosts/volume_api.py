@@ -115,7 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.api.running -= 1
 
     def _pass_one_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed while it sent; S3 stores no such part
+            self.close_connection = True
+            return
         parts = urlsplit(self.path)
         query = {k: v[0] for k, v in parse_qs(parts.query, keep_blank_values=True).items()}
         key = unquote(parts.path).removeprefix(f"/{VOLUME}").lstrip("/")
