@@ -1,11 +1,7 @@
-"""Uploads files to a bucket, the operator's or a job's, and returns their URLs.
-
-boto3 is imported only if there is a bucket: the import takes some 0.3 s.
-"""
+"""Uploads files to a bucket, the operator's or a job's, and returns their URLs."""
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,11 +11,9 @@ from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.errors import ConfigError, DeliveryFailed, ModelUrlRefused
 from worker.http.client import SafeHttpClient
 from worker.http.interrupt import within
+from worker.http.s3 import s3_client
 
 URL_LIFETIME = 7 * 86_400  # seconds; S3's longest
-
-# Below this level it logs whole requests, with the id of the key.
-logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 class Bucket:
@@ -70,7 +64,7 @@ class Bucket:
         Raises:
             DeliveryFailed: every attempt failed.
         """
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - loads boto3
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
         try:
@@ -110,30 +104,15 @@ class Bucket:
 
 
 def _client(access: BucketAccess, limits: UploadLimits) -> Any:  # noqa: ANN401 - boto3 has no types
-    import boto3  # noqa: PLC0415 - see above
-    from botocore.config import Config  # noqa: PLC0415
-
     address = access.address
-    config = Config(
-        signature_version="s3v4",
-        # The bucket's name in the host name needs DNS and a certificate; not all have them.
-        s3={"addressing_style": "path"},
-        connect_timeout=limits.connect_timeout,
-        read_timeout=limits.read_timeout,
-        retries={"mode": "standard", "total_max_attempts": limits.attempts},
-        # Many services other than Amazon's do not support boto3's own checksums.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    # A session of our own: boto3's default one is not thread-safe.
     try:
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=address.endpoint,
-            region_name=address.region,
-            aws_access_key_id=access.key_id.get_secret_value(),
-            aws_secret_access_key=access.secret.get_secret_value(),
-            config=config,
+        return s3_client(
+            address,
+            access.key_id,
+            access.secret,
+            connect_timeout=limits.connect_timeout,
+            read_timeout=limits.read_timeout,
+            attempts=limits.attempts,
         )
     except ValueError as error:  # botocore's, for an invalid host or region
         raise ConfigError(

@@ -14,13 +14,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import boto3
-from botocore.config import Config
 from pydantic import SecretStr
 
 from worker.config.bucket_address import BucketAddress
 from worker.errors import ConfigError, VolumeFailed
 from worker.http.backoff import Backoff
+from worker.http.s3 import s3_client
 from worker.models.volume.answers import (
     FAILURES,
     GONE,
@@ -73,25 +72,15 @@ class Volume:
         self.stop = threading.Event()
         self._address = address
         self._limits = limits
-        config = Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path"},
-            connect_timeout=limits.connect_timeout,
-            read_timeout=limits.read_timeout,
-            max_pool_connections=limits.at_once,
-            retries={"mode": "standard", "total_max_attempts": 1},  # `_call` tries again
-            # RunPod documents no support for boto3's own checksums; Content-MD5 is older.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
         try:
-            self._client: Any = boto3.session.Session().client(
-                "s3",
-                endpoint_url=address.endpoint,
-                region_name=address.region,
-                aws_access_key_id=key_id.get_secret_value(),
-                aws_secret_access_key=secret.get_secret_value(),
-                config=config,
+            self._client: Any = s3_client(
+                address,
+                key_id,
+                secret,
+                connect_timeout=limits.connect_timeout,
+                read_timeout=limits.read_timeout,
+                attempts=1,  # `_request` tries again
+                connections=limits.at_once,
             )
         except ValueError as error:  # botocore's, for an invalid host or region
             raise ConfigError(f"{address.endpoint} is no address of an S3 API: {error}.") from None
