@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -106,4 +107,6 @@ def test_the_program(machine, tmp_path, environ, gpu, status, output, error):
     assert error in done.stderr
     lines = done.stderr.splitlines()
     assert ("worker 0.1.0; engine a1111" in lines[0]) == (status != 78)
-    assert len([line for line in lines if "INFO" not in line]) == (status != 0)
+    # This machine's own disk may be nearly full.
+    problems = [line for line in lines if not re.search("INFO|GB of disk left", line)]
+    assert len(problems) == (status != 0)
