@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from itertools import islice
 from typing import Any
 
 from starlette.requests import Request
@@ -14,12 +15,19 @@ from gateway.call import finished_within, longest_request, settled, unless_hung_
 from gateway.http.body import json_object
 from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import BadRequest, GatewayError, Jobs, JobState, KeepsJobs, NotPossible
+from worker.shown import shown_name
+from worker.spelling import near_matches
 
 # RunPod's `?wait=`, in milliseconds.
 _SHORTEST_WAIT, _USUAL_WAIT, _LONGEST_WAIT = 1_000, 90_000, 300_000
 # Seconds that /stream waits for news; runpod-python gives a GET 10 s.
 _STREAM_HOLD = 5.0
 _STREAMED_JOBS = 1000  # of which /stream has returned chunks, or the output, once
+
+# RunPod's fields of a request. Others have no effect, and may be new ones.
+_BESIDE = frozenset({"input", "webhook", "policy", "s3Config"})
+_CLOSE = 0.8  # how similar another name is that was probably meant as one of them
+_MOST_COMPARED = 20
 
 _ANY = ["GET", "POST", "PUT", "DELETE"]
 
@@ -143,10 +151,13 @@ def _checked(body: dict[str, Any]) -> dict[str, Any]:
     """The body, if it has a job's input.
 
     Raises:
-        BadRequest: it has none.
+        BadRequest: it has none, or a misspelt field beside it, which RunPod would ignore.
     """
     job_input = body.get("input")
     if isinstance(job_input, dict):
+        for name in islice(body.keys() - _BESIDE, _MOST_COMPARED):
+            if near := near_matches(name, _BESIDE, 1, cutoff=_CLOSE):
+                raise BadRequest(f"{shown_name(name)} is no field: did you mean `{near[0]}`?")
         return body
     example = 'send {"input": {"prompt": "a fox"}}'
     if "input" in body:

@@ -3,13 +3,16 @@
 What our worker does with these features is tested in tests/stories.
 """
 
+import asyncio
 import http.server
+import socket
 import threading
 
 import pytest
 import requests
 import runpod
 from fakes.runpod_plane import RunPodPlane
+from fakes.runpod_plane.job import Job
 from fakes.sdk_worker import running_sdk_worker
 
 SOON = 60.0
@@ -40,6 +43,27 @@ def post(plane, path, body=None):
 
 def get(plane, path):
     return requests.get(f"{plane.url}/{path}", timeout=SOON)
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_worker_that_ends_its_poll_is_given_a_job_only_if_it_still_gets_it(steps):
+    """Both come at the same moment: the job is added some steps of the loop before the end."""
+    with RunPodPlane(hold=SOON) as plane:
+        line = socket.create_connection(("127.0.0.1", plane.port), SOON)
+        line.sendall(b"GET /v2/ep0/job-take/pod0 HTTP/1.1\r\nHost: plane\r\n\r\n")
+        plane.wait_for("take", SOON)
+        plane._in_loop(add_and_end(plane, job := Job({"input": {}}), steps))
+        with line, line.makefile("rb") as answer:
+            is_sent = job.id.encode() in answer.read()
+        assert (plane.status(job.id)["status"] == "IN_PROGRESS") == is_sent
+
+
+async def add_and_end(plane, job, steps):
+    await plane._jobs.add(job)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    for connection in plane._runner.server.connections:
+        connection.transport.close()  # what the loop does when it reads the end of the poll
 
 
 # Streams ------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ REFUSED = [
     ("POST", "/run", {"input": {}, "webhook": "http://example.com/"}, 400, "is not an https URL"),
     ("POST", "/run", {"input": {}, "webhook": "file:///etc/passwd"}, 400, "is not an https URL"),
     ("POST", "/run", {"input": {}, "webhook": 5}, 400, "webhook must be an https URL"),
+    ("POST", "/run", {"input": {}, "s3_config": {}}, 400, "did you mean `s3Config`?"),
+    ("POST", "/runsync", {"input": {}, "webHook": ""}, 400, "did you mean `webhook`?"),
     ("GET", "/status/none", None, 404, "There is no job 'none'"),
     ("POST", "/cancel/none", None, 404, "There is no job 'none'"),
     ("GET", "/stream/none", None, 404, "There is no job 'none'"),

@@ -153,6 +153,20 @@ def test_chunks_are_posted_only_where_runpod_has_named_the_route(own, environ):
         assert plane.events("done")[0]["is_stream"] is (environ == {})
 
 
+def test_a_post_whose_answer_is_lost_is_sent_again_so_a_piece_may_come_twice(own):
+    plane, start = own
+    pieces = [{"type": "picture", "number": 1, "part": part} for part in (1, 2)]
+    for route in ("job-stream", "job-done"):
+        plane.fault(route, drop=True, is_done=True)
+    with start() as worker:
+        job = finished(plane, {"echo": 1, "chunks": pieces})
+        end(worker)
+        assert worker.process.wait(SOON) == 0
+    assert [event["output"]["part"] for event in plane.events("chunk")] == [1, 1, 2]
+    assert [event["late"] for event in plane.events("done")] == [False, True]
+    assert (job["status"], job["output"]) == ("COMPLETED", {"echo": 1})
+
+
 TEST_INPUT = ("--test_input", '{"input": {"prompt": "a fox"}}')
 
 

@@ -13,8 +13,10 @@ class TransportTiming:
 
     # Taking jobs
     hold: float = 90.0  # one long poll, as in the SDK
-    ended_poll: float = 0.4  # when a poll is ended: for an answer that may be on its way
-    begun_answer: float = 5.0  # when a poll is ended: for the rest of an answer that has begun
+    # When a poll is ended: for an answer that may be on its way. RunPod closes such a poll at once,
+    # so the whole wait happens only if it is far away or busy.
+    ended_poll: float = 2.0
+    begun_answer: float = 20.0  # when a poll is ended: for the rest of an answer, up to 20 MB a job
     between_takes: float = 0.2  # at least, from one poll without a job to the next
     too_many_requests: float = 5.0  # at least, after a 429, as in the SDK
     # The longest pause after a failed poll. FlashBoot's 400 is usual, so it is short.

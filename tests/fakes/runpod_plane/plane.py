@@ -22,12 +22,18 @@ NOTED = {"job-take": "take", "job-stop": "stop-poll", "ping": "ping"}
 
 @dataclass
 class Fault:
-    """One way in which a route fails for some calls."""
+    """One way in which a route fails for some calls.
+
+    Attributes:
+        drop: break the connection instead of an answer.
+        is_done: do what the call asks for, before it fails.
+    """
 
     route: str
     status: int = 500
     times: int = 1
     drop: bool = False
+    is_done: bool = False
     job: str | None = None
 
 
@@ -86,19 +92,24 @@ class RunPodPlane:
             if route in NOTED:
                 worker = request.match_info["worker"]
                 self._jobs.note(NOTED[route], worker=worker, query=dict(request.query))
-            return await self._failure(route, request) or await handler(request)
+            fault = self._fault(route, request)
+            if fault is None:
+                return await handler(request)
+            await (handler(request) if fault.is_done else request.read())
+            return self._failure(fault, request)
 
         return middleware
 
-    async def _failure(self, route: str, request: web.Request) -> web.Response | None:
+    def _fault(self, route: str, request: web.Request) -> Fault | None:
         jobs = {None, request.match_info.get("job")}
         fitting = (one for one in self._faults if one.route == route and one.job in jobs)
         fault = next((one for one in fitting if one.times), None)
-        if fault is None:
-            return None
-        await request.read()
-        fault.times -= 1
-        self._jobs.note("fault", route=route)
+        if fault:
+            fault.times -= 1
+            self._jobs.note("fault", route=route)
+        return fault
+
+    def _failure(self, fault: Fault, request: web.Request) -> web.Response:
         if fault.drop and request.transport:
             request.transport.abort()
         return web.Response(status=fault.status, text="fault")

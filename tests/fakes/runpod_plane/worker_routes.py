@@ -1,6 +1,7 @@
 """The worker's half of the API: job-take, job-done, job-stream, job-stop, ping."""
 
 import json
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aiohttp import web
@@ -32,22 +33,29 @@ class WorkerRoutes:
         worker = request.match_info["worker"]
         self.workers.add(worker)
         batch_size = int(request.query.get("batch_size", 0))
-        await self._jobs.hold_until(lambda: bool(self._jobs.queued()))
+        if not await self._hold(request, lambda: bool(self._jobs.queued())):
+            return web.Response(status=204)
         queued = self._jobs.queued()[: batch_size or 1]
         given = [self._jobs.give(job, worker) for job in queued]
-        if not given:
-            return web.Response(status=204)
         self._jobs.note("given", worker=worker, ids=[job["id"] for job in given], jobs=given)
         return web.json_response(given if batch_size else given[0])
 
     async def _stop(self, request: web.Request) -> web.Response:
         worker = request.match_info["worker"]
-        await self._jobs.hold_until(lambda: self._jobs.has_stops(worker))
-        job_ids = self._jobs.take_stops(worker)
-        if not job_ids:
+        if not await self._hold(request, lambda: self._jobs.has_stops(worker)):
             return web.Response(status=204)
+        job_ids = self._jobs.take_stops(worker)
         self._jobs.note("stop-given", worker=worker, ids=job_ids)
         return web.json_response({"jobsToStop": job_ids})
+
+    async def _hold(self, request: web.Request, reached: Callable[[], bool]) -> bool:
+        """Hold a worker's poll; returns whether something can be answered.
+
+        If the worker has ended its poll at the same moment, it cannot get an answer any more.
+        """
+        await self._jobs.hold_until(reached)
+        line = request.transport
+        return reached() and line is not None and not line.is_closing()
 
     async def _ping(self, request: web.Request) -> web.Response:
         if request.query.get("status") == "unhealthy":
