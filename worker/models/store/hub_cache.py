@@ -106,6 +106,8 @@ class HubCache:
         self.root = Path(os.path.realpath(root)) if root else None
         self._listing = Listing(self.root, pickles=pickles) if self.root else None
         self._reading = threading.RLock()
+        self._generation = 0
+        self._folders: list[Path] = []  # of the repositories that have model files
         self._state: Any = None
         self._content = _Content({}, {}, {}, {})
         self._hashes: dict[tuple[Path, tuple[int, int]], str] = {}
@@ -147,7 +149,9 @@ class HubCache:
         """The file that a link leads to; None if it is no usable file of this cache."""
         if not self.contains(target):
             return None
-        content = self._read()
+        content = self._content  # as of the last look: this runs for each file of each list
+        if target not in content.targets:
+            content = self._read()
         path = content.targets.get(target)
         return self._usable(path, content.files[path], kind) if path else None
 
@@ -202,11 +206,13 @@ class HubCache:
         with self._reading:
             generation = self._listing.current_generation()
             paths = self._listing.index(again=False).files
-            names = {path.relative_to(self.root).parts[0] for path in paths}
+            if generation != self._generation:
+                self._generation = generation
+                self._folders = _folders(self.root, paths)
             commits = {
-                _repo(name): commit
-                for name in names
-                if name.startswith(_PREFIX) and (commit := _commit(self.root / name, _MAIN))
+                _repo(folder.name): commit
+                for folder in self._folders
+                if (commit := _commit(folder, _MAIN))
             }
             if (generation, commits) != self._state:
                 self._content = _content(self.root, paths, commits)
@@ -332,6 +338,12 @@ def _snapshots(folder: Path) -> Iterator[tuple[int, str]]:
         for entry in entries:
             if _COMMIT.fullmatch(entry.name) and entry.is_dir():
                 yield entry.stat().st_mtime_ns, entry.name
+
+
+def _folders(root: Path, paths: list[Path]) -> list[Path]:
+    start = len(root.parts)
+    names = {path.parts[start] for path in paths}
+    return [root / name for name in sorted(names) if name.startswith(_PREFIX)]
 
 
 def _content(root: Path, paths: list[Path], commits: dict[str, str]) -> _Content:
