@@ -12,6 +12,7 @@ from pydantic import Field
 
 from worker.config.http_settings import HttpSettings
 from worker.errors import ConfigError
+from worker.files import is_folder
 
 # RunPod mounts a network volume here, and the cached model of an endpoint below it.
 VOLUME = Path("/runpod-volume")
@@ -37,7 +38,7 @@ def why_not_writable(folder: Path) -> str | None:
     writable: models can be removed from it.
     """
     real = _real(folder)
-    existing = next(path for path in (real, *real.parents) if _is_folder(path))
+    existing = next(path for path in (real, *real.parents) if is_folder(path))
     if existing != real and not existing.is_relative_to(_real(VOLUME)):
         return f"{existing / real.parts[len(existing.parts)]} does not exist"
     if existing != real and os.path.lexists(real):
@@ -53,17 +54,13 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))  # `resolve` raises an error for a loop of links
 
 
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)  # noqa: PTH112 - `is_dir` raises an error for a broken mount
-
-
 def _on_container_disk() -> Path:
     """The image's /models, or ./models."""
-    return Path("/models") if Path("/models").is_dir() else _PROJECT / "models"
+    return Path("/models") if is_folder(Path("/models")) else _PROJECT / "models"
 
 
 def _default_models_dir() -> Path:
-    return VOLUME / "models" if VOLUME.is_dir() else _on_container_disk()
+    return VOLUME / "models" if is_folder(VOLUME) else _on_container_disk()
 
 
 class StoreSettings(HttpSettings):
@@ -112,7 +109,7 @@ class StoreSettings(HttpSettings):
         It is that in MODELS_DIR; on a volume that cannot be written, if it exists there.
         """
         on_volume = self.read_only_models_dir and self.read_only_models_dir / name
-        return on_volume if on_volume and on_volume.is_dir() else self.models_dir / name
+        return on_volume if on_volume and is_folder(on_volume) else self.models_dir / name
 
     def with_writable_store(self: _Settings) -> _Settings:
         """The settings with a store on the container's disk if that on the volume is read-only.

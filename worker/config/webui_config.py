@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from worker.files import read_small, unfinished_writes, write_atomically
+from worker.files import is_folder, read_small, unfinished_writes, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _made(folder: Path) -> str:
     """The folder, which is made now: ControlNet would not start without it. Empty if it cannot."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return str(folder) if folder.is_dir() else ""
+    return str(folder) if is_folder(folder) else ""
 
 
 def set_checkpoint(webui_dir: Path, checkpoint: str) -> None:

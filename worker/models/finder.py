@@ -13,6 +13,7 @@ from worker.errors import (
     ModelUnsafe,
 )
 from worker.extensions import scripts
+from worker.files import is_file
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
@@ -165,9 +166,7 @@ def check_annotators(request: PictureRequest, folder: Path, *, pickles: bool) ->
     """
     for unit in scripts.read(request.alwayson_scripts).controlnet.values():
         missing = [
-            name
-            for name in unit.preprocessor.weights
-            if not (pickles and (folder / name).is_file())
+            name for name in unit.preprocessor.weights if not (pickles and is_file(folder / name))
         ]
         if missing:
             raise ModelNotFound(

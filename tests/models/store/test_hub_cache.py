@@ -325,6 +325,20 @@ def test_a_repository_that_is_added_later_is_found(manager, root):
     assert ensure(manager, "fox").size == SIZE
 
 
+def test_files_can_disappear_while_the_cache_is_read(manager, root, cached, monkeypatch):
+    add_cached(root, REPO, {"other.safetensors": OTHER})
+    read = os.readlink
+
+    def link_is_gone(path, **more):
+        if str(path) == str(cached):
+            raise FileNotFoundError(path)
+        return read(path, **more)
+
+    monkeypatch.setattr(os, "readlink", link_is_gone)
+    assert list(manager.list_files("lora")) == ["other.safetensors"]
+    assert manager.health()["cached"]
+
+
 def test_the_branches_are_read_as_often_for_many_files_as_for_one(manager, root, monkeypatch):
     reads = []
     read = hub_cache.read_small

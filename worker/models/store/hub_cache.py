@@ -27,12 +27,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import InvalidInput, WorkerError
-from worker.files import read_small, write_atomically
+from worker.files import is_folder, read_small, write_atomically
 from worker.formats import control_models
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem
 from worker.hosts.huggingface import HuggingFaceFile
 from worker.models.store.blobs import About, Blob
+from worker.models.store.links import target_of
 from worker.models.store.listing import Index, Listing
 
 _PREFIX, _SNAPSHOTS, _MAIN = "models--", "snapshots", "main"
@@ -129,7 +130,7 @@ class HubCache:
         if folder is None or commit is None or not ref.path.endswith(self._suffixes):
             return None
         snapshot = folder / _SNAPSHOTS / commit
-        if commit != ref.revision and not snapshot.is_dir():
+        if commit != ref.revision and not is_folder(snapshot):
             self._warn(snapshot, ref, f"the commit {commit} of {ref.revision!r} is missing.")
         file = self._usable(
             snapshot / ref.path, HuggingFaceFile(_repo(folder.name), ref.path, commit), kind
@@ -224,7 +225,7 @@ class HubCache:
         if self.root is None or "--" in repo:  # of two repositories the folder would be one
             return None
         name = f"{_PREFIX}{repo.replace('/', '--')}"
-        if (self.root / name).is_dir():
+        if is_folder(self.root / name):
             return self.root / name
         with suppress(OSError), os.scandir(self.root) as entries:
             for entry in entries:
@@ -353,7 +354,7 @@ def _content(root: Path, paths: list[Path], commits: dict[str, str]) -> _Content
             files[path] = ref
     targets: dict[Path, Path] = {}
     for path, ref in files.items():
-        target = Path(os.path.realpath(path))
+        target = target_of(path)
         if target not in targets or commits.get(ref.repo) == ref.revision:
             targets[target] = path
     return _Content(files, targets, commits, {})
