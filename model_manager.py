@@ -28,6 +28,7 @@ from typing import Any
 from worker.config import webui_config
 from worker.config.settings import Settings
 from worker.errors import JobError, ModelNotFound, WorkerError
+from worker.extensions.preprocessors import ANNOTATORS
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import Kind
 from worker.hosts.registry import Hosts
@@ -87,7 +88,8 @@ class ModelManager:
         self._lock = threading.Lock()  # several jobs can be prepared at once
         self._in_use: list[Models] = []
         self._loaded: ModelFile | None = None
-        self._webui_dir, self._models_dir = settings.webui_dir, settings.models_dir
+        self._webui_dir = settings.webui_dir
+        self._annotators = settings.operators_folder(ANNOTATORS)
         self._pickles = settings.allow_pickles
         self.store = Store(
             settings.webui_dir,
@@ -225,7 +227,7 @@ class ModelManager:
         Raises:
             WorkerError: names the model and the reason.
         """
-        check_annotators(request, self._models_dir, pickles=self._pickles)
+        check_annotators(request, self._annotators, pickles=self._pickles)
         models = self._find_all(request, stop)
         if self._engine != "embedded":
             models = self.convert(models, stop)

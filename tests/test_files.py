@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from worker.files import open_regular, read_small
+from worker.files import exists, is_file, is_folder, open_regular, read_small
 from worker.formats.model_file import file_sha256
 
 
@@ -36,3 +36,12 @@ def test_a_large_file_is_not_read_where_a_small_one_is_expected(tmp_path):
     (tmp_path / "large").write_bytes(bytes(6))
     with pytest.raises(OSError, match="unexpectedly large"):
         read_small(tmp_path / "large", limit=5)
+
+
+def test_a_path_that_cannot_be_looked_at_is_no_file_and_no_folder(tmp_path):
+    """The methods of `Path` raise an error for it."""
+    path = tmp_path / ("x" * 300)
+    assert not exists(path)
+    assert not is_file(path)
+    assert not is_folder(path)
+    assert is_folder(tmp_path)

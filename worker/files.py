@@ -46,6 +46,21 @@ def read_small(path: Path, limit: int = 1 << 20) -> bytes:
     return content
 
 
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder that this user can see. `Path.is_dir` can raise an error instead."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file that this user can see. `Path.is_file` can raise an error instead."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def exists(path: Path) -> bool:
+    """Whether this user can reach what the path leads to; `Path.exists` can raise an error."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def note_file(path: Path) -> Path:
     """The path of the file that records a partial download's progress, beside it."""
     return path.with_suffix(".json")

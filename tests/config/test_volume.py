@@ -29,6 +29,13 @@ def findings(checked):
     return [(one.fatal, one.sentence) for one in found]
 
 
+def fail(number):
+    def make(*_args, **_more):
+        raise OSError(number, "as on a volume")
+
+    return make
+
+
 @pytest.mark.parametrize("has_folder", [False, True])
 def test_a_volume_that_can_be_written_is_the_store_and_keeps_no_file_of_the_trial(
     mounted, has_folder
@@ -41,7 +48,7 @@ def test_a_volume_that_can_be_written_is_the_store_and_keeps_no_file_of_the_tria
 
 
 @pytest.mark.parametrize("is_set", [False, True])
-@pytest.mark.parametrize("models", ["", "models"])
+@pytest.mark.parametrize("models", ["", "models/annotators"])
 def test_a_read_only_volume_is_searched_and_the_containers_disk_written(
     mounted, tmp_path, is_set, models
 ):
@@ -53,9 +60,34 @@ def test_a_read_only_volume_is_searched_and_the_containers_disk_written(
         checked = settings(RUNPOD_VOLUME_ID="vol123", **named)
         ((is_fatal, sentence),) = findings(checked)
     assert checked.stores[:2] == [tmp_path / "disk", mounted / "models"]
+    store = checked.stores[1] if models else checked.stores[0]
+    assert checked.operators_folder("annotators") == store / "annotators"
     assert not is_fatal
     for part in ("cannot be written (", str(tmp_path / "disk"), "the network volume 'vol123'"):
         assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda mounted, link: link.symlink_to(mounted), "as on a volume"),
+        (lambda mounted, link: link.symlink_to(mounted / "models"), "as on a volume"),
+        (lambda mounted, _: (mounted / "models").symlink_to("/nowhere/x"), "/nowhere does not"),
+        (lambda mounted, _: (mounted / "models").symlink_to("models"), "it is no folder"),
+        (lambda mounted, _: (mounted / "models").touch(), "it is no folder"),
+    ],
+)
+def test_links_do_not_hide_that_the_volume_cannot_be_written(
+    mounted, monkeypatch, tmp_path, make, reason
+):
+    mounted.mkdir()
+    link = tmp_path / "workspace"
+    make(mounted, link)
+    folder = link if link.is_symlink() else mounted / "models"
+    monkeypatch.setattr(store_settings.tempfile, "NamedTemporaryFile", fail(errno.EROFS))
+    checked = settings(MODELS_DIR=str(folder))
+    assert checked.stores[:2] == [tmp_path / "disk", folder]
+    assert reason in store_settings.why_not_writable(folder)
 
 
 def test_a_volume_that_is_missing_is_a_warning(mounted, tmp_path):
@@ -65,13 +97,6 @@ def test_a_volume_that_is_missing_is_a_warning(mounted, tmp_path):
     assert not is_fatal
     assert f"{mounted} does not exist" in sentence
     assert "RUNPOD_VOLUME_ID is not set" in sentence
-
-
-def fail(number):
-    def make(*_args, **_more):
-        raise OSError(number, "as on a volume")
-
-    return make
 
 
 @pytest.mark.parametrize(

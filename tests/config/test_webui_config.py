@@ -41,12 +41,12 @@ def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp
 def test_an_operators_folder_of_detectors_counts_only_if_the_worker_names_it(tmp_path):
     (tmp_path / "config.json").write_text('{"ad_extra_models_dir": "/pickles"}')
     assert EXTENSIONS.items() <= written(tmp_path).items()
-    allowed = written(tmp_path, pickles=tmp_path / "models")
+    allowed = written(tmp_path, pickles=(tmp_path / "models").joinpath)
     assert allowed["ad_extra_models_dir"] == str(tmp_path / "models/adetailer")
     assert allowed["control_net_modules_path"] == str(tmp_path / "models/annotators")
     assert (tmp_path / "models/annotators").is_dir()  # without it ControlNet would not start
     (tmp_path / "file").touch()
-    assert written(tmp_path, pickles=tmp_path / "file")["control_net_modules_path"] == ""
+    assert written(tmp_path, pickles=(tmp_path / "file").joinpath)["control_net_modules_path"] == ""
 
 
 def test_only_the_default_checkpoint_is_replaced_before_a_later_start(tmp_path):

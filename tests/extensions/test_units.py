@@ -172,11 +172,11 @@ def test_a_preprocessor_with_weights_needs_them_in_the_store(tmp_path, pickles):
     names = BY_NAME["openpose"].weights
     for missing in names[::-1]:
         with pytest.raises(ModelNotFound, match=missing):
-            check_annotators(job, tmp_path, pickles=pickles)
+            check_annotators(job, tmp_path / ANNOTATORS, pickles=pickles)
         (tmp_path / ANNOTATORS / missing).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / ANNOTATORS / missing).touch()
     with nullcontext() if pickles else pytest.raises(ModelNotFound):
-        check_annotators(job, tmp_path, pickles=pickles)
+        check_annotators(job, tmp_path / ANNOTATORS, pickles=pickles)
 
 
 # Proof ------------------------------------------------------------------------------------------

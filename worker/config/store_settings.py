@@ -12,6 +12,7 @@ from pydantic import Field
 
 from worker.config.http_settings import HttpSettings
 from worker.errors import ConfigError
+from worker.files import is_folder
 
 # RunPod mounts a network volume here, and the cached model of an endpoint below it.
 VOLUME = Path("/runpod-volume")
@@ -24,6 +25,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 _Settings = TypeVar("_Settings", bound="StoreSettings")
 
 
+def is_on_volume(folder: Path) -> bool:
+    """Whether the folder lies on RunPod's volume, whatever links lead there."""
+    return folder.is_relative_to(VOLUME) or _real(folder).is_relative_to(_real(VOLUME))
+
+
 def why_not_writable(folder: Path) -> str | None:
     """Why no file can be made in the folder; None if one can.
 
@@ -31,10 +37,12 @@ def why_not_writable(folder: Path) -> str | None:
     the folder does not exist, it is tried in the next one above that does. A full disk counts as
     writable: models can be removed from it.
     """
-    above = (folder, *folder.parents)
-    existing = next(path for path in above if os.path.isdir(path))  # noqa: PTH112 - never raises
-    if not existing.is_relative_to(VOLUME):
-        return f"{VOLUME} does not exist"
+    real = _real(folder)
+    existing = next(path for path in (real, *real.parents) if is_folder(path))
+    if existing != real and not existing.is_relative_to(_real(VOLUME)):
+        return f"{existing / real.parts[len(existing.parts)]} does not exist"
+    if existing != real and os.path.lexists(real):
+        return "it is no folder"
     try:
         with tempfile.NamedTemporaryFile(dir=existing, prefix=".write-test-"):
             return None
@@ -42,13 +50,17 @@ def why_not_writable(folder: Path) -> str | None:
         return None if error.errno in _FULL else error.strerror
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # `resolve` raises an error for a loop of links
+
+
 def _on_container_disk() -> Path:
     """The image's /models, or ./models."""
-    return Path("/models") if Path("/models").is_dir() else _PROJECT / "models"
+    return Path("/models") if is_folder(Path("/models")) else _PROJECT / "models"
 
 
 def _default_models_dir() -> Path:
-    return VOLUME / "models" if VOLUME.is_dir() else _on_container_disk()
+    return VOLUME / "models" if is_folder(VOLUME) else _on_container_disk()
 
 
 class StoreSettings(HttpSettings):
@@ -91,13 +103,21 @@ class StoreSettings(HttpSettings):
         read_only = self.read_only_models_dir
         return [self.models_dir, *([read_only] if read_only else []), self.baked_models_dir]
 
+    def operators_folder(self, name: str) -> Path:
+        """The folder of that name, such as `annotators`, which the operator has filled.
+
+        It is that in MODELS_DIR; on a volume that cannot be written, if it exists there.
+        """
+        on_volume = self.read_only_models_dir and self.read_only_models_dir / name
+        return on_volume if on_volume and is_folder(on_volume) else self.models_dir / name
+
     def with_writable_store(self: _Settings) -> _Settings:
         """The settings with a store on the container's disk if that on the volume is read-only.
 
         RunPod's volume can also be missing, or have nothing but a cached model.
         """
         folder = self.models_dir
-        if not folder.is_relative_to(VOLUME) or why_not_writable(folder) is None:
+        if not is_on_volume(folder) or why_not_writable(folder) is None:
             return self
         instead = {"models_dir": _on_container_disk(), "read_only_models_dir": folder}
         return self.model_copy(update=instead)

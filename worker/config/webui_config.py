@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from worker.files import read_small, unfinished_writes, write_atomically
+from worker.files import is_folder, read_small, unfinished_writes, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,9 @@ def checkpoint(webui_dir: Path) -> str | None:
     return title.rpartition(" [")[0] if title.endswith("]") else title  # without a title's hash
 
 
-def write(webui_dir: Path, checkpoint: str | None = None, pickles: Path | None = None) -> None:
+def write(
+    webui_dir: Path, checkpoint: str | None = None, pickles: Callable[[str], Path] | None = None
+) -> None:
     """Add the missing settings to `config.json`; the operator's own values are kept.
 
     A file that is not a JSON object is renamed: A1111 would exit with status 1 at start.
@@ -97,15 +100,15 @@ def write(webui_dir: Path, checkpoint: str | None = None, pickles: Path | None =
     Args:
         webui_dir: the engine's data folder.
         checkpoint: name of the checkpoint to load at start, unless the file names one.
-        pickles: folder with `adetailer` and `annotators`, whose files can run code when they are
-            loaded; None: A1111 gets none of them.
+        pickles: gives the folders `adetailer` and `annotators`, whose files can run code when they
+            are loaded; None: A1111 gets none of them.
     """
     path = webui_dir / "config.json"
     webui_dir.mkdir(parents=True, exist_ok=True)
     first = {"sd_model_checkpoint": checkpoint} if checkpoint else {}
     extensions = OF_EXTENSIONS | {
-        "ad_extra_models_dir": str(pickles / "adetailer") if pickles else "",
-        "control_net_modules_path": _made(pickles / "annotators") if pickles else "",
+        "ad_extra_models_dir": str(pickles("adetailer")) if pickles else "",
+        "control_net_modules_path": _made(pickles("annotators")) if pickles else "",
     }
     options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON, **extensions}
     write_atomically(path, json.dumps(options, indent=4))
@@ -117,7 +120,7 @@ def _made(folder: Path) -> str:
     """The folder, which is made now: ControlNet would not start without it. Empty if it cannot."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return str(folder) if folder.is_dir() else ""
+    return str(folder) if is_folder(folder) else ""
 
 
 def set_checkpoint(webui_dir: Path, checkpoint: str) -> None:

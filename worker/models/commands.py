@@ -315,7 +315,7 @@ def _prepare_engine(manager: Manager, _options: object, settings: Settings) -> l
     default = templates.get_default_template()
     # Loaded at the start, so that the first job does not wait for it.
     first = manager.first_checkpoint(templates.get_template().request()) if default else None
-    pickles = settings.models_dir if settings.allow_pickles else None
+    pickles = settings.operators_folder if settings.allow_pickles else None
     webui_config.write(settings.webui_dir, first, pickles)
     return []
 

@@ -13,7 +13,7 @@ from worker.errors import (
     ModelUnsafe,
 )
 from worker.extensions import scripts
-from worker.extensions.preprocessors import ANNOTATORS
+from worker.files import is_file
 from worker.formats.model_file import ModelFile
 from worker.formats.names import Kind
 from worker.job.model_fields import LoraReference
@@ -158,18 +158,15 @@ def all_wanted(request: PictureRequest) -> dict[tuple[str, int], Wanted]:
     return wanted_models(request) | scripts.read(request.alwayson_scripts).wanted()
 
 
-def check_annotators(request: PictureRequest, models_dir: Path, *, pickles: bool) -> None:
-    """Check that the operator has put the weights of the job's preprocessors into the store.
+def check_annotators(request: PictureRequest, folder: Path, *, pickles: bool) -> None:
+    """Check that the operator has put the weights of the job's preprocessors into the folder.
 
     Raises:
         ModelNotFound: a file is missing, or pickles are not allowed; the extension would fetch it.
     """
-    folder = models_dir / ANNOTATORS
     for unit in scripts.read(request.alwayson_scripts).controlnet.values():
         missing = [
-            name
-            for name in unit.preprocessor.weights
-            if not (pickles and (folder / name).is_file())
+            name for name in unit.preprocessor.weights if not (pickles and is_file(folder / name))
         ]
         if missing:
             raise ModelNotFound(

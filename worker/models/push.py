@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from worker.errors import InvalidInput, ModelNotFound, WorkerError
+from worker.files import is_file
 from worker.formats import control_models
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, stem_of
@@ -106,7 +107,7 @@ class Push:
 
     def _add_text(self, text: str, kind: Kind | None) -> None:
         path = Path(text)
-        if path.suffix in {SAFETENSORS, *PICKLES} and path.is_file():
+        if path.suffix in {SAFETENSORS, *PICKLES} and is_file(path):
             self._add(self._own_file(path.resolve(), kind))
             return
         wanted = Wanted(parse_reference(text), kind)

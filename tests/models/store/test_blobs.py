@@ -460,6 +460,18 @@ def test_pushed_files_get_links_once_by_all_workers_together(blobs):
 STEMS = ("fox", "fox", "mine", "red")
 
 
+def test_a_link_that_another_worker_removes_at_that_moment_is_no_error(blobs, monkeypatch):
+    pushed(blobs)
+    blobs.add_links(lambda *_: False)
+
+    def gone(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "readlink", gone)
+    again(blobs).add_links(lambda *_: False)
+    assert again(blobs).find(DIGEST).sha256 == DIGEST
+
+
 def test_a_pushed_file_on_a_read_only_volume_is_found_without_a_link(blobs, monkeypatch, hashed):
     pushed(blobs)
 

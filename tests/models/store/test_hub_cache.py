@@ -14,6 +14,7 @@ from fakes.model_store import files_below, manager_for
 from worker.errors import ModelHashMismatch, ModelNotFound, ModelUnsafe, WorkerError
 from worker.job.reference import Wanted, local_path, parse_reference
 from worker.job.txt2img import parse
+from worker.models.store import hub_cache
 
 REPO = "Org/Name"
 PATH = "loras/fox.safetensors"
@@ -322,6 +323,36 @@ def test_a_repository_that_is_added_later_is_found(manager, root):
         ensure(manager, "fox")
     add_cached(root, REPO, {PATH: FOX})
     assert ensure(manager, "fox").size == SIZE
+
+
+def test_files_can_disappear_while_the_cache_is_read(manager, root, cached, monkeypatch):
+    add_cached(root, REPO, {"other.safetensors": OTHER})
+    read = os.readlink
+
+    def link_is_gone(path, **more):
+        if str(path) == str(cached):
+            raise FileNotFoundError(path)
+        return read(path, **more)
+
+    monkeypatch.setattr(os, "readlink", link_is_gone)
+    assert list(manager.list_files("lora")) == ["other.safetensors"]
+    assert manager.health()["cached"]
+
+
+def test_the_branches_are_read_as_often_for_many_files_as_for_one(manager, root, monkeypatch):
+    reads = []
+    read = hub_cache.read_small
+    monkeypatch.setattr(hub_cache, "read_small", lambda *a: reads.append(a) or read(*a))
+    counts = set()
+    for names in (["a"], "abcdefgh"):
+        add_cached(
+            root, REPO, {f"{name}.safetensors": safetensors(number=ord(name)) for name in names}
+        )
+        manager.link_everything()
+        reads.clear()
+        assert len(manager.list_files("lora")) == len(names)
+        counts.add(len(reads))
+    assert len(counts) == 1
 
 
 # The other commands -------------------------------------------------------------------------------

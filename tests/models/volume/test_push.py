@@ -312,8 +312,9 @@ def test_a_missing_key_is_a_wrong_configuration(hosts, local, run_command):
 
 def test_one_failure_does_not_stop_the_others(push, api):
     api.fault = lambda one: 507 if sha256(LORA) in one.key and one.method == "PUT" else None
-    status, rows, err = push("22", "99", "23")
+    no_path = f"{'x' * 300}.safetensors"  # longer than a file's name can be
+    status, rows, err = push("22", "99", no_path, "23")
     codes = [row.get("code", row.get("state")) for row in rows]
-    assert (status, codes) == (1, ["MODEL_NOT_FOUND", "STORE_FULL", "sent"])
+    assert (status, codes) == (1, ["MODEL_NOT_FOUND", "INVALID_INPUT", "STORE_FULL", "sent"])
     assert f"{VOLUME} is full" in err
     assert not [key for key in api.files() if sha256(LORA) in key]

@@ -29,7 +29,7 @@ from filelock import SoftFileLease, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import FetchError, FetchStopped, ModelNotFound
-from worker.files import discard, note_file, read_small, storage_error, write_atomically
+from worker.files import discard, is_file, note_file, read_small, storage_error, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
 from worker.models.store.listing import Listing
@@ -174,7 +174,7 @@ class Blobs:
         """Every blob, sorted by hash; without a check for changes."""
         for path in sorted(self._blobs.glob("*.json")):
             blob = self._read(path.stem)
-            if blob and blob.path.is_file():
+            if blob and is_file(blob.path):
                 yield blob
 
     def leftovers(self) -> list[Path]:
@@ -333,9 +333,10 @@ class Blobs:
         if generation != self._linked:
             self._linked = generation
             for path in self._metadata.files():
-                blob = self._read(path.stem)
-                if blob and blob.path.is_file() and not self._is_linked(blob):
-                    with suppress(OSError):  # a read-only store: found by its reference only
+                # A read-only store: found by its reference only. Or another worker removes it now.
+                with suppress(OSError):
+                    blob = self._read(path.stem)
+                    if blob and is_file(blob.path) and not self._is_linked(blob):
                         self._add_link(blob, taken)
 
     def _is_linked(self, blob: Blob) -> bool:

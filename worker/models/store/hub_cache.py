@@ -27,12 +27,13 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import InvalidInput, WorkerError
-from worker.files import read_small, write_atomically
+from worker.files import is_folder, read_small, write_atomically
 from worker.formats import control_models
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem
 from worker.hosts.huggingface import HuggingFaceFile
 from worker.models.store.blobs import About, Blob
+from worker.models.store.links import target_of
 from worker.models.store.listing import Index, Listing
 
 _PREFIX, _SNAPSHOTS, _MAIN = "models--", "snapshots", "main"
@@ -106,6 +107,8 @@ class HubCache:
         self.root = Path(os.path.realpath(root)) if root else None
         self._listing = Listing(self.root, pickles=pickles) if self.root else None
         self._reading = threading.RLock()
+        self._generation = 0
+        self._folders: list[Path] = []  # of the repositories that have model files
         self._state: Any = None
         self._content = _Content({}, {}, {}, {})
         self._hashes: dict[tuple[Path, tuple[int, int]], str] = {}
@@ -127,7 +130,7 @@ class HubCache:
         if folder is None or commit is None or not ref.path.endswith(self._suffixes):
             return None
         snapshot = folder / _SNAPSHOTS / commit
-        if commit != ref.revision and not snapshot.is_dir():
+        if commit != ref.revision and not is_folder(snapshot):
             self._warn(snapshot, ref, f"the commit {commit} of {ref.revision!r} is missing.")
         file = self._usable(
             snapshot / ref.path, HuggingFaceFile(_repo(folder.name), ref.path, commit), kind
@@ -147,7 +150,9 @@ class HubCache:
         """The file that a link leads to; None if it is no usable file of this cache."""
         if not self.contains(target):
             return None
-        content = self._read()
+        content = self._content  # as of the last look: this runs for each file of each list
+        if target not in content.targets:
+            content = self._read()
         path = content.targets.get(target)
         return self._usable(path, content.files[path], kind) if path else None
 
@@ -202,11 +207,13 @@ class HubCache:
         with self._reading:
             generation = self._listing.current_generation()
             paths = self._listing.index(again=False).files
-            names = {path.relative_to(self.root).parts[0] for path in paths}
+            if generation != self._generation:
+                self._generation = generation
+                self._folders = _folders(self.root, paths)
             commits = {
-                _repo(name): commit
-                for name in names
-                if name.startswith(_PREFIX) and (commit := _commit(self.root / name, _MAIN))
+                _repo(folder.name): commit
+                for folder in self._folders
+                if (commit := _commit(folder, _MAIN))
             }
             if (generation, commits) != self._state:
                 self._content = _content(self.root, paths, commits)
@@ -218,7 +225,7 @@ class HubCache:
         if self.root is None or "--" in repo:  # of two repositories the folder would be one
             return None
         name = f"{_PREFIX}{repo.replace('/', '--')}"
-        if (self.root / name).is_dir():
+        if is_folder(self.root / name):
             return self.root / name
         with suppress(OSError), os.scandir(self.root) as entries:
             for entry in entries:
@@ -334,6 +341,12 @@ def _snapshots(folder: Path) -> Iterator[tuple[int, str]]:
                 yield entry.stat().st_mtime_ns, entry.name
 
 
+def _folders(root: Path, paths: list[Path]) -> list[Path]:
+    start = len(root.parts)
+    names = {path.parts[start] for path in paths}
+    return [root / name for name in sorted(names) if name.startswith(_PREFIX)]
+
+
 def _content(root: Path, paths: list[Path], commits: dict[str, str]) -> _Content:
     files: dict[Path, HuggingFaceFile] = {}
     for path in paths:
@@ -341,7 +354,7 @@ def _content(root: Path, paths: list[Path], commits: dict[str, str]) -> _Content
             files[path] = ref
     targets: dict[Path, Path] = {}
     for path, ref in files.items():
-        target = Path(os.path.realpath(path))
+        target = target_of(path)
         if target not in targets or commits.get(ref.repo) == ref.revision:
             targets[target] = path
     return _Content(files, targets, commits, {})

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.errors import StoreFull
-from worker.files import discard, note_file
+from worker.files import discard, is_folder, note_file
 from worker.models.store.blobs import Blobs, size_on_disk
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class SpaceLimits:
 
 def free_bytes(folder: Path) -> int:
     """Free bytes of the file system that has, or will have, the folder."""
-    while not folder.is_dir():
+    while not is_folder(folder):
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import ModelNotFound
+from worker.files import exists
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem, without_suffix
 from worker.models.store import engine_configs, links
@@ -419,7 +420,7 @@ class Store:
         """Remove the links in the engine's folders whose targets are missing."""
         for folder in self.engine_folders.values():
             for path in folder.glob("*"):
-                if path.is_symlink() and not path.exists():
+                if path.is_symlink() and not exists(path):
                     path.unlink(missing_ok=True)
                     self._made.pop(path, None)  # its name is free again
 
