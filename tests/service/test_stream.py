@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import random
+from contextlib import closing
 
 import pytest
 
@@ -107,6 +108,39 @@ def test_the_end_of_a_job_waits_for_its_pictures_but_not_for_ever():
         assert runpod.chunks == []  # nothing is posted after the job's result
 
     run(story())
+
+
+class NoWaiting(asyncio.SelectorEventLoop):
+    """Its clock goes to the next planned call at once."""
+
+    now = 0.0
+
+    def time(self):
+        return self.now
+
+    def _run_once(self):
+        if not self._ready and self._scheduled:
+            self.now = max(self.now, self._scheduled[0].when())
+        super()._run_once()
+
+
+@pytest.mark.parametrize("of", [lambda stream: stream, lambda stream: stream.part(1, 1)])
+def test_a_runpod_that_needs_longer_than_the_patience_for_all_pictures_gets_all(of):
+    async def slow(_chunk, *, again):
+        await asyncio.sleep(90)
+        return again
+
+    async def story():
+        async with JobStream(slow, StreamTiming(patience=120)) as whole:
+            stream = of(whole)
+            stream.open()
+            for number in range(10):
+                stream.picture({"number": number}, "A" * 2 * PIECE)
+            assert await stream.lost() == []
+        assert asyncio.get_running_loop().time() == 20 * 90
+
+    with closing(NoWaiting()) as loop:
+        loop.run_until_complete(story())
 
 
 async def drawing(runpod):

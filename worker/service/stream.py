@@ -42,7 +42,7 @@ class StreamTiming:
     """Waits, in seconds.
 
     Attributes:
-        patience: how long the job's end waits until its pictures were posted.
+        patience: how long the job's end waits for its pictures while none of them is accepted.
         last: the same for a progress report that is being posted.
     """
 
@@ -106,6 +106,7 @@ class JobStream:
         self._queue: deque[_Waiting] = deque()
         self._changed = asyncio.Event()
         self._is_closed = False
+        self._accepted = 0.0  # when the last chunk was accepted, by the loop's clock
         self._posting: asyncio.Task[None] | None = None
 
     @property
@@ -144,11 +145,16 @@ class JobStream:
     async def lost(self) -> list[int]:
         """Wait until the pictures were posted; the numbers of those that were not accepted.
 
-        After `patience` seconds those that still wait count as lost, and are sent no more.
+        When no chunk was accepted for `patience` seconds, those that still wait count as lost, and
+        are sent no more. So a slow RunPod gets all of them.
         """
-        waiting = {one.sent for one in self._pictures if not one.sent.done()}
-        if waiting:
-            await asyncio.wait(waiting, timeout=self._timing.patience)
+        clock = asyncio.get_running_loop().time
+        began, patience = clock(), self._timing.patience
+        while waiting := {one.sent for one in self._pictures if not one.sent.done()}:
+            left = max(began, self._last_accepted()) + patience - clock()
+            if left <= 0:
+                break
+            await asyncio.wait(waiting, timeout=left)
         for one in self._pictures:
             one.end(accepted=False)
         return [one.chunk["number"] for one in self._pictures if not one.sent.result()]
@@ -182,6 +188,9 @@ class JobStream:
         with suppress(asyncio.CancelledError):
             await self._posting
 
+    def _last_accepted(self) -> float:
+        return self._accepted
+
     def _add(self, waiting: _Waiting) -> None:
         self._queue.append(waiting)
         self._changed.set()
@@ -197,12 +206,13 @@ class JobStream:
             if self._is_closed:
                 return
 
-    @staticmethod
-    async def _send(post: PostChunk, waiting: _Waiting) -> None:
+    async def _send(self, post: PostChunk, waiting: _Waiting) -> None:
         for chunk in waiting.chunks():
             if waiting.sent.done():
                 return  # nobody waits for it any more
-            if not await post(chunk, again=not waiting.is_report):
+            if await post(chunk, again=not waiting.is_report):
+                self._accepted = asyncio.get_running_loop().time()
+            else:
                 waiting.end(accepted=False)  # its other pieces are of no use
         waiting.end(accepted=True)
         waiting.data = None  # the result has it
@@ -222,6 +232,9 @@ class _Part(JobStream):
 
     def picture(self, facts: Mapping[str, Any], data: str | None = None) -> None:
         super().picture({**facts, **self._place}, data)
+
+    def _last_accepted(self) -> float:
+        return self._whole._last_accepted()  # noqa: SLF001 - its own
 
     def _add(self, waiting: _Waiting) -> None:
         self._whole._add(waiting)  # noqa: SLF001 - its own
