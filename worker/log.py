@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -151,6 +152,22 @@ class _Json(logging.Formatter):
             longest = min(longest - 1, longest * LONGEST // len(line))
 
 
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # 3.11 and later
+    """Writes to standard error, as long as somebody reads it.
+
+    After a write to a closed pipe, Python's exit would fail at the same text and change the exit
+    status: start.sh would take a good answer of a program for its failure.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+
+
 def configure(level: str, form: str, secrets: Iterable[str]) -> None:
     """Write the log to standard error; replaces an earlier setup.
 
@@ -159,7 +176,7 @@ def configure(level: str, form: str, secrets: Iterable[str]) -> None:
         form: "json" or "text".
         secrets: texts to hide.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.set_name(_NAME)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_Limiting())
