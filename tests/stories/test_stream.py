@@ -189,5 +189,5 @@ def test_a_result_that_is_too_large_leaves_its_pictures_on_the_stream(tmp_path):
         worker.stop()  # SIGTERM: the job that runs ends, with all that it streams
         output = completed(plane.wait(job, 60))
         assert (output["images"], output["delivery"]["method"]) == ([], "stream")
-        assert "the 4 pictures are on /stream only." in output["warnings"]
+        assert "the result has no pictures: they are on /stream only." in output["warnings"]
         assert len(pictures(worker, job)) == 4

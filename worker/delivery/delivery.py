@@ -343,7 +343,7 @@ class Delivery:
     def _streamed(self, finished: _Finished, failures: _Failures) -> _Delivered:
         """Leave the pictures out of the result: the caller has them from the stream."""
         answer = finished.answer_with("stream", (), finished.pictures, failures)
-        answer["warnings"].append(f"the {len(finished.pictures)} pictures are on /stream only.")
+        answer["warnings"].append("the result has no pictures: they are on /stream only.")
         return self._within_limit(answer), finished.pictures
 
     def _smaller(self, finished: _Finished, failures: _Failures) -> _Delivered:
