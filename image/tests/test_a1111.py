@@ -44,7 +44,8 @@ def test_without_a_gpu_it_ends_at_once_with_one_sentence(image, new_container):
 
     assert container.process.wait(30) == 71
     messages = [line for line in container.text().splitlines() if not line.startswith(BUILDAH)]
-    (sentence,) = messages
+    introduction, sentence = messages
+    assert "engine a1111; models in /models" in introduction
     assert "There is no NVIDIA GPU here, and A1111 needs one" in sentence
     assert "start the container with `--gpus all`" in sentence
 

@@ -274,11 +274,8 @@ def test_without_a_bucket_s3_is_refused_before_the_engine_is_used_and_boto3_is_n
 @pytest.fixture
 def theirs(server):
     """A second bucket of the server, and the `s3Config` that names it."""
-    server.client.create_bucket(Bucket="theirs")
-    yield dict(zip(FIELDS, (KEY_ID, SECRET, "theirs", server.endpoint), strict=True))
-    for key in server.files("theirs"):
-        server.client.delete_object(Bucket="theirs", Key=key)
-    server.client.delete_bucket(Bucket="theirs")
+    with server.another_bucket() as name:
+        yield dict(zip(FIELDS, (KEY_ID, SECRET, name, server.endpoint), strict=True))
 
 
 BASE64, NOT_THERE = {"delivery": "base64"}, {"bucketName": "not-there"}
@@ -308,13 +305,13 @@ def test_a_jobs_bucket_is_its_default_and_its_failure_is_not_the_operators_matte
     own.check(wanted)
     answer = own.deliver(made(PICTURES), answer_with(PICTURES), wanted, "job-8")
     assert answer["delivery"]["method"] == method
-    assert len(server.files("theirs")) == uploaded
+    assert len(server.files(theirs["bucketName"])) == uploaded
     assert server.files() == before
     assert (len(answer["warnings"]) > 1) == bool(change or room)
     assert SECRET not in json.dumps(answer)
     if uploaded:
         contents = [requests.get(url, timeout=30).content for url in answer["images"]]
-        assert contents == [one[1] for one in server.files("theirs").values()]
+        assert contents == [one[1] for one in server.files(theirs["bucketName"]).values()]
 
 
 def test_pictures_that_the_jobs_bucket_cannot_take_and_the_result_neither_are_an_error(

@@ -55,6 +55,7 @@ WRONG = [
     ({"endpointUrl": "https://s3.example?sig=5ecret"}, "s3Config.endpointUrl can have a host and"),
     ({"endpointUrl": f"{AWS}/other"}, "s3Config.endpointUrl and s3Config.bucketName name two"),
     ({"bucketName": "../x"}, "cannot be the name of a bucket"),
+    ({"bucketName": SECRET}, "'***' cannot be the name of a bucket"),
     *((value, "not an object") for value in ([1], "text", 5, True)),
     ({str(number): 1 for number in range(60)}, "s3Config has 64 fields"),
 ]

@@ -77,12 +77,17 @@ def test_a_result_over_the_limit_goes_to_the_bucket(with_bucket):
     assert "RESULT_LIMIT_MB is 0.05" in output["warnings"][0]
 
 
+@pytest.fixture
+def theirs(server):
+    with server.another_bucket() as name:
+        yield name
+
+
 def test_a_jobs_own_bucket_gets_its_pictures_of_every_task_and_the_operators_none(
-    with_bucket, server
+    with_bucket, server, theirs
 ):
-    server.client.create_bucket(Bucket="theirs")
     before = server.files()
-    values = (THEIR_ID, THEIR_SECRET, "theirs", server.endpoint)
+    values = (THEIR_ID, THEIR_SECRET, theirs, server.endpoint)
     config = dict(zip(FIELDS, values, strict=True))
     picture = base64.b64encode(png(16, 16, b"\1\2\3", "")).decode()
     upscale = {"task": "upscale", "upscaler_1": "Lanczos", "image": picture}
@@ -94,11 +99,11 @@ def test_a_jobs_own_bucket_gets_its_pictures_of_every_task_and_the_operators_non
         output = completed(done)
         for result in output.get("results", [output]):
             keys = result["delivery"]["keys"]
-            assert set(keys) <= server.files("theirs").keys()
+            assert set(keys) <= server.files(theirs).keys()
             (url,) = result.get("images") or [one["url"] for one in result["data"]]
-            assert "/theirs/" in url
+            assert f"/{theirs}/" in url
         assert THEIR_SECRET not in json.dumps(done)
-    assert (server.files(), len(server.files("theirs"))) == (before, 5)
+    assert (server.files(), len(server.files(theirs))) == (before, 5)
     wrong = plane.submit(SMALL, s3Config=config | {"accessSecret": None})
     drawn = len(with_bucket.requests())
     message = failed(plane.wait(wrong, JOB_TIMEOUT), "INVALID_INPUT")

@@ -57,6 +57,12 @@ def pictures(worker, job):
     return {place: "".join(parts.values()) for place, parts in found.items()}
 
 
+def slow_after(worker, pictures, **slow):
+    """Let the engine draw some pictures, and then be so slow that a test comes in between."""
+    worker.fault("slow_steps", seconds=0.1, times=pictures)
+    worker.fault("slow_steps", **slow)
+
+
 def done(worker, job):
     (event,) = (event for event in worker.plane.events("done") if event["id"] == job)
     return event
@@ -99,7 +105,7 @@ def test_a_chunk_is_posted_again_after_a_temporary_failure(worker, fault):
 
 
 def test_a_refused_picture_is_named_in_the_answer_and_the_others_arrive(worker):
-    worker.fault("slow_steps", **SLOW)
+    slow_after(worker, 1, seconds=2, times=1)
     job = worker.plane.submit(FOUR | STREAM)
     wait_until(lambda: len(chunks(worker, job)) == 1, "the first picture")
     worker.plane.fault("job-stream", status=400, times=FOREVER, job=job)
@@ -124,18 +130,15 @@ def test_an_engine_that_is_killed_between_two_pictures_draws_no_picture_twice(wo
 
 
 def test_pictures_before_the_deadline_are_on_the_stream_of_the_failed_job(worker):
-    worker.fault("slow_steps", **SLOW)
+    slow_after(worker, 2, seconds=60, times=FOREVER)
     job = worker.plane.submit(FOUR | STREAM | {"timeout": 10})
-    wait_until(lambda: len(chunks(worker, job)) == 2, "two pictures")
-    worker.no_faults()
-    worker.fault("slow_steps", seconds=60, times=FOREVER)
     failed(worker.plane.wait(job, 60), "JOB_TIMEOUT")
     assert set(pictures(worker, job)) >= {1, 2}
     assert done(worker, job)["is_stream"]
 
 
 def test_a_cancelled_job_streams_no_more(worker):
-    worker.fault("slow_steps", **SLOW)
+    slow_after(worker, 1, seconds=60, times=FOREVER)
     job = worker.plane.submit(FOUR | STREAM)
     wait_until(lambda: chunks(worker, job), "the first picture")
     worker.plane.cancel(job)

@@ -9,7 +9,7 @@ Both keys are secrets: no message, log line or file contains them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic import SecretStr
 
@@ -64,8 +64,16 @@ def read(given: object) -> BucketAccess | None:
     try:
         address = bucket_address.read(url, name, names=_NAMES)
     except ValueError as error:
-        raise InvalidInput(f"{error}.", hint=_HINT) from None
+        raise InvalidInput(f"{_without((key_id, secret), str(error))}.", hint=_HINT) from None
     return BucketAccess(address, SecretStr(key_id), SecretStr(secret))
+
+
+def _without(secrets: Iterable[str], text: str) -> str:
+    """The text without the keys, which a caller may have put into another field as well."""
+    for secret in secrets:
+        for shown in {secret, repr(secret)[1:-1]}:
+            text = text.replace(shown, "***")
+    return text
 
 
 def secrets_of(given: object) -> list[str]:

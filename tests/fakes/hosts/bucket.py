@@ -1,6 +1,7 @@
 """A real S3 server on loopback (moto's), with one bucket in it; or as RunPod's volumes have it."""
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ class S3Server:
             "BUCKET_ACCESS_KEY_ID": KEY_ID,
             "BUCKET_SECRET_ACCESS_KEY": SECRET,
         }
+
+    @contextmanager
+    def another_bucket(self) -> Iterator[str]:
+        """The name of a second bucket; all servers of a process have it, so no other one has."""
+        with _bucket(self.client, f"bucket-{uuid.uuid4().hex[:12]}") as name:
+            yield name
 
     def keys(self) -> tuple[SecretStr, SecretStr]:
         """Id and secret of its key."""
@@ -119,12 +126,18 @@ def _running(server: ThreadedMotoServer, name: str = NAME) -> Iterator[S3Server]
             aws_access_key_id=KEY_ID,
             aws_secret_access_key=SECRET,
         )
-        client.create_bucket(Bucket=name)
-        running = S3Server(endpoint, client, name)
-        yield running
-        for key in running.files():
-            client.delete_object(Bucket=name, Key=key)
-        client.delete_bucket(Bucket=name)
+        with _bucket(client, name):
+            yield S3Server(endpoint, client, name)
         client.close()
     finally:
         server.stop()
+
+
+@contextmanager
+def _bucket(client: Any, name: str) -> Iterator[str]:
+    """A new bucket, which is removed with its files."""
+    client.create_bucket(Bucket=name)
+    yield name
+    for one in client.list_objects_v2(Bucket=name).get("Contents", []):
+        client.delete_object(Bucket=name, Key=one["Key"])
+    client.delete_bucket(Bucket=name)
