@@ -144,9 +144,11 @@ def introduction(settings: Settings) -> str:
         if place[name]
     ]
     gpu, driver = one_line(settings.engine_gpu), one_line(settings.engine_driver)
+    # A GPU that is wanted, but not there, is the next line.
+    device = settings.engine_device if gpu or settings.engine_device == "cpu" else None
     parts = [
         " ".join([f"worker {VERSION}{f' ({build})' if build else ''}", *of_runpod]),
-        " on ".join(filter(None, (f"engine {settings.engine}", settings.engine_device))),
+        " on ".join(filter(None, (f"engine {settings.engine}", device))),
         f"models in {settings.models_dir}",
         *([f"GPU {gpu}, driver {driver or 'unknown'}"] if gpu else []),
         f"ready within {settings.ready_timeout:g} s",
