@@ -42,7 +42,7 @@ def reason(found):
 
 @contextmanager
 def raw_server(answer):
-    """A server that sends these bytes to whoever connects: (address, the requests it got)."""
+    """A server that sends these bytes to each client: (address, the requests it got)."""
     got = []
 
     def serve():

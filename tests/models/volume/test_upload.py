@@ -217,7 +217,7 @@ def test_parts_of_another_content_are_sent_again(api, file, push):
 
 
 def test_an_upload_that_another_run_has_completed_is_done(api, push):
-    """Two runs continue one upload: the slower one is told that it is gone."""
+    """Two runs continue one upload: the slower one gets the answer that it does not exist."""
 
     def fault(request):
         if request.part == 6:
