@@ -82,6 +82,9 @@ image-test: export STORAGE_DRIVER ?= overlay
 image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURCES=/srv/git, see image/tests
 	$(BIN)/pytest image/tests -o pythonpath=". tests image/tests" --timeout 3600 -v -s
 
+bench: $(VENV)/.ready  ## measure every row of docs/benchmarks.md and write that page; about 30 minutes
+	$(BIN)/python -m benchmarks.suite
+
 gpu-proof: $(VENV)/.ready  ## show on a machine with a GPU what works and how fast: 8 minutes; report/
 	$(BIN)/python -m benchmarks.gpu --out report
 

@@ -7,7 +7,7 @@ In an image:
     docker run --rm --gpus all -v "$PWD/report:/outputs" --entrypoint /opt/worker/bin/python \
       IMAGE -m benchmarks.gpu --out /outputs --image IMAGE
 
-Exit status: 0, or 1 if a check failed. docs/benchmarks.md explains the figures.
+Exit status: 0, or 1 if a check failed. docs/gpu-benchmarks.md explains the figures.
 """
 
 from __future__ import annotations

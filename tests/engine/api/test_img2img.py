@@ -10,8 +10,8 @@ from fakes.a1111.process import wait_until
 from fakes.recorded import recorded
 from PIL import Image
 
-from benchmarks import parity_files
-from benchmarks.parity_img2img import sent
+from benchmarks.parity import files as parity_files
+from benchmarks.parity.img2img import sent
 
 SMALL = {"prompt": "a cat", "seed": 1, "steps": 2, "width": 64, "height": 64}
 GIVEN = SMALL | {"init_images": ["@square"], "denoising_strength": 0.8}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.parity_img2img import sent
+from benchmarks.parity.img2img import sent
 from worker.generation import iterations
 from worker.generation.payload import Expected, Payload
 from worker.generation.picture_answer import PictureAnswer

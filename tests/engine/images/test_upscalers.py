@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks import parity_files
+from benchmarks.parity import files as parity_files
 from engine.errors import TooLarge
 from engine.images.tiles import Tiling
 from engine.images.upscalers import Upscalers, wanted_size

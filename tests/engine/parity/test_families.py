@@ -1,6 +1,6 @@
 """Pictures of a real A1111 v1.9.3 with a tiny checkpoint of each family, and the engine's.
 
-`python -m benchmarks.parity_families` makes the checkpoints, and recorded the pictures.
+`python -m benchmarks.parity.families` makes the checkpoints, and recorded the pictures.
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import parity_families as families
+from benchmarks.parity import families
 from engine.api.drawing import Drawing, Models
 from engine.api.job import Job
 from engine.api.library import Library

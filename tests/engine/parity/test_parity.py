@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks import parity_files, parity_img2img
+from benchmarks.parity import files as parity_files
+from benchmarks.parity import img2img as parity_img2img
 from engine.api import extras
 from engine.api.drawing import Drawing, Models
 from engine.api.given import Pictures

@@ -9,9 +9,10 @@ and with `--infotexts` also the generation parameters that differ.
     python -m benchmarks.parity --a1111 http://127.0.0.1:7860 --record tests/engine/parity
 
 writes the pictures of A1111 that a test compares with. Both need the files that
-`python -m benchmarks.parity_files` writes; `--record` also needs the demo model as `demo` (for
-A1111 with `benchmarks/demo_in_a1111/demo.yaml` beside it), and as `demo-eps` the same file, read
-as a model that predicts the noise. docs/internals/engine-parity.md describes how to set up both.
+`python -m benchmarks.parity.files` writes; `--record` also needs the demo model as `demo` (for
+A1111 with `benchmarks/parity/demo_in_a1111/demo.yaml` beside it), and as `demo-eps` the same file,
+read as a model that predicts the noise. docs/internals/engine-parity.md describes how to set up
+both.
 """
 
 import argparse
@@ -28,8 +29,8 @@ import numpy as np
 import requests
 from PIL import Image
 
-from benchmarks import parity_files as files
-from benchmarks import parity_img2img as with_pictures
+from benchmarks.parity import files
+from benchmarks.parity import img2img as with_pictures
 from engine.api.options import CHECKPOINT, DEFAULTS
 
 Fields = dict[str, Any]
@@ -209,7 +210,7 @@ FEATURES: dict[str, Fields] = {
 }
 
 
-# With the files of benchmarks/parity_files.py, which both servers need
+# With the files of benchmarks/parity/files.py, which both servers need
 OF_FILES: dict[str, Fields] = {
     "embedding": {"prompt": f"{files.SAFETENSORS} on a yellow background"},
     "embeddings, weights": {

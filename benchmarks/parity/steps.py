@@ -1,6 +1,6 @@
 """Counts what A1111 asks of the GPU in one step of a sampler, with and without the speed parts.
 
-    cd WEBUI_DIR && A1111_SPEEDUPS=false A1111_PYTHON .../benchmarks/a1111_steps.py CHECKPOINT ...
+    cd WEBUI_DIR && A1111_SPEEDUPS=false A1111_PYTHON .../benchmarks/parity/steps.py CHECKPOINT ...
 
 It needs no GPU: tensors that would be in the GPU's memory are followed on the CPU. One step is the
 difference between pictures with 8 and with 4 steps, divided by 4. These are counts, not times.

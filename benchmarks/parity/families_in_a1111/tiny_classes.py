@@ -1,4 +1,4 @@
-"""For a real A1111: registers the tiny OpenCLIP text encoder of `benchmarks.parity_families`.
+"""For a real A1111: registers the tiny OpenCLIP text encoder of `benchmarks.parity.families`.
 
 The configurations name these classes, so that this module is imported before the text encoders are
 made. It must be importable for A1111 (PYTHONPATH).

@@ -1,12 +1,12 @@
 """Tiny checkpoints of each family, and their requests to a real A1111.
 
-    python -m benchmarks.parity_families DATA_DIR CLIP
+    python -m benchmarks.parity.families DATA_DIR CLIP
 
 writes them below a folder in A1111's layout, each with the `.yaml` that A1111 needs for other
 widths than the published models'. CLIP is a folder with CLIP's tokenizer (`vocab.json`,
 `merges.txt`, `tokenizer_config.json`). `families_in_a1111` must be importable for A1111.
 
-    python -m benchmarks.parity_families --record http://127.0.0.1:7860
+    python -m benchmarks.parity.families --record http://127.0.0.1:7860
 
 writes the pictures that `tests/engine/parity/test_families.py` compares with. The weights depend
 on the tensors' names alone, so that every version of the libraries makes the same files, and the
@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from fakes import tiny_models
 
-from benchmarks.parity import Fields, Server, record_sheet
+from benchmarks.parity.__main__ import Fields, Server, record_sheet
 from engine.models import ldm
 
-FOLDER = Path(__file__).parents[1] / "tests/engine/parity"
+FOLDER = Path(__file__).parents[2] / "tests/engine/parity"
 SIDE = 48
 STD_OF_EMBEDDINGS, STD_OF_BIASES, NO_VARIANCE = 0.3, 0.05, -30.0
 

@@ -1,6 +1,6 @@
 """The files of the parity requests, apart from the demo model: most are made from it.
 
-    python -m benchmarks.parity_files DATA_DIR
+    python -m benchmarks.parity.files DATA_DIR
 
 writes them below a folder in A1111's layout. They are the same files each time. Both servers need
 them, and `tests/engine/parity` draws with them.
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.models import ldm
 from engine.prompt import tokenizer
 
-DEMO = Path(__file__).parents[1] / "demo/Stable-diffusion/demo-shapes.safetensors"
+DEMO = Path(__file__).parents[2] / "demo/Stable-diffusion/demo-shapes.safetensors"
 # names that A1111's tokenizer reads as several tokens
 SAFETENSORS, PICKLE, BUNDLED = "parity-three", "parity-two", "parity-bundled"
 VAE = "parity-vae.safetensors"  # it must not begin with a checkpoint's name

@@ -1,7 +1,7 @@
 """Compares the pictures of two A1111 servers, such as one with and one without the extension.
 
-    python benchmarks/a1111_parity.py draw http://127.0.0.1:7861 before.npz
-    python benchmarks/a1111_parity.py compare before.npz after.npz
+    python benchmarks/parity/speedups.py draw http://127.0.0.1:7861 before.npz
+    python benchmarks/parity/speedups.py compare before.npz after.npz
 
 Each server has checkpoints sd1, sd1b, xl and xl-inpaint, LoRAs one and two, the VAE vae.safetensors
 and the embedding foxemb. Small random models are enough.

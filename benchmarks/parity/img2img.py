@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import parity_files as files
+from benchmarks.parity import files
 
 Fields = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""The pictures of the embedded engine and of a real A1111, compared."""
