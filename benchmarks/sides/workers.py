@@ -181,5 +181,5 @@ def _handler_of(pid: int, log_file: Path) -> int:
     """The handler's process, which start.sh has started."""
     for child in psutil.Process(pid).children():
         if "handler.py" in " ".join(child.cmdline()):
-            return child.pid
+            return int(child.pid)
     raise SystemExit(f"the worker has ended:\n{log_file.read_text()}")
