@@ -103,7 +103,10 @@ class Routes:
             refuse_before_queue(params)
             if self.faults.take("drop"):
                 request.state.transport.abort()
-            return JSONResponse(await self._in_turn(self.engine.draw, params))
+            drawn = await self._in_turn(self.engine.draw, params)
+            # A1111 encodes after it has released its lock.
+            await asyncio.sleep(self.faults.seconds("slow_encoding") * len(drawn["images"]))
+            return JSONResponse(drawn)
 
         return endpoint
 
@@ -162,6 +165,9 @@ def _add_control(app: FastAPI, faults: Faults) -> None:
         if not path.startswith("/_fake"):
             row = {"method": request.method, "path": path, "body": body, "time": time.time()}
             log.append(row)
+            answer = await call_next(request)
+            row["answered"] = time.time()
+            return answer
         return await call_next(request)
 
     app.add_api_route("/_fake/log", lambda: log)
