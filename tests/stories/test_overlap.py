@@ -128,3 +128,15 @@ def test_the_inputs_of_a_batch_overlap(worker):
     worker.no_faults()
     for wanted, result in zip(inputs, output["results"], strict=True):
         assert result["images"] == completed(worker.run(wanted))["images"]
+
+
+def test_the_job_after_a_streamed_one_overlaps_with_its_last_picture(worker):
+    before = len(worker.requests())
+    wanted = [JOB | {"seed": 1, "n_iter": 2, "output": {"stream": True}}, JOB | {"seed": 9}]
+    jobs = [worker.plane.submit(one) for one in wanted]
+    outputs = [completed(worker.plane.wait(job, 60)) for job in jobs]
+    *_, last, other = worker.requests()[before:]
+    assert [last["body"]["seed"], other["body"]["seed"]] == [2, 9]
+    assert other["time"] < last["answered"]
+    worker.no_faults()
+    assert outputs[1]["images"] == completed(worker.run(wanted[1]))["images"]
