@@ -1,9 +1,7 @@
 """The engine: its files, its options, the checkpoint in memory, and its one running job."""
 
-import gc
 import json
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from engine.api.img2img import Img2Img
 from engine.api.infotext import Facts, encode_png
 from engine.api.job import Job
 from engine.api.library import CHECKPOINTS, EMBEDDINGS, LORAS, VAES, Library
+from engine.api.loaded_models import LoadedModels
 from engine.api.options import Options
 from engine.api.parameters import Used
 from engine.api.progress import Progress
@@ -54,7 +53,7 @@ class Engine:
         self.library = Library.of(data_dir)
         self.styles = Styles(data_dir / "styles.csv")
         self.progress = Progress()
-        self._model: LoadedModel | None = None
+        self._models = LoadedModels(self.checkpoints, self.library.embeddings)
         self._jobs = ThreadPoolExecutor(1, "job", torch.set_num_threads, (threads,))
 
     def start(self) -> None:
@@ -92,20 +91,8 @@ class Engine:
         self._use(checkpoint)
 
     def _use(self, checkpoint: Checkpoint) -> LoadedModel:
-        """Load this checkpoint unless it is loaded and its file is still the same.
-
-        The other one is freed first: memory holds only one.
-        """
-        if self._model is None or not self._model.is_current(checkpoint):
-            started = time.monotonic()
-            self._model = None
-            gc.collect()  # a pipeline contains reference cycles
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._model = LoadedModel.load(checkpoint, self.checkpoints.sha256(checkpoint))
-            self.library.embeddings.fit(self._model.text_width)
-            log.info("loaded %r in %.1f s", checkpoint.name, time.monotonic() - started)
-        return self._model
+        """The checkpoint, loaded and on the device; see `LoadedModels`."""
+        return self._models.use(checkpoint, self.options.values[option.CHECKPOINTS_LIMIT])
 
     def get_options(self) -> dict[str, Any]:
         """The answer of GET /options; it names the default checkpoint by its title."""
@@ -149,6 +136,8 @@ class Engine:
             changes = changes | {option.CHECKPOINT: checkpoint.name}
             self._queue(self._use, checkpoint)
         self.options.change(changes)
+        if option.CHECKPOINTS_LIMIT in changes:  # A1111 frees them at its next switch
+            self._queue(self._models.keep, changes[option.CHECKPOINTS_LIMIT])
 
     def refresh_checkpoints(self) -> None:
         """POST /refresh-checkpoints: waits for the jobs before it, the same as in A1111."""
@@ -199,7 +188,7 @@ class Engine:
         self.library.embeddings.refresh_if_changed()
         job = Job(request, settings, self.styles)
         with self.progress.running(task, job.count * job.passes):
-            models = self._models(job)
+            models = self._models_of(job)
             drawing = Drawing(job, models, self.library, self.progress, pictures)
             with drawing.open() as model:
                 if not request.override_settings_restore_afterwards:
@@ -260,7 +249,7 @@ class Engine:
 
     # ------------------------------------------------------------------------ the models of a job
 
-    def _models(self, job: Job) -> Models:
+    def _models_of(self, job: Job) -> Models:
         """The job's checkpoints. Raises RuntimeError for an unknown one."""
         request, second = job.request, None
         if job.highres and job.highres.hr_checkpoint_name not in NO_OTHER_CHECKPOINT:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from benchmarks.gpu import failures, proof, random_models
-from benchmarks.gpu.ballast import LEFT_FREE, NoDriver, filled_gpu
-from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.context import Context, Outcome, Skipped
-from benchmarks.gpu.plane import Plane
-from benchmarks.gpu.proof import FAILED, PASSED, SKIPPED, Step, run_step
+from benchmarks.gpu_proof import failures, proof, random_models
+from benchmarks.gpu_proof.ballast import LEFT_FREE, NoDriver, filled_gpu
+from benchmarks.gpu_proof.budget import Budget
+from benchmarks.gpu_proof.context import Context, Outcome, Skipped
+from benchmarks.gpu_proof.plane import Plane
+from benchmarks.gpu_proof.proof import FAILED, PASSED, SKIPPED, Step, run_step
 from worker.config.settings import PROJECT
 
 # Time -----------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 from fakes.supervised import environment
 from fakes.worker_process import FOREVER, TESTS, WEBUI_PY
 
-from benchmarks.gpu import proof
-from benchmarks.gpu.__main__ import prove
+from benchmarks.gpu import prove
+from benchmarks.gpu_proof import proof
 from worker.config.settings import PROJECT
 
 pytest.importorskip("torch", reason="the engine's packages are not installed")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.plane import Job, Plane
-from benchmarks.gpu.worker_process import WorkerFailed, WorkerProcess, environment
+from benchmarks.gpu_proof.budget import Budget
+from benchmarks.gpu_proof.plane import Job, Plane
+from benchmarks.gpu_proof.worker_process import WorkerFailed, WorkerProcess, environment
 
 SAME_PICTURE = 1.0  # mean difference, in 255ths: the GPU may choose other kernels
 PROMPT = "a red circle on a blue background"

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.gpu import failures, pictures, speed, start
-from benchmarks.gpu.budget import OutOfTime, StepTooLong
-from benchmarks.gpu.context import Context, JobFailed, Outcome, Skipped
-from benchmarks.gpu.worker_process import WorkerFailed
+from benchmarks.gpu_proof import failures, pictures, speed, start
+from benchmarks.gpu_proof.budget import OutOfTime, StepTooLong
+from benchmarks.gpu_proof.context import Context, JobFailed, Outcome, Skipped
+from benchmarks.gpu_proof.worker_process import WorkerFailed
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 NO_TIME = "no time left"
@@ -25,7 +25,7 @@ FAILURES = (
     subprocess.SubprocessError,
 )
 
-log = logging.getLogger("benchmarks.gpu")
+log = logging.getLogger("benchmarks.gpu_proof")
 
 
 @dataclass(frozen=True)

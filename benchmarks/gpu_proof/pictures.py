@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.context import (
+from benchmarks.gpu_proof.context import (
     Context,
     Outcome,
     Skipped,
@@ -18,7 +18,7 @@ from benchmarks.gpu.context import (
     pixels,
     read_picture,
 )
-from benchmarks.gpu.plane import Job
+from benchmarks.gpu_proof.plane import Job
 
 REFERENCES = Path(__file__).with_name("references")
 BLACK = 2.0  # a picture whose values deviate less shows nothing

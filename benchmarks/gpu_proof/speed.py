@@ -6,7 +6,7 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.gpu.context import (
+from benchmarks.gpu_proof.context import (
     PROMPT,
     SAME_PICTURE,
     Context,
@@ -14,7 +14,7 @@ from benchmarks.gpu.context import (
     mean_difference,
     pixels,
 )
-from benchmarks.gpu.plane import Job
+from benchmarks.gpu_proof.plane import Job
 
 FEW_STEPS = 4
 MOST_STEPS = 44

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from benchmarks.gpu.ballast import NoDriver, filled_gpu
-from benchmarks.gpu.context import (
+from benchmarks.gpu_proof.ballast import NoDriver, filled_gpu
+from benchmarks.gpu_proof.context import (
     SAME_PICTURE,
     Context,
     Outcome,
@@ -15,7 +15,7 @@ from benchmarks.gpu.context import (
     mean_difference,
     pixels,
 )
-from benchmarks.gpu.plane import POLL_SECONDS
+from benchmarks.gpu_proof.plane import POLL_SECONDS
 
 LONG: dict[str, Any] = {"steps": 150, "batch_size": 4, "seed": 3}
 IDLE_SECONDS = 30.0

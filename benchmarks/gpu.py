@@ -22,11 +22,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import machine, proof, start
-from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.context import Context
-from benchmarks.gpu.plane import Plane
-from benchmarks.gpu.report import Report
+# `python benchmarks/gpu.py` has only this file's folder there.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.gpu_proof import machine, proof, start
+from benchmarks.gpu_proof.budget import Budget
+from benchmarks.gpu_proof.context import Context
+from benchmarks.gpu_proof.plane import Plane
+from benchmarks.gpu_proof.report import Report
 
 ENGINES = ("a1111", "embedded")
 MINUTES = 8.0

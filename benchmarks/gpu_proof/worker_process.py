@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.plane import POLL_SECONDS, Plane
+from benchmarks.gpu_proof.plane import POLL_SECONDS, Plane
 from worker.config.settings import PROJECT, Settings
 
 # The operator's choices that the proof keeps; its folders and its address are its own.

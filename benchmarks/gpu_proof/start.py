@@ -10,9 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.gpu import random_models
-from benchmarks.gpu.context import Context, Outcome, Skipped
-from benchmarks.gpu.speed import memory_in_use
+from benchmarks.gpu_proof import random_models
+from benchmarks.gpu_proof.context import Context, Outcome, Skipped
+from benchmarks.gpu_proof.speed import memory_in_use
 from worker.config.settings import PROJECT, Settings
 
 SPARE_BYTES = 2_000_000_000  # of the disk

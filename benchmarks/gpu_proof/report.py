@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.proof import FAILED, PASSED, SKIPPED, Row
+from benchmarks.gpu_proof.proof import FAILED, PASSED, SKIPPED, Row
 
 LONGEST_CELL = 400
 # Figures that take lines of their own below the table.
