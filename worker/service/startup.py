@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from worker.config.ports import is_answered
 from worker.config.preflight import introduction, warnings
@@ -19,6 +20,13 @@ _CHUNK = 1 << 24  # bytes
 
 # Gets two events: the first is set when it should stop, the second when the engine has booted.
 Background = Callable[[threading.Event, threading.Event], object]
+
+
+class Ending(NamedTuple):
+    """Why the process ends."""
+
+    status: int
+    reason: WorkerError
 
 
 def advise(settings: Settings) -> None:
