@@ -51,7 +51,7 @@ from worker.service.counters import UNKNOWN, Counters, Outcome
 from worker.service.parts import Worker
 from worker.service.progress import JobProgress, ProgressReport
 from worker.service.report import Queue
-from worker.service.startup import Background, Ending, advise, boot, read_ahead
+from worker.service.startup import Background, Ending, advise, boot
 from worker.service.stream import JobStream, PostChunk
 from worker.service.task import Job
 from worker.stopwatch import Stopwatch
@@ -140,7 +140,7 @@ class Handler:
             return
         self.worker.models.release(models)
         if models.loaded:
-            read_ahead(models.loaded.path, booted)
+            self.worker.read_ahead.read(models.loaded.path, booted)
 
 
 def build_delivery(settings: Settings, limits: UploadLimits = UPLOAD_LIMITS) -> Delivery:
