@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from worker.answer import plain
@@ -59,9 +60,11 @@ async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult
         FinishedPictures(worker, job, wanted.output) as finished,
         prepared(worker, job, wanted) as ready,
     ):
-        turn = worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models))
-        async with turn as next_job:
-            generated = await generate(worker, job, ready, finished, next_job)
+        # Also while the job waits for its turn. The engine reads the rest of it by itself.
+        with worker.read_ahead.beside(_files_to_load(worker, ready.models)):
+            turn = worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models))
+            async with turn as next_job:
+                generated = await generate(worker, job, ready, finished, next_job)
         return await deliver(worker, job, ready, generated, finished)
 
 
@@ -116,6 +119,12 @@ def _ready(
 def _checkpoint(worker: Worker, models: Models) -> str:
     """The checkpoint that the engine must have loaded for these models."""
     return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
+
+
+def _files_to_load(worker: Worker, models: Models) -> list[Path]:
+    """The checkpoints that the engine must read for this job, in the order of their use."""
+    files = [models.loaded, models.hr_checkpoint, models.refiner]
+    return [file.path for file in files if file and not worker.engine.has_in_memory(file.stem)]
 
 
 async def generate(

@@ -124,6 +124,10 @@ class Engine:
         """The checkpoint of the last picture."""
         return self._checkpoint
 
+    def has_in_memory(self, checkpoint: str) -> bool:
+        """Whether the engine can use this checkpoint without reading its file."""
+        return checkpoint == (self._checkpoint or self.default_checkpoint)
+
     @property
     def retiring(self) -> str:
         """Why only a new worker can help; empty while this one is good."""
