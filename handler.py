@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import json
 import logging
 import os
@@ -198,8 +197,8 @@ def build_memory(settings: Settings, webui: WebUI) -> CheckpointMemory | None:
 
 
 def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
-    """Import the RunPod SDK, which takes 1.4 s."""
-    importlib.import_module("runpod")
+    """Import the RunPod SDK beside the engine's boot."""
+    runpod_sdk.import_sdk()
 
 
 async def check_given(handler: Handler, settings: Settings, job: Mapping[str, Any]) -> None:

@@ -53,6 +53,7 @@ from worker.models.finder import Finder, all_wanted, check_annotators
 from worker.models.merge.merged_checkpoints import MergedCheckpoints
 from worker.models.store import hash_cache
 from worker.models.store.fetcher import Fetcher
+from worker.models.store.listing import look_again, one_look
 from worker.models.store.own_files import ARRANGED, OwnFiles
 from worker.models.store.progress import report_for
 from worker.models.store.references import References
@@ -142,6 +143,10 @@ class ModelManager:
         Raises:
             WorkerError: names the model and the reason; the engine was not used yet.
         """
+        with one_look():
+            return self._prepare(request, stop)
+
+    def _prepare(self, request: PictureRequest, stop: threading.Event) -> tuple[Models, bool]:
         models = self.find_models(request, stop)
         with self._lock:
             is_new = self.own.show()
@@ -251,6 +256,8 @@ class ModelManager:
         loras = [*(file for file, _ in models.loras), *models.written_loras.values()]
         made = {file: self.converted.get(file, stop) for file in dict.fromkeys(loras)}
         names = {file: new for file, new in made.items() if new != file}
+        if names:
+            look_again()  # they may have been made just now
         return replace(models.renamed(names), sources=(*models.sources, *names))
 
     def ensure(
@@ -263,6 +270,7 @@ class ModelManager:
             self.counts.update(found=len(wanted) - len(missing), fetched=len(missing))
         if missing:
             fetched = self.fetcher.fetch_all(missing, stop)
+            look_again()
             files |= {one: blob.as_file() for one, blob in fetched.items()}
         return [_with_kind_of(one, file) for one in wanted if (file := files[one])]
 

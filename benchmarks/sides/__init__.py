@@ -1,1 +1,1 @@
-"""Rivals and hosts of the rows, as processes or objects of their own."""
+"""The rivals and the hosts of the rows, each a program or a process of its own."""

@@ -9,7 +9,7 @@ tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -141,8 +141,15 @@ class ModelFile:
         """Whether it is a LoRA with embeddings in its file; unknown, so true, for a pickle."""
         if self.kind != "lora":
             return False
-        header = self.header()
-        return header is None or any(name.startswith(f"{BUNDLED}.") for name in header.tensors)
+        return self.path.suffix in PICKLES or _has_bundle(self.path, *version(self.path))
+
+    def layers(self) -> Layers:
+        """The layers of this checkpoint, which is no pickle. Raises ModelFileInvalid."""
+        return _layers(self.path, *version(self.path))
+
+    def family_fits(self) -> Mapping[str, Fit]:
+        """How this LoRA, which is no pickle, fits each family. Raises ModelFileInvalid."""
+        return _family_fits(self.path, *version(self.path))
 
     def metadata(self) -> dict[str, str]:
         """The header's free text, such as `ss_output_name`; raises ModelFileInvalid."""
@@ -259,6 +266,16 @@ def _check(  # noqa: PLR0917 - the key of the cache
 @lru_cache(maxsize=32)
 def _layers(path: Path, size: int, mtime_ns: int) -> Layers:
     return layers_of(lora_use.shapes_of(_header(path, size, mtime_ns)))
+
+
+@lru_cache(maxsize=4096)
+def _has_bundle(path: Path, size: int, mtime_ns: int) -> bool:
+    return any(name.startswith(f"{BUNDLED}.") for name in _header(path, size, mtime_ns).tensors)
+
+
+@lru_cache(maxsize=1024)
+def _family_fits(path: Path, size: int, mtime_ns: int) -> Mapping[str, Fit]:
+    return lora_use.family_fits(lora_use.shapes_of(_header(path, size, mtime_ns)))
 
 
 @lru_cache(maxsize=1024)

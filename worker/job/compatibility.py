@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from worker.errors import ModelMismatch
 from worker.formats import architecture, lora_use, requirements
-from worker.formats.lora_layers import layers_of
 from worker.formats.model_file import ModelFile
 from worker.formats.safetensors_header import Header
 from worker.formats.stable_diffusion import FAMILIES
@@ -57,21 +56,19 @@ def _notes(lora: ModelFile, checkpoints: Sequence[ModelFile], engine: str) -> It
     for checkpoint in checkpoints:
         if found := lora.fit(checkpoint):
             yield from lora_use.notes(lora.stem, found)
-    header = None if checkpoints else lora.header()
     family = lora.architecture().family
-    if header and family in FAMILIES:  # the engine's own checkpoint, which is not known here
-        fits = lora_use.family_fits(lora_use.shapes_of(header))
+    if not checkpoints and family in FAMILIES:  # the engine's own checkpoint is not known here
+        fits = lora.family_fits()
         if fits[family].used:
             yield from lora_use.notes(lora.stem, fits[family])
 
 
 def _check_sizes(checkpoint: ModelFile, models: Models) -> None:
     """Compare the embeddings and the VAE with the checkpoint's own tensors."""
-    header = checkpoint.header()
+    header = checkpoint.header() if models.embeddings or models.vae else None
     if header is None:
         return
-    layers = layers_of(lora_use.shapes_of(header))
-    widths = {layers[name].shape[-1] for name in layers if name.endswith("token_embedding")}
+    widths = _text_widths(checkpoint) if models.embeddings else set()
     for file in models.embeddings:
         own = _widths(file.header())
         if own and widths and own != widths:
@@ -84,6 +81,11 @@ def _check_sizes(checkpoint: ModelFile, models: Models) -> None:
     vae = models.vae.header() if models.vae else None
     if models.vae and vae:
         requirements.check_vae_sizes(models.vae.stem, vae, checkpoint.stem, header)
+
+
+def _text_widths(checkpoint: ModelFile) -> set[int]:
+    layers = checkpoint.layers()
+    return {layers[name].shape[-1] for name in layers if name.endswith("token_embedding")}
 
 
 def _widths(header: Header | None) -> set[int]:

@@ -75,7 +75,7 @@ class Finder:
         if self._store.hub.has(file):
             return self._store.hub.with_hash(file)
         if file.verified_sha256:
-            self._store.by_sha256(file.verified_sha256)  # records the use
+            self._store.fetched.mark_used(file.verified_sha256)
         return file
 
     def written_loras(
@@ -110,7 +110,7 @@ class Finder:
         if file and self._store.hub.has(file):
             return None  # `_cached` finds it by the reference, and compares its hash
         if file and file.verified_sha256:
-            self._store.by_sha256(file.verified_sha256)  # records the use
+            self._store.fetched.mark_used(file.verified_sha256)
         return file
 
     def _cached(self, wanted: Wanted) -> ModelFile | None:

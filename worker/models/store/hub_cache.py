@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,15 +34,19 @@ from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem
 from worker.hosts.huggingface import HuggingFaceFile
 from worker.models.store.blobs import About, Blob
-from worker.models.store.links import target_of
-from worker.models.store.listing import Index, Listing
+from worker.models.store.links import Targets, target_of
+from worker.models.store.listing import Index, Listing, current_look
 
 _PREFIX, _SNAPSHOTS, _MAIN = "models--", "snapshots", "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REF_SIZE = 1000  # bytes; a commit has 40
 _SHOWN = 20  # repositories in the answer of `health`
+_SETTLED = 2.0  # seconds; a file that changed less than this ago may change within the same tick
+_NEVER = (-1, -1, -1)
 _WARNED = 1000  # files whose warning is remembered
+
+_Version = tuple[int, int, int]  # inode, size in bytes, modification time in ns
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +110,16 @@ class HubCache:
         self._suffixes = (SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,)
         self._notes = notes
         self.root = Path(os.path.realpath(root)) if root else None
-        self._listing = Listing(self.root, pickles=pickles) if self.root else None
+        # The blobs are reached by the links of the snapshots.
+        beside = ("blobs", "refs")
+        self._listing = Listing(self.root, pickles=pickles, skipped=beside) if self.root else None
         self._reading = threading.RLock()
         self._generation = 0
         self._folders: list[Path] = []  # of the repositories that have model files
         self._state: Any = None
+        self._looked: object = None
+        self._branches: dict[Path, tuple[_Version, str | None]] = {}
+        self._where = Targets()
         self._content = _Content({}, {}, {}, {})
         self._hashes: dict[tuple[Path, tuple[int, int]], str] = {}
         self._warned: set[Path] = set()
@@ -202,23 +212,41 @@ class HubCache:
 
     def _read(self) -> _Content:
         """The content; the folders are read again only if one of them has changed."""
-        if self.root is None or self._listing is None:
+        look = current_look()
+        if self._listing is None or (look is not None and look is self._looked):
             return self._content
         with self._reading:
+            self._looked = None
             generation = self._listing.current_generation()
             paths = self._listing.index(again=False).files
             if generation != self._generation:
                 self._generation = generation
-                self._folders = _folders(self.root, paths)
+                self._folders = _folders(self._listing.folder, paths)
+                self._branches = {}
             commits = {
                 _repo(folder.name): commit
                 for folder in self._folders
-                if (commit := _commit(folder, _MAIN))
+                if (commit := self._main_of(folder))
             }
             if (generation, commits) != self._state:
-                self._content = _content(self.root, paths, commits)
+                self._content = _content(self._listing.folder, paths, commits)
                 self._state = generation, commits
+            self._looked = look
             return self._content
+
+    def _main_of(self, folder: Path) -> str | None:
+        """The commit of a repository's `main`; its file is read again only if it has changed."""
+        try:
+            status = os.stat(f"{folder}/refs/{_MAIN}")  # noqa: PTH116 - runs for each repository
+            now = status.st_ino, status.st_size, status.st_mtime_ns
+        except OSError:  # without the file, it is the newest snapshot
+            return _commit(folder, _MAIN)
+        then, commit = self._branches.get(folder, (None, None))
+        if then != now:
+            commit = _commit(folder, _MAIN)
+            is_settled = time.time() - status.st_mtime > _SETTLED
+            self._branches[folder] = (now if is_settled else _NEVER), commit
+        return commit
 
     def _folder(self, repo: str) -> Path | None:
         """The repository's folder; the host does not distinguish upper and lower case in names."""
@@ -268,7 +296,7 @@ class HubCache:
         return replace(file, kind=kind or control_models.kind_of(found.role))
 
     def _file(self, path: Path, ref: HuggingFaceFile) -> ModelFile:
-        target = path.resolve(strict=True)
+        target, status = self._where.of(path)
         if not self.contains(target):
             raise OSError("its link leads out of the cache")
         stem = clean_stem(path.stem)
@@ -276,7 +304,7 @@ class HubCache:
             "checkpoint",
             path,
             stem,
-            target.stat().st_size,
+            status.st_size,
             _hash_in_name(target) or self._noted(target),
             f"hf://{ref.repo}@{ref.revision}/{ref.path}",
             host_name=stem,

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+_REMEMBERED = 100_000  # targets, some 300 bytes each
+
 _Version = tuple[int, int, int]  # inode, size in bytes, modification time in ns
 
 
@@ -18,6 +20,40 @@ def target_of(path: Path) -> Path:
         return path.resolve()
     except (OSError, RuntimeError):  # before Python 3.13 a loop of links is a RuntimeError
         return path.absolute()
+
+
+class Targets:
+    """Where paths lead, remembered. Thread-safe.
+
+    To resolve a path costs a system call for each folder in it. If the path and its earlier target
+    are one file, the target is still right: two calls.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Path] = {}
+
+    def of(self, path: Path) -> tuple[Path, os.stat_result]:
+        """The file that the path leads to, and its status.
+
+        Raises:
+            OSError, RuntimeError: it leads to no file, or it is a loop of links.
+        """
+        name = str(path)
+        status = os.stat(name)  # noqa: PTH116 - a Path costs more than the call
+        if (known := self._known.get(name)) and _is_same(known, status):
+            return known, status
+        target = path.resolve(strict=True)
+        if len(self._known) >= _REMEMBERED:
+            self._known = {}
+        self._known[name] = target
+        return target, target.stat()
+
+
+def _is_same(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(str(path)), status)  # noqa: PTH116
+    except OSError:
+        return False
 
 
 def points(link: Path, target: Path) -> bool:

@@ -6,13 +6,47 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
 from worker.formats.names import PICKLES, SAFETENSORS, clean_stem
 
 _DEEPEST = 16  # levels of subfolders; each costs a `stat` per lookup
+
+
+class _Look(threading.local):
+    """Which look of `one_look` this thread is in."""
+
+    number: object = None
+
+
+_LOOK = _Look()
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """In this block and thread, each folder is looked at once: a job looks up many names.
+
+    What this worker changes in a folder itself is seen after `look_again`.
+    """
+    before = _LOOK.number
+    _LOOK.number = object()
+    try:
+        yield
+    finally:
+        _LOOK.number = before
+
+
+def look_again() -> None:
+    """Begin another look in a block of `one_look`: something was fetched, written or linked."""
+    if _LOOK.number is not None:
+        _LOOK.number = object()
+
+
+def current_look() -> object:
+    """Stands for the look that this thread is in; None outside of `one_look`."""
+    return _LOOK.number
 
 
 class Index:
@@ -104,6 +138,7 @@ class Listing:
         folder: searched with its subfolders; it need not exist yet.
         pickles: whether `.ckpt`, `.pt` and the like are listed too.
         suffixes: of the files, if they are no models.
+        skipped: names of folders two levels below `folder` that are not searched.
         settled: seconds. A folder that changed less than this ago is read again next time: it may
             change once more within the same tick of the file system's clock.
     """
@@ -114,9 +149,12 @@ class Listing:
         *,
         pickles: bool = False,
         suffixes: tuple[str, ...] = (),
+        skipped: tuple[str, ...] = (),
         settled: float = 2.0,
     ) -> None:
         self._settled = settled
+        self._skipped = skipped
+        self._looked: object = None
         self._generation = 0
         self.folder = folder
         self._suffixes = suffixes or ((SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,))
@@ -153,10 +191,15 @@ class Listing:
         return self._generation
 
     def _refresh(self) -> None:
+        look = current_look()
+        if look is not None and look is self._looked:
+            return
         with self._reading:
+            self._looked = None
             known = self._folders.items()
             if not known or any(_changed(path) != then for path, then in known):
                 self._read_all()
+            self._looked = look
 
     def _read_all(self) -> None:
         self._generation += 1
@@ -179,6 +222,8 @@ class Listing:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
+                        if depth == 1 and entry.name in self._skipped:
+                            continue
                         waiting += [(entry.path, depth + 1)] if depth < _DEEPEST else []
                     elif entry.name.endswith(self._suffixes) and _is_plain(entry):
                         yield Path(entry.path)
@@ -191,7 +236,8 @@ def _is_plain(entry: os.DirEntry[str]) -> bool:
 
 def _changed(folder: str) -> int | None:
     try:
-        return Path(folder).stat().st_mtime_ns
+        # A Path would cost more than the call, which every job makes for every folder.
+        return os.stat(folder).st_mtime_ns  # noqa: PTH116
     except OSError:
         return None
 

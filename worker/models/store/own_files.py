@@ -100,6 +100,9 @@ class OwnFiles:
         Raises:
             InvalidInput: that file cannot be hidden, so A1111 might use it instead.
         """
+        embeddings = list(embeddings)
+        if not embeddings:
+            return
         fixed = {words(path.stem): path for path in self._store.operators_in_engine("embedding")}
         for file in embeddings:
             other = fixed.get(words(file.stem))

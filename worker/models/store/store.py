@@ -26,11 +26,13 @@ from worker.models.store import engine_configs, links
 from worker.models.store.blobs import CONVERTED, Blob, Blobs
 from worker.models.store.hub_cache import HubCache
 from worker.models.store.links import point, points, target_of
-from worker.models.store.listing import Index, Listing
+from worker.models.store.listing import Index, Listing, look_again
 from worker.models.store.naming import ambiguous, forms, mark_of, natural, repeated
 from worker.spelling import near_matches
 
 FETCHED = "fetched"
+
+_REMEMBERED = 10_000  # names
 
 # A1111 lists a checkpoint's hash by its first 10 digits.
 _SHORT_HASH = re.compile(r"[0-9a-f]{8,63}")
@@ -99,6 +101,10 @@ class Store:
         self._roots = tuple(target_of(root) for root, _ in stores)
         self._made: dict[Path, Path] = {}  # our links since the start -> targets
         self._shown = links.Shown()
+        self._where = links.Targets()
+        # What a name meant, and the indexes of the folders then: each change makes a new index.
+        self._named: dict[tuple[Kind, str], tuple[list[Index], Path]] = {}
+        self._first: tuple[Index | None, list[Path]] = (None, [])
         self.replaced: set[Kind] = set()
         self._counted: dict[Kind, tuple[tuple[int, ...], dict[str, int]]] = {}
 
@@ -150,8 +156,27 @@ class Store:
 
         A damaged fetched file is not found, and neither is a name that several files have.
         """
+        indexes = self._indexes(kind)
+        then, path = self._named.get((kind, name), (None, None))
+        if path and then == indexes and (file := self._model_file(kind, path)):
+            return file
+        _, paths = next(self._candidates(kind, name, indexes), (None, []))
+        if len(paths) == 1 and (file := self._model_file(kind, paths[0])):
+            if len(self._named) >= _REMEMBERED:
+                self._named = {}
+            self._named[kind, name] = indexes, paths[0]
+            return file
         files = list(self._meant(kind, name).values())
         return files[0] if len(files) == 1 else None
+
+    def _candidates(
+        self, kind: Kind, name: str, indexes: list[Index]
+    ) -> Iterator[tuple[Index, list[Path]]]:
+        """The paths that the name can mean, the most precise form first."""
+        for level in zip(*(forms(index, name) for index in indexes), strict=True):
+            for index, paths in zip(indexes, level, strict=True):
+                if others := [path for path in paths if not self._is_ours(kind, path)]:
+                    yield index, others
 
     def _meant(self, kind: Kind, name: str) -> dict[Path, ModelFile]:
         """The files that the name means: path below the kind's folder -> file.
@@ -160,11 +185,9 @@ class Store:
         engine's folder is not a file of its name: only a name that nothing else has means it.
         """
         indexes = self._indexes(kind)
-        for level in zip(*(forms(index, name) for index in indexes), strict=True):
-            for index, paths in zip(indexes, level, strict=True):
-                others = [path for path in paths if not self._is_ours(kind, path)]
-                if files := self._model_files(kind, index, others):
-                    return files
+        for index, paths in self._candidates(kind, name, indexes):
+            if files := self._model_files(kind, index, paths):
+                return files
         clean = clean_stem(without_suffix(name)).casefold()
         for index in indexes:
             files = self._model_files(kind, index, index.with_clean_stem(clean))
@@ -242,8 +265,7 @@ class Store:
 
     def _model_file(self, kind: Kind, path: Path) -> ModelFile | None:
         try:
-            target = path.resolve(strict=True)
-            status = target.stat()
+            target, status = self._where.of(path)
         except (OSError, RuntimeError):  # before Python 3.13 a loop of links is a RuntimeError
             return None  # a dangling link, or removed by another worker
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO or a device could block for ever
@@ -293,6 +315,8 @@ class Store:
         link = folder / file.filename
         self._link_config(file, link)
         is_changed = point(link, file.path)
+        if is_changed:
+            look_again()
         self._made[link] = file.path
         return file, self._note(file, link, is_changed=is_changed)
 
@@ -329,8 +353,15 @@ class Store:
         return earlier in {None, file.path}
 
     def _is_in_engine(self, file: ModelFile) -> bool:
-        folder = self.engine_folders[file.kind].resolve()
-        return file.path.is_relative_to(folder) and file.path.stem == file.stem
+        folder = self.engine_folders[file.kind]
+        if file.path.stem != file.stem:
+            return False
+        # A fetched file lies in no engine's folder: most files are known without a system call.
+        return self._sha256_of(file.path) is None and file.path.is_relative_to(folder.resolve())
+
+    def _sha256_of(self, path: Path) -> str | None:
+        """The hash of a fetched file, from its path."""
+        return next(filter(None, (blobs.blob_of(path) for blobs in self._blobs)), None)
 
     def arrange(self, kind: Kind, files: Iterable[ModelFile]) -> bool:
         """Let the engine see exactly these files, beside those that lie in its own folder.
@@ -344,6 +375,8 @@ class Store:
         folder = self.engine_folders[kind]
         changed = links.arrange(folder, targets, lambda path: self._is_ours(kind, path))
         is_new = bool(changed)
+        if changed:
+            look_again()
         for name, file in wanted.items():
             if points(folder / name, file.path):  # else the operator has put another file there
                 self._made[folder / name] = file.path
@@ -361,6 +394,7 @@ class Store:
         if not points(link, file.path):
             return False
         link.unlink(missing_ok=True)
+        look_again()
         return True
 
     def is_shown(self, file: ModelFile) -> bool:
@@ -376,11 +410,18 @@ class Store:
     def in_engine(self, kind: Kind, name: str | None) -> ModelFile | None:
         """The file behind a name in the engine's folder; without a name, the first in the list."""
         index = self._trees[0].folders[kind].index()
-        paths = sorted(index.files, key=lambda path: natural(path.name))
-        if name:
-            paths = next(filter(None, forms(index, name)), paths)
+        paths = next(filter(None, forms(index, name)), []) if name else []
+        paths = paths or self._first_of(index)
         file = self._model_file(kind, paths[0]) if paths else None
         return replace(file, stem=paths[0].stem) if file else None
+
+    def _first_of(self, index: Index) -> list[Path]:
+        """The first file as A1111 lists them, if there is one; sorted once for each change."""
+        then, found = self._first
+        if then is not index:
+            found = sorted(index.files, key=lambda path: natural(path.name))[:1]
+            self._first = index, found
+        return found
 
     def _note(self, file: ModelFile, path: Path, *, is_changed: bool = False) -> bool:
         is_new, is_replaced = self._shown.note(path, is_changed=is_changed)
@@ -390,11 +431,13 @@ class Store:
 
     def _is_ours(self, kind: Kind, path: Path) -> bool:
         """Whether a worker made this link in the engine's folder."""
-        if not path.is_relative_to(self.engine_folders[kind]) or not path.is_symlink():
+        # Strings: this runs for each candidate of each name, and a Path costs more than the rest.
+        if not str(path).startswith(f"{self.engine_folders[kind]}/") or not path.is_symlink():
             return False
+        if path in self._made:
+            return True
         target = target_of(path)
-        is_stored = self.hub.contains(target) or any(map(target.is_relative_to, self._roots))
-        return path in self._made or is_stored
+        return self.hub.contains(target) or any(map(target.is_relative_to, self._roots))
 
     def _link_config(self, file: ModelFile, link: Path) -> None:
         if file.kind == "checkpoint":
