@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.gpu.random_models import tensors_of, write_checkpoint, write_tiny_config
+from benchmarks.gpu_proof.random_models import tensors_of, write_checkpoint, write_tiny_config
 from benchmarks.sides import engine_process
 from benchmarks.sides.engine_process import EngineProcess
 from benchmarks.suite.bench import Bench
