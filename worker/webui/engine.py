@@ -338,7 +338,8 @@ class Engine:
         job.is_switching = self._switches(payload)
         self._note_padding(payload)
         checkpoints = self._checkpoints_of(payload)
-        await asyncio.to_thread(self._lifecycle.make_room, checkpoints)
+        if self._lifecycle.memory:
+            await asyncio.to_thread(self._lifecycle.make_room, checkpoints)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
             await self._post(job, "txt2img", throwaway(payload.body))
