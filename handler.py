@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import runpod_sdk
 from model_manager import ModelManager
-from worker import log
+from worker import log, memory
+from worker.config import webui_config
 from worker.config.bucket_address import BucketAccess
 from worker.config.credentials import secret_values
 from worker.config.gpu import must_use_gpu
@@ -58,6 +59,7 @@ from worker.stopwatch import Stopwatch
 from worker.tasks import health, schema
 from worker.tasks.pictures import find_or_fetch
 from worker.tasks.table import TASKS
+from worker.webui.checkpoint_memory import CheckpointMemory, largest_checkpoint
 from worker.webui.client import WebUI
 from worker.webui.engine import Engine
 from worker.webui.readiness import Readiness
@@ -168,9 +170,26 @@ def build(settings: Settings, timing: EngineTiming = DEFAULT_TIMING) -> tuple[Ha
     readiness = Readiness(webui, supervisor, address, needs_gpu=needs_gpu, timing=timing)
     limit = settings.memory_growth_limit_gb
     growth = MemoryGrowth(round(limit * 1e9)) if limit else None
-    engine = Engine(webui, supervisor, readiness, growth, timing=timing)
+    keeping = build_memory(settings, webui)
+    engine = Engine(webui, supervisor, readiness, growth, keeping, timing=timing)
     templates = Templates(settings.templates_path, settings.default_template)
     return Handler(settings, engine, ModelManager(settings), templates), engine
+
+
+def build_memory(settings: Settings, webui: WebUI) -> CheckpointMemory | None:
+    """What decides how many checkpoints the engine keeps; None: that is left to the engine."""
+    if settings.engine == "external" or settings.supervisor_pid is None:
+        return None
+    if (own := webui_config.own_checkpoints_limit(settings.webui_dir)) is not None:
+        logger.info("config.json sets sd_checkpoints_limit to %d, which the worker keeps", own)
+        return None
+    saving = {"--lowvram", "--medvram", "--medvram-sdxl"} & {*settings.webui_args}
+    why_one = f"{min(saving)} moves parts of one checkpoint" if saving else ""
+    on_cpu = settings.engine_device == "cpu"
+    largest = functools.partial(largest_checkpoint, webui)
+    return CheckpointMemory(
+        settings.checkpoints_in_memory, on_cpu, memory.available, largest, why_one
+    )
 
 
 def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
