@@ -207,7 +207,7 @@ RUN folder=$(mktemp -d) \
  && rm -r "$folder"
 ARG REVISION=unknown
 ARG VERSION=unknown
-# For the report of benchmarks/gpu.
+# For the report of benchmarks/gpu.py.
 ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker, embedded engine" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by diffusers" \
@@ -263,7 +263,7 @@ RUN "$PYTHON" -c "import handler" \
  && setpriv --reuid=worker --regid=worker --clear-groups "$PYTHON" model_manager.py prepare-engine
 ARG REVISION=unknown
 ARG VERSION=unknown
-# For the report of benchmarks/gpu.
+# For the report of benchmarks/gpu.py.
 ENV REVISION=${REVISION}
 LABEL org.opencontainers.image.title="A1111 worker" \
       org.opencontainers.image.description="Stable Diffusion jobs from RunPod, made by A1111 v1.9.3" \

@@ -264,6 +264,7 @@ def _lists(store: Stored, count: int, bench: Bench) -> Iterator[Figure]:
     rounds: Sequence[tuple[str, str, Callable[[], object]]] = (
         ("numbers for `health`", "ms", store.manager.get_cache_stats),
         ("list of all LoRAs", "ms", lambda: store.manager.list_files("lora")),
+        ("links for a start of the engine, made before", "ms", store.manager.link_everything),
     )
     for name, unit, do in rounds:
         yield Figure(f"{name}, {count:,} models", unit, _each(do, calls))

@@ -1,11 +1,10 @@
 """The engine: its files, its options, the checkpoint in memory, and its one running job."""
 
-import gc
 import json
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from engine.api.img2img import Img2Img
 from engine.api.infotext import Facts, encode_png
 from engine.api.job import Job
 from engine.api.library import CHECKPOINTS, EMBEDDINGS, LORAS, VAES, Library
+from engine.api.loaded_models import LoadedModels
 from engine.api.options import Options
 from engine.api.parameters import Used
 from engine.api.progress import Progress
@@ -35,6 +35,28 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 # names of the second pass's and the refiner's checkpoint that mean the job's own
 NO_OTHER_CHECKPOINT = (None, "", "None", "none", "Use same checkpoint")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of a job.
+
+    Attributes:
+        facts: what they were made from.
+        beside: masks that are returned, by the number of their picture.
+    """
+
+    pictures: list[Image.Image]
+    facts: Facts
+    beside: Mapping[int, list[Image.Image]]
+
+    def encoded(self) -> list[str]:
+        """As base64 PNG, each with its infotext; masks follow their picture without."""
+        images = []
+        for number, picture in enumerate(self.pictures):
+            images.append(encode_png(picture, {"parameters": self.facts.infotext(number)}))
+            images += [encode_png(mask, {}) for mask in self.beside.get(number, [])]
+        return images
 
 
 class Engine:
@@ -54,7 +76,7 @@ class Engine:
         self.library = Library.of(data_dir)
         self.styles = Styles(data_dir / "styles.csv")
         self.progress = Progress()
-        self._model: LoadedModel | None = None
+        self._models = LoadedModels(self.checkpoints, self.library.embeddings)
         self._jobs = ThreadPoolExecutor(1, "job", torch.set_num_threads, (threads,))
 
     def start(self) -> None:
@@ -92,20 +114,8 @@ class Engine:
         self._use(checkpoint)
 
     def _use(self, checkpoint: Checkpoint) -> LoadedModel:
-        """Load this checkpoint unless it is loaded and its file is still the same.
-
-        The other one is freed first: memory holds only one.
-        """
-        if self._model is None or not self._model.is_current(checkpoint):
-            started = time.monotonic()
-            self._model = None
-            gc.collect()  # a pipeline contains reference cycles
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._model = LoadedModel.load(checkpoint, self.checkpoints.sha256(checkpoint))
-            self.library.embeddings.fit(self._model.text_width)
-            log.info("loaded %r in %.1f s", checkpoint.name, time.monotonic() - started)
-        return self._model
+        """The checkpoint, loaded and on the device; see `LoadedModels`."""
+        return self._models.use(checkpoint, self.options.values[option.CHECKPOINTS_LIMIT])
 
     def get_options(self) -> dict[str, Any]:
         """The answer of GET /options; it names the default checkpoint by its title."""
@@ -149,6 +159,8 @@ class Engine:
             changes = changes | {option.CHECKPOINT: checkpoint.name}
             self._queue(self._use, checkpoint)
         self.options.change(changes)
+        if option.CHECKPOINTS_LIMIT in changes:  # A1111 frees them at its next switch
+            self._queue(self._models.keep, changes[option.CHECKPOINTS_LIMIT])
 
     def refresh_checkpoints(self) -> None:
         """POST /refresh-checkpoints: waits for the jobs before it, the same as in A1111."""
@@ -174,11 +186,12 @@ class Engine:
         overrides = request.override_settings or {}
         option.check(overrides)
         self._check_upscaler(Job(request, self.options.merged(overrides), self.styles))
-        images, facts = self._queue(self._generate, task, request, pictures)
+        drawn = self._queue(self._generate, task, request, pictures)
+        # In this thread: the next job is computed meanwhile, as in A1111.
         return {
-            "images": images if request.send_images else [],
+            "images": drawn.encoded() if request.send_images else [],
             "parameters": request.echo(),
-            "info": json.dumps(facts, ensure_ascii=False),
+            "info": json.dumps(drawn.facts.info(len(drawn.pictures)), ensure_ascii=False),
         }
 
     def _check_upscaler(self, job: Job) -> None:
@@ -189,9 +202,7 @@ class Engine:
         self.library.upscalers.find(name or NONE)
         extras.tiling(job.settings)
 
-    def _generate(
-        self, task: str, request: Generation, pictures: Pictures | None
-    ) -> tuple[list[str], dict[str, Any]]:
+    def _generate(self, task: str, request: Generation, pictures: Pictures | None) -> Drawn:
         """The requested pictures; after an interrupt fewer, and the last one unfinished."""
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
@@ -199,7 +210,7 @@ class Engine:
         self.library.embeddings.refresh_if_changed()
         job = Job(request, settings, self.styles)
         with self.progress.running(task, job.count * job.passes):
-            models = self._models(job)
+            models = self._models_of(job)
             drawing = Drawing(job, models, self.library, self.progress, pictures)
             with drawing.open() as model:
                 if not request.override_settings_restore_afterwards:
@@ -221,7 +232,7 @@ class Engine:
             )
             facts = Facts.of(job, used, self.progress.job_timestamp)
         log.info("made %d of %d pictures with %s", len(drawn), job.count, models.first.name)
-        return _encoded(drawn, facts, drawing), facts.info(len(drawn))
+        return Drawn(drawn, facts, drawing.given.beside if drawing.given else {})
 
     # ------------------------------------------------------------------- pictures without a model
 
@@ -260,7 +271,7 @@ class Engine:
 
     # ------------------------------------------------------------------------ the models of a job
 
-    def _models(self, job: Job) -> Models:
+    def _models_of(self, job: Job) -> Models:
         """The job's checkpoints. Raises RuntimeError for an unknown one."""
         request, second = job.request, None
         if job.highres and job.highres.hr_checkpoint_name not in NO_OTHER_CHECKPOINT:
@@ -301,16 +312,6 @@ class Engine:
 
     def _checkpoint(self, alias: str | None) -> Checkpoint:
         return (self.checkpoints.find(alias) if alias else None) or self._default()
-
-
-def _encoded(drawn: list[Image.Image], facts: Facts, drawing: Drawing) -> list[str]:
-    """The pictures as base64 PNG, each with its infotext; masks follow their picture without."""
-    beside = drawing.given.beside if drawing.given else {}
-    images = []
-    for number, picture in enumerate(drawn):
-        images.append(encode_png(picture, {"parameters": facts.infotext(number)}))
-        images += [encode_png(mask, {}) for mask in beside.get(number, [])]
-    return images
 
 
 def _log_failure(loading: Future[None]) -> None:

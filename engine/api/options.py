@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "sd_model_checkpoint"
 CHECKPOINT_HASH = "sd_checkpoint_hash"
+CHECKPOINTS_LIMIT = "sd_checkpoints_limit"
+MOST_CHECKPOINTS = 10  # A1111's setting ends there, too
 CLIP_SKIP = "CLIP_stop_at_last_layers"
 MOST_CLIP_SKIP = 12  # layers of CLIP; A1111's setting ends there, too
 VAE = "sd_vae"
@@ -47,6 +49,7 @@ ALL: dict[str, Any] = {
     UPSCALER: None,
     "face_restoration": False,
     CHECKPOINT: None,
+    CHECKPOINTS_LIMIT: 1,
     "emphasis": "Original",
     "comma_padding_backtrack": 20,
     CLIP_SKIP: 1,
@@ -106,6 +109,7 @@ _WORDS = {
 }
 _TEXTS = {CHECKPOINT, VAE, UPSCALER}
 _RANGES: dict[str, tuple[type, float, float]] = {
+    CHECKPOINTS_LIMIT: (int, 1, MOST_CHECKPOINTS),
     CLIP_SKIP: (int, 0, MOST_CLIP_SKIP),
     "comma_padding_backtrack": (int, 0, 74),
     "sdxl_crop_top": (int, 0, 8192),

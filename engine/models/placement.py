@@ -118,6 +118,26 @@ def weights_of(pipe: Any) -> int:  # noqa: ANN401 - diffusers
     return sum(2 * parameter.numel() for part in networks for parameter in part.parameters())
 
 
+def to_memory(pipe: Any) -> None:  # noqa: ANN401 - diffusers
+    """Move a placed pipeline from the GPU to the machine's memory; each part keeps its dtype."""
+    pipe.maybe_free_model_hooks()  # of an offloaded one, whose parts move by themselves
+    _move(pipe, "cpu")
+
+
+def to_device(pipe: Any) -> None:  # noqa: ANN401 - diffusers
+    """Move it back to where it computes."""
+    if measure() is not None:
+        _move(pipe, "cuda")
+
+
+def _move(pipe: Any, device: str) -> None:  # noqa: ANN401 - diffusers
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    if any(hasattr(part, "_hf_hook") for part in parts):  # offloaded
+        return
+    for part in parts:  # `pipe.to` warns of half precision on the CPU
+        part.to(device)
+
+
 def apply(placement: Placement, pipe: Any) -> None:  # noqa: ANN401 - diffusers
     """Place a pipeline that was just read and already has the placement's `dtype`."""
     pipe.vae.to(placement.vae_dtype)

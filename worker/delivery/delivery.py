@@ -43,6 +43,7 @@ from worker.errors import (
 from worker.generation.picture import Picture, from_engine
 from worker.http.client import SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
+from worker.large_json import LONG
 from worker.shown import shown
 
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
@@ -113,7 +114,7 @@ class _Finished:
         first = pictures[0]
         delivery: dict[str, Any] = {"method": method, "format": first.format}
         delivery |= {} if first.quality is None else {"quality": first.quality}
-        delivery |= {"bytes": [len(picture.data) for picture in pictures], **facts}
+        delivery |= {"bytes": [picture.size for picture in pictures], **facts}
         warnings = list(self.answer["warnings"])
         if failures:
             quality = "" if first.quality is None else f" of quality {first.quality}"
@@ -254,13 +255,12 @@ class Delivery:
         pictures: Sequence[Picture] = early.pictures
         try:
             if len(pictures) < len(generated.images):
-                convert = partial(from_engine, format_=output.format, quality=output.quality)
-                pictures = self._for_all(convert, generated.images)
+                pictures = self._converted(generated.images, output)
             grids = int(generated.facts.get("index_of_first_image") or 0)
             finished = _Finished(job_id, output, generated.images, pictures, grids, answer, early)
             delivered, pictures = self._try_methods(finished)
         except (DeliveryFailed, ResultTooLarge) as error:
-            originals = pictures or self._for_all(from_engine, generated.images)
+            originals = pictures or [from_engine(image) for image in generated.images]
             self._output_dir.keep(error, originals, job_id)
             raise
         for warning in delivered["warnings"][len(answer["warnings"]) :]:
@@ -378,6 +378,12 @@ class Delivery:
             **details,
         )
 
+    def _converted(self, images: Sequence[str], output: Output) -> list[Picture]:
+        if output.format == "png":  # as the engine made them: a thread would cost more than it does
+            return [from_engine(image) for image in images]
+        convert = partial(from_engine, format_=output.format, quality=output.quality)
+        return self._for_all(convert, images)
+
     def _for_all(self, work: Callable[..., _R], *items: Iterable[_T]) -> list[_R]:
         """Call the function for each picture, several at once; raises the first error."""
         with ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="delivery") as pool:
@@ -396,4 +402,8 @@ def _messages(failures: Sequence[Undeliverable]) -> str:
 
 def json_size(answer: Mapping[str, Any]) -> int:
     """Bytes of the JSON that is posted for this answer."""
-    return len(json.dumps({"output": answer}, ensure_ascii=False).encode())
+    images = answer.get("images", ())
+    # A long one is a picture in base64, which JSON has as it is.
+    short = [image if len(image) < LONG else "" for image in images]
+    rest = json.dumps({"output": {**answer, "images": short}}, ensure_ascii=False)
+    return len(rest.encode()) + sum(len(image) for image in images if len(image) >= LONG)

@@ -59,6 +59,11 @@ class Jobs:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def forget(self) -> None:
+        """Drop the jobs that have ended and all events."""
+        self.by_id = {id_: job for id_, job in self.by_id.items() if not job.is_over}
+        self.events.clear()
+
     # The life of a job.
 
     async def add(self, job: Job) -> Job:

@@ -141,14 +141,14 @@ class RunPodPlane:
             "RUNPOD_PING_INTERVAL": "1000",  # ms
         }
 
-    def submit(self, job_input: Any, *, extra: Any = None, **request: Any) -> str:
+    def submit(self, job_input: Any, *, extra: Any = None, via: str = "run", **request: Any) -> str:
         """Queue a job, with `policy=…`, `s3Config=…` or `webhook=…` beside its input.
 
         Returns its id; `id=…` sets it, so that a fault can be prepared for it. `extra` has further
-        keys that job-take shows to the worker.
+        keys that job-take shows to the worker, and `via` is the client's route.
         """
         job_id = request.pop("id", "")
-        job = Job({"input": job_input, **request}, extra=extra or {}, id=job_id)
+        job = Job({"input": job_input, **request}, via, extra=extra or {}, id=job_id)
         return str(self._in_loop(self._jobs.add(job)).id)
 
     def status(self, job_id: str) -> dict[str, Any]:
@@ -188,6 +188,10 @@ class RunPodPlane:
         """The event that makes it `count` of this kind; TimeoutError if it does not come."""
         self._await(lambda: len(self.events(kind)) >= count, timeout, f"{count} x {kind}")
         return self.events(kind)[count - 1]
+
+    def forget(self) -> None:
+        """Drop the jobs that have ended and all events: their pictures take memory."""
+        self._in_loop(self._jobs.forget())
 
     def fault(self, route: str, **how: Any) -> None:
         """Let a route, such as job-done or run, fail for some calls, or only for the job named."""

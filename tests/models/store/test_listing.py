@@ -155,7 +155,7 @@ def test_a_fifo_is_not_listed(folder):
     assert "pipe.safetensors" not in names(Listing(folder))
 
 
-def test_in_one_look_a_folder_is_read_as_it_was_until_look_again(folder, reads):
+def test_in_one_look_a_folder_is_read_as_it_was_until_look_again(folder):
     listing = Listing(folder)
     with one_look():
         assert len(names(listing)) == 2

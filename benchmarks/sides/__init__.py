@@ -1,0 +1,1 @@
+"""The rivals and the hosts of the rows, each a program or a process of its own."""
