@@ -85,8 +85,8 @@ image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURC
 bench: $(VENV)/.ready  ## measure every row of docs/benchmarks.md and write that page; about 30 minutes
 	$(BIN)/python -m benchmarks.suite
 
-gpu-proof: $(VENV)/.ready  ## show on a machine with a GPU what works and how fast: 8 minutes; report/
-	$(BIN)/python -m benchmarks.gpu --out report
+gpu-proof: $(VENV)/.ready  ## show on a machine with a GPU what works and how fast: 10 minutes; gpu-report.md
+	$(BIN)/python -m benchmarks.gpu --out gpu-report.md
 
 lock: $(VENV)/.ready  ## update image/*.lock; UPGRADE=--upgrade takes newer versions
 	cd image && $(LOCK) --python-version 3.10 build.in -o build.lock
@@ -125,4 +125,4 @@ $(NODE_CLIENTS): tests/clients/node/package-lock.json
 	@cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 \
 	  || echo 'npm cannot install the JavaScript clients: their tests are skipped.'
 
-.PHONY: help run serve test test-long lint check-docker fmt docs image-test gpu-proof lock demo-model clean
+.PHONY: help run serve test test-long lint check-docker fmt docs image-test bench gpu-proof lock demo-model clean

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import json
 import logging
 import os
@@ -59,7 +58,7 @@ from worker.service.counters import UNKNOWN, Counters, Outcome
 from worker.service.parts import Worker
 from worker.service.progress import JobProgress, ProgressReport
 from worker.service.report import Queue
-from worker.service.startup import Background, advise, boot, read_ahead
+from worker.service.startup import Background, advise, boot
 from worker.service.stream import JobStream, PostChunk
 from worker.service.task import Job
 from worker.stopwatch import Stopwatch
@@ -145,7 +144,7 @@ class Handler:
             return
         self.worker.models.release(models)
         if models.loaded:
-            read_ahead(models.loaded.path, booted)
+            self.worker.read_ahead.read(models.loaded.path, booted)
 
 
 def build_delivery(settings: Settings, limits: UploadLimits = UPLOAD_LIMITS) -> Delivery:
@@ -179,8 +178,8 @@ def build(settings: Settings, timing: EngineTiming = DEFAULT_TIMING) -> tuple[Ha
 
 
 def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
-    """Import the RunPod SDK, which takes 1.4 s."""
-    importlib.import_module("runpod")
+    """Import the RunPod SDK beside the engine's boot."""
+    runpod_sdk.import_sdk()
 
 
 async def check_given(handler: Handler, settings: Settings, job: Mapping[str, Any]) -> None:

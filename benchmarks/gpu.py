@@ -1,11 +1,11 @@
 """Prove on a machine with a GPU that the worker and its engines do what they should.
 
-    python -m benchmarks.gpu --out report
+    python -m benchmarks.gpu --out gpu-report.md
 
 In an image:
 
     docker run --rm --gpus all -v "$PWD/report:/outputs" --entrypoint /opt/worker/bin/python \
-      IMAGE -m benchmarks.gpu --out /outputs --image IMAGE
+      IMAGE -m benchmarks.gpu --out /outputs/gpu-report.md --image IMAGE
 
 Exit status: 0, or 1 if a check failed. docs/gpu-benchmarks.md explains the figures.
 """
@@ -28,11 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.gpu_proof import machine, proof, start
 from benchmarks.gpu_proof.budget import Budget
 from benchmarks.gpu_proof.context import Context
+from benchmarks.gpu_proof.memory import Memory
 from benchmarks.gpu_proof.plane import Plane
 from benchmarks.gpu_proof.report import Report
 
 ENGINES = ("a1111", "embedded")
-MINUTES = 8.0
+MINUTES = 10.0
 LAST_SECONDS = 25.0  # to stop the worker and to write the report
 TINY_NOTE = "A dry run with tiny models: it shows that every step runs. No figure means anything."
 CPU_NOTE = "On the CPU: no figure says anything about a GPU."
@@ -41,7 +42,7 @@ CPU_NOTE = "On the CPU: no figure says anything about a GPU."
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
+    parser.add_argument("--out", type=Path, default=Path("gpu-report.md"), help="the report")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="limit for all of it")
     parser.add_argument("--engine", choices=ENGINES, action="append", help="default: what is there")
     parser.add_argument("--image", default="", help="name of the image, for the report")
@@ -65,14 +66,15 @@ def prove(options: argparse.Namespace, folder: Path, environ: Mapping[str, str])
     engines = options.engine or engines_here(environ)
     budget = Budget(60 * options.minutes - LAST_SECONDS)
     rows = []
-    with Plane() as plane:
+    with Plane() as plane, Memory(environ) as memory:
         for number, engine in enumerate(engines):
             share = budget.share(len(engines) - number)
-            context = Context(engine, folder, plane, share, environ, tiny=options.tiny)
-            rows += proof.run_steps(context, proof.RECORD if options.record else proof.STEPS)
-            if engine == "a1111" and not options.record:
-                rows += proof.run_steps(context, proof.SECOND_START)
-            start.remove_links(context)
+            context = Context(
+                engine, folder, plane, share, environ, tiny=options.tiny, memory=memory
+            )
+            with start.unchanged_webui(engine, folder, environ):
+                for steps in proof.RECORDING if options.record else proof.STARTS[engine]:
+                    rows += proof.run_steps(context, steps)
     if not engines:
         rows.append(proof.Row("-", "engines", proof.FAILED, reason="no engine is here"))
     on_cpu = environ.get("DEVICE") == "cpu"

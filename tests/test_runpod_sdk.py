@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -54,3 +56,16 @@ def test_the_sdks_own_checks_are_off_unless_the_operator_wants_them(monkeypatch,
 
 def test_outside_runpod_progress_is_not_sent():
     assert asyncio.run(runpod_sdk.post_progress({"id": "local"}, "half")) is False
+
+
+def test_the_sdk_is_imported_without_what_a_worker_does_not_use():
+    program = (
+        "import sys, runpod_sdk; sdk = runpod_sdk.import_sdk();"
+        "from runpod.serverless.utils import rp_debugger;"
+        "left = [name for name in runpod_sdk.UNUSED if name in sys.modules];"
+        "import paramiko; print(left, sdk.__name__, bool(paramiko.SSHClient))"
+    )
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, check=False)
+
+    assert run.stdout.decode().split("\n")[0] == "[] runpod True", run.stderr.decode()

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from worker.errors import JobTimeout
 
-ON_THE_ENGINE = "generate"  # the phase in which the engine is only this job's
+ON_THE_ENGINE = "generate"  # from the job's first request to the engine to its last answer
 # What `Stopwatch.timings` has beside the phases.
 NOT_PHASES = frozenset({"total", "gpu_seconds", "usd_per_picture"})
 ABOUT_COST = (
-    " `gpu_seconds` are those in which the engine was only this job's. `usd_per_picture`, where the"
+    " `gpu_seconds` are those in which the engine worked for this job. `usd_per_picture`, where the"
     " price of the card is known, estimates its cost: see [costs.md](costs.md#the-estimate)."
 )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,15 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.gpu_proof.budget import Budget
+from benchmarks.gpu_proof.memory import Memory
 from benchmarks.gpu_proof.plane import Job, Plane
-from benchmarks.gpu_proof.worker_process import WorkerFailed, WorkerProcess, environment
+from benchmarks.gpu_proof.worker_process import (
+    EngineStart,
+    WorkerFailed,
+    WorkerProcess,
+    environment,
+)
+from benchmarks.suite.figures import Curve, Figure
 
 SAME_PICTURE = 1.0  # mean difference, in 255ths: the GPU may choose other kernels
 PROMPT = "a red circle on a blue background"
@@ -34,12 +42,16 @@ class Outcome:
     """What a step found.
 
     Attributes:
-        figures: measured values and texts; they cannot be wrong.
+        details: values and texts; they cannot be wrong.
         checks: what must be true; a false one makes the proof fail.
+        figures: what was measured beside a rival or a goal; a missed goal fails nothing.
+        curves: what grows.
     """
 
-    figures: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
+    figures: Sequence[Figure] = ()
+    curves: Sequence[Curve] = ()
 
 
 @dataclass
@@ -54,6 +66,9 @@ class Context:
         pictures: of earlier steps, by name, for later ones.
         attention: the engine's implementation of attention, as `health` reports it.
         boots: how often a worker was started.
+        concurrency: JOB_CONCURRENCY of the running worker.
+        first_picture: seconds from the last start to the first delivered picture.
+        engine_start: how start.sh has started the last engine.
     """
 
     engine: str
@@ -66,6 +81,10 @@ class Context:
     pictures: dict[str, Pixels] = field(default_factory=dict)
     attention: str = ""
     boots: int = 0
+    concurrency: int = 1
+    first_picture: float | None = None
+    engine_start: EngineStart | None = None
+    memory: Memory | None = None
 
     @property
     def on_cpu(self) -> bool:
@@ -78,6 +97,10 @@ class Context:
         if self.worker is None or self.worker.has_ended:
             raise Skipped("the worker is not running")
         return self.worker
+
+    def rounds(self, usual: int) -> int:
+        """How often both sides of a figure are measured: once with tiny models."""
+        return 1 if self.tiny else usual
 
     def checkpoint(self, family: str) -> str:
         """The name of the random checkpoint in the place of SD1 or SDXL."""
@@ -98,21 +121,24 @@ class Context:
         self.boots += 1
         log = self.folder / f"{self.engine}-{self.boots}.log"
         self.worker = WorkerProcess(environ, log, self.plane)
+        if self.memory is not None:
+            self.memory.worker = self.worker
         return self.worker
 
     def stop_worker(self) -> int:
         """Stop the worker; returns start.sh's exit status. Raises Skipped if there is none."""
         worker, self.worker = self.worker, None
+        if self.memory is not None:
+            self.memory.worker = None
         if worker is None:
             raise Skipped("the worker is not running")
         return worker.stop()
 
-    def submit(self, family: str = "SD1", **fields: Any) -> Job:  # noqa: ANN401 - fields of a job
-        """Queue a job; by default one small picture of the random checkpoint of this family."""
+    def request(self, family: str = "SD1") -> dict[str, Any]:
+        """The fields of a small picture, as the engine's API has them, without a checkpoint."""
         size = self.size(family)
-        job = {
+        return {
             "prompt": PROMPT,
-            "checkpoint": self.checkpoint(family),
             "width": size,
             "height": size,
             "steps": 4,
@@ -120,7 +146,21 @@ class Context:
             "sampler_name": "Euler",
             "override_settings": {"randn_source": "CPU"},
         }
+
+    def submit(self, family: str = "SD1", **fields: Any) -> Job:  # noqa: ANN401 - fields of a job
+        """Queue a job; by default one small picture of the random checkpoint of this family."""
+        job = self.request(family) | {"checkpoint": self.checkpoint(family)}
         return self.plane.submit(job | fields)
+
+    def ask_engine(self, family: str = "SD1", **fields: Any) -> float:  # noqa: ANN401 - as above
+        """Draw from the engine directly, with the checkpoint that it has loaded.
+
+        Returns:
+            Seconds from the request to the parsed answer.
+        """
+        began = time.monotonic()
+        self.running.ask("txt2img", self.request(family) | fields, self.budget.left())
+        return time.monotonic() - began
 
     def run(self, family: str = "SD1", **fields: Any) -> Job:  # noqa: ANN401 - fields of a job
         """Run a job to its end.
@@ -133,6 +173,11 @@ class Context:
         worker = self.running
         job = self.submit(family, **fields)
         self.finish(job, worker)
+        return self.succeed(job)
+
+    @staticmethod
+    def succeed(job: Job) -> Job:
+        """The job. Raises JobFailed if it ended with an error."""
         if job.error:
             raise JobFailed(job.error[:500])
         return job

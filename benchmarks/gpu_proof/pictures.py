@@ -60,17 +60,17 @@ def references_of(context: Context) -> list[Reference]:
 
 def compare_with_references(context: Context) -> Outcome:
     """Draw each reference again, and compare."""
-    figures: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     checks = {}
     for reference in references_of(context):
         drawn = pixels(context.run(**reference.fields))
         difference = mean_difference(drawn, read_picture(reference.file.read_bytes()))
         other = mean_difference(drawn, pixels(context.run(**reference.fields | {"seed": 8})))
-        figures[f"{reference.name}, mean difference of 255"] = round(difference, 3)
-        figures[f"{reference.name}, of another seed"] = round(other, 3)
+        details[f"{reference.name}, mean difference of 255"] = round(difference, 3)
+        details[f"{reference.name}, of another seed"] = round(other, 3)
         passed = difference <= reference.tolerance
         checks[f"{reference.name} is within {reference.tolerance:g} of the CPU's picture"] = passed
-    return Outcome(figures, checks)
+    return Outcome(details, checks)
 
 
 def record_references(context: Context) -> Outcome:

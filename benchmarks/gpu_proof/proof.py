@@ -15,6 +15,7 @@ from benchmarks.gpu_proof import failures, pictures, speed, start
 from benchmarks.gpu_proof.budget import OutOfTime, StepTooLong
 from benchmarks.gpu_proof.context import Context, JobFailed, Outcome, Skipped
 from benchmarks.gpu_proof.worker_process import WorkerFailed
+from benchmarks.suite.figures import Curve, Figure
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 NO_TIME = "no time left"
@@ -52,11 +53,14 @@ class Row:
     status: str
     seconds: float = 0.0
     reason: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
+    figures: Sequence[Figure] = ()
+    curves: Sequence[Curve] = ()
+    memory: dict[str, float] = field(default_factory=dict)  # the largest during the step, in GB
 
     def as_json(self) -> dict[str, Any]:
-        """The row in report.json."""
+        """The row in the report's values."""
         return asdict(self)
 
 
@@ -70,6 +74,8 @@ def _model(family: str) -> Step:
     return Step(f"random weights of {family}", write, limit=90.0)
 
 
+BACKLOG = Step("jobs in a backlog", speed.measure_backlog, limit=90.0)
+
 # The most telling steps come first: on a slow machine the last ones are left out.
 STEPS: tuple[Step, ...] = (
     _model("SD1"),
@@ -80,23 +86,33 @@ STEPS: tuple[Step, ...] = (
     _speed("SD1", 4),
     Step("pictures against the CPU's", pictures.compare_with_references),
     Step("VAE in half precision", pictures.draw_in_half_precision),
-    Step("overhead of the worker", speed.measure_overhead),
-    Step("cancelled job", failures.cancel_a_job),
+    BACKLOG,
+    Step("jobs of one, two and four pictures", speed.measure_sizes),
+    Step("cancelled jobs", failures.cancel_jobs),
     Step("out of memory, and recovery", failures.run_out_of_memory),
     _model("SDXL"),
     _speed("SDXL", 1),
     _speed("SDXL", 4),
-    Step("memory at checkpoint switches", speed.measure_switches, limit=90.0),
+    Step("checkpoint switches", speed.measure_switches, limit=120.0),
     Step("end of the worker", start.end, limit=30.0, least=0.0),
 )
 
-# A1111 only, in a second start: with xformers on the first one, both are side by side.
+# In a second start, with JOB_CONCURRENCY=2.
 SECOND_START: tuple[Step, ...] = (
-    Step("second boot: sdp, VAE in single precision", start.boot_again, 120.0, 30.0),
+    Step("second boot", start.boot_again, 120.0, 30.0),
+    BACKLOG,
+    Step("end of the second worker", start.end, limit=30.0, least=0.0),
+    Step("boot of the engine alone", start.boot_the_engine_alone, 120.0, 20.0),
+)
+
+# A1111's second start has torch's attention and a VAE in single precision: with xformers on the
+# first one, both are side by side.
+SECOND_START_OF_A1111: tuple[Step, ...] = (
+    *SECOND_START[:2],
     Step("VAE: half and single precision", pictures.compare_with_single_precision),
     _speed("SD1", 1, ", second boot"),
     _speed("SDXL", 1, ", second boot"),
-    Step("end of the second worker", start.end, limit=30.0, least=0.0),
+    *SECOND_START[2:],
 )
 
 RECORD: tuple[Step, ...] = (
@@ -105,6 +121,11 @@ RECORD: tuple[Step, ...] = (
     Step("references", pictures.record_references, limit=600.0),
     Step("end of the worker", start.end, limit=30.0, least=0.0),
 )
+
+
+# The starts of each engine's worker.
+STARTS = {"a1111": (STEPS, SECOND_START_OF_A1111), "embedded": (STEPS, SECOND_START)}
+RECORDING = (RECORD,)
 
 
 def run_steps(context: Context, steps: Sequence[Step]) -> list[Row]:
@@ -143,11 +164,13 @@ def run_step(context: Context, step: Step) -> Row:
         if not context.budget.remaining():  # a wait that the end of the time has cut off
             row.status, row.reason = SKIPPED, NO_TIME
     else:
-        row.figures, row.checks = outcome.figures, outcome.checks
+        row.details, row.checks = outcome.details, outcome.checks
+        row.figures, row.curves = outcome.figures, outcome.curves
         wrong = [name for name, passed in outcome.checks.items() if not passed]
         row.status = FAILED if wrong else PASSED
         row.reason = "; ".join(f"not so: {name}" for name in wrong)
     row.seconds = round(time.monotonic() - began, 2)
+    row.memory = context.memory.take_largest() if context.memory else {}
     return row
 
 

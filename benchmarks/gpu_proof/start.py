@@ -8,14 +8,19 @@ import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.gpu_proof import random_models
+from benchmarks.gpu_proof.boots import BootWatch, EngineAlone
 from benchmarks.gpu_proof.context import Context, Outcome, Skipped
-from benchmarks.gpu_proof.speed import memory_in_use
+from benchmarks.gpu_proof.speed import ALONE
+from benchmarks.suite.figures import Figure, Goal
 from worker.config.settings import PROJECT, Settings
 
 SPARE_BYTES = 2_000_000_000  # of the disk
+SPARE_SECONDS = 0.5  # of a boot
 # What start.sh, the handler and the engine log about the GPU.
 ABOUT_THE_GPU = re.compile(r"GPU|CUDA|driver|attention|computing on|xformers|MiB", re.IGNORECASE)
 MOST_LINES = 12
@@ -77,40 +82,65 @@ def examine_machine(context: Context) -> Outcome:
     )
     said = dict(word.split("=", 1) for word in shlex.split(done.stdout) if "=" in word)
     chosen = {name: value for name, value in said.items() if name in CHOSEN}
-    figures = {"exit status": done.returncode, "findings": done.stderr.splitlines()} | chosen
-    return Outcome(figures, {"preflight lets the worker start": done.returncode == 0})
+    details = {"exit status": done.returncode, "findings": done.stderr.splitlines()} | chosen
+    return Outcome(details, {"preflight lets the worker start": done.returncode == 0})
 
 
-def boot(context: Context, *flags: str) -> Outcome:
-    """Start the worker, and run its first job."""
+def boot(context: Context, *flags: str, **environ: str) -> Outcome:
+    """Start the worker, and run its first job; `environ` are more variables for the worker."""
     began = time.monotonic()
-    environ = context.worker_environment(*flags)
+    environ = context.worker_environment(*flags) | environ
     environ["READY_TIMEOUT"] = str(round(context.budget.left(), 1))
     worker = context.start_worker(environ)
-    ready = worker.wait_until_ready(context.budget.left())
-    job = context.run()
-    until_picture = time.monotonic() - began
+    with BootWatch(worker) as watch:
+        ready = worker.wait_until_ready(context.budget.left())
+        job = context.run()
+    context.first_picture = time.monotonic() - began
+    context.engine_start = worker.engine_start()
+    context.concurrency = int(environ.get("JOB_CONCURRENCY", "1"))
     health = context.health()
-    figures = {
+    context.attention = str(health.get("attention"))
+    details = {
         "seconds to the first job-take": round(ready, 2),
         "seconds of the start": job.output.get("startup"),
         "seconds of the first job": round(job.seconds, 2),
-        "seconds to the first picture": round(until_picture, 2),
+        "seconds to the first picture": round(context.first_picture, 2),
         "health": {name: it for name, it in health.items() if name != "memory"},
-        "GB in use": memory_in_use(context),
         "log": about_the_gpu(worker.log()),
     }
-    context.attention = str(health.get("attention"))
-    has_cuda = "system" in ((health.get("memory") or {}).get("cuda") or {})
     checks = {"health reports ready": bool(health["ready"])}
-    if context.on_cpu:
-        return Outcome(figures, checks)
-    return Outcome(figures, checks | {"the engine computes on the GPU": has_cuda})
+    if not context.on_cpu:
+        cuda = (health.get("memory") or {}).get("cuda") or {}
+        checks["the engine computes on the GPU"] = "system" in cuda
+    return Outcome(details, checks, watch.figures(context.boots))
 
 
 def boot_again(context: Context) -> Outcome:
-    """Start A1111 with torch's own attention, and with the VAE in single precision."""
-    return boot(context, "--opt-sdp-attention", "--no-half-vae")
+    """Start again, with the files in the page cache, and with two jobs at once.
+
+    A1111 gets torch's own attention, and the VAE in single precision.
+    """
+    flags = ("--opt-sdp-attention", "--no-half-vae") if context.engine == "a1111" else ()
+    return boot(context, *flags, JOB_CONCURRENCY="2")
+
+
+def boot_the_engine_alone(context: Context) -> Outcome:
+    """Start the engine as start.sh has started the last one, and draw the same first picture."""
+    start = context.engine_start
+    if start is None or context.first_picture is None:
+        raise Skipped("the worker has not started an engine before")
+    log = context.folder / f"{context.engine}-alone.log"
+    began = time.monotonic()
+    with log.open("wb") as output, EngineAlone(start, output) as engine:
+        body = context.request()
+        settings = body["override_settings"] | {"sd_model_checkpoint": context.checkpoint("SD1")}
+        engine.draw(body | {"override_settings": settings}, context.budget.left)
+        alone = time.monotonic() - began
+    limit = Goal(round(1.05 * alone + SPARE_SECONDS, 2), "value")
+    reason = "The parts of the worker's start are in the step of its second boot."
+    name = f"boot {context.boots}: until the first picture is delivered"
+    figure = Figure(name, "s", (context.first_picture,), (alone,), ALONE, limit, reason)
+    return Outcome({}, {}, [figure])
 
 
 def read_versions(context: Context) -> Outcome:
@@ -144,9 +174,22 @@ def end(context: Context) -> Outcome:
     return Outcome({"exit status": status, "seconds": seconds}, {"it ends with 0": status == 0})
 
 
-def remove_links(context: Context) -> None:
-    """Remove the links to the random models from A1111's folder."""
-    if context.engine == "a1111":
-        for path in Path(context.environ["WEBUI_DIR"], "models").rglob("*"):
-            if path.is_symlink() and path.readlink().is_relative_to(context.folder):
+@contextmanager
+def unchanged_webui(engine: str, folder: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    """Leave A1111's folder as it was: its config.json, and no links to models below `folder`."""
+    if engine != "a1111":
+        yield
+        return
+    webui = Path(environ["WEBUI_DIR"])
+    config = webui / "config.json"
+    before = config.read_bytes() if config.is_file() else None
+    try:
+        yield
+    finally:
+        for path in (webui / "models").rglob("*"):
+            if path.is_symlink() and path.readlink().is_relative_to(folder):
                 path.unlink()
+        if before is None:
+            config.unlink(missing_ok=True)
+        else:
+            config.write_bytes(before)

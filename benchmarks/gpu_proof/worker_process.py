@@ -12,8 +12,11 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.gpu_proof.plane import POLL_SECONDS, Plane
 from worker.config.settings import PROJECT, Settings
@@ -70,6 +73,15 @@ def demo_folder() -> Path:
     return next(
         (PROJECT / name for name in ("demo", "models") if (PROJECT / name).is_dir()), PROJECT
     )
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """How start.sh has started an engine, so that it can be started without the worker."""
+
+    command: list[str]
+    folder: str
+    environ: dict[str, str]
 
 
 class WorkerProcess:
@@ -131,6 +143,35 @@ class WorkerProcess:
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - http to loopback
         with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
             return json.load(answer)
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Those that are there now: the `worker`, which is the handler, and its `engine`."""
+        found = {}
+        with suppress(psutil.Error, OSError, ValueError, IndexError):
+            state = Path(self.environ["RUN_DIR"], "engine").read_text().split()
+            found["engine"] = psutil.Process(int(state[1]))
+        with suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children():
+                if any(part.endswith("handler.py") for part in child.cmdline()):
+                    found["worker"] = child
+        return found
+
+    def cpu_seconds(self) -> float:
+        """CPU time that the handler has used. Raises WorkerFailed if it is gone."""
+        handler = self.processes().get("worker")
+        if handler is None:
+            raise WorkerFailed(f"the handler is not running: {self.last_lines()}")
+        times = handler.cpu_times()
+        return float(times.user + times.system)
+
+    def engine_start(self) -> EngineStart | None:
+        """How the running engine was started; None if that cannot be read."""
+        engine = self.processes().get("engine")
+        if engine is None:
+            return None
+        with suppress(psutil.Error):
+            return EngineStart(engine.cmdline(), engine.cwd(), engine.environ())
+        return None
 
     def is_idle(self) -> bool:
         """Whether no job runs in the engine."""

@@ -200,9 +200,7 @@ def _way(
 ) -> Iterator[Figure]:
     job, few, many = request(JOBS[way]), min(stores), max(stores)
     rounds = bench.rounds(7)
-    ours, scans = in_turns(
-        rounds, _ms(stores[many], job), lambda: _median_ms(stores[many].scan, 3)
-    )
+    ours, scans = in_turns(rounds, _ms(stores[many], job), lambda: _median_ms(stores[many].scan, 3))
     yield Figure(
         f"warm job, models named {way}, {many:,} in the store",
         "ms",

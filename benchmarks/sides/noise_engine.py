@@ -3,8 +3,9 @@
     python benchmarks/sides/noise_engine.py --port 3000 --data-dir DIR
 
 The noise has 4 bits for each colour, so that a picture of 1024 x 1024 has 1.6 MB, as those of a
-real model. Each size is drawn once, so that an answer costs the engine little. `GET /_bench/posts` has for each POST to
-txt2img the seconds of `time.monotonic` at its arrival and at the end of its answer.
+real model. Each size is drawn once, so that an answer costs the engine little. `GET /_bench/posts`
+has for each POST to txt2img the seconds of `time.monotonic` at its arrival and at the end of its
+answer.
 """
 
 from __future__ import annotations

@@ -87,6 +87,11 @@ class Worker:
         found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
         return int(found[1]) * 1024 / 1e6 if found else 0.0
 
+    def slow(self, seconds: float) -> None:
+        """Let each step of the engine take this long."""
+        fault = {"fault": "slow_steps", "seconds": seconds, "times": -1}
+        requests.post(f"{self.engine}/_fake/faults", json=fault, timeout=10).raise_for_status()
+
     def posts(self) -> list[tuple[float, float]]:
         """Arrival and end of each POST to txt2img, in seconds."""
         rows = requests.get(f"{self.engine}/_bench/posts", timeout=10).json()
@@ -99,7 +104,7 @@ def running(name: str, folder: Path, **environ: str) -> Iterator[Worker]:
 
     Args:
         name: OURS or OFFICIAL.
-        folder: for its files, empty.
+        folder: for its files; it is made.
         environ: settings of our worker.
     """
     with ExitStack() as stack:
@@ -181,5 +186,5 @@ def _handler_of(pid: int, log_file: Path) -> int:
     """The handler's process, which start.sh has started."""
     for child in psutil.Process(pid).children():
         if "handler.py" in " ".join(child.cmdline()):
-            return child.pid
+            return int(child.pid)
     raise SystemExit(f"the worker has ended:\n{log_file.read_text()}")

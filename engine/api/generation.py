@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,28 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 # names of the second pass's and the refiner's checkpoint that mean the job's own
 NO_OTHER_CHECKPOINT = (None, "", "None", "none", "Use same checkpoint")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The pictures of a job.
+
+    Attributes:
+        facts: what they were made from.
+        beside: masks that are returned, by the number of their picture.
+    """
+
+    pictures: list[Image.Image]
+    facts: Facts
+    beside: Mapping[int, list[Image.Image]]
+
+    def encoded(self) -> list[str]:
+        """As base64 PNG, each with its infotext; masks follow their picture without."""
+        images = []
+        for number, picture in enumerate(self.pictures):
+            images.append(encode_png(picture, {"parameters": self.facts.infotext(number)}))
+            images += [encode_png(mask, {}) for mask in self.beside.get(number, [])]
+        return images
 
 
 class Engine:
@@ -163,11 +186,12 @@ class Engine:
         overrides = request.override_settings or {}
         option.check(overrides)
         self._check_upscaler(Job(request, self.options.merged(overrides), self.styles))
-        images, facts = self._queue(self._generate, task, request, pictures)
+        drawn = self._queue(self._generate, task, request, pictures)
+        # In this thread: the next job is computed meanwhile, as in A1111.
         return {
-            "images": images if request.send_images else [],
+            "images": drawn.encoded() if request.send_images else [],
             "parameters": request.echo(),
-            "info": json.dumps(facts, ensure_ascii=False),
+            "info": json.dumps(drawn.facts.info(len(drawn.pictures)), ensure_ascii=False),
         }
 
     def _check_upscaler(self, job: Job) -> None:
@@ -178,9 +202,7 @@ class Engine:
         self.library.upscalers.find(name or NONE)
         extras.tiling(job.settings)
 
-    def _generate(
-        self, task: str, request: Generation, pictures: Pictures | None
-    ) -> tuple[list[str], dict[str, Any]]:
+    def _generate(self, task: str, request: Generation, pictures: Pictures | None) -> Drawn:
         """The requested pictures; after an interrupt fewer, and the last one unfinished."""
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
@@ -210,7 +232,7 @@ class Engine:
             )
             facts = Facts.of(job, used, self.progress.job_timestamp)
         log.info("made %d of %d pictures with %s", len(drawn), job.count, models.first.name)
-        return _encoded(drawn, facts, drawing), facts.info(len(drawn))
+        return Drawn(drawn, facts, drawing.given.beside if drawing.given else {})
 
     # ------------------------------------------------------------------- pictures without a model
 
@@ -290,16 +312,6 @@ class Engine:
 
     def _checkpoint(self, alias: str | None) -> Checkpoint:
         return (self.checkpoints.find(alias) if alias else None) or self._default()
-
-
-def _encoded(drawn: list[Image.Image], facts: Facts, drawing: Drawing) -> list[str]:
-    """The pictures as base64 PNG, each with its infotext; masks follow their picture without."""
-    beside = drawing.given.beside if drawing.given else {}
-    images = []
-    for number, picture in enumerate(drawn):
-        images.append(encode_png(picture, {"parameters": facts.infotext(number)}))
-        images += [encode_png(mask, {}) for mask in beside.get(number, [])]
-    return images
 
 
 def _log_failure(loading: Future[None]) -> None:

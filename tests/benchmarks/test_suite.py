@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.suite import page, plots
+from benchmarks.suite import page, plots, table
 from benchmarks.suite.__main__ import DOCS, ROWS, main
 from benchmarks.suite.figures import Curve, Figure, Found, Goal, in_turns
 from benchmarks.suite.results import Results, read
@@ -55,11 +55,16 @@ def test_a_file_of_results_is_read_as_it_was_written(results, tmp_path):
 def test_the_page_has_each_figure_and_the_reason_of_a_missed_one(results):
     text = page.page(results)
 
-    assert "| fast | 1 ms | the plain SDK | 2 ms | 0.5 | at most 0.8x | met |" in text
-    assert "| slow | 4 ms | cp | 2 ms | 2 (1.5 to 2.5) | at most 1x | **missed** |" in text
+    assert "| fast | 1 ms | 2 ms | the plain SDK | 0.5 | ≤ 0.8x | met |" in text
+    assert "| slow | 4 ms | 2 ms | cp | 2 (1.5 to 2.5) | ≤ 1x | **missed** |" in text
     assert "**Missed: slow.** The disk." in text
     assert "Goals met: 1; missed: 1." in text
-    assert "![Time by size](images/bench-time-by-size.svg)" in text
+    alt = "Time by size. s by MiB; ours: 2 at 1 to 3 at 10; cp: 1 at 1"
+    assert f"![{alt}](images/bench-time-by-size.svg)" in text
+
+
+def test_a_curve_is_a_table_of_its_values_where_no_plot_can_be_shown():
+    assert table.points(CURVE).splitlines()[2:] == ["| 1 | 2 | 1 |", "| 10 | 3 |  |"]
 
 
 def test_the_same_curve_makes_the_same_file():

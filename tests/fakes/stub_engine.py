@@ -29,7 +29,7 @@ class StubEngine(Engine):
         self.catalog = catalog
         self.extras = Extras(folder / "webui", Options(folder / "config.json"), Faults(""))
 
-    async def generate(self, payload, _stopwatch, report, arrange):
+    async def generate(self, payload, _stopwatch, report, arrange, next_job):  # noqa: ARG002
         arrange()
         report({"phase": "generate", "step": 1, "steps": 2})
         facts = {"sd_model_name": "base", "extra_generation_params": {}}

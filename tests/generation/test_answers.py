@@ -1,12 +1,15 @@
 """Whatever JSON the engine answers, a job ends with one of our errors and not as a bug."""
 
 import copy
+import io
 import json
 import random
 from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
+import requests
+import urllib3
 from fakes.recorded import recorded
 
 from worker.errors import EngineFault, IncompleteAnswer, WorkerError
@@ -60,7 +63,11 @@ def engine(**answered):
 
     def request(_method, url, **_):
         route = url.rpartition("/")[2].partition("?")[0]
-        return SimpleNamespace(status_code=200, content=answered[route])
+        response = requests.Response()
+        response.status_code = 200
+        body = io.BytesIO(answered[route])
+        response.raw = urllib3.HTTPResponse(body, preload_content=False)
+        return response
 
     webui._session = SimpleNamespace(request=request)
     return webui

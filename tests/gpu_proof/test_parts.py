@@ -4,15 +4,18 @@ import contextlib
 import ctypes
 import itertools
 import re
+import time
 
 import numpy as np
 import pytest
+from fakes.gpu import write_program
 from safetensors import safe_open
 
 from benchmarks.gpu_proof import failures, proof, random_models
 from benchmarks.gpu_proof.ballast import LEFT_FREE, NoDriver, filled_gpu
 from benchmarks.gpu_proof.budget import Budget
 from benchmarks.gpu_proof.context import Context, Outcome, Skipped
+from benchmarks.gpu_proof.memory import Memory
 from benchmarks.gpu_proof.plane import Plane
 from benchmarks.gpu_proof.proof import FAILED, PASSED, SKIPPED, Step, run_step
 from worker.config.settings import PROJECT
@@ -191,6 +194,17 @@ def test_a_machine_without_a_driver_is_named(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", load)
     with pytest.raises(NoDriver, match=r"the NVIDIA driver's library cannot be loaded \(libcuda"):
         filled_gpu().__enter__()
+
+
+def test_the_largest_memory_of_the_gpu_that_is_used_is_reported_for_each_step(tmp_path):
+    smi = 'printf \'%s\\n\' "$*" 100 9000 \'[N/A]\' 200; echo "$@" > "$ASKED"; exec sleep 60'
+    write_program(tmp_path / "nvidia-smi", smi)
+    asked = tmp_path / "asked"
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "3,1"}
+    with Memory(environ | {"ASKED": str(asked)}) as memory:
+        while not asked.exists() or memory.take_largest() != {"GPU": 9.44}:
+            time.sleep(0.01)
+    assert asked.read_text().endswith("-i 3\n")
 
 
 class Jobs(Context):

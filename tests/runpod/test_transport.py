@@ -105,6 +105,39 @@ def test_jobs_run_side_by_side_up_to_the_concurrency():
     assert (control.counts[:3], max(most)) == ([4, 2, 1], 4)
 
 
+@pytest.mark.parametrize(("concurrency", "begun"), [(1, 2), (2, 4)])
+def test_jobs_are_taken_while_results_are_posted_but_not_without_an_end(concurrency, begun):
+    """A slow RunPod does not fill the memory with results."""
+    started = []
+
+    class SlowRunPod(Control):
+        async def post_result(self, job_id, body):
+            for _ in range(100):
+                await asyncio.sleep(0)
+            started_before_posted.append(len(started))
+            await super().post_result(job_id, body)
+
+    async def handler(job):
+        started.append(job["id"])
+        return job["input"]
+
+    started_before_posted = []
+    control = SlowRunPod(handler, [jobs(number) for number in range(8)], concurrency=concurrency)
+    asyncio.run(control.serve())
+
+    assert started_before_posted[0] == begun
+    assert sorted(job for job, _ in control.results) == [f"job-{number}" for number in range(8)]
+
+
+def test_after_a_result_that_retires_the_worker_no_job_is_taken():
+    async def handler(_job):
+        return {"refresh_worker": True}
+
+    control = served(handler, [jobs(1), jobs(2), jobs(3), jobs(4)])
+
+    assert control.results == [("job-1", {"stopPod": True})]
+
+
 def test_a_job_that_is_sent_twice_runs_once(caplog):
     control = served(echo, [jobs(1, 1, 2)], concurrency=3)
     assert sorted(job for job, _ in control.results) == ["job-1", "job-2"]

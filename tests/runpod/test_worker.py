@@ -1,6 +1,6 @@
 """Jobs between the control plane and a handler: the real SDK with our transport in it.
 
-benchmarks/runpod_transport.py does the same at length, and beside the plain SDK.
+benchmarks/rows/gap.py does some of it beside the plain SDK.
 """
 
 import os

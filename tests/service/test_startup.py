@@ -1,11 +1,10 @@
 import threading
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 
 from worker.errors import EngineNotReady
-from worker.service.startup import boot, read_ahead
+from worker.service.startup import boot
 
 
 @pytest.mark.parametrize("boots", [True, False])
@@ -28,13 +27,3 @@ def test_background_work_is_timed_and_stopped_when_the_engine_does_not_boot(boot
         assert ended.is_set()  # it was waited for
     assert ended.wait(30)
     assert states == [True, not boots]
-
-
-def test_reading_ahead_ends_with_the_file_or_when_it_is_stopped(tmp_path):
-    """A test that hangs shows the fault: /dev/zero has no end."""
-    (tmp_path / "file").write_bytes(bytes(1000))
-    stopped = threading.Event()
-    for name in ("file", "missing"):
-        read_ahead(tmp_path / name, stopped)
-    stopped.set()
-    read_ahead(Path("/dev/zero"), stopped)

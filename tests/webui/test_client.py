@@ -90,7 +90,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
         status, body, self.close_connection = self.server.answers.pop(0)
         if status:
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body) + 9 * (body == CUT_OFF[1])))
             self.end_headers()
             self.wfile.write(body)
 
@@ -117,6 +117,7 @@ def scripted(*answers):
         server.shutdown()
 
 
+CUT_OFF = (200, b'{"images": ["iVBO', True)
 OK, BUSY, SILENT = (200, b"[]", False), (503, b"", False), (0, b"", True)
 
 
@@ -131,6 +132,7 @@ def test_a_get_is_repeated_and_not_compressed():
     [
         (BUSY, errors.EngineFault),
         (SILENT, errors.ConnectionLost),
+        (CUT_OFF, errors.ConnectionLost),
         ((404, b'{"detail": "Not Found"}', False), errors.RouteMissing),
         ((500, b'{"error": "OperationalError"}', False), errors.CacheDamaged),
         ((200, b"<html>", False), errors.EngineFault),

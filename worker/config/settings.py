@@ -144,7 +144,8 @@ class Settings(StoreSettings):
         ge=1,
         le=8,
         description="Jobs that are taken at once. With 2, the next job's models are downloaded and"
-        " the previous job's pictures delivered while one generates. Only one generates at a time.",
+        " the previous job's pictures encoded and delivered while one generates. Only one"
+        " generates at a time.",
     )
     shutdown_grace: float = Field(
         60, ge=1, le=_DAY, description="Seconds from SIGTERM until every process has ended."

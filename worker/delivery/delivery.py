@@ -44,6 +44,7 @@ from worker.errors import (
 from worker.generation.picture import Picture, from_engine
 from worker.http.client import SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
+from worker.large_json import LONG
 from worker.shown import shown
 
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
@@ -115,7 +116,7 @@ class _Finished:
         first = pictures[0]
         delivery: dict[str, Any] = {"method": method, "format": first.format}
         delivery |= {} if first.quality is None else {"quality": first.quality}
-        delivery |= {"bytes": [len(picture.data) for picture in pictures], **facts}
+        delivery |= {"bytes": [picture.size for picture in pictures], **facts}
         warnings = list(self.answer["warnings"])
         if failures:
             quality = "" if first.quality is None else f" of quality {first.quality}"
@@ -256,13 +257,12 @@ class Delivery:
         pictures: Sequence[Picture] = early.pictures
         try:
             if len(pictures) < len(generated.images):
-                convert = partial(from_engine, format_=output.format, quality=output.quality)
-                pictures = _converted(convert, generated.images)
+                pictures = _converted(generated.images, output.format, output.quality)
             grids = int(generated.facts.get("index_of_first_image") or 0)
             finished = _Finished(job_id, output, generated.images, pictures, grids, answer, early)
             delivered, pictures = self._try_methods(finished)
         except (DeliveryFailed, ResultTooLarge) as error:
-            originals = pictures or _converted(from_engine, generated.images)
+            originals = pictures or _converted(generated.images, "png", None)
             self._output_dir.keep(error, originals, job_id)
             raise
         for warning in delivered["warnings"][len(answer["warnings"]) :]:
@@ -354,8 +354,7 @@ class Delivery:
         current = 101 if output.format == "png" else output.quality or DEFAULT_QUALITY
         last = failures[-1]
         for quality in (one for one in QUALITIES if one < current):
-            convert = partial(from_engine, format_=format_, quality=quality)
-            pictures = _converted(convert, finished.originals)
+            pictures = _converted(finished.originals, format_, quality)
             images = [picture.base64() for picture in pictures]
             answer = finished.answer_with("base64", images, pictures, failures)
             try:
@@ -385,11 +384,16 @@ class Delivery:
         return _in_threads(self._limits.at_once, work, *items)
 
 
-def _converted(convert: Callable[[str], Picture], images: Sequence[str]) -> Sequence[Picture]:
+def _converted(
+    images: Sequence[str], format_: ImageFormat, quality: int | None
+) -> Sequence[Picture]:
     """Convert each picture, one for each core at once; raises the first error.
 
     Pillow computes without Python's lock. The limit is on memory: it grows with the threads.
     """
+    if format_ == "png":  # as the engine made them: a thread would cost more than it does
+        return [from_engine(image) for image in images]
+    convert = partial(from_engine, format_=format_, quality=quality)
     return _in_threads(min(cores.usable(), _MOST_CONVERSIONS), convert, images)
 
 
@@ -410,4 +414,8 @@ def _messages(failures: Sequence[Undeliverable]) -> str:
 
 def json_size(answer: Mapping[str, Any]) -> int:
     """Bytes of the JSON that is posted for this answer."""
-    return len(json.dumps({"output": answer}, ensure_ascii=False).encode())
+    images = answer.get("images", ())
+    # A long one is a picture in base64, which JSON has as it is.
+    short = [image if len(image) < LONG else "" for image in images]
+    rest = json.dumps({"output": {**answer, "images": short}}, ensure_ascii=False)
+    return len(rest.encode()) + sum(len(image) for image in images if len(image) >= LONG)

@@ -43,7 +43,7 @@ def reading(route: str) -> Iterator[None]:
         ) from error
 
 
-def parse(text: str | bytes) -> Json:
+def parse(text: str) -> Json:
     """Parse JSON.
 
     Raises:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from worker.errors import DeliveryFailed
+from worker.images.base64_text import decoded_size, is_base64
 from worker.images.metadata import PARAMETERS, as_png, infotext_of
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat
 
@@ -50,13 +51,13 @@ class Picture:
     """A picture's file.
 
     Attributes:
-        data: its bytes.
+        content: its bytes, or the same as base64, which is decoded only if it must be.
         format: png, jpeg or webp.
         quality: 1 to 100; None for png.
         complete: whether it has the infotext; the EXIF of a JPEG has room for 32,000 characters.
     """
 
-    data: bytes
+    content: bytes | str
     format: ImageFormat
     quality: int | None = None
     complete: bool = True
@@ -71,9 +72,23 @@ class Picture:
         """The extension of its file name."""
         return "jpg" if self.format == "jpeg" else self.format
 
+    @property
+    def data(self) -> bytes:
+        """Its bytes."""
+        return base64.b64decode(self.content) if isinstance(self.content, str) else self.content
+
+    @property
+    def size(self) -> int:
+        """Its number of bytes."""
+        if isinstance(self.content, str):
+            return decoded_size(self.content)
+        return len(self.content)
+
     def base64(self) -> str:
         """In base64, as in the answers of A1111's API."""
-        return base64.b64encode(self.data).decode()
+        if isinstance(self.content, str):
+            return self.content
+        return base64.b64encode(self.content).decode()
 
 
 def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = None) -> Picture:
@@ -82,14 +97,12 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
     Raises:
         DeliveryFailed: it is not a picture, or too large for the format.
     """
+    if not is_base64(image):
+        raise DeliveryFailed("the engine's picture is not base64.", hint=_HINT)
+    if format_ == "png" and _is_png(image):
+        return Picture(image, "png")
     try:
-        data = base64.b64decode(image, validate=True)
-    except ValueError:  # binascii.Error, or a character beyond ASCII
-        raise DeliveryFailed("the engine's picture is not base64.", hint=_HINT) from None
-    if format_ == "png" and data.startswith(_PNG):
-        return Picture(data, "png")
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(base64.b64decode(image))) as opened:
             opened.load()
             return _encoded(opened, format_, quality)
     except UnidentifiedImageError:  # its text has only the address of a buffer
@@ -110,6 +123,10 @@ def png_size(image: str) -> tuple[int, int] | None:
         return None
     width, height = struct.unpack_from(">II", header, _SIZE_AT)
     return width, height
+
+
+def _is_png(image: str) -> bool:
+    return base64.b64decode(image[:_HEADER_TEXT]).startswith(_PNG)
 
 
 def thumbnail(image: str, longest: int = 256) -> str | None:

@@ -10,6 +10,8 @@ import string
 from worker.errors import InvalidInput
 from worker.job.image_fields import FORMS, payload_start
 
+_ALPHABET = (string.ascii_letters + string.digits + "+/").encode()
+_PADDING = (b"", b"=", b"==")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _FOREIGN = re.compile(rb"[^A-Za-z0-9+/]")
 _HINT = f"Send the whole file as {FORMS}."
@@ -33,3 +35,16 @@ def decoded(text: str) -> bytes:
     if not data:
         raise InvalidInput("the base64 is empty.", hint=_HINT)
     return data
+
+
+def is_base64(text: str) -> bool:
+    """Whether it is base64 and nothing else; without the cost of decoding it."""
+    if len(text) % 4 or not text.isascii():
+        return False
+    padding = text.encode().translate(None, _ALPHABET)
+    return padding in _PADDING and text.endswith(padding.decode())
+
+
+def decoded_size(text: str) -> int:
+    """The number of bytes that base64 stands for."""
+    return len(text) // 4 * 3 - text.count("=", -2)

@@ -9,8 +9,6 @@ of nothing.
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +19,8 @@ import aiohttp
 from worker.answer import failure
 from worker.errors import InternalError, ResultRefused, WorkerError
 from worker.http.backoff import Backoff, retry_after
+from worker.large_json import Document, document_of
+from worker.runpod.json_payload import JsonPayload
 from worker.runpod.timing import TransportTiming
 
 logger = logging.getLogger(__name__)
@@ -86,19 +86,18 @@ class ResultPoster:
         """Post a result, or a short error in its place; returns whether RunPod accepted one."""
         url = self._done_url(job_id, is_stream=job_id in self._streamed)
         try:
-            # 5 ms for 1 MB; a thread would hold the interpreter's lock just as long.
-            encoded = _encode(body)
+            encoded = document_of(body)
         except _NOT_JSON as error:
             problem: WorkerError = InternalError(f"the result is not JSON: {error}.")
         else:
             answer = await self._post_again(url, job_id, encoded)
             if answer.is_accepted:
                 return True
-            problem = _refused(answer, len(encoded))
+            problem = _refused(answer, encoded.size)
         logger.error("%s", problem)
-        return await self._post_short_error(url, job_id, _encode(short_error(problem, body)))
+        return await self._post_short_error(url, job_id, document_of(short_error(problem, body)))
 
-    async def _post_short_error(self, url: str, job_id: str, encoded: bytes) -> bool:
+    async def _post_short_error(self, url: str, job_id: str, encoded: Document) -> bool:
         """Post the short error; it is small and valid, so a refusal is probably temporary."""
         back_off = self._back_off()
         for _ in range(SHORT_ERROR_ATTEMPTS):
@@ -115,7 +114,7 @@ class ResultPoster:
         A lost report does no harm, so it is not repeated.
         """
         try:
-            encoded = _encode({"status": "IN_PROGRESS", "output": output})
+            encoded = document_of({"status": "IN_PROGRESS", "output": output})
         except _NOT_JSON as error:
             logger.warning("a progress report is not JSON: %s", error)
             return False
@@ -136,7 +135,7 @@ class ResultPoster:
         self._streamed.add(job_id)
         url = f"{self._stream_url.replace('$ID', job_id)}&isStream=false"  # as the SDK
         try:
-            encoded = _encode({"output": chunk})
+            encoded = document_of({"output": chunk})
         except _NOT_JSON as error:
             logger.warning("a chunk of the stream is not JSON: %s", error)
             return False
@@ -154,7 +153,7 @@ class ResultPoster:
         return f"{self._url.replace('$ID', job_id)}&isStream={str(is_stream).lower()}"
 
     async def _post_again(
-        self, url: str, job_id: str, encoded: bytes, what: str = "the result"
+        self, url: str, job_id: str, encoded: Document, what: str = "the result"
     ) -> _Reply:
         """Post until RunPod accepts or refuses for good, at most for `timing.result`."""
         clock = asyncio.get_running_loop().time
@@ -175,11 +174,11 @@ class ResultPoster:
             )
             await asyncio.sleep(pause)
 
-    async def _post(self, url: str, job_id: str, encoded: bytes, seconds: float) -> _Reply:
+    async def _post(self, url: str, job_id: str, encoded: Document, seconds: float) -> _Reply:
         try:
             async with self._session.post(
                 url,
-                data=io.BytesIO(encoded),  # sent in pieces: bytes would block the event loop
+                data=JsonPayload(encoded),
                 headers=_HEADERS | {"X-Request-ID": job_id},
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
@@ -222,7 +221,3 @@ def _refused(answer: _Reply, size: int) -> ResultRefused:
             hint="Send the job again.",
         )
     return ResultRefused(f"RunPod refused the result ({answer.summary}, {megabytes}).")
-
-
-def _encode(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()

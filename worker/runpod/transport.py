@@ -65,14 +65,23 @@ class Routes:
 
 @dataclass
 class _Running:
-    """A job; `step` is its current part: first the handler's work, then the post."""
+    """A job.
+
+    Attributes:
+        step: its current part: first the handler's work, then the post.
+        worked: done when the handler has ended: the next job may be taken.
+    """
 
     step: asyncio.Future[Any]
+    worked: asyncio.Future[None]
     is_stopped: bool = False
 
 
 class Transport:
     """Serves one worker's jobs, up to `concurrency` of them at once.
+
+    While a job's result is posted, the next job is taken and run; so there are at most twice as
+    many jobs in memory.
 
     Attributes:
         poster: posts results and progress; None unless `serve` runs.
@@ -143,11 +152,11 @@ class Transport:
         between = self._timing.between_takes
         back_off = Backoff(first=between, most=self._timing.longest_take_pause)
         while not self._ending.done():
-            free = self._concurrency - len(self._tasks)
+            free = self._free()
             if free <= 0:
-                await asyncio.wait(
-                    {self._ending, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
-                )
+                working = {job.worked for job in self._jobs.values() if not job.worked.done()}
+                either: set[asyncio.Future[None]] = {self._ending, *self._tasks, *working}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 continue
             started = time.monotonic()
             try:
@@ -167,6 +176,11 @@ class Transport:
             if not jobs:
                 await self._pause(started + between - time.monotonic())
 
+    def _free(self) -> int:
+        """How many jobs may be taken now."""
+        working = sum(not job.worked.done() for job in self._jobs.values())
+        return min(self._concurrency - working, 2 * self._concurrency - len(self._tasks))
+
     def _begin(self, job: RunPodJob) -> None:
         job_id = job["id"]
         if self._was_stopped_early(job_id):
@@ -176,7 +190,8 @@ class Transport:
             logger.warning("RunPod sent job %s twice; it runs once", job_id)
             return
         # The handler starts with the next step of the event loop, without any delay.
-        self._jobs[job_id] = _Running(asyncio.ensure_future(_call(self._handler, job)))
+        work = asyncio.ensure_future(_call(self._handler, job))
+        self._jobs[job_id] = _Running(work, asyncio.get_running_loop().create_future())
         task = asyncio.create_task(self._run(job_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -195,6 +210,7 @@ class Transport:
             body = _result_body(running.step)
             if body.get("stopPod"):
                 self._end("the job's result retires this worker")
+            running.worked.set_result(None)
             running.step = asyncio.ensure_future(self.poster.post_result(job_id, body))
             await asyncio.wait({running.step})
         finally:

@@ -19,6 +19,7 @@ from worker.images.reader import ImageReader
 from worker.job.models import Models
 from worker.job.request import PictureRequest
 from worker.job.template_file import Templates
+from worker.models.read_ahead import ReadAhead
 from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
 from worker.service.task import Job, Tasks
@@ -87,6 +88,7 @@ class Worker:
         wildcards: resolves the prompts of jobs that ask for it.
         counters: jobs by how they ended.
         turns: gives the engine to one job after the other.
+        read_ahead: reads the checkpoints of waiting jobs into the page cache.
         preparing: open while a job's models are found or fetched; a batch limits how many are.
     """
 
@@ -100,6 +102,7 @@ class Worker:
     wildcards: WildcardFiles
     counters: Counters = field(default_factory=Counters)
     turns: Turns | BatchTurn = field(default_factory=Turns)
+    read_ahead: ReadAhead = field(default_factory=ReadAhead)
     preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
     startup: Startup = field(default_factory=Startup)
 

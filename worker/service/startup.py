@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from worker.config.ports import is_answered
 from worker.config.preflight import introduction, warnings
@@ -14,8 +13,6 @@ from worker.errors import WorkerError
 from worker.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
-
-_CHUNK = 1 << 24  # bytes
 
 # Gets two events: the first is set when it should stop, the second when the engine has booted.
 Background = Callable[[threading.Event, threading.Event], object]
@@ -71,17 +68,3 @@ def boot(
     for thread in threads:
         thread.join(stopwatch.left())
     return stopwatch.timings()
-
-
-def read_ahead(file: Path, stop: threading.Event) -> None:
-    """Read a file into the page cache, so that its loader does not wait for the disk.
-
-    Errors are ignored: the loader meets and reports them.
-    """
-    buffer = bytearray(_CHUNK)
-    try:
-        with file.open("rb", buffering=0) as opened:
-            while not stop.is_set() and opened.readinto(buffer):
-                pass
-    except OSError:
-        return

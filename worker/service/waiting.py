@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from worker.stopwatch import Stopwatch
+from worker.webui.pipeline import NextJob
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -68,15 +69,20 @@ class Turns:
 
     def __init__(self) -> None:
         self._engine = asyncio.Lock()
+        self._waiting = 0
+        self._someone_waits = asyncio.Event()
 
     @asynccontextmanager
-    async def next(self, stopwatch: Stopwatch, _checkpoint: str = "") -> AsyncIterator[None]:
+    async def next(self, stopwatch: Stopwatch, _checkpoint: str = "") -> AsyncIterator[NextJob]:
         """Wait for the jobs before this one; the engine is this job's while the body runs.
+
+        Yields:
+            The job that waits then; the body may let it start before it ends itself.
 
         Raises:
             JobTimeout: the deadline passed while other jobs had the engine.
         """
-        with stopwatch.phase("queue"):
+        with stopwatch.phase("queue"), self._counted():
             turn = asyncio.ensure_future(self._engine.acquire())
 
             def give_up() -> None:
@@ -85,10 +91,30 @@ class Turns:
 
             if not await _is_done_in_time(turn, stopwatch, give_up):
                 raise stopwatch.expired(_BUSY)
+        has_turn = True
+
+        def may_start() -> None:
+            nonlocal has_turn
+            if has_turn:
+                has_turn = False
+                self._engine.release()
+
+        try:
+            yield NextJob(self._someone_waits.wait, may_start)
+        finally:
+            may_start()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._waiting += 1
+        if self._engine.locked():
+            self._someone_waits.set()
         try:
             yield
         finally:
-            self._engine.release()
+            self._waiting -= 1
+            if not self._waiting:
+                self._someone_waits.clear()
 
 
 class BatchTurn:
@@ -110,8 +136,11 @@ class BatchTurn:
         self._came: asyncio.Future[None] = loop.create_future()
 
     @asynccontextmanager
-    async def next(self, stopwatch: Stopwatch, checkpoint: str = "") -> AsyncIterator[None]:
+    async def next(self, stopwatch: Stopwatch, checkpoint: str = "") -> AsyncIterator[NextJob]:
         """Wait for this turn; the engine is this input's while the body runs.
+
+        Yields:
+            The next input of the batch, or the job after the batch.
 
         Raises:
             JobTimeout: the deadline passed before.
@@ -122,7 +151,7 @@ class BatchTurn:
             with stopwatch.phase("queue"):
                 if not await _is_done_in_time(self._came, stopwatch, lambda: None):
                     raise stopwatch.expired(_BUSY)
-            yield
+            yield NextJob(_at_once, self.over.set)
         finally:
             self.over.set()
 
@@ -170,6 +199,10 @@ async def give_turns(
                 await turn.use()
                 used.append(turn)
                 await _few_undelivered(used)
+
+
+async def _at_once() -> None:
+    """Whether another input or job waits need not be known."""
 
 
 async def _few_undelivered(used: Sequence[BatchTurn]) -> None:

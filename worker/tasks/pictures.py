@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from worker.answer import plain
@@ -31,6 +32,7 @@ from worker.service.waiting import in_thread, together
 from worker.tasks import picture_result
 from worker.tasks.finished_pictures import Finished, FinishedPictures
 from worker.tasks.picture_result import PictureResult, Undelivered
+from worker.webui.pipeline import NextJob
 
 Request = TypeVar("Request", bound=PictureRequest)
 
@@ -58,8 +60,11 @@ async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult
         FinishedPictures(worker, job, wanted.output) as finished,
         prepared(worker, job, wanted) as ready,
     ):
-        async with worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models)):
-            generated = await generate(worker, job, ready, finished)
+        # Also while the job waits for its turn. The engine reads the rest of it by itself.
+        with worker.read_ahead.beside(_files_to_load(worker, ready.models)):
+            turn = worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models))
+            async with turn as next_job:
+                generated = await generate(worker, job, ready, finished, next_job)
         return await deliver(worker, job, ready, generated, finished)
 
 
@@ -116,10 +121,16 @@ def _checkpoint(worker: Worker, models: Models) -> str:
     return models.loaded.stem if models.loaded else worker.engine.default_checkpoint or ""
 
 
+def _files_to_load(worker: Worker, models: Models) -> list[Path]:
+    """The checkpoints that the engine must read for this job, in the order of their use."""
+    files = [models.loaded, models.hr_checkpoint, models.refiner]
+    return [file.path for file in files if file and not worker.engine.has_in_memory(file.stem)]
+
+
 async def generate(
-    worker: Worker, job: Job, ready: Ready, finished: FinishedPictures
+    worker: Worker, job: Job, ready: Ready, finished: FinishedPictures, next_job: NextJob
 ) -> PictureAnswer:
-    """Draw and prove; only for the job whose turn it is."""
+    """Draw and prove; only for the job whose turn it is. The last request lets the next job in."""
     began, answers, count = time.monotonic(), [], len(ready.requests)
     with job.stopwatch.phase("generate"):
         for number, one in enumerate(ready.requests):
@@ -133,6 +144,7 @@ async def generate(
                 job.stopwatch,
                 report,
                 arrange=functools.partial(_arrange, worker, ready.models),
+                next_job=next_job if number == count - 1 else None,
             )
             answers.append(answer)
             images = answer.images

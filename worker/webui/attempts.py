@@ -17,6 +17,7 @@ from worker.stopwatch import Stopwatch
 from worker.webui import recovery
 from worker.webui.engine_state import Event
 from worker.webui.lifecycle import Lifecycle
+from worker.webui.pipeline import Disturbed, Slot
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import Action, Consequence
 from worker.webui.runner import ReportProgress, Runner
@@ -47,7 +48,7 @@ class Work(Generic[T]):
 
 
 class Attempts:
-    """Makes attempts and recovers the engine. Not for concurrent use."""
+    """Makes attempts and recovers the engine."""
 
     def __init__(
         self, lifecycle: Lifecycle, readiness: Readiness, runner: Runner, timing: EngineTiming
@@ -58,13 +59,18 @@ class Attempts:
         self._timing = timing
 
     async def until_done(
-        self, work: Work[T], stopwatch: Stopwatch, report: ReportProgress | None = None
+        self,
+        work: Work[T],
+        stopwatch: Stopwatch,
+        slot: Slot,
+        report: ReportProgress | None = None,
     ) -> T:
         """The result of the first attempt that succeeds, of at most `recovery.MAX_ATTEMPTS`.
 
         Args:
             work: what the engine is to do.
             stopwatch: the job's deadline.
+            slot: the job's use of the engine; after a failure the job has the engine alone.
             report: is called with the progress of pictures; None: it is not asked for.
 
         Raises:
@@ -74,9 +80,13 @@ class Attempts:
         failures: list[WorkerError] = []
         while True:
             try:
-                async with self._followed(report, work):
+                async with self._followed(report, work, slot):
                     result = await work.attempt()
+            except Disturbed:
+                log.info("sent again: the job before this one failed or was interrupted")
+                await slot.alone()
             except WorkerError as error:
+                await slot.alone()
                 error.details["attempts"] = len(failures) + 1
                 await self._recover(error, failures, work, stopwatch)
                 failures.append(error)
@@ -85,9 +95,11 @@ class Attempts:
                 return result
 
     def _followed(
-        self, report: ReportProgress | None, work: Work[T]
+        self, report: ReportProgress | None, work: Work[T], slot: Slot
     ) -> AbstractAsyncContextManager[None]:
-        return self._runner.followed(report, preview=work.preview) if report else nullcontext()
+        if report is None:
+            return nullcontext()
+        return self._runner.followed(report, slot, preview=work.preview)
 
     async def _recover(
         self, error: WorkerError, earlier: list[WorkerError], work: Work[T], stopwatch: Stopwatch

@@ -9,9 +9,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from worker import large_json
 from worker.errors import (
     CacheDamaged,
     ConnectionLost,
@@ -232,24 +234,27 @@ class WebUI:
     def _call(self, method: str, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
         path = route if route.startswith("/") else f"/sdapi/v1/{route}"
         try:
-            response = self._session.request(
+            with self._session.request(
                 method,
                 f"{self._url}{path}",
                 json=body,
                 timeout=(self._timing.connect_timeout, timeout),
-            )
-        except requests.RequestException as error:
+                stream=True,
+            ) as response:
+                # In one piece: requests would copy it in pieces of 10 kB.
+                content = response.raw.read(decode_content=True)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise ConnectionLost(
                 f"{method} {route}: no answer from the engine at {self._address}"
                 f" ({type(error).__name__})."
             ) from error
         try:
-            answer = answers.parse(response.content)
+            answer = large_json.parse(content)
         except ValueError:
             answer = _NOT_JSON
         if response.status_code == requests.codes.ok and answer is not _NOT_JSON:
             return answer
-        start = response.content[:_READ_OF_ERRORS].decode(errors="replace")
+        start = content[:_READ_OF_ERRORS].decode(errors="replace")
         raise error_from_answer(route, response.status_code, answer, start)
 
 

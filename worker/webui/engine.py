@@ -12,6 +12,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from worker.errors import EngineFault, EngineRefused, RouteMissing, WorkerError
@@ -37,6 +38,7 @@ from worker.webui.attempts import Attempts, Work
 from worker.webui.client import WebUI
 from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
 from worker.webui.lifecycle import Lifecycle
+from worker.webui.pipeline import NextJob, Pipeline, Slot
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import MemoryGrowth
 from worker.webui.runner import ReportProgress, Runner, finish
@@ -52,8 +54,34 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass
+class _Job:
+    """A job at the engine.
+
+    Attributes:
+        is_switching: whether the last attempt needed another checkpoint or VAE.
+    """
+
+    payload: Payload
+    stopwatch: Stopwatch
+    slot: Slot
+    arrange: Arrange | None
+    next_job: NextJob | None
+    is_switching: bool = False
+
+    def next_of_simple(self) -> NextJob | None:
+        """The next job, if it may start before this one has ended.
+
+        It must not find options that this job's script has changed, nor a checkpoint that may not
+        load, and it must not unlink embeddings that the engine has not listed as read yet.
+        """
+        payload = self.payload
+        alone = self.is_switching or has_script(payload.body) or payload.expected.embeddings
+        return None if alone else self.next_job
+
+
 class Engine:
-    """One engine. Not for concurrent use: the caller passes one job at a time.
+    """One engine. It takes one job after the other, however many ask.
 
     `models_changed`, `files_replaced`, `health` and `keep_ready` may run beside a job, in any
     thread.
@@ -73,10 +101,10 @@ class Engine:
         self._lifecycle = Lifecycle(webui, supervisor, readiness, timing)
         self._runner = Runner(webui, self._lifecycle, timing)
         self._attempts = Attempts(self._lifecycle, readiness, self._runner, timing)
+        self._pipeline = Pipeline()
         self._checkpoint: str | None = None  # of the last picture
         self._padding: object = None  # the comma padding that the last picture asked for
         self._loaded: Loading | None = None  # None: unknown, a job ended while it switched
-        self._switching = False  # the attempt that runs, or the last one
         self._first_pictures = 0  # of the engine, when `_loaded` was noted
         self._proven_upscalers: set[tuple[int, str | None]] = set()  # and by which process
         self._sha256: dict[str, str] = {}  # by the checkpoint's name
@@ -95,6 +123,10 @@ class Engine:
     def checkpoint(self) -> str | None:
         """The checkpoint of the last picture."""
         return self._checkpoint
+
+    def has_in_memory(self, checkpoint: str) -> bool:
+        """Whether the engine can use this checkpoint without reading its file."""
+        return checkpoint == (self._checkpoint or self.default_checkpoint)
 
     @property
     def retiring(self) -> str:
@@ -168,6 +200,7 @@ class Engine:
         stopwatch: Stopwatch,
         report: ReportProgress,
         arrange: Arrange | None = None,
+        next_job: NextJob | None = None,
     ) -> PictureAnswer:
         """Generate and prove, with at most `recovery.MAX_ATTEMPTS` attempts.
 
@@ -177,22 +210,25 @@ class Engine:
             report: is called with the progress, see `worker.service.progress`.
             arrange: is called in a thread before each attempt, when no other job generates. If it
                 returns True, the engine reads its embeddings again.
+            next_job: may call this method when this job's pictures are only encoded any more.
 
         Raises:
             WorkerError: of the last attempt; `attempts` in its details counts them.
             asyncio.CancelledError: after the engine has stopped.
         """
-        work = Work(
-            functools.partial(self._attempt, payload, stopwatch, arrange),
-            functools.partial(smaller, payload.body),
-            is_switching=lambda: self._switching,
-            loras=bool(payload.expected.loras),
-            preview=has_previews(payload.body),
-        )
-        answer = await self._attempts.until_done(work, stopwatch, report)
-        await self._note_checkpoint(answer.facts.get("sd_model_name"))
-        self._lifecycle.note_checkpoint(self._checkpoint)
-        return answer
+        async with self._pipeline.slot(stopwatch) as slot:
+            job = _Job(payload, stopwatch, slot, arrange, next_job)
+            work = Work(
+                functools.partial(self._attempt, job),
+                functools.partial(smaller, payload.body),
+                is_switching=lambda: job.is_switching,
+                loras=bool(payload.expected.loras),
+                preview=has_previews(payload.body),
+            )
+            answer = await self._attempts.until_done(work, stopwatch, slot, report)
+            await self._note_checkpoint(answer.facts.get("sd_model_name"))
+            self._lifecycle.note_checkpoint(self._checkpoint)
+            return answer
 
     async def call(self, call: Call[T], stopwatch: Stopwatch) -> T:
         """Compute something without a prompt, such as an enlarged picture; as `generate` does it.
@@ -201,18 +237,19 @@ class Engine:
             EngineRefused: the engine does not have this route.
             WorkerError, asyncio.CancelledError: as from `generate`.
         """
-        attempt = functools.partial(self._attempt_call, call, stopwatch)
-        work = Work(attempt, lambda: call.smaller)
-        return await self._attempts.until_done(work, stopwatch)
+        async with self._pipeline.slot(stopwatch) as slot:
+            attempt = functools.partial(self._attempt_call, call, stopwatch, slot)
+            work = Work(attempt, lambda: call.smaller)
+            return await self._attempts.until_done(work, stopwatch, slot)
 
-    async def _attempt_call(self, call: Call[T], stopwatch: Stopwatch) -> T:
-        await self._await_ready(stopwatch)
+    async def _attempt_call(self, call: Call[T], stopwatch: Stopwatch, slot: Slot) -> T:
+        await self._await_ready(stopwatch, slot)
         await self._restore_options()
-        return await self._run(call, stopwatch)
+        return await self._run(call, stopwatch, slot)
 
-    async def _run(self, call: Call[T], stopwatch: Stopwatch) -> T:
+    async def _run(self, call: Call[T], stopwatch: Stopwatch, slot: Slot) -> T:
         try:
-            return await self._runner.run(functools.partial(self._ask, call), stopwatch)
+            return await self._runner.run(functools.partial(self._ask, call), stopwatch, slot)
         except RouteMissing as error:  # the first picture has shown that all routes are there
             raise EngineRefused(
                 error.message, hint="Use an A1111 v1.9.3: this engine cannot run the task."
@@ -231,46 +268,48 @@ class Engine:
         """
         return await asyncio.to_thread(self._webui.get, route)
 
-    async def _attempt(
-        self, payload: Payload, stopwatch: Stopwatch, arrange: Arrange | None
-    ) -> PictureAnswer:
-        self._switching = False
-        await self._await_ready(stopwatch)
-        if arrange:
-            await finish(asyncio.to_thread(self._arrange, arrange))
+    async def _attempt(self, job: _Job) -> PictureAnswer:
+        job.is_switching = False
+        expected = job.payload.expected
+        await self._await_ready(job.stopwatch, job.slot)
+        if job.arrange:
+            await finish(asyncio.to_thread(self._arrange, job.arrange))
         if self._lifecycle.state.folders is Folders.STALE:
-            await self._refresh(payload.expected)
+            await self._refresh(expected)
         await self._restore_options()
-        await self._prove_upscaler(payload.body, stopwatch)
-        answer = await self._draw(payload, stopwatch)
-        proof.check(answer.facts, answer.images, payload.expected)
-        if payload.expected.embeddings:
+        await self._prove_upscaler(job)
+        answer = await self._draw(job)
+        proof.check(answer.facts, answer.images, expected)
+        if expected.embeddings:
             listed = await asyncio.to_thread(self._webui.embeddings)
-            proof.check_embeddings(listed, payload.expected)
-        return answer.without_maps(payload.expected)
+            proof.check_embeddings(listed, expected)
+        return answer.without_maps(expected)
 
-    async def _await_ready(self, stopwatch: Stopwatch) -> None:
+    async def _await_ready(self, stopwatch: Stopwatch, slot: Slot) -> None:
         """Have a process that has made a picture, and that knows no replaced file."""
         if self._lifecycle.state.loaded is Loaded.OUTDATED:
+            await slot.alone()
             await asyncio.to_thread(self._lifecycle.replace_outdated)
         if not self._lifecycle.is_proven():
+            await slot.alone()
             await asyncio.to_thread(self._lifecycle.wait_until_ready, stopwatch.left())
 
     async def _restore_options(self) -> None:
         if self._lifecycle.state.options is Options.CHANGED:
             await asyncio.to_thread(self._lifecycle.restore_options)
 
-    async def _prove_upscaler(self, body: Mapping[str, Any], stopwatch: Stopwatch) -> None:
+    async def _prove_upscaler(self, job: _Job) -> None:
         """Prove once for each process that the engine has the model of the second pass's upscaler.
 
         Raises:
             EngineModelMissing: it would enlarge the picture with Lanczos.
         """
+        body = job.payload.body
         name = body.get("hr_upscaler") if has_second_pass(body) else None
         known = (self._lifecycle.first_pictures, name)
         if not name or name not in self.catalog.with_models or known in self._proven_upscalers:
             return
-        await self._run(probe(name), stopwatch)
+        await self._run(probe(name), job.stopwatch, job.slot)
         self._proven_upscalers.add(known)
 
     def _arrange(self, arrange: Arrange) -> None:
@@ -285,13 +324,14 @@ class Engine:
             if changed:
                 self._lifecycle.report(Event.EMBEDDINGS_CHANGED)
 
-    async def _draw(self, payload: Payload, stopwatch: Stopwatch) -> PictureAnswer:
+    async def _draw(self, job: _Job) -> PictureAnswer:
         """Make the picture; before it one with other prompts, if the old ones may not be reused."""
-        self._note_switch(payload)
+        payload = job.payload
+        job.is_switching = self._switches(payload)
         self._note_padding(payload)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
-            await self._post("txt2img", throwaway(payload.body), stopwatch)
+            await self._post(job, "txt2img", throwaway(payload.body))
             used = Event.OTHER_PROMPTS_USED if two else Event.OTHER_PROMPT_USED
             self._lifecycle.report(used)
         # After that: the other picture has unloaded the LoRAs, and the embeddings in their files.
@@ -303,30 +343,34 @@ class Engine:
             self._lifecycle.report(Event.BUNDLE_USED)
         if has_script(payload.body):
             self._lifecycle.report(Event.SCRIPT_USED)
-        answer = await self._post(payload.route, payload.body, stopwatch)
-        checkpoint = answer.facts.get("sd_model_name")
-        if checkpoint and not is_script:  # a script's facts are those of its first picture
-            self._loaded = (checkpoint, payload.expected.vae)
+        answer = await self._post(job, payload.route, payload.body, job.next_of_simple())
+        made = answer.facts.get("sd_model_name")
+        # A script's facts are those of its first picture. A job that has passed the engine on did
+        # not switch, and the next job may have noted a switch of its own.
+        if made and not is_script and not (job.slot.passed_on and made == self._wanted(payload)[0]):
+            self._loaded = (made, payload.expected.vae)
         return answer
 
     async def _post(
-        self, route: str, body: Mapping[str, Any], stopwatch: Stopwatch
+        self, job: _Job, route: str, body: Mapping[str, Any], next_job: NextJob | None = None
     ) -> PictureAnswer:
-        return await self._runner.run(functools.partial(self._webui.draw, route, body), stopwatch)
+        draw = functools.partial(self._webui.draw, route, body)
+        return await self._runner.run(draw, job.stopwatch, job.slot, next_job)
 
-    def _note_switch(self, payload: Payload) -> None:
-        """Note whether the engine must load another checkpoint or VAE for this job.
-
-        A job that names none goes back to the default ones, as each first picture does.
-        """
-        default, expected = self._lifecycle.default_checkpoint, payload.expected
+    def _switches(self, payload: Payload) -> bool:
+        """Note and return whether the engine must load another checkpoint or VAE for this job."""
         if self._first_pictures != self._lifecycle.first_pictures:
             self._first_pictures = self._lifecycle.first_pictures
-            self._loaded = (default, None)
-        wanted = (expected.checkpoint or default, expected.vae)
-        self._switching = self._loaded != wanted or switches_inside(payload.body)
-        if self._switching:
-            self._loaded = None  # until the picture is made
+            self._loaded = (self._lifecycle.default_checkpoint, None)
+        if self._loaded == self._wanted(payload) and not switches_inside(payload.body):
+            return False
+        self._loaded = None  # until the picture is made
+        return True
+
+    def _wanted(self, payload: Payload) -> Loading:
+        """A job that names none goes back to the default ones, as each first picture does."""
+        expected = payload.expected
+        return expected.checkpoint or self._lifecycle.default_checkpoint, expected.vae
 
     def _note_padding(self, payload: Payload) -> None:
         """Note whether the prompts are cut into chunks otherwise than those of the last picture."""

@@ -1,7 +1,8 @@
-"""One request at a time: posted, followed, and stopped when its job ends before it does.
+"""A job's request: posted, followed, and stopped when its job ends before it does.
 
-A caller that stops waiting for a POST first makes sure that nothing runs in the engine any more.
+A caller that stops waiting for a POST first makes sure that it does not run in the engine any more.
 So no job is sent again while it may still run, and no job waits for an abandoned one.
+`worker.webui.pipeline` has the rules for the moment when two jobs have requests in the engine.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from worker.errors import WorkerError
-from worker.generation import picture
+from worker.generation import ending, picture
 from worker.stopwatch import Stopwatch
 from worker.webui.client import WebUI, of_generation
 from worker.webui.lifecycle import Lifecycle
+from worker.webui.pipeline import Disturbed, NextJob, Slot
 from worker.webui.timing import EngineTiming
 
 ReportProgress = Callable[[Mapping[str, Any]], None]
@@ -28,44 +30,64 @@ T = TypeVar("T")
 
 
 class Runner:
-    """Runs one request that computes after the other. Not for concurrent use."""
+    """Runs the requests that compute."""
 
     def __init__(self, webui: WebUI, lifecycle: Lifecycle, timing: EngineTiming) -> None:
         self._webui = webui
         self._lifecycle = lifecycle
         self._timing = timing
 
-    async def run(self, post: Callable[[float], T], stopwatch: Stopwatch) -> T:
+    async def run(
+        self,
+        post: Callable[[float], T],
+        stopwatch: Stopwatch,
+        slot: Slot,
+        next_job: NextJob | None = None,
+    ) -> T:
         """Post; at the deadline, or when the job is cancelled, the engine is stopped first.
 
         Args:
             post: gets the seconds to wait for the answer; called in a thread.
             stopwatch: the job's deadline.
+            slot: the job's use of the engine.
+            next_job: may send its requests when this one is nearly done; None: when the job ends.
 
         Raises:
             JobTimeout, asyncio.CancelledError: after the engine has stopped, or counts as hung.
+            Disturbed: after the engine has stopped; the request must be repeated.
             WorkerError: as from `post`.
         """
         if not stopwatch.left():
             raise stopwatch.expired("no result")
         # The deadline is kept here and not by the socket: the POST must stay open until the engine
         # has stopped, because its end is the best sign of that.
-        patience = stopwatch.left() + 2 * self._timing.stop_patience
+        patience = stopwatch.left() + slot.seconds_before() + 4 * self._timing.stop_patience
         posted = asyncio.ensure_future(asyncio.to_thread(post, patience))
         try:
-            done, _ = await asyncio.wait({posted}, timeout=stopwatch.left())
+            async with self._passing_on(slot, next_job):
+                await _answered(posted, slot.before, stopwatch)
         except asyncio.CancelledError:
-            await finish(self._stop(posted))
+            await finish(self._stop(posted, slot))
             raise
-        if not done:
-            await finish(self._stop(posted))
+        if slot.is_disturbed:
+            await finish(self._stop(posted, slot))
+            raise Disturbed
+        if not posted.done() or not slot.before.done():
+            await finish(self._stop(posted, slot))
             raise stopwatch.expired("no result")
         return posted.result()
 
-    async def _stop(self, posted: asyncio.Future[T]) -> None:
+    async def _stop(self, posted: asyncio.Future[T], slot: Slot) -> None:
         """Interrupt until the POST returns; its partial picture is dropped."""
         # Nothing awaits it any more: take its exception, or asyncio logs it as never retrieved.
         posted.add_done_callback(lambda future: future.cancelled() or future.exception())
+        # An interrupt would stop the job before this one. That one ends at its own deadline.
+        both: set[asyncio.Future[Any]] = {posted, slot.before}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if slot.passed_on:  # nearly done; an interrupt might stop the next job
+            await asyncio.wait({posted}, timeout=self._timing.stop_patience)
+            if not posted.done():
+                await slot.alone()
         give_up = time.monotonic() + self._timing.stop_patience
         while not posted.done() and time.monotonic() < give_up:
             # A1111 forgets an interrupt that arrives before the job has begun: send it again.
@@ -74,6 +96,35 @@ class Runner:
             await asyncio.wait({posted}, timeout=self._timing.stop_poll)
         if not posted.done():
             self._lifecycle.give_up_on_hung()
+
+    @asynccontextmanager
+    async def _passing_on(self, slot: Slot, next_job: NextJob | None) -> AsyncIterator[None]:
+        """Pass the engine on while the body waits for the answer."""
+        if next_job is None or not slot.may_pass_on:
+            yield
+            return
+        passing = asyncio.create_task(self._pass_on(slot, next_job))
+        try:
+            yield
+        finally:
+            passing.cancel()
+
+    async def _pass_on(self, slot: Slot, next_job: NextJob) -> None:
+        """Wait until another job needs the engine and this one's request is nearly done."""
+        await next_job.is_there()
+        await asyncio.wait({slot.before})
+        has_begun = False
+        while True:
+            pause = self._timing.end_poll_longest
+            with suppress(WorkerError):  # then the next job waits until this one has ended
+                seen = ending.seen(await asyncio.to_thread(self._webui.progress))
+                if seen.is_nearly_done or (has_begun and not seen.is_running):
+                    slot.pass_on()
+                    next_job.may_start()
+                    return
+                has_begun, pause = seen.is_running, seen.seconds_left / 2
+            least, most = self._timing.end_poll, self._timing.end_poll_longest
+            await asyncio.sleep(min(max(pause, least), most))
 
     async def settle(self) -> None:
         """After a lost connection: return when nothing can be running in the engine."""
@@ -92,19 +143,24 @@ class Runner:
         self._lifecycle.give_up_on_hung()
 
     @asynccontextmanager
-    async def followed(self, report: ReportProgress, *, preview: bool) -> AsyncIterator[None]:
+    async def followed(
+        self, report: ReportProgress, slot: Slot, *, preview: bool
+    ) -> AsyncIterator[None]:
         """Report the engine's progress while the body runs."""
-        following = asyncio.create_task(self._follow(report, preview=preview))
+        following = asyncio.create_task(self._follow(report, slot, preview=preview))
         try:
             yield
         finally:
             following.cancel()
 
-    async def _follow(self, report: ReportProgress, *, preview: bool) -> None:
+    async def _follow(self, report: ReportProgress, slot: Slot, *, preview: bool) -> None:
+        await asyncio.wait({slot.before})  # the engine shows that job's progress
         for number in itertools.count(1):
             await asyncio.sleep(self._timing.progress_every)
             with suppress(WorkerError):  # the picture does not depend on it
                 progress = await asyncio.to_thread(self._progress, preview=preview)
+                if slot.passed_on:  # it may be the next job's
+                    return
                 report(progress)
                 if number % self._timing.progress_per_log_line == 0:
                     log.info("%s", progress.get("message", progress["phase"]))
@@ -114,6 +170,19 @@ class Runner:
         image = answer.get("current_image")
         small = picture.thumbnail(image) if preview and image else None
         return of_generation(answer) | ({"preview": small} if small else {})
+
+
+async def _answered(
+    posted: asyncio.Future[T], before: asyncio.Future[bool], stopwatch: Stopwatch
+) -> None:
+    """Wait for the answer and for the end of the job before, until the deadline.
+
+    Returns early if the job before says that the request must be repeated.
+    """
+    both: set[asyncio.Future[Any]] = {posted, before}
+    await asyncio.wait(both, timeout=stopwatch.left(), return_when=asyncio.FIRST_COMPLETED)
+    if not before.done() or before.result():
+        await asyncio.wait(both, timeout=stopwatch.left())
 
 
 async def finish(work: Coroutine[Any, Any, None]) -> None:

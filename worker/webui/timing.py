@@ -28,7 +28,10 @@ class EngineTiming:
             start.sh still runs.
         progress_every: between two requests for the progress of a picture.
         progress_per_log_line: a count; one in so many of these answers is logged.
-        stop_patience: for an interrupted job to end, before the engine counts as hung.
+        end_poll: between two looks at a request that is nearly done, while another job waits.
+        end_poll_longest: the same for a request whose end is far away or unknown.
+        stop_patience: for an interrupted job to end, before the engine counts as hung. The same for
+            a cancelled one that is nearly done, before it is interrupted together with the next.
         stop_poll: between two interrupts, or two checks whether the engine has stopped.
         restart_patience: for start.sh to report that the old process is gone.
         restart_limit: how long a process counts as gone after its restart was requested, although
@@ -51,6 +54,8 @@ class EngineTiming:
     watch_every: float = 1.0
     progress_every: float = 1.0
     progress_per_log_line: int = 10
+    end_poll: float = 0.02
+    end_poll_longest: float = 0.25
     stop_patience: float = 10.0
     stop_poll: float = 0.3
     restart_patience: float = 20.0

@@ -223,8 +223,9 @@ class Engine:
                     acting.add(name)
 
     def _sample(self, job: Job) -> None:
-        slow, progress = self.faults.take("slow_steps"), self.progress
-        seconds = slow["seconds"] if slow else 0.0
+        progress = self.progress
+        seconds = self.faults.seconds("slow_steps")
+        decoding = self.faults.seconds("slow_decoding")
         batch = job.count // job.params["n_iter"]
         for first in range(0, job.count, batch):
             if progress.stop.is_set():
@@ -232,6 +233,7 @@ class Engine:
             for progress.step in range(job.params["steps"]):
                 if progress.stop.wait(seconds):
                     break
+            time.sleep(decoding * batch)
             for index in range(first, first + batch):
                 job.draw(index, partial=progress.stop.is_set())
             progress.job_no += 1

@@ -36,6 +36,8 @@ KNOWN_FAULTS = ERROR_FAULTS.keys() | {
     "hang",  # {seconds}: no answer, and no interrupt helps
     "drop",  # the connection closes without an answer, and the job continues
     "slow_steps",  # {seconds}: per step
+    "slow_decoding",  # {seconds}: per picture, after its last step
+    "slow_encoding",  # {seconds}: per picture; the next job is computed meanwhile
     "no_images",
     "script_sets",  # {option, value}: a script sets an option for good
     "vae_load_fails",  # halfway: the next pictures are wrong, and no error says so
@@ -75,6 +77,11 @@ class Faults:
                     fault["times"] -= fault["times"] > 0
                     return fault
         return None
+
+    def seconds(self, fault_name: str) -> float:
+        """How long this fault makes the engine wait; 0 if it is not on."""
+        fault = self.take(fault_name)
+        return float(fault["seconds"]) if fault else 0.0
 
     def error(self) -> ApiError | None:
         """The exception the running job meets, if one is on."""

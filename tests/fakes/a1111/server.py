@@ -19,7 +19,7 @@ from fakes.a1111.engine import Engine
 from fakes.a1111.extras import Extras, read_extras
 from fakes.a1111.faults import Faults
 from fakes.a1111.picture import png
-from fakes.a1111.request import ApiError, engine_error, read_request
+from fakes.a1111.request import ApiError, Params, engine_error, read_request
 from fakes.a1111.shape import refuse_before_queue
 from fakes.recorded import recorded
 
@@ -103,9 +103,20 @@ class Routes:
             refuse_before_queue(params)
             if self.faults.take("drop"):
                 request.state.transport.abort()
-            return JSONResponse(await self._in_turn(self.engine.draw, params))
+            drawn = await self._in_turn(self._draw, params, request.state.row)
+            # A1111 encodes after it has released its lock.
+            await asyncio.sleep(self.faults.seconds("slow_encoding") * len(drawn["images"]))
+            return JSONResponse(drawn)
 
         return endpoint
+
+    def _draw(self, params: Params, row: dict[str, Any]) -> dict[str, Any]:
+        """Compute, and note when in the log of requests."""
+        row["began"] = time.time()
+        try:
+            return self.engine.draw(params)
+        finally:
+            row["ended"] = time.time()
 
     async def enlarge(self, request: Request) -> Response:
         params = read_extras(request.state.body)
@@ -162,6 +173,10 @@ def _add_control(app: FastAPI, faults: Faults) -> None:
         if not path.startswith("/_fake"):
             row = {"method": request.method, "path": path, "body": body, "time": time.time()}
             log.append(row)
+            request.state.row = row
+            answer = await call_next(request)
+            row["answered"] = time.time()
+            return answer
         return await call_next(request)
 
     app.add_api_route("/_fake/log", lambda: log)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from worker.models.download.limits import MIB, DownloadLimits
 from worker.models.download.schedule import Connections, Part, Parts
 
-SMALL = DownloadLimits(first_part=16, smallest_part=7, largest_part=40)
+SMALL = DownloadLimits(first_part=16, early_part=20, smallest_part=7, largest_part=40)
 FEWEST, MOST = DownloadLimits.fewest_connections, DownloadLimits.most_connections
 
 
@@ -27,12 +27,12 @@ def spans(part):
 @pytest.mark.parametrize(
     ("size", "begun", "connections", "length"),
     [
-        (1000, 0, 1, 7),  # no part is smaller
-        (1000, 20, 1, 20),  # as much as has begun
-        (1000, 100, 10, 10),  # by each connection
-        (1000, 500, 1, 40),  # no part is larger
-        (100, 60, 1, 20),  # half of what is left
-        (100, 70, 3, 7),
+        (1000, 0, 10, 20),
+        (1000, 100, 10, 30),  # and a share of what has begun
+        (1000, 500, 10, 40),  # no part is larger
+        (200, 0, 10, 10),  # a small file: two parts for each connection
+        (200, 150, 10, 10),  # two shares of what is left
+        (200, 180, 10, 7),  # no part is smaller
         (5, 0, 1, 5),  # the last one may be smaller
     ],
 )
@@ -131,17 +131,18 @@ def test_a_large_file_has_few_parts_of_sensible_size(size, connections):
     lengths = [end - at for at, end in map(spans, iter(lambda: parts.take(connections), None))]
     assert sum(lengths) == size
     assert all(length <= 16 * MIB for length in lengths)
-    assert all(length >= 4 * MIB for length in lengths[:-1])
+    assert all(length >= 2 * MIB for length in lengths[:-1])
 
 
 # Connections.
 
 STEP = 0.02  # seconds
+LARGE = 1 << 40  # bytes
 
 
 def simulate(rate, seconds=10.0, complaint=None):
     """The number of connections at each step, for `rate` (connections -> bytes per second)."""
-    connections, fetched, seen = Connections(0.0), 0.0, []
+    connections, fetched, seen = Connections(0.0, LARGE, rate(1)), 0.0, []
     for step in range(1, int(seconds / STEP) + 1):
         fetched += rate(connections.allowed) * STEP
         connections.update(step * STEP, int(fetched))
@@ -156,15 +157,26 @@ def usual(seen):
 
 
 def test_a_host_that_limits_each_connection_gets_many():
-    seen = simulate(lambda count: count * 20e6)
-    assert seen[0] == FEWEST
-    assert MOST in seen[:100]  # after two seconds
-    assert usual(seen) == MOST
+    assert set(simulate(lambda count: count * 20e6)) == {MOST}
+
+
+@pytest.mark.parametrize(
+    ("left", "rate", "allowed"),
+    [
+        (LARGE, 20e6, MOST),
+        (LARGE, None, MOST),  # an earlier run has fetched the first bytes
+        (20e6, 40e6, 10),  # the first connection alone would need ten times as long as is short
+        (20e6, 200e6, FEWEST),
+        (0, 20e6, FEWEST),
+    ],
+)
+def test_the_first_connection_decides_how_many_follow_at_once(left, rate, allowed):
+    assert Connections(0.0, left, rate).allowed == allowed
 
 
 def test_a_worker_at_its_limit_keeps_few_and_a_link_is_filled():
     seen = simulate(lambda _: 900e6)
-    assert seen.count(MOST) * STEP <= 2.0  # seconds of ten: a try now and then
+    assert sum(count > FEWEST for count in seen) * STEP <= 2.0  # seconds of ten: now and then
     assert usual(seen) == FEWEST
     assert usual(simulate(lambda count: min(count * 20e6, 110e6))) == MOST
 
@@ -183,9 +195,8 @@ def test_a_complaint_halves_for_good():
 
 
 def test_a_complaint_to_all_connections_counts_once_and_one_connection_is_always_left():
-    connections = Connections(0.0)
-    connections.allowed = 24
-    left = {5.0: 12, 5.001: 12, 5.5: 12, 6.1: 6, 8.0: 3, 10.0: 1, 12.0: 1}
+    connections = Connections(0.0, LARGE)
+    left = {5.0: 16, 5.001: 16, 5.5: 16, 6.1: 8, 8.0: 4, 10.0: 2, 12.0: 1, 14.0: 1}
     for moment, allowed in left.items():
         connections.host_complained(moment)
         assert connections.allowed == allowed

@@ -164,6 +164,7 @@ class _Transfer:
         self._filename: str | None = None
         self._failure: Exception | None = None
         self._over = threading.Event()
+        self._changed = threading.Event()  # the main thread has something to do
 
     def run(self) -> Fetched:
         """Fetch all that is missing."""
@@ -188,7 +189,8 @@ class _Transfer:
     def _supervise(self) -> None:
         while not self._is_over():
             self._start_connections()
-            self._over.wait(self._limits.tick)
+            self._changed.wait(self._limits.tick)
+            self._changed.clear()
             if self._hooks.stop.is_set():
                 raise FetchStopped("the download was stopped.")
             with self._file.lock:
@@ -256,6 +258,8 @@ class _Transfer:
         except Exception as error:  # noqa: BLE001 - also a hook's; the main thread raises it
             self._failure = self._failure or error
             self._over.set()
+        finally:
+            self._changed.set()
 
     def _attempt(self, part: Part, backoff: Backoff) -> None:
         """Fetch the part; pause if almost nothing has arrived."""
@@ -324,7 +328,7 @@ class _Transfer:
             self._received += len(block)
             self._source.progressed()
             if self._to_inspect is not None:
-                self._inspect()
+                self._inspect(running)
             if self._file.parts.size is None:
                 self._make_room(part)
             if part.position > self._limits.largest_file:
@@ -391,11 +395,16 @@ class _Transfer:
             self._room_made = True
             self._hooks.make_room(size - fetched)
 
-    def _inspect(self) -> None:
+    def _inspect(self, running: Running | None = None) -> None:
         """Pass the first bytes to `inspect`; more connections start when it accepts the file."""
+        now = time.monotonic()
         while self._to_inspect is not None:
             start = self._file.start(self._to_inspect)
             if start is None:
                 return
             self._to_inspect = self._hooks.inspect(start, self._file.parts.size)
-        self._connections = Connections(time.monotonic(), self._limits)
+        with self._file.lock:
+            left = (self._file.parts.size or 0) - self._file.parts.fetched()
+        rate = running.mean_rate(now) if running else None
+        self._connections = Connections(time.monotonic(), left, rate, self._limits)
+        self._changed.set()

@@ -26,9 +26,11 @@ class DownloadLimits:
         longest_wait: the longest pause that a host can ask for.
 
         first_part: before the size is known; enough for nearly every header.
+        early_part: the parts at the beginning of a large file.
         smallest_part, largest_part: of the file that one connection fetches.
 
         fewest_connections, most_connections: to one host.
+        short: a rest that would arrive within this time needs no more connections.
         growth: more connections are tried in steps of this factor.
         worth_it: more connections must raise the rate by this factor.
         settling: that new connections need until they deliver.
@@ -46,7 +48,7 @@ class DownloadLimits:
 
     largest_file: int = 32 << 30
     block: int = 256 * 1024
-    inspect_from: int = MIB
+    inspect_from: int = 256 * 1024
     room_step: int = 256 * MIB
     tick: float = 0.1
 
@@ -55,15 +57,17 @@ class DownloadLimits:
     first_pause: float = 0.5
     longest_wait: float = LONGEST_WAIT
 
-    first_part: int = 4 * MIB
-    smallest_part: int = 4 * MIB
+    first_part: int = 2 * MIB
+    early_part: int = 4 * MIB
+    smallest_part: int = 2 * MIB
     largest_part: int = 16 * MIB
 
     fewest_connections: int = 3
-    most_connections: int = 24
+    most_connections: int = 32
+    short: float = 0.05
     growth: int = 8
     worth_it: float = 1.15
-    settling: float = 0.12
+    settling: float = 0.2
     measuring: float = 0.2
     try_again: float = 5.0
 

@@ -66,8 +66,10 @@ class Parts:
         if self.size is None:
             return self._limits.first_part
         left = sum(end - start for start, end in self._free)
-        begun = self.size - left
-        length = min(self._limits.largest_part, begun // connections, left // (2 * connections))
+        early = min(self._limits.early_part, self.size // (2 * connections))
+        growing = early + (self.size - left) // connections
+        shrinking = 2 * left // connections
+        length = min(self._limits.largest_part, growing, shrinking)
         return max(self._limits.smallest_part, length)
 
     def give_back(self, part: Part) -> None:
@@ -133,15 +135,30 @@ def _gaps(size: int, intervals: Iterable[tuple[int, int]]) -> list[tuple[int, in
 class Connections:
     """How many connections are open: more while that pays, fewer when the host complains.
 
+    Args:
+        now: seconds; the first connection has begun to deliver before.
+        left: bytes of the file that are still to be fetched.
+        rate: bytes per second of the first connection; None if it is not known.
+
     Attributes:
         allowed: connections that may be open now.
     """
 
-    def __init__(self, now: float, limits: DownloadLimits = DEFAULT) -> None:
-        self.allowed = limits.fewest_connections
+    def __init__(
+        self,
+        now: float,
+        left: int,
+        rate: float | None = None,
+        limits: DownloadLimits = DEFAULT,
+    ) -> None:
+        few, most = limits.fewest_connections, limits.most_connections
+        wanted = most if rate is None else int(left / (rate * limits.short))
+        self.allowed = min(most, max(few, wanted))
         self._limits = limits
-        self._most = limits.most_connections
-        self._before: tuple[int, float] | None = None  # connections and rate of the last step
+        self._most = most
+        # Connections and rate of the last step; at first, what few would deliver at a host that
+        # does not limit each connection.
+        self._before = None if rate is None or self.allowed == few else (few, rate)
         self._measure_from = now + limits.settling
         self._bytes_then: int | None = None
         self._complained = now - _COMPLAINT

@@ -112,9 +112,7 @@ class HubCache:
         self.root = Path(os.path.realpath(root)) if root else None
         # The blobs are reached by the links of the snapshots.
         beside = ("blobs", "refs")
-        self._listing = (
-            Listing(self.root, pickles=pickles, skipped=beside) if self.root else None
-        )
+        self._listing = Listing(self.root, pickles=pickles, skipped=beside) if self.root else None
         self._reading = threading.RLock()
         self._generation = 0
         self._folders: list[Path] = []  # of the repositories that have model files

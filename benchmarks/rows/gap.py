@@ -1,0 +1,114 @@
+"""How long the engine is idle between two jobs of a backlog, and what becomes of results."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from fakes.runpod_plane import RunPodPlane
+from fakes.sdk_worker import running_sdk_worker
+
+from benchmarks.sides.workers import OFFICIAL, OURS, Worker, job_of, running
+from benchmarks.suite.bench import Bench
+from benchmarks.suite.figures import Curve, Figure, Goal
+
+TITLE = "Between two jobs"
+ABOUT = """\
+The rival is the official worker (see the row above) on the plain RunPod SDK 1.12.0. Jobs wait in a
+queue on this machine; each keeps the engine busy for 0.6 s. The idle time is measured at the
+engine: from the end of one answer to the arrival of the next POST, the median over the jobs of a
+backlog. It contains the checks of the pictures, the delivery, and the way to RunPod and back for
+the next job. On a real network that way is longer, and only `JOB_CONCURRENCY=2` hides it: the next
+job is there already. The plain SDK looks for a free slot once a second.
+
+Two more figures: jobs whose result is lost when its post meets three broken connections, three 429,
+three 502, a 400 or a 413; and the time from SIGTERM to the end of an idle worker, whose open poll
+RunPod holds for 20 s.
+"""
+ENGINE_SECONDS = 0.6
+STEPS = 4
+FAULTS: list[dict[str, object]] = [
+    {"drop": True, "times": 3},
+    {"status": 429, "times": 3},
+    {"status": 502, "times": 3},
+    {"status": 400},
+    {"status": 413},
+]
+WAIT, HOLD = 120.0, 20.0
+ROUND_TRIP = (
+    "With one job at a time, the next one is asked for when the last one is delivered: the time has"
+    " the pictures' checks and the way to RunPod and back. `JOB_CONCURRENCY=2` has no such gap."
+)
+
+
+def measure(bench: Bench) -> Iterator[Figure | Curve]:
+    """Gaps for small and large results, lost results, and the end."""
+    sizes = ((1, 64, "1 picture of 64 x 64"), (4, 1024, "4 pictures of 1024 x 1024"))
+    for pictures, side, name in sizes[:1] if bench.quick else sizes:
+        theirs = _gaps(bench, OFFICIAL, pictures, side)
+        for concurrency in (1, 2):
+            ours = _gaps(bench, OURS, pictures, side, JOB_CONCURRENCY=str(concurrency))
+            title = f"idle engine between jobs of {name}, JOB_CONCURRENCY={concurrency}"
+            goal = Goal(5, "value")
+            yield Figure(title, "ms", ours, theirs, OFFICIAL, goal, why_missed=ROUND_TRIP)
+    none, second, plain = Goal(0, "value"), Goal(1, "value"), "the plain SDK"
+    ours, other = (_lost(bench.folder / name, bench.rounds(10), how) for name, how in _SIDES)
+    yield Figure("results lost by failing posts", "%", ours, other, plain, none)
+    ours, other = (_end(bench.folder / f"end-{name}", how) for name, how in _SIDES)
+    yield Figure("from SIGTERM to the end, idle", "s", ours, other, plain, second)
+
+
+_SIDES: tuple[tuple[str, dict[str, str]], ...] = (("ours", {}), ("plain", {"PLAIN": "1"}))
+
+
+def _gaps(bench: Bench, name: str, pictures: int, side: int, **environ: str) -> tuple[float, ...]:
+    """Milliseconds between the jobs of one backlog, the median of each round."""
+    folder = bench.folder / f"{name.split(maxsplit=1)[0]}-{side}-{environ.get('JOB_CONCURRENCY')}"
+    with running(name, folder, **environ) as worker:
+        worker.run(job_of(pictures, side))
+        worker.slow(ENGINE_SECONDS / STEPS)
+        jobs = 3 if bench.quick else 7
+        return tuple(_backlog(worker, jobs, pictures, side) for _ in range(bench.rounds(3)))
+
+
+def _backlog(worker: Worker, jobs: int, pictures: int, side: int) -> float:
+    before = len(worker.posts())
+    queued = [worker.plane.submit(job_of(pictures, side), via="runsync") for _ in range(jobs)]
+    for job in queued:
+        worker.plane.wait(job, WAIT)
+    worker.plane.forget()
+    posts = sorted(worker.posts()[before:])
+    idle = [max(0.0, began - ended) for (_, ended), (began, _) in pairwise(posts)]
+    return 1000 * statistics.median(idle)
+
+
+def _lost(folder: Path, rounds: int, how: dict[str, str]) -> tuple[float]:
+    """Percent of the jobs whose caller gets neither a result nor a reason."""
+    timing = {"first_post_pause": 0.05, "longest_post_pause": 0.2}
+    with (
+        RunPodPlane(hold=HOLD) as plane,
+        running_sdk_worker(folder, plane, timing=timing, CONCURRENCY="8", **how),
+    ):
+        ids = [str(number) for number in range(rounds * len(FAULTS))]
+        for job in ids:
+            plane.fault("job-done", job=job, **FAULTS[int(job) % len(FAULTS)])
+            plane.submit({"echo": job}, id=job, policy={"executionTimeout": 10_000})
+        ended = [plane.wait(job, WAIT)["status"] for job in ids]
+    return (100 * ended.count("TIMED_OUT") / len(ended),)
+
+
+def _end(folder: Path, how: dict[str, str]) -> tuple[float]:
+    """Seconds from SIGTERM to the end of a worker that waits for a job."""
+    with (
+        RunPodPlane(hold=HOLD) as plane,
+        running_sdk_worker(folder, plane, **how) as worker,
+    ):
+        time.sleep(0.5)
+        sent = time.monotonic()
+        worker.process.send_signal(signal.SIGTERM)
+        worker.process.wait(2 * HOLD + WAIT)
+        return (time.monotonic() - sent,)

@@ -1,0 +1,157 @@
+"""The pause of the engine between two jobs, and how soon a cancelled job leaves it."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import requests
+from fakes.hosts.model_hosts import ModelHosts
+from fakes.model_files import safetensors
+from fakes.runpod_plane import RunPodPlane
+from fakes.worker_process import HANDLER, WorkerProcess, running_worker
+
+from benchmarks.sides.workers import OFFICIAL, OURS, Worker, job_of, running
+from benchmarks.suite.bench import Bench
+from benchmarks.suite.figures import Curve, Figure, Goal, in_turns
+
+TITLE = "The pause of the engine between two jobs that wait"
+ABOUT = """\
+A1111 v1.9.3 computes under a lock and encodes the answer's pictures after it has released it:
+0.15 s for a megapixel on the CPU of a real one. A worker that sends the next job after the answer
+of the last one leaves the GPU without work for that time. With `JOB_CONCURRENCY=2` this worker
+sends the next job when the last step of the running one has begun, so that it waits inside A1111.
+
+The rival is the official worker (runpod-workers/worker-a1111) with the same RunPod SDK, which
+takes one job after the other. The limit is 0. Both get a backlog of jobs of 4 pictures of 1024 x
+1024 from a control plane on this machine. The engine is the tests' A1111, which computes 0.8 s
+for a job (4 steps, then the VAE) and then encodes for 0.6 s; it notes when it computes. The pause
+is the time from the end of one job's computing to the beginning of the next one's. The share is
+the part of the time, from the first job's beginning to the last one's end, in which the engine
+computes.
+
+For the cancelled jobs, a job with a LoRA of its own is cancelled at a random moment: while the
+worker takes it, downloads the LoRA, or generates. Measured is the time until the engine computes
+nothing.
+"""
+PICTURES, STEPS = 4, 4
+STEP, DECODING, ENCODING = 0.15, 0.05, 0.15  # seconds; of the last two for each picture
+JOBS, CANCELLED = 6, 12
+LATEST = 3.0  # seconds until a job is cancelled
+AT_LEAST_IDLE = 0.5  # seconds
+
+
+def measure(bench: Bench) -> Iterator[Figure | Curve]:
+    """The pause, the share by the time of encoding, and cancelled jobs."""
+    side = 64 if bench.quick else 1024
+    with ExitStack() as stack:
+        start = lambda name, folder, **more: stack.enter_context(  # noqa: E731
+            running(name, bench.folder / folder, **more)
+        )
+        ours, other = start(OURS, "two", JOB_CONCURRENCY="2"), start(OFFICIAL, "official")
+        pauses = [functools.partial(_pause, worker, bench, side) for worker in (ours, other)]
+        found = in_turns(bench.rounds(3), *pauses)
+        goal = Goal(5.0, of="value")
+        yield Figure("pause between two jobs of 4 pictures", "ms", *found, OFFICIAL, goal)
+        one = start(OURS, "one", JOB_CONCURRENCY="1")
+        sides = {f"{OURS}, 2 jobs at once": ours, f"{OURS}, 1 job": one, OFFICIAL: other}
+        yield _curve(bench, sides, side)
+    yield _cancelled(bench)
+
+
+def _pause(worker: Worker, bench: Bench, side: int) -> float:
+    """Milliseconds between two jobs, as the median."""
+    spans = _spans(worker, 3 if bench.quick else JOBS, side, ENCODING)
+    gaps = [1000 * (after[0] - before[1]) for before, after in itertools.pairwise(spans)]
+    return statistics.median(gaps)
+
+
+def _curve(bench: Bench, sides: dict[str, Worker], side: int) -> Curve:
+    """The share of the time in which the engine computes."""
+    lines: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for encoding in (0.0, 0.6) if bench.quick else (0.0, 0.3, 0.6, 1.2):
+        for name, worker in sides.items():
+            spans = _spans(worker, 3 if bench.quick else JOBS, side, encoding / PICTURES)
+            share = sum(end - begin for begin, end in spans) / (spans[-1][1] - spans[0][0])
+            lines[name].append((encoding, round(100 * share, 1)))
+    return Curve(
+        "Busy share of the engine by the time it encodes",
+        "seconds of encoding for a job that computes 0.8 s",
+        "percent",
+        {name: tuple(points) for name, points in lines.items()},
+    )
+
+
+def _spans(worker: Worker, jobs: int, side: int, encoding: float) -> list[tuple[float, float]]:
+    """When the engine began and ended to compute each job of a backlog."""
+    faults = f"{worker.engine}/_fake/faults"
+    requests.delete(faults, timeout=5).raise_for_status()
+    slow = {"slow_steps": STEP, "slow_decoding": DECODING, "slow_encoding": encoding}
+    for name, seconds in slow.items():
+        fault = {"fault": name, "seconds": seconds, "times": -1}
+        requests.post(faults, json=fault, timeout=5).raise_for_status()
+    before = len(_log(worker))
+    job = job_of(PICTURES, side)
+    queued = [worker.plane.submit(job | {"seed": seed}) for seed in range(jobs)]
+    for one in queued:
+        done = worker.plane.wait(one, 60)
+        if done["status"] != "COMPLETED":
+            raise SystemExit(f"a job failed: {str(done)[:500]}")
+    worker.plane.forget()
+    found = [row for row in _log(worker)[before:] if row["path"].endswith("txt2img")]
+    if len(found) != jobs:
+        raise SystemExit("a job was sent again")
+    return sorted((row["began"], row["ended"]) for row in found)
+
+
+def _log(worker: Worker) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = requests.get(f"{worker.engine}/_fake/log", timeout=5).json()
+    return found
+
+
+# Cancelled jobs -----------------------------------------------------------------------------------
+
+
+def _cancelled(bench: Bench) -> Figure:
+    """Seconds until the engine computes nothing after a job was cancelled."""
+    moments = random.Random(1)  # noqa: S311 - no secret
+    busy = []
+    with (
+        ModelHosts() as hosts,
+        RunPodPlane() as plane,
+        running_worker(bench.folder / "cancel", plane, handler=HANDLER, hosts=hosts) as worker,
+    ):
+        hosts.throttle(None, ttfb=1.0)
+        worker.fault("slow_steps", seconds=0.1, times=-1)
+        for number in range(2 if bench.quick else CANCELLED):
+            data, name = safetensors(number=number), f"l{number}.safetensors"
+            model = hosts.add_model(version_id=100 + number, data=data, name=name, kind="LORA")
+            long = {"prompt": "a fox", "width": 64, "height": 64, "steps": 150}
+            job = plane.submit(long | {"loras": [model.download_url]})
+            time.sleep(moments.uniform(0, LATEST))
+            plane.cancel(job)
+            busy.append(_until_idle(worker))
+            _check_next(worker, number)
+    return Figure("engine busy after a job was cancelled", "s", tuple(busy))
+
+
+def _until_idle(worker: WorkerProcess) -> float:
+    began = idle_since = time.monotonic()
+    while time.monotonic() - idle_since < AT_LEAST_IDLE:
+        if not worker.engine_is_idle():
+            idle_since = time.monotonic()
+        time.sleep(0.01)
+    return idle_since - began
+
+
+def _check_next(worker: WorkerProcess, seed: int) -> None:
+    """The next job must get its own picture."""
+    job = {"prompt": "a fox", "width": 64, "height": 64, "steps": 1, "seed": seed}
+    done = worker.run(job)
+    if done["status"] != "COMPLETED" or done["output"]["parameters"]["seed"] != seed:
+        raise SystemExit(f"the next job is wrong: {done}")

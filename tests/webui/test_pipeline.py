@@ -1,0 +1,215 @@
+"""Two jobs at the engine at the same time; whole workers are in tests/stories/test_overlap.py."""
+
+import asyncio
+import threading
+from contextlib import suppress
+
+import pytest
+from fakes.engine_parts import Fake
+
+from worker.errors import EngineFault
+from worker.generation import ending
+from worker.generation.payload import Expected, Payload
+from worker.generation.picture_answer import PictureAnswer
+from worker.service.waiting import Turns
+from worker.stopwatch import Stopwatch
+from worker.webui.engine import Engine
+from worker.webui.timing import EngineTiming
+
+SOON = 30.0
+
+
+class Queue(Fake):
+    """An engine that computes one request after the other, and encodes outside of its lock.
+
+    Each job's prompt is its name. `computed` and `encoded` have an event for each name.
+    """
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        timing = EngineTiming(
+            restart_patience=0, stop_patience=0.2, stop_poll=0.01, end_poll=0.01, progress_every=60
+        )
+        self.engine_client = Engine(self, self, self, timing=timing)
+        self.computed = {name: threading.Event() for name in "AB"}
+        self.encoded = {name: threading.Event() for name in "AB"}
+        self.stopped, self.lock = threading.Event(), threading.Lock()
+        self.nearly_done, self.fails = threading.Event(), set()
+        self.is_running, self.done = False, []
+
+    def draw(self, _route, body, _timeout):
+        name = body["prompt"]
+        self.asked.append(f"send {name}")
+        with self.lock:
+            self.stopped.clear()
+            self.is_running = True
+            while not (self.computed[name].wait(0.005) or self.stopped.is_set()):
+                pass
+            is_whole, self.is_running = not self.stopped.is_set(), False
+            self.asked.append(f"computed {name}")
+        self.encoded[name].wait()
+        if name in self.fails:
+            self.fails.remove(name)
+            raise EngineFault("it cannot be encoded")
+        return PictureAnswer([str(is_whole)], {}, "{}", {"sd_model_name": "default"})
+
+    def progress(self, **_):
+        steps = 10 if self.nearly_done.is_set() else 1
+        state = {"job": "x" * self.is_running, "job_no": 0, "job_count": 1}
+        state |= {"sampling_step": steps, "sampling_steps": 11}
+        return {"state": state, "eta_relative": 0.01}
+
+    def interrupt(self):
+        self.asked.append("interrupt")
+        self.stopped.set()
+
+    def restart(self):
+        self.asked.append("request_restart")
+
+    async def job(self, name, turns):
+        payload = Payload({"prompt": name, "override_settings": {}}, Expected(1))
+        async with turns.next(Stopwatch(SOON)) as next_job:
+            answer = await self.engine_client.generate(
+                payload, Stopwatch(SOON), lambda _: None, next_job=next_job
+            )
+        self.done.append(name)
+        return answer.images
+
+    def of(self, *names):
+        return [one for one in self.asked if one.split()[0] in names]
+
+
+async def until(happened):
+    """Wait until the engine has been asked for something."""
+    for _ in range(int(SOON / 0.005)):
+        if happened():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def queue(tmp_path):
+    queue = Queue(tmp_path)
+    yield queue
+    for event in (*queue.computed.values(), *queue.encoded.values()):
+        event.set()
+
+
+def story(queue, tell):
+    """Start both jobs, and let `tell` go on when both have sent their requests."""
+
+    async def run():
+        turns = Turns()
+        first = asyncio.create_task(queue.job("A", turns))
+        await until(lambda: "send A" in queue.asked)
+        second = asyncio.create_task(queue.job("B", turns))
+        queue.nearly_done.set()
+        await until(lambda: "send B" in queue.asked)
+        await tell(first, second)
+
+    asyncio.run(asyncio.wait_for(run(), SOON))
+
+
+def test_the_next_job_is_sent_when_this_one_is_nearly_done(queue):
+    async def tell(first, second):
+        assert queue.asked.index("send B") > queue.asked.index("send A")
+        assert "computed A" not in queue.asked
+        for event in (*queue.computed.values(), *queue.encoded.values()):
+            event.set()
+        assert await asyncio.gather(first, second) == [["True"], ["True"]]
+        assert queue.of("interrupt") == []
+
+    story(queue, tell)
+
+
+def test_a_picture_counts_only_when_the_job_before_has_ended_well(queue):
+    async def tell(first, second):
+        for event in (*queue.computed.values(), queue.encoded["B"]):
+            event.set()
+        await until(lambda: "computed B" in queue.asked)
+        assert not second.done()
+        queue.fails.add("A")
+        queue.encoded["A"].set()
+        with pytest.raises(EngineFault):
+            await first
+        assert await second == ["True"]
+        assert queue.of("send") == ["send A", "send B", "send B"]
+
+    story(queue, tell)
+
+
+def test_a_cancelled_job_that_seemed_nearly_done_is_stopped_and_the_next_one_sent_again(queue):
+    """An extension may go on after the last step that the engine shows."""
+
+    async def tell(first, second):
+        for event in queue.encoded.values():
+            event.set()
+        first.cancel()
+        with suppress(asyncio.CancelledError):
+            await first
+        assert "interrupt" in queue.asked
+        queue.computed["B"].set()
+        assert await second == ["True"]
+        assert queue.of("send")[:3] == ["send A", "send B", "send B"]
+        assert queue.of("request_restart") == []
+
+    story(queue, tell)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_in_the_engine_stops_only_itself(queue):
+    async def tell(first, second):
+        second.cancel()
+        await asyncio.sleep(0.1)  # it could interrupt the first job meanwhile
+        assert queue.of("interrupt") == []
+        queue.computed["A"].set()
+        await asyncio.sleep(0.1)
+        assert queue.of("interrupt") == []  # the first job is not answered yet
+        queue.encoded["A"].set()
+        queue.encoded["B"].set()
+        assert await first == ["True"]
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert queue.asked[-1] in {"computed B", "interrupt"}
+
+    story(queue, tell)
+
+
+def test_a_restart_waits_until_the_pictures_of_the_job_before_are_there(queue):
+    async def run():
+        turns = Turns()
+        first = asyncio.create_task(queue.job("A", turns))
+        await until(lambda: "send A" in queue.asked)
+        queue.engine_client.files_replaced({"checkpoint"})
+        second = asyncio.create_task(queue.job("B", turns))
+        queue.nearly_done.set()
+        queue.computed["A"].set()
+        await until(lambda: "computed A" in queue.asked)
+        await asyncio.sleep(0.1)  # the second job could restart the engine meanwhile
+        assert queue.of("request_restart") == []
+        for event in (queue.computed["B"], *queue.encoded.values()):
+            event.set()
+        assert await asyncio.gather(first, second) == [["True"], ["True"]]
+        assert queue.of("request_restart") == ["request_restart"]
+        assert queue.of("send") == ["send A", "send B"]
+
+    asyncio.run(asyncio.wait_for(run(), SOON))
+
+
+@pytest.mark.parametrize(
+    ("state", "is_nearly_done"),
+    [
+        ((0, -1, 0, 0), False),  # idle, or it loads a checkpoint
+        ((0, 1, 0, 20), False),
+        ((0, 1, 18, 20), False),
+        ((0, 1, 19, 20), True),  # the last step that A1111 shows
+        ((1, 1, 0, 20), True),  # decoded
+        ((0, 2, 19, 20), False),  # another picture, or the second pass, follows
+        ((1, 2, 19, 20), True),
+        ((0, 1, 0, 1), False),  # the request before may have had one step
+    ],
+)
+def test_the_end_of_a_request_is_read_from_its_progress(state, is_nearly_done):
+    names = ("job_no", "job_count", "sampling_step", "sampling_steps")
+    answer = {"state": dict(zip(names, state, strict=True)) | {"job": "a"}, "eta_relative": 1.0}
+    assert ending.seen(answer).is_nearly_done is is_nearly_done
