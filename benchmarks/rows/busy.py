@@ -29,7 +29,7 @@ Between two jobs it must also read its LoRA folder again.
 """
 STEPS, ENCODING = 20, 0.15
 SECONDS = 2.0
-JOBS, ROUNDS = 10, 2
+JOBS, ROUNDS = 8, 2
 NUMBERS = itertools.count(1000)  # of the LoRAs: each is new
 
 

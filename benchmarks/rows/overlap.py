@@ -41,8 +41,8 @@ nothing.
 """
 PICTURES, STEPS = 4, 4
 STEP, DECODING, ENCODING = 0.15, 0.05, 0.15  # seconds; of the last two for each picture
-JOBS, CANCELLED = 6, 12
-LATEST = 3.0  # seconds until a job is cancelled
+JOBS, CANCELLED = 5, 8
+LATEST = 2.5  # seconds until a job is cancelled
 AT_LEAST_IDLE = 0.5  # seconds
 
 
@@ -74,7 +74,7 @@ def _pause(worker: Worker, bench: Bench, side: int) -> float:
 def _curve(bench: Bench, sides: dict[str, Worker], side: int) -> Curve:
     """The share of the time in which the engine computes."""
     lines: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for encoding in (0.0, 0.6) if bench.quick else (0.0, 0.3, 0.6, 1.2):
+    for encoding in (0.0, 0.6) if bench.quick else (0.0, 0.6, 1.2):
         for name, worker in sides.items():
             spans = _spans(worker, 3 if bench.quick else JOBS, side, encoding / PICTURES)
             share = sum(end - begin for begin, end in spans) / (spans[-1][1] - spans[0][0])

@@ -28,7 +28,7 @@ class Queue(Fake):
     def __init__(self, folder):
         super().__init__(folder)
         timing = EngineTiming(
-            restart_patience=0, stop_patience=0.2, stop_poll=0.01, end_poll=0.01, progress_every=60
+            restart_patience=0, stop_patience=2, stop_poll=0.01, end_poll=0.01, progress_every=60
         )
         self.engine_client = Engine(self, self, self, timing=timing)
         self.computed = {name: threading.Event() for name in "AB"}
@@ -63,9 +63,6 @@ class Queue(Fake):
         self.asked.append("interrupt")
         self.stopped.set()
 
-    def restart(self):
-        self.asked.append("request_restart")
-
     async def job(self, name, turns):
         payload = Payload({"prompt": name, "override_settings": {}}, Expected(1))
         async with turns.next(Stopwatch(SOON)) as next_job:
@@ -74,6 +71,10 @@ class Queue(Fake):
             )
         self.done.append(name)
         return answer.images
+
+    def all_done(self):
+        for event in (*self.computed.values(), *self.encoded.values()):
+            event.set()
 
     def of(self, *names):
         return [one for one in self.asked if one.split()[0] in names]
@@ -90,33 +91,38 @@ async def until(happened):
 
 @pytest.fixture
 def queue(tmp_path):
-    queue = Queue(tmp_path)
-    yield queue
-    for event in (*queue.computed.values(), *queue.encoded.values()):
-        event.set()
+    return Queue(tmp_path)
 
 
-def story(queue, tell):
-    """Start both jobs, and let `tell` go on when both have sent their requests."""
+def story(queue, tell, *, is_sent=True):
+    """Start both jobs, and let `tell` go on when the second one may send its requests.
+
+    With `is_sent`, when it has sent one.
+    """
 
     async def run():
         turns = Turns()
         first = asyncio.create_task(queue.job("A", turns))
         await until(lambda: "send A" in queue.asked)
+        if not is_sent:
+            queue.engine_client.files_replaced({"checkpoint"})
         second = asyncio.create_task(queue.job("B", turns))
         queue.nearly_done.set()
-        await until(lambda: "send B" in queue.asked)
-        await tell(first, second)
+        await until(lambda: queue.engine_client._pipeline.ending)
+        if is_sent:
+            await until(lambda: "send B" in queue.asked)
+        try:
+            await tell(first, second)
+        finally:  # or the threads would never end
+            queue.all_done()
 
     asyncio.run(asyncio.wait_for(run(), SOON))
 
 
 def test_the_next_job_is_sent_when_this_one_is_nearly_done(queue):
     async def tell(first, second):
-        assert queue.asked.index("send B") > queue.asked.index("send A")
-        assert "computed A" not in queue.asked
-        for event in (*queue.computed.values(), *queue.encoded.values()):
-            event.set()
+        assert queue.of("send", "computed") == ["send A", "send B"]
+        queue.all_done()
         assert await asyncio.gather(first, second) == [["True"], ["True"]]
         assert queue.of("interrupt") == []
 
@@ -176,24 +182,15 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_engine_stops_only_itself(
 
 
 def test_a_restart_waits_until_the_pictures_of_the_job_before_are_there(queue):
-    async def run():
-        turns = Turns()
-        first = asyncio.create_task(queue.job("A", turns))
-        await until(lambda: "send A" in queue.asked)
-        queue.engine_client.files_replaced({"checkpoint"})
-        second = asyncio.create_task(queue.job("B", turns))
-        queue.nearly_done.set()
+    async def tell(first, second):
         queue.computed["A"].set()
-        await until(lambda: "computed A" in queue.asked)
         await asyncio.sleep(0.1)  # the second job could restart the engine meanwhile
         assert queue.of("request_restart") == []
-        for event in (queue.computed["B"], *queue.encoded.values()):
-            event.set()
+        queue.all_done()
         assert await asyncio.gather(first, second) == [["True"], ["True"]]
-        assert queue.of("request_restart") == ["request_restart"]
-        assert queue.of("send") == ["send A", "send B"]
+        assert queue.of("send", "request_restart") == ["send A", "request_restart", "send B"]
 
-    asyncio.run(asyncio.wait_for(run(), SOON))
+    story(queue, tell, is_sent=False)
 
 
 @pytest.mark.parametrize(

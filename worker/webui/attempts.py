@@ -86,6 +86,7 @@ class Attempts:
                 log.info("sent again: the job before this one failed or was interrupted")
                 await slot.alone()
             except WorkerError as error:
+                slot.may_pass_on = False
                 await slot.alone()
                 error.details["attempts"] = len(failures) + 1
                 await self._recover(error, failures, work, stopwatch)

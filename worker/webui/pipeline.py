@@ -94,7 +94,6 @@ class Slot:
         Raises:
             JobTimeout: the job before had to be repeated first, and that took too long.
         """
-        self.may_pass_on = False
         if self.passed_on:
             self.passed_on = False
             self._close(well=False)  # the next job stops its request, and gives the engine back
@@ -103,7 +102,6 @@ class Slot:
         elif not await asyncio.shield(self.before):
             self._release()  # to the job before, which waits for it since it has failed
             await self.take()
-            self.may_pass_on = False
 
     async def take(self) -> None:
         """Wait until the engine can take this job's requests.
