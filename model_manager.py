@@ -149,6 +149,7 @@ class ModelManager:
     def _prepare(self, request: PictureRequest, stop: threading.Event) -> tuple[Models, bool]:
         models = self.find_models(request, stop)
         with self._lock:
+            look_again()  # another job may have held the lock, and linked its files
             is_new = self.own.show()
             named: dict[ModelFile, ModelFile] = {}
             for file in models.engine_files():

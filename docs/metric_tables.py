@@ -38,6 +38,7 @@ def measured() -> tuple[EngineHealth, ModelsHealth]:
         driver="570.86.16",
         attention="sdp",
         checkpoint="first",
+        checkpoints_limit=2,
         restarts=1,
         retiring=None,
         memory={"ram": _MEMORY, "cuda": {"system": _MEMORY}},

@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 # The engine must not use the network. huggingface_hub reads this once, at its first import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# libgomp reads this once, at torch's first import. By default its threads wait by spinning: next to
-# one other busy process, a picture on two cores took 20 s instead of 2.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# libgomp reads both once, at torch's first import. By default its threads wait by spinning for
+# milliseconds: next to one other busy process, a picture on two cores took 12 s instead of 2.
+# Threads that sleep at once make it slower on a quiet machine: a step has hundreds of operations.
+# So they spin for some 50 microseconds, and then sleep.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,19 +23,13 @@ from gateway.http.listen import listen
 from gateway.local.jobs import LocalJobs
 from gateway.local.metrics import Metrics
 from gateway.local.place import Place
-from worker.errors import WorkerEnding, WorkerError
+from worker.errors import WorkerEnding
+from worker.service.startup import Ending
 
 logger = logging.getLogger(__name__)
 
 EXIT_PORT_TAKEN = 71  # EX_OSERR of sysexits.h, as in start.sh
 EXIT_REPLACE = 75  # EX_TEMPFAIL: start this worker again
-
-
-class Ending(NamedTuple):
-    """Why the process ends."""
-
-    status: int
-    reason: WorkerError
 
 
 Boot = Callable[[], Ending | None]

@@ -479,3 +479,25 @@ def test_a_lora_with_embeddings_in_its_file_is_reported_to_the_payload(manager, 
         path.write_bytes(model_files.safetensors(model_files.LORA | more))
         for job in ({"loras": ["both"]}, {"prompt": "a fox <lora:both:1>"}):
             assert prepare(manager, **job)[0].has_bundle is expected
+
+
+def test_a_warm_job_looks_at_as_many_files_however_many_there_are(manager, folders, monkeypatch):
+    store, calls = folders[1], []
+    job = {"checkpoint": "base", "loras": ["a0"], "prompt": "<lora:a1:1>"}
+    put(store, "base.safetensors", CHECKPOINTS)
+    for number in range(2):
+        put(store, f"a{number}.safetensors")
+    for name in ("stat", "scandir", "readlink"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, r=real, **more: calls.append(a) or r(*a, **more))
+    counts = set()
+    for more in (0, 30):
+        for number in range(more):
+            put(store, f"b{number}.safetensors")
+        for folder in (*folders, *(p for one in folders for p in one.rglob("*") if p.is_dir())):
+            os.utime(folder, (1e9 + more, 1e9 + more))
+        for _ in range(2):
+            calls.clear()
+            manager.release(prepare(manager, **job)[0])
+        counts.add(len(calls))
+    assert len(counts) == 1

@@ -11,7 +11,7 @@ import psutil
 
 from benchmarks.gpu_proof.worker_process import WorkerProcess
 
-SAMPLE_SECONDS = 0.25
+SAMPLE_SECONDS = 0.5  # looking for the processes takes some milliseconds
 # nvidia-smi prints a line of MiB for the GPU, again and again. It disturbs no engine.
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms")
 STOP_SECONDS = 5.0
@@ -74,8 +74,7 @@ class Memory:
         while not self._stop.wait(SAMPLE_SECONDS):
             for name, process in (self.worker.processes() if self.worker else {}).items():
                 with suppress(psutil.Error):  # it has just ended
-                    family = [process, *process.children(recursive=True)]
-                    self._note(name, sum(one.memory_info().rss for one in family))
+                    self._note(name, process.memory_info().rss)
 
     def _read_gpu(self, lines: Iterable[str]) -> None:
         for line in lines:

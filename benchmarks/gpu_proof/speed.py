@@ -56,9 +56,7 @@ def measure_speed(context: Context, family: str, batch: int) -> Outcome:
     )
     size = context.size(family)
     name = f"{family}, {size}x{size}, batch {batch}, {context.attention}"
-    reason = (
-        f"It is the difference of jobs of {FEW_STEPS} and {steps} steps, so noise counts fully."
-    )
+    reason = f"The difference of jobs of {FEW_STEPS} and {steps} steps: noise counts fully."
     figure = Figure(name, "it/s", ours, others, ALONE, Goal(0.97, at_least=True), reason)
     details = {
         "steps": steps,

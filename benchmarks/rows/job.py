@@ -28,6 +28,11 @@ Most of the rival's time goes into the pictures' text: parsed once, written as a
 the engine's answer and sent as they are; they are read once, to check that they are base64.
 """
 JOBS, ROUNDS = 3, 5
+LARGER = (
+    "Of the rival's memory, 51 MB are the imports of the RunPod SDK. This worker leaves out 17 MB"
+    " of them, and adds 24 MB for its own modules (a third of them are the types of all tasks'"
+    " fields), 5 MB for pydantic, and 13 MB for numpy and Pillow where a part of it imports them."
+)
 CURVE = (1, 2, 4, 8)
 
 
@@ -50,7 +55,8 @@ def measure(bench: Bench) -> Iterator[Figure | Curve]:
             if figure.goal:
                 yield figure
         yield _curve("CPU time of a warm job", "pictures of 1024 x 1024", "ms", lines)
-        yield Figure("memory before the first job", "MB", *rest, OFFICIAL, Goal(1.0))
+        name = "memory before the first job"
+        yield Figure(name, "MB", *rest, OFFICIAL, Goal(1.0), why_missed=LARGER)
         yield from _memory(bench, ours, other, side)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from benchmarks.gpu.random_models import tensors_of, write_checkpoint
+from benchmarks.gpu_proof.random_models import tensors_of, write_checkpoint
 from benchmarks.sides import slow_volume
 from benchmarks.suite.bench import Bench
 from benchmarks.suite.figures import Curve, Figure, Goal, in_turns

@@ -107,9 +107,10 @@ def mounted(source: Path, mount: Path, rate: float) -> Iterator[None]:
 def main() -> None:
     """Serve one folder until it is unmounted."""
     source, mount, rate = sys.argv[1:]
-    fuse = importlib.import_module("mfusepy")
+    import mfusepy
+
     folder = SlowFolder(Path(source), float(rate))
-    fuse.FUSE(folder, mount, foreground=True, ro=True, kernel_cache=True)
+    mfusepy.FUSE(folder, mount, foreground=True, ro=True, kernel_cache=True)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from benchmarks.suite.results import Results
 DOCS = machine.PROJECT / "docs"
 # The modules of benchmarks/rows, in the order of the page.
 ROWS = (
-    *("job", "gap", "overlap", "busy", "start", "checkpoints", "volume", "download", "prepare"),
-    *("merge", "embedded", "pictures"),
+    *("job", "gap", "overlap", "busy", "start", "checkpoints", "volume", "download", "workers"),
+    *("prepare", "merge", "embedded", "pictures"),
 )
 
 

@@ -67,6 +67,7 @@ def _gets(engine: Engine) -> dict[str, Endpoint]:
         ],
         "/extensions": describe_nothing,
         "/script-info": describe_nothing,
+        "/worker-parts": lambda: ["checkpoints kept apart", "no copies of weights"],
         "/scripts": lambda: {"txt2img": [], "img2img": []},
     }
 

@@ -141,6 +141,10 @@ def _move(pipe: Any, device: str) -> None:  # noqa: ANN401 - diffusers
 def apply(placement: Placement, pipe: Any) -> None:  # noqa: ANN401 - diffusers
     """Place a pipeline that was just read and already has the placement's `dtype`."""
     pipe.vae.to(placement.vae_dtype)
+    if placement.device == "cpu":
+        # oneDNN would otherwise reorder the weights and the inputs of each convolution, each time
+        for network in (pipe.unet, pipe.vae):
+            network.to(memory_format=torch.channels_last)
     if placement.tiled_vae:
         pipe.vae.enable_tiling()
     if placement.sliced_attention:

@@ -94,7 +94,9 @@ def exchange(vae: Any, path: Path, dtype: torch.dtype) -> ExitStack:  # noqa: AN
     until = ExitStack()
     for name, parameter in vae.named_parameters():
         until.callback(_put_back, parameter, parameter.data)
-        parameter.data = state[name].to(parameter.device)
+        given = state[name]
+        # in the same memory format: another one would change the last bits of a picture
+        parameter.data = torch.empty_like(parameter.data, dtype=given.dtype).copy_(given)
     return until
 
 

@@ -8,12 +8,14 @@ from worker.config.webui_config import (
     OF_EXTENSIONS,
     OVERRIDABLE,
     RELIED_ON,
+    own_checkpoints_limit,
     set_checkpoint,
     write,
 )
 from worker.job.img2img import Img2ImgOptions
 
 EXTENSIONS = OF_EXTENSIONS | {"ad_extra_models_dir": "", "control_net_modules_path": ""}
+DECIDED = {"sd_checkpoints_limit": 1, "checkpoints_limit_by_worker": True}
 
 
 def written(folder, checkpoint=None, pickles=None):
@@ -27,13 +29,33 @@ def test_every_setting_that_a_job_can_override_has_a1111s_default(tmp_path):
     assert OVERRIDABLE.items() <= recorded("get_options").items()
     assert set(RELIED_ON) <= set(recorded("get_options"))
     new = written(tmp_path / "webui", checkpoint="x")
-    assert new == OVERRIDABLE | RELIED_ON | EXTENSIONS | {"sd_model_checkpoint": "x"}
+    assert new == OVERRIDABLE | RELIED_ON | EXTENSIONS | DECIDED | {"sd_model_checkpoint": "x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        (None, None),
+        ("[]", None),
+        ("{", None),
+        ({"sd_checkpoints_limit": 3}, 3),
+        (DECIDED | {"sd_checkpoints_limit": 4}, None),  # A1111 saved what the worker has set
+    ],
+)
+def test_only_the_operators_own_limit_of_checkpoints_is_kept(tmp_path, given, own):
+    if given is not None:
+        text = given if isinstance(given, str) else json.dumps(given)
+        (tmp_path / "config.json").write_text(text)
+    assert own_checkpoints_limit(tmp_path) == own
+    after = written(tmp_path)
+    assert after["sd_checkpoints_limit"] == (own or 1)
+    assert own_checkpoints_limit(tmp_path) == own
 
 
 def test_the_operators_own_values_are_kept_unless_the_worker_depends_on_them(tmp_path):
     own = {"CLIP_stop_at_last_layers": 2, "sd_model_checkpoint": "x", "samples_format": "jpg"}
     (tmp_path / "config.json").write_text(json.dumps(own))
-    expected = OVERRIDABLE | own | RELIED_ON | EXTENSIONS
+    expected = OVERRIDABLE | own | RELIED_ON | EXTENSIONS | DECIDED
     assert written(tmp_path, checkpoint="y") == expected
     assert expected["samples_format"] == "png"
 

@@ -178,6 +178,50 @@ class ScriptRunner:
                 report(error)
 
 
+class Embeddings:
+    """The embeddings' shape is that of the model for which they were read."""
+
+    def __init__(self):
+        self.expected_shape, self.reads = -1, 0
+
+    def get_expected_shape(self):
+        return sd_models.model_data.sd_model.width
+
+    def load_textual_inversion_embeddings(self, force_reload=False):
+        self.expected_shape = self.get_expected_shape()
+        self.reads += force_reload
+
+
+class StableDiffusionModelHijack:
+    layers = clip = None
+    circular_enabled = False
+
+    def __init__(self):
+        self.embedding_db = Embeddings()
+
+    def hijack(self, m):
+        self.clip = m.cond_stage_model
+        self.layers = list(m.modules())
+
+    def apply_circular(self, enable):
+        if self.circular_enabled == enable:
+            return
+        self.circular_enabled = enable
+        for layer in [layer for layer in self.layers if type(layer) is torch.nn.Conv2d]:
+            layer.padding_mode = "circular" if enable else "zeros"
+
+
+class SdModelData:
+    def __init__(self):
+        self.sd_model, self.loaded_sd_models, self.was_loaded_at_least_once = None, [], False
+
+    def set_sd_model(self, v, already_loaded=False):
+        self.sd_model = v
+        if v not in self.loaded_sd_models:
+            self.loaded_sd_models.insert(0, v)
+
+
+sd_models = types.SimpleNamespace()
 devices = networks = safe = types.SimpleNamespace()
 
 
@@ -203,6 +247,8 @@ def a1111(monkeypatch):
         "ldm": module(f"ldm.{openaimodel}", timestep_embedding=timestep_embedding),
         "sgm": module(f"sgm.{openaimodel}", timestep_embedding=timestep_embedding),
         "networks": module("networks", loaded_networks=[]),
+        "sd_models": module("modules.sd_models"),
+        "sd_hijack": module("modules.sd_hijack"),
     }
     made["devices"].test_for_nans = test_for_nans
     made["networks"].network_apply_weights = network_apply_weights
@@ -214,10 +260,14 @@ def a1111(monkeypatch):
         ("diffusion", DiffusionEngine),
         ("safe", RestrictedUnpickler),
         ("scripts", ScriptRunner),
+        ("sd_models", SdModelData),
+        ("sd_hijack", StableDiffusionModelHijack),
     ):
         setattr(made[room], original.__name__, type(original.__name__, (original,), {}))
+    made["sd_models"].model_data = made["sd_models"].SdModelData()
+    made["sd_hijack"].model_hijack = made["sd_hijack"].StableDiffusionModelHijack()
     for one in made.values():
         monkeypatch.setitem(sys.modules, one.__name__, one)
-    for name in ("devices", "networks", "safe"):
+    for name in ("devices", "networks", "safe", "sd_models"):
         monkeypatch.setitem(globals(), name, made[name])
     return types.SimpleNamespace(**made)

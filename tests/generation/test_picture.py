@@ -1,5 +1,7 @@
 import base64
 import io
+import random
+from contextlib import suppress
 
 import piexif
 import piexif.helper
@@ -9,6 +11,7 @@ from PIL import Image
 
 from worker.errors import DeliveryFailed
 from worker.generation.picture import from_engine, thumbnail
+from worker.images.base64_text import decoded_size, is_base64
 from worker.images.metadata import infotext_of
 
 TEXTS = [
@@ -115,6 +118,40 @@ def test_a_picture_that_cannot_be_converted_is_an_error(image, form, message):
     with pytest.raises(DeliveryFailed, match=message) as raised:
         from_engine(image, form)
     assert "BytesIO" not in str(raised.value)
+
+
+def is_decoded(text):
+    with suppress(ValueError):
+        return base64.b64decode(text, validate=True) is not None
+    return False
+
+
+def test_base64_is_known_without_decoding_it():
+    chance = random.Random(1)
+    for length in range(60):
+        text = in_base64(chance.randbytes(length))
+        spoiled = list(text)
+        for _ in range(chance.randrange(3)):
+            at, odd = chance.randrange(len(text) + 1), chance.choice("=-_ \n.\u72d0A")
+            spoiled[at : at + chance.randrange(2)] = odd
+        spoiled = "".join(spoiled)
+        assert is_base64(text)
+        assert decoded_size(text) == length
+        assert is_base64(spoiled) == is_decoded(spoiled), spoiled
+
+
+def test_a_png_of_the_engine_is_not_decoded(monkeypatch):
+    image = from_a1111(width=512, height=512)
+    decoded = []
+    real = base64.b64decode
+    monkeypatch.setattr(base64, "b64decode", lambda text: decoded.append(len(text)) or real(text))
+
+    picture = from_engine(image)
+
+    assert picture.base64() is image
+    assert picture.size == len(real(image))
+    assert max(decoded) <= 32  # its header
+    assert picture.data == real(image)
 
 
 def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape():

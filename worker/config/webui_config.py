@@ -68,6 +68,10 @@ RELIED_ON: dict[str, Any] = {
     "upscaling_max_images_in_cache": 0,
 }
 
+# A1111 saves each limit that the worker sets, so the file notes that it is not the operator's own.
+LIMIT = "sd_checkpoints_limit"
+DECIDED = "checkpoints_limit_by_worker"
+
 # The same of ControlNet and ADetailer; without the extensions these have no effect.
 OF_EXTENSIONS: dict[str, Any] = {
     "control_net_unit_count": 3,
@@ -88,6 +92,18 @@ def checkpoint(webui_dir: Path) -> str | None:
     if not isinstance(title, str):
         return None
     return title.rpartition(" [")[0] if title.endswith("]") else title  # without a title's hash
+
+
+def own_checkpoints_limit(webui_dir: Path) -> int | None:
+    """The operator's own `sd_checkpoints_limit` in config.json; None if it has none."""
+    try:
+        options = json.loads(read_small(webui_dir / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(options, dict) or options.get(DECIDED):
+        return None
+    limit = options.get(LIMIT)
+    return limit if isinstance(limit, int) else None
 
 
 def write(
@@ -111,6 +127,8 @@ def write(
         "control_net_modules_path": _made(pickles("annotators")) if pickles else "",
     }
     options = {**first, **OVERRIDABLE, **_read(path), **RELIED_ON, **extensions}
+    if LIMIT not in options or options.get(DECIDED):
+        options |= {LIMIT: 1, DECIDED: True}
     write_atomically(path, json.dumps(options, indent=4))
     for left in unfinished_writes(path):
         left.unlink(missing_ok=True)

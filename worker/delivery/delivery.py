@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from worker import cores
 from worker.config.bucket_address import BucketAccess
 from worker.delivery.bucket import Bucket
 from worker.delivery.early import EarlyPictures
@@ -49,6 +50,7 @@ from worker.shown import shown
 QUALITIES = (90, 80, 70, 60, 50, 40, 30)  # of smaller pictures, tried in this order
 # Bytes kept free for what is added after the size is measured: the last timings, a warning.
 RESERVE = 1000
+_MOST_CONVERSIONS = 8  # at once
 
 _TOO_LARGE = (
     'Ask for fewer pictures in one job, for `output.format` "webp" or "jpeg", or permit'
@@ -255,12 +257,12 @@ class Delivery:
         pictures: Sequence[Picture] = early.pictures
         try:
             if len(pictures) < len(generated.images):
-                pictures = self._converted(generated.images, output)
+                pictures = _converted(generated.images, output.format, output.quality)
             grids = int(generated.facts.get("index_of_first_image") or 0)
             finished = _Finished(job_id, output, generated.images, pictures, grids, answer, early)
             delivered, pictures = self._try_methods(finished)
         except (DeliveryFailed, ResultTooLarge) as error:
-            originals = pictures or [from_engine(image) for image in generated.images]
+            originals = pictures or _converted(generated.images, "png", None)
             self._output_dir.keep(error, originals, job_id)
             raise
         for warning in delivered["warnings"][len(answer["warnings"]) :]:
@@ -352,8 +354,7 @@ class Delivery:
         current = 101 if output.format == "png" else output.quality or DEFAULT_QUALITY
         last = failures[-1]
         for quality in (one for one in QUALITIES if one < current):
-            convert = partial(from_engine, format_=format_, quality=quality)
-            pictures = self._for_all(convert, finished.originals)
+            pictures = _converted(finished.originals, format_, quality)
             images = [picture.base64() for picture in pictures]
             answer = finished.answer_with("base64", images, pictures, failures)
             try:
@@ -378,16 +379,27 @@ class Delivery:
             **details,
         )
 
-    def _converted(self, images: Sequence[str], output: Output) -> list[Picture]:
-        if output.format == "png":  # as the engine made them: a thread would cost more than it does
-            return [from_engine(image) for image in images]
-        convert = partial(from_engine, format_=output.format, quality=output.quality)
-        return self._for_all(convert, images)
-
     def _for_all(self, work: Callable[..., _R], *items: Iterable[_T]) -> list[_R]:
-        """Call the function for each picture, several at once; raises the first error."""
-        with ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="delivery") as pool:
-            return list(pool.map(work, *items))
+        """Upload each picture, several at once; raises the first error."""
+        return _in_threads(self._limits.at_once, work, *items)
+
+
+def _converted(
+    images: Sequence[str], format_: ImageFormat, quality: int | None
+) -> Sequence[Picture]:
+    """Convert each picture, one for each core at once; raises the first error.
+
+    Pillow computes without Python's lock. The limit is on memory: it grows with the threads.
+    """
+    if format_ == "png":  # as the engine made them: a thread would cost more than it does
+        return [from_engine(image) for image in images]
+    convert = partial(from_engine, format_=format_, quality=quality)
+    return _in_threads(min(cores.usable(), _MOST_CONVERSIONS), convert, images)
+
+
+def _in_threads(threads: int, work: Callable[..., _R], *items: Iterable[_T]) -> list[_R]:
+    with ThreadPoolExecutor(threads, thread_name_prefix="delivery") as pool:
+        return list(pool.map(work, *items))
 
 
 def _key(job_id: str, place: int, picture: Picture) -> str:

@@ -13,7 +13,7 @@ class UploadLimits:
     """For uploads to a bucket or to a job's own URLs.
 
     Attributes:
-        at_once: uploads or conversions of one job.
+        at_once: uploads of one job.
         attempts: for each file.
         seconds: for one file to a host that a job names, all attempts together: such a host may
             send one byte from time to time.

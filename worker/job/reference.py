@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 from worker.errors import InvalidInput
 from worker.formats.names import Kind
@@ -123,6 +124,7 @@ def _is_local(name: str) -> bool:
     return len(parts) == 1 or (len(name) <= _MAX_PATH and not _OF_URLS.search(name))
 
 
+@lru_cache(maxsize=1024)
 def reference_from_fields(
     *,
     url: str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from worker.config.ports import is_answered
 from worker.config.preflight import introduction, warnings
@@ -16,6 +17,13 @@ log = logging.getLogger(__name__)
 
 # Gets two events: the first is set when it should stop, the second when the engine has booted.
 Background = Callable[[threading.Event, threading.Event], object]
+
+
+class Ending(NamedTuple):
+    """Why the process ends."""
+
+    status: int
+    reason: WorkerError
 
 
 def advise(settings: Settings) -> None:

@@ -37,6 +37,10 @@ class EngineHealth(AnswerPart):
         " of `WEBUI_ARGS` that chooses another; null if start.sh has not started it."
     )
     checkpoint: str | None = Field(description="The checkpoint of its last picture.")
+    checkpoints_limit: int | None = Field(
+        description="How many checkpoints it keeps in memory, the last used ones; null if the"
+        " worker does not decide it."
+    )
     restarts: int = Field(description="Number of its restarts.")
     retiring: str | None = Field(description="Why this worker asks to be replaced, if it does.")
     memory: dict[str, Any] | None = Field(description="RAM and GPU memory as A1111 reports them.")

@@ -39,7 +39,7 @@ _BROUGHT = {"init_images", "mask", "latent_mask"}
 
 # Texts in an answer with status 500 -> the fault; checked in this order (measured on v1.9.3).
 _FAULTS: tuple[tuple[type[WorkerError], tuple[str, ...]], ...] = (
-    (OutOfMemory, ("outofmemoryerror", "out of memory")),
+    (OutOfMemory, ("outofmemoryerror", "out of memory", "can't allocate memory")),
     (
         CacheDamaged,
         (

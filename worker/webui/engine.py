@@ -35,6 +35,7 @@ from worker.generation.payload import (
 from worker.generation.picture_answer import PictureAnswer
 from worker.stopwatch import Stopwatch
 from worker.webui.attempts import Attempts, Work
+from worker.webui.checkpoint_memory import CheckpointMemory
 from worker.webui.client import WebUI
 from worker.webui.engine_state import Conditioning, Embeddings, Event, Folders, Loaded, Options
 from worker.webui.lifecycle import Lifecycle
@@ -93,12 +94,13 @@ class Engine:
         supervisor: Supervisor,
         readiness: Readiness,
         memory_growth: MemoryGrowth | None = None,
+        memory: CheckpointMemory | None = None,
         *,
         timing: EngineTiming = DEFAULT_TIMING,
     ) -> None:
         self._webui = webui
         self._memory_growth = memory_growth
-        self._lifecycle = Lifecycle(webui, supervisor, readiness, timing)
+        self._lifecycle = Lifecycle(webui, supervisor, readiness, timing, memory)
         self._runner = Runner(webui, self._lifecycle, timing)
         self._attempts = Attempts(self._lifecycle, readiness, self._runner, timing)
         self._pipeline = Pipeline()
@@ -126,6 +128,8 @@ class Engine:
 
     def has_in_memory(self, checkpoint: str) -> bool:
         """Whether the engine can use this checkpoint without reading its file."""
+        if self._lifecycle.memory:
+            return checkpoint in self._lifecycle.memory.kept
         return checkpoint == (self._checkpoint or self.default_checkpoint)
 
     @property
@@ -155,6 +159,7 @@ class Engine:
             "state": self._lifecycle.process().state,
             "ready": self._lifecycle.is_proven() and bool(memory),
             "checkpoint": self._checkpoint,
+            "checkpoints_limit": self._lifecycle.memory and self._lifecycle.memory.limit,
             "restarts": self._lifecycle.restarts,
             "retiring": self.retiring or None,
             "memory": memory or None,
@@ -177,7 +182,10 @@ class Engine:
             kinds: what the files are. A LoRA or an embedding costs a small picture, a checkpoint or
                 a VAE a restart; each before the next job.
         """
-        if kinds & {"checkpoint", "vae"}:
+        # Of a kept checkpoint, A1111 would go on with the weights that the old LoRA has changed.
+        memory = self._lifecycle.memory
+        is_kept = "lora" in kinds and memory is not None and len(memory.kept) > 1
+        if kinds & {"checkpoint", "vae"} or is_kept:
             self._lifecycle.report(Event.CHECKPOINT_REPLACED)
         if kinds & {"lora", "embedding"}:
             self._lifecycle.report(Event.LORA_REPLACED)
@@ -329,6 +337,9 @@ class Engine:
         payload = job.payload
         job.is_switching = self._switches(payload)
         self._note_padding(payload)
+        checkpoints = self._checkpoints_of(payload)
+        if self._lifecycle.memory:
+            await asyncio.to_thread(self._lifecycle.make_room, checkpoints)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
             await self._post(job, "txt2img", throwaway(payload.body))
@@ -344,6 +355,8 @@ class Engine:
         if has_script(payload.body):
             self._lifecycle.report(Event.SCRIPT_USED)
         answer = await self._post(job, payload.route, payload.body, job.next_of_simple())
+        if self._lifecycle.memory:
+            self._lifecycle.memory.after(checkpoints)
         made = answer.facts.get("sd_model_name")
         # A script's facts are those of its first picture. A job that has passed the engine on did
         # not switch, and the next job may have noted a switch of its own.
@@ -371,6 +384,13 @@ class Engine:
         """A job that names none goes back to the default ones, as each first picture does."""
         expected = payload.expected
         return expected.checkpoint or self._lifecycle.default_checkpoint, expected.vae
+
+    def _checkpoints_of(self, payload: Payload) -> list[str]:
+        """The names of the checkpoints that a job uses, in the order of their use."""
+        first = payload.expected.checkpoint or self._lifecycle.default_checkpoint
+        others = (payload.body.get(name) for name in ("hr_checkpoint_name", "refiner_checkpoint"))
+        names = [first, *others]
+        return list(dict.fromkeys(name for name in names if name and isinstance(name, str)))
 
     def _note_padding(self, payload: Payload) -> None:
         """Note whether the prompts are cut into chunks otherwise than those of the last picture."""
@@ -411,5 +431,6 @@ class Engine:
         with suppress(WorkerError):  # the picture exists already: this check must not lose it
             used = await asyncio.to_thread(self._webui.ram_used)
             process = self._lifecycle.process().pid
-            if grown := self._memory_growth.after_switch(process, round(used)):
+            kept = len(self._lifecycle.memory.kept) if self._lifecycle.memory else 1
+            if grown := self._memory_growth.after_switch(process, round(used), kept):
                 self._lifecycle.retire(grown)

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -17,9 +18,10 @@ from worker.config.webui_config import OVERRIDABLE
 from worker.errors import CacheDamaged, EngineFault, EngineNotReady, EnginePoisoned, WorkerError
 from worker.generation.catalog import Catalog
 from worker.generation.payload import LIVE_PREVIEWS
+from worker.webui.checkpoint_memory import OPTION, CheckpointMemory
 from worker.webui.client import WebUI
 from worker.webui.engine_state import EngineState, Event, Process
-from worker.webui.readiness import Readiness
+from worker.webui.readiness import Readiness, Ready
 from worker.webui.supervisor import EngineProcess, Reason, Supervisor
 from worker.webui.timing import EngineTiming
 
@@ -37,22 +39,30 @@ class Lifecycle:
         retiring: why only a new worker can help; empty while this one is good.
         restarts: how often a new process took the place of a proven one.
         default_checkpoint: the one of the last first picture; of jobs that name none.
+        memory: decides how many checkpoints the engine keeps; None: its own option is left alone.
         first_pictures: how many were made; the models that were loaded before are not any more.
     """
 
     def __init__(
-        self, webui: WebUI, supervisor: Supervisor, readiness: Readiness, timing: EngineTiming
+        self,
+        webui: WebUI,
+        supervisor: Supervisor,
+        readiness: Readiness,
+        timing: EngineTiming,
+        memory: CheckpointMemory | None = None,
     ) -> None:
         self.catalog = Catalog({}, {})
         self.retiring = ""
         self.restarts = 0
         self.default_checkpoint: str | None = None
         self.first_pictures = 0
+        self.memory = memory
         self._webui = webui
         self._supervisor = supervisor
         self._readiness = readiness
         self._timing = timing
         self._boot_timeout = 0.0
+        self._restart_is_ours = False  # the process that comes next was asked for
         self._options: dict[str, Any] = {}  # of the engine when it had made its first picture
         self._proving = threading.Lock()  # held while a first picture is made
         self._lock = threading.Lock()  # held briefly, to change the two below
@@ -68,6 +78,8 @@ class Lifecycle:
         """Enter the state that follows this event; from any thread."""
         with self._lock:
             self._state = self._state.after(event)
+            if event is Event.OUT_OF_MEMORY and self.memory and self.memory.on_cpu:
+                self.memory.ran_out()  # on a GPU, only one checkpoint is in its memory
             return self._state
 
     def retire(self, reason: str) -> None:
@@ -142,6 +154,7 @@ class Lifecycle:
             self.default_checkpoint = ready.checkpoint
             self.first_pictures += 1
             if ready.process != self._proven or not self._options:
+                self._decide_memory(ready)
                 with suppress(WorkerError):  # a picture does not depend on them
                     self._options = self._webui.options()
             with self._lock:
@@ -151,6 +164,36 @@ class Lifecycle:
             log.info("ready: the first picture was made after %.1f s", ready.seconds)
         finally:
             self._proving.release()
+
+    def _decide_memory(self, ready: Ready) -> None:
+        """Decide how many checkpoints this new process keeps; it has loaded only its default."""
+        if self.memory is None:
+            return
+        if self._proven is not None and not self._restart_is_ours:
+            self.memory.ran_out()  # perhaps: a killed process does not say why
+        self._restart_is_ours = False
+        self.memory.begin(ready.checkpoint, self._listed_parts())
+        self.apply_memory()
+
+    def _listed_parts(self) -> list[str]:
+        """What the engine says that it can do beyond A1111."""
+        with suppress(WorkerError, TypeError):  # 404 of an A1111 without the worker's extension
+            return [str(part) for part in self._webui.get("worker-parts")]
+        return []
+
+    def apply_memory(self) -> None:
+        """Set the engine's option to the limit, unless it has that value."""
+        if self.memory is None:
+            return
+        with suppress(WorkerError):  # the engine keeps its limit; a picture does not depend on it
+            if self._webui.options().get(OPTION) != self.memory.limit:
+                self._webui.set_options({OPTION: self.memory.limit})
+            self._options |= {OPTION: self.memory.limit}
+
+    def make_room(self, checkpoints: Collection[str]) -> None:
+        """Lower the limit if these checkpoints, which the next picture needs, do not fit."""
+        if self.memory and self.memory.before(checkpoints):
+            self.apply_memory()
 
     def restore_options(self) -> None:
         """Set the options back that a script has changed, and not restored.
@@ -183,6 +226,7 @@ class Lifecycle:
     def request_restart(self, reason: Reason) -> None:
         """Ask start.sh for a new process; the next job waits for its first picture."""
         self.report(Event.RESTART_REQUESTED)
+        self._restart_is_ours = True
         if self._supervisor.can_restart:
             self._supervisor.request_restart(reason)
         else:

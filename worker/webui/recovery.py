@@ -139,7 +139,8 @@ def _is_left_poisoned(
 class MemoryGrowth:
     """Watches how the engine's memory grows with each checkpoint switch.
 
-    Growth counts from the least memory that the same process had after a switch.
+    Growth counts from the least memory that the same process had after a switch, with as many
+    checkpoints in memory.
 
     Args:
         limit: bytes of growth at which the worker is to be replaced.
@@ -147,22 +148,23 @@ class MemoryGrowth:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._process: int | None = None
+        self._process: tuple[int | None, int] = (None, 1)
         self._least = 0
         self._switches = 0
 
-    def after_switch(self, process: int | None, used: int) -> str | None:
+    def after_switch(self, process: int | None, used: int, kept: int = 1) -> str | None:
         """Note the memory after a switch.
 
         Args:
             process: the engine's process id.
             used: its memory in bytes.
+            kept: how many checkpoints it has in memory.
 
         Returns:
             The reason to replace the worker; None while the growth is within the limit.
         """
-        if process != self._process or not self._switches:
-            self._process, self._least, self._switches = process, used, 0
+        if (process, kept) != self._process or not self._switches:
+            self._process, self._least, self._switches = (process, kept), used, 0
         self._switches += 1
         self._least = min(self._least, used)
         growth = used - self._least

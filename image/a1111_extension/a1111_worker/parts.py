@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from a1111_worker import lora, pickles, requests_log, sampling, script_errors, unet
+from a1111_worker import (
+    kept_checkpoints,
+    lora,
+    pickles,
+    requests_log,
+    sampling,
+    script_errors,
+    unet,
+)
 from a1111_worker.expect import NotAsExpected
 
 
@@ -21,10 +29,17 @@ class Part:
     modules: tuple[str, ...]
 
 
+# The worker asks for this part before it lets A1111 keep several checkpoints.
+KEEPS_APART = "checkpoints kept apart"
 ALWAYS = [
     Part("errors of extensions in the infotext", script_errors.note_errors, ("modules.scripts",)),
     Part("members of new pickle files", pickles.allow_new_members, ("modules.safe",)),
     Part("numpy 2's names in pickle files", pickles.allow_new_names, ("modules.safe",)),
+    Part(
+        KEEPS_APART,
+        kept_checkpoints.keep_apart,
+        ("modules.sd_models", "modules.sd_hijack"),
+    ),
     Part("no line for each request", requests_log.log_no_requests, ("uvicorn.config",)),
 ]
 SPEEDUPS = [
@@ -57,6 +72,7 @@ SPEEDUPS = [
 CHECKPOINTING = "no gradient checkpointing"
 
 _OFF = {"0", "false", "no", "off", "n", "f"}  # what pydantic reads as false in other settings
+_made_parts: list[str] = []
 _asked: set[str] = set()  # each part once, also if A1111 loads its extensions again
 
 
@@ -91,7 +107,13 @@ def switch_on(environ: Mapping[str, str]) -> list[str]:
     else:
         log.info("A1111_SPEEDUPS=false: no speed part is on")
     log.info("on: %s", ", ".join(made))
+    _made_parts.extend(made)
     return made
+
+
+def add_route(_demo: Any, app: Any) -> None:
+    """A1111 calls this with its FastAPI app: the worker can ask which parts are on."""
+    app.add_api_route("/sdapi/v1/worker-parts", lambda: _made_parts, methods=["GET"])
 
 
 def _made(part: Part) -> bool:

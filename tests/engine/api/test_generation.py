@@ -69,10 +69,18 @@ def test_default_checkpoint(start, configured, expected):
 
 
 @pytest.mark.parametrize(
-    ("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+    ("given", "policy", "spins"),
+    [
+        ({}, "passive", "1000"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "None"),
+        ({"GOMP_SPINCOUNT": "5"}, "passive", "5"),
+    ],
 )
-def test_wait_policy_is_passive_unless_set_and_set_before_torch_is_loaded(given, policy):
-    code = "import engine, sys, os; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+def test_threads_spin_shortly_unless_set_and_set_before_torch_is_loaded(given, policy, spins):
+    code = (
+        "import engine, sys, os; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'],"
+        " os.environ.get('GOMP_SPINCOUNT'))"
+    )
     environ = {"PATH": os.environ["PATH"]} | given
     done = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, env=environ, text=True)
-    assert done.split() == ["False", policy]
+    assert done.split() == ["False", policy, spins]

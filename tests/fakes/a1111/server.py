@@ -69,6 +69,8 @@ class Routes:
         gets["memory"] = lambda: memory
         gets |= {name: lambda n=name: recorded(f"get_{n}") for name in STATIC_ROUTES}
         gets["scripts"] = _scripts
+        if parts := os.getenv("FAKE_A1111_PARTS"):  # of the worker's extension
+            gets["worker-parts"] = lambda: parts.split(",")
         posts: dict[str, Callable[..., Any]] = {
             "txt2img": self.draws("txt2img"),
             "img2img": self.draws("img2img"),

@@ -67,6 +67,7 @@ class LoadedModel:
         self._faults = faults
         self.has_half_a_vae = False  # after one that did not load; until another checkpoint
         self.current: Checkpoint | None = None
+        self._kept: list[Checkpoint] = []  # with the content that they had; the last used one last
         self.broken = False  # the model object is gone for good
         self._stranded = False  # the old model was unloaded for a new one that could not be read
         self._lock = threading.Lock()
@@ -89,6 +90,12 @@ class LoadedModel:
         if self._faults.take("checkpoint_load_fails", name=checkpoint.path.stem):
             raise engine_error("RuntimeError", MISMATCH_TEXT)
         self.checkpoints.read(checkpoint)
+        self._use(checkpoint)
+
+    def _use(self, checkpoint: Checkpoint) -> None:
+        """Have it on the GPU, and keep as many as the option says."""
+        others = [one for one in self._kept if one.path != checkpoint.path]
+        self._kept = [*others, checkpoint][-self.options.get("sd_checkpoints_limit") :]
         self.has_half_a_vae = False
         self.current, self._stranded = checkpoint, False
         title, sha256 = checkpoint.title, checkpoint.sha256
@@ -110,6 +117,11 @@ class LoadedModel:
         if self.broken:
             raise engine_error("AttributeError", LOWVRAM_TEXT)
         if self.current is None or self.current.path != selected.path:
+            # A1111 compares paths: a file that was replaced is not read again.
+            if kept := next((one for one in self._kept if one.path == selected.path), None):
+                say(f"Using already loaded model {kept.title}: done in 0.0s")
+                self._use(kept)
+                return
             self._stranded = self.current is not None
             self._load(selected)
 

@@ -172,6 +172,12 @@ def test_a_model_of_civitai_comes_over_several_connections(hosts, source, partia
     assert hosts.count("civitai") == 1
 
 
+def test_new_connections_and_the_end_do_not_wait_for_the_next_tick(hosts, source, partial):
+    hosts.throttle(20 * MIB, ttfb=0.002)
+    fetch(source, partial, SHA256, replace(LIMITS, tick=HOUR))
+    assert len({one.connection for one in hosts.asked("storage")}) > 1
+
+
 @pytest.mark.parametrize("size", [1, BLOCK, FIRST - 1, FIRST, FIRST + 1, 256 * KIB, 300_001])
 @pytest.mark.parametrize("faults", [[], ["chunked"], ["whole"], ["whole", "chunked"]])
 def test_any_size_is_right(hosts, partial, size, faults):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.models.store.listing import Listing
+from worker.models.store.listing import Listing, look_again, one_look
 
 
 @pytest.fixture
@@ -153,3 +153,24 @@ def test_deeply_nested_folders_end_at_the_sixteenth_level(folder):
 def test_a_fifo_is_not_listed(folder):
     os.mkfifo(folder / "pipe.safetensors")
     assert "pipe.safetensors" not in names(Listing(folder))
+
+
+def test_in_one_look_a_folder_is_read_as_it_was_until_look_again(folder):
+    listing = Listing(folder)
+    with one_look():
+        assert len(names(listing)) == 2
+        (folder / "c.safetensors").touch()
+        assert len(names(listing)) == 2
+        look_again()
+        assert len(names(listing)) == 3
+        (folder / "c.safetensors").unlink()
+    assert len(names(listing)) == 2
+
+
+def test_a_folder_that_is_skipped_is_not_read(folder, reads):
+    (folder / "sub" / "blobs").mkdir()
+    (folder / "sub" / "blobs" / "d.safetensors").touch()
+    assert len(names(Listing(folder))) == 3
+    del reads[:]
+    assert len(names(Listing(folder, skipped=("blobs",)))) == 2
+    assert "blobs" not in reads

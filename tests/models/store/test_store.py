@@ -547,3 +547,27 @@ def test_a_checkpoint_in_the_engines_own_folder_gets_the_yaml_too(store, checkpo
     path.write_bytes(safetensors(model_files.SDXL))
     store.link(store.find("checkpoint", "v1.5"))
     assert config.exists() is own
+
+
+def test_a_remembered_name_follows_a_link_whose_target_changes_elsewhere(store, folders, tmp_path):
+    """The folder of the link does not change when a folder behind its target does."""
+    for name, data in {"one": ONE, "two": TWO}.items():
+        put(tmp_path / name, data=data)
+    (tmp_path / "now").symlink_to(tmp_path / "one")
+    put(folders[1], link=tmp_path / "now/Lora" / FOX)
+    for _ in range(2):
+        assert store.find("lora", "fox").path == tmp_path / "one/Lora" / FOX
+    (tmp_path / "now").unlink()
+    assert store.find("lora", "fox") is None
+    (tmp_path / "now").symlink_to(tmp_path / "two")
+    assert store.find("lora", "fox").path == tmp_path / "two/Lora" / FOX
+
+
+def test_a_remembered_name_gives_way_to_a_file_with_precedence(store, folders):
+    later = put(folders[2])
+    for _ in range(2):
+        assert store.find("lora", "fox").path == later
+    first = put(folders[1], data=TWO)
+    assert store.find("lora", "fox").path == first
+    first.unlink()
+    assert store.find("lora", "fox").path == later

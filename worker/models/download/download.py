@@ -1,7 +1,7 @@
 """Downloads one file into one partial file: in parallel, resumable, hashed on the way.
 
 Life of a download: one connection fetches the first bytes; `inspect` gets them, so a web page
-or a model that the engine cannot use is refused after a megabyte. Then several
+or a model that the engine cannot use is refused after its header. Then several
 connections fetch parts in file order, as many as make the download faster. Each part that has
 arrived is noted beside the partial file, so a run after `kill -9` fetches only what is missing. At
 the end the SHA-256 must be right; otherwise an error is raised.

@@ -4,8 +4,9 @@ Pure: no IO, and the caller passes the time.
 
 Parts are handed out in file order, so the bytes that have arrived without a hole grow steadily
 and can be hashed on the way. Parts are small at the beginning, so that hashing starts early, and
-towards the end, so that all connections finish together. The number of connections grows while
-that makes the download faster: object stores limit each connection, a fast host needs only a few.
+towards the end, so that all connections finish together. Many connections are opened as soon as the
+first one delivers, and stay while they are faster: object stores limit each connection, a fast host
+needs only a few.
 """
 
 from __future__ import annotations

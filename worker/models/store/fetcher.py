@@ -3,7 +3,7 @@
 resolve     ask the host which file the reference means, or use its stored answer
 lease       one process downloads the file, the others wait for it
 make room   evict the least recently used models, if the budget or the disk is too small
-download    inspect the first megabyte, compute the hash while the data arrive
+download    inspect the first bytes, compute the hash while the data arrive
 publish     under its sha256, with one rename
 """
 

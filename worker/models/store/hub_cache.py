@@ -110,6 +110,7 @@ class HubCache:
         self._suffixes = (SAFETENSORS, *PICKLES) if pickles else (SAFETENSORS,)
         self._notes = notes
         self.root = Path(os.path.realpath(root)) if root else None
+        self._prefix = f"{str(self.root).rstrip('/')}/"
         # The blobs are reached by the links of the snapshots.
         beside = ("blobs", "refs")
         self._listing = Listing(self.root, pickles=pickles, skipped=beside) if self.root else None
@@ -136,7 +137,7 @@ class HubCache:
             kind: that it must be; None: the one that its header shows.
         """
         folder = self._folder(ref.repo)
-        commit = _commit(folder, ref.revision) if folder else None
+        commit = self._commit_of(folder, ref.revision) if folder else None
         if folder is None or commit is None or not ref.path.endswith(self._suffixes):
             return None
         snapshot = folder / _SNAPSHOTS / commit
@@ -168,7 +169,7 @@ class HubCache:
 
     def contains(self, path: Path) -> bool:
         """Whether the path, which has no links in it, lies in the cache."""
-        return self.root is not None and path.is_relative_to(self.root)
+        return self.root is not None and str(path).startswith(self._prefix)
 
     def has(self, file: ModelFile) -> bool:
         """Whether the file was found in this cache."""
@@ -233,6 +234,9 @@ class HubCache:
                 self._state = generation, commits
             self._looked = look
             return self._content
+
+    def _commit_of(self, folder: Path, revision: str) -> str | None:
+        return self._main_of(folder) if revision == _MAIN else _commit(folder, revision)
 
     def _main_of(self, folder: Path) -> str | None:
         """The commit of a repository's `main`; its file is read again only if it has changed."""

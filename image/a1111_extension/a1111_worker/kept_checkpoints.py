@@ -1,0 +1,55 @@
+"""No state of one checkpoint in another one, while A1111 keeps several in memory.
+
+With `sd_checkpoints_limit` above 1, A1111 takes a kept checkpoint into use without what it does for
+one that it loads.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from a1111_worker.expect import expect, uses
+
+
+def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType) -> None:
+    """Prepare each checkpoint that comes into use as one that was just loaded.
+
+    Otherwise `tiling` would change the layers of the checkpoint that was loaded last, and a prompt
+    would not find the embeddings that do not fit the checkpoint before. Tiling is switched off
+    before another checkpoint comes: A1111 compares only a flag, and would not switch it on in it.
+
+    Raises:
+        NotAsExpected: A1111 keeps checkpoints in another way.
+    """
+    data, hijacking = sd_models.SdModelData, sd_hijack.StableDiffusionModelHijack
+    set_sd_model, hijack = data.set_sd_model, hijacking.hijack
+    expect(uses(set_sd_model, "already_loaded", "loaded_sd_models"), "set_sd_model keeps models")
+    expect(uses(hijack, "layers", "clip"), "hijack notes the layers and the text encoder")
+    expect(uses(hijacking.apply_circular, "layers"), "apply_circular changes the noted layers")
+
+    def hijack_apart(self: Any, model: Any) -> Any:
+        self.apply_circular(False)
+        return hijack(self, model)
+
+    def set_sd_model_apart(self: Any, model: Any, already_loaded: bool = False) -> None:
+        set_sd_model(self, model, already_loaded)
+        if model is None or not self.was_loaded_at_least_once:
+            return
+        if already_loaded:
+            _note_layers(sd_hijack.model_hijack, model)
+        _fit_embeddings(sd_hijack.model_hijack.embedding_db)
+
+    hijacking.hijack = hijack_apart
+    data.set_sd_model = set_sd_model_apart
+
+
+def _note_layers(hijack: Any, model: Any) -> None:
+    hijack.apply_circular(False)
+    hijack.clip = model.cond_stage_model
+    hijack.layers = list(model.modules())
+
+
+def _fit_embeddings(embeddings: Any) -> None:
+    if embeddings.expected_shape != embeddings.get_expected_shape():
+        embeddings.load_textual_inversion_embeddings(force_reload=True)

@@ -1,0 +1,74 @@
+"""A kept checkpoint that comes into use again has nothing of the one that was used before it."""
+
+import pytest
+import torch
+from a1111_worker import kept_checkpoints
+from a1111_worker.expect import NotAsExpected
+
+
+class Model(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.width, self.conv, self.cond_stage_model = width, torch.nn.Conv2d(1, 1, 1), object()
+
+
+@pytest.fixture
+def engine(a1111):
+    """A1111 with the part on, which has loaded one model of SD1 and then one of SDXL."""
+    kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack)
+    a1111.sd1, a1111.sdxl = Model(768), Model(2048)
+    for model in (a1111.sd1, a1111.sdxl):
+        load(a1111, model)
+    return a1111
+
+
+def load(engine, model):
+    engine.sd_hijack.model_hijack.hijack(model)
+    engine.sd_models.model_data.set_sd_model(model)
+    engine.sd_models.model_data.was_loaded_at_least_once = True
+    engine.sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings()
+
+
+def use_again(engine, model):
+    engine.sd_models.model_data.set_sd_model(model, already_loaded=True)
+
+
+def tiled(engine):
+    return [model.conv.padding_mode for model in (engine.sd1, engine.sdxl)]
+
+
+def test_tiling_changes_only_the_checkpoint_in_use(engine):
+    hijack = engine.sd_hijack.model_hijack
+    use_again(engine, engine.sd1)
+    hijack.apply_circular(True)
+    assert tiled(engine) == ["circular", "zeros"]
+    use_again(engine, engine.sdxl)
+    assert tiled(engine) == ["zeros", "zeros"]
+    hijack.apply_circular(True)
+    assert tiled(engine) == ["zeros", "circular"]
+    new = Model(768)
+    load(engine, new)
+    hijack.apply_circular(True)
+    assert tiled(engine) == ["zeros", "zeros"]
+    assert new.conv.padding_mode == "circular"
+
+
+def test_embeddings_are_read_again_only_for_a_checkpoint_of_another_shape(engine):
+    embeddings = engine.sd_hijack.model_hijack.embedding_db
+    before = embeddings.reads
+    use_again(engine, engine.sd1)
+    assert (embeddings.expected_shape, embeddings.reads) == (768, before + 1)
+    use_again(engine, engine.sd1)
+    assert embeddings.reads == before + 1
+    assert engine.sd_hijack.model_hijack.clip is engine.sd1.cond_stage_model
+
+
+def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
+    engine.sd_models.model_data.set_sd_model(None)
+    assert engine.sd_models.model_data.sd_model is None
+
+
+def test_another_a1111_is_not_changed(a1111):
+    a1111.sd_models.SdModelData.set_sd_model = lambda self, v: None
+    with pytest.raises(NotAsExpected):
+        kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack)
