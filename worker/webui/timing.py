@@ -55,7 +55,7 @@ class EngineTiming:
     progress_every: float = 1.0
     progress_per_log_line: int = 10
     end_poll: float = 0.02
-    end_poll_longest: float = 0.25
+    end_poll_longest: float = 0.1
     stop_patience: float = 10.0
     stop_poll: float = 0.3
     restart_patience: float = 20.0
