@@ -23,16 +23,9 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import runpod_sdk
-from gateway.http.guard import Access
-from gateway.http.head import is_loopback
-from gateway.local.jobs import LocalJobs
-from gateway.local.metrics import Metrics
-from gateway.local.place import for_http, place_of
-from gateway.local.webhooks import Webhooks
-from gateway.server import Ending, serve
 from model_manager import ModelManager
 from worker import log
 from worker.config.bucket_address import BucketAccess
@@ -72,6 +65,10 @@ from worker.webui.readiness import Readiness
 from worker.webui.recovery import MemoryGrowth
 from worker.webui.supervisor import Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
+
+if TYPE_CHECKING:  # the HTTP server and its libraries, which RunPod's queue does not need
+    from gateway.http.guard import Access
+    from gateway.server import Ending
 
 EXIT_ENGINE_NOT_READY, EXIT_UNFIT_MACHINE = 69, 71  # of sysexits.h, as in start.sh
 
@@ -179,8 +176,9 @@ def build(settings: Settings, timing: EngineTiming = DEFAULT_TIMING) -> tuple[Ha
 
 
 def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
-    """Import the RunPod SDK, which takes 1.4 s."""
-    importlib.import_module("runpod")
+    """Import the RunPod SDK, which takes 1.4 s, and our transport for it."""
+    for name in ("runpod", "worker.runpod.transport"):
+        importlib.import_module(name)
 
 
 async def check_given(handler: Handler, settings: Settings, job: Mapping[str, Any]) -> None:
@@ -202,6 +200,8 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     try:
         settings = Settings.from_environ(os.environ)
         if arguments.serves_http:
+            from gateway.local.place import for_http  # noqa: PLC0415
+
             settings = for_http(settings)
         handler, engine = build(settings, timing)
         if arguments.job:
@@ -217,6 +217,7 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
     advise(settings)
+    logger.info("waiting for the engine: it boots")
     if arguments.serves_http:
         return asyncio.run(serve_http(handler, engine, arguments))
     if ending := get_ready(handler, engine, {"sdk": import_sdk}):
@@ -240,6 +241,8 @@ def get_ready(
     try:
         seconds = boot(engine.boot, settings.ready_timeout, work)
     except WorkerError as error:
+        from gateway.server import Ending  # noqa: PLC0415
+
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         if not isinstance(error, GpuNotUsed):
             return Ending(EXIT_ENGINE_NOT_READY, error)
@@ -253,6 +256,13 @@ def get_ready(
 
 async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> int:
     """Serve jobs over HTTP instead of RunPod's queue; returns the exit status."""
+    from gateway.http.head import is_loopback  # noqa: PLC0415
+    from gateway.local.jobs import LocalJobs  # noqa: PLC0415
+    from gateway.local.metrics import Metrics  # noqa: PLC0415
+    from gateway.local.place import place_of  # noqa: PLC0415
+    from gateway.local.webhooks import Webhooks  # noqa: PLC0415
+    from gateway.server import serve  # noqa: PLC0415
+
     settings = handler.worker.settings
     worker, counters = handler.worker, handler.worker.counters
     webhooks = Webhooks(
@@ -290,6 +300,9 @@ def count_aborted(
 
 def access_of(settings: Settings, host: str) -> Access:
     """Who may use the HTTP server that listens on this host; a warning if that is everybody."""
+    from gateway.http.guard import Access  # noqa: PLC0415
+    from gateway.http.head import is_loopback  # noqa: PLC0415
+
     login, token = settings.gateway_login, settings.gateway_token
     access = Access(
         hosts=settings.gateway_hosts,
