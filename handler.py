@@ -85,6 +85,7 @@ class Handler:
     Attributes:
         post_progress: sends a report of a job's progress to RunPod; None: nothing is sent.
         stream_of: returns what sends chunks to a job's `/stream`, or None where there is none.
+        take_next: lets RunPod's next job be taken while this one's pictures are delivered.
         worker: the parts that the tasks use.
     """
 
@@ -93,6 +94,7 @@ class Handler:
     ) -> None:
         self.post_progress: PostProgress | None = None
         self.stream_of: StreamOf = lambda _job: None
+        self.take_next: Callable[[dict[str, Any]], None] = lambda _job: None
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
         wildcards = WildcardFiles(*settings.stores)
@@ -112,7 +114,10 @@ class Handler:
             stopwatch = Stopwatch(settings.job_timeout, progress.entered, usd_per_second=price)
             beside = job.get("s3Config")
             given = Job(
-                job_id, job.get("input"), stopwatch, progress, s3_config=beside, stream=stream
+                *(job_id, job.get("input"), stopwatch, progress),
+                s3_config=beside,
+                stream=stream,
+                take_next=functools.partial(self.take_next, job),
             )
             running = self.worker.counters.running(job_id, progress, stopwatch)
             with log.hiding(s3_config.secrets_of(beside)), running as counted:
@@ -242,6 +247,7 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
         return ending.status
     handler.post_progress = runpod_sdk.post_progress
     handler.stream_of = runpod_sdk.stream_of
+    handler.take_next = runpod_sdk.take_next
     checks = Fitness(settings, WebUI(settings.webui_url)).checks()
     runpod_sdk.start(handler, concurrency=settings.job_concurrency, checks=checks)
     return 0

@@ -156,6 +156,15 @@ def stream_of(job: RunPodJob) -> PostChunk | None:
     return functools.partial(poster.post_chunk, job["id"])
 
 
+def take_next(job: RunPodJob) -> None:
+    """Let the next job be taken: this one needs the engine no more. Call it in the handler's loop.
+
+    Outside RunPod, and with the plain SDK, the next job is taken when the handler has returned.
+    """
+    if _transport:
+        _transport.take_next(job["id"])
+
+
 def differences(release: SdkRelease = SUPPORTED) -> list[str]:
     """How the installed SDK differs from that release; an empty list if it does not."""
     try:

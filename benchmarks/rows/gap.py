@@ -40,8 +40,9 @@ FAULTS: list[dict[str, object]] = [
 ]
 WAIT, HOLD = 120.0, 20.0
 ROUND_TRIP = (
-    "With one job at a time, the next one is asked for when the last one is delivered: the time has"
-    " the pictures' checks and the way to RunPod and back. `JOB_CONCURRENCY=2` has no such gap."
+    "With one job at a time, the next one is asked for when the last one's pictures are proven. The"
+    " time has the reading of the engine's answer, the way to RunPod and back, and the next job's"
+    " checks and models, each in a thread. `JOB_CONCURRENCY=2` has no such gap."
 )
 
 

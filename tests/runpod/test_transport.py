@@ -129,6 +129,28 @@ def test_jobs_are_taken_while_results_are_posted_but_not_without_an_end(concurre
     assert sorted(job for job, _ in control.results) == [f"job-{number}" for number in range(8)]
 
 
+@pytest.mark.parametrize("says_so", [True, False])
+def test_the_next_job_is_taken_when_the_handler_needs_the_engine_no_more(says_so):
+    """The delivery of job 1 ends after job 2 has begun, or after the test's patience."""
+    second_began, ends = asyncio.Event(), []
+
+    async def handler(job):
+        if job["id"] == "job-2":
+            second_began.set()
+        elif says_so:
+            control.take_next("job-1")
+            control.take_next("job-1")  # again: nothing more is taken
+        for _ in range(100):
+            await asyncio.sleep(0)
+        ends.append((job["id"], second_began.is_set()))
+
+    control = Control(handler, [jobs(1), jobs(2)])
+    asyncio.run(control.serve())
+
+    assert ends == [("job-1", says_so), ("job-2", True)]
+    control.take_next("job-1")  # it has ended
+
+
 def test_after_a_result_that_retires_the_worker_no_job_is_taken():
     async def handler(_job):
         return {"refresh_worker": True}

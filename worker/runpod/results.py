@@ -86,7 +86,8 @@ class ResultPoster:
         """Post a result, or a short error in its place; returns whether RunPod accepted one."""
         url = self._done_url(job_id, is_stream=job_id in self._streamed)
         try:
-            encoded = document_of(body)
+            # In a thread: megabytes of pictures must not delay the request for the next job.
+            encoded = await asyncio.to_thread(document_of, body)
         except _NOT_JSON as error:
             problem: WorkerError = InternalError(f"the result is not JSON: {error}.")
         else:

@@ -69,7 +69,7 @@ class _Running:
 
     Attributes:
         step: its current part: first the handler's work, then the post.
-        worked: done when the handler has ended: the next job may be taken.
+        worked: done when the next job may be taken: the handler has said so, or has ended.
     """
 
     step: asyncio.Future[Any]
@@ -80,8 +80,8 @@ class _Running:
 class Transport:
     """Serves one worker's jobs, up to `concurrency` of them at once.
 
-    While a job's result is posted, the next job is taken and run; so there are at most twice as
-    many jobs in memory.
+    While a job's pictures are delivered and its result is posted, the next job is taken and run; so
+    there are at most twice as many jobs in memory.
 
     Attributes:
         poster: posts results and progress; None unless `serve` runs.
@@ -181,6 +181,12 @@ class Transport:
         working = sum(not job.worked.done() for job in self._jobs.values())
         return min(self._concurrency - working, 2 * self._concurrency - len(self._tasks))
 
+    def take_next(self, job_id: str) -> None:
+        """Another job may be taken: this one needs the engine no more. Call it in the loop."""
+        running = self._jobs.get(job_id)
+        if running and not running.worked.done():
+            running.worked.set_result(None)
+
     def _begin(self, job: RunPodJob) -> None:
         job_id = job["id"]
         if self._was_stopped_early(job_id):
@@ -210,7 +216,7 @@ class Transport:
             body = _result_body(running.step)
             if body.get("stopPod"):
                 self._end("the job's result retires this worker")
-            running.worked.set_result(None)
+            self.take_next(job_id)
             running.step = asyncio.ensure_future(self.poster.post_result(job_id, body))
             await asyncio.wait({running.step})
         finally:

@@ -44,6 +44,7 @@ class Job:
         notes: warnings about what was read as what, for the answer.
         s3_config: what the caller sent beside the input, unchecked; it has secrets.
         stream: what is sent to the job's `/stream` while it runs.
+        take_next: called when the job needs the engine no more, so that the next one is taken.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Job:
     notes: tuple[str, ...] = ()
     s3_config: object = field(default=None, repr=False)
     stream: JobStream = field(default_factory=JobStream)
+    take_next: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult
             turn = worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models))
             async with turn as next_job:
                 generated = await generate(worker, job, ready, finished, next_job)
+        if not worker.engine.retiring:
+            job.take_next()
         return await deliver(worker, job, ready, generated, finished)
 
 
