@@ -181,6 +181,23 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_engine_stops_only_itself(
     story(queue, tell)
 
 
+def test_a_job_that_is_cancelled_when_its_request_begins_is_stopped(queue):
+    async def tell(first, second):
+        queue.computed["A"].set()
+        await until(lambda: "computed A" in queue.asked)  # the second one's is computed now
+        second.cancel()
+        queue.encoded["A"].set()
+        queue.encoded["B"].set()
+        assert await first == ["True"]
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        computed, *then = queue.of("computed", "interrupt")
+        assert (computed, then[0]) == ("computed A", "interrupt")
+        assert "computed B" in then
+
+    story(queue, tell)
+
+
 def test_a_restart_waits_until_the_pictures_of_the_job_before_are_there(queue):
     async def tell(first, second):
         queue.computed["A"].set()
