@@ -20,12 +20,13 @@ TITLE = "How busy the engine is when every job brings a new LoRA"
 ABOUT = """\
 The rivals that download on demand do it inside the job, while the engine waits, as this worker
 does with `JOB_CONCURRENCY=1`: this is the other side here. With 2, the next job's LoRA is
-downloaded while the engine computes.
+downloaded while the engine computes. With 3, another one is downloaded while the pictures of a
+job are encoded and delivered: this is needed where the download takes as long as the picture.
 
 All jobs wait in the queue at the beginning. The engine is the tests' A1111; it computes a picture
 in 2 s and encodes it in 0.15 s. The download of a LoRA takes as long as the picture. The share is
 the time in which the engine computes, from the first job's beginning to the last one's end.
-Between two jobs it must also read its LoRA folder again.
+Between two jobs it must also read its model folders again.
 """
 STEPS, ENCODING = 20, 0.15
 SECONDS = 2.0
@@ -34,22 +35,27 @@ NUMBERS = itertools.count(1000)  # of the LoRAs: each is new
 
 
 def measure(bench: Bench) -> Iterator[Figure | Curve]:
-    """The share of the time in which the engine computes."""
+    """The share of the time in which the engine computes, by JOB_CONCURRENCY."""
     seconds, jobs = (0.5, 3) if bench.quick else (SECONDS, JOBS)
     with ExitStack() as stack:
         enter = stack.enter_context
         hosts = enter(ModelHosts())
         hosts.throttle(None, ttfb=seconds)
-        sides = []
-        for concurrency in "21":
-            folder, plane = bench.folder / concurrency, enter(RunPodPlane())
-            settings = {"JOB_CONCURRENCY": concurrency}
+        sides = {}
+        for concurrency in (3, 2, 1):
+            folder, plane = bench.folder / str(concurrency), enter(RunPodPlane())
+            settings = {"JOB_CONCURRENCY": str(concurrency)}
             worker = running_worker(folder, plane, handler=HANDLER, hosts=hosts, **settings)
-            sides.append(functools.partial(_share, enter(worker), hosts, jobs, seconds))
-        found = in_turns(bench.rounds(ROUNDS), *sides)
+            sides[concurrency] = functools.partial(_share, enter(worker), hosts, jobs, seconds)
+        found = in_turns(bench.rounds(ROUNDS), sides[3], sides[1])
+        two = sides[2]()
     goal = Goal(97.0, of="value", at_least=True)
-    name = f"engine busy, {jobs} jobs with a new LoRA each"
-    yield Figure(name, "%", *found, "downloads inside the job", goal)
+    name = f"engine busy, {jobs} jobs with a new LoRA each, JOB_CONCURRENCY="
+    yield Figure(f"{name}3", "%", *found, "downloads inside the job", goal)
+    yield Figure(f"{name}2", "%", (two,), found[1][:1], "downloads inside the job")
+    points = ((1, statistics.median(found[1])), (2, two), (3, statistics.median(found[0])))
+    lines = {"a new LoRA for each job": tuple((x, round(y, 1)) for x, y in points)}
+    yield Curve("Busy share of the engine by JOB_CONCURRENCY", "JOB_CONCURRENCY", "percent", lines)
 
 
 def _share(worker: WorkerProcess, hosts: ModelHosts, jobs: int, seconds: float) -> float:
@@ -72,5 +78,6 @@ def _share(worker: WorkerProcess, hosts: ModelHosts, jobs: int, seconds: float) 
     rows = worker.requests()[before:]
     if len(rows) != jobs or statistics.median(fetching) < seconds:
         raise SystemExit("a job was sent again, or its LoRA was there already")
-    computing = sum(row["ended"] - row["began"] for row in rows)
-    return 100 * computing / (max(row["ended"] for row in rows) - min(row["began"] for row in rows))
+    spans = [(float(row["began"]), float(row["ended"])) for row in rows]
+    computing = sum(end - begin for begin, end in spans)
+    return 100 * computing / (max(end for _, end in spans) - min(begin for begin, _ in spans))

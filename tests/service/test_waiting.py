@@ -37,6 +37,26 @@ def test_a_job_that_gives_up_its_turn_lets_the_next_one_in(end):
         assert "the engine was busy with other jobs; no result within 0.01 s" in str(ended)
 
 
+def test_a_job_knows_that_another_one_waits_even_if_both_came_at_the_same_time():
+    async def story():
+        turns, drawn = Turns(), []
+
+        async def draw(name):
+            async with turns.next(Stopwatch(30)) as next_job:
+                if name == "first":
+                    await asyncio.wait_for(next_job.is_there(), 30)
+                    next_job.may_start()
+                    await second
+                drawn.append(name)
+
+        first, second = (asyncio.ensure_future(draw(name)) for name in ("first", "second"))
+        await asyncio.gather(first, second)
+        assert not turns._engine.locked()
+        return drawn
+
+    assert asyncio.run(story()) == ["second", "first"]
+
+
 @pytest.mark.parametrize(
     ("failing", "undone"),
     [("neither", []), ("first", []), ("second", ["models"]), ("cancelled", ["models"])],

@@ -36,7 +36,7 @@ def test_so_many_fit(available, largest, on_cpu, copies, kept, expected):
     assert fitting(Machine(available * GB, largest * GB, on_cpu, copies), kept) == expected
 
 
-def decided(wanted="auto", available=31, parts=A1111, **more):
+def decided(wanted=None, available=31, parts=A1111, **more):
     left = [available * GB]
     memory = CheckpointMemory(wanted, False, lambda: left[0], lambda: 7 * GB, **more)
     memory.begin("first", parts)
@@ -62,7 +62,7 @@ def test_the_limit_and_its_reason_are_logged_once(caplog, decision, limit):
 
 
 def test_an_unknown_largest_checkpoint_is_taken_for_one_of_sdxl():
-    memory = CheckpointMemory("auto", False, lambda: 31 * GB, lambda: 0)
+    memory = CheckpointMemory(None, False, lambda: 31 * GB, lambda: 0)
     memory.begin(None, A1111)
     assert memory.limit == fitting(Machine(31 * GB, SDXL, False), 0)
 

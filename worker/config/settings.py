@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -162,10 +162,12 @@ class Settings(StoreSettings):
         le=_DAY,
         description="Seconds for which a restart counts towards `MAX_ENGINE_RESTARTS`.",
     )
-    checkpoints_in_memory: Literal["auto"] | Annotated[int, Field(ge=1, le=10)] = Field(
-        "auto",
-        description="Checkpoints that the engine keeps in memory, at most 10; a job that uses one"
-        " of them does not wait for its load. `auto`: as many as the memory holds"
+    checkpoints_in_memory: int | None = Field(
+        None,
+        ge=1,
+        le=10,
+        description="Checkpoints that the engine keeps in memory; a job that uses one of them does"
+        " not wait for its load. Not set: as many as the memory holds"
         " ([how it is decided](internals/resource-management.md#host-memory)).",
     )
     memory_growth_limit_gb: float | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ class Seen:
     Attributes:
         is_running: whether it computes a request.
         is_nearly_done: whether the last step of the last picture runs, or its decoding.
-        seconds_left: the engine's estimate for the steps; 0 before the first one.
+        seconds_left: the engine's estimate for the steps; infinite before the first one.
     """
 
     is_running: bool
@@ -48,5 +49,5 @@ def seen(answer: Mapping[str, Any]) -> Seen:
     return Seen(
         is_running=bool(state.get("job")),
         is_nearly_done=is_decoding or (in_last and 0 < steps - 1 <= step),
-        seconds_left=max(0.0, eta) if has_begun else 0.0,
+        seconds_left=max(0.0, eta) if has_begun else math.inf,
     )

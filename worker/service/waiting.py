@@ -107,8 +107,7 @@ class Turns:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         self._waiting += 1
-        if self._engine.locked():
-            self._someone_waits.set()
+        self._someone_waits.set()
         try:
             yield
         finally:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from worker.errors import WorkerError
 from worker.webui.client import WebUI
@@ -27,8 +26,6 @@ RESERVE = 3 * GB  # for the worker, its results, the page cache and all other pr
 # embeddings of another one.
 KEEPS_APART = "checkpoints kept apart"
 NO_COPIES = "no copies of weights"
-
-Wanted = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class CheckpointMemory:
     """The limit of one engine, and which checkpoints it keeps. Not for concurrent use.
 
     Attributes:
-        wanted: a number, or "auto".
+        wanted: a number that the operator wants; None: as many as fit.
         on_cpu: whether the engine computes on the CPU.
         available: returns the bytes of memory that can still be used.
         largest: returns the bytes of the largest checkpoint in the store; 0 if there is none.
@@ -78,7 +75,7 @@ class CheckpointMemory:
         copies: as of `Machine`.
     """
 
-    wanted: Wanted
+    wanted: int | None
     on_cpu: bool
     available: Callable[[], int]
     largest: Callable[[], int]
@@ -100,7 +97,7 @@ class CheckpointMemory:
             self.limit, why = 1, self.why_one
         elif KEEPS_APART not in parts:
             self.limit, why = 1, "the worker's extension for A1111 is not there"
-        elif self.wanted == "auto":
+        elif self.wanted is None:
             machine = self._machine()
             self.limit = fitting(machine, len(self.kept))
             why = (
@@ -116,7 +113,7 @@ class CheckpointMemory:
 
         It is not raised again: memory that comes and goes would make every switch slow.
         """
-        if self.wanted != "auto" or self.limit == 1 or {*checkpoints} <= {*self.kept}:
+        if self.wanted is not None or self.limit == 1 or {*checkpoints} <= {*self.kept}:
             return False
         return self._lower(fitting(self._machine(), len(self.kept)), "less memory is available")
 
