@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from worker.stopwatch import Stopwatch
@@ -109,20 +109,27 @@ class Slot:
         Raises:
             JobTimeout: the deadline passed before.
         """
+        is_busy = self._pipeline.engine.locked()
         taking = asyncio.ensure_future(self._pipeline.engine.acquire())
-        try:
-            await asyncio.wait({taking}, timeout=self.stopwatch.left())
-        finally:  # also when the job is cancelled at the moment in which it gets the engine
-            self._holds = taking.done() or not taking.cancel()
+        with self.stopwatch.engine_busy() if is_busy else nullcontext():
+            try:
+                await asyncio.wait({taking}, timeout=self.stopwatch.left())
+            finally:  # also when the job is cancelled at the moment in which it gets the engine
+                self._holds = taking.done() or not taking.cancel()
         if not self._holds:
             raise self.stopwatch.expired("the engine was busy with other jobs; no result")
         ending = self._pipeline.ending
         self._before = ending if ending and not ending.closed.done() else None
+        if self._before is not None:  # these seconds count for that job
+            busy = ExitStack()
+            busy.enter_context(self.stopwatch.engine_busy())
+            self._before.closed.add_done_callback(lambda _: busy.close())
 
     def leave(self) -> None:
         """The job has ended."""
         self._close(well=True)
         self._release()
+        self._before = None  # or each job would keep the one before in memory
 
     def _close(self, *, well: bool) -> None:
         if not self.closed.done():
