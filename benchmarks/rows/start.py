@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -322,8 +323,8 @@ def measure(bench: Bench) -> Iterator[Figure | Curve]:
     yield Figure(name, "s", found, others, "a sequential start")
     handler = tuple(run(bench, until_it_waits, 0, 0) for _ in range(bench.rounds(5)))
     imports = (
-        "The handler's imports: pydantic with the settings, requests, asyncio and about 200"
-        " modules of the worker."
+        "The imports: 600 modules. Of their time, the worker's own modules take 57 %, which build"
+        " 171 dataclasses and about 100 pydantic models, and pydantic itself takes 13 %."
     )
     yield readiness(bench)
     wanted = Goal(0.5, of="value")
@@ -344,8 +345,7 @@ def readiness(bench: Bench) -> Figure:
         partial(run, bench, noticed_by_ours, 0, 0),
         partial(run, bench, noticed_by_poll, 0, 0),
     )
-    p95 = tuple(sorted(ours_ms)[-max(1, len(ours_ms) // 20) :][:1])
-    rival = tuple(sorted(others)[-max(1, len(others) // 20) :][:1])
+    p95, rival = (percentile_95(ours_ms),), (percentile_95(others),)
     return Figure(
         "Readiness noticed, 95th percentile",
         "ms",
@@ -356,6 +356,11 @@ def readiness(bench: Bench) -> Figure:
         "Between the look at the port and the first picture are about 12 requests for the names"
         " that the engine has; on busy cores they take longer than the wait.",
     )
+
+
+def percentile_95(values: Sequence[float]) -> float:
+    """The smallest of the values that at least 95 % of them do not exceed."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
 
 
 def by_download(bench: Bench, boot: float) -> Curve:
