@@ -40,7 +40,8 @@ MERGE = """
 import sys, time
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
-from worker.models.merge.merge import LoraToMerge, merge
+from worker.models.merge.merge import merge
+from worker.models.merge.merge_key import LoraToMerge
 base, lora, target = map(Path, sys.argv[2:])
 begun = time.perf_counter()
 merge(base, [LoraToMerge(lora, "lora", "ab")], target, {})
