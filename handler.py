@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import json
 import logging
 import os
@@ -67,7 +68,7 @@ from worker.webui.recovery import MemoryGrowth
 from worker.webui.supervisor import Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the HTTP server and its libraries, which RunPod's queue does not need
     from gateway.http.guard import Access
 
 EXIT_ENGINE_NOT_READY, EXIT_UNFIT_MACHINE = 69, 71  # of sysexits.h, as in start.sh
@@ -193,8 +194,9 @@ def build_memory(settings: Settings, webui: WebUI) -> CheckpointMemory | None:
 
 
 def import_sdk(_stop: threading.Event, _booted: threading.Event) -> None:
-    """Import the RunPod SDK beside the engine's boot."""
+    """Import the RunPod SDK and our transport for it, beside the engine's boot."""
     runpod_sdk.import_sdk()
+    importlib.import_module("worker.runpod.transport")
 
 
 async def check_given(handler: Handler, settings: Settings, job: Mapping[str, Any]) -> None:
@@ -233,6 +235,7 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
     advise(settings)
+    logger.info("waiting for the engine: it boots")
     if arguments.serves_http:
         return asyncio.run(serve_http(handler, engine, arguments))
     if ending := get_ready(handler, engine, {"sdk": import_sdk}):

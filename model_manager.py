@@ -410,7 +410,8 @@ class ModelManager:
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:
     """The file with the kind that this job names, so that it is checked as that kind."""
-    return replace(file, kind=wanted.kind) if wanted.kind else file
+    is_other = wanted.kind not in {None, file.kind}
+    return replace(file, kind=wanted.kind) if wanted.kind and is_other else file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

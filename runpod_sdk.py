@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker.runpod.poller import RunPodJob
 from worker.runpod.timing import TIMING, TransportTiming
-from worker.runpod.transport import JobHandler, Routes, Transport
-from worker.runpod.watchdog import start_watchdog
-from worker.service.stream import PostChunk
+
+if TYPE_CHECKING:  # they load aiohttp, for which the start of a download must not wait
+    from worker.runpod.poller import RunPodJob
+    from worker.runpod.transport import JobHandler, Transport
+    from worker.service.stream import PostChunk
 
 logger = logging.getLogger("worker.runpod")
 
@@ -182,6 +183,8 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
     from runpod import http_client  # noqa: PLC0415
     from runpod.serverless.modules import rp_http, rp_job, rp_scale, worker_state  # noqa: PLC0415
 
+    from worker.runpod.transport import Routes, Transport  # noqa: PLC0415
+
     class Scaler:
         """`run_worker` makes one with the SDK's config, and starts it once."""
 
@@ -206,6 +209,8 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
 
 
 async def _serve(transport: Transport, silence: float) -> None:
+    from worker.runpod.watchdog import start_watchdog  # noqa: PLC0415
+
     global _transport  # noqa: PLW0603 - a process is one worker
     start_watchdog(asyncio.get_running_loop(), silence)
     _transport = transport

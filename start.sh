@@ -75,12 +75,16 @@ read_arguments() {
 # Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
 # place that reads and checks the environment. worker/config/preflight.py checks the machine, and
 # sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_DRIVER, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
+# Then the models are linked for the engine. One program does all of it: the engine waits for it.
 # Which folder can be written is tried there, once: SUPERVISOR_PID tells the other programs.
-read_settings() {
-  local settings
-  settings=$(cd "$HERE" && "$PYTHON" -m worker.config.preflight) ||
-    exit  # with 78 or 71; Python has logged the reason
+prepare_start() {
+  local settings status=0
+  settings=$(cd "$HERE" && "$PYTHON" model_manager.py prepare-start) || status=$?
+  # 78 or 71, or a failure before the settings were known; Python has logged the reason.
+  [[ -n $settings && $status == [01] ]] || exit "$status"
   eval "$settings"
+  ((status == 0)) || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=${WEBUI_DIR-} cannot be prepared for\
+ the engine: the lines above name what to correct"
   export MODELS_DIR READ_ONLY_MODELS_DIR SUPERVISOR_PID=$$
 }
 
@@ -97,14 +101,6 @@ read_clock() {
   now=${now%???}
 }
 
-check_webui() {
-  [[ $ENGINE == a1111 ]] || return 0
-  [[ -f $WEBUI_DIR/webui.py ]] || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR has no\
- webui.py: set it to the folder of the A1111 checkout, or set ENGINE=embedded"
-  [[ -x $WEBUI_PYTHON ]] || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_PYTHON=$WEBUI_PYTHON cannot be\
- executed: set it to the Python of A1111's environment"
-}
-
 prepare_run_dir() {
   (umask 077 && mkdir -p "$RUN_DIR") && [[ -O $RUN_DIR && -w $RUN_DIR ]] ||
     fail "$EXIT_BAD_CONFIGURATION" "RUN_DIR=$RUN_DIR must be a folder that user $EUID\
@@ -112,17 +108,6 @@ prepare_run_dir() {
   rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.{address,ready,restart,checkpoint}
   # For image/healthcheck.sh. WEBUI_URL may have a user and a password in it.
   (umask 077 && printf '%s %s\n' "$ENGINE" "$WEBUI_URL" >"$RUN_DIR/engine.address")
-}
-
-prepare_engine() {
-  local status=0
-  (cd "$HERE" && "$PYTHON" model_manager.py prepare-engine) || status=$?
-  case $status in
-    0) ;;
-    "$EXIT_BAD_CONFIGURATION") exit "$status" ;;  # it has printed the reason
-    *) fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=$WEBUI_DIR cannot be prepared for the engine: the\
- lines above name what to correct" ;;
-  esac
 }
 
 # Writes the file that the handler reads (worker/webui/supervisor.py).
@@ -146,15 +131,24 @@ read_line() {
 
 # --- the engine ---------------------------------------------------------------------------------
 
+# Looks for tcmalloc beside the other work of the start: `ldconfig -p` takes up to 0.1 s.
+# Sets `tcmalloc_found`, from which find_tcmalloc reads.
+look_for_tcmalloc() {
+  exec {tcmalloc_found}< <(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
+    awk '$NF ~ /libtcmalloc\.so/ { full = $NF } $NF ~ /libtcmalloc_minimal\.so/ { minimal = $NF }
+      END { print full ? full : minimal }')
+}
+
 # Sets `preload`. Without tcmalloc, A1111's memory grows with each checkpoint switch.
 find_tcmalloc() {
-  local library
+  if [[ -n $tcmalloc_found ]]; then  # else it is known since an earlier start of the engine
+    read -r tcmalloc <&"$tcmalloc_found" || true  # no ldconfig, no tcmalloc
+    exec {tcmalloc_found}<&-
+    tcmalloc_found=''
+  fi
   preload=()
-  library=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
-    awk '$NF ~ /libtcmalloc\.so/ { full = $NF } $NF ~ /libtcmalloc_minimal\.so/ { minimal = $NF }
-      END { print full ? full : minimal }') || true  # no ldconfig, no tcmalloc
-  if [[ -n $library ]]; then
-    preload=("LD_PRELOAD=$library")
+  if [[ -n $tcmalloc ]]; then
+    preload=("LD_PRELOAD=$tcmalloc")
   else
     log "no libtcmalloc or libtcmalloc_minimal found: the engine's memory may grow;\
  install Debian's libtcmalloc-minimal4"
@@ -342,7 +336,9 @@ restart_on_request() {
 # --- processes ----------------------------------------------------------------------------------
 
 start_handler() {
+  # The memory of a job's pictures goes back to the system at once. glibc would keep it: 28 to 41 MB.
   (cd "$HERE" && export RUN_DIR ENGINE_DEVICE ENGINE_GPU ENGINE_DRIVER ENGINE_ATTENTION &&
+    export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-131072}" &&
     exec setsid "$PYTHON" handler.py "$@") &
   handler_pid=$!
 }
@@ -460,7 +456,7 @@ stop_if_requested() {
 
 main() {
   stop_requested='' restart_requested='' engine_pid='' handler_pid='' ticker=''
-  cache_was_removed=''
+  cache_was_removed='' tcmalloc='' tcmalloc_found=''
   restarts=()
   trap 'stop_requested=SIGTERM' TERM
   trap 'stop_requested=SIGINT' INT
@@ -470,11 +466,11 @@ main() {
   trap clean_up EXIT
   find_python
   read_arguments "$@"
-  read_settings
+  look_for_tcmalloc
+  prepare_start
+  [[ $ENGINE == a1111 ]] || exec {tcmalloc_found}<&-  # no other engine needs it
   serve_on_port "$@"
-  check_webui
   prepare_run_dir
-  [[ $ENGINE == external ]] || prepare_engine
   stop_if_requested
   [[ $ENGINE == external ]] || start_engine
   start_handler "${arguments[@]}"

@@ -41,7 +41,7 @@ class AnswerPart(BaseModel):
     mypy checks the types, and the tests validate whole answers.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class Answer(AnswerPart):

@@ -67,7 +67,7 @@ class Files:
         target = self.base.with_name("copy")
         self._warm()
         begun = time.perf_counter()
-        subprocess.run(["cp", self.base, target], check=True)
+        subprocess.run(["cp", str(self.base), str(target)], check=True)
         subprocess.run(["sync", target], check=True)
         seconds = time.perf_counter() - begun
         target.unlink()
@@ -77,7 +77,8 @@ class Files:
         """Seconds of the merge until its file is on the disk."""
         target = self.base.with_name("merged")
         self._warm()
-        command = [sys.executable, "-c", MERGE, PROJECT, self.base, self.lora, target]
+        paths = map(str, (PROJECT, self.base, self.lora, target))
+        command = [sys.executable, "-c", MERGE, *paths]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         target.unlink()
         seconds, peak = map(float, done.stdout.split())
@@ -142,7 +143,7 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     drawn = np.random.default_rng(0).standard_normal(BLOCK, dtype=np.float32) * SCALE
-    data = memoryview(drawn.astype(np.float16).view(np.uint8))
+    data = drawn.astype(np.float16).view(np.uint8).data
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         while position:

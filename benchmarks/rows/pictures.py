@@ -32,8 +32,9 @@ the same pictures: gradients with grain, about 2 MB as PNG at 1024 x 1024.
 ROUNDS, MOST, QUALITY = 5, 8, 90
 CURVE = (1, 2, 4, 8)
 WHY = (
-    "The process may use {cores} cores, and the codecs, which are the same on both sides, take"
-    " nearly all of the time: with two cores, half of it is the limit."
+    "The process may use {cores} cores, and both sides use the same codecs: with two cores, half of"
+    " the time is the limit, and only while nothing else uses one of them. The best round is close"
+    " to it; the spread shows how far the others are."
 )
 INFOTEXT = "a fox in the snow\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 1024x1024"
 

@@ -97,6 +97,8 @@ def test_a_read_only_store_is_fatal_without_models(machine, tmp_path, monkeypatc
 )
 def test_the_program(machine, tmp_path, environ, gpu, status, output, error):
     write_nvidia_smi(tmp_path / "bin", gpu)
+    (tmp_path / "webui").mkdir()
+    (tmp_path / "webui/webui.py").touch()
     program = [sys.executable, "-m", "worker.config.preflight"]
     environ = {"PATH": os.environ["PATH"], **machine, **environ}
     done = subprocess.run(

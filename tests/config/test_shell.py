@@ -25,7 +25,8 @@ def project(tmp_path):
     for name in ("worker", "image"):
         ignored = shutil.ignore_patterns("__pycache__", "*.lock", "tests")
         shutil.copytree(PROJECT / name, tmp_path / name, ignore=ignored)
-    shutil.copy2(PROJECT / "start.sh", tmp_path)
+    for name in ("start.sh", "model_manager.py"):
+        shutil.copy2(PROJECT / name, tmp_path)
     return tmp_path
 
 
@@ -43,7 +44,7 @@ def bash(script, **environ):
 
 def start_sh(project, functions, **environ):
     """Call functions of start.sh after it has read the settings; what they print."""
-    script = f'source "{project}/start.sh"; find_python; read_settings; {functions}'
+    script = f'source "{project}/start.sh"; find_python; prepare_start; {functions}'
     done = bash(script, ENGINE="external", RUN_DIR=str(project / "run"), **environ)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -35,6 +35,8 @@ DEAF_ENGINE = "me.ready(); me.serve(deaf=True)"
 DEAF_HANDLER = "me.serve(deaf=True)"
 PARENT_ENGINE = "me.have_child(); me.ready(); me.serve()"
 
+# What start.sh gets from the real model_manager.py.
+CHECK = "from worker.config import preflight\nif status := preflight.main(): sys.exit(status)\n"
 PROGRAM = """\
 import sys
 sys.path.append({tests!r})
@@ -181,8 +183,8 @@ class Worker:
         path.write_text(PROGRAM.format(tests=str(TESTS), name=name, body=body))
 
     def replace_model_manager(self, body: str) -> None:
-        """Put a program in the place of model_manager.py."""
-        self._write_program(self.folder / "model_manager.py", "model_manager", body)
+        """Put a program in the place of model_manager.py: the check of the machine, and this."""
+        self._write_program(self.folder / "model_manager.py", "model_manager", CHECK + body)
 
     def shorten_waits(self) -> None:
         """Let start.sh wait 0.5 s instead of 5 s, for programs that do not end by themselves."""

@@ -192,7 +192,9 @@ def test_an_external_engine_is_not_started(new_worker):
 def test_the_full_tcmalloc_is_preferred_to_the_minimal_one(new_worker, libraries, chosen):
     worker = new_worker()
     worker.has_tcmalloc(*(f"/usr/lib/{name}" for name in libraries))
-    found = call('find_tcmalloc; echo "${preload[@]}"', PATH=worker.environ["PATH"])
+    found = call(
+        'look_for_tcmalloc; find_tcmalloc; echo "${preload[@]}"', PATH=worker.environ["PATH"]
+    )
     assert (found.stdout, found.stderr) == (f"LD_PRELOAD=/usr/lib/{chosen}\n", "")
 
 

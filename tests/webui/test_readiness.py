@@ -7,6 +7,7 @@ from fakes.a1111.process import free_port, running_a1111, write_safetensors
 
 from worker.errors import (
     CacheDamaged,
+    ConnectionLost,
     EngineFault,
     EngineNotReady,
     EnginePoisoned,
@@ -19,6 +20,7 @@ from worker.generation.picture_answer import PictureAnswer
 from worker.webui.client import WebUI
 from worker.webui.readiness import Readiness, likely_causes
 from worker.webui.supervisor import ORPHANED, EngineProcess, Supervisor
+from worker.webui.timing import DEFAULT_TIMING
 
 MISSING = RouteMissing("loras: the engine does not have this route.", route="loras")
 POISONED = EnginePoisoned("illegal memory")
@@ -99,6 +101,22 @@ def test_ready_means_that_a_picture_was_made(tmp_path):
     assert ready.process.pid == 123
     assert ready.catalog.sampler("Euler", None) == ("Euler", None)
     assert (tmp_path / "engine.ready").read_text() == "123\n"
+
+
+def test_an_engine_that_begins_to_listen_is_asked_before_the_next_poll(world):
+    port, how = free_port(), DEFAULT_TIMING
+
+    def sleep(seconds):
+        world.now += seconds
+        if world.now > how.ready_poll / 2 and world.errors:
+            servers.append(socket.create_server(("127.0.0.1", port)))
+            world.errors = {}
+
+    servers, world.errors = [], {"loras": ConnectionLost("no answer.")}
+    clock, supervisor = (lambda: world.now), Supervisor(world.folder, pid=1)
+    Readiness(world, supervisor, ("127.0.0.1", port), clock=clock, sleep=sleep).wait(30)
+    servers.pop().close()
+    assert how.ready_poll / 2 < dict(world.calls)["txt2img"] < how.ready_poll
 
 
 def test_a_dead_engine_is_reported_at_the_next_poll(world):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_INIT_TIMEOUT = 420.0  # seconds: RunPod regards a worker as unhealthy after 7 minutes
 EXIT_MARGIN = 30.0  # seconds of it for the last lines of the log and the worker's exit
@@ -19,6 +19,9 @@ _LONGEST_SHOWN = 100  # characters
 
 class PlatformSettings(BaseModel):
     """A part of `worker.config.settings.Settings`."""
+
+    # Built once, for the whole of them, and not for each part.
+    model_config = ConfigDict(defer_build=True)
 
     runpod_pod_id: str = Field("", description="Set by RunPod: id of this worker.")
     runpod_endpoint_id: str = Field("", description="Set by RunPod: id of the endpoint.")

@@ -1,10 +1,10 @@
 """Checks, before anything is started, whether this machine can run the engine.
 
-start.sh runs it (`python -m worker.config.preflight`): it reads the settings, checks the machine,
-and prints the settings and with what the engine computes (`worker.config.gpu`) as shell
-assignments. For each problem it logs one sentence with the remedy, before time is spent on a boot
-that would fail. A problem is fatal only if it is certain that no picture can be made; otherwise it
-is a warning.
+start.sh runs it as the first part of `model_manager.py prepare-start`: it reads the settings,
+checks the machine, and prints the settings and with what the engine computes
+(`worker.config.gpu`) as shell assignments. For each problem it logs one sentence with the remedy,
+before time is spent on a boot that would fail. A problem is fatal only if it is certain that no
+picture can be made; otherwise it is a warning. Alone: `python -m worker.config.preflight`.
 """
 
 from __future__ import annotations
@@ -181,9 +181,19 @@ def main() -> int:
     try:
         settings = Settings.from_environ(os.environ)
         worker_log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
+        return report(settings)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
+
+
+def report(settings: Settings) -> int:
+    """Log what was found and print the settings for start.sh; returns 0, or 71.
+
+    Raises:
+        ConfigError: A1111 is not where the settings say.
+    """
+    check_webui(settings)
     found, compute = examine(settings, os.environ)
     of_gpu = {"engine_device": compute.device, "engine_gpu": compute.gpu}
     of_gpu |= {"engine_driver": compute.driver}
@@ -193,7 +203,28 @@ def main() -> int:
     if any(one.fatal for one in found):
         return EXIT_UNFIT_MACHINE
     sys.stdout.write(for_start_sh(settings, compute, os.environ))
+    sys.stdout.flush()
     return 0
+
+
+def check_webui(settings: Settings) -> None:
+    """A1111's program and its Python are there.
+
+    Raises:
+        ConfigError: names the setting to correct.
+    """
+    if settings.engine != "a1111":
+        return
+    if not (settings.webui_dir / "webui.py").is_file():
+        raise ConfigError(
+            f"WEBUI_DIR={settings.webui_dir} has no webui.py: set it to the folder of the A1111"
+            " checkout, or set ENGINE=embedded"
+        )
+    if not os.access(settings.webui_interpreter, os.X_OK):
+        raise ConfigError(
+            f"WEBUI_PYTHON={settings.webui_interpreter} cannot be executed: set it to the Python of"
+            " A1111's environment"
+        )
 
 
 if __name__ == "__main__":

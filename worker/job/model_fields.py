@@ -95,6 +95,7 @@ class Strict(BaseModel):
         extra="forbid",
         frozen=True,
         validate_default=False,
+        defer_build=True,  # the start does not wait for models that only jobs use
         json_schema_extra=_standard_bounds,
     )
 

@@ -25,8 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock
-
 from worker.config.settings import PROJECT
 from worker.errors import ModelNotSupported, WorkerError
 from worker.files import discard, storage_error, unfinished_writes, write_atomically
@@ -90,6 +88,8 @@ class Baking:
         self.manager.space.evicts = False
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            from filelock import FileLock  # noqa: PLC0415 - the start of a worker needs no lock
+
             with FileLock(self.root / ".bake.lock"):
                 return self._bake(templates)
         except OSError as error:

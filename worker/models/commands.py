@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from worker import log as worker_log
-from worker.config import webui_config
+from worker.config import preflight, webui_config
 from worker.config.credentials import secret_values
 from worker.config.settings import EXIT_BAD_CONFIGURATION, Settings
 from worker.errors import ConfigError, InvalidInput, ModelFileInvalid, WorkerError
@@ -66,22 +66,25 @@ def run(arguments: Sequence[str] | None, make: Callable[[Settings], Manager]) ->
     try:
         settings = Settings.from_environ(os.environ)
         worker_log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return EXIT_BAD_CONFIGURATION
-    try:
+        if options.command == "prepare-start" and (status := preflight.report(settings)):
+            return status
         if options.command == "bake":  # it writes only to BAKED_MODELS_DIR
             settings = settings.to_bake()
-        rows = options.run(make(settings), options, settings)
+        rows: list[Row] = options.run(make(settings), options, settings)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    return _report(rows, as_json=options.json)
+
+
+def _report(rows: list[Row], *, as_json: bool) -> int:
+    """Print what a command found; returns the exit status."""
     failed = [row for row in rows if "error" in row]
     for row in failed:
         sys.stderr.write(f"{row['error']}\n")
-    if options.json:
+    if as_json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
     else:
         _show([row for row in rows if "error" not in row])
@@ -126,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_push(command("push", _push, "send models to a RunPod network volume, without a Pod"))
     command("stats", _stats, "number and size of the models")
     command("prepare-engine", _prepare_engine, "folders, links and config.json for the engine")
+    command("prepare-start", _prepare_start, "for start.sh: check the machine, then prepare-engine")
     return parser
 
 
@@ -318,6 +322,11 @@ def _prepare_engine(manager: Manager, _options: object, settings: Settings) -> l
     pickles = settings.operators_folder if settings.allow_pickles else None
     webui_config.write(settings.webui_dir, first, pickles)
     return []
+
+
+def _prepare_start(manager: Manager, options: object, settings: Settings) -> list[Row]:
+    """After the check of the machine: one program for both, because each costs its imports."""
+    return [] if settings.engine == "external" else _prepare_engine(manager, options, settings)
 
 
 def _templates(settings: Settings) -> Templates:

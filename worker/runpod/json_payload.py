@@ -7,7 +7,7 @@ from aiohttp.payload import Payload
 
 from worker.large_json import Document
 
-PART = 1 << 18  # bytes
+PART = 1 << 16  # bytes
 
 
 class JsonPayload(Payload):

@@ -161,7 +161,7 @@ class Readiness:
                         f"the first picture failed {faults} times: {error}"
                     ) from error
                 last = error
-            self._pause(deadline, last.message)
+            self._pause(deadline, last.message, until_port=isinstance(last, ConnectionLost))
 
     def _answers(self) -> tuple[Catalog, list[str]]:
         """What the engine can do, and the checkpoints that it lists."""
@@ -233,7 +233,8 @@ class Readiness:
             ) from error
         raise CacheDamaged("the engine answers, but its LoRA routes are missing.") from error
 
-    def _pause(self, deadline: float, reason: str) -> None:
+    def _pause(self, deadline: float, reason: str, *, until_port: bool = False) -> None:
+        """Sleep until the next attempt; with `until_port` only until the engine listens."""
         if self._clock() >= deadline:
             host, port = self._address
             raise EngineNotReady(
@@ -244,7 +245,11 @@ class Readiness:
             log.info("waiting for the engine: %s", reason)
             self._line_every *= 2
             self._next_line = self._clock() + self._line_every
-        self._sleep(self._timing.ready_poll)
+        looks = round(self._timing.ready_poll / self._timing.port_poll) if until_port else 1
+        for _ in range(max(1, looks)):
+            self._sleep(self._timing.port_poll if until_port else self._timing.ready_poll)
+            if until_port and (self._port_is_open() or self._clock() >= deadline):
+                return
 
 
 def check_gpu(memory: Mapping[str, Any]) -> int | None:

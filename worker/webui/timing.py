@@ -19,6 +19,7 @@ class EngineTiming:
             opened and before its API is mounted (0.2 to 0.5 s were measured). start.sh uses
             --nowebui, which has no such window.
         ready_poll: between two attempts at a first picture; an engine's end is noticed within it.
+        port_poll: between two looks at the engine's closed port, each of which takes 0.05 ms.
         ready_log_every: before the first log line of the wait for a first picture; the time between
             two lines doubles each time.
         route_patience: for a missing route to appear, on an engine that mounts all at once.
@@ -47,6 +48,7 @@ class EngineTiming:
     port_timeout: float = 1.0
     quiet: float = 5.0
     ready_poll: float = 0.2
+    port_poll: float = 0.03
     ready_log_every: float = 15.0
     route_patience: float = 10.0
     first_picture_attempts: int = 3

@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import tiny_models
@@ -52,6 +55,28 @@ def test_without_a_checkpoint_jobs_fail_until_one_is_found_and_after_close(start
     engine.close()
     with pytest.raises(RuntimeError, match="shutting down"):
         engine.txt2img(Txt2Img())
+
+
+def test_the_next_job_is_computed_while_the_pictures_of_the_last_one_are_encoded(
+    start, monkeypatch
+):
+    engine, computed = start(checkpoints="a"), {1: threading.Event(), 2: threading.Event()}
+
+    class Drawn:
+        pictures, facts = (), SimpleNamespace(info=lambda _count: {})
+
+        def encoded(self):
+            return [computed[2].wait(30)]
+
+    def generate(_task, request, _pictures):
+        computed[request.seed].set()
+        return Drawn()
+
+    monkeypatch.setattr(engine, "_generate", generate)
+    with ThreadPoolExecutor() as callers:
+        first = callers.submit(engine.txt2img, Txt2Img(seed=1))
+        assert computed[1].wait(30)
+        assert engine.txt2img(Txt2Img(seed=2))["images"] == first.result()["images"] == [True]
 
 
 @pytest.mark.parametrize(

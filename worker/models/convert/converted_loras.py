@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.errors import ModelFileInvalid, ModelNotFound
 from worker.files import discard, storage_error, write_atomically
@@ -31,11 +32,11 @@ from worker.formats.model_file import (
 )
 from worker.formats.names import PICKLES, SAFETENSORS
 from worker.http.client import NO_CANCEL
-from worker.models.convert.dora import without_alphas
-from worker.models.convert.lora_rewrite import rewrite, verify
-from worker.models.merge.tensor_file import TensorFile, open_tensors
 from worker.models.store.blobs import CONVERTED, About, Blob, Blobs
 from worker.models.store.space import SpaceBudget
+
+if TYPE_CHECKING:  # these and the others of the two rooms load numpy, which most starts need not
+    from worker.models.merge.tensor_file import TensorFile
 
 ALGORITHM = 2  # part of the key: raise it when results change
 METADATA = "worker.converted_from"  # key in the metadata of the file
@@ -134,6 +135,9 @@ class ConvertedLoras:
 
     def _write(self, file: ModelFile, partial: Path) -> dict[str, object]:
         """Write the conversion and prove it; returns what it was made from."""
+        from worker.models.convert.lora_rewrite import rewrite, verify  # noqa: PLC0415
+        from worker.models.merge.tensor_file import open_tensors  # noqa: PLC0415
+
         before, digest = version(file.path), _sha256(file)
         with open_tensors(file.path, file.stem) as source:
             renaming = _renaming(source)
@@ -182,6 +186,8 @@ def _naming_of(file: ModelFile) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _naming(path: Path, name: str, _size: int, _mtime_ns: int) -> str | None:
+    from worker.models.merge.tensor_file import open_tensors  # noqa: PLC0415
+
     with open_tensors(path, name) as file:
         renaming = _renaming(file)
     return renaming.naming if renaming else None
@@ -192,6 +198,8 @@ def _renaming(source: TensorFile) -> Renaming | None:
 
     A1111 answers 500 to every list of LoRAs as long as a file with such metadata is in its folder.
     """
+    from worker.models.convert.dora import without_alphas  # noqa: PLC0415
+
     header = source.header
     found = find_renaming(source.name, header, architecture.detect(header).family)
     same = Renaming("kohya", {key: key for key in header.tensors}, {})

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from worker.errors import ModelMismatch, ModelNotSupported
@@ -23,30 +22,13 @@ from worker.models.merge import writer
 from worker.models.merge.checkpoint_layers import CheckpointLayer, find_layers
 from worker.models.merge.float_formats import FORMATS
 from worker.models.merge.lora_deltas import Layer, read_layers
+from worker.models.merge.merge_key import LoraToMerge, each_once
 from worker.models.merge.tensor_file import TensorFile, open_tensors
 from worker.models.merge.writer import DEFAULT_SIZES, BlockSizes, Patch, PatchSource
 
-ALGORITHM = 1  # part of the key: raise it when results change
 FAMILIES = ("SD1", "SDXL")
 
 _ALIGNMENT = 8  # bytes; safetensors aligns the data to it
-
-
-@dataclass(frozen=True)
-class LoraToMerge:
-    """A LoRA to merge.
-
-    Attributes:
-        name: for messages.
-        sha256: of the file, hex.
-        te, unet: its weight in the text encoders and in the UNet.
-    """
-
-    path: Path
-    name: str
-    sha256: str
-    te: float = 1.0
-    unet: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,13 +43,6 @@ class MergeResult:
 
     layers: int
     unmatched: Mapping[str, tuple[str, ...]]
-
-
-def merge_key(base_sha256: str, loras: Sequence[LoraToMerge], algorithm: int = ALGORITHM) -> str:
-    """64 hex digits that stand for everything the result depends on; LoRA order is not part."""
-    inputs = [[lora.sha256, lora.te, lora.unet] for lora in _each_once(loras)]
-    document = json.dumps([algorithm, base_sha256.lower(), inputs])
-    return sha256(document.encode()).hexdigest()
 
 
 def merge(
@@ -98,7 +73,7 @@ def merge(
         checkpoint = _Checkpoint.read(files.enter_context(open_tensors(base, base.name)))
         sources: dict[CheckpointLayer, list[PatchSource]] = {}
         unmatched = {}
-        for lora in _each_once(loras):
+        for lora in each_once(loras):
             file = files.enter_context(open_tensors(lora.path, lora.name))
             matched, missing = checkpoint.match(file)
             for layer, target_layer in matched:
@@ -111,22 +86,6 @@ def merge(
         header = _header(checkpoint.file.header, metadata)
         writer.write(checkpoint.file, patches, header, target, sizes)
     return MergeResult(len({patch.key for patch in patches}), unmatched)
-
-
-def _each_once(loras: Iterable[LoraToMerge]) -> list[LoraToMerge]:
-    """Each LoRA once, with the sum of its weights, sorted by the hash of its file."""
-    by_hash: dict[str, list[LoraToMerge]] = {}
-    for lora in loras:
-        by_hash.setdefault(lora.sha256.lower(), []).append(lora)
-    return [
-        LoraToMerge(same[0].path, same[0].name, digest, *_weights(same))
-        for digest, same in sorted(by_hash.items())
-    ]
-
-
-def _weights(same: Sequence[LoraToMerge]) -> tuple[float, float]:
-    """The sums of the weights, the same in every order, and never -0.0."""
-    return math.fsum(lora.te for lora in same) + 0.0, math.fsum(lora.unet for lora in same) + 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from worker.formats.model_file import ModelFile, check_with_safetensors, file_sh
 from worker.formats.names import SAFETENSORS, marked_stem
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
-from worker.models.merge.merge import ALGORITHM, LoraToMerge, merge, merge_key
+from worker.models.merge.merge_key import ALGORITHM, LoraToMerge, merge_key
 from worker.models.store.blobs import About, Blob, Blobs
 
 SOURCE = "merged"
@@ -62,6 +62,8 @@ class MergedCheckpoints:
         inputs = _inputs(base, loras)
         partial = store.partial(f"merge-{key[:32]}")
         partial.unlink(missing_ok=True)  # left by a killed run
+        from worker.models.merge.merge import merge  # noqa: PLC0415 - numpy, not for lookups
+
         done = merge(base.path, loras, partial, {METADATA: json.dumps(inputs)})
         try:
             check_with_safetensors(partial)

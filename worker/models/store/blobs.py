@@ -25,7 +25,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import FetchError, FetchStopped, ModelNotFound
@@ -365,6 +364,8 @@ class Blobs:
         Raises:
             FetchStopped, StoreFull, StoreNotWritable.
         """
+        from filelock import SoftFileLease, Timeout  # noqa: PLC0415 - 30 ms, only for downloads
+
         folder = self.root / "leases"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,6 @@ import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 
-import diskcache
-
 from worker.formats.model_file import ModelFile
 
 _SETTINGS = {"size_limit": 2**32, "disk_min_file_size": 2**18}  # A1111's own
@@ -31,6 +29,8 @@ def seed(webui_dir: Path, files: Iterable[ModelFile]) -> int:
     known = [(key, file, sha256) for file in files for key, sha256 in _entry(file)]
     if not known:
         return 0
+    import diskcache  # noqa: PLC0415 - not needed where there is nothing to write
+
     try:
         with diskcache.Cache(str(webui_dir / "cache" / "hashes"), **_SETTINGS) as cache:
             for key, file, sha256 in known:

@@ -10,8 +10,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-from tqdm import tqdm
-
 log = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
@@ -35,6 +33,8 @@ class Terminal:
     """One progress bar per file."""
 
     def __init__(self, name: str, stream: TextIO | None = None) -> None:
+        from tqdm import tqdm  # noqa: PLC0415 - no worker has a terminal
+
         self._bar = tqdm(
             desc=name[:40],
             unit="B",
