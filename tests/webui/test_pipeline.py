@@ -214,6 +214,48 @@ def test_a_restart_waits_until_the_pictures_of_the_job_before_are_there(queue):
     story(queue, tell, is_sent=False)
 
 
+@pytest.fixture
+def clock():
+    """Called, it returns `now`, which the test moves on."""
+    clock = Mock(now=0.0)
+    clock.side_effect = lambda: clock.now
+    return clock
+
+
+@pytest.mark.parametrize("steps", range(8))  # of the event loop, until the first job fails
+def test_a_job_that_fails_while_the_next_one_gets_the_engine_repairs_it_first(clock, steps):
+    """And the time counts only for the first one."""
+
+    async def run():
+        pipeline = Pipeline()
+        failing, waiting = Stopwatch(SOON, clock=clock), Stopwatch(SOON, clock=clock)
+
+        async def second():
+            with waiting.phase("generate"):
+                async with pipeline.slot(waiting) as slot:
+                    await slot.before
+                    await slot.alone()
+                    done.append("second")
+                    clock.now += 3
+
+        with failing.phase("generate"):
+            async with pipeline.slot(failing) as slot:
+                slot.pass_on()
+                task = asyncio.create_task(second())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                await slot.alone()
+                done.append("first")
+                clock.now += 5
+        await task
+        return [one.engine_seconds() for one in (failing, waiting)]
+
+    done = []
+    seconds = asyncio.run(run())
+    assert done == ["first", "second"]
+    assert seconds == [5, 3]
+
+
 async def overlapping(count, clock):
     """Jobs of which each one takes 2 s after the next one has been sent; what is left of them."""
     pipeline, stopwatches, slots = Pipeline(), [], []
@@ -235,10 +277,7 @@ async def overlapping(count, clock):
     return pipeline, stopwatches, slots
 
 
-def test_overlapping_jobs_share_the_time_of_the_engine_and_do_not_keep_each_other_in_memory():
-    clock = Mock(now=0.0)
-    clock.side_effect = lambda: clock.now
-
+def test_overlapping_jobs_share_the_time_of_the_engine_and_do_not_keep_each_other_in_memory(clock):
     pipeline, stopwatches, slots = asyncio.run(overlapping(4, clock))
 
     assert [stopwatch.engine_seconds() for stopwatch in stopwatches] == [7, 5, 5, 3]

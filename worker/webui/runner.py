@@ -59,6 +59,8 @@ class Runner:
         """
         if not stopwatch.left():
             raise stopwatch.expired("no result")
+        if slot.is_disturbed:  # before anything is sent
+            raise Disturbed
         # The deadline is kept here and not by the socket: the POST must stay open until the engine
         # has stopped, because its end is the best sign of that.
         patience = stopwatch.left() + slot.seconds_before() + 4 * self._timing.stop_patience
