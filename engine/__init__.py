@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # libgomp reads both once, at torch's first import. By default its threads wait by spinning for
-# milliseconds: next to one other busy process, a picture on two cores took 12 s instead of 2.
+# milliseconds: with a third of that, a picture took 12 s instead of 2 next to a busy process.
 # Threads that sleep at once make it slower on a quiet machine: a step has hundreds of operations.
 # So they spin for some 50 microseconds, and then sleep.
 if "OMP_WAIT_POLICY" not in os.environ:

@@ -11,6 +11,7 @@ LONG_TEXT = "iVBORw0KGgo" * (LONG // 10)
 VALUES = [
     {"images": [LONG_TEXT, LONG_TEXT + "="], "info": '{"prompt": "a \\"fox\\""}'},
     {"image": LONG_TEXT, "html_info": ""},
+    {LONG_TEXT: LONG_TEXT, LONG_TEXT + "2": [LONG_TEXT]},
     {LONG_TEXT: [1, None, 2.5, True, "caf\u00e9 \u72d0"]},
     {"parameters": {"alwayson_scripts": {"x": {"args": [{"image": LONG_TEXT}]}}}},
     {"data": f"data:image/png;base64,{LONG_TEXT}"},
@@ -50,6 +51,13 @@ def test_long_texts_are_read_wherever_they_are():
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_another_encoding_is_read(encoding):
     assert parse(json.dumps(VALUES[0]).encode(encoding)) == VALUES[0]
+
+
+def test_the_bytes_of_half_a_surrogate_pair_are_read_as_json_reads_them():
+    document = json.dumps([LONG_TEXT + "\ud800"], ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
+    assert parse(document) == json.loads(document)
 
 
 @pytest.mark.parametrize(

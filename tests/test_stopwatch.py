@@ -32,6 +32,16 @@ def test_phases_are_named_when_they_begin_and_timed_even_if_they_fail_or_last(cl
     assert entered == ["prepare", "generate"]
 
 
+def test_seconds_in_which_the_engine_works_for_another_job_are_not_counted_twice(clock):
+    stopwatch = Stopwatch(60, clock=clock)
+    with stopwatch.phase("generate"):
+        with suppress(KeyError), stopwatch.engine_busy():
+            clock.now += 2
+            raise KeyError
+        clock.now += 3
+    assert stopwatch.timings() == {"generate": 5, "gpu_seconds": 3, "total": 5}
+
+
 def test_the_deadline_can_only_become_earlier(clock):
     stopwatch, left = Stopwatch(60, clock=clock), []
     for limit, passed in ((500, 0), (10, 0), (10, 30)):

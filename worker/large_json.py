@@ -40,13 +40,14 @@ def parse(document: bytes) -> Json:
 
     def put_back(text: str) -> str:
         place = places.get(text)
-        return str(view[slice(*place)], "utf-8") if place else text
+        # As `json.loads` decodes bytes.
+        return str(view[slice(*place)], "utf-8", "surrogatepass") if place else text
 
     try:
         if not places:
             return json.loads(document)
         rest += view[at:]
-        return _with_texts(json.loads(rest), put_back)
+        return _with_texts(json.loads(rest), put_back, put_back)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -118,15 +119,22 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and not text.encode().translate(None, _PLAIN)
 
 
-def _with_texts(value: Json, change: Callable[[str], str]) -> Json:
-    """The value with each of its texts changed."""
+def _as_it_is(key: str) -> str:
+    """A key that stays: two long ones of an object must not become the same."""
+    return key
+
+
+def _with_texts(
+    value: Json, change: Callable[[str], str], change_key: Callable[[str], str] = _as_it_is
+) -> Json:
+    """The value with each of its texts and keys changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
         return {
-            change(key) if isinstance(key, str) else key: _with_texts(item, change)
+            change_key(key) if isinstance(key, str) else key: _with_texts(item, change, change_key)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_with_texts(item, change) for item in value]
+        return [_with_texts(item, change, change_key) for item in value]
     return value

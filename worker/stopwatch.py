@@ -47,6 +47,7 @@ class Stopwatch:
         self._timeout = timeout
         self._phases: dict[str, float] = {}
         self._running: dict[str, float] = {}  # when each unfinished phase began
+        self._of_others = 0.0  # seconds on the engine that count for other jobs
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -57,6 +58,15 @@ class Stopwatch:
             yield
         finally:
             self._phases[name] = round(self._clock() - self._running.pop(name), 3)
+
+    @contextmanager
+    def engine_busy(self) -> Iterator[None]:
+        """During the body, which is in this job's phase on the engine, it works for another job."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._of_others += self._clock() - began
 
     def part(self, entered: Callable[[str], None]) -> Stopwatch:
         """The stopwatch of a part of the job, with the same deadline.
@@ -105,9 +115,13 @@ class Stopwatch:
 
     def engine_seconds(self) -> float | None:
         """Seconds on the engine, of the job and its parts; None if it was not used."""
-        own = [self.phases().get(ON_THE_ENGINE), *(part.engine_seconds() for part in self._parts)]
-        used = [seconds for seconds in own if seconds is not None]
+        all_of = [self._own_engine_seconds(), *(part.engine_seconds() for part in self._parts)]
+        used = [seconds for seconds in all_of if seconds is not None]
         return sum(used) if used else None
+
+    def _own_engine_seconds(self) -> float | None:
+        seconds = self.phases().get(ON_THE_ENGINE)
+        return None if seconds is None else max(0.0, seconds - self._of_others)
 
     def expired(self, what: str, hint: str | None = None) -> JobTimeout:
         """The error for a passed deadline; its message has the seconds of each phase."""

@@ -88,6 +88,7 @@ def _running(command: Sequence[str], folder: Path, data_dir: Path) -> Iterator[E
     try:
         engine = EngineProcess(port, process)
         wait_until(engine.answers, "the engine", BOOT_SECONDS)
+        engine.post("txt2img", PICTURE)  # A1111 answers before it has loaded its first checkpoint
         yield engine
     finally:
         process.kill()

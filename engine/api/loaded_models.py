@@ -41,15 +41,14 @@ class LoadedModels:
         if kept is None:
             self._free(len(self._kept) - limit + 1)
             kept = LoadedModel.load(checkpoint, self._checkpoints.sha256(checkpoint))
-            done = "loaded"
+            log.info("loaded %r in %.1f s", checkpoint.name, time.monotonic() - began)
         else:
             self._kept.remove(kept)
             placement.to_device(kept.pipe)
-            done = "using the kept"
+            log.info("using %r, which was kept in memory", checkpoint.name)
         self._kept.append(kept)
         self._active = kept
         self._embeddings.fit(kept.text_width)
-        log.info("%s %r in %.1f s", done, checkpoint.name, time.monotonic() - began)
         return kept
 
     def keep(self, limit: int) -> None:

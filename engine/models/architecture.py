@@ -24,8 +24,6 @@ CONFIG = "engine.config"
 CONFIGURABLE = ("attention_head_dim", "num_attention_heads", "norm_num_groups")
 MOST_BLOCKS = 100  # numbered parts in a row: SDXL has 32 at most
 
-# The engine reads only its configuration. EulerDiscreteScheduler would import scipy.stats, too.
-SCHEDULER = "EulerAncestralDiscreteScheduler"
 LATENT_CHANNELS = 4
 INPAINTING_CHANNELS = 9  # and the mask, and the masked picture's latent
 HEAD_SIZE = 64
@@ -289,7 +287,7 @@ def _prediction_type(shapes: Shapes, metadata: Mapping[str, str], family: Family
 def _scheduler(shapes: Shapes, metadata: Mapping[str, str], family: Family) -> Config:
     has_marker = "ztsnr" in shapes or metadata.get("ss_zero_terminal_snr") == "True"
     return {
-        "_class_name": SCHEDULER,
+        "_class_name": "EulerDiscreteScheduler",
         "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
@@ -305,7 +303,7 @@ def _model_index(found: Architecture) -> Config:
         "_class_name": "StableDiffusionXLPipeline" if found.is_xl else "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
-        "scheduler": ["diffusers", SCHEDULER],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     }
     for end, kind in (("", "CLIPTextModel"), ("_2", "CLIPTextModelWithProjection")):
         if f"text_encoder{end}" in found.components:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 
+from engine.models.architecture import LATENT_CHANNELS
+
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -141,8 +143,9 @@ def _move(pipe: Any, device: str) -> None:  # noqa: ANN401 - diffusers
 def apply(placement: Placement, pipe: Any) -> None:  # noqa: ANN401 - diffusers
     """Place a pipeline that was just read and already has the placement's `dtype`."""
     pipe.vae.to(placement.vae_dtype)
-    if placement.device == "cpu":
-        # oneDNN would otherwise reorder the weights and the inputs of each convolution, each time
+    if placement.device == "cpu" and pipe.unet.config.in_channels == LATENT_CHANNELS:
+        # oneDNN would otherwise reorder the weights and the inputs of each convolution, each time.
+        # Not for inpainting models: with other roundings, their pictures differ from A1111's.
         for network in (pipe.unet, pipe.vae):
             network.to(memory_format=torch.channels_last)
     if placement.tiled_vae:

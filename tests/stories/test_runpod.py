@@ -175,7 +175,8 @@ def test_a_job_says_what_its_pictures_cost_and_a_batch_what_all_of_them_did(work
     batch = completed(worker.run({"task": "batch", "inputs": [part, part, wrong]}))
     drawn = [result["timings"] for result in batch["results"][:2]]
     whole = batch["timings"]
-    assert whole["gpu_seconds"] == pytest.approx(sum(one["generate"] for one in drawn), abs=0.002)
+    parts = sum(one["gpu_seconds"] for one in drawn)
+    assert whole["gpu_seconds"] == pytest.approx(parts, abs=0.002)
     cost = price * (whole["total"] - whole["queue"]) / 2
     assert whole["usd_per_picture"] == pytest.approx(cost, abs=1e-7)
     listed = completed(worker.run({"task": "models"}))["timings"]

@@ -33,6 +33,13 @@ from worker.generation.picture_answer import PictureAnswer
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
+# The last two: the answer's header claims a length that no memory has.
+_NO_ANSWER = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    OverflowError,
+    MemoryError,
+)
 _READ_OF_ERRORS = 5000  # bytes
 # Pictures that the job brought; with include_init_images A1111 would repeat them.
 _BROUGHT = {"init_images", "mask", "latent_mask"}
@@ -243,7 +250,7 @@ class WebUI:
             ) as response:
                 # In one piece: requests would copy it in pieces of 10 kB.
                 content = response.raw.read(decode_content=True)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except _NO_ANSWER as error:
             raise ConnectionLost(
                 f"{method} {route}: no answer from the engine at {self._address}"
                 f" ({type(error).__name__})."

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from worker.stopwatch import Stopwatch
@@ -49,11 +49,13 @@ class Slot:
         passed_on: whether the next job may send its requests, because this one is nearly done.
         may_pass_on: whether the job may still do that; not after a failure.
         closed: True when the job has ended; False when the next one's request must be repeated.
+        has_left: whether the job has ended.
     """
 
     def __init__(self, pipeline: Pipeline, stopwatch: Stopwatch) -> None:
         self.passed_on = False
         self.may_pass_on = True
+        self.has_left = False
         self.closed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pipeline = pipeline
         self.stopwatch = stopwatch
@@ -109,20 +111,30 @@ class Slot:
         Raises:
             JobTimeout: the deadline passed before.
         """
+        ending = self._pipeline.ending
+        is_busy = ending is not None and not ending.has_left
         taking = asyncio.ensure_future(self._pipeline.engine.acquire())
-        try:
-            await asyncio.wait({taking}, timeout=self.stopwatch.left())
-        finally:  # also when the job is cancelled at the moment in which it gets the engine
-            self._holds = taking.done() or not taking.cancel()
+        with self.stopwatch.engine_busy() if is_busy else nullcontext():
+            try:
+                await asyncio.wait({taking}, timeout=self.stopwatch.left())
+            finally:  # also when the job is cancelled at the moment in which it gets the engine
+                self._holds = taking.done() or not taking.cancel()
         if not self._holds:
             raise self.stopwatch.expired("the engine was busy with other jobs; no result")
         ending = self._pipeline.ending
-        self._before = ending if ending and not ending.closed.done() else None
+        # Also if that job has just failed, and waits for this one to give the engine back.
+        self._before = ending if ending and not ending.has_left else None
+        if self._before is not None:  # these seconds count for that job
+            busy = ExitStack()
+            busy.enter_context(self.stopwatch.engine_busy())
+            self._before.closed.add_done_callback(lambda _: busy.close())
 
     def leave(self) -> None:
         """The job has ended."""
         self._close(well=True)
+        self.has_left = True
         self._release()
+        self._before = None  # or each job would keep the one before in memory
 
     def _close(self, *, well: bool) -> None:
         if not self.closed.done():

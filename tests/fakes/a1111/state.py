@@ -51,6 +51,7 @@ class Options:
     def changed(self) -> dict[str, Any]:
         """What acts on the next picture, apart from what the picture names itself."""
         named = {"sd_model_checkpoint", "sd_checkpoint_hash", "comma_padding_backtrack"}
+        named |= {"sd_checkpoints_limit", "checkpoints_limit_by_worker"}  # of the memory
         given = self.data.items()
         return {k: v for k, v in sorted(given) if v != DEFAULT_OPTIONS.get(k) and k not in named}
 

@@ -304,7 +304,7 @@ class _Transfer:
 
     def _fetch(self, part: Part) -> None:
         with self._source.open(part.position, part.end) as reply:
-            running = Running(part, time.monotonic(), self._limits.window)
+            running = Running(part, time.monotonic(), self._limits)
             with self._file.lock:
                 self._running[running] = reply
             try:
@@ -327,7 +327,7 @@ class _Transfer:
             running.touched = time.monotonic()
             self._received += len(block)
             self._source.progressed()
-            if self._to_inspect is not None:
+            if self._connections is None:
                 self._inspect(running)
             if self._file.parts.size is None:
                 self._make_room(part)
@@ -396,13 +396,18 @@ class _Transfer:
             self._hooks.make_room(size - fetched)
 
     def _inspect(self, running: Running | None = None) -> None:
-        """Pass the first bytes to `inspect`; more connections start when it accepts the file."""
+        """Pass the first bytes to `inspect`.
+
+        More connections start when it accepts the file and the first one shows its rate.
+        """
         now = time.monotonic()
         while self._to_inspect is not None:
             start = self._file.start(self._to_inspect)
             if start is None:
                 return
             self._to_inspect = self._hooks.inspect(start, self._file.parts.size)
+        if running and not running.shows_rate(now):
+            return
         with self._file.lock:
             left = (self._file.parts.size or 0) - self._file.parts.fetched()
         rate = running.mean_rate(now) if running else None

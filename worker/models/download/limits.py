@@ -30,6 +30,8 @@ class DownloadLimits:
         smallest_part, largest_part: of the file that one connection fetches.
 
         fewest_connections, most_connections: to one host.
+        judge_from, judge_within: bytes or time after which the first connection shows its rate.
+        fast: bytes per second of a first connection that needs only the fewest others at first.
         short: a rest that would arrive within this time needs no more connections.
         growth: more connections are tried in steps of this factor.
         worth_it: more connections must raise the rate by this factor.
@@ -64,6 +66,9 @@ class DownloadLimits:
 
     fewest_connections: int = 3
     most_connections: int = 32
+    judge_from: int = MIB
+    judge_within: float = 0.02
+    fast: float = 60e6
     short: float = 0.05
     growth: int = 8
     worth_it: float = 1.15

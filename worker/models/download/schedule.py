@@ -153,13 +153,18 @@ class Connections:
         limits: DownloadLimits = DEFAULT,
     ) -> None:
         few, most = limits.fewest_connections, limits.most_connections
-        wanted = most if rate is None else int(left / (rate * limits.short))
+        if rate is None:
+            wanted = most
+        elif rate >= limits.fast:
+            wanted = few
+        else:
+            wanted = int(left / (rate * limits.short))
         self.allowed = min(most, max(few, wanted))
         self._limits = limits
         self._most = most
         # Connections and rate of the last step; at first, what few would deliver at a host that
         # does not limit each connection.
-        self._before = None if rate is None or self.allowed == few else (few, rate)
+        self._before = None if rate is None else (few, rate)
         self._measure_from = now + limits.settling
         self._bytes_then: int | None = None
         self._complained = now - _COMPLAINT
@@ -181,7 +186,9 @@ class Connections:
 
     def _decide(self, now: float, rate: float) -> None:
         self._bytes_then = None
-        if self._before and rate < self._before[1] * self._limits.worth_it:
+        # Some hosts limit a connection only after its first bytes.
+        burst = self._before and self._before[0] == self.allowed and rate < self._before[1] / 2
+        if self._before and rate < self._before[1] * self._limits.worth_it and not burst:
             self.allowed = self._before[0]
             self._before, self._measure_from = None, now + self._limits.try_again
             return
@@ -200,18 +207,23 @@ class Running:
         rate: bytes per second in the last window; None before the first one is over.
     """
 
-    def __init__(self, part: Part, now: float, window: float = DEFAULT.window) -> None:
+    def __init__(self, part: Part, now: float, limits: DownloadLimits = DEFAULT) -> None:
         self.part = part
-        self._window = window
+        self._limits = limits
         self.touched = self._since = self._begun = now
         self._from = self._begun_at = part.position
         self.rate: float | None = None
 
     def measure(self, now: float) -> None:
         """Close the window if it is over."""
-        if now - self._since >= self._window:
+        if now - self._since >= self._limits.window:
             self.rate = (self.part.position - self._from) / (now - self._since)
             self._since, self._from = now, self.part.position
+
+    def shows_rate(self, now: float) -> bool:
+        """Whether enough has arrived: a fast host's first bytes were in the system's buffers."""
+        enough = self.part.position - self._begun_at >= self._limits.judge_from
+        return enough or now - self._begun >= self._limits.judge_within
 
     def mean_rate(self, now: float) -> float:
         """Bytes per second since it began."""
