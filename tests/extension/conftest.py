@@ -217,12 +217,31 @@ class SdModelData:
 
     def set_sd_model(self, v, already_loaded=False):
         self.sd_model = v
+        if already_loaded:
+            sd_vae.base_vae = getattr(v, "base_vae", None)
+            sd_vae.checkpoint_info = v.sd_checkpoint_info
         if v not in self.loaded_sd_models:
             self.loaded_sd_models.insert(0, v)
 
 
+def saved_vae():
+    """The module that saves a checkpoint's own VAE before it loads another one."""
+    made = module("modules.sd_vae", base_vae=None, checkpoint_info=None)
+
+    def store_base_vae(model):
+        if made.checkpoint_info != model.sd_checkpoint_info:
+            made.base_vae = model.vae
+            made.checkpoint_info = model.sd_checkpoint_info
+
+    def delete_base_vae():
+        made.base_vae = made.checkpoint_info = None
+
+    made.store_base_vae, made.delete_base_vae = store_base_vae, delete_base_vae
+    return made
+
+
 sd_models = types.SimpleNamespace()
-devices = networks = safe = types.SimpleNamespace()
+devices = networks = safe = sd_vae = types.SimpleNamespace()
 
 
 def module(name, **contents):
@@ -249,6 +268,7 @@ def a1111(monkeypatch):
         "networks": module("networks", loaded_networks=[]),
         "sd_models": module("modules.sd_models"),
         "sd_hijack": module("modules.sd_hijack"),
+        "sd_vae": saved_vae(),
     }
     made["devices"].test_for_nans = test_for_nans
     made["networks"].network_apply_weights = network_apply_weights
@@ -268,6 +288,6 @@ def a1111(monkeypatch):
     made["sd_hijack"].model_hijack = made["sd_hijack"].StableDiffusionModelHijack()
     for one in made.values():
         monkeypatch.setitem(sys.modules, one.__name__, one)
-    for name in ("devices", "networks", "safe", "sd_models"):
+    for name in ("devices", "networks", "safe", "sd_models", "sd_vae"):
         monkeypatch.setitem(globals(), name, made[name])
     return types.SimpleNamespace(**made)

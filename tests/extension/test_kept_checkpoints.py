@@ -10,12 +10,13 @@ class Model(torch.nn.Module):
     def __init__(self, width):
         super().__init__()
         self.width, self.conv, self.cond_stage_model = width, torch.nn.Conv2d(1, 1, 1), object()
+        self.sd_checkpoint_info, self.vae = f"of width {width}", f"its own of {width}"
 
 
 @pytest.fixture
 def engine(a1111):
     """A1111 with the part on, which has loaded one model of SD1 and then one of SDXL."""
-    kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack)
+    kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack, a1111.sd_vae)
     a1111.sd1, a1111.sdxl = Model(768), Model(2048)
     for model in (a1111.sd1, a1111.sdxl):
         load(a1111, model)
@@ -63,6 +64,18 @@ def test_embeddings_are_read_again_only_for_a_checkpoint_of_another_shape(engine
     assert engine.sd_hijack.model_hijack.clip is engine.sd1.cond_stage_model
 
 
+def test_the_own_vae_of_a_checkpoint_is_saved_before_a_job_loads_another_one(engine):
+    vae = engine.sd_vae
+    use_again(engine, engine.sd1)
+    vae.store_base_vae(engine.sd1)
+    assert vae.base_vae == engine.sd1.vae
+    engine.sd1.base_vae, engine.sd1.vae = vae.base_vae, "of a job"
+    use_again(engine, engine.sdxl)
+    use_again(engine, engine.sd1)
+    vae.store_base_vae(engine.sd1)
+    assert vae.base_vae == "its own of 768"
+
+
 def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
     engine.sd_models.model_data.set_sd_model(None)
     assert engine.sd_models.model_data.sd_model is None
@@ -71,4 +84,4 @@ def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
 def test_another_a1111_is_not_changed(a1111):
     a1111.sd_models.SdModelData.set_sd_model = lambda self, v: None
     with pytest.raises(NotAsExpected):
-        kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack)
+        kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack, a1111.sd_vae)

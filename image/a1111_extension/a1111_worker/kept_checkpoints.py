@@ -12,12 +12,14 @@ from typing import Any
 from a1111_worker.expect import expect, uses
 
 
-def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType) -> None:
+def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType) -> None:
     """Prepare each checkpoint that comes into use as one that was just loaded.
 
     Otherwise `tiling` would change the layers of the checkpoint that was loaded last, and a prompt
     would not find the embeddings that do not fit the checkpoint before. Tiling is switched off
     before another checkpoint comes: A1111 compares only a flag, and would not switch it on in it.
+    A kept checkpoint would also keep the first VAE that a job names: A1111 takes its own one for
+    saved already, and cannot put it back.
 
     Raises:
         NotAsExpected: A1111 keeps checkpoints in another way.
@@ -27,6 +29,7 @@ def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType) -> None:
     expect(uses(set_sd_model, "already_loaded", "loaded_sd_models"), "set_sd_model keeps models")
     expect(uses(hijack, "layers", "clip"), "hijack notes the layers and the text encoder")
     expect(uses(hijacking.apply_circular, "layers"), "apply_circular changes the noted layers")
+    expect(uses(sd_vae.store_base_vae, "checkpoint_info"), "store_base_vae compares checkpoints")
 
     def hijack_apart(self: Any, model: Any) -> Any:
         self.apply_circular(False)
@@ -38,6 +41,8 @@ def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType) -> None:
             return
         if already_loaded:
             _note_layers(sd_hijack.model_hijack, model)
+            if sd_vae.base_vae is None:
+                sd_vae.delete_base_vae()  # it also forgets whose VAE is saved
         _fit_embeddings(sd_hijack.model_hijack.embedding_db)
 
     hijacking.hijack = hijack_apart

@@ -38,7 +38,7 @@ ALWAYS = [
     Part(
         KEEPS_APART,
         kept_checkpoints.keep_apart,
-        ("modules.sd_models", "modules.sd_hijack"),
+        ("modules.sd_models", "modules.sd_hijack", "modules.sd_vae"),
     ),
     Part("no line for each request", requests_log.log_no_requests, ("uvicorn.config",)),
 ]
