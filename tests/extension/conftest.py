@@ -224,6 +224,14 @@ class SdModelData:
             self.loaded_sd_models.insert(0, v)
 
 
+def reload_model_weights(info):
+    """A checkpoint that is not kept is loaded; and all LoRAs are switched off."""
+    if info not in sd_models.model_data.loaded_sd_models:
+        networks.loaded_networks.clear()
+        assert info.used_config
+    sd_models.model_data.set_sd_model(info)
+
+
 def saved_vae():
     """The module that saves a checkpoint's own VAE before it loads another one."""
     made = module("modules.sd_vae", base_vae=None, checkpoint_info=None)
@@ -266,7 +274,7 @@ def a1111(monkeypatch):
         "ldm": module(f"ldm.{openaimodel}", timestep_embedding=timestep_embedding),
         "sgm": module(f"sgm.{openaimodel}", timestep_embedding=timestep_embedding),
         "networks": module("networks", loaded_networks=[]),
-        "sd_models": module("modules.sd_models"),
+        "sd_models": module("modules.sd_models", reload_model_weights=reload_model_weights),
         "sd_hijack": module("modules.sd_hijack"),
         "sd_vae": saved_vae(),
     }

@@ -10,6 +10,7 @@ class Model(torch.nn.Module):
     def __init__(self, width):
         super().__init__()
         self.width, self.conv, self.cond_stage_model = width, torch.nn.Conv2d(1, 1, 1), object()
+        self.used_config = f"{width}.yaml"
         self.sd_checkpoint_info, self.vae = f"of width {width}", f"its own of {width}"
 
 
@@ -74,6 +75,21 @@ def test_the_own_vae_of_a_checkpoint_is_saved_before_a_job_loads_another_one(eng
     use_again(engine, engine.sd1)
     vae.store_base_vae(engine.sd1)
     assert vae.base_vae == "its own of 768"
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize(("width", "loras"), [(768, ["fox"]), (2048, [])])
+def test_a_refiner_has_the_loras_of_its_architecture_kept_or_not(engine, is_kept, width, loras):
+    kept_checkpoints.keep_loras(engine.sd_models, engine.networks)
+    refiner = Model(width)
+    refiner.sd_checkpoint_info = "the refiner"
+    if is_kept:
+        engine.sd_models.model_data.loaded_sd_models.append(refiner)
+    use_again(engine, engine.sd1)
+    engine.networks.loaded_networks[:] = ["fox"]
+    engine.sd_models.reload_model_weights(refiner)
+    assert engine.networks.loaded_networks == loras
+    assert engine.sd_models.model_data.sd_model is refiner
 
 
 def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):

@@ -58,3 +58,33 @@ def _note_layers(hijack: Any, model: Any) -> None:
 def _fit_embeddings(embeddings: Any) -> None:
     if embeddings.expected_shape != embeddings.get_expected_shape():
         embeddings.load_textual_inversion_embeddings(force_reload=True)
+
+
+def keep_loras(sd_models: ModuleType, networks: ModuleType) -> None:
+    """Let a refiner have the same LoRAs whether it is kept, or loaded while a picture is made.
+
+    As with one checkpoint in memory: it has them if it is of the same architecture. Otherwise A1111
+    would switch them off only in the picture for which the refiner is loaded beside the first one.
+
+    Raises:
+        NotAsExpected: A1111 loads checkpoints in another way.
+    """
+    reload = sd_models.reload_model_weights
+    expect(uses(reload, "used_config"), "reload_model_weights compares configurations")
+    expect(isinstance(networks.loaded_networks, list), "the LoRAs in use are a list")
+
+    def reload_with_loras(*args: Any, **named: Any) -> Any:
+        before, loras = _shown(sd_models), [*networks.loaded_networks]
+        model = reload(*args, **named)
+        after = _shown(sd_models)
+        if after != before:
+            networks.loaded_networks[:] = loras if after[1] == before[1] else []
+        return model
+
+    sd_models.reload_model_weights = reload_with_loras
+
+
+def _shown(sd_models: ModuleType) -> tuple[Any, Any]:
+    """The checkpoint in use, and the file of its configuration."""
+    model = sd_models.model_data.sd_model
+    return getattr(model, "sd_checkpoint_info", None), getattr(model, "used_config", None)

@@ -40,6 +40,11 @@ ALWAYS = [
         kept_checkpoints.keep_apart,
         ("modules.sd_models", "modules.sd_hijack", "modules.sd_vae"),
     ),
+    Part(
+        "LoRAs of a refiner",
+        kept_checkpoints.keep_loras,
+        ("modules.sd_models", "networks"),
+    ),
     Part("no line for each request", requests_log.log_no_requests, ("uvicorn.config",)),
 ]
 SPEEDUPS = [
