@@ -224,6 +224,12 @@ class SdModelData:
             self.loaded_sd_models.insert(0, v)
 
 
+def load_model_weights(model, state_dict):
+    """A file without noise levels leaves those that the model has."""
+    model.alphas_cumprod = state_dict.get("alphas_cumprod", model.alphas_cumprod)
+    model.alphas_cumprod_original = model.alphas_cumprod
+
+
 def reload_model_weights(info):
     """A checkpoint that is not kept is loaded; and all LoRAs are switched off."""
     if info not in sd_models.model_data.loaded_sd_models:
@@ -274,7 +280,11 @@ def a1111(monkeypatch):
         "ldm": module(f"ldm.{openaimodel}", timestep_embedding=timestep_embedding),
         "sgm": module(f"sgm.{openaimodel}", timestep_embedding=timestep_embedding),
         "networks": module("networks", loaded_networks=[]),
-        "sd_models": module("modules.sd_models", reload_model_weights=reload_model_weights),
+        "sd_models": module(
+            "modules.sd_models",
+            load_model_weights=load_model_weights,
+            reload_model_weights=reload_model_weights,
+        ),
         "sd_hijack": module("modules.sd_hijack"),
         "sd_vae": saved_vae(),
     }

@@ -92,6 +92,17 @@ def test_a_refiner_has_the_loras_of_its_architecture_kept_or_not(engine, is_kept
     assert engine.sd_models.model_data.sd_model is refiner
 
 
+@pytest.mark.parametrize(("file", "levels"), [({}, "own"), ({"alphas_cumprod": "file"}, "file")])
+def test_the_noise_levels_of_a_picture_do_not_stay_for_the_next_checkpoint(a1111, file, levels):
+    kept_checkpoints.reset_schedule(a1111.sd_models)
+    model = Model(768)
+    model.alphas_cumprod = "own"
+    a1111.sd_models.load_model_weights(model, {})
+    model.alphas_cumprod = "zero terminal SNR"
+    a1111.sd_models.load_model_weights(model, file)
+    assert (model.alphas_cumprod, model.alphas_cumprod_original) == (levels, levels)
+
+
 def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
     engine.sd_models.model_data.set_sd_model(None)
     assert engine.sd_models.model_data.sd_model is None

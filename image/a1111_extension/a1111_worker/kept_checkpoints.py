@@ -84,6 +84,26 @@ def keep_loras(sd_models: ModuleType, networks: ModuleType) -> None:
     sd_models.reload_model_weights = reload_with_loras
 
 
+def reset_schedule(sd_models: ModuleType) -> None:
+    """Load a checkpoint with its own noise levels, also after a picture with other ones.
+
+    A1111 loads the weights of the next checkpoint into the model of the last one. The noise levels
+    of its last picture ("Zero Terminal SNR") would stay for all checkpoints whose files have none.
+
+    Raises:
+        NotAsExpected: A1111 notes a checkpoint's noise levels in another way.
+    """
+    load = sd_models.load_model_weights
+    expect(uses(load, "alphas_cumprod_original"), "load_model_weights notes the noise levels")
+
+    def load_apart(model: Any, *args: Any, **named: Any) -> Any:
+        if hasattr(model, "alphas_cumprod_original"):
+            model.alphas_cumprod = model.alphas_cumprod_original
+        return load(model, *args, **named)
+
+    sd_models.load_model_weights = load_apart
+
+
 def _shown(sd_models: ModuleType) -> tuple[Any, Any]:
     """The checkpoint in use, and the file of its configuration."""
     model = sd_models.model_data.sd_model

@@ -45,6 +45,11 @@ ALWAYS = [
         kept_checkpoints.keep_loras,
         ("modules.sd_models", "networks"),
     ),
+    Part(
+        "noise levels of each checkpoint",
+        kept_checkpoints.reset_schedule,
+        ("modules.sd_models",),
+    ),
     Part("no line for each request", requests_log.log_no_requests, ("uvicorn.config",)),
 ]
 SPEEDUPS = [
