@@ -62,7 +62,7 @@ difference in time was not measured."""
 URL = "https://civitai.com/api/download/models/{}"
 REPO = "Org/Name{}"
 HUB = REPO.format(0) + "/{}.safetensors"
-JOBS = {
+JOBS: dict[str, dict[str, object]] = {
     "by CivitAI URL": {
         "checkpoint": {"name": "Base", "url": URL.format(1)},
         "loras": [{"url": URL.format(2), "scale": 0.5}, URL.format(3)],
