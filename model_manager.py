@@ -14,6 +14,7 @@ restart. On the command line: `python model_manager.py --help`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -24,6 +25,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # as in handler.py
+    gc.disable()
 
 from worker.config import webui_config
 from worker.config.settings import Settings
@@ -410,11 +414,13 @@ class ModelManager:
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:
     """The file with the kind that this job names, so that it is checked as that kind."""
-    return replace(file, kind=wanted.kind) if wanted.kind else file
+    is_other = wanted.kind not in {None, file.kind}
+    return replace(file, kind=wanted.kind) if wanted.kind and is_other else file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    gc.enable()
     return commands.run(arguments, ModelManager)
 
 

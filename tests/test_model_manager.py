@@ -494,7 +494,8 @@ def test_a_warm_job_looks_at_as_many_files_however_many_there_are(manager, folde
     for more in (0, 30):
         for number in range(more):
             put(store, f"b{number}.safetensors")
-        for folder in (*folders, *(p for one in folders for p in one.rglob("*") if p.is_dir())):
+        manager.release(prepare(manager, **job)[0])  # makes the links
+        for folder in (p for one in folders for p in (one, *one.rglob("*")) if p.is_dir()):
             os.utime(folder, (1e9 + more, 1e9 + more))
         for _ in range(2):
             calls.clear()

@@ -20,8 +20,11 @@ TITLE = "How busy the engine is when every job brings a new LoRA"
 ABOUT = """\
 The rivals that download on demand do it inside the job, while the engine waits, as this worker
 does with `JOB_CONCURRENCY=1`: this is the other side here. With 2, the next job's LoRA is
-downloaded while the engine computes. With 3, another one is downloaded while the pictures of a
-job are encoded and delivered: this is needed where the download takes as long as the picture.
+downloaded while the engine computes. That is not enough here: the download takes as long as the
+picture (2 s), and the next one starts only when a job has delivered its pictures. A job has its
+place for 2 s of download, 2 s of computing, 0.15 s of encoding, and the worker's own time. Two of
+them keep the engine busy for 4 s in each 4.15 s at best: 96 %. With 3, the next download runs
+during the encoding and the delivery, too, so the figure with a goal is the one with 3.
 
 All jobs wait in the queue at the beginning. The engine is the tests' A1111; it computes a picture
 in 2 s and encodes it in 0.15 s. The download of a LoRA takes as long as the picture. The share is

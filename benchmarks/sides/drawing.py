@@ -48,7 +48,7 @@ class Side:
 
     def cpu_seconds(self) -> float:
         """The CPU time of the process so far."""
-        return sum(psutil.Process(self.pid).cpu_times()[:2])
+        return float(sum(psutil.Process(self.pid).cpu_times()[:2]))
 
     def peak(self) -> float:
         """The largest resident memory so far, in MB."""
@@ -115,7 +115,7 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
 def write_configuration(folder: Path) -> None:
     """Write what `from_single_file` otherwise downloads: the configurations and the tokenizer."""
     subprocess.run(
-        [sys.executable, SCRIPT, "--write-configuration", CHECKPOINT, folder],
+        [sys.executable, str(SCRIPT), "--write-configuration", str(CHECKPOINT), str(folder)],
         cwd=PROJECT,
         check=True,
         stderr=subprocess.DEVNULL,
@@ -125,7 +125,7 @@ def write_configuration(folder: Path) -> None:
 @contextmanager
 def pipeline(configuration: Path) -> Iterator[Side]:
     """Diffusers' pipeline with its own defaults."""
-    command = [sys.executable, SCRIPT, CHECKPOINT, configuration]
+    command = [sys.executable, str(SCRIPT), str(CHECKPOINT), str(configuration)]
     start = time.perf_counter()
     with subprocess.Popen(
         command,

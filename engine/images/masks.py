@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
+from scipy import ndimage  # type: ignore[import-untyped]
 
 from engine.images.resize import Size
 
@@ -53,9 +54,6 @@ def _kernel(sigma: int) -> Array:
 def _blur(levels: Array, kernel: Array, axis: int) -> Array:
     if levels.shape[axis] == 1:  # nothing to mix
         return levels
-    # Slow to import, and only blurred masks need it.
-    from scipy import ndimage  # type: ignore[import-untyped] # noqa: PLC0415
-
     mixed = ndimage.correlate1d(levels.astype(np.int64), kernel, axis, mode="mirror")
     found: Array = ((mixed + KERNEL_UNITS // 2) // KERNEL_UNITS).astype(np.uint8)
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomesd
 import torch
 from PIL import Image
 from torch.nn import Conv2d
@@ -150,8 +151,6 @@ class LoadedModel:
         if not ratio:
             yield
             return
-        import tomesd  # noqa: PLC0415 - few jobs need it
-
         tomesd.apply_patch(self.pipe.unet, ratio=ratio, use_rand=False)
         try:
             yield

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torchsde  # type: ignore[import-untyped]
+from torchsde._brownian import brownian_interval  # type: ignore[import-untyped]
 
 from engine.sampling.philox import Philox
 
@@ -145,11 +147,8 @@ class BrownianNoise:
             entropy = int(torch.randint(0, LARGEST_RANDOM, [], generator=generator))
         on_gpu = seeds.source == "GPU"
         start = torch.zeros(noise.shape, device=noise.device if on_gpu else "cpu")
-        # It imports scipy: the samplers without this noise do not wait for that.
-        from torchsde import BrownianTree  # type: ignore[import-untyped] # noqa: PLC0415
-
         with self._random():
-            self._tree = BrownianTree(
+            self._tree = torchsde.BrownianTree(
                 sigmas[sigmas > 0].min(), start, sigmas.max(), entropy=entropy
             )
 
@@ -164,10 +163,6 @@ class BrownianNoise:
     @contextmanager
     def _random(self) -> Iterator[None]:
         """Torchsde draws from torch; A1111 puts its own source in place of that."""
-        from torchsde._brownian import (  # type: ignore[import-untyped] # noqa: PLC0415
-            brownian_interval,
-        )
-
         module: Any = brownian_interval
         saved = module._randn  # noqa: SLF001 - it has no parameter for the generator
 

@@ -1,9 +1,11 @@
 import json
 import os
+import time
 
 import pytest
 from fakes.recorded import recorded
 
+from worker.config import webui_config
 from worker.config.webui_config import (
     OF_EXTENSIONS,
     OVERRIDABLE,
@@ -76,6 +78,15 @@ def test_only_the_default_checkpoint_is_replaced_before_a_later_start(tmp_path):
     set_checkpoint(tmp_path, "good")
     after = json.loads((tmp_path / "config.json").read_text())
     assert after == before | {"sd_model_checkpoint": "good"}
+
+
+def test_the_checkpoint_is_read_again_when_the_config_has_changed(tmp_path):
+    path, now = tmp_path / "config.json", int(time.time())
+    # The last two could be written within one tick of the file system's clock.
+    for name, at in [("a", now - 60), ("b", now - 30), ("c", now), ("d", now)]:
+        path.write_text(json.dumps({"sd_model_checkpoint": name}))
+        os.utime(path, (at, at))
+        assert [webui_config.checkpoint(tmp_path) for _ in range(2)] == [name, name]
 
 
 def test_what_a_killed_start_was_writing_is_removed(tmp_path):

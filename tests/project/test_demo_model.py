@@ -65,7 +65,8 @@ def test_the_lora_adds_stripes(model):
 def test_a_merged_lora_gives_the_same_picture_as_its_tag(model, tmp_path):
     """docs/templates.md: the same except for rounding."""
     from training import adherence
-    from worker.models.merge.merge import LoraToMerge, merge
+    from worker.models.merge.merge import merge
+    from worker.models.merge.merge_key import LoraToMerge
 
     weights = {"te": 0.5, "unet": 1.0}
     lora_to_merge = LoraToMerge(LORA, "striped", "0" * 64, **weights)

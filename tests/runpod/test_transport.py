@@ -21,15 +21,16 @@ class Control(Transport):
     def __init__(self, handler, polls=(), *, concurrency=1, timing=TIMING):
         super().__init__(ROUTES, handler, set(), concurrency=concurrency, timing=timing)
         self.poster = self
-        self.pauses, self.counts, self.results = [], [], []
+        self.pauses, self.counts, self.busy, self.results = [], [], [], []
         self._polls = list(polls)
 
     async def _pause(self, seconds):
         self.pauses.append(seconds)
 
-    async def take(self, count, **_):
+    async def take(self, count, *, busy, **_):
         """What the poller does: the next of the polls; after the last one the worker ends."""
         self.counts.append(count)
+        self.busy.append(busy)
         await asyncio.sleep(0)
         poll = self._polls.pop(0) if self._polls else []
         if not self._polls:
@@ -126,6 +127,7 @@ def test_jobs_are_taken_while_results_are_posted_but_not_without_an_end(concurre
     asyncio.run(control.serve())
 
     assert started_before_posted[0] == begun
+    assert any(control.busy) == (concurrency > 1)  # while only a result is posted, it is not
     assert sorted(job for job, _ in control.results) == [f"job-{number}" for number in range(8)]
 
 

@@ -10,6 +10,8 @@ import signal
 
 import pytest
 from fakes.a1111.process import wait_until
+from fakes.hosts.model_hosts import ModelHosts
+from fakes.model_files import safetensors
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import FOREVER, SMALL, completed, running_worker
 
@@ -22,7 +24,12 @@ ENCODING = 3.0  # seconds of a picture, so that much can happen meanwhile
 def shared(tmp_path_factory):
     """A worker that takes two jobs at once."""
     folder, two = tmp_path_factory.mktemp("overlap"), {"JOB_CONCURRENCY": "2"}
-    with RunPodPlane(hold=1.0) as plane, running_worker(folder, plane, **two) as it:
+    with (
+        ModelHosts() as hosts,
+        RunPodPlane(hold=1.0) as plane,
+        running_worker(folder, plane, hosts=hosts, **two) as it,
+    ):
+        it.model_hosts = hosts
         yield it
 
 
@@ -78,6 +85,21 @@ def test_the_next_jobs_request_arrives_while_this_jobs_pictures_are_encoded(work
     pair.wait_until_both_are_sent()
     pair.check(*pair.outputs())
     assert pair.received("interrupt") == []
+
+
+def test_a_lora_that_is_downloaded_meanwhile_is_there_for_the_next_jobs_picture(worker):
+    hosts = worker.model_hosts
+    file = {"data": safetensors(number=1), "name": "new.safetensors", "kind": "LORA"}
+    lora = hosts.add_model(version_id=700, **file).download_url
+    hosts.throttle(None, ttfb=1.0)  # longer than the first job is computed
+    worker.no_faults()
+    worker.fault("slow_steps", seconds=0.1, times=FOREVER)
+    worker.fault("slow_encoding", seconds=2 * ENCODING)
+    pair = Pair(worker, second=JOB | {"loras": [lora]})
+    pair.wait_until_both_are_sent()
+    first, second = pair.received()
+    assert second["time"] > first["ended"]
+    pair.check(*pair.outputs())
 
 
 def test_a_job_that_is_cancelled_while_its_pictures_are_encoded_does_not_stop_the_next(worker):

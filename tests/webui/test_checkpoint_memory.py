@@ -101,3 +101,18 @@ def test_ever_less_memory_never_raises_the_limit():
     limits = [fitting(Machine(available * GB, 7 * GB, on_cpu=False), 1) for available in range(90)]
     assert all(less <= more for less, more in itertools.pairwise(limits))
     assert limits[0] == 1
+
+
+@pytest.mark.parametrize("available", [31, 1])
+def test_the_next_job_may_ask_for_room_while_the_last_picture_is_decoded(available):
+    kept = []
+    for is_early in (False, True):
+        memory, left = decided(available=60)
+        memory.after(["second"])
+        left[0] = available * GB
+        steps = [(memory.after, ["first"]), (memory.before, ["third"])]
+        for step, checkpoints in reversed(steps) if is_early else steps:
+            step(checkpoints)
+        memory.after(["third"])
+        kept.append((memory.limit, memory.kept))
+    assert kept[0] == kept[1]

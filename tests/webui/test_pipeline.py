@@ -185,6 +185,23 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_engine_stops_only_itself(
     story(queue, tell)
 
 
+def test_a_job_that_is_cancelled_when_its_request_begins_is_stopped(queue):
+    async def tell(first, second):
+        queue.computed["A"].set()
+        await until(lambda: "computed A" in queue.asked)  # the second one's is computed now
+        second.cancel()
+        queue.encoded["A"].set()
+        queue.encoded["B"].set()
+        assert await first == ["True"]
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        computed, *then = queue.of("computed", "interrupt")
+        assert (computed, then[0]) == ("computed A", "interrupt")
+        assert "computed B" in then
+
+    story(queue, tell)
+
+
 def test_a_restart_waits_until_the_pictures_of_the_job_before_are_there(queue):
     async def tell(first, second):
         queue.computed["A"].set()
@@ -195,6 +212,48 @@ def test_a_restart_waits_until_the_pictures_of_the_job_before_are_there(queue):
         assert queue.of("send", "request_restart") == ["send A", "request_restart", "send B"]
 
     story(queue, tell, is_sent=False)
+
+
+@pytest.fixture
+def clock():
+    """Called, it returns `now`, which the test moves on."""
+    clock = Mock(now=0.0)
+    clock.side_effect = lambda: clock.now
+    return clock
+
+
+@pytest.mark.parametrize("steps", range(8))  # of the event loop, until the first job fails
+def test_a_job_that_fails_while_the_next_one_gets_the_engine_repairs_it_first(clock, steps):
+    """And the time counts only for the first one."""
+
+    async def run():
+        pipeline = Pipeline()
+        failing, waiting = Stopwatch(SOON, clock=clock), Stopwatch(SOON, clock=clock)
+
+        async def second():
+            with waiting.phase("generate"):
+                async with pipeline.slot(waiting) as slot:
+                    await slot.before
+                    await slot.alone()
+                    done.append("second")
+                    clock.now += 3
+
+        with failing.phase("generate"):
+            async with pipeline.slot(failing) as slot:
+                slot.pass_on()
+                task = asyncio.create_task(second())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                await slot.alone()
+                done.append("first")
+                clock.now += 5
+        await task
+        return [one.engine_seconds() for one in (failing, waiting)]
+
+    done = []
+    seconds = asyncio.run(run())
+    assert done == ["first", "second"]
+    assert seconds == [5, 3]
 
 
 async def overlapping(count, clock):
@@ -215,19 +274,16 @@ async def overlapping(count, clock):
                 slots.append(weakref.ref(slot))
                 before = now.pop_all()  # noqa: PLW2901 - ends after the next one has begun
         await before.aclose()
-    return stopwatches, slots
+    return pipeline, stopwatches, slots
 
 
-def test_overlapping_jobs_share_the_time_of_the_engine_and_do_not_keep_each_other_in_memory():
-    clock = Mock(now=0.0)
-    clock.side_effect = lambda: clock.now
-
-    stopwatches, slots = asyncio.run(overlapping(4, clock))
+def test_overlapping_jobs_share_the_time_of_the_engine_and_do_not_keep_each_other_in_memory(clock):
+    pipeline, stopwatches, slots = asyncio.run(overlapping(4, clock))
 
     assert [stopwatch.engine_seconds() for stopwatch in stopwatches] == [7, 5, 5, 3]
     assert sum(stopwatch.engine_seconds() for stopwatch in stopwatches) == clock.now
     gc.collect()
-    assert [slot() for slot in slots if slot()] == []
+    assert [slot() for slot in slots if slot()] == [pipeline.ending]
 
 
 @pytest.mark.parametrize(

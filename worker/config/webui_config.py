@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from worker.files import is_folder, read_small, unfinished_writes, write_atomically
+
+_SETTLED = 2.0  # seconds; a file that changed less than this ago may change within the same tick
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +89,25 @@ OF_EXTENSIONS: dict[str, Any] = {
 
 def checkpoint(webui_dir: Path) -> str | None:
     """The name of the checkpoint that the engine loads for a job that names none."""
+    path = f"{webui_dir}/config.json"
     try:
-        options = json.loads(read_small(webui_dir / "config.json"))
+        status = os.stat(path)  # noqa: PTH116 - runs for each job
+    except OSError:
+        return None
+    if abs(time.time() - status.st_mtime) < _SETTLED:
+        return _checkpoint_in(path)
+    return _known_checkpoint(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _known_checkpoint(path: str, _inode: int, _size: int, _mtime_ns: int) -> str | None:
+    """The name in this version of the file, which A1111 fills with hundreds of settings."""
+    return _checkpoint_in(path)
+
+
+def _checkpoint_in(path: str) -> str | None:
+    try:
+        options = json.loads(read_small(Path(path)))
     except (OSError, ValueError, RecursionError):
         return None
     title = options.get("sd_model_checkpoint") if isinstance(options, dict) else None

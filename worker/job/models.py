@@ -79,6 +79,8 @@ class Models:
 
     def renamed(self, names: Mapping[ModelFile, ModelFile]) -> Models:
         """The same models with other files, such as those of the engine's folder."""
+        if all(new is file for file, new in names.items()):
+            return self
 
         def renamed(file: ModelFile | None) -> ModelFile | None:
             return file and names.get(file, file)

@@ -154,13 +154,15 @@ class Transport:
         while not self._ending.done():
             free = self._free()
             if free <= 0:
-                working = {job.worked for job in self._jobs.values() if not job.worked.done()}
-                either: set[asyncio.Future[None]] = {self._ending, *self._tasks, *working}
+                either = {self._ending, *self._tasks, *self._working()}
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 continue
             started = time.monotonic()
             try:
-                jobs = await poller.take(free, busy=bool(self._tasks), ending=self._ending)
+                # As the SDK, which takes no job before the last result is posted: RunPod may hold
+                # this poll for long after that.
+                busy = bool(self._working())
+                jobs = await poller.take(free, busy=busy, ending=self._ending)
             except PollFailed as problem:
                 pause = back_off.pause(problem.retry_after)
                 if back_off.is_worth_a_line:
@@ -176,9 +178,13 @@ class Transport:
             if not jobs:
                 await self._pause(started + between - time.monotonic())
 
+    def _working(self) -> set[asyncio.Future[None]]:
+        """Of each job whose handler has not ended, the future that is done then."""
+        return {job.worked for job in self._jobs.values() if not job.worked.done()}
+
     def _free(self) -> int:
         """How many jobs may be taken now."""
-        working = sum(not job.worked.done() for job in self._jobs.values())
+        working = len(self._working())
         return min(self._concurrency - working, 2 * self._concurrency - len(self._tasks))
 
     def _begin(self, job: RunPodJob) -> None:

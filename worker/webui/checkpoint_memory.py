@@ -62,7 +62,10 @@ def fitting(machine: Machine, kept: int) -> int:
 
 @dataclass
 class CheckpointMemory:
-    """The limit of one engine, and which checkpoints it keeps. Not for concurrent use.
+    """The limit of one engine, and which checkpoints it keeps.
+
+    `before` of the next job may come while a picture is decoded whose checkpoint was there already:
+    that one's `after` follows, then the next job's. Otherwise not for concurrent use.
 
     Attributes:
         wanted: a number that the operator wants; None: as many as fit.

@@ -49,11 +49,13 @@ class Slot:
         passed_on: whether the next job may send its requests, because this one is nearly done.
         may_pass_on: whether the job may still do that; not after a failure.
         closed: True when the job has ended; False when the next one's request must be repeated.
+        has_left: whether the job has ended.
     """
 
     def __init__(self, pipeline: Pipeline, stopwatch: Stopwatch) -> None:
         self.passed_on = False
         self.may_pass_on = True
+        self.has_left = False
         self.closed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pipeline = pipeline
         self.stopwatch = stopwatch
@@ -109,7 +111,8 @@ class Slot:
         Raises:
             JobTimeout: the deadline passed before.
         """
-        is_busy = self._pipeline.engine.locked()
+        ending = self._pipeline.ending
+        is_busy = ending is not None and not ending.has_left
         taking = asyncio.ensure_future(self._pipeline.engine.acquire())
         with self.stopwatch.engine_busy() if is_busy else nullcontext():
             try:
@@ -119,7 +122,8 @@ class Slot:
         if not self._holds:
             raise self.stopwatch.expired("the engine was busy with other jobs; no result")
         ending = self._pipeline.ending
-        self._before = ending if ending and not ending.closed.done() else None
+        # Also if that job has just failed, and waits for this one to give the engine back.
+        self._before = ending if ending and not ending.has_left else None
         if self._before is not None:  # these seconds count for that job
             busy = ExitStack()
             busy.enter_context(self.stopwatch.engine_busy())
@@ -128,6 +132,7 @@ class Slot:
     def leave(self) -> None:
         """The job has ended."""
         self._close(well=True)
+        self.has_left = True
         self._release()
         self._before = None  # or each job would keep the one before in memory
 

@@ -59,6 +59,8 @@ class Runner:
         """
         if not stopwatch.left():
             raise stopwatch.expired("no result")
+        if slot.is_disturbed:  # before anything is sent
+            raise Disturbed
         # The deadline is kept here and not by the socket: the POST must stay open until the engine
         # has stopped, because its end is the best sign of that.
         patience = stopwatch.left() + slot.seconds_before() + 4 * self._timing.stop_patience
@@ -111,20 +113,27 @@ class Runner:
 
     async def _pass_on(self, slot: Slot, next_job: NextJob) -> None:
         """Wait until another job needs the engine and this one's request is nearly done."""
-        await next_job.is_there()
         await asyncio.wait({slot.before})
-        has_begun = False
+        # Seen to run once, it is over when it does not run: also if the other job comes later.
+        seen: ending.Seen | None = None
+        while not (seen and seen.is_running):
+            await asyncio.sleep(self._timing.end_poll_longest)
+            seen = await self._seen()
+        await next_job.is_there()
         while True:
-            pause = self._timing.end_poll_longest
-            with suppress(WorkerError):  # then the next job waits until this one has ended
-                seen = ending.seen(await asyncio.to_thread(self._webui.progress))
-                if seen.is_nearly_done or (has_begun and not seen.is_running):
-                    slot.pass_on()
-                    next_job.may_start()
-                    return
-                has_begun, pause = seen.is_running, seen.seconds_left / 2
+            seen = await self._seen()
+            if seen and (seen.is_nearly_done or not seen.is_running):
+                slot.pass_on()
+                next_job.may_start()
+                return
             least, most = self._timing.end_poll, self._timing.end_poll_longest
-            await asyncio.sleep(min(max(pause, least), most))
+            await asyncio.sleep(min(max(seen.seconds_left / 2 if seen else most, least), most))
+
+    async def _seen(self) -> ending.Seen | None:
+        """What the engine does; None if it does not say: the next job waits for this one's end."""
+        with suppress(WorkerError):
+            return ending.seen(await asyncio.to_thread(self._webui.progress))
+        return None
 
     async def settle(self) -> None:
         """After a lost connection: return when nothing can be running in the engine."""

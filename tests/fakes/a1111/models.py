@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,9 +58,16 @@ class HashCache:
 
     def known(self, title: str, path: Path) -> str | None:
         """The hash from before, unless the file is newer."""
+        return self.all_known([(title, path)])[0]
+
+    def all_known(self, files: Sequence[tuple[str, Path]]) -> list[str | None]:
+        """The same for many titles and files: A1111 does not open its cache for each one."""
         with self._open() as cache:
-            entry = cache.get(title)
-        return entry["sha256"] if entry and path.stat().st_mtime <= entry["mtime"] else None
+            entries = [cache.get(title) for title, _ in files]
+        return [
+            entry["sha256"] if entry and path.stat().st_mtime <= entry["mtime"] else None
+            for entry, (_, path) in zip(entries, files, strict=True)
+        ]
 
     def sha256(self, title: str, path: Path) -> str:
         """The file's hash, computed once."""
@@ -123,11 +130,15 @@ class Checkpoints:
     def refresh(self) -> None:
         """List again; with a damaged hash cache this fails and leaves an empty list."""
         self.listed: list[Checkpoint] = []
-        for folder in self.folders:
-            for path in model_files(folder):
-                name = path.relative_to(folder).as_posix()
-                known = self.hashes.known(f"checkpoint/{name}", path)
-                self.listed.append(Checkpoint(path, name, known))
+        found = [
+            (path.relative_to(folder).as_posix(), path)
+            for folder in self.folders
+            for path in model_files(folder)
+        ]
+        hashes = self.hashes.all_known([(f"checkpoint/{name}", path) for name, path in found])
+        self.listed = [
+            Checkpoint(path, name, known) for (name, path), known in zip(found, hashes, strict=True)
+        ]
 
     def find(self, alias: Any) -> Checkpoint | None:
         """The checkpoint with exactly this alias."""
@@ -203,11 +214,13 @@ class Loras:
 
     def refresh(self) -> None:
         """List the folder again."""
+        paths = list(model_files(self.folder, ".pt"))
+        hashes = self.hashes.all_known([(f"lora/{path.stem}", path) for path in paths])
         self.listed: list[Lora] = []
-        for path in model_files(self.folder, ".pt"):
+        for path, known in zip(paths, hashes, strict=True):
             metadata = _read_metadata(path)
-            known = metadata.get("sshs_model_hash") or self.hashes.known(f"lora/{path.stem}", path)
-            self.listed.append(Lora(path, metadata, known or ""))
+            sha256 = metadata.get("sshs_model_hash") or known
+            self.listed.append(Lora(path, metadata, sha256 or ""))
 
     def _find(self, name: str) -> Lora | None:
         """The last one of that stem; an alias means a LoRA only if nothing else has that name."""

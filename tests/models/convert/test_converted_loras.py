@@ -290,6 +290,7 @@ def test_a_lora_whose_only_fault_is_its_metadata_is_used_without_them(manager, p
 
 
 EMBEDDINGS = "text_encoders.clip_l.transformer.text_model.embeddings.token_embedding"
+REWRITE = lora_rewrite.rewrite
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -309,7 +310,7 @@ def other_strength(file, layer, alpha):
 
 
 def other_byte(source, renaming, target, added):
-    lora_rewrite.rewrite(source, renaming, target, added)
+    REWRITE(source, renaming, target, added)
     content = bytearray(target.read_bytes())
     content[-1] ^= 1
     target.write_bytes(content)
@@ -317,12 +318,12 @@ def other_byte(source, renaming, target, added):
 
 def other_list(source, renaming, target, added):
     keys = dict(list(renaming.keys.items())[:-1])
-    lora_rewrite.rewrite(source, replace(renaming, keys=keys), target, added)
+    REWRITE(source, replace(renaming, keys=keys), target, added)
 
 
 FAULTS = [
-    (converted_loras, "rewrite", other_byte, "the values of"),
-    (converted_loras, "rewrite", other_list, "the list of its tensors"),
+    (lora_rewrite, "rewrite", other_byte, "the values of"),
+    (lora_rewrite, "rewrite", other_list, "the list of its tensors"),
     (lora_rewrite, "_strength", other_strength, "the delta of the layer"),
 ]
 

@@ -30,7 +30,8 @@ from worker.files import note_file
 from worker.hosts.civitai import CivitAI
 from worker.hosts.host import RemoteFile
 from worker.hosts.web import AnyHost
-from worker.models.download.download import Hooks, download
+from worker.models.download.download import download
+from worker.models.download.hooks import Hooks
 from worker.models.download.limits import DownloadLimits
 from worker.models.download.partial_file import PartialFile
 from worker.models.download.source import Source

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.models.download.limits import MIB, DownloadLimits
-from worker.models.download.schedule import Connections, Part, Parts
+from worker.models.download.schedule import Connections, Part, Parts, Running
 
 SMALL = DownloadLimits(first_part=16, early_part=20, smallest_part=7, largest_part=40)
 FEWEST, MOST = DownloadLimits.fewest_connections, DownloadLimits.most_connections
@@ -166,7 +166,8 @@ def test_a_host_that_limits_each_connection_gets_many():
         (LARGE, 20e6, MOST),
         (LARGE, None, MOST),  # an earlier run has fetched the first bytes
         (20e6, 40e6, 10),  # the first connection alone would need ten times as long as is short
-        (20e6, 200e6, FEWEST),
+        (20e6, 50e6, 8),
+        (LARGE, 100e6, FEWEST),  # a fast host
         (0, 20e6, FEWEST),
     ],
 )
@@ -174,11 +175,29 @@ def test_the_first_connection_decides_how_many_follow_at_once(left, rate, allowe
     assert Connections(0.0, left, rate).allowed == allowed
 
 
+@pytest.mark.parametrize(
+    ("received", "seconds", "shown"),
+    [(MIB, 0.001, True), (MIB - 1, 0.019, False), (1, 0.02, True)],
+)
+def test_the_first_connection_shows_its_rate_after_a_mib_or_a_moment(received, seconds, shown):
+    running = Running(Part(10, 1 << 30), now=1.0)
+    fetch(running.part, received)
+    assert running.shows_rate(1.0 + seconds) is shown
+
+
 def test_a_worker_at_its_limit_keeps_few_and_a_link_is_filled():
-    seen = simulate(lambda _: 900e6)
+    assert set(simulate(lambda _: 900e6, 5.0)) == {FEWEST}  # one connection alone is as fast
+    seen = simulate(lambda count: min(count * 300e6, 900e6))
     assert sum(count > FEWEST for count in seen) * STEP <= 2.0  # seconds of ten: now and then
     assert usual(seen) == FEWEST
     assert usual(simulate(lambda count: min(count * 20e6, 110e6))) == MOST
+
+
+def test_a_host_that_sends_only_its_first_bytes_fast_gets_many():
+    connections = Connections(0.0, LARGE, rate=200e6)
+    for step in range(1, 30):
+        connections.update(step * STEP, int(connections.allowed * 20e6 * step * STEP))
+    assert connections.allowed > FEWEST
 
 
 def test_a_host_that_recovers_is_tried_again():

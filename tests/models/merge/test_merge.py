@@ -19,7 +19,8 @@ from worker.errors import (
     StoreNotWritable,
 )
 from worker.formats.model_file import ModelFile
-from worker.models.merge.merge import ALGORITHM, LoraToMerge, merge, merge_key
+from worker.models.merge.merge import merge
+from worker.models.merge.merge_key import ALGORITHM, LoraToMerge, merge_key
 from worker.models.merge.writer import DEFAULT_SIZES, BlockSizes
 
 KEY, _, (NAME, *_) = LAYERS["SD1"]["attention"]

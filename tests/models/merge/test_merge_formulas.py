@@ -10,7 +10,8 @@ from fakes import lora_files
 from fakes.lora_files import INNER, KINDS, LAYERS, OUT, RANK, base, inner, lora, write
 from safetensors.numpy import load_file, save_file
 
-from worker.models.merge.merge import LoraToMerge, merge
+from worker.models.merge.merge import merge
+from worker.models.merge.merge_key import LoraToMerge
 
 
 def merged(tmp_path, tensors, *loras):

@@ -164,7 +164,7 @@ class Connections:
         self._most = most
         # Connections and rate of the last step; at first, what few would deliver at a host that
         # does not limit each connection.
-        self._before = None if rate is None or self.allowed == few else (few, rate)
+        self._before = None if rate is None else (few, rate)
         self._measure_from = now + limits.settling
         self._bytes_then: int | None = None
         self._complained = now - _COMPLAINT
@@ -186,7 +186,9 @@ class Connections:
 
     def _decide(self, now: float, rate: float) -> None:
         self._bytes_then = None
-        if self._before and rate < self._before[1] * self._limits.worth_it:
+        # Some hosts limit a connection only after its first bytes.
+        burst = self._before and self._before[0] == self.allowed and rate < self._before[1] / 2
+        if self._before and rate < self._before[1] * self._limits.worth_it and not burst:
             self.allowed = self._before[0]
             self._before, self._measure_from = None, now + self._limits.try_again
             return

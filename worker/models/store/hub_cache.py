@@ -189,12 +189,11 @@ class HubCache:
             return file
         target = file.path.resolve()
         log.info("hashing %s, because its name in the cache is not its SHA-256", file.source)
-        try:
+        with suppress(WorkerError, OSError):  # the check of the whole job reports it
             sha256 = file_sha256(target)
-        except (WorkerError, OSError):
-            return file  # the check of the whole job reports it
-        self._note(target, sha256)
-        return replace(file, verified_sha256=sha256)
+            self._note(target, sha256)
+            return replace(file, verified_sha256=sha256)
+        return file
 
     def health(self) -> list[dict[str, Any]]:
         """`[{"repo": "org/name", "commit": "...", "files": 2, "bytes": 5}]`, at most 20."""
@@ -224,11 +223,8 @@ class HubCache:
                 self._generation = generation
                 self._folders = _folders(self._listing.folder, paths)
                 self._branches = {}
-            commits = {
-                _repo(folder.name): commit
-                for folder in self._folders
-                if (commit := self._main_of(folder))
-            }
+            found = ((_repo(folder.name), self._main_of(folder)) for folder in self._folders)
+            commits = {repo: commit for repo, commit in found if commit}
             if (generation, commits) != self._state:
                 self._content = _content(self._listing.folder, paths, commits)
                 self._state = generation, commits

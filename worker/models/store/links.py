@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from worker.files import exists
+
 _REMEMBERED = 100_000  # targets, some 300 bytes each
 
 _Version = tuple[int, int, int]  # inode, size in bytes, modification time in ns
@@ -77,6 +79,14 @@ def point(link: Path, target: Path) -> bool:
     return True
 
 
+def point_to_folder(link: Path, target: Path, suffix: str) -> bool:
+    """The same for a folder; a link to a file of that suffix under the same name is removed."""
+    beside = link.with_name(f"{link.name}{suffix}")
+    if beside.is_symlink():
+        beside.unlink(missing_ok=True)
+    return point(link, target)
+
+
 def arrange(folder: Path, wanted: Mapping[str, Path], is_ours: Callable[[Path], bool]) -> set[str]:
     """Let the folder have exactly these links of ours; returns the names that changed.
 
@@ -96,6 +106,14 @@ def arrange(folder: Path, wanted: Mapping[str, Path], is_ours: Callable[[Path], 
         if (not os.path.lexists(link) or is_ours(link)) and point(link, target):
             changed.add(name)
     return changed
+
+
+def remove_dangling(folder: Path) -> list[Path]:
+    """Remove the links whose targets are missing; returns their paths."""
+    dangling = [path for path in folder.glob("*") if path.is_symlink() and not exists(path)]
+    for path in dangling:
+        path.unlink(missing_ok=True)
+    return dangling
 
 
 class Shown:

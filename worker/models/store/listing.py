@@ -229,6 +229,26 @@ class Listing:
                         yield Path(entry.path)
 
 
+class Totals:
+    """Number and bytes of the files of several folders, each stem once; kept while none changes."""
+
+    def __init__(self, listings: list[Listing]) -> None:
+        self._listings = listings
+        self._then: tuple[int, ...] = ()
+        self._found: dict[str, int] = {}
+
+    def current(self) -> dict[str, int]:
+        """`{"count": 2, "total_size": <bytes>}`."""
+        now = tuple(listing.current_generation() for listing in self._listings)
+        if self._then != now:
+            sizes: dict[str, int] = {}
+            for path, size in (item for one in self._listings for item in one.sizes().items()):
+                sizes.setdefault(clean_stem(path.stem), size)
+            self._then = now
+            self._found = {"count": len(sizes), "total_size": sum(sizes.values())}
+        return self._found
+
+
 def _is_plain(entry: os.DirEntry[str]) -> bool:
     """Whether it is a file or a link: opening a FIFO or a device could block for ever."""
     return entry.is_symlink() or entry.is_file(follow_symlinks=False)

@@ -16,19 +16,15 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from worker.errors import ModelNotFound
-from worker.files import exists
 from worker.formats.model_file import FOLDERS, ModelFile
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem, without_suffix
-from worker.models.store import engine_configs, links
+from worker.models.store import engine_configs, links, naming
 from worker.models.store.blobs import CONVERTED, Blob, Blobs
 from worker.models.store.hub_cache import HubCache
 from worker.models.store.links import point, points, target_of
-from worker.models.store.listing import Index, Listing, look_again
-from worker.models.store.naming import ambiguous, forms, mark_of, natural, repeated
-from worker.spelling import near_matches
+from worker.models.store.listing import Index, Listing, Totals, look_again
 
 FETCHED = "fetched"
 
@@ -104,9 +100,10 @@ class Store:
         self._where = links.Targets()
         # What a name meant, and the indexes of the folders then: each change makes a new index.
         self._named: dict[tuple[Kind, str], tuple[list[Index], Path]] = {}
-        self._first: tuple[Index | None, list[Path]] = (None, [])
         self.replaced: set[Kind] = set()
-        self._counted: dict[Kind, tuple[tuple[int, ...], dict[str, int]]] = {}
+        self._totals = {
+            kind: Totals([tree.folders[kind] for tree in self._trees]) for kind in FOLDERS
+        }
 
     # Look up ---------------------------------------------------------------------------------
 
@@ -136,7 +133,7 @@ class Store:
         several.
         """
         found = {file.filename: file for file in self.files(kind)}
-        for name, paths in repeated(self._indexes(kind)).items():
+        for name, paths in naming.repeated(self._indexes(kind)).items():
             if len(self._meant(kind, name)) > 1:
                 found.pop(name, None)
             for path in paths:
@@ -173,7 +170,7 @@ class Store:
         self, kind: Kind, name: str, indexes: list[Index]
     ) -> Iterator[tuple[Index, list[Path]]]:
         """The paths that the name can mean, the most precise form first."""
-        for level in zip(*(forms(index, name) for index in indexes), strict=True):
+        for level in zip(*(naming.forms(index, name) for index in indexes), strict=True):
             for index, paths in zip(indexes, level, strict=True):
                 if others := [path for path in paths if not self._is_ours(kind, path)]:
                     yield index, others
@@ -242,17 +239,8 @@ class Store:
     def not_found(self, kind: Kind, name: str) -> ModelNotFound:
         """The error for a name that no file has, with similar names, or that several files have."""
         if several := self._meant(kind, name):
-            return ambiguous(kind, name, list(several))
-        paths = (path for index in self._indexes(kind) for path in index.files)
-        known = {clean_stem(path.stem) for path in paths}
-        near = near_matches(clean_stem(without_suffix(name)), known, cutoff=0.4)
-        details: dict[str, Any] = {"kind": kind, "name": name, "near": near}
-        folder = f"Put the file into {FOLDERS[kind]}/ of MODELS_DIR, or name one that is in it."
-        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else folder
-        if not self._pickles and name.lower().endswith(PICKLES):
-            hint = "Such a file can run any code; it is used only with ALLOW_PICKLES=true."
-        message = f"{kind} {name!r} is not in the model store ({len(known)} known)."
-        return ModelNotFound(message, hint=hint, **details)
+            return naming.ambiguous(kind, name, list(several))
+        return naming.missing(kind, name, self._indexes(kind), pickles=self._pickles)
 
     def is_taken(self, kind: Kind, stem: str) -> bool:
         """Whether a file that was not fetched has that stem; a fetched file then gets another."""
@@ -294,7 +282,7 @@ class Store:
         rivals.sort(key=lambda rival: rival.stem != stem)  # exact names first
         if not rivals or rivals[0] == path or rivals[0].stem == path.stem:
             return stem
-        return marked_stem(stem, mark_of(path))
+        return marked_stem(stem, naming.mark_of(path))
 
     # Links -----------------------------------------------------------------------------------
 
@@ -307,7 +295,7 @@ class Store:
         """
         folder = self.engine_folders[file.kind]
         if diffusers := self._diffusers_folder(file):
-            return file, self._link_folder(folder / file.stem, diffusers)
+            return file, links.point_to_folder(folder / file.stem, diffusers, SAFETENSORS)
         file = self.named(file)
         if self._is_in_engine(file):
             self._link_config(file, file.path)
@@ -342,7 +330,7 @@ class Store:
         same += [path for path in below if path.stem == file.stem]
         if all(self._means(path, file) for path in same):
             return file
-        mark = file.verified_sha256 or mark_of(file.path)
+        mark = file.verified_sha256 or naming.mark_of(file.path)
         return replace(file, stem=marked_stem(file.stem, mark[:10]))
 
     def _means(self, path: Path, file: ModelFile) -> bool:
@@ -410,18 +398,10 @@ class Store:
     def in_engine(self, kind: Kind, name: str | None) -> ModelFile | None:
         """The file behind a name in the engine's folder; without a name, the first in the list."""
         index = self._trees[0].folders[kind].index()
-        paths = next(filter(None, forms(index, name)), []) if name else []
-        paths = paths or self._first_of(index)
+        paths = next(filter(None, naming.forms(index, name)), []) if name else []
+        paths = paths or naming.first_as_listed(index)
         file = self._model_file(kind, paths[0]) if paths else None
         return replace(file, stem=paths[0].stem) if file else None
-
-    def _first_of(self, index: Index) -> list[Path]:
-        """The first file as A1111 lists them, if there is one; sorted once for each change."""
-        then, found = self._first
-        if then is not index:
-            found = sorted(index.files, key=lambda path: natural(path.name))[:1]
-            self._first = index, found
-        return found
 
     def _note(self, file: ModelFile, path: Path, *, is_changed: bool = False) -> bool:
         is_new, is_replaced = self._shown.note(path, is_changed=is_changed)
@@ -452,20 +432,11 @@ class Store:
         folder = self.baked.diffusers(sha256 or "none")
         return folder if folder.is_dir() else None
 
-    def _link_folder(self, link: Path, target: Path) -> bool:
-        """Link the diffusers folder under the checkpoint's name; remove the link to the file."""
-        beside = link.with_name(f"{link.name}{SAFETENSORS}")
-        if beside.is_symlink():
-            beside.unlink(missing_ok=True)
-        return point(link, target)
-
     def remove_dangling_links(self) -> None:
         """Remove the links in the engine's folders whose targets are missing."""
         for folder in self.engine_folders.values():
-            for path in folder.glob("*"):
-                if path.is_symlink() and not exists(path):
-                    path.unlink(missing_ok=True)
-                    self._made.pop(path, None)  # its name is free again
+            for path in links.remove_dangling(folder):
+                self._made.pop(path, None)  # its name is free again
 
     def count_links(self) -> int:
         """Number of files that the engine sees."""
@@ -475,15 +446,4 @@ class Store:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Number and total bytes per kind: `{"checkpoints": {"count": 2, "total_size": 5}}`."""
-        return {f"{kind}s": self._totals(kind) for kind in FOLDERS}
-
-    def _totals(self, kind: Kind) -> dict[str, int]:
-        listings = [tree.folders[kind] for tree in self._trees]
-        generations = tuple(listing.current_generation() for listing in listings)
-        if self._counted.get(kind, ((), {}))[0] != generations:
-            by_stem: dict[str, int] = {}
-            for path, size in (item for one in listings for item in one.sizes().items()):
-                by_stem.setdefault(clean_stem(path.stem), size)
-            totals = {"count": len(by_stem), "total_size": sum(by_stem.values())}
-            self._counted[kind] = (generations, totals)
-        return self._counted[kind][1]
+        return {f"{kind}s": totals.current() for kind, totals in self._totals.items()}
