@@ -283,6 +283,7 @@ def a1111(monkeypatch):
         "sd_models": module(
             "modules.sd_models",
             load_model_weights=load_model_weights,
+            apply_alpha_schedule_override=lambda model: setattr(model, "alphas_cumprod", "picture"),
             reload_model_weights=reload_model_weights,
         ),
         "sd_hijack": module("modules.sd_hijack"),

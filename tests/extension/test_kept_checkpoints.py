@@ -103,6 +103,12 @@ def test_the_noise_levels_of_a_picture_do_not_stay_for_the_next_checkpoint(a1111
     assert (model.alphas_cumprod, model.alphas_cumprod_original) == (levels, levels)
 
 
+def test_a_kept_checkpoint_gets_the_noise_levels_of_the_picture(engine):
+    engine.sd1.alphas_cumprod = "of its last picture"
+    use_again(engine, engine.sd1)
+    assert engine.sd1.alphas_cumprod == "picture"
+
+
 def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
     engine.sd_models.model_data.set_sd_model(None)
     assert engine.sd_models.model_data.sd_model is None

@@ -41,6 +41,7 @@ def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType)
             return
         if already_loaded:
             _note_layers(sd_hijack.model_hijack, model)
+            sd_models.apply_alpha_schedule_override(model)  # the noise levels of this picture
             if sd_vae.base_vae is None:
                 sd_vae.delete_base_vae()  # it also forgets whose VAE is saved
         _fit_embeddings(sd_hijack.model_hijack.embedding_db)
