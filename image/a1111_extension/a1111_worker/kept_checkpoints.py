@@ -61,7 +61,7 @@ def _fit_embeddings(embeddings: Any) -> None:
         embeddings.load_textual_inversion_embeddings(force_reload=True)
 
 
-def keep_loras(sd_models: ModuleType, networks: ModuleType) -> None:
+def keep_loras(sd_models: Any, networks: ModuleType) -> None:
     """Let a refiner have the same LoRAs whether it is kept, or loaded while a picture is made.
 
     As with one checkpoint in memory: it has them if it is of the same architecture. Otherwise A1111
@@ -85,7 +85,7 @@ def keep_loras(sd_models: ModuleType, networks: ModuleType) -> None:
     sd_models.reload_model_weights = reload_with_loras
 
 
-def reset_schedule(sd_models: ModuleType) -> None:
+def reset_schedule(sd_models: Any) -> None:
     """Load a checkpoint with its own noise levels, also after a picture with other ones.
 
     A1111 loads the weights of the next checkpoint into the model of the last one. The noise levels
@@ -105,7 +105,7 @@ def reset_schedule(sd_models: ModuleType) -> None:
     sd_models.load_model_weights = load_apart
 
 
-def _shown(sd_models: ModuleType) -> tuple[Any, Any]:
+def _shown(sd_models: Any) -> tuple[Any, Any]:
     """The checkpoint in use, and the file of its configuration."""
     model = sd_models.model_data.sd_model
     return getattr(model, "sd_checkpoint_info", None), getattr(model, "used_config", None)
