@@ -47,14 +47,25 @@ ROUND_TRIP = (
 
 def measure(bench: Bench) -> Iterator[Figure | Curve]:
     """Gaps for small and large results, lost results, and the end."""
-    sizes = ((1, 64, "1 picture of 64 x 64"), (4, 1024, "4 pictures of 1024 x 1024"))
+    sizes = (
+        (1, 64, "1 picture of 64 x 64"),
+        (1, 1024, "1 picture of 1024 x 1024"),
+        (4, 1024, "4 pictures of 1024 x 1024"),
+    )
+    lines: dict[str, list[tuple[float, float]]] = {}
     for pictures, side, name in sizes[:1] if bench.quick else sizes:
+        megapixels = pictures * side * side / 2**20
         theirs = _gaps(bench, OFFICIAL, pictures, side)
+        lines.setdefault(OFFICIAL, []).append((megapixels, statistics.median(theirs)))
         for concurrency in (1, 2):
             ours = _gaps(bench, OURS, pictures, side, JOB_CONCURRENCY=str(concurrency))
             title = f"idle engine between jobs of {name}, JOB_CONCURRENCY={concurrency}"
             goal = Goal(5, "value")
             yield Figure(title, "ms", ours, theirs, OFFICIAL, goal, why_missed=ROUND_TRIP)
+            line = lines.setdefault(f"{OURS}, JOB_CONCURRENCY={concurrency}", [])
+            line.append((megapixels, statistics.median(ours)))
+    points = {side: tuple(line) for side, line in lines.items()}
+    yield Curve("Idle engine by size of the result", "millions of pixels", "ms", points)
     none, second, plain = Goal(0, "value"), Goal(1, "value"), "the plain SDK"
     ours, other = (_lost(bench.folder / name, bench.rounds(10), how) for name, how in _SIDES)
     yield Figure("results lost by failing posts", "%", ours, other, plain, none)
@@ -67,11 +78,12 @@ _SIDES: tuple[tuple[str, dict[str, str]], ...] = (("ours", {}), ("plain", {"PLAI
 
 def _gaps(bench: Bench, name: str, pictures: int, side: int, **environ: str) -> tuple[float, ...]:
     """Milliseconds between the jobs of one backlog, the median of each round."""
-    folder = bench.folder / f"{name.split(maxsplit=1)[0]}-{side}-{environ.get('JOB_CONCURRENCY')}"
+    parts = (name.split(maxsplit=1)[0], pictures, side, environ.get("JOB_CONCURRENCY"))
+    folder = bench.folder / "-".join(map(str, parts))
     with running(name, folder, **environ) as worker:
         worker.run(job_of(pictures, side))
         worker.slow(ENGINE_SECONDS / STEPS)
-        jobs = 3 if bench.quick else 7
+        jobs = 3 if bench.quick else 5
         return tuple(_backlog(worker, jobs, pictures, side) for _ in range(bench.rounds(3)))
 
 

@@ -364,10 +364,10 @@ def percentile_95(values: Sequence[float]) -> float:
 
 def by_download(bench: Bench, boot: float) -> Curve:
     """The start by the seconds of the download."""
-    sides = {"ours": ours, "sequential": sequential}
-    lines = {
-        name: tuple((d, run(bench, side, boot, d)) for d in (2.0, 6.0, 10.0, 14.0))
-        for name, side in sides.items()
-    }
+    lines: dict[str, list[tuple[float, float]]] = {"ours": [], "sequential": []}
+    for seconds in (2.0, 6.0, 10.0, 14.0):
+        for name, side in (("ours", ours), ("sequential", sequential)):
+            lines[name].append((seconds, run(bench, side, boot, seconds)))
     title = "Start to the first delivered picture by the seconds of the download, B = 8 s"
-    return Curve(title, "seconds of the download alone", "seconds", lines)
+    points = {name: tuple(line) for name, line in lines.items()}
+    return Curve(title, "seconds of the download alone", "seconds", points)

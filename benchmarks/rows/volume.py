@@ -27,6 +27,7 @@ is A1111's own call, and each tensor is copied as into a model. Both begin at th
 the second figure the job waits for 2 s before it has its turn, as with `JOB_CONCURRENCY=2`. Files
 of SD1's shapes, 2.1 GB. What the volume gives in total is limited by FUSE's speed on this machine.
 Without `/dev/fuse` and libfuse the row is empty."""
+OURS, OTHER = "with reading ahead", "A1111's load alone"
 RATE = 200e6  # bytes a second of one stream
 SECONDS_IN_THE_QUEUE = 2.0
 PARTS = (0.25, 0.5, 1.0)  # of a checkpoint's tensors
@@ -55,21 +56,19 @@ def _figures(bench: Bench, mount: Path) -> Iterator[Figure | Curve]:
             lambda: _seconds(whole, nullcontext()),
         )
         name = f"first load of 2.1 GB at 200 MB/s a stream{text}"
-        yield Figure(name, "s", ours, others, "A1111's load alone", Goal(0.6))
-    sizes = {part: (mount / _name(part)).stat().st_size / 1e9 for part in PARTS}
-    yield Curve(
-        "First load from a slow volume",
-        "GB",
-        "seconds",
-        {
-            "A1111's load alone": tuple(
-                (size, _seconds(mount / _name(part), nullcontext())) for part, size in sizes.items()
-            ),
-            "with reading ahead": tuple(
-                (size, _ours(ahead, mount / _name(part), 0.0)) for part, size in sizes.items()
-            ),
-        },
-    )
+        yield Figure(name, "s", ours, others, OTHER, Goal(0.6))
+    yield _curve(ahead, mount)
+
+
+def _curve(ahead: ReadAhead, mount: Path) -> Curve:
+    lines: dict[str, list[tuple[float, float]]] = {OURS: [], OTHER: []}
+    for part in PARTS:
+        path = mount / _name(part)
+        size = path.stat().st_size / 1e9
+        lines[OURS].append((size, _ours(ahead, path, 0.0)))
+        lines[OTHER].append((size, _seconds(path, nullcontext())))
+    points = {name: tuple(line) for name, line in lines.items()}
+    return Curve("First load from a slow volume", "GB", "seconds", points)
 
 
 def _name(part: float) -> str:
