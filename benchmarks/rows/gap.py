@@ -26,9 +26,10 @@ backlog. It contains the checks of the pictures, the delivery, and the way to Ru
 the next job. On a real network that way is longer, and only `JOB_CONCURRENCY=2` hides it: the next
 job is there already. The plain SDK looks for a free slot once a second.
 
-Two more figures: jobs whose result is lost when its post meets three broken connections, three 429,
-three 502, a 400 or a 413; and the time from SIGTERM to the end of an idle worker, whose open poll
-RunPod holds for 20 s.
+Two more figures: jobs whose caller gets neither a result nor a reason when its post meets three
+broken connections, three 429, three 502, a 400 or a 413 (the plain SDK gives up after three
+attempts); and the time from SIGTERM to the end of an idle worker, whose open poll RunPod holds for
+20 s.
 """
 ENGINE_SECONDS = 0.6
 STEPS = 4
@@ -52,7 +53,7 @@ def measure(bench: Bench) -> Iterator[Figure | Curve]:
     for pictures, side, name in sizes[:1] if bench.quick else sizes:
         yield from _idle(bench, pictures, side, name)
     none, second, plain = Goal(0, "value"), Goal(1, "value"), "the plain SDK"
-    ours, other = (_lost(bench.folder / name, bench.rounds(10), how) for name, how in _SIDES)
+    ours, other = (_lost(bench.folder / name, bench.rounds(4), how) for name, how in _SIDES)
     yield Figure("results lost by failing posts", "%", ours, other, plain, none)
     ours, other = (_end(bench.folder / f"end-{name}", how) for name, how in _SIDES)
     yield Figure("from SIGTERM to the end, idle", "s", ours, other, plain, second)
@@ -76,7 +77,7 @@ def _idle(bench: Bench, pictures: int, side: int, name: str) -> Iterator[Figure]
         found: dict[tuple[str, str], list[float]] = {key: [] for key in workers}
         for _ in range(bench.rounds(3)):
             for key, worker in workers.items():
-                found[key].append(_backlog(worker, 3 if bench.quick else 7, pictures, side))
+                found[key].append(_backlog(worker, 3 if bench.quick else 5, pictures, side))
     for concurrency, why in (("1", ROUND_TRIP), ("2", "")):
         title = f"idle engine between jobs of {name}, JOB_CONCURRENCY={concurrency}"
         ours, theirs = tuple(found[OURS, concurrency]), tuple(found[rival])
