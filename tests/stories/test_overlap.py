@@ -157,7 +157,9 @@ def test_the_inputs_of_a_batch_overlap(worker):
 def test_the_job_after_a_streamed_one_overlaps_with_its_last_picture(worker):
     before = len(worker.requests())
     wanted = [JOB | {"seed": 1, "n_iter": 2, "output": {"stream": True}}, JOB | {"seed": 9}]
-    jobs = [worker.plane.submit(one) for one in wanted]
+    jobs = [worker.plane.submit(wanted[0])]
+    wait_until(lambda: worker.requests()[before:], "the first job's request")
+    jobs.append(worker.plane.submit(wanted[1]))
     outputs = [completed(worker.plane.wait(job, 60)) for job in jobs]
     *_, last, other = worker.requests()[before:]
     assert [last["body"]["seed"], other["body"]["seed"]] == [2, 9]
