@@ -230,6 +230,10 @@ def load_model_weights(model, state_dict):
     model.alphas_cumprod_original = model.alphas_cumprod
 
 
+def apply_token_merging(sd_model, token_merging_ratio):
+    sd_model.applied_token_merged_ratio = token_merging_ratio
+
+
 def reload_model_weights(info):
     """A checkpoint that is not kept is loaded; and all LoRAs are switched off."""
     if info not in sd_models.model_data.loaded_sd_models:
@@ -284,6 +288,7 @@ def a1111(monkeypatch):
             "modules.sd_models",
             load_model_weights=load_model_weights,
             apply_alpha_schedule_override=lambda model: setattr(model, "alphas_cumprod", "picture"),
+            apply_token_merging=apply_token_merging,
             reload_model_weights=reload_model_weights,
         ),
         "sd_hijack": module("modules.sd_hijack"),

@@ -14,10 +14,15 @@ class Model(torch.nn.Module):
         self.sd_checkpoint_info, self.vae = f"of width {width}", f"its own of {width}"
 
 
+def keep_apart(a1111):
+    modules = (a1111.sd_models, a1111.sd_hijack, a1111.sd_vae, a1111.networks)
+    kept_checkpoints.keep_apart(*modules)
+
+
 @pytest.fixture
 def engine(a1111):
     """A1111 with the part on, which has loaded one model of SD1 and then one of SDXL."""
-    kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack, a1111.sd_vae)
+    keep_apart(a1111)
     a1111.sd1, a1111.sdxl = Model(768), Model(2048)
     for model in (a1111.sd1, a1111.sdxl):
         load(a1111, model)
@@ -78,18 +83,22 @@ def test_the_own_vae_of_a_checkpoint_is_saved_before_a_job_loads_another_one(eng
 
 
 @pytest.mark.parametrize("is_kept", [False, True])
-@pytest.mark.parametrize(("width", "loras"), [(768, ["fox"]), (2048, [])])
-def test_a_refiner_has_the_loras_of_its_architecture_kept_or_not(engine, is_kept, width, loras):
-    kept_checkpoints.keep_loras(engine.sd_models, engine.networks)
+@pytest.mark.parametrize(("width", "loras", "merged"), [(768, ["fox"], 0.5), (2048, [], 0)])
+def test_a_refiner_of_the_same_architecture_has_the_loras_and_the_token_merging_kept_or_not(
+    engine, is_kept, width, loras, merged
+):
     refiner = Model(width)
     refiner.sd_checkpoint_info = "the refiner"
     if is_kept:
         engine.sd_models.model_data.loaded_sd_models.append(refiner)
     use_again(engine, engine.sd1)
     engine.networks.loaded_networks[:] = ["fox"]
+    engine.sd_models.apply_token_merging(engine.sd1, 0.5)
     engine.sd_models.reload_model_weights(refiner)
     assert engine.networks.loaded_networks == loras
     assert engine.sd_models.model_data.sd_model is refiner
+    assert refiner.applied_token_merged_ratio == merged
+    assert engine.sd1.applied_token_merged_ratio == 0  # it may be the refiner of a later picture
 
 
 @pytest.mark.parametrize(("file", "levels"), [({}, "own"), ({"alphas_cumprod": "file"}, "file")])
@@ -117,4 +126,4 @@ def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
 def test_another_a1111_is_not_changed(a1111):
     a1111.sd_models.SdModelData.set_sd_model = lambda self, v: None
     with pytest.raises(NotAsExpected):
-        kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack, a1111.sd_vae)
+        keep_apart(a1111)

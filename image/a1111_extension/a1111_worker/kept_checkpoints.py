@@ -12,7 +12,19 @@ from typing import Any
 from a1111_worker.expect import expect, uses
 
 
-def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType) -> None:
+def keep_apart(
+    sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType, networks: ModuleType
+) -> None:
+    """Prepare each checkpoint that comes into use as one that was just loaded, a refiner, too.
+
+    Raises:
+        NotAsExpected: A1111 keeps checkpoints in another way.
+    """
+    _prepare_kept(sd_models, sd_hijack, sd_vae)
+    _keep_refiner_alike(sd_models, networks)
+
+
+def _prepare_kept(sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType) -> None:
     """Prepare each checkpoint that comes into use as one that was just loaded.
 
     Otherwise `tiling` would change the layers of the checkpoint that was loaded last, and a prompt
@@ -20,9 +32,6 @@ def keep_apart(sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType)
     before another checkpoint comes: A1111 compares only a flag, and would not switch it on in it.
     A kept checkpoint would also keep the first VAE that a job names: A1111 takes its own one for
     saved already, and cannot put it back.
-
-    Raises:
-        NotAsExpected: A1111 keeps checkpoints in another way.
     """
     data, hijacking = sd_models.SdModelData, sd_hijack.StableDiffusionModelHijack
     set_sd_model, hijack = data.set_sd_model, hijacking.hijack
@@ -61,28 +70,34 @@ def _fit_embeddings(embeddings: Any) -> None:
         embeddings.load_textual_inversion_embeddings(force_reload=True)
 
 
-def keep_loras(sd_models: Any, networks: ModuleType) -> None:
-    """Let a refiner have the same LoRAs whether it is kept, or loaded while a picture is made.
+def _keep_refiner_alike(sd_models: Any, networks: ModuleType) -> None:
+    """Let a refiner have the same LoRAs and token merging whether it is kept or loaded.
 
-    As with one checkpoint in memory: it has them if it is of the same architecture. Otherwise A1111
-    would switch them off only in the picture for which the refiner is loaded beside the first one.
-
-    Raises:
-        NotAsExpected: A1111 loads checkpoints in another way.
+    As with one checkpoint in memory, where its weights come into the model of the first one: it has
+    them if it is of the same architecture. Otherwise A1111 would switch the LoRAs off only in the
+    picture for which the refiner is loaded beside the first one, and would merge the tokens of the
+    first one only, also in a later picture whose refiner it is.
     """
-    reload = sd_models.reload_model_weights
+    reload, merge_tokens = sd_models.reload_model_weights, sd_models.apply_token_merging
     expect(uses(reload, "used_config"), "reload_model_weights compares configurations")
+    expect(uses(merge_tokens, "applied_token_merged_ratio"), "a model notes its token merging")
     expect(isinstance(networks.loaded_networks, list), "the LoRAs in use are a list")
 
-    def reload_with_loras(*args: Any, **named: Any) -> Any:
-        before, loras = _shown(sd_models), [*networks.loaded_networks]
+    def reload_alike(*args: Any, **named: Any) -> Any:
+        old, before = sd_models.model_data.sd_model, _shown(sd_models)
+        loras = [*networks.loaded_networks]
+        merged = getattr(old, "applied_token_merged_ratio", 0)
         model = reload(*args, **named)
-        after = _shown(sd_models)
+        new, after = sd_models.model_data.sd_model, _shown(sd_models)
+        is_alike = after[1] == before[1]
         if after != before:
-            networks.loaded_networks[:] = loras if after[1] == before[1] else []
+            networks.loaded_networks[:] = loras if is_alike else []
+        if old is not None and new is not None and new is not old:
+            merge_tokens(old, 0)
+            merge_tokens(new, merged if is_alike else 0)
         return model
 
-    sd_models.reload_model_weights = reload_with_loras
+    sd_models.reload_model_weights = reload_alike
 
 
 def reset_schedule(sd_models: Any) -> None:

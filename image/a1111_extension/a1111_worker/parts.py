@@ -38,12 +38,7 @@ ALWAYS = [
     Part(
         KEEPS_APART,
         kept_checkpoints.keep_apart,
-        ("modules.sd_models", "modules.sd_hijack", "modules.sd_vae"),
-    ),
-    Part(
-        "LoRAs of a refiner",
-        kept_checkpoints.keep_loras,
-        ("modules.sd_models", "networks"),
+        ("modules.sd_models", "modules.sd_hijack", "modules.sd_vae", "networks"),
     ),
     Part(
         "noise levels of each checkpoint",
