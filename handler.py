@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import importlib
 import json
 import logging
@@ -25,9 +24,6 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
-
-if __name__ == "__main__":  # to look for garbage took a tenth of the time of the imports
-    gc.disable()
 
 import runpod_sdk
 from model_manager import ModelManager
@@ -220,7 +216,6 @@ async def check_given(handler: Handler, settings: Settings, job: Mapping[str, An
 
 def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     """Boot the worker, then run the RunPod SDK until it ends; returns the exit status."""
-    gc.enable()
     arguments = read_arguments(sys.argv[1:])
     if arguments.schema:
         return print_schema()

@@ -14,7 +14,6 @@ restart. On the command line: `python model_manager.py --help`.
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
 import threading
@@ -25,9 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":  # as in handler.py
-    gc.disable()
 
 from worker.config import webui_config
 from worker.config.settings import Settings
@@ -420,7 +416,6 @@ def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    gc.enable()
     return commands.run(arguments, ModelManager)
 
 

@@ -46,7 +46,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument("--minutes", type=float, default=MINUTES, help="limit for all of it")
     parser.add_argument("--engine", choices=ENGINES, action="append", help="default: what is there")
     parser.add_argument("--image", default="", help="name of the image, for the report")
-    parser.add_argument("--work", type=Path, help="folder for 11 GB of models; default: temporary")
+    parser.add_argument("--work", type=Path, help="folder for 9.1 GB of models; default: temporary")
     parser.add_argument("--tiny", action="store_true", help="tiny models, for a dry run")
     parser.add_argument("--record", action="store_true", help="record the CPU's pictures instead")
     return parser.parse_args(arguments)

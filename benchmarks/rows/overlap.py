@@ -62,7 +62,8 @@ def measure(bench: Bench) -> Iterator[Figure | Curve]:
         for pictures in JOBS:
             sides = [functools.partial(_pause, one, bench, pictures) for one in (ours, other)]
             found = in_turns(bench.rounds(2), *sides)
-            name = f"pause between two jobs of {pictures} picture{'s' * (pictures > 1)}"
+            count = f"{pictures} picture{'s' * (pictures > 1)}"
+            name = f"pause between two jobs of {count}, JOB_CONCURRENCY=2"
             yield Figure(name, "ms", *found, OFFICIAL, Goal(5.0, of="value"))
         one = start(OURS, "one", JOB_CONCURRENCY="1")
         yield _curve(bench, {f"{OURS}, 2 jobs": ours, f"{OURS}, 1 job": one, OFFICIAL: other})

@@ -7,6 +7,7 @@ import functools
 import io
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image, ImageChops, PngImagePlugin
 
@@ -78,7 +79,7 @@ def _png(side: int) -> str:
 
 def _ours(pngs: list[str], format_: str) -> float:
     delivery = Delivery(None, None, None, SafeHttpClient())
-    answer = {"images": [], "warnings": [], "timings": {}}
+    answer: dict[str, Any] = {"images": [], "warnings": [], "timings": {}}
     output = Output.model_validate({"format": format_.lower(), "quality": QUALITY})
     start = time.perf_counter()
     found = delivery.deliver(PictureAnswer(pngs, {}, "", {}), answer, output, "bench")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import math
 import os
@@ -33,7 +34,8 @@ ABOUT = """\
 A job names a checkpoint of SDXL and two LoRAs of rank 64 (files with the headers of real ones and
 without data) that are in the store: by CivitAI URL, by file name, by tags in the prompt, or by
 references to a Hugging Face cache. `prepare_models_for_request` finds them, checks that each file
-is unchanged, whole and of the checkpoint's family, and that the engine has its links.
+is unchanged, whole and of the checkpoint's family, and that the engine has its links. A1111's
+config.json is there, with 400 settings.
 
 **A folder scan a job** is what A1111's refresh routes and most published workers do before a job:
 `os.scandir` of the folders of checkpoints and LoRAs and one `stat` for each file, to know names,
@@ -47,6 +49,7 @@ SIZES = (FEW, 100, 1000, MANY)
 REPOSITORIES = (1, 5, 50)
 CALLS = 100  # of ours in a round; the round's value is their median
 LIMIT_MS, GROWTH = 0.5, 1.1
+OPTIONS = 400  # in A1111's config.json
 
 WHY_MISSED = """\
 Under a profiler, by URL: some 1,700 calls of Python functions; 38 % of the time finds and checks
@@ -62,7 +65,7 @@ difference in time was not measured."""
 URL = "https://civitai.com/api/download/models/{}"
 REPO = "Org/Name{}"
 HUB = REPO.format(0) + "/{}.safetensors"
-JOBS = {
+JOBS: dict[str, dict[str, object]] = {
     "by CivitAI URL": {
         "checkpoint": {"name": "Base", "url": URL.format(1)},
         "loras": [{"url": URL.format(2), "scale": 0.5}, URL.format(3)],
@@ -135,6 +138,7 @@ def fill(folder: Path, count: int, repositories: int = 1) -> Stored:
         manager.fetcher.references.note(CivitAIVersion(number), remote, _name(number))
     for number in range(repositories):
         _add_repository(hub, REPO.format(number), headers)
+    _write_config(settings.webui_dir / "config.json")
     store = Stored(ModelManager(settings), _folders(folder))  # nothing is in its memory yet
     for job in JOBS.values():
         store.prepare(request(job))
@@ -195,9 +199,21 @@ def _folders(folder: Path) -> tuple[Path, ...]:
     return models / "Stable-diffusion", models / "Lora"
 
 
+def _write_config(path: Path) -> None:
+    """A1111's settings: it saves hundreds of them, and the name of its last checkpoint."""
+    options = {f"option_{number}": number for number in range(OPTIONS)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(options | {"sd_model_checkpoint": "m1.safetensors"}, indent=4))
+    os.utime(path, (_an_hour_ago(),) * 2)
+
+
+def _an_hour_ago() -> float:
+    return time.time() - 3600
+
+
 def _settle(folder: Path) -> None:
     """Set the folders' times back, as if the models had been added an hour ago."""
-    then = time.time() - 3600
+    then = _an_hour_ago()
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
             os.utime(path, (then, then))

@@ -27,6 +27,7 @@ is A1111's own call, and each tensor is copied as into a model. Both begin at th
 the second figure the job waits for 2 s before it has its turn, as with `JOB_CONCURRENCY=2`. Files
 of SD1's shapes, 2.1 GB. What the volume gives in total is limited by FUSE's speed on this machine.
 Without `/dev/fuse` and libfuse the row is empty."""
+ALONE, AHEAD = "A1111's load alone", "with reading ahead"
 RATE = 200e6  # bytes a second of one stream
 SECONDS_IN_THE_QUEUE = 2.0
 PARTS = (0.25, 0.5, 1.0)  # of a checkpoint's tensors
@@ -55,21 +56,15 @@ def _figures(bench: Bench, mount: Path) -> Iterator[Figure | Curve]:
             lambda: _seconds(whole, nullcontext()),
         )
         name = f"first load of 2.1 GB at 200 MB/s a stream{text}"
-        yield Figure(name, "s", ours, others, "A1111's load alone", Goal(0.6))
-    sizes = {part: (mount / _name(part)).stat().st_size / 1e9 for part in PARTS}
-    yield Curve(
-        "First load from a slow volume",
-        "GB",
-        "seconds",
-        {
-            "A1111's load alone": tuple(
-                (size, _seconds(mount / _name(part), nullcontext())) for part, size in sizes.items()
-            ),
-            "with reading ahead": tuple(
-                (size, _ours(ahead, mount / _name(part), 0.0)) for part, size in sizes.items()
-            ),
-        },
-    )
+        yield Figure(name, "s", ours, others, ALONE, Goal(0.6))
+    points: dict[str, list[tuple[float, float]]] = {ALONE: [], AHEAD: []}
+    for part in PARTS:
+        path = mount / _name(part)
+        size = path.stat().st_size / 1e9
+        points[ALONE].append((size, _seconds(path, nullcontext())))
+        points[AHEAD].append((size, _ours(ahead, path, 0.0)))
+    lines = {side: tuple(line) for side, line in points.items()}
+    yield Curve("First load from a slow volume", "GB", "seconds", lines)
 
 
 def _name(part: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from fakes.model_files import LORA, safetensors
 
 from benchmarks.sides.file_hosts import MIB
 from benchmarks.suite.bench import Bench
-from benchmarks.suite.figures import Figure, Goal
+from benchmarks.suite.figures import Curve, Figure, Goal
 
 TITLE = "Sixteen workers, one new file"
 ABOUT = """\
@@ -29,9 +30,10 @@ WORKERS = 16
 RATE = 5 * MIB
 SIZE, QUICK_SIZE = 512, 8  # MiB
 ROUNDS = 3
+CURVE = (4, 8)  # workers, between one and all of them
 
 
-def measure(bench: Bench) -> Iterator[Figure]:
+def measure(bench: Bench) -> Iterator[Figure | Curve]:
     """Measure one worker and all of them, in turns, each time with an empty folder."""
     ours: list[float] = []
     others: list[float] = []
@@ -49,11 +51,18 @@ def measure(bench: Bench) -> Iterator[Figure]:
                 (ours if count == WORKERS else others).append(seconds)
                 if count == WORKERS:
                     downloads.append(hosts.bytes_sent("storage") / len(data))
+        between = [
+            (count, _seconds(hosts, folder / f"curve-{count}", model.file_url, count))
+            for count in CURVE
+        ]
     name = f"{WORKERS} workers need the same new file of {size // MIB} MiB"
     yield Figure(name, "s", tuple(ours), tuple(others), "one worker", Goal(1.1))
     yield Figure(
         f"{WORKERS} workers, one new file: downloads", "", tuple(downloads), goal=Goal(1, "value")
     )
+    ends = (1, statistics.median(others)), (WORKERS, statistics.median(ours))
+    lines = {"one download for all": (ends[0], *between, ends[1])}
+    yield Curve("One new file by number of workers", "workers", "s", lines)
 
 
 def _seconds(hosts: ModelHosts, folder: Path, url: str, count: int) -> float:

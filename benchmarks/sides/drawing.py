@@ -48,7 +48,7 @@ class Side:
 
     def cpu_seconds(self) -> float:
         """The CPU time of the process so far."""
-        return sum(psutil.Process(self.pid).cpu_times()[:2])
+        return float(sum(psutil.Process(self.pid).cpu_times()[:2]))
 
     def peak(self) -> float:
         """The largest resident memory so far, in MB."""

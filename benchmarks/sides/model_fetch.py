@@ -19,7 +19,8 @@ from worker.errors import ModelFileInvalid
 from worker.files import discard
 from worker.formats.safetensors_header import header_length, parse_header
 from worker.http.client import SafeHttpClient
-from worker.models.download.download import Hooks, download
+from worker.models.download.download import download
+from worker.models.download.hooks import Hooks
 from worker.models.download.source import Source
 
 

@@ -60,7 +60,12 @@ class Figure:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Ours divided by the rival's, for each round: both met the same load."""
+        """Ours divided by the rival's, for each round: both met the same load.
+
+        Empty if the rival's value is 0 in a round: no ratio says anything then.
+        """
+        if 0 in self.others:
+            return ()
         return tuple(a / b for a, b in zip(self.ours, self.others, strict=False))
 
     @property

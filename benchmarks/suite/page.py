@@ -14,8 +14,8 @@ INTRODUCTION = """\
 # Benchmarks
 
 Each figure was measured beside a rival or a limit, in the same run and in turns, so that a busy
-machine slows both sides. A ratio is ours divided by theirs, so less is better; it is the median of
-the rounds, with the smallest and the largest in brackets.
+machine slows both sides. A ratio is ours divided by theirs: the median of the rounds, with the
+smallest and the largest in brackets. Less is better, except where the goal has ≥.
 [How to run them](../benchmarks/README.md); on a GPU: [gpu-benchmarks.md](gpu-benchmarks.md).
 
 `make bench` measures everything again and writes this page.

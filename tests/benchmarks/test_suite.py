@@ -26,6 +26,13 @@ def test_a_goal_is_met_by_the_ratio_or_by_the_value(goal, ours, others, met):
     assert Figure("name", "ms", ours, others, goal=goal).is_met is met
 
 
+def test_no_ratio_is_shown_where_the_rivals_value_is_0():
+    figure = Figure("lost", "%", (0.0, 0.0), (0.0, 20.0), "the plain SDK", Goal(0, "value"))
+
+    assert (figure.ratios, figure.is_met) == ((), True)
+    assert "| lost | 0 % | 10 % | the plain SDK |  | ≤ 0 % | met |" in table.table([figure])
+
+
 def test_two_sides_take_turns_and_the_first_one_changes():
     calls = iter(range(100))
 

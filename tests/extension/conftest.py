@@ -217,12 +217,49 @@ class SdModelData:
 
     def set_sd_model(self, v, already_loaded=False):
         self.sd_model = v
+        if already_loaded:
+            sd_vae.base_vae = getattr(v, "base_vae", None)
+            sd_vae.checkpoint_info = v.sd_checkpoint_info
         if v not in self.loaded_sd_models:
             self.loaded_sd_models.insert(0, v)
 
 
+def load_model_weights(model, state_dict):
+    """A file without noise levels leaves those that the model has."""
+    model.alphas_cumprod = state_dict.get("alphas_cumprod", model.alphas_cumprod)
+    model.alphas_cumprod_original = model.alphas_cumprod
+
+
+def apply_token_merging(sd_model, token_merging_ratio):
+    sd_model.applied_token_merged_ratio = token_merging_ratio
+
+
+def reload_model_weights(info):
+    """A checkpoint that is not kept is loaded; and all LoRAs are switched off."""
+    if info not in sd_models.model_data.loaded_sd_models:
+        networks.loaded_networks.clear()
+        assert info.used_config
+    sd_models.model_data.set_sd_model(info)
+
+
+def saved_vae():
+    """The module that saves a checkpoint's own VAE before it loads another one."""
+    made = module("modules.sd_vae", base_vae=None, checkpoint_info=None)
+
+    def store_base_vae(model):
+        if made.checkpoint_info != model.sd_checkpoint_info:
+            made.base_vae = model.vae
+            made.checkpoint_info = model.sd_checkpoint_info
+
+    def delete_base_vae():
+        made.base_vae = made.checkpoint_info = None
+
+    made.store_base_vae, made.delete_base_vae = store_base_vae, delete_base_vae
+    return made
+
+
 sd_models = types.SimpleNamespace()
-devices = networks = safe = types.SimpleNamespace()
+devices = networks = safe = sd_vae = types.SimpleNamespace()
 
 
 def module(name, **contents):
@@ -247,8 +284,15 @@ def a1111(monkeypatch):
         "ldm": module(f"ldm.{openaimodel}", timestep_embedding=timestep_embedding),
         "sgm": module(f"sgm.{openaimodel}", timestep_embedding=timestep_embedding),
         "networks": module("networks", loaded_networks=[]),
-        "sd_models": module("modules.sd_models"),
+        "sd_models": module(
+            "modules.sd_models",
+            load_model_weights=load_model_weights,
+            apply_alpha_schedule_override=lambda model: setattr(model, "alphas_cumprod", "picture"),
+            apply_token_merging=apply_token_merging,
+            reload_model_weights=reload_model_weights,
+        ),
         "sd_hijack": module("modules.sd_hijack"),
+        "sd_vae": saved_vae(),
     }
     made["devices"].test_for_nans = test_for_nans
     made["networks"].network_apply_weights = network_apply_weights
@@ -268,6 +312,6 @@ def a1111(monkeypatch):
     made["sd_hijack"].model_hijack = made["sd_hijack"].StableDiffusionModelHijack()
     for one in made.values():
         monkeypatch.setitem(sys.modules, one.__name__, one)
-    for name in ("devices", "networks", "safe", "sd_models"):
+    for name in ("devices", "networks", "safe", "sd_models", "sd_vae"):
         monkeypatch.setitem(globals(), name, made[name])
     return types.SimpleNamespace(**made)

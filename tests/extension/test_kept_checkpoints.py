@@ -10,12 +10,19 @@ class Model(torch.nn.Module):
     def __init__(self, width):
         super().__init__()
         self.width, self.conv, self.cond_stage_model = width, torch.nn.Conv2d(1, 1, 1), object()
+        self.used_config = f"{width}.yaml"
+        self.sd_checkpoint_info, self.vae = f"of width {width}", f"its own of {width}"
+
+
+def keep_apart(a1111):
+    modules = (a1111.sd_models, a1111.sd_hijack, a1111.sd_vae, a1111.networks)
+    kept_checkpoints.keep_apart(*modules)
 
 
 @pytest.fixture
 def engine(a1111):
     """A1111 with the part on, which has loaded one model of SD1 and then one of SDXL."""
-    kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack)
+    keep_apart(a1111)
     a1111.sd1, a1111.sdxl = Model(768), Model(2048)
     for model in (a1111.sd1, a1111.sdxl):
         load(a1111, model)
@@ -63,6 +70,54 @@ def test_embeddings_are_read_again_only_for_a_checkpoint_of_another_shape(engine
     assert engine.sd_hijack.model_hijack.clip is engine.sd1.cond_stage_model
 
 
+def test_the_own_vae_of_a_checkpoint_is_saved_before_a_job_loads_another_one(engine):
+    vae = engine.sd_vae
+    use_again(engine, engine.sd1)
+    vae.store_base_vae(engine.sd1)
+    assert vae.base_vae == engine.sd1.vae
+    engine.sd1.base_vae, engine.sd1.vae = vae.base_vae, "of a job"
+    use_again(engine, engine.sdxl)
+    use_again(engine, engine.sd1)
+    vae.store_base_vae(engine.sd1)
+    assert vae.base_vae == "its own of 768"
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+@pytest.mark.parametrize(("width", "loras", "merged"), [(768, ["fox"], 0.5), (2048, [], 0)])
+def test_a_refiner_of_the_same_architecture_has_the_loras_and_the_token_merging_kept_or_not(
+    engine, is_kept, width, loras, merged
+):
+    refiner = Model(width)
+    refiner.sd_checkpoint_info = "the refiner"
+    if is_kept:
+        engine.sd_models.model_data.loaded_sd_models.append(refiner)
+    use_again(engine, engine.sd1)
+    engine.networks.loaded_networks[:] = ["fox"]
+    engine.sd_models.apply_token_merging(engine.sd1, 0.5)
+    engine.sd_models.reload_model_weights(refiner)
+    assert engine.networks.loaded_networks == loras
+    assert engine.sd_models.model_data.sd_model is refiner
+    assert refiner.applied_token_merged_ratio == merged
+    assert engine.sd1.applied_token_merged_ratio == 0  # it may be the refiner of a later picture
+
+
+@pytest.mark.parametrize(("file", "levels"), [({}, "own"), ({"alphas_cumprod": "file"}, "file")])
+def test_the_noise_levels_of_a_picture_do_not_stay_for_the_next_checkpoint(a1111, file, levels):
+    kept_checkpoints.reset_schedule(a1111.sd_models)
+    model = Model(768)
+    model.alphas_cumprod = "own"
+    a1111.sd_models.load_model_weights(model, {})
+    model.alphas_cumprod = "zero terminal SNR"
+    a1111.sd_models.load_model_weights(model, file)
+    assert (model.alphas_cumprod, model.alphas_cumprod_original) == (levels, levels)
+
+
+def test_a_kept_checkpoint_gets_the_noise_levels_of_the_picture(engine):
+    engine.sd1.alphas_cumprod = "of its last picture"
+    use_again(engine, engine.sd1)
+    assert engine.sd1.alphas_cumprod == "picture"
+
+
 def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
     engine.sd_models.model_data.set_sd_model(None)
     assert engine.sd_models.model_data.sd_model is None
@@ -71,4 +126,4 @@ def test_a_checkpoint_that_could_not_be_loaded_changes_nothing(engine):
 def test_another_a1111_is_not_changed(a1111):
     a1111.sd_models.SdModelData.set_sd_model = lambda self, v: None
     with pytest.raises(NotAsExpected):
-        kept_checkpoints.keep_apart(a1111.sd_models, a1111.sd_hijack)
+        keep_apart(a1111)

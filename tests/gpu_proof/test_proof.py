@@ -54,6 +54,12 @@ FIGURES = {  # step -> number of figures, of those with a rival, of those with a
 }
 
 
+def kept_checkpoints(rows):
+    """As many as the engine kept while the switches were measured."""
+    details = next(row["details"] for row in rows if row["step"] == "checkpoint switches")
+    return details["checkpoints that the engine keeps loaded"]
+
+
 def statuses(rows):
     return {row["step"]: row["status"] for row in rows}
 
@@ -74,7 +80,9 @@ def test_the_embedded_engine_passes_every_step_and_the_command_reports_it(tmp_pa
     expected = {step.name: proof.PASSED for step in proof.STEPS + proof.SECOND_START}
     assert statuses(report["steps"]) == expected | dict.fromkeys(without_gpu, proof.SKIPPED)
     assert (done.returncode, report["passed"]) == (0, True), done.stderr
-    assert FIGURES.items() <= measured(report["steps"]).items()
+    several = kept_checkpoints(report["steps"]) > 1  # on a machine with little memory, only one
+    expected = FIGURES | {"checkpoint switches": (1, several, several)}
+    assert expected.items() <= measured(report["steps"]).items()
     assert all(row["memory"]["engine"] > 0 for row in report["steps"] if row["figures"][1:])
     assert (tmp_path / "out.md").read_text().startswith(done.stdout)
     assert [path.name for path in tmp_path.iterdir()] == ["out.md"]  # no model is left behind

@@ -1,7 +1,9 @@
 """The images' build files agree with the project; `make image-test` builds the images."""
 
+import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -102,3 +104,18 @@ def test_nothing_that_the_image_needs_is_ignored():
 
 def test_the_last_stage_is_a1111s_so_that_the_hub_builds_it():
     assert in_dockerfile(r"^FROM \S+ AS (\S+)$")[-1] == "a1111"
+
+
+def test_the_report_of_a_gpu_needs_only_what_the_image_has(tmp_path):
+    """Neither a file that .dockerignore leaves out nor the plots' library."""
+    kept = re.findall("^!(.*)", (PROJECT / ".dockerignore").read_text(), re.MULTILINE)
+    for name in (name for name in kept if name.startswith(("benchmarks/", "worker"))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-r", PROJECT / name, tmp_path / name], check=True)
+    program = "import sys; sys.modules.update(matplotlib=None, torch=None); import benchmarks.gpu"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,8 @@ from fakes.worker_process import FOREVER, SMALL, completed, running_worker
 
 JOB = SMALL | {"steps": 3}
 DETAIL = {"loras": [{"name": "detail"}]}
-ENCODING = 3.0  # seconds of a picture, so that much can happen meanwhile
+ENCODING = 3.0  # seconds of a picture, so that much can happen after the next job's request
+LONGEST = 50.0  # seconds until that request comes
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,7 @@ class Pair:
     def __init__(self, worker, first=JOB, second=JOB):
         self.worker, self.wanted = worker, [first | {"seed": 11}, second | {"seed": 22}]
         self.before = {path: len(worker.requests(path)) for path in ("2img", "interrupt")}
+        worker.fault("encoding_waits", seconds=LONGEST)  # however slow this machine is
         self.first = worker.plane.submit(self.wanted[0])
         wait_until(lambda: self.sent() == [11], "the first job's request")
         self.second = worker.plane.submit(self.wanted[1])
@@ -94,7 +96,6 @@ def test_a_lora_that_is_downloaded_meanwhile_is_there_for_the_next_jobs_picture(
     hosts.throttle(None, ttfb=1.0)  # longer than the first job is computed
     worker.no_faults()
     worker.fault("slow_steps", seconds=0.1, times=FOREVER)
-    worker.fault("slow_encoding", seconds=2 * ENCODING)
     pair = Pair(worker, second=JOB | {"loras": [lora]})
     pair.wait_until_both_are_sent()
     first, second = pair.received()
@@ -144,6 +145,7 @@ def test_a_picture_that_was_made_while_the_job_before_failed_is_made_again(worke
 def test_the_inputs_of_a_batch_overlap(worker):
     inputs = [JOB | {"seed": seed} for seed in (1, 2)]
     before = len(worker.requests())
+    worker.fault("encoding_waits", seconds=LONGEST)
     output = completed(worker.run({"task": "batch", "inputs": inputs}))
     first, second = worker.requests()[before:]
     assert second["time"] < first["answered"]
@@ -155,7 +157,9 @@ def test_the_inputs_of_a_batch_overlap(worker):
 def test_the_job_after_a_streamed_one_overlaps_with_its_last_picture(worker):
     before = len(worker.requests())
     wanted = [JOB | {"seed": 1, "n_iter": 2, "output": {"stream": True}}, JOB | {"seed": 9}]
-    jobs = [worker.plane.submit(one) for one in wanted]
+    jobs = [worker.plane.submit(wanted[0])]
+    wait_until(lambda: worker.requests()[before:], "the first job's request")
+    jobs.append(worker.plane.submit(wanted[1]))
     outputs = [completed(worker.plane.wait(job, 60)) for job in jobs]
     *_, last, other = worker.requests()[before:]
     assert [last["body"]["seed"], other["body"]["seed"]] == [2, 9]

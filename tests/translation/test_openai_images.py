@@ -53,9 +53,9 @@ class NotingEngine(StubEngine):
 
     body = None
 
-    async def generate(self, payload, stopwatch, report, arrange):
+    async def generate(self, payload, *parts, **named):
         self.body = payload.body
-        answer = await super().generate(payload, stopwatch, report, arrange)
+        answer = await super().generate(payload, *parts, **named)
         return replace(answer, images=answer.images * payload.body.get("batch_size", 1))
 
 

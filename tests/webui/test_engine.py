@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 from fakes.a1111.extras import Extras, read_extras
 from fakes.a1111.faults import Faults
-from fakes.engine_parts import Fake
+from fakes.engine_parts import UNSEEN, Fake
 
 from worker.errors import (
     ConnectionLost,
@@ -25,8 +25,6 @@ from worker.generation.call import Call
 from worker.generation.catalog import Catalog
 from worker.stopwatch import Stopwatch
 from worker.webui.supervisor import EngineProcess
-
-UNSEEN = {"sd_models", "loras", "options"}  # they only read
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ tensors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,7 +180,7 @@ class ModelFile:
 def version(path: Path) -> tuple[int, int]:
     """Size and modification time; a file with the same two values counts as unchanged."""
     try:
-        status = os.stat(str(path))  # noqa: PTH116 - a Path costs more than the call
+        status = path.stat()
     except OSError as error:
         raise ModelNotFound(f"the file {path.name!r} cannot be read: {error.strerror}.") from error
     return status.st_size, status.st_mtime_ns

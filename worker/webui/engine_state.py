@@ -238,7 +238,7 @@ TABLES: dict[str, Table[Any]] = {
     "memory": MEMORY,
 }
 
-# The client runs one job at a time, and checks the state before it causes these events.
+# Only the job that has the engine causes these events, and it checks the state before.
 CANNOT_HAPPEN: dict[tuple[Enum, Event], str] = {
     (Process.UNPROVEN, Event.SAME_PROCESS): "there is no process to compare with",
     (Folders.CURRENT, Event.REFRESH_STARTED): "only stale folders are read again",

@@ -11,7 +11,7 @@ So an interrupt may stop the wrong one. These rules hold:
 - A job that waits in the engine interrupts nothing until the one before it has ended.
 - If a job fails after it has passed the engine on, or must be interrupted then, the next one's
   request is stopped and repeated later: its picture may be incomplete, or made from broken state.
-- Whoever repairs the engine has it alone.
+- A job that repairs the engine has it alone.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def test_folder_and_file_give_the_same_picture(engine, draw, name):
 def test_a_checkpoint_is_freed_before_the_next_one_is_read(engine, draw, monkeypatch):
     """The memory of a GPU or of the machine may hold one checkpoint, but not two."""
     draw(PLAIN)
-    before, alive = weakref.ref(engine._model.pipe.unet), []
+    before, alive = weakref.ref(engine._models._active.pipe.unet), []
 
     def read(path):
         alive.append(before() is not None)

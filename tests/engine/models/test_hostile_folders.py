@@ -187,10 +187,10 @@ def test_replaced_checkpoint_is_loaded_again_and_a_deleted_one_stays(
     second, other_hash = draw()
     assert other_hash != hashed
     assert not np.array_equal(second, first)
-    loaded = engine._model
+    loaded = engine._models._active
     path.unlink()
     assert np.array_equal(draw()[0], second)
-    assert engine._model is loaded
+    assert engine._models._active is loaded
     engine.close()
 
 

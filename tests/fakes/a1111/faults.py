@@ -38,6 +38,7 @@ KNOWN_FAULTS = ERROR_FAULTS.keys() | {
     "slow_steps",  # {seconds}: per step
     "slow_decoding",  # {seconds}: per picture, after its last step
     "slow_encoding",  # {seconds}: per picture; the next job is computed meanwhile
+    "encoding_waits",  # {seconds}: at most, before it begins, for the next request of a picture
     "no_images",
     "script_sets",  # {option, value}: a script sets an option for good
     "vae_load_fails",  # halfway: the next pictures are wrong, and no error says so

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -43,6 +44,7 @@ class Routes:
         self.faults = engine.faults
         self.extras = Extras(engine.data_dir, engine.options, engine.faults)
         self._queue = ThreadPoolExecutor(max_workers=1)
+        self._next_came = asyncio.Event()  # after the last request of a picture
 
     async def _in_turn(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._queue, work, *args)
@@ -105,8 +107,13 @@ class Routes:
             refuse_before_queue(params)
             if self.faults.take("drop"):
                 request.state.transport.abort()
+            self._next_came.set()
+            self._next_came = next_came = asyncio.Event()
             drawn = await self._in_turn(self._draw, params, request.state.row)
             # A1111 encodes after it has released its lock.
+            if longest := self.faults.seconds("encoding_waits"):
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(next_came.wait(), longest)
             await asyncio.sleep(self.faults.seconds("slow_encoding") * len(drawn["images"]))
             return JSONResponse(drawn)
 

@@ -30,7 +30,8 @@ from worker.files import note_file
 from worker.hosts.civitai import CivitAI
 from worker.hosts.host import RemoteFile
 from worker.hosts.web import AnyHost
-from worker.models.download.download import Hooks, download
+from worker.models.download.download import download
+from worker.models.download.hooks import Hooks
 from worker.models.download.limits import DownloadLimits
 from worker.models.download.partial_file import PartialFile
 from worker.models.download.source import Source
@@ -173,7 +174,7 @@ def test_a_model_of_civitai_comes_over_several_connections(hosts, source, partia
 
 
 def test_new_connections_and_the_end_do_not_wait_for_the_next_tick(hosts, source, partial):
-    hosts.throttle(20 * MIB, ttfb=0.002)
+    hosts.throttle(2 * MIB, ttfb=0.01)
     fetch(source, partial, SHA256, replace(LIMITS, tick=HOUR))
     assert len({one.connection for one in hosts.asked("storage")}) > 1
 

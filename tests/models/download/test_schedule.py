@@ -167,7 +167,7 @@ def test_a_host_that_limits_each_connection_gets_many():
         (LARGE, None, MOST),  # an earlier run has fetched the first bytes
         (20e6, 40e6, 10),  # the first connection alone would need ten times as long as is short
         (20e6, 50e6, 8),
-        (LARGE, 60e6, FEWEST),  # a fast host
+        (LARGE, 100e6, FEWEST),  # a fast host
         (0, 20e6, FEWEST),
     ],
 )

@@ -12,8 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from worker.errors import (
@@ -27,9 +25,10 @@ from worker.errors import (
 )
 from worker.files import discard
 from worker.http.backoff import Backoff
-from worker.http.client import NO_CANCEL, Reply
+from worker.http.client import Reply
+from worker.models.download.hooks import Hooks
 from worker.models.download.limits import DEFAULT, DownloadLimits
-from worker.models.download.partial_file import PartialFile
+from worker.models.download.partial_file import Fetched, PartialFile
 from worker.models.download.schedule import Connections, Pace, Part, Running
 from worker.models.download.source import (
     Source,
@@ -43,41 +42,6 @@ from worker.models.download.source import (
 )
 
 _MOMENT = 0.005  # seconds
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A whole file.
-
-    Attributes:
-        filename: from the host's Content-Disposition; not to be trusted as a path.
-        etag: of the version that was fetched.
-    """
-
-    path: Path
-    size: int
-    sha256: str
-    filename: str | None
-    etag: str | None
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """The callbacks of a download's owner.
-
-    Attributes:
-        inspect: gets the first bytes, and the size if it is known; returns how many bytes it
-            needs to see, or None to accept the file; raises to refuse the file.
-        make_room: gets the number of bytes still to come before most of them are fetched; raises
-            if there is no room for them.
-        report: gets the bytes fetched and the size, several times a second.
-        stop: set it to end the download; what has arrived is kept.
-    """
-
-    inspect: Callable[[bytes, int | None], int | None] = lambda _start, _size: None
-    make_room: Callable[[int], None] = lambda _bytes: None
-    report: Callable[[int, int | None], None] = lambda _fetched, _size: None
-    stop: threading.Event = NO_CANCEL
 
 
 def download(

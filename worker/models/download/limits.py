@@ -68,7 +68,7 @@ class DownloadLimits:
     most_connections: int = 32
     judge_from: int = MIB
     judge_within: float = 0.02
-    fast: float = 60e6
+    fast: float = 100e6
     short: float = 0.05
     growth: int = 8
     worth_it: float = 1.15

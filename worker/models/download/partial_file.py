@@ -27,6 +27,22 @@ class _Note:
     done: list[tuple[int, int]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A whole file.
+
+    Attributes:
+        filename: from the host's Content-Disposition; not to be trusted as a path.
+        etag: of the version that was fetched.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    filename: str | None
+    etag: str | None
+
+
 class PartialFile:
     """An open partial file: its parts, its bytes on the disk and their hash. Thread-safe.
 

@@ -31,8 +31,10 @@ from worker.hosts.registry import Hosts
 from worker.http.client import SafeHttpClient
 from worker.http.document import strong
 from worker.job.reference import ModelRef, Wanted
-from worker.models.download.download import Fetched, Hooks, download
+from worker.models.download.download import download
+from worker.models.download.hooks import Hooks
 from worker.models.download.limits import DEFAULT, DownloadLimits
+from worker.models.download.partial_file import Fetched
 from worker.models.download.source import Source
 from worker.models.store.blobs import About, Blob, Blobs
 from worker.models.store.progress import DownloadProgress
