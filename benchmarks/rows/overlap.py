@@ -25,8 +25,9 @@ TITLE = "The pause of the engine between two jobs that wait"
 ABOUT = """\
 A1111 v1.9.3 computes under a lock and encodes the answer's pictures after it has released it:
 0.15 s for a megapixel on the CPU of a real one. A worker that sends the next job after the answer
-of the last one leaves the GPU without work for that time. With `JOB_CONCURRENCY=2` this worker
-sends the next job when the last step of the running one has begun, so that it waits inside A1111.
+of the last one leaves the GPU without work for that time. This worker sends the next job when the
+last step of the running one has begun, so that it waits inside A1111. With `JOB_CONCURRENCY=1` it
+takes that job from RunPod at this moment, with 2 it has it already.
 
 The rival is the official worker (runpod-workers/worker-a1111) with the same RunPod SDK, which
 takes one job after the other. The limit is 0. Both get a backlog of jobs of 1024 x 1024 from a
@@ -34,8 +35,8 @@ control plane on this machine. The engine is the tests' A1111. For each picture 
 (4 steps, then the VAE), as SDXL Lightning does on an RTX 4090, and then encodes for 0.15 s; it
 notes when it computes. The pause is the time from the end of one job's computing to the beginning
 of the next one's. The share is the part of the time, from the first job's beginning to the last
-one's end, in which the engine computes. With two jobs at once the pause is 0 as long as a job's
-computing takes longer than the encoding, transfer and delivery of the job before it.
+one's end, in which the engine computes. The pause is 0 as long as a job's computing takes longer
+than the encoding, transfer and delivery of the job before it.
 
 In front of a real A1111 v1.9.3 on a CPU, with `JOB_CONCURRENCY=2`, the four pauses between five
 jobs of two pictures of 512 x 512 were 35, 0.7, 0.7 and 0.4 ms. The model was random and its
@@ -45,6 +46,10 @@ For the cancelled jobs, a job with a LoRA of its own is cancelled at a random mo
 worker takes it, downloads the LoRA, or generates. Measured is the time until the engine computes
 nothing.
 """
+LATE = (
+    "The next request comes after the end of the computing where the way to RunPod and back, and"
+    " the next job's checks and models, take longer than the last step and the decoding."
+)
 STEP, DECODING, ENCODING = 0.125, 0.1, 0.15  # seconds for each picture, in 4 steps
 JOBS, CANCELLED = {1: 5, 4: 4}, 8  # jobs of a backlog, by their pictures
 LATEST = 2.5  # seconds until a job is cancelled
@@ -58,15 +63,15 @@ def measure(bench: Bench) -> Iterator[Figure | Curve]:
         def start(name: str, folder: str, **settings: str) -> Worker:
             return stack.enter_context(running(name, bench.folder / folder, **settings))
 
-        ours, other = start(OURS, "two", JOB_CONCURRENCY="2"), start(OFFICIAL, "official")
-        for pictures in JOBS:
-            sides = [functools.partial(_pause, one, bench, pictures) for one in (ours, other)]
+        one, two = (start(OURS, number, JOB_CONCURRENCY=number) for number in ("1", "2"))
+        other = start(OFFICIAL, "official")
+        for pictures, (number, ours) in itertools.product(JOBS, (("1", one), ("2", two))):
+            sides = [functools.partial(_pause, side, bench, pictures) for side in (ours, other)]
             found = in_turns(bench.rounds(2), *sides)
             count = f"{pictures} picture{'s' * (pictures > 1)}"
-            name = f"pause between two jobs of {count}, JOB_CONCURRENCY=2"
-            yield Figure(name, "ms", *found, OFFICIAL, Goal(5.0, of="value"))
-        one = start(OURS, "one", JOB_CONCURRENCY="1")
-        yield _curve(bench, {f"{OURS}, 2 jobs": ours, f"{OURS}, 1 job": one, OFFICIAL: other})
+            name = f"pause between two jobs of {count}, JOB_CONCURRENCY={number}"
+            yield Figure(name, "ms", *found, OFFICIAL, Goal(5.0, of="value"), LATE)
+        yield _curve(bench, {f"{OURS}, 2 jobs": two, f"{OURS}, 1 job": one, OFFICIAL: other})
     yield _cancelled(bench)
 
 

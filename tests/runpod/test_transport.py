@@ -162,6 +162,36 @@ def test_after_a_result_that_retires_the_worker_no_job_is_taken():
     assert control.results == [("job-1", {"stopPod": True})]
 
 
+@pytest.mark.parametrize("ends_last", ["job-1", "job-2", "job-3"])
+def test_only_the_last_result_of_a_worker_that_retires_stops_it(ends_last):
+    """Job 1 is being posted and job 3 still runs when job 2's result retires the worker."""
+    ended = {f"job-{number}": asyncio.Event() for number in (1, 2, 3)}
+
+    class SlowRunPod(Control):
+        async def post_result(self, job_id, body):
+            await ended[job_id].wait()
+            await super().post_result(job_id, body)
+
+    async def handler(job):
+        if job["id"] == "job-3":
+            await ended["job-3"].wait()
+        return {"refresh_worker": True} if job["id"] == "job-2" else {}
+
+    async def story():
+        control = SlowRunPod(handler, [jobs(1, 2, 3)], concurrency=3)
+        serving = asyncio.create_task(control.serve())
+        for job_id in sorted(ended, key=lambda one: (one == ends_last, one)):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            ended[job_id].set()
+        await serving
+        return control
+
+    control = asyncio.run(story())
+    assert len(control.results) == 3
+    assert [body for _, body in control.results] == [{}, {}, {"stopPod": True}]
+
+
 def test_a_job_that_is_sent_twice_runs_once(caplog):
     control = served(echo, [jobs(1, 1, 2)], concurrency=3)
     assert sorted(job for job, _ in control.results) == ["job-1", "job-2"]

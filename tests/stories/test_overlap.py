@@ -21,14 +21,14 @@ ENCODING = 3.0  # seconds of a picture, so that much can happen after the next j
 LONGEST = 50.0  # seconds until that request comes
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A worker that takes two jobs at once."""
-    folder, two = tmp_path_factory.mktemp("overlap"), {"JOB_CONCURRENCY": "2"}
+@pytest.fixture(scope="module", params=["1", "2"])
+def shared(request, tmp_path_factory):
+    """A worker that takes the next job when the first one is nearly done, or two jobs at once."""
+    folder, jobs = tmp_path_factory.mktemp("overlap"), {"JOB_CONCURRENCY": request.param}
     with (
         ModelHosts() as hosts,
         RunPodPlane(hold=1.0) as plane,
-        running_worker(folder, plane, hosts=hosts, **two) as it,
+        running_worker(folder, plane, hosts=hosts, **jobs) as it,
     ):
         it.model_hosts = hosts
         yield it

@@ -104,6 +104,8 @@ class Transport:
         self._timing = timing
         self._jobs: dict[str, _Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._posts: set[asyncio.Future[Any]] = set()
+        self._retires = False
         self._early_stops: dict[str, float] = {}  # job id -> when its stop signal came
         self._finished: deque[str] = deque(maxlen=REMEMBERED_JOBS)
 
@@ -216,16 +218,24 @@ class Transport:
         try:
             # `await` would end this task with the handler's exception or cancellation.
             await asyncio.wait({running.step})
+            body = {} if running.is_stopped else _result_body(running.step)
+            if body.pop("stopPod", False):
+                self._retires = True
+                self._end("the job's result retires this worker")
+            self.take_next(job_id)
+            # RunPod may end the worker when `stopPod` comes, so only the last result has it.
+            while self._retires and self._posts:
+                await asyncio.wait(self._posts)
             if running.is_stopped or self.poster is None:
                 logger.info("job %s was stopped", job_id)
                 return
-            body = _result_body(running.step)
-            if body.get("stopPod"):
-                self._end("the job's result retires this worker")
-            self.take_next(job_id)
+            if self._retires and len(self._jobs) == 1:
+                body["stopPod"] = True
             running.step = asyncio.ensure_future(self.poster.post_result(job_id, body))
+            self._posts.add(running.step)
             await asyncio.wait({running.step})
         finally:
+            self._posts.discard(running.step)
             self._running_jobs.remove(job_id)
             self._finished.append(job_id)
             if self.poster:

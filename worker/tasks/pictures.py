@@ -63,7 +63,8 @@ async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult
         # Also while the job waits for its turn. The engine reads the rest of it by itself.
         with worker.read_ahead.beside(_files_to_load(worker, ready.models)):
             turn = worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models))
-            async with turn as next_job:
+            async with turn as waiting:
+                next_job = replace(waiting, may_come=job.take_next)
                 generated = await generate(worker, job, ready, finished, next_job)
         if not worker.engine.retiring:
             job.take_next()

@@ -35,10 +35,13 @@ class NextJob:
     Attributes:
         is_there: returns when such a job waits for the engine.
         may_start: called when it may send its requests; calling it again does nothing.
+        may_come: called when this job's pictures are only encoded any more: the worker may take a
+            further job; calling it again does nothing.
     """
 
     is_there: Callable[[], Awaitable[object]]
     may_start: Callable[[], None]
+    may_come: Callable[[], None] = lambda: None
 
 
 class Slot:
