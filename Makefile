@@ -46,6 +46,13 @@ test: $(VENV)/.ready lint $(NODE_CLIENTS)  ## run all checks and tests of CI, ex
 test-long: $(VENV)/.ready  ## run the tests that take minutes; CI does this nightly
 	$(BIN)/pytest -m long -n auto --dist loadfile --timeout 3600
 
+# atheris has no package for every Python; then the inputs are drawn at random.
+fuzz: MINUTES ?= 20
+fuzz: $(VENV)/.ready  ## fuzz every reader of outside data; MINUTES=20 TARGET=job-json, see docs/internals/fuzzing.md
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt \
+	  || echo 'atheris cannot be installed here: the inputs are drawn at random.'
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(TARGET:%=--target %) --out fuzz-results
+
 lint: $(VENV)/.ready  ## check code, scripts, Dockerfile, requirements and YAML files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,7 +60,7 @@ lint: $(VENV)/.ready  ## check code, scripts, Dockerfile, requirements and YAML 
 	$(BIN)/python -m pip check
 	$(BIN)/deptry . --config deptry.toml --requirements-files requirements.txt \
 	  --exclude '\.venv|benchmarks|docs|engine|image|tests|training'
-	$(BIN)/deptry . --config deptry.toml --requirements-files requirements-engine.txt,requirements-dev.txt \
+	$(BIN)/deptry . --config deptry.toml --requirements-files requirements-engine.txt,requirements-dev.txt,requirements-fuzz.txt \
 	  --exclude '\.venv|image'
 	$(BIN)/shellcheck start.sh .ci/run image/*.sh
 	$(BIN)/hadolint --failure-threshold warning Dockerfile
@@ -125,4 +132,4 @@ $(NODE_CLIENTS): tests/clients/node/package-lock.json
 	@cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 \
 	  || echo 'npm cannot install the JavaScript clients: their tests are skipped.'
 
-.PHONY: help run serve test test-long lint check-docker fmt docs image-test bench gpu-proof lock demo-model clean
+.PHONY: help run serve test test-long fuzz lint check-docker fmt docs image-test bench gpu-proof lock demo-model clean

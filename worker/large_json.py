@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from worker import json_text
+
 LONG = 1 << 16  # characters; a shorter text is left to `json`
 
 # Two texts of a JSON document have a comma or a colon between them; a backslash begins an escape.
@@ -43,13 +45,10 @@ def parse(document: bytes) -> Json:
         # As `json.loads` decodes bytes.
         return str(view[slice(*place)], "utf-8", "surrogatepass") if place else text
 
-    try:
-        if not places:
-            return json.loads(document)
-        rest += view[at:]
-        return _with_texts(json.loads(rest), put_back, put_back)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
+    if not places:
+        return json_text.loads(document)
+    rest += view[at:]
+    return _with_texts(json_text.loads(rest), put_back, put_back)
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,8 @@ class Options:
             raise OSError(f"{self.file} is not a regular file")
         try:
             content = json.loads(self.file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            json.dumps(content, indent=4)  # as `change` writes it: what is nested too deep fails
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.file} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise TypeError(f"{self.file} is not a JSON object")

@@ -15,6 +15,7 @@ from gateway.a1111.client import client_of
 from gateway.http.json_answer import JsonAnswer
 from gateway.jobs import GatewayError, JobState
 from worker.errors import JobError, JobTimeout, WorkerError
+from worker.json_text import loads
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ def with_warnings(info: object, warnings: Sequence[str]) -> str:
     if not warnings:
         return text
     try:
-        facts = json.loads(text)
-    except (ValueError, RecursionError):
+        facts = loads(text)
+    except ValueError:
         return text
     return (
         json.dumps({**facts, "worker_warnings": list(warnings)})

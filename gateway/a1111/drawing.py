@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from gateway.a1111 import checkpoints
-from gateway.a1111.answers import images_of, output_of, with_warnings
+from gateway.a1111.answers import JobFailed, images_of, output_of, with_warnings
 from gateway.a1111.client import client_of
 from gateway.a1111.options import Remembered
 from gateway.a1111.running import Drawn, Running
@@ -73,8 +73,10 @@ class Drawing:
             picture = await self._read(body.get("image"))
             return {"html_info": "", "image": picture.base64()}
         output = await self._run(request, "extra-single-image", body)
-        (image,) = await self._pictures(output)
-        return {"html_info": str(output.get("html_info", "")), "image": image}
+        images = await self._pictures(output)
+        if len(images) != 1:
+            raise JobFailed(502, "NO_PICTURES", f"The answer has {len(images)} pictures, not one.")
+        return {"html_info": str(output.get("html_info", "")), "image": images[0]}
 
     async def extra_batch_images(self, request: Request) -> Json:
         """POST /sdapi/v1/extra-batch-images."""

@@ -58,7 +58,7 @@ class Remembered:
             match row:
                 case [str() as address, str() as program, dict() as options]:
                     try:
-                        check(_without_checkpoint(options), Img2ImgOptions)
+                        _check_kept(options)
                     except InvalidInput as error:
                         logger.warning("options of %s are forgotten: %s", program, error)
                     else:
@@ -98,6 +98,13 @@ class Remembered:
             self._file.write([[*one, _kept(changed)] for one, changed in self._of.items()])
         _refuse([name for name in options if _is_missed(name, options[name])], options)
         return sorted(options.keys() - known.keys() - {CHECKPOINT} - PICTURE_OPTIONS.keys())
+
+
+def _check_kept(options: Options) -> None:
+    """Raise InvalidInput for what `change` would not have kept."""
+    check(_without_checkpoint(options), Img2ImgOptions)
+    if not isinstance(options.get(CHECKPOINT, ""), str):
+        raise InvalidInput(f"{CHECKPOINT} = {shown(options[CHECKPOINT])} is no name.")
 
 
 def _without_checkpoint(options: Options) -> dict[str, Any]:

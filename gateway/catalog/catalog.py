@@ -154,11 +154,11 @@ class Catalog:
         if not isinstance(models, list):
             return
         new = {
-            one.get("name")
+            one["name"]
             for one in models
-            if isinstance(one, Mapping) and one.get("source") not in _NOT_NEW
+            if _is_item(one) and str(one.get("source")) not in _NOT_NEW
         }
-        if new - self._lists.file_stems() - {None}:
+        if new - self._lists.file_stems():
             self._read()
 
     async def close(self) -> None:
@@ -231,9 +231,10 @@ class Catalog:
 
     def _kept(self) -> Lists:
         content = self._file.read() if self._file else None
-        if not isinstance(content, Mapping) or not isinstance(content.get("time"), float | int):
+        time = content.get("time") if isinstance(content, Mapping) else None
+        if not isinstance(time, float) or not isinstance(content, Mapping):
             return Lists()
-        return replace(_checked(content, Lists()), time=float(content["time"]))
+        return replace(_checked(content, Lists()), time=time)
 
 
 def _inputs() -> list[dict[str, Any]]:
@@ -262,7 +263,7 @@ def _checked(found: Mapping[str, Any], old: Lists) -> Lists:
         items = found.get(name)
         if isinstance(items, list | tuple) and all(_is_item(one) for one in items):
             changes[name] = tuple(items)
-    if isinstance(found.get("schema"), Mapping):
+    if _is_schema(found.get("schema")):
         changes["schema"] = found["schema"]
     if "default_template" in found:
         template = found["default_template"]
@@ -272,6 +273,14 @@ def _checked(found: Mapping[str, Any], old: Lists) -> Lists:
 
 def _is_item(one: object) -> bool:
     return isinstance(one, Mapping) and isinstance(one.get("name"), str)
+
+
+def _is_schema(one: object) -> bool:
+    """Whether it has what the page's form reads; a worker of another version may have less."""
+    if not isinstance(one, Mapping) or not isinstance(one.get("$defs"), Mapping):
+        return False
+    tasks = one.get("tasks")
+    return isinstance(tasks, Mapping) and {"txt2img", "img2img"} <= tasks.keys()
 
 
 async def _wait(task: asyncio.Task[None], seconds: float) -> None:

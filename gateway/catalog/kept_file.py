@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from worker.json_text import loads
+
 logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 50_000_000
@@ -47,10 +49,10 @@ class KeptFile:
         try:
             with self._path.open("rb") as file:
                 content = file.read(_MOST_BYTES + 1)
-            return json.loads(content) if len(content) <= _MOST_BYTES else None
+            return loads(content) if len(content) <= _MOST_BYTES else None
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s cannot be used: %s", self._path, type(error).__name__)
             return None
 

@@ -17,6 +17,7 @@ import aiohttp
 from gateway.jobs import BadRequest, EndpointFailed, GatewayError, NoSuchJob, TooManyJobs
 from worker.answer import plain
 from worker.http.backoff import Backoff
+from worker.json_text import loads
 from worker.shown import shown
 
 MB = 1_000_000
@@ -226,8 +227,8 @@ class EndpointHttp:
         if answer.status >= HTTPStatus.MULTIPLE_CHOICES:
             raise self._failure(answer, body)
         try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
+            value = loads(body)
+        except ValueError:
             value = None
         if not isinstance(value, dict):
             raise _Uncertain(f"RunPod's answer is no JSON object: {self._quoted(body)}.")

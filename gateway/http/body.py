@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 
 from gateway.jobs import BadRequest, GatewayError
+from worker.json_text import check_levels
 
 
 class NotJson(GatewayError):
@@ -30,7 +31,9 @@ async def json_object(request: Request) -> dict[str, Any]:
             f"The content type is {kind[:80]!r}: send the header 'Content-Type: application/json'."
         )
     try:
-        body = json.loads(await request.body(), parse_constant=_no_number)
+        text = await request.body()
+        body = json.loads(text, parse_constant=_no_number)
+        check_levels(text, body)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is not JSON: {str(error)[:200]}.") from None
     if not isinstance(body, dict):

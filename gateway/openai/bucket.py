@@ -21,7 +21,8 @@ async def with_base64(http: SafeHttpClient, answer: Mapping[str, Any]) -> dict[s
     except WorkerError as error:
         logger.warning("a picture in the bucket cannot be fetched: %s", error)
         text = f"The pictures are in the bucket, and cannot be fetched: {error.message}"
-        return {**answer, "warnings": [*answer.get("warnings", []), text]}
+        known = answer.get("warnings")
+        return {**answer, "warnings": [*(known if isinstance(known, list) else []), text]}
     return {**answer, "data": [_in_base64(one, pictures) for one in data]}
 
 

@@ -95,7 +95,10 @@ def test_what_a_killed_start_was_writing_is_removed(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("damaged", ['{"a": 1', "[]", ""])
+DEEP = f'{{"a": {"[" * 400}{"]" * 400}}}'  # Python reads it, and cannot write it with an indent
+
+
+@pytest.mark.parametrize("damaged", ['{"a": 1', "[]", "", DEEP], ids=range(4))
 def test_a_damaged_config_is_renamed_because_a1111_would_exit(tmp_path, damaged):
     (tmp_path / "config.json").write_text(damaged)
     assert "samples_format" in written(tmp_path)

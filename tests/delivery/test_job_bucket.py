@@ -87,10 +87,12 @@ def test_a_name_that_leads_to_this_network_gets_no_request(monkeypatch, address)
     assert "was refused: the host 's3.example' has no public address." in found
 
 
+@pytest.mark.parametrize("region", ["x-amz-bucket-region: mars-1\r\n", ""])
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_is_not_followed(status):
+def test_a_redirect_is_not_followed(status, region):
+    """Without a region boto3 asks for it: that request is redirected as well, and not followed."""
     with raw_server(HTTP.format("200 OK", 0, "", "")) as (inner, got):
-        head = f"Location: {inner}/{NAME}\r\nx-amz-bucket-region: mars-1\r\n"
+        head = f"Location: {inner}/{NAME}\r\n{region}"
         with raw_server(HTTP.format(f"{status} Moved", 0, head, "")) as (outer, asked):
             assert f"answered {status}" in reason(bucket(outer))
     assert got == []

@@ -56,6 +56,7 @@ WRONG = [
     ({"endpointUrl": f"{AWS}/other"}, "s3Config.endpointUrl and s3Config.bucketName name two"),
     ({"bucketName": "../x"}, "cannot be the name of a bucket"),
     ({"bucketName": SECRET}, "'***' cannot be the name of a bucket"),
+    ({f"x{SECRET}": 1}, "s3Config.x*** is not a field"),
     *((value, "not an object") for value in ([1], "text", 5, True)),
     ({str(number): 1 for number in range(60)}, "s3Config has 64 fields"),
 ]

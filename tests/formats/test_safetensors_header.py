@@ -118,6 +118,7 @@ PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in &amp; go\n on</title></head
         (b'{"error":"Unauthorized"}', ModelFileInvalid, "is a JSON text, .*Unauthorized"),
         (b"version https://git-lfs.github.com/spec/v1\n", ModelFileInvalid, "is a text, .*git-lfs"),
         (b"Entry not found", ModelFileInvalid, "is a text, .*Entry not found"),
+        (b"<title" * 400_000, ModelFileInvalid, "is a web page"),  # read from each of them: minutes
         *((start, ModelUnsafe, "pickle") for start in PICKLES),
         (b"GGUF\x03\x00\x00\x00\x10\x00", ModelNotSupported, "GGUF"),
     ],

@@ -145,6 +145,7 @@ def test_what_is_not_json_is_an_error_of_the_engine(content):
         ('{"infotexts": [1]}', "an item of infotexts is 1, not text"),
         ('{"index_of_first_image": "x"}', "index_of_first_image is 'x', not a whole number"),
         ("[" * 100_000, "it is nested too deep"),
+        (f'{{"a": {"[" * 100}{"]" * 100}}}', "it is nested too deep"),
     ],
 )
 def test_facts_that_cannot_prove_a_picture_are_named(info, text):

@@ -53,7 +53,7 @@ FORBIDDEN = {
 # Rooms and modules that do no IO and load no library that does, directly or through others.
 PURE = [
     *("worker.answer", "worker.errors", "worker.spelling", "worker.stopwatch"),
-    "worker.large_json",
+    *("worker.json_text", "worker.large_json"),
     *("worker.config.bucket_address", "worker.config.credentials", "worker.http.document"),
     *(
         "worker.clients",

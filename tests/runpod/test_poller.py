@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestServer
 
 from worker.errors import InvalidInput
 from worker.job.txt2img import parse
-from worker.runpod.poller import JobPoller, PollFailed
+from worker.runpod.poller import JobPoller, PollFailed, _find_ids
 from worker.runpod.timing import TransportTiming
 
 
@@ -83,6 +83,11 @@ def test_what_python_cannot_parse_is_an_error_of_its_job():
         assert [job["id"] for job in batch] == ["job-7", "job-8"]
         with pytest.raises(InvalidInput, match=message):
             parse(batch[0]["input"])
+
+
+def test_a_text_that_has_no_end_is_read_once():
+    """A text of only such quotes would be read again from each of them: minutes."""
+    assert _find_ids('{"id": "a", "b": "' + '\\"' * 300_000 + "\\") == ["a"]
 
 
 # The end of a poll -------------------------------------------------------------------------------

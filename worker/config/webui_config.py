@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.files import is_folder, read_small, unfinished_writes, write_atomically
+from worker.json_text import loads
 
 _SETTLED = 2.0  # seconds; a file that changed less than this ago may change within the same tick
 
@@ -107,8 +108,8 @@ def _known_checkpoint(path: str, _inode: int, _size: int, _mtime_ns: int) -> str
 
 def _checkpoint_in(path: str) -> str | None:
     try:
-        options = json.loads(read_small(Path(path)))
-    except (OSError, ValueError, RecursionError):
+        options = loads(read_small(Path(path)))
+    except (OSError, ValueError):
         return None
     title = options.get("sd_model_checkpoint") if isinstance(options, dict) else None
     if not isinstance(title, str):
@@ -119,8 +120,8 @@ def _checkpoint_in(path: str) -> str | None:
 def own_checkpoints_limit(webui_dir: Path) -> int | None:
     """The operator's own `sd_checkpoints_limit` in config.json; None if it has none."""
     try:
-        options = json.loads(read_small(webui_dir / "config.json"))
-    except (OSError, ValueError, RecursionError):
+        options = loads(read_small(webui_dir / "config.json"))
+    except (OSError, ValueError):
         return None
     if not isinstance(options, dict) or options.get(DECIDED):
         return None
@@ -176,10 +177,10 @@ def set_checkpoint(webui_dir: Path, checkpoint: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        options = json.loads(read_small(path))
+        options = loads(read_small(path))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError):  # also of a pipe, which could block for ever
+    except (OSError, ValueError):  # also of a pipe, which could block for ever
         options = None
     if isinstance(options, dict):
         return options

@@ -65,6 +65,7 @@ class Bucket:
             DeliveryFailed: every attempt failed.
         """
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - loads boto3
+        from botocore.parsers import ResponseParserError  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
         try:
@@ -82,6 +83,10 @@ class Bucket:
             # Their texts may contain the URL, so the message contains only the type.
             raise DeliveryFailed(
                 f"the bucket {self.label} cannot be reached ({type(_cause(error)).__name__})."
+            ) from None
+        except (ResponseParserError, ValueError, TypeError) as error:  # numbers that are none, ...
+            raise DeliveryFailed(
+                f"the answer of {self.label} is none of an S3 service ({type(error).__name__})."
             ) from None
         return self._url_of(key)
 

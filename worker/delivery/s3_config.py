@@ -23,6 +23,7 @@ _SECRETS = FIELDS[:2]
 _NAMES = bucket_address.Names("s3Config.endpointUrl", "s3Config.bucketName")
 _LONGEST = {"accessId": 512, "accessSecret": 2048, "bucketName": 255, "endpointUrl": 2048}
 _MOST_FIELDS = 50
+_SHORTEST_KEY = 8  # characters
 # Another character in a header would cause an error whose text contains the secret.
 _ONE_WORD = re.compile(r"[!-~]+")
 
@@ -59,7 +60,7 @@ def read(given: object) -> BucketAccess | None:
     if not values:  # RunPod may add the field without values
         return None
     if problems := list(_problems(values)):
-        raise InvalidInput(f"{'; '.join(problems)}.", hint=_HINT)
+        raise InvalidInput(f"{_without(_keys(values), '; '.join(problems))}.", hint=_HINT)
     key_id, secret, name, url = (values[field].strip() for field in FIELDS)
     try:
         address = bucket_address.read(url, name, names=_NAMES)
@@ -68,8 +69,14 @@ def read(given: object) -> BucketAccess | None:
     return BucketAccess(address, SecretStr(key_id), SecretStr(secret))
 
 
+def _keys(values: Mapping[str, object]) -> list[str]:
+    """Both keys, if they are long enough for one: a message may have a short text by chance."""
+    keys = (values.get(name) for name in _SECRETS)
+    return [one.strip() for one in keys if isinstance(one, str) and len(one) >= _SHORTEST_KEY]
+
+
 def _without(secrets: Iterable[str], text: str) -> str:
-    """The text without the keys, which a caller may have put into another field as well."""
+    """The text without the keys, which a caller may have put into another place as well."""
     for secret in secrets:
         for shown in {secret, repr(secret)[1:-1]}:
             text = text.replace(shown, "***")

@@ -25,6 +25,7 @@ _MAX_VALUES = 1_000_000  # texts, lists and objects, which a hostile header has 
 _MAX_NAME = 1_000  # characters
 _MAX_AXES = 16
 _EXCERPT = 60  # characters of a file's text that a message quotes
+_LOOKED_AT = 4096  # bytes of a text that are searched for the title of a web page
 _OVERFLOW = 1 << 64  # safetensors counts in 64 bits
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
@@ -112,7 +113,7 @@ def _may_be_safetensors(start: bytes) -> bool:
 
 
 def _refuse_text(start: bytes) -> None:
-    body = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    body = start[:_LOOKED_AT].removeprefix(b"\xef\xbb\xbf").lstrip()
     kinds = {b"<": "a web page", b"{": "a JSON text", b"[": "a JSON text"}
     kind = kinds.get(body[:1], "a text" if body[:64].isascii() else None)
     if kind is None:

@@ -6,13 +6,13 @@ must become a clear error where it arrives, not a bug report of the worker later
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from worker.errors import EngineFault, IncompleteAnswer
+from worker.json_text import loads
 
 Json = Any
 
@@ -41,18 +41,6 @@ def reading(route: str) -> Iterator[None]:
             f"{route}: the engine answered 200, but not as A1111 does: {str(error)[:200]}.",
             hint="Check that WEBUI_URL is the address of an A1111 v1.9.3.",
         ) from error
-
-
-def parse(text: str) -> Json:
-    """Parse JSON.
-
-    Raises:
-        ValueError: it is not JSON, or nested too deep.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
 
 
 def an_object(value: Json, what: str = "the answer") -> dict[str, Any]:
@@ -91,7 +79,7 @@ def facts(info: Json) -> dict[str, Any]:
         IncompleteAnswer: it is not an object, or one of the fields that prove a picture is odd.
     """
     try:
-        found = an_object(parse(_of(str, info, "it")), "it")
+        found = an_object(loads(_of(str, info, "it")), "it")
         for name, kind in _FACTS.items():
             if found.get(name) is not None:
                 _of(kind, found[name], name)

@@ -57,7 +57,7 @@ def s3_client(
         response_checksum_validation="when_required",
     )
     # A session of our own: boto3's default one is not thread-safe.
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=address.endpoint,
         region_name=address.region,
@@ -65,3 +65,15 @@ def s3_client(
         aws_secret_access_key=secret.get_secret_value(),
         config=config,
     )
+    client.meta.events.register_last("before-parameter-build.s3", _redirect_once)
+    return client
+
+
+def _redirect_once(model: Any, context: dict[str, Any], **_: object) -> None:  # noqa: ANN401
+    """boto3's event: do not follow a redirect of HeadBucket.
+
+    boto3 asks HeadBucket for the region that another request was redirected to. A host that
+    redirects that as well would be asked again and again, until Python's stack is full.
+    """
+    if model.name == "HeadBucket":
+        context["s3_redirect"]["redirected"] = True

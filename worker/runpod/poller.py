@@ -28,7 +28,10 @@ _KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 # Valid JSON that Python does not parse must not be dropped: the job's caller gets an error for it.
 _TOO_DEEP = "(JSON that is nested too deeply, in this job or in another one of the same answer)"
 _LONGEST_INTEGER = 4000  # digits; Python refuses more than 4300
-_TOKEN = re.compile(r'"id"\s*:\s*"([^"\\]+)"|"[^"\\]*(?:\\.[^"\\]*)*"|[{}]')
+# A text without an end is one up to the end of the answer, so that nothing is searched twice.
+_TOKEN = re.compile(
+    r'"id"\s*:\s*"([^"\\]+)"|"[^"\\]*(?:\\(?:.|\Z)[^"\\]*)*(?:"|\Z)|[{}]', re.DOTALL
+)
 
 _AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, str, tuple[Any, ...]]
 

@@ -118,7 +118,12 @@ class WebUI:
                 f"the engine's answer to {route} has no images or info."
             ) from error
         parameters = {name: v for name, v in parameters.items() if name not in _BROUGHT}
-        return PictureAnswer(images, parameters, info, answers.facts(info))
+        drawn = PictureAnswer(images, parameters, info, answers.facts(info))
+        if not 0 <= drawn.grids <= len(images):
+            raise IncompleteAnswer(
+                f"the engine's answer has {len(images)} pictures, not the grids that it reports."
+            )
+        return drawn
 
     def progress(self, *, preview: bool = False) -> dict[str, Any]:
         """Progress of the running job; `current_image` is its preview in base64, or None."""

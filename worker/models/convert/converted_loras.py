@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worker.errors import ModelFileInvalid, ModelNotFound
-from worker.files import discard, storage_error, write_atomically
+from worker.files import discard, read_small, storage_error, write_atomically
 from worker.formats import architecture
 from worker.formats.json_metadata import metadata_fault
 from worker.formats.lora_names import Renaming, find_renaming
@@ -32,6 +32,7 @@ from worker.formats.model_file import (
 )
 from worker.formats.names import PICKLES, SAFETENSORS
 from worker.http.client import NO_CANCEL
+from worker.json_text import loads
 from worker.models.store.blobs import CONVERTED, About, Blob, Blobs
 from worker.models.store.space import SpaceBudget
 
@@ -107,7 +108,7 @@ class ConvertedLoras:
     def _read(self, key: str) -> Blob | None:
         for store in (self._store, self._baked):
             try:
-                note = json.loads((store.root / _FOLDER / f"{key}.json").read_text())
+                note = loads(read_small(store.root / _FOLDER / f"{key}.json"))
             except (OSError, ValueError):
                 continue
             if isinstance(note, dict) and (blob := store.find(str(note.get("sha256")))):

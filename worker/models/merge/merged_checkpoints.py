@@ -13,6 +13,7 @@ from worker.formats.model_file import ModelFile, check_with_safetensors, file_sh
 from worker.formats.names import SAFETENSORS, marked_stem
 from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
+from worker.json_text import loads
 from worker.models.merge.merge_key import ALGORITHM, LoraToMerge, merge_key
 from worker.models.store.blobs import About, Blob, Blobs
 
@@ -119,8 +120,8 @@ def _file(store: Blobs, key: str) -> Path:
 
 def _read(store: Blobs, key: str) -> Blob | None:
     try:
-        note = json.loads(read_small(_file(store, key)))
-    except (OSError, ValueError, RecursionError):
+        note = loads(read_small(_file(store, key)))
+    except (OSError, ValueError):
         return None
     return store.find(str(note.get("sha256"))) if isinstance(note, dict) else None
 

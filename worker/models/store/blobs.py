@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import threading
 import time
@@ -39,6 +40,7 @@ CONVERTED = "converted"  # source of a LoRA that was rewritten for A1111
 UNKNOWN_TIME = -1
 
 _SECOND = 1_000_000_000  # ns
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARK = 10  # digits of the hash that distinguish two files of one name
 
 log = logging.getLogger(__name__)
@@ -195,6 +197,8 @@ class Blobs:
         return self.root / "diffusers" / sha256
 
     def _read(self, sha256: str) -> Blob | None:
+        if not _SHA256.fullmatch(sha256):  # a note on the volume may name anything
+            return None
         try:
             about = _ABOUT.validate_json(read_small(self._about_file(sha256)))
         except (OSError, ValidationError):

@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
 from worker.config.bucket_address import BucketAddress
@@ -15,6 +16,8 @@ from worker.errors import StoreFull, VolumeFailed, WorkerError
 from worker.http.backoff import retry_after
 
 FAILURES = (ClientError, BotoCoreError, HTTPError, OSError)
+# What boto3 raises for an answer that is none of S3: other XML, numbers and dates that are none.
+UNREADABLE = (ResponseParserError, LookupError, TypeError, ValueError, RecursionError)
 
 GONE = "NoSuchUpload"  # an upload in parts that was completed, or aborted, by another run
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from botocore.exceptions import HTTPClientError
 from pydantic import SecretStr
 
 from worker.config.bucket_address import BucketAddress
@@ -23,6 +24,7 @@ from worker.http.s3 import s3_client
 from worker.models.volume.answers import (
     FAILURES,
     GONE,
+    UNREADABLE,
     asked_to_wait,
     code_of,
     passes,
@@ -101,7 +103,7 @@ class Volume:
     def head(self, key: str) -> Stored | None:
         """The file, if it exists."""
         answer = self._find("head_object", Key=key)
-        return Stored(int(answer["ContentLength"]), _etag(answer)) if answer else None
+        return Stored(_needed(answer, "ContentLength"), _etag(answer)) if answer else None
 
     def read(self, key: str, limit: int = 1 << 20) -> bytes | None:
         """The content of a small file; None if it does not exist or is larger."""
@@ -127,7 +129,7 @@ class Volume:
 
     def begin(self, key: str) -> str:
         """Begin a file that is sent in parts; returns the upload's id."""
-        return str(self._call("create_multipart_upload", Key=key)["UploadId"])
+        return str(_needed(self._call("create_multipart_upload", Key=key), "UploadId"))
 
     def unfinished(self, key: str) -> tuple[str, dict[int, Stored]] | None:
         """The newest upload of this file that was not completed, and its parts by number."""
@@ -136,7 +138,8 @@ class Volume:
         if not found:
             return None
         newest = max(found, key=lambda one: str(one.get("Initiated", "")))
-        return str(newest["UploadId"]), self._parts(key, str(newest["UploadId"]))
+        upload = str(_needed(newest, "UploadId"))
+        return upload, self._parts(key, upload)
 
     def _parts(self, key: str, upload: str) -> dict[int, Stored]:
         parts: dict[int, Stored] = {}
@@ -145,7 +148,7 @@ class Volume:
             answer = self._find("list_parts", Key=key, UploadId=upload, **more)
             listed = (answer or {}).get("Parts", [])
             for one in listed:
-                parts[int(one["PartNumber"])] = Stored(int(one["Size"]), _etag(one))
+                parts[_needed(one, "PartNumber")] = Stored(_needed(one, "Size"), _etag(one))
             if not listed or not answer or not answer.get("IsTruncated"):
                 break
             more = {"PartNumberMarker": max(parts)}
@@ -167,8 +170,8 @@ class Volume:
         parts = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, 1)]
         for left in reversed(range(self._limits.completions)):
             try:
-                self._client.complete_multipart_upload(
-                    Bucket=self._address.name,
+                self._ask(
+                    "complete_multipart_upload",
                     Key=key,
                     UploadId=upload,
                     MultipartUpload={"Parts": parts},
@@ -228,9 +231,7 @@ class Volume:
         backoff = Backoff(limits.first_pause, limits.longest_pause)
         while True:
             try:
-                answer: Mapping[str, Any] = getattr(self._client, operation)(
-                    Bucket=self._address.name, **more
-                )
+                answer = self._ask(operation, **more)
             except FAILURES as error:
                 if not passes(error) or backoff.failures + 1 >= attempts:
                     raise
@@ -240,6 +241,27 @@ class Volume:
                     raise
             else:
                 return answer
+
+    def _ask(self, operation: str, **more: object) -> Mapping[str, Any]:
+        """The answer to one request; one that boto3 cannot read counts as none."""
+        try:
+            answer: Mapping[str, Any] = getattr(self._client, operation)(
+                Bucket=self._address.name, **more
+            )
+        except FAILURES:  # some of them are ValueErrors, too
+            raise
+        except UNREADABLE as error:
+            raise HTTPClientError(error=error) from error
+        return answer
+
+
+def _needed(answer: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 - as boto3 types it
+    """A field that every S3 API sends; raises VolumeFailed without it."""
+    if name not in answer:
+        raise VolumeFailed(
+            f"the answer of the S3 API has no {name}.", hint="Check its address; then push again."
+        )
+    return answer[name]
 
 
 def _etag(answer: Mapping[str, Any]) -> str:
