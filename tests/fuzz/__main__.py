@@ -5,6 +5,7 @@ Exit status: 1 if anything was found.
 
 import argparse
 import contextlib
+import io
 import json
 import secrets
 import sys
@@ -56,7 +57,8 @@ def main():
     engine = prepared(given.engine)
     from tests.fuzz import long_run, target
 
-    known = target.load()
+    with contextlib.redirect_stderr(io.StringIO()):  # atheris names each module
+        known = target.load()
     if unknown := set(given.target) - known.keys():
         sys.exit(f"no such target: {', '.join(sorted(unknown))}. Known: {', '.join(sorted(known))}")
     chosen = [known[name] for name in given.target] or list(known.values())

@@ -23,12 +23,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 from tests.fuzz.target import CORPUS, Finding, Target, judged, kept_inputs, shrunk
 
 SIZES = (0, 4, 16, 40, 120, 400, 1_000)  # bytes of a random input
 LONGEST_INPUT = 1_000  # bytes, for atheris
 SLOWER = {"atheris": 8.0, "random": 1.0}  # by how much, because the coverage is measured
-STUCK = 60.0  # seconds that one input may take before its process is killed
+STUCK = 60.0  # seconds of CPU that one input may take before its process is killed
+_HEAD = struct.Struct("<QI")  # at the start of what both processes see: count, length of the input
 MEMORY = 6 << 30  # bytes of a process
 GROWTH = 64_000  # bytes that the same inputs may add to the memory in `REPEATS` rounds
 REPEATS, REPEATED = 12, 40
@@ -57,12 +60,11 @@ class Recorder:
         self._target, self._file, self._last = one, file, last
         self._result = Result(one.name, engine)
         self._factor, self._until = SLOWER[engine], time.monotonic() + seconds
-        self._began, self._written = time.monotonic(), 0.0
+        self._began, self._written, self._count = time.monotonic(), 0.0, 0
 
     def one(self, data: bytes) -> bool:
         """Run one input; false when the time is over."""
-        self._last.seek(0)
-        self._last.write(struct.pack("<I", len(data)) + data[: len(self._last) - 4])
+        self.tell(data)
         found = judged(self._target, data, self._factor)
         self._result.executions += 1
         if found:
@@ -71,6 +73,13 @@ class Recorder:
         if now - self._written > 1.0 or now >= self._until:
             self._write(now)
         return now < self._until
+
+    def tell(self, data: bytes) -> None:
+        """Show the parent process which input comes next."""
+        self._count += 1
+        kept = data[: len(self._last) - _HEAD.size]
+        self._last.seek(0)
+        self._last.write(_HEAD.pack(self._count, len(kept)) + kept)
 
     def _add(self, found: Finding) -> None:
         for known in self._result.findings:
@@ -81,7 +90,7 @@ class Recorder:
 
     def grown(self) -> None:
         """Add a finding if the same inputs take more memory each time."""
-        if found := growth(self._target):
+        if found := growth(self._target, self.tell):
             self._add(found)
         self._write(time.monotonic())
 
@@ -95,7 +104,7 @@ class Recorder:
         temporary.replace(self._file)
 
 
-def growth(one: Target) -> Finding | None:
+def growth(one: Target, tell: Callable[[bytes], None] = lambda _: None) -> Finding | None:
     """A finding if a target keeps memory of inputs that it has seen before."""
     generator = random.Random(1)
     inputs = [*kept_inputs(one.name)[:REPEATED]]
@@ -105,6 +114,7 @@ def growth(one: Target) -> Finding | None:
     try:
         for number in range(REPEATS):
             for data in inputs:
+                tell(data)
                 judged(one, data, 50.0)
             if number == REPEATS // 3:  # until here caches are filled
                 gc.collect()
@@ -181,11 +191,12 @@ class Child:
     pid: int
     file: Path
     last: mmap.mmap
-    until: float
+    count: int = 0
+    cpu: float = 0.0  # seconds that it had used when the count changed
 
     @classmethod
     def start(cls, one: Target, engine: str, seconds: float, seed: int, folder: Path) -> "Child":
-        last, file = mmap.mmap(-1, 4 + LONGEST_INPUT), folder / f"{one.name}.json"
+        last, file = mmap.mmap(-1, _HEAD.size + LONGEST_INPUT), folder / f"{one.name}.json"
         pid = os.fork()
         if not pid:
             status = 1
@@ -194,13 +205,20 @@ class Child:
                 status = 0
             finally:
                 os._exit(status)
-        until = time.monotonic() + 2 * seconds + 2 * STUCK
-        return cls(one, engine, pid, file, last, until)
+        return cls(one, engine, pid, file, last)
+
+    def is_stuck(self) -> bool:
+        """Whether one input takes too much CPU; a busy machine alone makes nothing stuck."""
+        used = sum(psutil.Process(self.pid).cpu_times()[:2])
+        count = _HEAD.unpack(self.last[: _HEAD.size])[0]
+        if count != self.count or not self.cpu:
+            self.count, self.cpu = count, used
+        return used - self.cpu > STUCK
 
     def result(self) -> Result | None:
         """What it has found; None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if not pid and time.monotonic() < self.until:
+        if not pid and not self.is_stuck():
             return None
         if not pid:
             os.kill(self.pid, signal.SIGKILL)
@@ -212,9 +230,10 @@ class Child:
                 one["data"] = bytes.fromhex(one["data"])
             result = Result(**{**content, "findings": [Finding(**o) for o in content["findings"]]})
         if not pid or status:
-            size = struct.unpack("<I", self.last[:4])[0]
+            size = _HEAD.unpack(self.last[: _HEAD.size])[1]
             place = f"the process ends with {os.waitstatus_to_exitcode(status)}" if pid else "hangs"
-            result.findings.append(Finding(self.one.name, place, place, self.last[4 : 4 + size]))
+            last = self.last[_HEAD.size :][:size]
+            result.findings.append(Finding(self.one.name, place, place, last))
         return result
 
 
