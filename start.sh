@@ -345,7 +345,8 @@ start_handler() {
 
 is_alive() { kill -0 -- "$1" 2>/dev/null; }
 
-# usage: await_end PID MILLISECONDS; true if the process (-PID: the group) has ended by then.
+# usage: await_end PID MILLISECONDS [COMMAND]; true if the process (-PID: the group) has ended by
+# then. The command runs again and again meanwhile.
 await_end() {
   local now until
   read_clock
@@ -353,6 +354,7 @@ await_end() {
   while is_alive "$1"; do
     read_clock
     ((now < until)) || return 1
+    ${3:-:}
     sleep 0.05
   done
 }
@@ -365,11 +367,24 @@ kill_group() {
   await_end "-$1" 500 || true
 }
 
-# TERM to the process, then KILL to the rest of its group. usage: stop_group PID MILLISECONDS
+# TERM to the process, then KILL to the rest of its group.
+# usage: stop_group PID MILLISECONDS [COMMAND], as await_end
 stop_group() {
   kill -TERM "$1" 2>/dev/null || true
-  await_end "$1" "$2" || log "process $1 did not stop within $2 ms of TERM and is killed"
+  await_end "$@" || log "process $1 did not stop within $2 ms of TERM and is killed"
   kill_group "$1"
+}
+
+# For the time in which the handler finishes its last job: no other engine is started for it. Without
+# this state it would wait until it is killed, and the job's caller would get no answer.
+report_lost_engine() {
+  local line
+  [[ $ENGINE != external ]] || return 0
+  if [[ -n $engine_pid && -z $restart_requested ]] && is_alive "$engine_pid"; then
+    return 0
+  fi
+  read_line engine
+  [[ $line == failed* ]] || write_state failed 0 'this worker is stopping and starts no other engine'
 }
 
 # The handler stops first: to finish its job it needs the engine.
@@ -379,7 +394,7 @@ stop_all() {
   # Further signals change nothing, and after many of them bash 5.2's `wait` returns the signal's
   # status instead of the process's.
   trap '' TERM INT HUP
-  stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine))
+  stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine)) report_lost_engine
   wait "$handler_pid" || handler_status=$?
   handler_pid=''
   if [[ -n $engine_pid ]]; then
