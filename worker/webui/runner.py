@@ -125,17 +125,19 @@ class Runner:
         """Wait until the request that runs is nearly done.
 
         A look costs the engine 1 ms of its thread: with an eighth of the time so far between two of
-        them, a long request has few, and the end of a short one is not missed by much.
+        them, and near the end a 64th, a long request has few, whatever the engine's estimate is;
+        and the end of a short one is not missed by much.
         """
         began = time.monotonic()
-        least, most = self._timing.end_poll, self._timing.end_poll_longest
         seen: ending.Seen | None = None
         was_running = False
         # Seen to run once, it is over when it does not run.
         while not (seen and was_running and (seen.is_nearly_done or not seen.is_running)):
             left = seen.seconds_left if seen and was_running else math.inf
-            longest = max(most, (time.monotonic() - began) / 8)
-            await asyncio.sleep(min(max(left / 2, least), longest))
+            passed = time.monotonic() - began
+            least = max(self._timing.end_poll, passed / 64)
+            most = max(self._timing.end_poll_longest, passed / 8)
+            await asyncio.sleep(min(max(left / 2, least), most))
             seen = await self._seen()
             was_running = was_running or bool(seen and seen.is_running)
 
