@@ -75,7 +75,7 @@ class Runner:
         if slot.is_disturbed:
             await finish(self._stop(posted, slot))
             raise Disturbed
-        if not posted.done() or not slot.before.done():
+        if not posted.done():
             await finish(self._stop(posted, slot))
             raise stopwatch.expired("no result")
         return posted.result()
@@ -196,14 +196,13 @@ class Runner:
 async def _answered(
     posted: asyncio.Future[T], before: asyncio.Future[bool], stopwatch: Stopwatch
 ) -> None:
-    """Wait for the answer and for the end of the job before, until the deadline.
+    """Wait for the end of the job before, which has a deadline of its own, and for the answer.
 
-    Returns early if the job before says that the request must be repeated.
+    Returns without an answer at the deadline, and if the request must be repeated.
     """
-    both: set[asyncio.Future[Any]] = {posted, before}
-    await asyncio.wait(both, timeout=stopwatch.left(), return_when=asyncio.FIRST_COMPLETED)
-    if not before.done() or before.result():
-        await asyncio.wait(both, timeout=stopwatch.left())
+    await asyncio.wait({before})
+    if before.result():
+        await asyncio.wait({posted}, timeout=stopwatch.left())
 
 
 async def finish(work: Coroutine[Any, Any, None]) -> None:
