@@ -256,7 +256,8 @@ class Transport:
         await self._has_all_jobs.wait()
         while self._posts:
             await asyncio.wait(self._posts)
-        return sum(not job.is_stopped for job in self._jobs.values()) == 1
+        running = sum(not job.is_stopped for job in self._jobs.values())
+        return running + len(self._repeated) == 1
 
     # Stop --------------------------------------------------------------------------------------
 
