@@ -43,10 +43,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REF_SIZE = 1000  # bytes; a commit has 40
 _SHOWN = 20  # repositories in the answer of `health`
 _SETTLED = 2.0  # seconds; a file that changed less than this ago may change within the same tick
-_NEVER = (-1, -1, -1)
+_NEVER = (-1, -1, -1, -1)
 _WARNED = 1000  # files whose warning is remembered
 
-_Version = tuple[int, int, int]  # inode, size in bytes, modification time in ns
+# Inode, size in bytes, times of modification and of change in ns: programs set only the first time.
+_Version = tuple[int, int, int, int]
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class HubCache:
         self._prefix = f"{str(self.root).rstrip('/')}/"
         # The blobs are reached by the links of the snapshots.
         beside = ("blobs", "refs")
-        self._listing = Listing(self.root, pickles=pickles, skipped=beside) if self.root else None
+        self._listing = Listing(self.root, pickles=pickles, unlisted=beside) if self.root else None
         self._reading = threading.RLock()
         self._generation = 0
         self._folders: list[Path] = []  # of the repositories that have model files
@@ -237,16 +238,16 @@ class HubCache:
     def _main_of(self, folder: Path) -> str | None:
         """The commit of a repository's `main`; its file is read again only if it has changed."""
         try:
-            status = os.stat(f"{folder}/refs/{_MAIN}")  # noqa: PTH116 - runs for each repository
-            now = status.st_ino, status.st_size, status.st_mtime_ns
+            one = os.stat(f"{folder}/refs/{_MAIN}")  # noqa: PTH116 - runs for each repository
+            now = one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
+            then, commit = self._branches.get(folder, (None, None))
+            if then != now:
+                commit = _referenced(folder, _MAIN)
+                is_settled = time.time() - one.st_ctime > _SETTLED
+                self._branches[folder] = (now if is_settled else _NEVER), commit
         except OSError:  # without the file, it is the newest snapshot
             return _commit(folder, _MAIN)
-        then, commit = self._branches.get(folder, (None, None))
-        if then != now:
-            commit = _commit(folder, _MAIN)
-            is_settled = time.time() - status.st_mtime > _SETTLED
-            self._branches[folder] = (now if is_settled else _NEVER), commit
-        return commit
+        return commit or _commit(folder, _MAIN)
 
     def _folder(self, repo: str) -> Path | None:
         """The repository's folder; the host does not distinguish upper and lower case in names."""
@@ -354,11 +355,16 @@ def _commit(folder: Path, revision: str) -> str | None:
     if _COMMIT.fullmatch(revision):
         return revision
     with suppress(OSError):
-        text = read_small(folder / "refs" / revision, _REF_SIZE).strip()
-        if _COMMIT.fullmatch(commit := text.decode(errors="replace")):
+        if commit := _referenced(folder, revision):
             return commit
     snapshots = sorted(_snapshots(folder)) if revision == _MAIN else []
     return snapshots[-1][1] if snapshots else None
+
+
+def _referenced(folder: Path, revision: str) -> str | None:
+    """The commit in the file of a branch or a tag."""
+    text = read_small(folder / "refs" / revision, _REF_SIZE).strip().decode(errors="replace")
+    return text if _COMMIT.fullmatch(text) else None
 
 
 def _snapshots(folder: Path) -> Iterator[tuple[int, str]]:
