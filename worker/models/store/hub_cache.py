@@ -223,7 +223,7 @@ class HubCache:
             if generation != self._generation:
                 self._generation = generation
                 self._folders = _folders(self._listing.folder, paths)
-                self._branches = {}
+                self._branches, self._where = {}, Targets()
             found = ((_repo(folder.name), self._main_of(folder)) for folder in self._folders)
             commits = {repo: commit for repo, commit in found if commit}
             if (generation, commits) != self._state:
