@@ -80,11 +80,12 @@ read_arguments() {
 prepare_start() {
   local settings status=0
   settings=$(cd "$HERE" && "$PYTHON" model_manager.py prepare-start) || status=$?
-  # 78 or 71, or a failure before the settings were known; Python has logged the reason.
-  [[ -n $settings && $status == [01] ]] || exit "$status"
+  # 78, 71 or Ctrl-C, or a failure before the settings were known; Python has logged the reason.
+  [[ -n $settings && $status != @(71|78|130) ]] || exit "$status"
   eval "$settings"
+  # Also if the program was killed, such as for want of memory: then it has logged nothing.
   ((status == 0)) || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=${WEBUI_DIR-} cannot be prepared for\
- the engine: the lines above name what to correct"
+ the engine (status $status): the lines above name what to correct"
   export MODELS_DIR READ_ONLY_MODELS_DIR SUPERVISOR_PID=$$
 }
 
