@@ -43,11 +43,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REF_SIZE = 1000  # bytes; a commit has 40
 _SHOWN = 20  # repositories in the answer of `health`
 _SETTLED = 2.0  # seconds; a file that changed less than this ago may change within the same tick
-_NEVER = (-1, -1, -1, -1)
 _WARNED = 1000  # files whose warning is remembered
-
-# Inode, size in bytes, times of modification and of change in ns: programs set only the first time.
-_Version = tuple[int, int, int, int]
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +116,7 @@ class HubCache:
         self._folders: list[Path] = []  # of the repositories that have model files
         self._state: Any = None
         self._looked: object = None
-        self._branches: dict[Path, tuple[_Version, str | None]] = {}
+        self._branches: dict[Path, tuple[object, str | None]] = {}
         self._where = Targets()
         self._content = _Content({}, {}, {}, {})
         self._hashes: dict[tuple[Path, tuple[int, int]], str] = {}
@@ -239,12 +235,13 @@ class HubCache:
         """The commit of a repository's `main`; its file is read again only if it has changed."""
         try:
             one = os.stat(f"{folder}/refs/{_MAIN}")  # noqa: PTH116 - runs for each repository
+            # A program can set the time of modification, but not the time of change.
             now = one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
             then, commit = self._branches.get(folder, (None, None))
             if then != now:
                 commit = _referenced(folder, _MAIN)
                 is_settled = time.time() - one.st_ctime > _SETTLED
-                self._branches[folder] = (now if is_settled else _NEVER), commit
+                self._branches[folder] = (now if is_settled else None), commit
         except OSError:  # without the file, it is the newest snapshot
             return _commit(folder, _MAIN)
         return commit or _commit(folder, _MAIN)
@@ -357,8 +354,8 @@ def _commit(folder: Path, revision: str) -> str | None:
     with suppress(OSError):
         if commit := _referenced(folder, revision):
             return commit
-    snapshots = sorted(_snapshots(folder)) if revision == _MAIN else []
-    return snapshots[-1][1] if snapshots else None
+    snapshots = _snapshots(folder) if revision == _MAIN else ()
+    return max(snapshots, default=(0, None))[1]
 
 
 def _referenced(folder: Path, revision: str) -> str | None:
