@@ -42,6 +42,17 @@ fail() {
   exit "$1"
 }
 
+# Before anything was started, a signal only prevents the start.
+stop_if_requested() {
+  [[ -z $stop_requested ]] || fail "$EXIT_STOPPED_EARLY" "$stop_requested received: nothing was started"
+}
+
+# A program of the start has failed; Ctrl-C in a terminal ends it, too. usage: end_early STATUS
+end_early() {
+  stop_if_requested
+  exit "$1"
+}
+
 # Sets PYTHON, the worker's Python, unless it is set: the project's environment, or any python3.
 find_python() {
   if [[ -z ${PYTHON:-} ]]; then
@@ -68,7 +79,7 @@ read_arguments() {
   done
   # In the caller's folder, where a job's file is.
   given=$(PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$HERE/worker/service/arguments.py" \
-    "$@") || exit  # with 2 or 71; it has printed the reason
+    "$@") || end_early "$?"  # 2 or 71; it has printed the reason
   eval "arguments=($given)"
 }
 
@@ -80,11 +91,12 @@ read_arguments() {
 prepare_start() {
   local settings status=0
   settings=$(cd "$HERE" && "$PYTHON" model_manager.py prepare-start) || status=$?
-  # 78 or 71, or a failure before the settings were known; Python has logged the reason.
-  [[ -n $settings && $status == [01] ]] || exit "$status"
+  # 78, 71 or Ctrl-C, or a failure before the settings were known; Python has logged the reason.
+  [[ -n $settings && $status != @(71|78|130) ]] || end_early "$status"
   eval "$settings"
+  # Also if the program was killed, such as for want of memory: then it has logged nothing.
   ((status == 0)) || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=${WEBUI_DIR-} cannot be prepared for\
- the engine: the lines above name what to correct"
+ the engine (status $status): the lines above name what to correct"
   export MODELS_DIR READ_ONLY_MODELS_DIR SUPERVISOR_PID=$$
 }
 
@@ -462,11 +474,6 @@ supervise() {
       "$engine_pid") [[ -z $engine_pid ]] || engine_exited "$status" ;;
     esac
   done
-}
-
-# Before anything was started, a signal only prevents the start.
-stop_if_requested() {
-  [[ -z $stop_requested ]] || fail "$EXIT_STOPPED_EARLY" "$stop_requested received: nothing was started"
 }
 
 main() {

@@ -167,6 +167,18 @@ def test_the_last_job_does_not_wait_for_an_engine_that_is_not_started_again(runn
     assert worker.end() == 0
 
 
+def test_ctrl_c_before_anything_runs_starts_nothing(new_worker):
+    """It ends the program that prepares the start, too."""
+    worker = new_worker()
+    worker.replace_model_manager("me.note('at work'); me.wait()")
+    worker.start()
+    worker.await_event("model_manager at work")
+    os.killpg(worker.process.pid, signal.SIGINT)
+    assert worker.end() == STOPPED_EARLY
+    assert worker.story() == ["model_manager at work"]
+    assert "SIGINT received: nothing was started" in worker.log()
+
+
 def test_a_signal_while_the_engine_is_restarted_ends_everything(running):
     worker = running("me.ready(); me.serve(waits=True)")
     as_handler(worker).request_restart("poisoned")

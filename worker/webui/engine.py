@@ -180,11 +180,14 @@ class Engine:
 
         Args:
             kinds: what the files are. A LoRA or an embedding costs a small picture, a checkpoint or
-                a VAE a restart; each before the next job.
+                a VAE a restart; each before the next job. A LoRA costs a restart, too, if the
+                engine may keep several checkpoints.
         """
         # Of a kept checkpoint, A1111 would go on with the weights that the old LoRA has changed.
+        # It may keep more than `memory.kept` has: the checkpoints of a script, and of a job that
+        # was cancelled.
         memory = self._lifecycle.memory
-        is_kept = "lora" in kinds and memory is not None and len(memory.kept) > 1
+        is_kept = "lora" in kinds and memory is not None and memory.limit > 1
         if kinds & {"checkpoint", "vae"} or is_kept:
             self._lifecycle.report(Event.CHECKPOINT_REPLACED)
         if kinds & {"lora", "embedding"}:
