@@ -23,14 +23,16 @@ class Fake:
 
     can_restart = True
     hypertile = False
+    parts: tuple[str, ...] = ()
+    checkpoints: tuple[dict[str, str], ...] = ()
     answer = staticmethod(lambda _body: [])
 
-    def __init__(self, folder):
+    def __init__(self, folder, memory=None):
         self.folder, self.catalog = folder, Catalog({}, {})
         self.process, self.asked, self.on = EngineProcess("running", pid=1), [], {}
         self.reasons = []
         timing = EngineTiming(restart_patience=0, route_wait=0)
-        self.engine_client = Engine(self, self, self, timing=timing)
+        self.engine_client = Engine(self, self, self, None, memory, timing=timing)
 
     def engine(self):
         return self.process
@@ -42,6 +44,8 @@ class Fake:
             return {
                 "wait": Ready(self.catalog, self.process, 0.0, "default"),
                 "is_idle": True,
+                "get": self.parts,
+                "sd_models": self.checkpoints,
                 "options": {"hypertile": self.hypertile, "sd_model_checkpoint": "any"},
             }.get(name, [])
 
