@@ -23,16 +23,16 @@ class Fake:
 
     can_restart = True
     hypertile = False
-    parts: tuple[str, ...] = ()
+    checkpoints_limit = 1
     checkpoints: tuple[dict[str, str], ...] = ()
     answer = staticmethod(lambda _body: [])
 
-    def __init__(self, folder, memory=None):
+    def __init__(self, folder):
         self.folder, self.catalog = folder, Catalog({}, {})
         self.process, self.asked, self.on = EngineProcess("running", pid=1), [], {}
         self.reasons = []
         timing = EngineTiming(restart_patience=0, route_wait=0)
-        self.engine_client = Engine(self, self, self, None, memory, timing=timing)
+        self.engine_client = Engine(self, self, self, timing=timing)
 
     def engine(self):
         return self.process
@@ -44,9 +44,12 @@ class Fake:
             return {
                 "wait": Ready(self.catalog, self.process, 0.0, "default"),
                 "is_idle": True,
-                "get": self.parts,
                 "sd_models": self.checkpoints,
-                "options": {"hypertile": self.hypertile, "sd_model_checkpoint": "any"},
+                "options": {
+                    "hypertile": self.hypertile,
+                    "sd_model_checkpoint": "any",
+                    "sd_checkpoints_limit": self.checkpoints_limit,
+                },
             }.get(name, [])
 
         return ask

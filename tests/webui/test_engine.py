@@ -24,7 +24,6 @@ from worker.errors import (
 from worker.generation.call import Call
 from worker.generation.catalog import Catalog
 from worker.stopwatch import Stopwatch
-from worker.webui.checkpoint_memory import KEEPS_APART, CheckpointMemory
 from worker.webui.supervisor import EngineProcess
 
 
@@ -183,10 +182,9 @@ def test_a_checkpoint_that_was_replaced_has_the_hash_of_its_new_file(fake):
 
 @pytest.mark.parametrize(("limit", "reasons"), [(1, []), (2, ["replaced-model"])])
 def test_a_replaced_lora_costs_a_restart_if_a_cancelled_job_may_have_left_a_checkpoint_with_it(
-    tmp_path, limit, reasons
+    fake, limit, reasons
 ):
-    fake = Fake(tmp_path, CheckpointMemory(limit, on_cpu=False, available=int, largest=int))
-    fake.parts = (KEEPS_APART,)
+    fake.checkpoints_limit = limit
     fake.run()
     fake.fail(JobTimeout("x"), checkpoint="other")
     fake.engine_client.files_replaced({"lora"})

@@ -186,9 +186,8 @@ class Engine:
         """
         # Of a kept checkpoint, A1111 would go on with the weights that the old LoRA has changed.
         # It may keep more than `memory.kept` has: the checkpoints of a script, and of a job that
-        # was cancelled.
-        memory = self._lifecycle.memory
-        is_kept = "lora" in kinds and memory is not None and memory.limit > 1
+        # was cancelled; and the operator's config.json may let it keep several.
+        is_kept = "lora" in kinds and self._lifecycle.may_keep_several
         if kinds & {"checkpoint", "vae"} or is_kept:
             self._lifecycle.report(Event.CHECKPOINT_REPLACED)
         if kinds & {"lora", "embedding"}:
