@@ -32,7 +32,7 @@ The merge reads the changed layers, adds the LoRA's product in single precision,
 copies the other layers inside the kernel.
 """
 ROUNDS = 3
-PARTS = (0.25, 0.5)  # of a checkpoint's tensors, for the curve
+PARTS = (0.25, 0.5)  # of a checkpoint's UNet, for the curve
 LIMIT, PEAK_MB = 1.3, 100
 ENOUGH = 16e9  # bytes of free disk for SDXL: the checkpoint, and one other file at a time
 SMALL = 100_000  # numbers of a tensor that a quick run keeps
@@ -84,7 +84,7 @@ class Files:
         self._warm()
         paths = map(str, (PROJECT, self.base, self.lora, target))
         command = [sys.executable, "-c", MERGE, *paths]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         target.unlink()
         seconds, peak = map(float, done.stdout.split())
         self.peaks.append(peak)
@@ -104,8 +104,7 @@ def measure(bench: Bench) -> Iterator[Figure | Curve]:
     shapes, rank = _shapes(family, bench), 8 if bench.quick else 64
     lines: dict[str, list[tuple[float, float]]] = {"merge": [], "cp": [], "memory": []}
     for part in PARTS[1:] if bench.quick else PARTS:  # a quarter of a quick run's has no layers
-        names = list(shapes)[: round(len(shapes) * part)]
-        files = _write_files(bench.folder, {name: shapes[name] for name in names}, rank)
+        files = _write_files(bench.folder, _part(shapes, part), rank)
         _add(lines, files, files.merge(), files.copy())
     files = _write_files(bench.folder, shapes, rank)
     size = f"{family}, {files.base.stat().st_size / 1e9:.1f} GB"
@@ -146,6 +145,13 @@ def _shapes(family: str, bench: Bench) -> dict[str, tuple[int, ...]]:
         or "put_blocks.1." in name
         or math.prod(shape) < SMALL
     }
+
+
+def _part(shapes: Mapping[str, tuple[int, ...]], part: float) -> dict[str, tuple[int, ...]]:
+    """All of the text encoders and the VAE, and this part of the UNet's tensors."""
+    unet = [name for name in shapes if name.startswith(stable_diffusion.UNET)]
+    left_out = {*unet[round(len(unet) * part) :]}
+    return {name: shape for name, shape in shapes.items() if name not in left_out}
 
 
 # Files --------------------------------------------------------------------------------------------

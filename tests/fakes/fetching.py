@@ -3,7 +3,8 @@
     python -m fakes.fetching COUNT REF     each prints its pid when it is ready, and fetches when
                                            standard input ends
 
-They are forked from one process that has imported everything, so that they start at once.
+They are forked from one process that has imported everything, and has checked a LoRA (safetensors
+imports numpy for the first file), so that they start at once.
 """
 
 import json
@@ -11,12 +12,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from fakes.model_files import safetensors
 from fakes.model_store import PROJECT, full_environment
 from model_manager import ModelManager
 from worker.config.settings import Settings
+from worker.formats.model_file import ModelFile
 from worker.job.reference import Wanted, parse_reference
 
 
@@ -60,7 +64,16 @@ def fetch(ref: str) -> None:
     os.write(1, json.dumps({"path": str(file.path), "stem": file.stem}).encode() + b"\n")
 
 
+def check_one() -> None:
+    """Check a small LoRA, as a worker does before it needs a new one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "small.safetensors"
+        size = path.write_bytes(safetensors())
+        ModelFile("lora", path, path.stem, size).check()
+
+
 if __name__ == "__main__":
+    check_one()
     for _ in range(int(sys.argv[1])):
         if os.fork() == 0:
             try:
