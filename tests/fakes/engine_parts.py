@@ -23,7 +23,7 @@ class Fake:
 
     can_restart = True
     hypertile = False
-    checkpoints_limit = 1
+    checkpoints_limit = 1.0
     checkpoints: tuple[dict[str, str], ...] = ()
     answer = staticmethod(lambda _body: [])
 

@@ -180,7 +180,7 @@ def test_a_checkpoint_that_was_replaced_has_the_hash_of_its_new_file(fake):
     assert sha256() == "new"
 
 
-@pytest.mark.parametrize(("limit", "reasons"), [(1, []), (2, ["replaced-model"])])
+@pytest.mark.parametrize(("limit", "reasons"), [(1.0, []), (2.0, ["replaced-model"])])
 def test_a_replaced_lora_costs_a_restart_if_a_cancelled_job_may_have_left_a_checkpoint_with_it(
     fake, limit, reasons
 ):

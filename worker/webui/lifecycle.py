@@ -91,7 +91,7 @@ class Lifecycle:
     def may_keep_several(self) -> bool:
         """Whether the engine's own option lets it keep several checkpoints in memory."""
         limit = self._options.get(OPTION)
-        return isinstance(limit, int) and limit > 1
+        return isinstance(limit, int | float) and limit > 1  # A1111 answers 2.0
 
     # Readiness -------------------------------------------------------------------------------
 
