@@ -26,6 +26,7 @@ from worker.errors import (
 from worker.files import discard
 from worker.http.backoff import Backoff
 from worker.http.client import Reply
+from worker.http.interrupt import Interrupt
 from worker.models.download.hooks import Hooks
 from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.partial_file import Fetched, PartialFile
@@ -118,6 +119,7 @@ class _Transfer:
         self._to_inspect: int | None = limits.inspect_from
         self._connections: Connections | None = None  # None until the file is accepted
         self._threads: dict[int, threading.Thread] = {}
+        self._interrupts: dict[int, Interrupt] = {}
         self._running: dict[Running, Reply] = {}  # hold the file's lock, also for the pace
         self._pace = Pace(limits)
         self._received = 0  # bytes, by all connections
@@ -175,8 +177,11 @@ class _Transfer:
                     return
             thread = self._threads.get(number)
             if thread is None or not thread.is_alive():
-                # A daemon: a connection that cannot be closed must not keep the process alive.
-                thread = threading.Thread(target=self._connection, args=[number], daemon=True)
+                interrupt = self._interrupts[number] = Interrupt()
+                # A daemon: the look-up of a host's name cannot be cut.
+                thread = threading.Thread(
+                    target=self._connection, args=[number, interrupt], daemon=True
+                )
                 self._threads[number] = thread
                 thread.start()
 
@@ -193,10 +198,11 @@ class _Transfer:
     def _end(self) -> None:
         """Cut all connections; none of them writes to the file when this returns.
 
-        A thread that still waits for an answer is left alone: when the answer comes, it finds
-        the transfer over before it touches the file.
+        A thread that still waits for an answer gets an error, soon after this returns.
         """
         self._over.set()
+        for interrupt in self._interrupts.values():
+            interrupt.cut()
         while replies := self._receiving():
             for reply in replies:
                 reply.shutdown()
@@ -208,7 +214,7 @@ class _Transfer:
 
     # The connections' threads ----------------------------------------------------------------
 
-    def _connection(self, number: int) -> None:
+    def _connection(self, number: int, interrupt: Interrupt) -> None:
         """Fetch parts until there are none, or fewer connections are allowed."""
         try:
             while not self._over.is_set() and number < self._allowed():
@@ -218,7 +224,8 @@ class _Transfer:
                     part = self._file.parts.take(self._allowed())
                 if part is None:
                     return
-                self._attempt(part, self._backoffs[number])
+                with interrupt.covers():
+                    self._attempt(part, self._backoffs[number])
         except Exception as error:  # noqa: BLE001 - also a hook's; the main thread raises it
             self._failure = self._failure or error
             self._over.set()
