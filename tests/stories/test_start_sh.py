@@ -97,7 +97,8 @@ SECRETS = dict.fromkeys(
         "AWS_SESSION_TOKEN",
         "BUCKET_SECRET_ACCESS_KEY",
         "BUCKET_ACCESS_KEY_ID",
-        "DB_PASSWORD",
+        "DB_PASS",
+        "UNKNOWN",
     ),
     "1",
 )
