@@ -18,7 +18,6 @@ from worker.errors import (
     FetchStopped,
     JobError,
     ModelFileInvalid,
-    ModelHashMismatch,
     ModelHostFailed,
     StoreFull,
     WorkerError,
@@ -40,6 +39,7 @@ from worker.models.download.source import (
     size_of,
     too_large,
     version_of,
+    wrong_hash,
 )
 
 _MOMENT = 0.005  # seconds
@@ -80,16 +80,11 @@ def download(
         else:
             if sha256 in {None, fetched.sha256}:
                 return fetched
-            failure, mixed = _mismatch(sha256, fetched), transfer.is_mixed
+            failure, mixed = wrong_hash(sha256, fetched.sha256), transfer.is_mixed
         discard(partial)
         if not mixed:  # the host has sent exactly these bytes, and would do so again
             break
     raise failure
-
-
-def _mismatch(sha256: str | None, fetched: Fetched) -> ModelHashMismatch:
-    message = f"the downloaded file has sha256 {fetched.sha256}, but {sha256} is expected."
-    return ModelHashMismatch(message, expected=sha256, actual=fetched.sha256)
 
 
 class _Transfer:
@@ -177,11 +172,9 @@ class _Transfer:
                     return
             thread = self._threads.get(number)
             if thread is None or not thread.is_alive():
-                interrupt = self._interrupts[number] = Interrupt()
+                given = number, self._interrupts.setdefault(number, Interrupt())
                 # A daemon: the look-up of a host's name cannot be cut.
-                thread = threading.Thread(
-                    target=self._connection, args=[number, interrupt], daemon=True
-                )
+                thread = threading.Thread(target=self._connection, args=given, daemon=True)
                 self._threads[number] = thread
                 thread.start()
 
