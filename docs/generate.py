@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from docs import deployments, gpu_tables, hub, metric_tables
+from docs import defences, deployments, gpu_tables, hub, metric_tables
 from docs.figures import icon
 from docs.figures.all import FIGURES
 from worker.answer import Answer
@@ -65,6 +65,17 @@ def _summary(docstring: str | None) -> str:
 
 
 # Tables ------------------------------------------------------------------------------------------
+
+
+def security(who: str) -> str:
+    """The defences against one kind of attacker."""
+    return table(
+        ("defence", "module", "test that fails without it"),
+        (
+            (one.text, f"`{one.module}`", f"`{one.test.rpartition('::')[2]}`")
+            for one in defences.DEFENCES[who]
+        ),
+    )
 
 
 def settings() -> str:
@@ -320,6 +331,7 @@ def _reduced(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "errors": errors,
+    **{f"security-{who}": functools.partial(security, who) for who in defences.DEFENCES},
     "job-fields": job_fields,
     "output-fields": output_fields,
     "tasks": tasks,
