@@ -89,7 +89,7 @@ JOB = [
         "(-1, -1)",
     ),
     Defence(
-        "and a limit of time",
+        "The process that decodes pictures has a limit of time",
         "tests/images/test_reader.py::test_a_process_that_hangs_is_killed",
         "worker/images/sandbox.py",
         "if stop.is_set() or time.monotonic() > deadline:",
@@ -162,7 +162,7 @@ MODEL = [
         "if False:",
     ),
     Defence(
-        "and by their first bytes",
+        "Pickles are also recognized by their first bytes",
         "tests/formats/test_safetensors_header.py"
         "::test_another_format_is_rejected_by_name_before_the_header_is_complete",
         "worker/formats/safetensors_header.py",
@@ -170,7 +170,7 @@ MODEL = [
         "    if False:\n        raise ModelUnsafe",
     ),
     Defence(
-        "A header has at most 16 MB",
+        "A header of safetensors has at most 16 MB",
         "tests/formats/test_safetensors_header.py"
         "::test_a_damaged_header_is_rejected_with_the_position",
         "worker/formats/safetensors_header.py",
@@ -194,7 +194,7 @@ MODEL = [
         "",
     ),
     Defence(
-        "These limits come before the library that parses the file",
+        "The limits of a header come before the library that parses the file",
         "tests/formats/test_model_file.py::test_our_checks_keep_hostile_headers_from_the_library",
         "worker/formats/model_file.py",
         "        needed = safetensors_header.header_length(start) or 0\n",
@@ -239,7 +239,7 @@ MODEL = [
         'data = torch.load(path, map_location="cpu", weights_only=False)',
     ),
     Defence(
-        "and none of an upscaler",
+        "The embedded engine runs no code of an upscaler",
         "tests/engine/images/test_upscalers.py"
         "::test_a_file_that_is_no_model_is_an_error_with_its_name",
         "engine/images/upscaler_models.py",
@@ -287,7 +287,7 @@ HOST = [
         "            pass\n",
     ),
     Defence(
-        "also if a private IPv4 address is inside an IPv6 address",
+        "A private IPv4 address inside an IPv6 address is private",
         "tests/http/test_urls.py::test_a_private_address_inside_another_one_stays_private",
         "worker/http/urls.py",
         "if inner and not is_public(str(inner)):",
@@ -301,7 +301,7 @@ HOST = [
         "headers=headers, redirect=True, preload",
     ),
     Defence(
-        "There are at most five",
+        "There are at most five redirects",
         "tests/http/test_client.py::test_redirects_are_counted",
         "worker/http/client.py",
         "for hops in range(self._limits.max_redirects + 1):",
@@ -345,28 +345,28 @@ HOST = [
         "while block := self.read(most):",
     ),
     Defence(
-        "and its whole time is limited, however slowly its bytes come",
+        "Its whole time is limited, however slowly its bytes come",
         "tests/http/test_client.py::test_an_answer_that_does_not_come_to_its_end_is_cut_in_time",
         "worker/http/client.py",
         "within(limits.document_seconds, stop),",
         "within(9999.0),",
     ),
     Defence(
-        "that of a picture behind a URL",
+        "The whole time for the pictures behind URLs is limited",
         "tests/images/test_fetch.py::test_a_slow_host_is_given_up_in_time_and_its_thread_ends",
         "worker/images/fetch.py",
         "            interrupt.cut()\n",
         "            pass\n",
     ),
     Defence(
-        "that of an upload to a job's URL",
+        "The whole time of an upload to a job's URL is limited",
         "tests/delivery/test_put_url.py::test_a_host_that_never_answers_is_given_up_in_time",
         "worker/delivery/put_url.py",
         "with within(limits.seconds):",
         "with within(9999.0):",
     ),
     Defence(
-        "and that of a webhook",
+        "The whole time for its answer is limited",
         "tests/gateway/test_webhooks.py::test_a_webhook_whose_answer_never_ends_is_given_up",
         "gateway/local/webhooks.py",
         "with within(self._limits.seconds):",
@@ -465,21 +465,21 @@ VOLUME = [
 
 PAGE = [
     Defence(
-        "The gateway answers only to private names, so no web site can lead to it (DNS rebinding)",
+        "The gateway answers only under private names, so no web site leads to it (DNS rebinding)",
         "tests/gateway/test_guard.py::test_a_request_that_a_user_did_not_send_starts_no_job",
         "gateway/http/head.py",
         "if not is_private_name(name) and name not in access.hosts:",
         "if False:",
     ),
     Defence(
-        "and to no page of another origin",
+        "It answers no page of another origin",
         "tests/gateway/test_guard.py::test_a_request_that_a_user_did_not_send_starts_no_job",
         "gateway/http/head.py",
         "if origin in access.origins or _is_own(origin, headers):",
         "if True:",
     ),
     Defence(
-        "nor to a link or a picture in one",
+        "nor a link or a picture in one",
         "tests/gateway/test_guard.py::test_a_request_that_a_user_did_not_send_starts_no_job",
         "gateway/http/head.py",
         "if not (is_own or _opens_the_page(scope, headers)):",
@@ -521,7 +521,7 @@ PAGE = [
         "",
     ),
     Defence(
-        "nor does A1111",
+        "A1111 answers no page either",
         "tests/extension/test_guard.py::test_a1111_refuses_web_pages_once_its_app_was_prepared",
         "image/a1111_extension/a1111_worker/parts.py",
         '        app.add_middleware(guard.Guard, host=host or "localhost")\n',
@@ -553,7 +553,7 @@ LOG = [
         "",
     ),
     Defence(
-        "A secret has many names",
+        "Many names of variables mean a secret",
         "tests/config/test_settings.py"
         "::test_a_variable_that_is_named_like_a_secret_is_never_logged",
         "worker/config/credentials.py",
@@ -575,7 +575,7 @@ LOG = [
         "",
     ),
     Defence(
-        "nor one of the embedded engine",
+        "Text from a job cannot forge a line of the engine's log",
         "tests/test_log.py::test_text_from_a_job_cannot_forge_a_line_of_the_embedded_engine",
         "engine/__main__.py",
         '        text = text.replace("\\n", "\\n    ")\n',
@@ -596,7 +596,7 @@ LOG = [
         "return url",
     ),
     Defence(
-        "and no library logs it",
+        "No library logs the URL of a request",
         "tests/http/test_client.py::test_no_log_and_no_error_holds_a_secret",
         "worker/http/client.py",
         'logging.getLogger("urllib3.connectionpool").setLevel(logging.WARNING)\n',
@@ -626,7 +626,7 @@ LOG = [
         "_is_secret(name, value)",
     ),
     Defence(
-        "and start.sh removes the others",
+        "start.sh removes the others from its environment",
         "tests/stories/test_start_sh.py::test_secrets_reach_the_handler_and_tcmalloc_the_engine",
         "start.sh",
         '    unset+=(-u "$name")',

@@ -68,14 +68,24 @@ def _summary(docstring: str | None) -> str:
 
 
 def security(who: str) -> str:
-    """The defences against one kind of attacker."""
+    """The defences against one kind of attacker, a row for each module."""
+    modules: dict[str, list[defences.Defence]] = {}
+    for one in defences.DEFENCES[who]:
+        modules.setdefault(one.module, []).append(one)
     return table(
-        ("defence", "module", "test that fails without it"),
-        (
-            (one.text, f"`{one.module}`", f"`{one.test.rpartition('::')[2]}`")
-            for one in defences.DEFENCES[who]
-        ),
+        ("defence", "module", "tests that fail without it"),
+        ((_sentences(some), f"`{module}`", _tests(some)) for module, some in modules.items()),
     )
+
+
+def _sentences(some: list[defences.Defence]) -> str:
+    """Their texts; one that begins with a small letter continues the one before."""
+    texts = (one.text for one in some)
+    return functools.reduce(lambda a, b: f"{a}, {b}" if b[0].islower() else f"{a}. {b}", texts)
+
+
+def _tests(some: list[defences.Defence]) -> str:
+    return ", ".join(dict.fromkeys(f"`{one.test.rpartition('::')[2]}`" for one in some))
 
 
 def settings() -> str:
