@@ -401,7 +401,7 @@ VOLUME = [
         "A FIFO, a socket or a device in place of a file is not read",
         "tests/test_files.py::test_nothing_else_is_opened",
         "worker/files.py",
-        "if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):",
+        "if not stat.S_ISREG(os.fstat(descriptor).st_mode):",
         "if False:",
     ),
     Defence(

@@ -88,7 +88,7 @@ def _idle(bench: Bench, pictures: int, side: int, name: str) -> Iterator[Figure]
         found: dict[tuple[str, str], list[float]] = {key: [] for key in workers}
         for _ in range(bench.rounds(3)):
             for key, worker in workers.items():
-                found[key].append(_backlog(worker, 3 if bench.quick else 5, pictures, side))
+                found[key].append(_backlog(worker, 3 if bench.quick else 4, pictures, side))
     for concurrency in ("1", "2"):
         title = f"idle engine between jobs of {name}, JOB_CONCURRENCY={concurrency}"
         ours, theirs = tuple(found[OURS, concurrency]), tuple(found[rival])

@@ -31,7 +31,7 @@ JOBS, ROUNDS = 3, 5
 LARGER = (
     "Of the rival's memory, 51 MB are the imports of the RunPod SDK. This worker leaves out 17 MB"
     " of them, and adds 24 MB for its own modules (a third of them are the types of all tasks'"
-    " fields), 5 MB for pydantic, and 13 MB for numpy and Pillow where a part of it imports them."
+    " fields), 5 MB for pydantic, and 3 MB for Pillow."
 )
 CURVE = (1, 2, 4, 8)
 

@@ -337,7 +337,10 @@ def measure(bench: Bench) -> Iterator[Figure | Curve]:
     if bench.quick:
         return
     made = tuple(run(bench, make_run, 0, 0) for _ in range(2))
-    drawing = "The embedded engine's imports of torch and diffusers, and its steps on the CPU."
+    drawing = (
+        "The embedded engine's imports of torch and diffusers, and its steps on the CPU: a script"
+        " with diffusers alone needs nearly as long to its first picture (see the embedded engine)."
+    )
     yield Figure("`make run`", "s", made, goal=Goal(8, of="value"), why_missed=drawing)
     yield by_download(bench, boot)
 

@@ -42,7 +42,7 @@ OF_TESTS += [f"FAKE_A1111_{name}" for name in ("CUDA", "EXTENSIONS", "FAULTS", "
 # What start.sh gets from the real model_manager.py.
 CHECK = "from worker.config import preflight\nif status := preflight.main(): sys.exit(status)\n"
 PROGRAM = """\
-import sys
+import os, sys
 sys.path.append({tests!r})
 from fakes.supervised import Program
 me = Program({name!r})

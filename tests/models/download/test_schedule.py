@@ -214,7 +214,7 @@ def test_a_complaint_halves_for_good():
 
 
 def test_a_complaint_to_all_connections_counts_once_and_one_connection_is_always_left():
-    connections = Connections(0.0, LARGE)
+    connections = Connections(0.0, LARGE, rate=20e6)
     left = {5.0: 16, 5.001: 16, 5.5: 16, 6.1: 8, 8.0: 4, 10.0: 2, 12.0: 1, 14.0: 1}
     for moment, allowed in left.items():
         connections.host_complained(moment)

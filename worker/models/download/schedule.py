@@ -189,7 +189,7 @@ class Connections:
         # Some hosts limit a connection only after its first bytes.
         burst = self._before and self._before[0] == self.allowed and rate < self._before[1] / 2
         if self._before and rate < self._before[1] * self._limits.worth_it and not burst:
-            self.allowed = self._before[0]
+            self.allowed = min(self._most, self._before[0])
             self._before, self._measure_from = None, now + self._limits.try_again
             return
         self._before = (self.allowed, rate)
