@@ -345,6 +345,13 @@ HOST = [
         "while block := self.read(most):",
     ),
     Defence(
+        "It is not unpacked, so that a small one stays small",
+        "tests/http/test_client.py::test_an_answer_is_not_unpacked",
+        "worker/http/client.py",
+        "self._response.read(amount, decode_content=False)",
+        "self._response.read(amount, decode_content=True)",
+    ),
+    Defence(
         "Its whole time is limited, however slowly its bytes come",
         "tests/http/test_client.py::test_an_answer_that_does_not_come_to_its_end_is_cut_in_time",
         "worker/http/client.py",
@@ -357,6 +364,14 @@ HOST = [
         "worker/images/fetch.py",
         "            interrupt.cut()\n",
         "            pass\n",
+    ),
+    Defence(
+        "An upload to a job's URL follows no redirect",
+        "tests/delivery/test_put_url.py"
+        "::test_only_temporary_failures_are_followed_by_another_attempt",
+        "worker/http/client.py",
+        "        with Reply(self._send(method, url, dict(headers), data), url) as reply:\n",
+        "        with self.open(url, method=method, headers=headers) as reply:\n",
     ),
     Defence(
         "The whole time of an upload to a job's URL is limited",
@@ -397,6 +412,13 @@ HOST = [
 ]
 
 VOLUME = [
+    Defence(
+        "A file is used under its exact name, also if another one's name is cleaned to the same",
+        "tests/models/store/test_store.py::test_an_exact_file_name_wins_whatever_was_linked_before",
+        "worker/models/store/store.py",
+        "if others := [path for path in paths if not self._is_ours(kind, path)]:",
+        "if others := list(paths):",
+    ),
     Defence(
         "A FIFO, a socket or a device in place of a file is not read",
         "tests/test_files.py::test_nothing_else_is_opened",

@@ -1,6 +1,7 @@
 """Where requests may go and what they may carry; the hosts are fakes on loopback."""
 
 import gc
+import gzip
 import logging
 import re
 import socket
@@ -437,6 +438,14 @@ def test_an_answer_that_does_not_come_to_its_end_is_cut_in_time(hosts, fault, en
 def test_a_document_is_read_up_to_its_limit(hosts):
     url = hosts.add_web("/x", DATA)
     assert client_for(hosts, max_document=1000).ask(url).body == DATA[:1000]
+
+
+def test_an_answer_is_not_unpacked(hosts):
+    """100 MB of zeros are half a MB as gzip; the request asks for none of it."""
+    bomb = gzip.compress(bytes(100_000_000), 1)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+    hosts.fault("garbage", role="web", data=head.encode() + bomb)
+    assert client_for(hosts).ask(f"{hosts.web}/x").body == bomb
 
 
 def test_a_body_is_parsed_or_none():
