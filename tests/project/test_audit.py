@@ -16,7 +16,7 @@ affected:
   - {type: GIT, events: [{introduced: "0"}]}
   - type: ECOSYSTEM
     events: [{introduced: "1.0"}, {fixed: "1.5"}, {introduced: "2.0"}, {last_affected: "2.3"}]
-  versions: [9.9]
+  versions: ["9.9"]
 """
 
 
