@@ -413,13 +413,6 @@ HOST = [
 
 VOLUME = [
     Defence(
-        "A file is used under its exact name, also if another one's name is cleaned to the same",
-        "tests/models/store/test_store.py::test_an_exact_file_name_wins_whatever_was_linked_before",
-        "worker/models/store/store.py",
-        "if others := [path for path in paths if not self._is_ours(kind, path)]:",
-        "if others := list(paths):",
-    ),
-    Defence(
         "A FIFO, a socket or a device in place of a file is not read",
         "tests/test_files.py::test_nothing_else_is_opened",
         "worker/files.py",
