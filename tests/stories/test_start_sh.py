@@ -39,7 +39,8 @@ def call(function, **environ):
 SPOILED = {
     r"WEBUI_DIR=\S+ has no webui\.py: set it to": lambda w: (w.webui / "webui.py").unlink(),
     r"RUN_DIR=\S+ must be a folder": lambda w: w.run_dir.touch(),
-    r"WEBUI_DIR=\S+ ": lambda w: w.replace_model_manager("sys.exit(1)"),
+    r"WEBUI_DIR=\S+ .*\(status 1\)": lambda w: w.replace_model_manager("sys.exit(1)"),
+    r"WEBUI_DIR=\S+ .*\(status 137\)": lambda w: w.replace_model_manager("os.kill(os.getpid(), 9)"),
 }
 WRONG = {
     r"WEBUI_PYTHON=\S+/venv/bin/python cannot be executed": {"WEBUI_PYTHON": "venv/bin/python"},
@@ -57,6 +58,18 @@ def test_bad_configuration_starts_nothing(new_worker, message):
     worker.start()
     assert (worker.end(), worker.story()) == (BAD_CONFIGURATION, [])
     assert re.search(message, worker.log())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_run_dir_of_another_user_starts_nothing(new_worker):
+    """They could tell the handler which process the engine is, and it would be killed."""
+    worker = new_worker()
+    worker.run_dir.mkdir()
+    os.chown(worker.run_dir, 1234, 1234)
+    worker.start()
+    assert worker.end() == 78
+    assert "must be a folder that user 0 owns" in " ".join(worker.log().split())
+    assert worker.story() == []
 
 
 @pytest.mark.parametrize("engine", ["a1111", "embedded"])
@@ -97,7 +110,8 @@ SECRETS = dict.fromkeys(
         "AWS_SESSION_TOKEN",
         "BUCKET_SECRET_ACCESS_KEY",
         "BUCKET_ACCESS_KEY_ID",
-        "DB_PASSWORD",
+        "DB_PASS",
+        "UNKNOWN",
     ),
     "1",
 )

@@ -113,7 +113,8 @@ _FLAT = re.compile(r"input_blocks_[12]_1_|down_blocks_0_attentions_")
 _DIFFUSERS_UNET = re.compile(r"\n(?:unet_)?down_blocks_0_resnets_")
 
 _CONTEXT = re.compile(r"attn2[._](?:processor\.)?to_[kv](?:_lora)?\.")
-_TEXT = re.compile(r"lora_te_.*(?:q_proj|mlp_fc1)\.")
+# From the first place on, so that a name which repeats it is not read from each of them.
+_TEXT = re.compile(r"\A(?:(?!lora_te_).)*lora_te_.*(?:q_proj|mlp_fc1)\.", re.DOTALL)
 _PROJECTION = re.compile(r"proj_in\.(?:.*down\.weight|lora_A\.(?:.*\.)?weight|weight|diff)$")
 # Parts of a module of shape (rank, inputs, ...) or (outputs, inputs, ...).
 _INPUT_SIDE = re.compile(
