@@ -1,0 +1,60 @@
+"""The command line of `make campaign`."""
+
+import argparse
+import random
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from campaign.run import Campaign, Options
+from campaign.summary import write
+
+SHARE = {"fake": 0.85, "embedded": 0.15}  # of the jobs and faults, where both engines run
+
+
+def read() -> argparse.Namespace:
+    """The arguments."""
+    parser = argparse.ArgumentParser(prog="make campaign")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--engine", choices=["fake", "embedded", "both"], default="both")
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--faults", type=int, default=600)
+    parser.add_argument("--minutes", type=float, default=600)
+    parser.add_argument("--step", type=int, help="run this step only")
+    parser.add_argument("--only", default="", help="only faults with this in their name")
+    parser.add_argument("--out", type=Path, default=Path("campaign"))
+    parser.add_argument("--folder", help="for the workers' files; in memory is fast")
+    return parser.parse_args()
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run it; the status is 1 after a violation."""
+    given = read()
+    options = Options(
+        given.seed, jobs=given.jobs, faults=given.faults, minutes=given.minutes, only=given.only
+    )
+    if given.step is not None:
+        options = replace(options, first_step=given.step, jobs=1, faults=0)
+    engines = ["fake", "embedded"] if given.engine == "both" else [given.engine]
+    reports = []
+    for engine in engines:
+        share = SHARE[engine] if len(engines) > 1 else 1.0
+        numbers = {"jobs": round(options.jobs * share), "faults": round(options.faults * share)}
+        its = replace(options, engine=engine, minutes=options.minutes * share, **numbers)
+        say(f"seed {its.seed}, engine {engine}")
+        with tempfile.TemporaryDirectory(prefix="campaign-", dir=given.folder) as folder:
+            campaign = Campaign(Path(folder), its, say)
+            reports.append(campaign.run())
+        write(reports, given.out)
+    return int(any(report.violations for report in reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
