@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from campaign.run import Campaign, Options
-from campaign.summary import write
+from campaign.summary import PAGE, as_markdown, fill_in, say, write
 
 SHARE = {"fake": 0.85, "embedded": 0.15}  # of the jobs and faults, where both engines run
 
@@ -22,23 +22,24 @@ def read() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=600)
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--step", type=int, help="run this step only")
+    parser.add_argument("--first-step", type=int, default=0, help="begin with this step")
     parser.add_argument("--only", default="", help="only faults with this in their name")
-    parser.add_argument("--out", type=Path, default=Path("campaign"))
+    parser.add_argument("--out", type=Path, default=Path("campaign-report"))
     parser.add_argument("--folder", help="for the workers' files; in memory is fast")
+    parser.add_argument("--docs", action="store_true", help=f"write the figures of {PAGE.name}")
     return parser.parse_args()
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def main() -> int:
     """Run it; the status is 1 after a violation."""
     given = read()
     options = Options(
-        given.seed, jobs=given.jobs, faults=given.faults, minutes=given.minutes, only=given.only
+        given.seed,
+        jobs=given.jobs,
+        faults=given.faults,
+        minutes=given.minutes,
+        first_step=given.first_step,
+        only=given.only,
     )
     if given.step is not None:
         options = replace(options, first_step=given.step, jobs=1, faults=0)
@@ -52,7 +53,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="campaign-", dir=given.folder) as folder:
             campaign = Campaign(Path(folder), its, say)
             reports.append(campaign.run())
-        write(reports, given.out)
+        facts = write(reports, given.out)
+        if given.docs:
+            fill_in(PAGE, as_markdown(facts))
     return int(any(report.violations for report in reports))
 
 
