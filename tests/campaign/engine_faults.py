@@ -10,7 +10,7 @@ from typing import Any
 import requests
 
 from campaign.catalogue import LOST, RETIRED, Fault, Heal, Inject
-from campaign.world import World
+from campaign.world import SLOW, World
 
 POISONED = frozenset({"ENGINE_POISONED"}) | LOST
 FAKE = ("fake",)
@@ -43,6 +43,7 @@ def _a1111(name: str, /, *, times: tuple[int, int] = (1, 2), **given: Any) -> In
         def heal() -> None:
             with suppress(requests.RequestException):
                 worker.no_faults()
+                worker.fault(**SLOW)
 
         return heal
 
@@ -91,7 +92,6 @@ FAULTS = [
     _one("trickle_answer", set(), seconds=1),
     _one("odd_answer", {"ENGINE_ERROR"}, body="<html>502 Bad Gateway</html>"),
     _one("slow_steps", {"JOB_TIMEOUT"}, seconds=0.3, times=(1, 3)),
-    _one("slow_decoding", {"JOB_TIMEOUT"}, seconds=0.5),
     _one("slow_encoding", {"JOB_TIMEOUT"}, seconds=0.5),
     _one("encoding_waits", {"JOB_TIMEOUT"}, seconds=1),
     Fault(

@@ -14,6 +14,7 @@ from campaign.scenery import Model, Scenery
 WORDS = ("fox", "hare", "castle", "river", "lamp", "boat", "tower", "pine")
 SAMPLERS = {"fake": ("Euler a", "DPM++ 2M Karras", "DDIM"), "embedded": ("Euler", "DPM++ 2M")}
 LISTS = ("models", "loras", "vaes", "embeddings", "samplers", "schedulers", "templates", "schema")
+ASKED_OF_ENGINE = {"samplers", "schedulers"}
 LONGEST = 400  # characters of a text that is shown
 NO_PICTURE = "bm90IGEgcGljdHVyZQ=="
 WRONG: tuple[tuple[dict[str, Any], str], ...] = (
@@ -232,7 +233,9 @@ class Draw:
         return Job("prefetch", {"task": "prefetch", **names}, None, _uses(models) - {"engine"})
 
     def listing(self, rng: random.Random) -> Job:
-        return Job("list", {"task": rng.choice(LISTS)})
+        task = rng.choice(LISTS)
+        uses = {"engine"} if task in ASKED_OF_ENGINE else set()
+        return Job("list", {"task": task}, None, frozenset(uses))
 
     def health(self, _rng: random.Random) -> Job:
         return Job("health", {"task": "health"})

@@ -18,6 +18,7 @@ from campaign.world import PATIENCE, TICK, Worker, World
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 SETTLED_TRIES = 4  # plain jobs after a step, until one is right
+FETCHING = 0.25  # of the other steps have jobs that fetch their models
 LOG_TAIL = 12_000  # characters
 
 
@@ -154,8 +155,9 @@ class Campaign:
     def _try_step(self, plan: Plan) -> None:
         self._world.forget_seen()
         self._ready(plan.rng)
-        if any(fault.fetches for _, _, fault in plan.faults):
+        if any(fault.fetches for _, _, fault in plan.faults) or plan.rng.random() < FETCHING:
             self._world.forget_models()
+            self._world.hosts.throttle(plan.rng.choice([1e6, 1e7, None]), ttfb=0.02)
         sent: list[Sent] = []
         struck = self._play(plan, sent)
         self._await_ends(sent, struck)
@@ -299,7 +301,10 @@ class Campaign:
         self._bury(struck)
         if world.lead and not world.lead.is_stopping:
             self._judge.idle(world.lead)
+        if any(one.fault.fetches for one in struck):
+            world.forget_models()  # a host's refusal, such as 404, is stored for a minute
         world.plane.forget()
+        world.hosts.no_throttle()
         world.hosts.forget_requests()
 
     def _end(self) -> None:

@@ -1,5 +1,6 @@
 """Everything around the workers of a campaign, and the workers: real processes on loopback."""
 
+import json
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ PATIENCE = 300.0  # seconds; ends only a campaign that would never go on
 TICK = 0.05
 VOLUME_BYTES = 8 << 30  # in memory, which only what is written uses; 2 GB must stay free
 RUN_BYTES = 1 << 20
+# A picture of the fake takes this long, so that a fault at a random moment meets one.
+SLOW = {"fault": "slow_decoding", "seconds": 0.2, "times": -1}
 F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 
 
@@ -216,6 +219,7 @@ class World:
             "JOB_TIMEOUT": "120",
             "SHUTDOWN_GRACE": "90",
             "OMP_NUM_THREADS": "1",
+            "FAKE_A1111_FAULTS": json.dumps([SLOW] if self._has_bucket else []),
         }
         if self.s3:
             environ["TRUSTED_HOSTS"] += f",{self.s3.endpoint.removeprefix('http://')}"
@@ -279,7 +283,10 @@ class World:
         """Remove every downloaded model, as the eviction of another worker does."""
         for pattern in ("blobs/*", "references/*"):
             for path in self.fetched.glob(pattern):
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def set_variant(self, path: str, number: int) -> None:
         """Put one of its contents at a path of the store."""
