@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from campaign.run import Campaign, Options
 from campaign.summary import PAGE, as_markdown, fill_in, say, write
 
+STOPPED = 143
 SHARE = {"fake": 0.85, "embedded": 0.15}  # of the jobs and faults, where both engines run
 
 
@@ -33,6 +35,7 @@ def read() -> argparse.Namespace:
 def main() -> int:
     """Run it; the status is 1 after a violation."""
     given = read()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # its workers and mounts go, too
     options = Options(
         given.seed,
         jobs=given.jobs,

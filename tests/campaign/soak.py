@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -55,14 +56,16 @@ class Samples:
     """What was measured, each list with one value for each sample."""
 
     minutes: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)  # minutes in which a job was on its way
     jobs: list[int] = field(default_factory=list)
     store_mb: list[float] = field(default_factory=list)
     memory_mb: dict[str, list[float]] = field(default_factory=dict)
     descriptors: dict[str, list[float]] = field(default_factory=dict)
     threads: dict[str, list[float]] = field(default_factory=dict)
 
-    def take(self, world: World, began: float, jobs: int) -> None:
-        """Measure now."""
+    def take(self, world: World, began: float, jobs: int, busy: float) -> None:
+        """Measure now; `busy` are the seconds from each job's begin to its end, together."""
+        self.busy.append(round(busy / 60, 3))
         self.minutes.append(round((time.monotonic() - began) / 60, 2))
         self.jobs.append(jobs)
         files = [path for path in world.fetched.rglob("*") if path.is_file()]
@@ -75,11 +78,11 @@ class Samples:
             self.threads.setdefault(name, []).append(_entries(pid, "task"))
 
     def per_minute(self) -> list[float]:
-        """Jobs a minute since the sample before."""
-        pairs = zip(self.minutes, self.jobs, strict=True)
+        """Jobs in a minute of the worker's time, since the sample before."""
+        pairs = zip(self.busy, self.jobs, strict=True)
         points = [(0.0, 0), *pairs]
         steps = itertools.pairwise(points)
-        return [(b[1] - a[1]) / max(b[0] - a[0], 0.01) for a, b in steps]
+        return [(b[1] - a[1]) / max(b[0] - a[0], 0.001) for a, b in steps]
 
 
 def _resident_mb(pid: int | None) -> float:
@@ -105,6 +108,7 @@ class Soak:
         self.faults: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.restarts = 0
+        self._busy = 0.0
 
     def run(self, minutes: float) -> None:
         """Send jobs one after the other until the time is over."""
@@ -122,9 +126,9 @@ class Soak:
                 jobs += 1
                 if time.monotonic() - last >= SAMPLE_SECONDS:
                     last = time.monotonic()
-                    self.samples.take(world, began, jobs)
+                    self.samples.take(world, began, jobs, self._busy)
                     self._say(f"{self.samples.minutes[-1]} min, {jobs} jobs")
-            self.samples.take(world, began, jobs)
+            self.samples.take(world, began, jobs, self._busy)
             judge.idle(worker)
             self.counts = judge.counts
             self._read_log(worker)
@@ -154,6 +158,7 @@ class Soak:
         end = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
         world.wait_until(lambda: world.plane.status(sent.id)["status"] in end, f"job {sent.id}")
         sent.ended, sent.is_ended_by_us = time.monotonic(), bool(struck)
+        self._busy += sent.ended - sent.began
         judge.job(sent, struck)
         world.plane.forget()
         world.hosts.forget_requests()
@@ -187,7 +192,7 @@ def curves(samples: Samples) -> dict[str, Curve]:
 
     rate, store = {"jobs": samples.per_minute()}, {"downloaded models": samples.store_mb}
     return {
-        "soak-throughput": Curve("Throughput", x, "jobs a minute", lines(rate)),
+        "soak-throughput": Curve("Throughput", x, "jobs in a busy minute", lines(rate)),
         "soak-memory": Curve("Memory of the processes", x, "resident MB", lines(samples.memory_mb)),
         "soak-descriptors": Curve("Descriptors", x, "open", lines(samples.descriptors)),
         "soak-threads": Curve("Threads", x, "threads", lines(samples.threads)),
@@ -208,7 +213,7 @@ def table(facts: dict[str, Any]) -> str:
     """The first and the last tenth of the run, side by side."""
     samples = Samples(**facts["samples"])
     tenth = max(1, len(samples.minutes) // 10)
-    rows = {"jobs a minute": samples.per_minute(), "store, MB": samples.store_mb}
+    rows = {"jobs in a busy minute": samples.per_minute(), "store, MB": samples.store_mb}
     for title, of in (
         ("resident MB", samples.memory_mb),
         ("descriptors", samples.descriptors),
@@ -238,6 +243,7 @@ def main() -> int:
     parser.add_argument("--folder", help="for the workers' files; in memory is fast")
     parser.add_argument("--docs", action="store_true", help="write docs/soak.md and its plots")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its workers and mounts go, too
     with tempfile.TemporaryDirectory(prefix="soak-", dir=given.folder) as folder:
         soak = Soak(Path(folder), given.engine, given.seed, say)
         soak.run(given.minutes)
