@@ -14,7 +14,7 @@ from campaign.catalogue import Fault, Heal, catalogue
 from campaign.jobs import Draw, Job, brief
 from campaign.judge import Judge, Sent, Struck, Violation
 from campaign.pictures import Calm
-from campaign.world import PATIENCE, TICK, Worker, World
+from campaign.world import PATIENCE, TICK, Patience, Worker, World
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 SETTLED_TRIES = 4  # plain jobs after a step, until one is right
@@ -252,7 +252,7 @@ class Campaign:
 
     def _await_ends(self, sent: list[Sent], struck: list[Struck]) -> None:
         """Wait for the end of all jobs; a worker that has ended gets a successor."""
-        deadline = time.monotonic() + PATIENCE
+        waited = Patience(PATIENCE)
         while True:
             self._note_ends(sent)
             if all(one.ended for one in sent):
@@ -261,7 +261,7 @@ class Campaign:
             lead = self._world.lead
             if lead is None:
                 self._start(random.Random(self._started))
-            if time.monotonic() > deadline:
+            if waited.is_over():
                 waiting = [
                     f"{one.id}: {self._world.plane.status(one.id)}" for one in sent if not one.ended
                 ]

@@ -31,6 +31,20 @@ SLOW = {"fault": "slow_decoding", "seconds": 0.2, "times": -1}
 F_SETPIPE_SZ, PIPE_BYTES = 1031, 4096
 
 
+class Patience:
+    """A deadline that does not run on while the campaign itself is stopped."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left, self._last = seconds, time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether that many seconds have passed; call it often."""
+        now = time.monotonic()
+        self._left -= min(now - self._last, 1.0)
+        self._last = now
+        return self._left < 0
+
+
 class LogPipe:
     """The reader of a worker's output: it can stop reading, or go away for good."""
 
@@ -262,9 +276,9 @@ class World:
         self, happened: Callable[[], Any], what: str, patience: float = PATIENCE
     ) -> None:
         """Wait for something, for minutes if the machine is busy."""
-        deadline = time.monotonic() + patience
+        waited = Patience(patience)
         while not happened():
-            if time.monotonic() > deadline:
+            if waited.is_over():
                 raise TimeoutError(f"{what} did not happen within {patience} s")
             time.sleep(TICK)
 
