@@ -86,6 +86,7 @@ class Handler:
         post_progress: sends a report of a job's progress to RunPod; None: nothing is sent.
         stream_of: returns what sends chunks to a job's `/stream`, or None where there is none.
         take_next: lets RunPod's next job be taken while this one's pictures are delivered.
+        ending: set when the process ends, which a download of the start would delay.
         worker: the parts that the tasks use.
     """
 
@@ -95,6 +96,7 @@ class Handler:
         self.post_progress: PostProgress | None = None
         self.stream_of: StreamOf = lambda _job: None
         self.take_next: Callable[[dict[str, Any]], None] = lambda _job: None
+        self.ending = threading.Event()
         delivery = build_delivery(settings)
         images = ImageReader(SafeHttpClient(settings.trusted_hosts))
         wildcards = WildcardFiles(*settings.stores)
@@ -241,8 +243,17 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
     advise(settings)
     logger.info("waiting for the engine: it boots")
+    try:
+        return run(handler, engine, arguments)
+    finally:
+        handler.ending.set()
+
+
+def run(handler: Handler, engine: Engine, arguments: Arguments) -> int:
+    """Boot the engine and do jobs until the worker ends; returns the exit status."""
     if arguments.serves_http:
         return asyncio.run(serve_http(handler, engine, arguments))
+    settings = handler.worker.settings
     if ending := get_ready(handler, engine, {"sdk": import_sdk}):
         return ending.status
     handler.post_progress = runpod_sdk.post_progress
@@ -263,7 +274,7 @@ def get_ready(
     settings = handler.worker.settings
     work = {**background, "models": handler.prepare_default_template}
     try:
-        seconds = boot(engine.boot, settings.ready_timeout, work)
+        seconds = boot(engine.boot, settings.ready_timeout, work, handler.ending)
     except WorkerError as error:
         logger.error("%s", error)  # noqa: TRY400 - the message is enough; a traceback would hide it
         if not isinstance(error, GpuNotUsed):

@@ -42,6 +42,17 @@ fail() {
   exit "$1"
 }
 
+# Before anything was started, a signal only prevents the start.
+stop_if_requested() {
+  [[ -z $stop_requested ]] || fail "$EXIT_STOPPED_EARLY" "$stop_requested received: nothing was started"
+}
+
+# A program of the start has failed; Ctrl-C in a terminal ends it, too. usage: end_early STATUS
+end_early() {
+  stop_if_requested
+  exit "$1"
+}
+
 # Sets PYTHON, the worker's Python, unless it is set: the project's environment, or any python3.
 find_python() {
   if [[ -z ${PYTHON:-} ]]; then
@@ -68,7 +79,7 @@ read_arguments() {
   done
   # In the caller's folder, where a job's file is.
   given=$(PYTHONPATH=$HERE${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" "$HERE/worker/service/arguments.py" \
-    "$@") || exit  # with 2 or 71; it has printed the reason
+    "$@") || end_early "$?"  # 2 or 71; it has printed the reason
   eval "arguments=($given)"
 }
 
@@ -80,11 +91,12 @@ read_arguments() {
 prepare_start() {
   local settings status=0
   settings=$(cd "$HERE" && "$PYTHON" model_manager.py prepare-start) || status=$?
-  # 78 or 71, or a failure before the settings were known; Python has logged the reason.
-  [[ -n $settings && $status == [01] ]] || exit "$status"
+  # 78, 71 or Ctrl-C, or a failure before the settings were known; Python has logged the reason.
+  [[ -n $settings && $status != @(71|78|130) ]] || end_early "$status"
   eval "$settings"
+  # Also if the program was killed, such as for want of memory: then it has logged nothing.
   ((status == 0)) || fail "$EXIT_BAD_CONFIGURATION" "WEBUI_DIR=${WEBUI_DIR-} cannot be prepared for\
- the engine: the lines above name what to correct"
+ the engine (status $status): the lines above name what to correct"
   export MODELS_DIR READ_ONLY_MODELS_DIR SUPERVISOR_PID=$$
 }
 
@@ -345,7 +357,8 @@ start_handler() {
 
 is_alive() { kill -0 -- "$1" 2>/dev/null; }
 
-# usage: await_end PID MILLISECONDS; true if the process (-PID: the group) has ended by then.
+# usage: await_end PID MILLISECONDS [COMMAND]; true if the process (-PID: the group) has ended by
+# then. The command runs again and again meanwhile.
 await_end() {
   local now until
   read_clock
@@ -353,6 +366,7 @@ await_end() {
   while is_alive "$1"; do
     read_clock
     ((now < until)) || return 1
+    ${3:-:}
     sleep 0.05
   done
 }
@@ -365,11 +379,24 @@ kill_group() {
   await_end "-$1" 500 || true
 }
 
-# TERM to the process, then KILL to the rest of its group. usage: stop_group PID MILLISECONDS
+# TERM to the process, then KILL to the rest of its group.
+# usage: stop_group PID MILLISECONDS [COMMAND], as await_end
 stop_group() {
   kill -TERM "$1" 2>/dev/null || true
-  await_end "$1" "$2" || log "process $1 did not stop within $2 ms of TERM and is killed"
+  await_end "$@" || log "process $1 did not stop within $2 ms of TERM and is killed"
   kill_group "$1"
+}
+
+# For the time in which the handler finishes its last job: no other engine is started for it. Without
+# this state it would wait until it is killed, and the job's caller would get no answer.
+report_lost_engine() {
+  local line
+  [[ $ENGINE != external ]] || return 0
+  if [[ -n $engine_pid && -z $restart_requested ]] && is_alive "$engine_pid"; then
+    return 0
+  fi
+  read_line engine
+  [[ $line == failed* ]] || write_state failed 0 'this worker is stopping and starts no other engine'
 }
 
 # The handler stops first: to finish its job it needs the engine.
@@ -379,7 +406,7 @@ stop_all() {
   # Further signals change nothing, and after many of them bash 5.2's `wait` returns the signal's
   # status instead of the process's.
   trap '' TERM INT HUP
-  stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine))
+  stop_group "$handler_pid" $((SHUTDOWN_GRACE_MS - for_engine)) report_lost_engine
   wait "$handler_pid" || handler_status=$?
   handler_pid=''
   if [[ -n $engine_pid ]]; then
@@ -447,11 +474,6 @@ supervise() {
       "$engine_pid") [[ -z $engine_pid ]] || engine_exited "$status" ;;
     esac
   done
-}
-
-# Before anything was started, a signal only prevents the start.
-stop_if_requested() {
-  [[ -z $stop_requested ]] || fail "$EXIT_STOPPED_EARLY" "$stop_requested received: nothing was started"
 }
 
 main() {

@@ -1,6 +1,7 @@
 """Files of a shared volume are opened without blocking, and only a bounded part is read."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -24,12 +25,18 @@ def device(path):
     path.symlink_to("/dev/zero")
 
 
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.mark.parametrize("make", [fifo, device, os.mkdir, lambda path: path.symlink_to(path)])
 @pytest.mark.parametrize("read", [open_regular, read_small, file_sha256])
 def test_nothing_else_is_opened(tmp_path, make, read):
     make(tmp_path / "x")
+    before = descriptors()
     with pytest.raises(Exception, match=r"regular|directory|symbolic links"):
         read(tmp_path / "x")
+    assert descriptors() == before
 
 
 def test_a_large_file_is_not_read_where_a_small_one_is_expected(tmp_path):

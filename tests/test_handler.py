@@ -105,6 +105,26 @@ def test_each_answer_has_its_type_and_what_engine_store_and_templates_report(wor
     assert (model["name"], model["fetched"]) == ("base.safetensors", False)
 
 
+@pytest.mark.parametrize(("retiring", "taken"), [("", 2), ("out of memory", 0)])
+def test_a_worker_that_is_to_be_replaced_takes_no_further_job(worker, retiring, taken):
+    """Neither when the last step has begun nor when the pictures are proven."""
+    engine, jobs = worker.worker.engine, []
+    generate = engine.generate
+
+    async def passing_on(*parts, next_job, **named):
+        engine.retiring = retiring
+        next_job.may_come()
+        return await generate(*parts, next_job=next_job, **named)
+
+    async def run():
+        engine.generate = passing_on
+        return await worker({"id": "job-1", "input": {"prompt": "a fox"}})
+
+    worker.take_next = lambda job: jobs.append(job["id"])
+    assert "images" in asyncio.run(run())
+    assert jobs == ["job-1"] * taken
+
+
 def test_where_nothing_can_be_streamed_the_job_is_one_request_and_its_answer_says_so(worker):
     engine, requests = worker.worker.engine, []
     generate = engine.generate

@@ -5,6 +5,8 @@ import random
 
 import pytest
 
+from worker.errors import DeliveryFailed
+from worker.generation.picture import from_engine
 from worker.large_json import LONG, document_of, parse
 
 LONG_TEXT = "iVBORw0KGgo" * (LONG // 10)
@@ -76,6 +78,18 @@ def test_the_bytes_of_half_a_surrogate_pair_are_read_as_json_reads_them():
 def test_what_is_not_json_is_refused(broken):
     with pytest.raises(ValueError):  # noqa: PT011 - any of them
         parse(broken)
+
+
+@pytest.mark.parametrize("control", ["\n", "\t", "\0", "\x1f"])
+def test_a_control_character_in_a_long_text_is_refused_by_the_reader_of_pictures(control):
+    written = f'{{"images": ["{LONG_TEXT}{control}{LONG_TEXT}"]}}'.encode()
+    for image in parse(written)["images"]:
+        with pytest.raises(DeliveryFailed, match="not base64"):
+            from_engine(image)
+
+    info = f'{{"info": "{{\\"seed\\": 1}}{control}{" " * LONG}"}}'.encode()
+    with pytest.raises(ValueError, match="control character"):
+        parse(info)
 
 
 @pytest.mark.parametrize("value", [{"x": float("nan")}, {"x": b"bytes"}, [LONG_TEXT, {1, 2}]])

@@ -42,6 +42,17 @@ def test_seconds_in_which_the_engine_works_for_another_job_are_not_counted_twice
     assert stopwatch.timings() == {"generate": 5, "gpu_seconds": 3, "total": 5}
 
 
+def test_the_deadline_moves_on_while_the_engine_works_for_another_job(clock):
+    """That of a part not beyond the deadline of the whole."""
+    whole = Stopwatch(60, clock=clock)
+    short, part = Stopwatch(10, clock=clock), whole.part(lambda _: None)
+    with short.engine_busy(), part.engine_busy():
+        clock.now += 50
+        assert (short.left(), part.left()) == (10, 10)
+    clock.now += 9
+    assert (short.left(), part.left()) == (1, 1)
+
+
 def test_the_deadline_can_only_become_earlier(clock):
     stopwatch, left = Stopwatch(60, clock=clock), []
     for limit, passed in ((500, 0), (10, 0), (10, 30)):

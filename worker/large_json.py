@@ -25,6 +25,9 @@ Json = Any
 def parse(document: bytes) -> Json:
     """Parse JSON; base64 of at least `LONG` characters is copied, and not scanned.
 
+    So a control character in such a text, which JSON forbids, stays in it: the caller checks that
+    a picture is base64. A text with a comma, a colon or an escape is scanned, as by `json.loads`.
+
     Raises:
         ValueError: it is not JSON, or nested too deep.
     """

@@ -41,6 +41,7 @@ class Stopwatch:
         self.pictures = 0
         self._usd_per_second = usd_per_second
         self._parts: list[Stopwatch] = []
+        self._whole: Stopwatch | None = None
         self._clock = clock
         self._entered = entered
         self._started = clock()
@@ -48,6 +49,7 @@ class Stopwatch:
         self._phases: dict[str, float] = {}
         self._running: dict[str, float] = {}  # when each unfinished phase began
         self._of_others = 0.0  # seconds on the engine that count for other jobs
+        self._busy_since: float | None = None  # when the last of these began
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -61,19 +63,24 @@ class Stopwatch:
 
     @contextmanager
     def engine_busy(self) -> Iterator[None]:
-        """During the body, which is in this job's phase on the engine, it works for another job."""
-        began = self._clock()
+        """During the body, which is in this job's phase on the engine, it works for another job.
+
+        The deadline moves on by these seconds: the job is not late because that one is.
+        """
+        began = self._busy_since = self._clock()
         try:
             yield
         finally:
+            self._busy_since = None
             self._of_others += self._clock() - began
 
     def part(self, entered: Callable[[str], None]) -> Stopwatch:
-        """The stopwatch of a part of the job, with the same deadline.
+        """The stopwatch of a part of the job, with a deadline that is not after that of the whole.
 
         The part's seconds on the engine and its pictures count for the whole job, too.
         """
         part = Stopwatch(self.left(), entered, self._clock, usd_per_second=self._usd_per_second)
+        part._whole = self
         self._parts.append(part)
         return part
 
@@ -88,7 +95,9 @@ class Stopwatch:
 
     def left(self) -> float:
         """Seconds until the deadline; 0 afterwards."""
-        return max(0.0, self._started + self._timeout - self._clock())
+        now = self._clock() if self._busy_since is None else self._busy_since
+        left = max(0.0, self._started + self._timeout + self._of_others - now)
+        return min(left, self._whole.left()) if self._whole else left
 
     def phases(self) -> dict[str, float]:
         """Seconds of each phase, including unfinished ones."""

@@ -194,12 +194,13 @@ def _run_together(context: Context) -> list[Job]:
 
 
 def _idle_seconds(jobs: list[Job]) -> float:
-    """Mean time between the end of a job's request to the engine and the start of the next one.
+    """Mean time in which the engine has no request between two jobs.
 
-    From one result to the next one passes this time and that of the second job's request.
+    From one result to the next one passes this time and that in which the engine works for the
+    second job only.
     """
     return statistics.mean(
-        later.ended - earlier.ended - float(later.output["timings"]["generate"])
+        later.ended - earlier.ended - float(later.output["timings"]["gpu_seconds"])
         for earlier, later in itertools.pairwise(jobs)
     )
 

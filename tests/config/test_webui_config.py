@@ -3,6 +3,7 @@ import os
 import time
 
 import pytest
+from fakes.model_files import write_as_before
 from fakes.recorded import recorded
 
 from worker.config import webui_config
@@ -23,6 +24,13 @@ DECIDED = {"sd_checkpoints_limit": 1, "checkpoints_limit_by_worker": True}
 def written(folder, checkpoint=None, pickles=None):
     write(folder, checkpoint, pickles)
     return json.loads((folder / "config.json").read_text())
+
+
+def raising(error):
+    def read(*_):
+        raise error
+
+    return read
 
 
 def test_every_setting_that_a_job_can_override_has_a1111s_default(tmp_path):
@@ -78,6 +86,20 @@ def test_only_the_default_checkpoint_is_replaced_before_a_later_start(tmp_path):
     set_checkpoint(tmp_path, "good")
     after = json.loads((tmp_path / "config.json").read_text())
     assert after == before | {"sd_model_checkpoint": "good"}
+
+
+def test_the_checkpoint_is_read_again_after_a_change_that_keeps_size_and_time(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(webui_config, "_SETTLED", -1)
+    path = tmp_path / "config.json"
+    write_as_before(path, json.dumps({"sd_model_checkpoint": "a"}))
+    with monkeypatch.context() as patch:
+        patch.setattr(webui_config, "read_small", raising(OSError("too many open files")))
+        assert webui_config.checkpoint(tmp_path) is None
+    for name in ("a", "b"):  # a failed read is not remembered, either
+        write_as_before(path, json.dumps({"sd_model_checkpoint": name}))
+        assert webui_config.checkpoint(tmp_path) == name
 
 
 def test_the_checkpoint_is_read_again_when_the_config_has_changed(tmp_path):

@@ -230,6 +230,21 @@ def load_model_weights(model, state_dict):
     model.alphas_cumprod_original = model.alphas_cumprod
 
 
+def create_sampler(name, model, constructor=types.SimpleNamespace):
+    """A sampler notes the noise levels of its model, and the model itself."""
+    sampler = sd_samplers_common.Sampler()
+    sampler.name, sampler.levels = name, model.alphas_cumprod
+    sampler.model_wrap_cfg = constructor(model_wrap=constructor(inner_model=model))
+    return sampler
+
+
+class Sampler:
+    def initialize(self, p):
+        """The model with which the sampler draws; the one in use if it has none."""
+        wrapped = self.model_wrap_cfg.model_wrap
+        return wrapped.inner_model if wrapped else sd_models.model_data.sd_model
+
+
 def apply_token_merging(sd_model, token_merging_ratio):
     sd_model.applied_token_merged_ratio = token_merging_ratio
 
@@ -259,7 +274,7 @@ def saved_vae():
 
 
 sd_models = types.SimpleNamespace()
-devices = networks = safe = sd_vae = types.SimpleNamespace()
+devices = networks = safe = sd_vae = sd_samplers_common = types.SimpleNamespace()
 
 
 def module(name, **contents):
@@ -293,6 +308,8 @@ def a1111(monkeypatch):
         ),
         "sd_hijack": module("modules.sd_hijack"),
         "sd_vae": saved_vae(),
+        "sd_samplers": module("modules.sd_samplers", create_sampler=create_sampler),
+        "sd_samplers_common": module("modules.sd_samplers_common"),
     }
     made["devices"].test_for_nans = test_for_nans
     made["networks"].network_apply_weights = network_apply_weights
@@ -306,12 +323,13 @@ def a1111(monkeypatch):
         ("scripts", ScriptRunner),
         ("sd_models", SdModelData),
         ("sd_hijack", StableDiffusionModelHijack),
+        ("sd_samplers_common", Sampler),
     ):
         setattr(made[room], original.__name__, type(original.__name__, (original,), {}))
     made["sd_models"].model_data = made["sd_models"].SdModelData()
     made["sd_hijack"].model_hijack = made["sd_hijack"].StableDiffusionModelHijack()
     for one in made.values():
         monkeypatch.setitem(sys.modules, one.__name__, one)
-    for name in ("devices", "networks", "safe", "sd_models", "sd_vae"):
+    for name in ("devices", "networks", "safe", "sd_models", "sd_vae", "sd_samplers_common"):
         monkeypatch.setitem(globals(), name, made[name])
     return types.SimpleNamespace(**made)

@@ -15,8 +15,8 @@ class Model(torch.nn.Module):
 
 
 def keep_apart(a1111):
-    modules = (a1111.sd_models, a1111.sd_hijack, a1111.sd_vae, a1111.networks)
-    kept_checkpoints.keep_apart(*modules)
+    names = ("sd_models", "sd_hijack", "sd_vae", "networks", "sd_samplers_common")
+    kept_checkpoints.keep_apart(*(getattr(a1111, name) for name in names))
 
 
 @pytest.fixture
@@ -103,13 +103,30 @@ def test_a_refiner_of_the_same_architecture_has_the_loras_and_the_token_merging_
 
 @pytest.mark.parametrize(("file", "levels"), [({}, "own"), ({"alphas_cumprod": "file"}, "file")])
 def test_the_noise_levels_of_a_picture_do_not_stay_for_the_next_checkpoint(a1111, file, levels):
-    kept_checkpoints.reset_schedule(a1111.sd_models)
+    kept_checkpoints.reset_schedule(a1111.sd_models, a1111.sd_samplers)
     model = Model(768)
     model.alphas_cumprod = "own"
     a1111.sd_models.load_model_weights(model, {})
     model.alphas_cumprod = "zero terminal SNR"
     a1111.sd_models.load_model_weights(model, file)
     assert (model.alphas_cumprod, model.alphas_cumprod_original) == (levels, levels)
+
+
+def test_a_sampler_notes_the_noise_levels_of_its_job(a1111):
+    kept_checkpoints.reset_schedule(a1111.sd_models, a1111.sd_samplers)
+    model = Model(768)
+    model.alphas_cumprod = "of the last job"
+    sampler = a1111.sd_samplers.create_sampler("Euler", model)
+    assert (sampler.name, sampler.levels) == ("Euler", "picture")
+
+
+def test_the_second_picture_of_a_sampler_begins_without_the_refiner_of_the_first(engine):
+    base = engine.sd_models.model_data.sd_model
+    base.alphas_cumprod = "own"
+    sampler = engine.sd_samplers.create_sampler("Euler", base)
+    assert sampler.initialize("p") is base
+    sampler.model_wrap_cfg.model_wrap.inner_model = engine.sd1  # the refiner
+    assert sampler.initialize("p") is base
 
 
 def test_a_kept_checkpoint_gets_the_noise_levels_of_the_picture(engine):

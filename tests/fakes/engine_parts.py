@@ -23,6 +23,8 @@ class Fake:
 
     can_restart = True
     hypertile = False
+    checkpoints_limit = 1.0
+    checkpoints: tuple[dict[str, str], ...] = ()
     answer = staticmethod(lambda _body: [])
 
     def __init__(self, folder):
@@ -42,7 +44,12 @@ class Fake:
             return {
                 "wait": Ready(self.catalog, self.process, 0.0, "default"),
                 "is_idle": True,
-                "options": {"hypertile": self.hypertile, "sd_model_checkpoint": "any"},
+                "sd_models": self.checkpoints,
+                "options": {
+                    "hypertile": self.hypertile,
+                    "sd_model_checkpoint": "any",
+                    "sd_checkpoints_limit": self.checkpoints_limit,
+                },
             }.get(name, [])
 
         return ask

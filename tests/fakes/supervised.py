@@ -38,7 +38,7 @@ PARENT_ENGINE = "me.have_child(); me.ready(); me.serve()"
 # What start.sh gets from the real model_manager.py.
 CHECK = "from worker.config import preflight\nif status := preflight.main(): sys.exit(status)\n"
 PROGRAM = """\
-import sys
+import os, sys
 sys.path.append({tests!r})
 from fakes.supervised import Program
 me = Program({name!r})

@@ -48,6 +48,7 @@ class Control(Transport):
     async def serve(self):
         self._ending = asyncio.get_running_loop().create_future()
         await self._take_jobs(self)
+        self._has_all_jobs.set()
         await self.finish()
 
     async def finish(self):
@@ -192,6 +193,27 @@ def test_only_the_last_result_of_a_worker_that_retires_stops_it(ends_last):
     assert [body for _, body in control.results] == [{}, {}, {"stopPod": True}]
 
 
+def test_a_job_that_comes_while_the_worker_retires_is_posted_before_it_is_stopped():
+    """It was on its way when the result of the job before was ready."""
+
+    class SlowPoll(Control):
+        async def take(self, count, *, ending, **how):
+            if self.counts:
+                control.take_next("job-1")
+                await ending
+            return await super().take(count, **how)
+
+    async def handler(job):
+        control.take_next(job["id"])
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return {"refresh_worker": True} if job["id"] == "job-1" else {}
+
+    control = SlowPoll(handler, [jobs(1), jobs(2)])
+    asyncio.run(control.serve())
+    assert control.results == [("job-1", {}), ("job-2", {"stopPod": True})]
+
+
 def test_a_job_that_is_sent_twice_runs_once(caplog):
     control = served(echo, [jobs(1, 1, 2)], concurrency=3)
     assert sorted(job for job, _ in control.results) == ["job-1", "job-2"]
@@ -227,6 +249,31 @@ def test_a_stop_signal_waits_for_its_job(caplog, early_stop, is_stopped):
 def test_a_stop_signal_for_a_finished_job_does_not_stop_its_repetition():
     """RunPod repeats a job under its old id."""
     assert len(played(["begin", "finish", "stop"] * 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("play", "results"),
+    [
+        (["begin", "moment", "stop", "begin", "finish"], [("job-1", {"output": 1})]),
+        (["begin", "moment", "stop", "begin", "stop", "finish"], []),
+    ],
+)
+def test_a_stopped_job_that_is_repeated_begins_when_the_stopped_one_has_ended(play, results):
+    """A caller may repeat a job that has timed out, while the worker still cleans up."""
+    running = []
+
+    async def handler(job):
+        running.append(job["id"])
+        assert len(running) == 1
+        try:
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return job["input"]
+        finally:
+            await asyncio.sleep(0.01)
+            running.pop()
+
+    assert played(play, handler) == results
 
 
 def test_a_stopped_job_can_clean_up_and_posts_nothing():

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 from fakes.a1111.process import write_safetensors
+from fakes.model_files import sha256
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import SMALL, completed, running_worker
 
@@ -34,9 +35,11 @@ def test_a_kept_checkpoint_is_used_again_and_a_replaced_file_is_not(start):
         first = [picture(worker, name) for name in ("first", "second")]
         assert [picture(worker, name) for name in ("first", "second")] == first
         assert "Using already loaded model second" in worker.log()
-        write_safetensors(worker.store / "Stable-diffusion/second.safetensors", b"replaced")
+        write_safetensors(file := worker.store / "Stable-diffusion/second.safetensors", b"replaced")
         picture(worker, "first")
-        assert picture(worker, "second") != first[1]
+        result = completed(worker.run(SMALL | {"checkpoint": "second"}))
+        assert result["images"][0] != first[1]
+        assert result["models"][0]["sha256"] == sha256(file.read_bytes())
 
 
 def test_an_engine_that_was_killed_keeps_only_one_from_then_on(start):

@@ -39,7 +39,8 @@ def call(function, **environ):
 SPOILED = {
     r"WEBUI_DIR=\S+ has no webui\.py: set it to": lambda w: (w.webui / "webui.py").unlink(),
     r"RUN_DIR=\S+ must be a folder": lambda w: w.run_dir.touch(),
-    r"WEBUI_DIR=\S+ ": lambda w: w.replace_model_manager("sys.exit(1)"),
+    r"WEBUI_DIR=\S+ .*\(status 1\)": lambda w: w.replace_model_manager("sys.exit(1)"),
+    r"WEBUI_DIR=\S+ .*\(status 137\)": lambda w: w.replace_model_manager("os.kill(os.getpid(), 9)"),
 }
 WRONG = {
     r"WEBUI_PYTHON=\S+/venv/bin/python cannot be executed": {"WEBUI_PYTHON": "venv/bin/python"},

@@ -144,6 +144,41 @@ def test_a_signal_before_anything_runs_starts_nothing(new_worker):
     assert worker.story() == ["model_manager at work", "model_manager done"]
 
 
+@pytest.mark.parametrize("how", ["it dies", "it is restarted", "it is asked to restart"])
+def test_the_last_job_does_not_wait_for_an_engine_that_is_not_started_again(running, how):
+    """Its handler ends when it reads that."""
+    worker = running(
+        "me.ready(); me.serve(waits=True)", "me.serve(waits=True)", SHUTDOWN_GRACE="600"
+    )
+    if how == "it is restarted":
+        as_handler(worker).request_restart("poisoned")
+        worker.await_event("engine TERM")
+    worker.process.send_signal(signal.SIGTERM)
+    if how == "it is restarted":
+        os.kill(worker.noted("engine started")[0]["pid"], signal.SIGKILL)
+    worker.await_event("handler TERM")
+    if how == "it dies":
+        kill_engine(worker)
+    if how == "it is asked to restart":
+        as_handler(worker).request_restart("poisoned")
+    worker.until(lambda: as_handler(worker).engine().is_gone, "the state for the handler")
+    assert as_handler(worker).engine().cause == "this worker is stopping and starts no other engine"
+    worker.let_go_on()
+    assert worker.end() == 0
+
+
+def test_ctrl_c_before_anything_runs_starts_nothing(new_worker):
+    """It ends the program that prepares the start, too."""
+    worker = new_worker()
+    worker.replace_model_manager("me.note('at work'); me.wait()")
+    worker.start()
+    worker.await_event("model_manager at work")
+    os.killpg(worker.process.pid, signal.SIGINT)
+    assert worker.end() == STOPPED_EARLY
+    assert worker.story() == ["model_manager at work"]
+    assert "SIGINT received: nothing was started" in worker.log()
+
+
 def test_a_signal_while_the_engine_is_restarted_ends_everything(running):
     worker = running("me.ready(); me.serve(waits=True)")
     as_handler(worker).request_restart("poisoned")

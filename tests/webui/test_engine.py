@@ -166,6 +166,32 @@ def test_a_file_that_was_replaced_is_loaded_anew_before_the_next_job(fake, kinds
     assert fake.run() == ["txt2img"]
 
 
+def test_a_checkpoint_that_was_replaced_has_the_hash_of_its_new_file(fake):
+    def sha256():
+        return asyncio.run(fake.engine_client.checkpoint_sha256("mine"))
+
+    fake.run()
+    fake.checkpoints = ({"model_name": "mine", "sha256": "old"},)
+    assert sha256() == "old"
+    fake.engine_client.files_replaced({"checkpoint"})
+    assert sha256() == "old"  # of a job that was running
+    fake.checkpoints = ({"model_name": "mine", "sha256": "new"},)
+    fake.run()
+    assert sha256() == "new"
+
+
+@pytest.mark.parametrize(("limit", "reasons"), [(1.0, []), (2.0, ["replaced-model"])])
+def test_a_replaced_lora_costs_a_restart_if_a_cancelled_job_may_have_left_a_checkpoint_with_it(
+    fake, limit, reasons
+):
+    fake.checkpoints_limit = limit
+    fake.run()
+    fake.fail(JobTimeout("x"), checkpoint="other")
+    fake.engine_client.files_replaced({"lora"})
+    fake.run()
+    assert fake.reasons == reasons
+
+
 def test_an_external_engine_with_a_replaced_checkpoint_is_named_in_the_log(fake, caplog):
     fake.run()
     fake.can_restart = False

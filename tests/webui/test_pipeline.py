@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from contextlib import AsyncExitStack, suppress
 from unittest.mock import Mock
@@ -40,6 +41,7 @@ class Queue(Fake):
         self.stopped, self.lock = threading.Event(), threading.Lock()
         self.nearly_done, self.fails = threading.Event(), set()
         self.is_running, self.done = False, []
+        self.clock = time.monotonic
 
     def draw(self, _route, body, _timeout):
         name = body["prompt"]
@@ -69,9 +71,10 @@ class Queue(Fake):
 
     async def job(self, name, turns):
         payload = Payload({"prompt": name, "override_settings": {}}, Expected(1))
-        async with turns.next(Stopwatch(SOON)) as next_job:
+        stopwatch = Stopwatch(SOON, clock=self.clock)
+        async with turns.next(stopwatch) as next_job:
             answer = await self.engine_client.generate(
-                payload, Stopwatch(SOON), lambda _: None, next_job=next_job
+                payload, stopwatch, lambda _: None, next_job=next_job
             )
         self.done.append(name)
         return answer.images
@@ -212,6 +215,21 @@ def test_a_restart_waits_until_the_pictures_of_the_job_before_are_there(queue):
         assert queue.of("send", "request_restart") == ["send A", "request_restart", "send B"]
 
     story(queue, tell, is_sent=False)
+
+
+def test_the_time_of_a_job_does_not_run_out_while_the_one_before_is_encoded(queue, clock):
+    async def tell(first, second):
+        queue.computed["A"].set()
+        await until(lambda: "computed A" in queue.asked)
+        clock.now += 10 * SOON
+        queue.encoded["A"].set()
+        assert await first == ["True"]
+        await asyncio.sleep(0.1)  # the second job could give up meanwhile
+        queue.all_done()
+        assert await second == ["True"]
+
+    queue.clock = clock
+    story(queue, tell)
 
 
 @pytest.fixture

@@ -143,9 +143,9 @@ class Settings(StoreSettings):
         1,
         ge=1,
         le=8,
-        description="Jobs that are taken at once. With 1, the next job is taken when the last step"
-        " of the running one has begun. With 2, the next job's models are downloaded while one"
-        " generates. Only one generates at a time.",
+        description="Jobs that are taken at once. With 1, the next job is taken from RunPod's queue"
+        " when the last step of the running one has begun. With 2, the next job's models are"
+        " downloaded while one generates. Only one generates at a time.",
     )
     shutdown_grace: float = Field(
         60, ge=1, le=_DAY, description="Seconds from SIGTERM until every process has ended."

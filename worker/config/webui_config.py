@@ -91,25 +91,22 @@ def checkpoint(webui_dir: Path) -> str | None:
     """The name of the checkpoint that the engine loads for a job that names none."""
     path = f"{webui_dir}/config.json"
     try:
-        status = os.stat(path)  # noqa: PTH116 - runs for each job
-    except OSError:
+        one = os.stat(path)  # noqa: PTH116 - runs for each job
+        if abs(time.time() - one.st_ctime) < _SETTLED:
+            return _checkpoint_in(path)
+        return _known_checkpoint(path, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns)
+    except (OSError, ValueError, RecursionError):
         return None
-    if abs(time.time() - status.st_mtime) < _SETTLED:
-        return _checkpoint_in(path)
-    return _known_checkpoint(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def _known_checkpoint(path: str, _inode: int, _size: int, _mtime_ns: int) -> str | None:
+def _known_checkpoint(path: str, *_version: int) -> str | None:
     """The name in this version of the file, which A1111 fills with hundreds of settings."""
     return _checkpoint_in(path)
 
 
 def _checkpoint_in(path: str) -> str | None:
-    try:
-        options = json.loads(read_small(Path(path)))
-    except (OSError, ValueError, RecursionError):
-        return None
+    options = json.loads(read_small(Path(path)))
     title = options.get("sd_model_checkpoint") if isinstance(options, dict) else None
     if not isinstance(title, str):
         return None

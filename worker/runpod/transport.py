@@ -106,6 +106,8 @@ class Transport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._posts: set[asyncio.Future[Any]] = set()
         self._retires = False
+        self._has_all_jobs = asyncio.Event()  # no further job comes
+        self._repeated: dict[str, RunPodJob] = {}  # they begin when their stopped runs have ended
         self._early_stops: dict[str, float] = {}  # job id -> when its stop signal came
         self._finished: deque[str] = deque(maxlen=REMEMBERED_JOBS)
 
@@ -131,6 +133,7 @@ class Transport:
             try:
                 await self._take_jobs(poller)
             finally:
+                self._has_all_jobs.set()
                 while self._tasks:  # stop signals still apply to them
                     await asyncio.wait(self._tasks)
                 stops.cancel()
@@ -186,8 +189,9 @@ class Transport:
 
     def _free(self) -> int:
         """How many jobs may be taken now."""
-        working = len(self._working())
-        return min(self._concurrency - working, 2 * self._concurrency - len(self._tasks))
+        working, waiting = len(self._working()), len(self._repeated)
+        most = 2 * self._concurrency - len(self._tasks)
+        return min(self._concurrency - working, most) - waiting
 
     def take_next(self, job_id: str) -> None:
         """Another job may be taken: this one needs the engine no more. Call it in the loop."""
@@ -200,8 +204,11 @@ class Transport:
         if self._was_stopped_early(job_id):
             logger.info("job %s was stopped before it began", job_id)
             return
-        if job_id in self._jobs:
-            logger.warning("RunPod sent job %s twice; it runs once", job_id)
+        if running := self._jobs.get(job_id):
+            if running.is_stopped:  # RunPod has ended it, and repeats it under its old id
+                self._repeated[job_id] = job
+            else:
+                logger.warning("RunPod sent job %s twice; it runs once", job_id)
             return
         # The handler starts with the next step of the event loop, without any delay.
         work = asyncio.ensure_future(_call(self._handler, job))
@@ -223,14 +230,11 @@ class Transport:
                 self._retires = True
                 self._end("the job's result retires this worker")
             self.take_next(job_id)
-            # RunPod may end the worker when `stopPod` comes, so only the last result has it.
-            while self._retires and self._posts:
-                await asyncio.wait(self._posts)
+            if self._retires and await self._is_last():
+                body["stopPod"] = True
             if running.is_stopped or self.poster is None:
                 logger.info("job %s was stopped", job_id)
                 return
-            if self._retires and len(self._jobs) == 1:
-                body["stopPod"] = True
             running.step = asyncio.ensure_future(self.poster.post_result(job_id, body))
             self._posts.add(running.step)
             await asyncio.wait({running.step})
@@ -241,6 +245,19 @@ class Transport:
             if self.poster:
                 self.poster.forget(job_id)
             del self._jobs[job_id]
+            if repeated := self._repeated.pop(job_id, None):
+                self._begin(repeated)
+
+    async def _is_last(self) -> bool:
+        """Wait until a job's result may be the last one; returns whether it is.
+
+        RunPod may end the worker when `stopPod` comes: no job may come or be posted after it.
+        """
+        await self._has_all_jobs.wait()
+        while self._posts:
+            await asyncio.wait(self._posts)
+        running = sum(not job.is_stopped for job in self._jobs.values())
+        return running + len(self._repeated) == 1
 
     # Stop --------------------------------------------------------------------------------------
 
@@ -276,6 +293,8 @@ class Transport:
 
     def _stop(self, job_id: str) -> None:
         running = self._jobs.get(job_id)
+        if self._repeated.pop(job_id, None):
+            return
         if running is None:
             # The signal is late, or it came before its job and is kept until the job comes.
             if job_id not in self._finished:

@@ -45,15 +45,20 @@ def advise(settings: Settings) -> None:
 
 
 def boot(
-    boot_engine: Callable[[float], None], timeout: float, background: Mapping[str, Background]
+    boot_engine: Callable[[float], None],
+    timeout: float,
+    background: Mapping[str, Background],
+    stop: threading.Event,
 ) -> dict[str, float]:
     """Boot the engine and run the background work in parallel; return the seconds of each part.
+
+    Work that takes longer than `timeout` goes on until the caller sets `stop`.
 
     Raises:
         WorkerError: the engine cannot make pictures.
     """
     stopwatch = Stopwatch(timeout)
-    stop, booted = threading.Event(), threading.Event()
+    booted = threading.Event()
 
     def start(name: str, work: Background) -> threading.Thread:
         def run() -> None:

@@ -56,6 +56,11 @@ def check(worker: Worker, job: Job, model: type[Request]) -> Request:
 
 async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult:
     """From the checked input to the delivered pictures."""
+
+    def take_next() -> None:
+        if not worker.engine.retiring:
+            job.take_next()
+
     async with (
         FinishedPictures(worker, job, wanted.output) as finished,
         prepared(worker, job, wanted) as ready,
@@ -64,10 +69,9 @@ async def run(worker: Worker, job: Job, wanted: PictureRequest) -> PictureResult
         with worker.read_ahead.beside(_files_to_load(worker, ready.models)):
             turn = worker.turns.next(job.stopwatch, _checkpoint(worker, ready.models))
             async with turn as waiting:
-                next_job = replace(waiting, may_come=job.take_next)
+                next_job = replace(waiting, may_come=take_next)
                 generated = await generate(worker, job, ready, finished, next_job)
-        if not worker.engine.retiring:
-            job.take_next()
+        take_next()
         return await deliver(worker, job, ready, generated, finished)
 
 

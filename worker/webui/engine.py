@@ -109,7 +109,8 @@ class Engine:
         self._loaded: Loading | None = None  # None: unknown, a job ended while it switched
         self._first_pictures = 0  # of the engine, when `_loaded` was noted
         self._proven_upscalers: set[tuple[int, str | None]] = set()  # and by which process
-        self._sha256: dict[str, str] = {}  # by the checkpoint's name
+        # By the checkpoint's name and the process: another process may have another file of it.
+        self._sha256: dict[tuple[int, str], str] = {}
 
     @property
     def catalog(self) -> Catalog:
@@ -180,11 +181,13 @@ class Engine:
 
         Args:
             kinds: what the files are. A LoRA or an embedding costs a small picture, a checkpoint or
-                a VAE a restart; each before the next job.
+                a VAE a restart; each before the next job. A LoRA costs a restart, too, if the
+                engine may keep several checkpoints.
         """
         # Of a kept checkpoint, A1111 would go on with the weights that the old LoRA has changed.
-        memory = self._lifecycle.memory
-        is_kept = "lora" in kinds and memory is not None and len(memory.kept) > 1
+        # It may keep more than `memory.kept` has: the checkpoints of a script, and of a job that
+        # was cancelled; and the operator's config.json may let it keep several.
+        is_kept = "lora" in kinds and self._lifecycle.may_keep_several
         if kinds & {"checkpoint", "vae"} or is_kept:
             self._lifecycle.report(Event.CHECKPOINT_REPLACED)
         if kinds & {"lora", "embedding"}:
@@ -192,13 +195,16 @@ class Engine:
 
     async def checkpoint_sha256(self, name: str) -> str | None:
         """SHA-256 of a checkpoint that the engine has loaded; None if the engine has no hash."""
-        if name not in self._sha256:
+        process = self._lifecycle.first_pictures
+        if (process, name) not in self._sha256:
             # The picture exists already: a missing hash must not lose it.
             with suppress(WorkerError):
                 listed = await asyncio.to_thread(self._webui.sd_models)
                 hashes = ((m.get("model_name"), m.get("sha256")) for m in listed)
-                self._sha256 |= {str(name): sha for name, sha in hashes if isinstance(sha, str)}
-        return self._sha256.get(name)
+                self._sha256 |= {
+                    (process, str(name)): sha for name, sha in hashes if isinstance(sha, str)
+                }
+        return self._sha256.get((process, name))
 
     # Generation ------------------------------------------------------------------------------
 

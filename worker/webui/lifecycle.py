@@ -87,6 +87,12 @@ class Lifecycle:
         self.retiring = reason
         log.warning("this worker is to be replaced: %s", reason)
 
+    @property
+    def may_keep_several(self) -> bool:
+        """Whether the engine's own option lets it keep several checkpoints in memory."""
+        limit = self._options.get(OPTION)
+        return isinstance(limit, int | float) and limit > 1  # A1111 answers 2.0
+
     # Readiness -------------------------------------------------------------------------------
 
     def boot(self, timeout: float) -> None:
@@ -249,7 +255,7 @@ class Lifecycle:
             self._replace("replaced-model")
             return
         self.report(Event.RESTART_REQUESTED)
-        log.warning("a checkpoint or VAE file was replaced: restart the engine, it has the old one")
+        log.warning("a model file was replaced: restart the engine, it has the old one")
 
     def _replace(self, reason: Reason) -> None:
         before = self.process()

@@ -94,10 +94,7 @@ class Slot:
         """Have the engine alone, to repair it or to interrupt what runs.
 
         Returns after all requests of other jobs have ended. The request of the next job, if it has
-        sent one, is stopped.
-
-        Raises:
-            JobTimeout: the job before had to be repeated first, and that took too long.
+        sent one, is stopped. If the job before must be repeated, it is repeated first.
         """
         if self.passed_on:
             self.passed_on = False
@@ -119,7 +116,8 @@ class Slot:
         taking = asyncio.ensure_future(self._pipeline.engine.acquire())
         with self.stopwatch.engine_busy() if is_busy else nullcontext():
             try:
-                await asyncio.wait({taking}, timeout=self.stopwatch.left())
+                # That job has a deadline of its own.
+                await asyncio.wait({taking}, timeout=None if is_busy else self.stopwatch.left())
             finally:  # also when the job is cancelled at the moment in which it gets the engine
                 self._holds = taking.done() or not taking.cancel()
         if not self._holds:

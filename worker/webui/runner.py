@@ -75,7 +75,7 @@ class Runner:
         if slot.is_disturbed:
             await finish(self._stop(posted, slot))
             raise Disturbed
-        if not posted.done() or not slot.before.done():
+        if not posted.done():
             await finish(self._stop(posted, slot))
             raise stopwatch.expired("no result")
         return posted.result()
@@ -125,17 +125,19 @@ class Runner:
         """Wait until the request that runs is nearly done.
 
         A look costs the engine 1 ms of its thread: with an eighth of the time so far between two of
-        them, a long request has few, and the end of a short one is not missed by much.
+        them, and near the end a 64th, a long request has few, whatever the engine's estimate is;
+        and the end of a short one is not missed by much.
         """
         began = time.monotonic()
-        least, most = self._timing.end_poll, self._timing.end_poll_longest
         seen: ending.Seen | None = None
         was_running = False
         # Seen to run once, it is over when it does not run.
         while not (seen and was_running and (seen.is_nearly_done or not seen.is_running)):
             left = seen.seconds_left if seen and was_running else math.inf
-            longest = max(most, (time.monotonic() - began) / 8)
-            await asyncio.sleep(min(max(left / 2, least), longest))
+            passed = time.monotonic() - began
+            least = max(self._timing.end_poll, passed / 64)
+            most = max(self._timing.end_poll_longest, passed / 8)
+            await asyncio.sleep(min(max(left / 2, least), most))
             seen = await self._seen()
             was_running = was_running or bool(seen and seen.is_running)
 
@@ -194,14 +196,13 @@ class Runner:
 async def _answered(
     posted: asyncio.Future[T], before: asyncio.Future[bool], stopwatch: Stopwatch
 ) -> None:
-    """Wait for the answer and for the end of the job before, until the deadline.
+    """Wait for the end of the job before, which has a deadline of its own, and for the answer.
 
-    Returns early if the job before says that the request must be repeated.
+    Returns without an answer at the deadline, and if the request must be repeated.
     """
-    both: set[asyncio.Future[Any]] = {posted, before}
-    await asyncio.wait(both, timeout=stopwatch.left(), return_when=asyncio.FIRST_COMPLETED)
-    if not before.done() or before.result():
-        await asyncio.wait(both, timeout=stopwatch.left())
+    await asyncio.wait({before})
+    if before.result():
+        await asyncio.wait({posted}, timeout=stopwatch.left())
 
 
 async def finish(work: Coroutine[Any, Any, None]) -> None:

@@ -29,9 +29,9 @@ class EngineTiming:
             start.sh still runs.
         progress_every: between two requests for the progress of a picture.
         progress_per_log_line: a count; one in so many of these answers is logged.
-        end_poll: between two looks at a request that is nearly done.
-        end_poll_longest: the same for a request whose end is far away or unknown; later an eighth
-            of the time so far.
+        end_poll: between two looks at a request that is nearly done; later a 64th of the time so
+            far.
+        end_poll_longest: the same for a request whose end is far away or unknown; later an eighth.
         stop_patience: for an interrupted job to end, before the engine counts as hung. The same for
             a cancelled one that is nearly done, before it is interrupted together with the next.
         stop_poll: between two interrupts, or two checks whether the engine has stopped.

@@ -13,7 +13,11 @@ from a1111_worker.expect import expect, uses
 
 
 def keep_apart(
-    sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType, networks: ModuleType
+    sd_models: ModuleType,
+    sd_hijack: ModuleType,
+    sd_vae: ModuleType,
+    networks: ModuleType,
+    samplers: ModuleType,
 ) -> None:
     """Prepare each checkpoint that comes into use as one that was just loaded, a refiner, too.
 
@@ -22,6 +26,7 @@ def keep_apart(
     """
     _prepare_kept(sd_models, sd_hijack, sd_vae)
     _keep_refiner_alike(sd_models, networks)
+    _begin_without_refiner(sd_models, samplers)
 
 
 def _prepare_kept(sd_models: ModuleType, sd_hijack: ModuleType, sd_vae: ModuleType) -> None:
@@ -100,24 +105,51 @@ def _keep_refiner_alike(sd_models: Any, networks: ModuleType) -> None:
     sd_models.reload_model_weights = reload_alike
 
 
-def reset_schedule(sd_models: Any) -> None:
-    """Load a checkpoint with its own noise levels, also after a picture with other ones.
+def _begin_without_refiner(sd_models: Any, samplers: ModuleType) -> None:
+    """Let each picture of an img2img job begin with the job's checkpoint.
+
+    All its pictures have one sampler. With one checkpoint in memory, the sampler's model has the
+    weights of the job's checkpoint again after a picture with a refiner. With several it would
+    still be the refiner.
+    """
+    sampler = samplers.Sampler
+    initialize = sampler.initialize
+    expect(uses(initialize, "model_wrap_cfg"), "a sampler has its model in model_wrap_cfg")
+
+    def initialize_apart(self: Any, p: Any) -> Any:
+        denoiser = self.model_wrap_cfg
+        if getattr(denoiser.model_wrap, "inner_model", None) is not sd_models.model_data.sd_model:
+            denoiser.model_wrap = None  # A1111 then takes the checkpoint in use
+        return initialize(self, p)
+
+    sampler.initialize = initialize_apart
+
+
+def reset_schedule(sd_models: Any, sd_samplers: Any) -> None:
+    """Give each picture the noise levels of its checkpoint and settings, also after other ones.
 
     A1111 loads the weights of the next checkpoint into the model of the last one. The noise levels
     of its last picture ("Zero Terminal SNR") would stay for all checkpoints whose files have none.
+    And the sampler of an img2img job notes the noise levels before A1111 sets those of the job.
 
     Raises:
         NotAsExpected: A1111 notes a checkpoint's noise levels in another way.
     """
-    load = sd_models.load_model_weights
+    load, create = sd_models.load_model_weights, sd_samplers.create_sampler
     expect(uses(load, "alphas_cumprod_original"), "load_model_weights notes the noise levels")
+    expect(uses(create, "model", "constructor"), "create_sampler makes a sampler for a model")
 
     def load_apart(model: Any, *args: Any, **named: Any) -> Any:
         if hasattr(model, "alphas_cumprod_original"):
             model.alphas_cumprod = model.alphas_cumprod_original
         return load(model, *args, **named)
 
+    def create_apart(name: Any, model: Any) -> Any:
+        sd_models.apply_alpha_schedule_override(model)
+        return create(name, model)
+
     sd_models.load_model_weights = load_apart
+    sd_samplers.create_sampler = create_apart
 
 
 def _shown(sd_models: Any) -> tuple[Any, Any]:

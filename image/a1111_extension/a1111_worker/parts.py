@@ -38,12 +38,18 @@ ALWAYS = [
     Part(
         KEEPS_APART,
         kept_checkpoints.keep_apart,
-        ("modules.sd_models", "modules.sd_hijack", "modules.sd_vae", "networks"),
+        (
+            "modules.sd_models",
+            "modules.sd_hijack",
+            "modules.sd_vae",
+            "networks",
+            "modules.sd_samplers_common",
+        ),
     ),
     Part(
         "noise levels of each checkpoint",
         kept_checkpoints.reset_schedule,
-        ("modules.sd_models",),
+        ("modules.sd_models", "modules.sd_samplers"),
     ),
     Part("no line for each request", requests_log.log_no_requests, ("uvicorn.config",)),
 ]

@@ -145,7 +145,7 @@ def simulate(rate, seconds=10.0, complaint=None):
     connections, fetched, seen = Connections(0.0, LARGE, rate(1)), 0.0, []
     for step in range(1, int(seconds / STEP) + 1):
         fetched += rate(connections.allowed) * STEP
-        connections.update(step * STEP, int(fetched))
+        connections.update(step * STEP, int(fetched), connections.allowed)
         if complaint and step == int(complaint / STEP):
             connections.host_complained(step * STEP)
         seen.append(connections.allowed)
@@ -196,7 +196,8 @@ def test_a_worker_at_its_limit_keeps_few_and_a_link_is_filled():
 def test_a_host_that_sends_only_its_first_bytes_fast_gets_many():
     connections = Connections(0.0, LARGE, rate=200e6)
     for step in range(1, 30):
-        connections.update(step * STEP, int(connections.allowed * 20e6 * step * STEP))
+        fetched = int(connections.allowed * 20e6 * step * STEP)
+        connections.update(step * STEP, fetched, connections.allowed)
     assert connections.allowed > FEWEST
 
 
@@ -207,18 +208,29 @@ def test_a_host_that_recovers_is_tried_again():
     assert seen[-1] == MOST
 
 
-def test_a_complaint_halves_for_good():
+def test_a_complaint_leaves_one_connection_less_for_good():
     seen = simulate(lambda count: count * 20e6, complaint=5.0)
     assert max(seen[:245]) == MOST
-    assert max(seen[255:]) == MOST // 2
+    assert set(seen[-100:]) == {MOST - 1}
 
 
-def test_a_complaint_to_all_connections_counts_once_and_one_connection_is_always_left():
-    connections = Connections(0.0, LARGE)
-    left = {5.0: 16, 5.001: 16, 5.5: 16, 6.1: 8, 8.0: 4, 10.0: 2, 12.0: 1, 14.0: 1}
-    for moment, allowed in left.items():
-        connections.host_complained(moment)
-        assert connections.allowed == allowed
-    connections.update(30.0, 10)
-    connections.update(31.0, 20)
-    assert connections.allowed == 1
+@pytest.mark.parametrize(("answered", "left"), [(0, 1), (1, 1), (4, 4), (31, 31), (32, 31)])
+def test_after_a_complaint_there_are_as_many_connections_as_the_host_has_answered(answered, left):
+    """It answers half of them in time, and the others while no request is sent."""
+    connections = Connections(0.0, LARGE, rate=20e6)
+    quiet_until = connections.host_complained(5.0)
+    assert connections.host_complained(5.5) == quiet_until  # another connection's: the same
+    for moment, delivering in ((5.2, answered // 2), (5.8, answered), (quiet_until, 0)):
+        assert connections.allowed == MOST
+        connections.update(moment, 0, delivering)
+    assert connections.allowed == left
+    for moment in (30.0, 31.0, 40.0):
+        connections.update(moment, int(moment * 1e9), left)
+    assert connections.allowed == left
+
+
+def test_a_complaint_to_the_only_connection_changes_nothing():
+    connections = Connections(0.0, LARGE, rate=20e6)
+    quiet_until = connections.host_complained(5.0)
+    connections.update(quiet_until, 0, 1)
+    assert connections.host_complained(9.0) == 9.0

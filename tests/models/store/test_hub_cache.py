@@ -8,7 +8,7 @@ import diskcache
 import pytest
 from fakes import model_files
 from fakes.hub_cache import COMMIT, OTHER_COMMIT, add_cached, folder_of, state
-from fakes.model_files import safetensors, sha256
+from fakes.model_files import safetensors, sha256, write_as_before
 from fakes.model_store import files_below, manager_for
 
 from worker.errors import ModelHashMismatch, ModelNotFound, ModelUnsafe, WorkerError
@@ -43,6 +43,19 @@ def manager(new_manager):
 @pytest.fixture
 def cached(root):
     return add_cached(root, REPO, {PATH: FOX})[PATH]
+
+
+def age(root):
+    """Let no folder of the cache have changed just now: it would be read again anyway."""
+    for path in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(path, (1, 1))
+
+
+def raising(error):
+    def read(*_):
+        raise error
+
+    return read
 
 
 def ensure(manager, text=REF, kind="lora", sha256=None):
@@ -323,6 +336,33 @@ def test_a_repository_that_is_added_later_is_found(manager, root):
         ensure(manager, "fox")
     add_cached(root, REPO, {PATH: FOX})
     assert ensure(manager, "fox").size == SIZE
+
+
+def test_a_branch_is_followed_after_a_failed_read_and_a_change_that_keeps_size_and_time(
+    manager, root, cached, monkeypatch
+):
+    monkeypatch.setattr(hub_cache, "_SETTLED", -1)
+    branch = cached.parents[3] / "refs/main"
+    new = add_cached(root, REPO, {PATH: OTHER}, commit=OTHER_COMMIT, ref=None)[PATH]
+    age(root)
+    os.utime(new.parents[1], (2, 2))  # the newest snapshot
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_cache, "read_small", raising(OSError("no answer from the volume")))
+        assert ensure(manager).path == new
+    for commit, path in ((COMMIT, cached), (OTHER_COMMIT, new)):
+        write_as_before(branch, commit)
+        assert [ensure(manager, text).path for text in (REF, "fox")] == [path, path]
+
+
+def test_a_damaged_file_has_its_name_again_when_its_blob_was_replaced(manager, root, cached):
+    blob = cached.resolve()
+    blob.write_bytes(FOX[:-1])
+    age(root)
+    with pytest.raises(ModelNotFound):
+        ensure(manager, "fox")
+    blob.with_suffix(".new").write_bytes(FOX)
+    blob.with_suffix(".new").rename(blob)
+    assert ensure(manager, "fox").path == cached
 
 
 def test_files_can_disappear_while_the_cache_is_read(manager, root, cached, monkeypatch):

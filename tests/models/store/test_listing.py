@@ -167,10 +167,17 @@ def test_in_one_look_a_folder_is_read_as_it_was_until_look_again(folder):
     assert len(names(listing)) == 2
 
 
-def test_a_folder_that_is_skipped_is_not_read(folder, reads):
-    (folder / "sub" / "blobs").mkdir()
-    (folder / "sub" / "blobs" / "d.safetensors").touch()
+def test_an_unlisted_folder_is_not_read_and_its_changes_are_seen(folder, reads):
+    blobs = folder / "sub" / "blobs"
+    blobs.mkdir()
+    (blobs / "d.safetensors").touch()
     assert len(names(Listing(folder))) == 3
+    for path in (blobs, blobs.parent):
+        os.utime(path, (1, 1))
     del reads[:]
-    assert len(names(Listing(folder, skipped=("blobs",)))) == 2
+    listing = Listing(folder, unlisted=("blobs",))
+    assert len(names(listing)) == 2
+    generation = listing.current_generation()
+    (blobs / "e.safetensors").touch()
+    assert listing.current_generation() != generation
     assert "blobs" not in reads

@@ -75,6 +75,18 @@ def test_two_files_with_one_clean_name_get_two_names_in_the_engine(store, folder
     assert [Store(*folders).find("lora", one.stem) for one in linked] == linked
 
 
+def test_a_file_that_became_a_link_to_a_fetched_one_is_the_fetched_one(store, folders):
+    path = put(folders[1])
+    assert store.find("lora", FOX).verified_sha256 is None
+    file = fetched(store, TWO, stem="dog")
+    path.unlink()
+    path.symlink_to(file.path)
+    assert store.find("lora", FOX) == file
+    path.unlink()
+    assert put(folders[1]).read_bytes() == ONE
+    assert store.find("lora", FOX).path == path
+
+
 def test_a_store_that_cannot_be_written_is_searched_after_the_writable_one(store, folders, loras):
     volume = folders[0].parent / "volume"
     other = Store(folders[0].parent / "other", volume, folders[2])

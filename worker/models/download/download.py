@@ -159,8 +159,9 @@ class _Transfer:
                 raise FetchStopped("the download was stopped.")
             with self._file.lock:
                 fetched, size = self._file.parts.fetched(), self._file.parts.size
+                delivering = len(self._running)
             if self._connections:
-                self._connections.update(time.monotonic(), fetched)
+                self._connections.update(time.monotonic(), fetched, delivering)
             self._break_off_slow()
             self._hooks.report(fetched, size)
 
@@ -262,7 +263,8 @@ class _Transfer:
         """Use fewer connections if the host refuses some; else give up after all attempts."""
         refuses_more = others_progress and failures > 0
         if self._connections and (again.host_complains or refuses_more):
-            self._connections.host_complained(time.monotonic())
+            until = self._connections.host_complained(time.monotonic())
+            self._quiet_until = max(self._quiet_until, until)
         if failures + 1 >= self._limits.attempts and not others_progress:
             raise again.final
 

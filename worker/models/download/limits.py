@@ -38,6 +38,7 @@ class DownloadLimits:
         settling: that new connections need until they deliver.
         measuring: over which a rate is measured.
         try_again: until more connections are tried again.
+        quiet: without new requests, while those that the host has answered are counted.
 
         stalled: a connection that delivers no block for this long is replaced.
         window: over which a connection is compared with the others.
@@ -75,6 +76,7 @@ class DownloadLimits:
     settling: float = 0.2
     measuring: float = 0.2
     try_again: float = 5.0
+    quiet: float = 1.0
 
     stalled: float = 20.0
     window: float = 10.0

@@ -21,7 +21,6 @@ from worker.models.download.limits import DEFAULT, DownloadLimits
 
 _NO_END = 1 << 62
 _MOMENT = 0.005  # seconds; the shortest time over which a rate is computed
-_COMPLAINT = 1.0  # seconds within which complaints on several connections count as one
 _ENOUGH = 3  # rates to compare: with two, either could be the exception
 
 
@@ -167,29 +166,51 @@ class Connections:
         self._before = None if rate is None else (few, rate)
         self._measure_from = now + limits.settling
         self._bytes_then: int | None = None
-        self._complained = now - _COMPLAINT
+        self._quiet_until: float | None = None  # set while it counts what a complaint leaves
+        self._delivering = 0  # connections, the most since the complaint
 
-    def update(self, now: float, fetched: int) -> None:
-        """Record that `fetched` bytes have arrived at time `now` (seconds)."""
-        if now < self._measure_from:
+    def update(self, now: float, fetched: int, delivering: int) -> None:
+        """Record what has happened until `now` (seconds).
+
+        Args:
+            now: of the clock that all calls use.
+            fetched: bytes that have arrived.
+            delivering: connections that the host has answered and that are still open.
+        """
+        if self._quiet_until is not None:
+            self._delivering = max(self._delivering, delivering)
+            if now >= self._quiet_until:
+                self._settle_for(self._delivering, now)
+        elif now < self._measure_from:
             return
         if self._bytes_then is None:
             self._measure_from, self._bytes_then = now, fetched
         elif now - self._measure_from >= self._limits.measuring:
             self._decide(now, (fetched - self._bytes_then) / (now - self._measure_from))
 
-    def host_complained(self, now: float) -> None:
-        """429 or 503: half as many, and no more than that for the rest of the file."""
-        if now - self._complained >= _COMPLAINT:
-            self._complained = now
-            self.allowed = self._most = max(1, self.allowed // 2)
+    def host_complained(self, now: float) -> float:
+        """429 or 503: no request for a moment; then as many as the host answers, until the end.
+
+        Returns:
+            When the next request may be sent (seconds); for one connection at once.
+        """
+        if self.allowed == 1:
+            return now
+        if self._quiet_until is None:
+            self._quiet_until, self._delivering = now + self._limits.quiet, 0
+        return self._quiet_until
+
+    def _settle_for(self, delivering: int, now: float) -> None:
+        self.allowed = self._most = max(1, min(self.allowed - 1, delivering))
+        self._quiet_until = self._before = self._bytes_then = None
+        self._measure_from = now + self._limits.settling
 
     def _decide(self, now: float, rate: float) -> None:
         self._bytes_then = None
         # Some hosts limit a connection only after its first bytes.
         burst = self._before and self._before[0] == self.allowed and rate < self._before[1] / 2
         if self._before and rate < self._before[1] * self._limits.worth_it and not burst:
-            self.allowed = self._before[0]
+            self.allowed = min(self._most, self._before[0])
             self._before, self._measure_from = None, now + self._limits.try_again
             return
         self._before = (self.allowed, rate)

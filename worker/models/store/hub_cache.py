@@ -43,10 +43,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REF_SIZE = 1000  # bytes; a commit has 40
 _SHOWN = 20  # repositories in the answer of `health`
 _SETTLED = 2.0  # seconds; a file that changed less than this ago may change within the same tick
-_NEVER = (-1, -1, -1)
 _WARNED = 1000  # files whose warning is remembered
-
-_Version = tuple[int, int, int]  # inode, size in bytes, modification time in ns
 
 log = logging.getLogger(__name__)
 
@@ -113,13 +110,13 @@ class HubCache:
         self._prefix = f"{str(self.root).rstrip('/')}/"
         # The blobs are reached by the links of the snapshots.
         beside = ("blobs", "refs")
-        self._listing = Listing(self.root, pickles=pickles, skipped=beside) if self.root else None
+        self._listing = Listing(self.root, pickles=pickles, unlisted=beside) if self.root else None
         self._reading = threading.RLock()
         self._generation = 0
         self._folders: list[Path] = []  # of the repositories that have model files
         self._state: Any = None
         self._looked: object = None
-        self._branches: dict[Path, tuple[_Version, str | None]] = {}
+        self._branches: dict[Path, tuple[object, str | None]] = {}
         self._where = Targets()
         self._content = _Content({}, {}, {}, {})
         self._hashes: dict[tuple[Path, tuple[int, int]], str] = {}
@@ -222,7 +219,7 @@ class HubCache:
             if generation != self._generation:
                 self._generation = generation
                 self._folders = _folders(self._listing.folder, paths)
-                self._branches = {}
+                self._branches, self._where = {}, Targets()
             found = ((_repo(folder.name), self._main_of(folder)) for folder in self._folders)
             commits = {repo: commit for repo, commit in found if commit}
             if (generation, commits) != self._state:
@@ -237,16 +234,17 @@ class HubCache:
     def _main_of(self, folder: Path) -> str | None:
         """The commit of a repository's `main`; its file is read again only if it has changed."""
         try:
-            status = os.stat(f"{folder}/refs/{_MAIN}")  # noqa: PTH116 - runs for each repository
-            now = status.st_ino, status.st_size, status.st_mtime_ns
+            one = os.stat(f"{folder}/refs/{_MAIN}")  # noqa: PTH116 - runs for each repository
+            # A program can set the time of modification, but not the time of change.
+            now = one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
+            then, commit = self._branches.get(folder, (None, None))
+            if then != now:
+                commit = _referenced(folder, _MAIN)
+                is_settled = time.time() - one.st_ctime > _SETTLED
+                self._branches[folder] = (now if is_settled else None), commit
         except OSError:  # without the file, it is the newest snapshot
             return _commit(folder, _MAIN)
-        then, commit = self._branches.get(folder, (None, None))
-        if then != now:
-            commit = _commit(folder, _MAIN)
-            is_settled = time.time() - status.st_mtime > _SETTLED
-            self._branches[folder] = (now if is_settled else _NEVER), commit
-        return commit
+        return commit or _commit(folder, _MAIN)
 
     def _folder(self, repo: str) -> Path | None:
         """The repository's folder; the host does not distinguish upper and lower case in names."""
@@ -354,11 +352,16 @@ def _commit(folder: Path, revision: str) -> str | None:
     if _COMMIT.fullmatch(revision):
         return revision
     with suppress(OSError):
-        text = read_small(folder / "refs" / revision, _REF_SIZE).strip()
-        if _COMMIT.fullmatch(commit := text.decode(errors="replace")):
+        if commit := _referenced(folder, revision):
             return commit
-    snapshots = sorted(_snapshots(folder)) if revision == _MAIN else []
-    return snapshots[-1][1] if snapshots else None
+    snapshots = _snapshots(folder) if revision == _MAIN else ()
+    return max(snapshots, default=(0, None))[1]
+
+
+def _referenced(folder: Path, revision: str) -> str | None:
+    """The commit in the file of a branch or a tag."""
+    text = read_small(folder / "refs" / revision, _REF_SIZE).strip().decode(errors="replace")
+    return text if _COMMIT.fullmatch(text) else None
 
 
 def _snapshots(folder: Path) -> Iterator[tuple[int, str]]:

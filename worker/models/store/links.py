@@ -27,8 +27,8 @@ def target_of(path: Path) -> Path:
 class Targets:
     """Where paths lead, remembered. Thread-safe.
 
-    To resolve a path costs a system call for each folder in it. If the path and its earlier target
-    are one file, the target is still right: two calls.
+    To resolve a path costs a system call for each folder in it. If the path leads to the file that
+    its earlier target is, the target is still right: two calls.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,9 @@ class Targets:
 
 
 def _is_same(path: Path, status: os.stat_result) -> bool:
+    """Whether the path is this file itself; false if it has become a link to it."""
     try:
-        return os.path.samestat(os.stat(str(path)), status)  # noqa: PTH116
+        return os.path.samestat(os.lstat(str(path)), status)
     except OSError:
         return False
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from worker.formats.names import PICKLES, SAFETENSORS, clean_stem
 
 _DEEPEST = 16  # levels of subfolders; each costs a `stat` per lookup
+_UNLISTED_AT = 2  # the level of folders whose files can be left out
 
 
 class _Look(threading.local):
@@ -138,7 +139,7 @@ class Listing:
         folder: searched with its subfolders; it need not exist yet.
         pickles: whether `.ckpt`, `.pt` and the like are listed too.
         suffixes: of the files, if they are no models.
-        skipped: names of folders two levels below `folder` that are not searched.
+        unlisted: names of folders two levels below `folder` whose files are not listed.
         settled: seconds. A folder that changed less than this ago is read again next time: it may
             change once more within the same tick of the file system's clock.
     """
@@ -149,11 +150,11 @@ class Listing:
         *,
         pickles: bool = False,
         suffixes: tuple[str, ...] = (),
-        skipped: tuple[str, ...] = (),
+        unlisted: tuple[str, ...] = (),
         settled: float = 2.0,
     ) -> None:
         self._settled = settled
-        self._skipped = skipped
+        self._unlisted = unlisted
         self._looked: object = None
         self._generation = 0
         self.folder = folder
@@ -216,14 +217,14 @@ class Listing:
             changed = _changed(folder)
             recently = changed is not None and time.time() - changed / 1e9 < self._settled
             self._folders[folder] = -1 if recently else changed
+            if depth == _UNLISTED_AT and folder.rpartition("/")[2] in self._unlisted:
+                continue
             # Another worker may remove a folder of a shared volume at any moment.
             with suppress(OSError), os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        if depth == 1 and entry.name in self._skipped:
-                            continue
                         waiting += [(entry.path, depth + 1)] if depth < _DEEPEST else []
                     elif entry.name.endswith(self._suffixes) and _is_plain(entry):
                         yield Path(entry.path)

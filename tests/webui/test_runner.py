@@ -1,0 +1,65 @@
+"""When a running request counts as nearly done, on a clock of the test's own."""
+
+import asyncio
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from worker.webui import runner
+from worker.webui.runner import Runner
+from worker.webui.timing import EngineTiming
+
+STEPS = 20
+
+
+class Drawing:
+    """A request of so many seconds; `eta` makes the engine's estimate from the true one."""
+
+    def __init__(self, monkeypatch, seconds, eta):
+        self.seconds, self.eta, self.now, self.looks = seconds, eta, 0.0, 0
+        real = asyncio.sleep
+
+        async def sleep(seconds):
+            self.now += seconds
+            await real(0)
+
+        monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+
+    def progress(self):
+        self.looks += 1
+        step = min(int(STEPS * self.now / self.seconds), STEPS - 1)
+        state = {"job": "x" if self.now < self.seconds else "", "job_no": 0, "job_count": 1}
+        state |= {"sampling_step": step, "sampling_steps": STEPS}
+        return {"state": state, "eta_relative": self.eta(self.seconds - self.now)}
+
+
+ESTIMATES = {
+    "right": lambda left: left,
+    "none": lambda _: 0.0,
+    "negative": lambda _: -50.0,
+    "huge": lambda _: 1e300,
+    "not a number": lambda _: math.nan,
+    "text": lambda _: "soon",
+    "far too long": lambda left: 100 * left,
+    "far too short": lambda left: left / 1000,
+}
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3, 60, 600])
+@pytest.mark.parametrize("estimate", ESTIMATES)
+def test_a_request_is_looked_at_seldom_and_its_last_step_is_noticed(monkeypatch, seconds, estimate):
+    drawing = Drawing(monkeypatch, seconds, ESTIMATES[estimate])
+    looking = Runner(drawing, None, EngineTiming())._nearly_done()
+    if estimate in {"not a number", "text"}:  # as from an engine that does not answer
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(asyncio.wait_for(looking, 0.1))
+        return
+    asyncio.run(looking)
+    last_step = seconds * (1 - 1 / STEPS)
+    assert last_step <= drawing.now <= max(seconds * 9 / 8, seconds + 0.1)
+    if estimate == "right":
+        assert drawing.now < seconds
+        assert drawing.looks <= 60 + seconds / 20
+    assert drawing.looks <= 300
