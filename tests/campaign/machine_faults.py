@@ -15,7 +15,13 @@ from campaign.catalogue import GONE, HANDLER_KILLED, LOST, RETIRED, VANISHED, Fa
 from campaign.world import RUN_BYTES, VOLUME_BYTES, World
 
 DISK = frozenset({"STORE_FULL", "STORE_NOT_WRITABLE", "MODEL_HOST_FAILED"})
-SCARCE = DISK | LOST | {"ENGINE_ERROR", "IMAGE_HOST_FAILED", "DELIVERY_FAILED", "INVALID_INPUT"}
+EXHAUSTED = frozenset({"MACHINE_EXHAUSTED"})
+SCARCE = (
+    DISK
+    | EXHAUSTED
+    | LOST
+    | {"ENGINE_ERROR", "IMAGE_HOST_FAILED", "DELIVERY_FAILED", "INVALID_INPUT"}
+)
 LEFT_BYTES = 64 << 10
 LONG_FREEZE = 75.0  # seconds: longer than the watchdog's silence
 
@@ -201,14 +207,11 @@ FAULTS = [
         "limit: file size, as by a quota",
         _limit(resource.RLIMIT_FSIZE, lambda _pid, rng: rng.randrange(200_000)),
         DISK | {"INVALID_INPUT"},
+        RETIRED,
         fetches=True,
     ),
-    Fault(
-        "limit: file descriptors", _limit(resource.RLIMIT_NOFILE, _few_files), SCARCE, fetches=True
-    ),
-    Fault(
-        "limit: memory", _limit(resource.RLIMIT_AS, _little_memory), SCARCE | VANISHED, fetches=True
-    ),
+    Fault("limit: file descriptors", _limit(resource.RLIMIT_NOFILE, _few_files), SCARCE, RETIRED),
+    Fault("limit: memory", _limit(resource.RLIMIT_AS, _little_memory), SCARCE | VANISHED, RETIRED),
     Fault("log: nobody reads, the pipe is full", _log_full),
     Fault("log: closed", _log_closed),
 ]
