@@ -30,10 +30,13 @@ from campaign.catalogue import Fault, catalogue
 from campaign.jobs import Draw
 from campaign.judge import Judge, Sent, Struck
 from campaign.pictures import Calm
+from campaign.scenery import Model
 from campaign.summary import PROJECT, fill_in, row, say
 from campaign.world import Worker, World
 
-BUDGET_GB = {"fake": 0.0016, "embedded": 0.04}  # about two thirds of all downloaded models
+BUDGET_GB = {"fake": 0.002, "embedded": 0.04}  # less than all downloaded models, more than two sets
+PHASE_SECONDS = 100.0  # then the jobs name another downloaded checkpoint, and another LoRA
+IN_USE_SECONDS = 65.0  # a worker does not mark a model again that it has used within a minute
 SAMPLE_SECONDS = 15.0
 FAULT_EVERY = 40  # jobs
 MILD = (
@@ -118,10 +121,12 @@ class Soak:
             calm = stack.enter_context(Calm(self._folder / "calm", world))
             drawing = Draw(world.scenery, world.s3.endpoint, world.put.url)
             judge = Judge(world, calm)
+            models = world.scenery.checkpoints, world.scenery.loras
             worker = self._start(world)
             began = last = time.monotonic()
             jobs = 0
             while time.monotonic() - began < minutes * 60:
+                _choose(world, models, int((time.monotonic() - began) / PHASE_SECONDS))
                 self._job(world, judge, drawing, rng, jobs)
                 jobs += 1
                 if time.monotonic() - last >= SAMPLE_SECONDS:
@@ -173,11 +178,22 @@ def _mild(world: World) -> list[Fault]:
 
 
 def _age(world: World) -> None:
-    """Let every model look unused for an hour: what was used lately is not evicted."""
-    hour_ago = time.time() - 3600
+    """Let what was not used for a minute look unused for an hour: the worker waits 15 minutes."""
+    now = time.time()
     for path in world.fetched.glob("blobs/*.json"):
         with suppress(OSError):
-            os.utime(path, (hour_ago, hour_ago))
+            if path.stat().st_mtime < now - IN_USE_SECONDS:
+                os.utime(path, (now - 3600, now - 3600))
+
+
+def _choose(world: World, models: tuple[list[Model], list[Model]], phase: int) -> None:
+    """Let the jobs draw with the own models, and with one downloaded model of each kind."""
+    narrowed = []
+    for kind in models:
+        hosted = [one for one in kind if one.host]
+        chosen = hosted[phase % len(hosted)]
+        narrowed.append([one for one in kind if not one.host or one is chosen])
+    world.scenery.checkpoints, world.scenery.loras = narrowed
 
 
 # The results -------------------------------------------------------------------------------------
