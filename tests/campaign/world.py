@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +160,10 @@ class World:
         self._stack = ExitStack()
 
     def __enter__(self) -> "World":
+        # A shell starts background programs with SIGINT ignored, which workers would inherit.
+        for number in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                signal.signal(number, lambda *_: sys.exit(1))
         enter = self._stack.enter_context
         enter(self.plane)
         self.hosts = enter(ModelHosts())
