@@ -60,6 +60,7 @@ lint: $(VENV)/.ready  ## check code, scripts, Dockerfile, requirements and YAML 
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --quiet --offline --min-severity medium .github
 
 # The programs that use these files, without a daemon. Not in `lint`, which also runs without Docker;
 # CI runs both. BAKE_TARGETS are all targets of the file.
@@ -110,6 +111,12 @@ lock: $(VENV)/.ready  ## update image/*.lock; UPGRADE=--upgrade takes newer vers
 	cd image && $(LOCK) --python-version 3.10 ../requirements.txt -o worker.lock
 	cd image && $(LOCK) --python-version 3.12 --override torch.overrides ../requirements-engine.txt -o embedded.lock
 
+audit: $(VENV)/.ready  ## look for known vulnerabilities of the packages in image/*.lock, at PyPI
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python image/audit.py
+
+mutants: $(VENV)/.ready  ## remove each defence of docs/security.md in a copy and run its test: all must fail
+	$(BIN)/pytest -m long tests/project/test_mutants.py -n auto --dist load --timeout 3600
+
 demo-model: $(VENV)/.ready  ## train the demo model again: two hours on two cores
 	$(BIN)/python -m training
 
@@ -135,4 +142,4 @@ $(NODE_CLIENTS): tests/clients/node/package-lock.json
 	@cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 \
 	  || echo 'npm cannot install the JavaScript clients: their tests are skipped.'
 
-.PHONY: help run serve test test-long lint check-docker fmt docs image-test bench campaign soak gpu-proof lock demo-model clean
+.PHONY: help run serve test test-long lint check-docker fmt docs image-test bench campaign soak audit mutants gpu-proof lock demo-model clean

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from docs import deployments, gpu_tables, hub, metric_tables
+from docs import defences, deployments, gpu_tables, hub, metric_tables
 from docs.figures import icon
 from docs.figures.all import FIGURES
 from worker.answer import Answer
@@ -65,6 +65,27 @@ def _summary(docstring: str | None) -> str:
 
 
 # Tables ------------------------------------------------------------------------------------------
+
+
+def security(who: str) -> str:
+    """The defences against one kind of attacker, a row for each module."""
+    modules: dict[str, list[defences.Defence]] = {}
+    for one in defences.DEFENCES[who]:
+        modules.setdefault(one.module, []).append(one)
+    return table(
+        ("defence", "module", "tests that fail without it"),
+        ((_sentences(some), f"`{module}`", _tests(some)) for module, some in modules.items()),
+    )
+
+
+def _sentences(some: list[defences.Defence]) -> str:
+    """Their texts; one that begins with a small letter continues the one before."""
+    texts = (one.text for one in some)
+    return functools.reduce(lambda a, b: f"{a}, {b}" if b[0].islower() else f"{a}. {b}", texts)
+
+
+def _tests(some: list[defences.Defence]) -> str:
+    return ", ".join(dict.fromkeys(f"`{one.test.rpartition('::')[2]}`" for one in some))
 
 
 def settings() -> str:
@@ -320,6 +341,7 @@ def _reduced(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "errors": errors,
+    **{f"security-{who}": functools.partial(security, who) for who in defences.DEFENCES},
     "job-fields": job_fields,
     "output-fields": output_fields,
     "tasks": tasks,

@@ -8,6 +8,7 @@ status of the signal that ended it.
 import argparse
 import logging
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket)
 
     engine.start()
     config = uvicorn.Config(
-        create_app(engine),
+        create_app(engine, arguments.host),
         log_config=None,
         log_level=logging.WARNING,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
@@ -89,12 +90,20 @@ def serve(arguments: argparse.Namespace, options: Options, bound: socket.socket)
     Server(config).run(sockets=[bound])
 
 
+# Characters that end a line, move the cursor or reverse the direction, without \n and \t.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
 class ShortFormatter(logging.Formatter):
-    """Leaves out the middle of a long message: RunPod cuts messages at 4096 characters."""
+    """Leaves out the middle of a long message: RunPod cuts messages at 4096 characters.
+
+    Further lines are indented, so that text from a job cannot look like a line of its own.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The message with its time, of at most `LONGEST_MESSAGE` characters and a note."""
-        text = super().format(record)
+        text = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().format(record))
+        text = text.replace("\n", "\n    ")
         left_out = len(text) - LONGEST_MESSAGE
         if left_out <= 0:
             return text

@@ -71,6 +71,14 @@ def test_text_from_a_job_cannot_forge_a_line(capsys, end):
     assert all(line.startswith("    ") for line in others)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85", "\x1b[2J"])
+def test_text_from_a_job_cannot_forge_a_line_of_the_embedded_engine(end):
+    record = logging.LogRecord("engine", logging.ERROR, "", 1, "failed: %s", (end + FORGED,), None)
+    first, *others = ShortFormatter().format(record).splitlines()
+    assert first.startswith("failed: ")
+    assert all(line.startswith("    ") for line in others)
+
+
 def test_lines_of_the_worker_itself_stay_as_they_are(capsys):
     log.configure("INFO", "text", [])
     logger.info("saved\n%s", "prompt   a\nfile     b", extra=log.OWN_LINES)

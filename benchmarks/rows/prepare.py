@@ -59,8 +59,8 @@ file in a Hugging Face cache is reached through two more links, and `main` of ea
 looked at."""
 
 WHY_GROWN = """\
-A warm job makes the same system calls with 30 models more (a test counts them). What causes the
-difference in time was not measured."""
+A warm job makes the same system calls with 30 models more (a test counts them). The rounds differ
+by more than the two stores do."""
 
 URL = "https://civitai.com/api/download/models/{}"
 REPO = "Org/Name{}"

@@ -16,6 +16,7 @@ from engine.api.generation import Engine
 from engine.api.img2img import Img2Img
 from engine.api.request import Txt2Img
 from engine.errors import Refused
+from engine.guard import Guard
 from engine.sampling import samplers
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,15 @@ MOST_PROBLEMS = 12  # in one answer
 Endpoint = Callable[..., Any]
 
 
-def create_app(engine: Engine) -> FastAPI:
-    """The application. Endpoints are plain functions: they run in threads, beside the job."""
+def create_app(engine: Engine, host: str = "127.0.0.1") -> FastAPI:
+    """The application. Endpoints are plain functions: they run in threads, beside the job.
+
+    Args:
+        engine: what it serves.
+        host: where it listens.
+    """
     app = FastAPI(title="embedded engine", version=__version__)
+    app.add_middleware(Guard, host=host)
     for path, endpoint in _gets(engine).items():
         app.get(PREFIX + path, response_model=None)(endpoint)
     for path, endpoint in _posts(engine).items():

@@ -20,6 +20,7 @@ from gateway.http.head import is_loopback
 from gateway.jobs import BadRequest
 from worker.errors import ModelHostFailed, ModelUrlRefused
 from worker.http.client import HttpLimits, SafeHttpClient
+from worker.http.interrupt import within
 from worker.http.urls import parsed, shown
 
 logger = logging.getLogger(__name__)
@@ -35,12 +36,14 @@ class WebhookLimits:
 
     Attributes:
         pause: seconds between two attempts.
+        seconds: for one attempt: a host may send one byte from time to time.
         pending: webhooks that are not answered yet, at most; further ones are not sent.
         threads: posts at the same time.
     """
 
     attempts: int = 3
     pause: float = 10.0
+    seconds: float = 30.0
     pending: int = 100
     threads: int = 4
 
@@ -120,7 +123,8 @@ class Webhooks:
     def _post(self, url: str, job: Mapping[str, Any]) -> str | None:
         """Post once; returns what went wrong."""
         try:
-            answer = self._client(url).post(url, json.dumps(job).encode(), "application/json")
+            with within(self._limits.seconds):
+                answer = self._client(url).post(url, json.dumps(job).encode(), "application/json")
         except (ModelHostFailed, ModelUrlRefused) as error:
             return error.message
         return None if answer.status == _OK else f"HTTP {answer.status}"

@@ -137,8 +137,40 @@ def test_a_credential_is_understood_under_each_of_its_names_and_hidden(field, na
     assert {f"key:of-{name}" for name in names} <= set(secret_values(both))
 
 
-def test_the_password_of_the_login_is_hidden_alone_too():
-    assert {"ann:abc:def", "abc:def"} <= set(secret_values({"GATEWAY_LOGIN": "ann:abc:def"}))
+def test_the_password_of_a_login_or_a_url_is_hidden_alone_too():
+    environ = {"GATEWAY_LOGIN": "ann:abc:def", "HF_ENDPOINT": "https://bob:swordfish@hf.lan/a"}
+    assert {"ann:abc:def", "abc:def", "swordfish"} <= set(secret_values(environ))
+
+
+SECRETS = ["OPENAI_APIKEY", "hf_token", "DB_PASS", "GITHUB_PAT", "SSH_KEY", "PGPASSWORD", "MY_AUTH"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_variable_that_is_named_like_a_secret_is_never_logged(name):
+    assert secret_values({name: "swordfish", "PATH": "/bin", "OLDPWD": "/a"}) == ["swordfish"]
+
+
+ENGINES = ["PATH", "HOME", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTORCH_CUDA_ALLOC_CONF"]
+ENGINES += [
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MALLOC_ARENA_MAX",
+    "HF_HOME",
+    "A1111_SPEEDUPS",
+]
+OTHERS = [*SECRETS, "MY_EXTENSION", "AWS_REGION", "RUNPOD_POD_ID", "DATABASE_URL", "GITHUB_SHA"]
+OTHERS += ["PATHS", "MYPYTHON_HOME", "GRADIO_AUTH", "HF_HUB_TOKEN", "PYTHONPASSWORD"]
+
+
+def test_the_engine_gets_what_engines_read_and_what_the_operator_names():
+    """No pattern knows all names of secrets, and an extension could leak one."""
+    harmless = dict.fromkeys([*ENGINES, *OTHERS], "value")
+    assert hidden_from_engine(harmless) == OTHERS
+    assert hidden_from_engine(harmless, ["MY_EXTENSION", "DB_PASS"]) == [
+        name for name in OTHERS if name not in {"MY_EXTENSION", "DB_PASS"}
+    ]
+    assert hidden_from_engine({"https_proxy": "http://ann:swordfish@proxy.lan"}) == ["https_proxy"]
+    assert Settings.from_environ({"ENGINE_VARIABLES": "A, B_C"}).engine_variables == ("A", "B_C")
 
 
 def test_every_setting_has_a_description():

@@ -66,11 +66,12 @@ def test_bash_reads_back_the_values_that_python_wrote():
     ]
 
 
-def test_a_changed_pattern_of_secrets_reaches_start_sh(project):
-    change(project, "credentials.py", "TOKEN|", "TOKEN|WHISPER|")
-    environ = {"MY_WHISPER": "1", "HF_TOKEN": "2", "RUNPOD_POD_ID": "3", "HARMLESS": "4"}
-    names = start_sh(project, 'printf "%s\\n" "${HIDDEN_FROM_ENGINE[@]}"', **environ).split()
-    assert set(names) == {"MY_WHISPER", "HF_TOKEN", "RUNPOD_POD_ID"}
+def test_a_changed_list_of_the_engines_variables_reaches_start_sh(project):
+    change(project, "credentials.py", 'r"PATH|HOME', 'r"WHISPER|PATH|HOME')
+    environ = {"WHISPER": "1", "HF_TOKEN": "2", "RUNPOD_POD_ID": "3", "MINE": "4"}
+    shown = 'printf "%s\\n" "${HIDDEN_FROM_ENGINE[@]}"'
+    hidden = set(start_sh(project, shown, **environ, ENGINE_VARIABLES="MINE").split())
+    assert hidden & environ.keys() == {"HF_TOKEN", "RUNPOD_POD_ID"}
 
 
 def test_all_programs_get_the_store_that_start_sh_has_tried(project):

@@ -9,7 +9,7 @@ from worker.delivery.limits import UploadLimits
 from worker.delivery.put_url import put
 from worker.errors import DeliveryFailed
 from worker.generation.picture import Picture
-from worker.http.client import SafeHttpClient
+from worker.http.client import HttpLimits, SafeHttpClient
 
 PNG = Picture(b"\x89PNG of some bytes", "png")
 LIMITS = UploadLimits(longest_wait=0.0)
@@ -71,3 +71,13 @@ def test_a_host_that_is_gone_or_private_is_reported_without_the_query(caplog, tr
     with pytest.raises(DeliveryFailed, match=message) as raised:
         put(SafeHttpClient([gone] * trusted), f"http://{gone}/1.png?sig=5ecret", PNG, LIMITS)
     assert "5ecret" not in f"{raised.value}{caplog.text}"
+
+
+@pytest.mark.timeout(60)
+def test_a_host_that_never_answers_is_given_up_in_time(host):
+    """A socket's own timeout is for one read: this host may be waited for much longer."""
+    host.fault("slow", seconds=600)
+    http = SafeHttpClient([host.address], limits=HttpLimits(read_timeout=600.0))
+    with pytest.raises(DeliveryFailed, match="the connection failed") as failed:
+        put(http, host.url("1.png"), PNG, UploadLimits(longest_wait=0.0, seconds=0.3))
+    assert "5ecret" not in str(failed.value)

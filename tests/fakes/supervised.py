@@ -35,6 +35,10 @@ DEAF_ENGINE = "me.ready(); me.serve(deaf=True)"
 DEAF_HANDLER = "me.serve(deaf=True)"
 PARENT_ENGINE = "me.have_child(); me.ready(); me.serve()"
 
+# The engine gets only the variables that an engine needs, and those that are named.
+OF_TESTS = ["RUN_DIR", "STUB_LOG"]
+OF_TESTS += [f"FAKE_A1111_{name}" for name in ("CUDA", "EXTENSIONS", "FAULTS", "PARTS")]
+
 # What start.sh gets from the real model_manager.py.
 CHECK = "from worker.config import preflight\nif status := preflight.main(): sys.exit(status)\n"
 PROGRAM = """\
@@ -145,6 +149,7 @@ def environment(folder: Path, port: int) -> dict[str, str]:
         "PYTHON": str(write_worker_python(folder / "worker-python")),
         "ENGINE": "a1111",
         "FAKE_A1111_CUDA": "1",
+        "ENGINE_VARIABLES": " ".join(OF_TESTS),
         "WEBUI_URL": f"http://127.0.0.1:{port}",
         "WEBUI_DIR": str(folder / "webui"),
         "WEBUI_PYTHON": str(write_webui_python(folder / "a1111")),

@@ -129,6 +129,14 @@ def test_another_format_is_rejected_by_name_before_the_header_is_complete(start,
             look(start)
 
 
+def test_only_the_beginning_of_a_web_page_is_searched_for_its_title():
+    """A host decides how long it is, and a search can take the square of that."""
+    for padding, title in ((b"", "here"), (b" " * 4096, "")):
+        with pytest.raises(ModelFileInvalid) as refused:
+            refuse_foreign(b"<html>" + padding + b"<title>here</title>" + b"<title" * 40_000)
+        assert refused.value.details["excerpt"] == (title or "<html>")
+
+
 @pytest.mark.parametrize(
     ("start", "error", "message"),
     [

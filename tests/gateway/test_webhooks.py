@@ -1,9 +1,14 @@
 """Where webhooks may go: a caller names the URL, and this server may be behind a firewall."""
 
+import asyncio
+import socket
+import threading
+from contextlib import suppress
+
 import pytest
 
 from gateway.jobs import BadRequest
-from gateway.local.webhooks import Webhooks
+from gateway.local.webhooks import WebhookLimits, Webhooks
 
 ENGINE, OWN = 3000, 8000
 HERE = ("127.0.0.1", "localhost", "[::1]", "127.0.0.2")
@@ -23,3 +28,33 @@ def test_a_webhook_may_reach_another_program_of_this_machine_if_only_that_one_is
     assert Webhooks(allow_loopback=True, own_ports={ENGINE, OWN}).check(url) == url
     with pytest.raises(BadRequest):
         Webhooks().check(url)
+
+
+def trickle(listening, ended):
+    """Answer with a header that has no end, a byte at a time."""
+    line = listening.accept()[0]
+    with line, suppress(OSError):
+        line.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        while not ended.wait(0.05):
+            line.sendall(b"x")
+
+
+@pytest.mark.timeout(60)
+def test_a_webhook_whose_answer_never_ends_is_given_up():
+    """The socket's own timeout is for one read."""
+    limits, ended = WebhookLimits(attempts=1, seconds=0.3), threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host = threading.Thread(target=trickle, args=[listening, ended])
+        host.start()
+
+        async def post():
+            webhooks = Webhooks(allow_loopback=True, limits=limits)
+            webhooks.send(f"http://127.0.0.1:{listening.getsockname()[1]}/", {"id": "a"})
+            _, waiting = await asyncio.wait(webhooks._sending, timeout=20)
+            return waiting
+
+        try:
+            assert asyncio.run(post()) == set()
+        finally:
+            ended.set()
+            host.join()

@@ -96,7 +96,7 @@ def a1111(tmp_path):
     (tmp_path / "webui/webui.py").write_text(WEBUI_PY)
     (tmp_path / "webui/config.json").write_text(CONFIG)
     slow = json.dumps([{"fault": "slow_steps", "seconds": 0.05, "times": FOREVER}])
-    names = ("PATH", "WEBUI_DIR", "WEBUI_PYTHON")
+    names = ("PATH", "WEBUI_DIR", "WEBUI_PYTHON", "ENGINE_VARIABLES")
     given = {name: fake[name] for name in names} | ON_THE_CPU
     return {
         **os.environ,

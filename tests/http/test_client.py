@@ -1,6 +1,7 @@
 """Where requests may go and what they may carry; the hosts are fakes on loopback."""
 
 import gc
+import gzip
 import logging
 import re
 import socket
@@ -405,18 +406,46 @@ def test_the_pause_is_as_long_as_the_host_asks(hosts, fault, asked, seconds):
 
 
 @pytest.mark.parametrize("fault", ["drop", "rate_limited"])
-def test_a_stop_ends_the_pause(hosts, fault):
+def test_a_stop_ends_the_pause(hosts, fault, monkeypatch):
     stop = Pauses()
-    stop.set()
+    monkeypatch.setattr(http.Backoff, "pause", lambda *_: stop.set() or 0.0)
     hosts.fault(fault, role="web")
     with pytest.raises(FetchStopped):
         client_for(hosts).ask(f"{hosts.web}/x", stop=stop)
     assert (hosts.count("web"), len(stop.seconds)) == (1, 1)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("fault", [{"name": "slow", "seconds": 600}, {"name": "stall", "after": 9}])
+@pytest.mark.parametrize("ends_by", ["time", "stop"])
+def test_an_answer_that_does_not_come_to_its_end_is_cut_in_time(hosts, fault, ends_by):
+    """A socket's own timeout is for one read, and a host can send a byte from time to time."""
+    url, stop = hosts.add_web("/x", DATA), threading.Event()
+    hosts.fault(**fault, path="/x")
+    if ends_by == "stop":
+        client = client_for(hosts, read_timeout=600.0)
+        threading.Timer(0.2, stop.set).start()
+        with pytest.raises(FetchStopped):
+            client.ask(url, stop=stop)
+        assert hosts.count("web") == 1
+    else:
+        client = client_for(hosts, read_timeout=600.0, document_seconds=0.2)
+        with pytest.raises(ModelHostFailed):
+            client.ask(url)
+        assert fault["name"] == "stall" or client.etag(url) is None  # needs only the headers
+
+
 def test_a_document_is_read_up_to_its_limit(hosts):
     url = hosts.add_web("/x", DATA)
     assert client_for(hosts, max_document=1000).ask(url).body == DATA[:1000]
+
+
+def test_an_answer_is_not_unpacked(hosts):
+    """100 MB of zeros are half a MB as gzip; the request asks for none of it."""
+    bomb = gzip.compress(bytes(100_000_000), 1)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+    hosts.fault("garbage", role="web", data=head.encode() + bomb)
+    assert client_for(hosts).ask(f"{hosts.web}/x").body == bomb
 
 
 def test_a_body_is_parsed_or_none():

@@ -47,7 +47,6 @@ AS_SENT = {
     "PNG with alpha": file_of(alpha()),
     "JPEG": file_of(format_="JPEG", quality=90),
     "progressive JPEG": file_of(format_="JPEG", progressive=True),
-    "WebP": file_of(format_="WEBP", lossless=True),
     "PNG with an infotext": png_texts(parameters=INFOTEXT),
     "PNG with bytes behind its end": file_of() + b"more",
 }
@@ -77,6 +76,7 @@ ENCODED = {
     "AVIF": (file_of(PLAIN, "AVIF"), "RGB"),
     "two frames of a GIF": (file_of(PLAIN, "GIF", save_all=True, append_images=[GRAY]), "RGB"),
     "two frames of a PNG": (file_of(save_all=True, append_images=[PLAIN.rotate(180)]), "RGB"),
+    "WebP": (file_of(format_="WEBP", lossless=True), "RGB"),
     "two frames of a WebP": (
         file_of(format_="WEBP", save_all=True, append_images=[PLAIN.rotate(180)]),
         "RGB",

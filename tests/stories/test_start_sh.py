@@ -60,6 +60,18 @@ def test_bad_configuration_starts_nothing(new_worker, message):
     assert re.search(message, worker.log())
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_run_dir_of_another_user_starts_nothing(new_worker):
+    """They could tell the handler which process the engine is, and it would be killed."""
+    worker = new_worker()
+    worker.run_dir.mkdir()
+    os.chown(worker.run_dir, 1234, 1234)
+    worker.start()
+    assert worker.end() == 78
+    assert "must be a folder that user 0 owns" in " ".join(worker.log().split())
+    assert worker.story() == []
+
+
 @pytest.mark.parametrize("engine", ["a1111", "embedded"])
 def test_a_port_that_is_in_use_starts_nothing(new_worker, engine):
     worker = new_worker(ENGINE=engine)
@@ -98,7 +110,8 @@ SECRETS = dict.fromkeys(
         "AWS_SESSION_TOKEN",
         "BUCKET_SECRET_ACCESS_KEY",
         "BUCKET_ACCESS_KEY_ID",
-        "DB_PASSWORD",
+        "DB_PASS",
+        "UNKNOWN",
     ),
     "1",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from pydantic_core import ErrorDetails
@@ -12,11 +12,29 @@ from worker.config.as_written import as_meant
 from worker.errors import ConfigError
 from worker.shown import in_plain_words, shown
 
-# A variable whose name contains one of these words holds a secret.
-SECRET_NAME = re.compile(r"TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY")
+# A variable holds a secret if its name has one of these words, or ends with one of the short ones.
+SECRET_WORDS = (
+    *("TOKEN", "SECRET", "PASSWORD", "PASSPHRASE", "CREDENTIAL"),
+    *("API_KEY", "APIKEY", "ACCESS_KEY", "PRIVATE_KEY"),
+)
+SECRET_ENDS = ("_KEY", "_PASS", "_PASSWD", "_PWD", "_PAT", "_AUTH")
+SECRET_NAME = re.compile(rf"{'|'.join(SECRET_WORDS)}|(?:{'|'.join(SECRET_ENDS)})\Z", re.IGNORECASE)
+# `https://user:password@host`, also in a variable with a harmless name.
+_PASSWORD = re.compile(r"://[^\s/:@]{0,200}:([^\s/@]{1,500})@")
 
-# The engine needs none of these either: an extension or a picture's metadata could leak them.
-_PLATFORM_NAME = re.compile(r"(RUNPOD|BUCKET|AWS|GATEWAY)_")
+# What an engine and its libraries read. It gets no other variable, because an extension or a
+# picture's metadata could leak it, and nobody can list all names of secrets.
+_FOR_ENGINE = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|HOSTNAME|PWD|TZ|LANG|LANGUAGE|TMPDIR|TEMP|TMP|NO_COLOR"
+    r"|VIRTUAL_ENV|DEBIAN_FRONTEND|IGNORE_CMD_ARGS_ERRORS|SSL_CERT_(?:FILE|DIR)|REQUESTS_CA_BUNDLE"
+    r"|(?i:https?_proxy|no_proxy|all_proxy)"
+    r"|(?:LC|LD|XDG|PYTHON|CUDA|CUDNN|CUBLAS|CUBLASLT|CUFFT|NVIDIA|NVRTC|NCCL|HIP|HSA|ROCM|ROCR"
+    r"|MIOPEN|GPU|TORCH|TORCHDYNAMO|TORCHINDUCTOR|PYTORCH|TRITON|XFORMERS|SAFETENSORS|ACCELERATE|DIFFUSERS"
+    r"|TRANSFORMERS|OMP|GOMP|KMP|MKL|BLIS|OPENBLAS|NUMBA|NUMEXPR|VECLIB|MALLOC|TCMALLOC|GLIBC"
+    r"|OPENCV|ORT|TF|MPL|YOLO|ULTRALYTICS|GIT_PYTHON|GRADIO|WEBUI|SD_WEBUI|A1111"
+    r"|HF_(?:HOME|HUB|DATASETS|ASSETS|XET)|HUGGINGFACE_HUB_CACHE)(?:_.*|\Z)|MALLOC_TRIM_THRESHOLD_"
+    r"|PYTHON[A-Z]+|MPL[A-Z]+"
+)
 
 # Field of `worker.config.settings.Settings` -> the variables that may hold it; the first one that
 # is set counts. Each can also be given as a file, by `NAME_FILE`. The further names are those of
@@ -88,19 +106,35 @@ def check_one_word(secret: str) -> None:
 
 
 def secret_values(environ: Mapping[str, str]) -> list[str]:
-    """The values that must never be logged: credentials, and variables named like a secret."""
-    written = [value for name, value in environ.items() if SECRET_NAME.search(name) and value]
+    """The values that must never be logged: credentials, variables named like a secret, and
+    passwords in URLs.
+    """
+    written = [value for name, value in environ.items() if value and SECRET_NAME.search(name)]
     meant = [value for value in map(as_meant, written) if value]
     known = credentials(environ)
     password = known.get("gateway_login", "").partition(":")[2]
     volume = (credential(environ, names) for names in VOLUME_KEYS.values())
-    more = filter(None, [password, *volume])
+    of_urls = (found[1] for value in environ.values() for found in _PASSWORD.finditer(value))
+    more = filter(None, [password, *volume, *of_urls])
     return list(dict.fromkeys([*written, *meant, *known.values(), *more]))
 
 
-def hidden_from_engine(environ: Mapping[str, str]) -> list[str]:
-    """The names of the variables that start.sh removes from the engine's environment."""
-    return [name for name in environ if SECRET_NAME.search(name) or _PLATFORM_NAME.match(name)]
+def hidden_from_engine(environ: Mapping[str, str], further: Collection[str] = ()) -> list[str]:
+    """The names of the variables that start.sh removes from the engine's environment.
+
+    Args:
+        environ: the variables of start.sh.
+        further: names that the operator lets the engine have.
+    """
+    return [
+        name
+        for name, value in environ.items()
+        if name not in further and (not _FOR_ENGINE.fullmatch(name) or _is_secret(name, value))
+    ]
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return bool(SECRET_NAME.search(name) or _PASSWORD.search(value))
 
 
 def problem_with(detail: ErrorDetails) -> str:

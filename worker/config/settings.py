@@ -90,6 +90,11 @@ class Settings(StoreSettings):
         description="More flags for A1111; quotes work as in a shell. Those of A1111's own variable"
         " `COMMANDLINE_ARGS` are added.",
     )
+    engine_variables: tuple[str, ...] = Field(
+        (),
+        description="Names of further variables that the engine gets, such as one that your"
+        " extension reads. It gets those of Python, CUDA, torch and A1111 anyway, and no others.",
+    )
     a1111_speedups: bool = Field(
         True,
         description="Whether A1111 draws with the speed parts of"
@@ -237,6 +242,11 @@ class Settings(StoreSettings):
     @classmethod
     def _flags(cls, text: str | tuple[str, ...]) -> Sequence[str]:
         return as_flags(text) if isinstance(text, str) else text
+
+    @field_validator("engine_variables", mode="before")
+    @classmethod
+    def _names(cls, text: str | tuple[str, ...]) -> Sequence[str]:
+        return text.replace(",", " ").split() if isinstance(text, str) else text
 
     @field_validator(
         "device", "engine", "log_format", "log_level", "default_template", mode="before"

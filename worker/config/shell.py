@@ -61,7 +61,7 @@ def for_start_sh(settings: Settings, compute: Compute, environ: Mapping[str, str
         "engine_driver": compute.driver,
         "engine_attention": compute.attention,
         "engine_environment": compute.environment,
-        "hidden_from_engine": hidden_from_engine(environ),
+        "hidden_from_engine": hidden_from_engine(environ, settings.engine_variables),
     }
     # bash has no fractions
     for duration in ("shutdown_grace", "engine_restart_window"):

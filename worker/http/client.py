@@ -26,7 +26,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from worker.errors import FetchStopped, ModelHostFailed, ModelUrlRefused
 from worker.http.backoff import LONGEST_WAIT, Backoff, retry_after
 from worker.http.document import Document, strong
-from worker.http.interrupt import watch
+from worker.http.interrupt import watch, within
 from worker.http.urls import is_public, is_public_host, joined, origin, parsed, shown
 
 USER_AGENT = "a1111-worker/0.1"  # CivitAI answers a browser's with HTML and 200 instead of an error
@@ -49,6 +49,8 @@ class HttpLimits:
     Attributes:
         max_document: bytes of metadata; CivitAI's longest answers have some 100 KB.
         connect_timeout, read_timeout: seconds.
+        document_seconds: for one attempt of `ask`, from the first redirect to the last byte: a host
+            can send one byte from time to time.
         attempts: of `SafeHttpClient.ask`.
         first_pause: seconds before the second attempt; then 1, 2, ...
         longest_wait: seconds that a host can ask for before the next attempt.
@@ -58,6 +60,7 @@ class HttpLimits:
     max_document: int = 8 << 20
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
+    document_seconds: float = 60.0
     attempts: int = 4
     first_pause: float = 0.5
     longest_wait: float = LONGEST_WAIT
@@ -280,13 +283,16 @@ class SafeHttpClient:
         for attempt in range(1, limits.attempts + 1):
             last = attempt == limits.attempts
             try:
-                with self.open(url, method=method, same_host=same_host) as reply:
+                with (
+                    within(limits.document_seconds, stop),
+                    self.open(url, method=method, same_host=same_host) as reply,
+                ):
                     document = reply.document(limits.max_document)
                 if last or not _is_busy(document):
                     return document
                 asked_for = retry_after(document.headers)
             except ModelHostFailed:
-                if last:
+                if last and not stop.is_set():
                     raise
                 asked_for = None
             if stop.wait(backoff.pause(asked_for)):
@@ -335,7 +341,10 @@ class SafeHttpClient:
     def etag(self, url: str) -> str | None:
         """The file's current strong ETag at the host; None if it has none or does not answer."""
         try:
-            with self.open(url, headers={"Range": "bytes=0-0"}) as reply:
+            with (
+                within(self._limits.document_seconds),
+                self.open(url, headers={"Range": "bytes=0-0"}) as reply,
+            ):
                 return strong(reply.headers.get("ETag")) if reply.status in _HAS_FILE else None
         except ModelHostFailed:
             return None

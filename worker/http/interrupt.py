@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+
+_TICK = 0.1  # seconds between two looks at `stop`
 
 
 class Interrupt:
@@ -59,17 +62,31 @@ class Interrupt:
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Cut the connections of this thread after so many seconds: the thread gets an error."""
-    interrupt = Interrupt()
-    timer = threading.Timer(seconds, interrupt.cut)
-    timer.daemon = True
-    timer.start()
+def within(seconds: float, stop: threading.Event | None = None) -> Iterator[None]:
+    """Cut the connections of this thread after so many seconds, or when `stop` is set.
+
+    The thread that uses them gets an error.
+    """
+    interrupt, done = Interrupt(), threading.Event()
+    clock = threading.Thread(
+        target=_cut_in_time, args=[interrupt, seconds, stop, done], name="deadline", daemon=True
+    )
+    clock.start()
     try:
         with interrupt.covers():
             yield
     finally:
-        timer.cancel()
+        done.set()
+
+
+def _cut_in_time(
+    interrupt: Interrupt, seconds: float, stop: threading.Event | None, done: threading.Event
+) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not (stop and stop.is_set()):
+        if done.wait(min(left, _TICK) if stop else left):
+            return
+    interrupt.cut()
 
 
 _current: ContextVar[Interrupt | None] = ContextVar("interrupt", default=None)

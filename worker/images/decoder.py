@@ -45,7 +45,9 @@ _TURNED: dict[object, Transpose] = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-_AS_SENT = {"PNG", "JPEG", "WEBP"}  # what every engine reads
+# What every engine reads. Not WebP: the libwebp in A1111 v1.9.3's Pillow can be taken over by a
+# hostile file (CVE-2023-4863), so that A1111 gets only what was encoded here.
+_AS_SENT = {"PNG", "JPEG"}
 _MODES = {"L", "RGB", "RGBA"}
 # With other facts in its file, A1111 v1.9.3 may fail: it expects that "comment" is bytes, and its
 # reader of EXIF raises errors that it does not catch.

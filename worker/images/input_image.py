@@ -16,7 +16,7 @@ class InputImage:
 
     Attributes:
         data: the file; as the job sent it, or encoded again as PNG.
-        format: of the file: png, jpeg or webp.
+        format: of the file: png or jpeg.
         width, height: in pixels.
         infotext: the generation parameters that the picture as sent carried; None if it had none.
         items: name -> text of the other texts that the picture as sent carried.

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from a1111_worker import (
+    guard,
     kept_checkpoints,
     lora,
     pickles,
@@ -122,9 +123,17 @@ def switch_on(environ: Mapping[str, str]) -> list[str]:
     return made
 
 
-def add_route(_demo: Any, app: Any) -> None:
-    """A1111 calls this with its FastAPI app: the worker can ask which parts are on."""
+def prepare_app(_demo: Any, app: Any) -> None:
+    """A1111 calls this with its FastAPI app, before it serves.
+
+    The worker can ask which parts are on, and web pages cannot ask anything.
+    """
     app.add_api_route("/sdapi/v1/worker-parts", lambda: _made_parts, methods=["GET"])
+    try:
+        host = import_module("modules.shared").cmd_opts.server_name
+        app.add_middleware(guard.Guard, host=host or "localhost")
+    except (ImportError, AttributeError, RuntimeError) as reason:
+        _report("no requests of web pages", reason)
 
 
 def _made(part: Part) -> bool:

@@ -8,4 +8,4 @@ from modules import script_callbacks
 parts.switch_on(os.environ)
 # A1111 forgets its callbacks each time it loads the extensions.
 script_callbacks.on_model_loaded(parts.prepare_model)
-script_callbacks.on_app_started(parts.add_route)
+script_callbacks.on_app_started(parts.prepare_app)

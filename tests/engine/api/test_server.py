@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from fakes.a1111.process import free_port, wait_until
 from fakes.recorded import recorded
 
@@ -293,6 +294,16 @@ def test_skip_ends_one_picture(client):
     wait_until(is_in_second_picture, "the second picture", 120)
     client.post("interrupt")
     assert len(job.result().json()["images"]) == 2
+
+
+def test_a_web_page_cannot_use_the_engine(client):
+    """Not even to stop a job: a browser sends such a request without asking."""
+    url = f"{client.url}interrupt"
+    own = {"Origin": f"http://127.0.0.1:{client.port}", "Sec-Fetch-Site": "same-origin"}
+    assert requests.post(url, headers=own, timeout=60).status_code == 200
+    for foreign in ({"Origin": "https://evil.example"}, {"Host": f"evil.example:{client.port}"}):
+        status, _, detail = refusal(requests.post(url, headers=foreign, timeout=60))
+        assert (status, bool(detail)) == (403, True)
 
 
 def run_engine(port, data_dir):

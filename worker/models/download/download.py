@@ -18,7 +18,6 @@ from worker.errors import (
     FetchStopped,
     JobError,
     ModelFileInvalid,
-    ModelHashMismatch,
     ModelHostFailed,
     StoreFull,
     WorkerError,
@@ -26,6 +25,7 @@ from worker.errors import (
 from worker.files import discard
 from worker.http.backoff import Backoff
 from worker.http.client import Reply
+from worker.http.interrupt import Interrupt
 from worker.models.download.hooks import Hooks
 from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.partial_file import Fetched, PartialFile
@@ -39,6 +39,7 @@ from worker.models.download.source import (
     size_of,
     too_large,
     version_of,
+    wrong_hash,
 )
 
 _MOMENT = 0.005  # seconds
@@ -79,16 +80,11 @@ def download(
         else:
             if sha256 in {None, fetched.sha256}:
                 return fetched
-            failure, mixed = _mismatch(sha256, fetched), transfer.is_mixed
+            failure, mixed = wrong_hash(sha256, fetched.sha256), transfer.is_mixed
         discard(partial)
         if not mixed:  # the host has sent exactly these bytes, and would do so again
             break
     raise failure
-
-
-def _mismatch(sha256: str | None, fetched: Fetched) -> ModelHashMismatch:
-    message = f"the downloaded file has sha256 {fetched.sha256}, but {sha256} is expected."
-    return ModelHashMismatch(message, expected=sha256, actual=fetched.sha256)
 
 
 class _Transfer:
@@ -118,6 +114,7 @@ class _Transfer:
         self._to_inspect: int | None = limits.inspect_from
         self._connections: Connections | None = None  # None until the file is accepted
         self._threads: dict[int, threading.Thread] = {}
+        self._interrupts: dict[int, Interrupt] = {}
         self._running: dict[Running, Reply] = {}  # hold the file's lock, also for the pace
         self._pace = Pace(limits)
         self._received = 0  # bytes, by all connections
@@ -176,8 +173,9 @@ class _Transfer:
                     return
             thread = self._threads.get(number)
             if thread is None or not thread.is_alive():
-                # A daemon: a connection that cannot be closed must not keep the process alive.
-                thread = threading.Thread(target=self._connection, args=[number], daemon=True)
+                given = number, self._interrupts.setdefault(number, Interrupt())
+                # A daemon: the look-up of a host's name cannot be cut.
+                thread = threading.Thread(target=self._connection, args=given, daemon=True)
                 self._threads[number] = thread
                 thread.start()
 
@@ -194,10 +192,11 @@ class _Transfer:
     def _end(self) -> None:
         """Cut all connections; none of them writes to the file when this returns.
 
-        A thread that still waits for an answer is left alone: when the answer comes, it finds
-        the transfer over before it touches the file.
+        A thread that still waits for an answer gets an error, soon after this returns.
         """
         self._over.set()
+        for interrupt in self._interrupts.values():
+            interrupt.cut()
         while replies := self._receiving():
             for reply in replies:
                 reply.shutdown()
@@ -209,7 +208,7 @@ class _Transfer:
 
     # The connections' threads ----------------------------------------------------------------
 
-    def _connection(self, number: int) -> None:
+    def _connection(self, number: int, interrupt: Interrupt) -> None:
         """Fetch parts until there are none, or fewer connections are allowed."""
         try:
             while not self._over.is_set() and number < self._allowed():
@@ -219,7 +218,8 @@ class _Transfer:
                     part = self._file.parts.take(self._allowed())
                 if part is None:
                     return
-                self._attempt(part, self._backoffs[number])
+                with interrupt.covers():
+                    self._attempt(part, self._backoffs[number])
         except Exception as error:  # noqa: BLE001 - also a hook's; the main thread raises it
             self._failure = self._failure or error
             self._over.set()

@@ -181,7 +181,8 @@ class Connections:
             self._delivering = max(self._delivering, delivering)
             if now >= self._quiet_until:
                 self._settle_for(self._delivering, now)
-        elif now < self._measure_from:
+            return
+        if now < self._measure_from:
             return
         if self._bytes_then is None:
             self._measure_from, self._bytes_then = now, fetched

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
 
-from worker.errors import ModelHostFailed, ModelUrlRefused, WorkerError
+from worker.errors import ModelHashMismatch, ModelHostFailed, ModelUrlRefused, WorkerError
 from worker.http.backoff import retry_after
 from worker.http.client import BUSY, Reply, SafeHttpClient
 from worker.http.document import Document, strong
@@ -229,3 +229,9 @@ def too_large(size: int, largest: int) -> ModelUrlRefused:
         hint="Name a smaller file: no model that A1111 v1.9.3 loads is that large.",
         size=size,
     )
+
+
+def wrong_hash(expected: str | None, actual: str) -> ModelHashMismatch:
+    """The error for a file whose content is another one."""
+    message = f"the downloaded file has sha256 {actual}, but {expected} is expected."
+    return ModelHashMismatch(message, expected=expected, actual=actual)
