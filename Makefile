@@ -93,6 +93,16 @@ image-test: $(VENV)/.ready  ## build the images with buildah and run them; SOURC
 bench: $(VENV)/.ready  ## measure every row of docs/benchmarks.md and write that page; about 30 minutes
 	$(BIN)/python -m benchmarks.suite
 
+# The options of the long runs: SEED=7 becomes --seed 7.
+CAMPAIGN = $(foreach name,$(1),$(if $($(name)),--$(shell echo $(name) | tr A-Z a-z) $($(name))))
+campaign: $(VENV)/.ready  ## random jobs and faults against whole workers; SEED= JOBS= FAULTS= MINUTES= ENGINE= STEP=
+	PYTHONPATH=.:tests $(BIN)/python -m campaign $(if $(DOCS),--docs) \
+	  $(call CAMPAIGN,SEED JOBS FAULTS MINUTES ENGINE STEP ONLY FOLDER)
+
+soak: $(VENV)/.ready  ## hours of mixed jobs on one worker, and what grows; MINUTES=120 ENGINE=embedded DOCS=1
+	PYTHONPATH=.:tests $(BIN)/python -m campaign.soak $(if $(DOCS),--docs) \
+	  $(call CAMPAIGN,SEED MINUTES ENGINE FOLDER)
+
 gpu-proof: $(VENV)/.ready  ## show on a machine with a GPU what works and how fast: 10 minutes; gpu-report.md
 	$(BIN)/python -m benchmarks.gpu --out gpu-report.md
 
@@ -139,4 +149,4 @@ $(NODE_CLIENTS): tests/clients/node/package-lock.json
 	@cd tests/clients/node && npm ci --ignore-scripts --no-audit --no-fund --fetch-retries=1 \
 	  || echo 'npm cannot install the JavaScript clients: their tests are skipped.'
 
-.PHONY: help run serve test test-long fuzz lint check-docker fmt docs image-test bench gpu-proof lock audit mutants demo-model clean
+.PHONY: help run serve test test-long campaign soak fuzz lint check-docker fmt docs image-test bench audit mutants gpu-proof lock demo-model clean

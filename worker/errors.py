@@ -52,6 +52,7 @@
     ├── JobTimeout
     ├── ResultRefused
     ├── WorkerEnding
+    ├── MachineExhausted
     └── InternalError
 
 The caller reads `<code>: <message> <hint>`. Codes never change; messages may. docs/errors.md is
@@ -423,6 +424,13 @@ class WorkerEnding(WorkerError):
 
     code = "WORKER_ENDING"
     default_hint = "Send the job again."
+
+
+class MachineExhausted(WorkerError):
+    """The worker's machine ran out of memory, threads or file descriptors; a new worker follows."""
+
+    code = "MACHINE_EXHAUSTED"
+    default_hint = "Send the job again. If it fails again, use a machine with more memory."
 
 
 class InternalError(WorkerError):

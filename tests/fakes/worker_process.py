@@ -56,7 +56,7 @@ class WorkerProcess:
         project = folder / "project"
         link_project(project, "model_manager.py", "engine")
         (project / "handler.py").symlink_to(handler)
-        with self.log_file.open("ab") as log:
+        with self.open_log() as log:
             self.process = subprocess.Popen(
                 [project / "start.sh", *arguments],
                 env={**settings, **plane.worker_env(), **environ},
@@ -64,6 +64,10 @@ class WorkerProcess:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def open_log(self) -> Any:
+        """Where its output goes."""
+        return self.log_file.open("ab")
 
     def log(self) -> str:
         """Its whole log."""

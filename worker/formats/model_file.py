@@ -20,6 +20,7 @@ from typing import BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from worker.errors import ModelFileInvalid, ModelNotFound
+from worker.exhaustion import is_exhaustion
 from worker.files import open_regular
 from worker.formats import architecture, lora_use, requirements, safetensors_header
 from worker.formats.architecture import Architecture
@@ -198,6 +199,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             hint="Let the worker's user read the file: chmod a+r.",
         ) from error
     except OSError as error:
+        if is_exhaustion(error):  # which says nothing about the file
+            raise
         raise ModelFileInvalid(f"{path.name!r} cannot be read: {error.strerror}.") from error
     except ModelFileInvalid as error:
         raise ModelFileInvalid(f"{path.name!r} cannot be used: {error.message}") from error
@@ -221,6 +224,8 @@ def _read_header(path: Path) -> Header:
     try:
         check_with_safetensors(path)
     except OSError as error:
+        if is_exhaustion(error):
+            raise
         raise ModelFileInvalid(f"{path.name!r} cannot be read: {error}.") from error
     return header
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from worker.answer import failure, to_json
 from worker.delivery import s3_config
-from worker.errors import InternalError, WorkerError
+from worker.errors import InternalError, MachineExhausted, WorkerError
+from worker.exhaustion import is_exhaustion
 from worker.formats.names import without_suffix
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
@@ -67,7 +68,12 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     except asyncio.CancelledError:
         log.warning("cancelled %s", job.stopwatch.timings())
         raise
-    except Exception:  # the job boundary: the caller gets an id, the log gets the rest
+    except Exception as error:  # the job boundary: the caller gets an id, the log gets the rest
+        if is_exhaustion(error):
+            log.exception("the machine is exhausted: this worker is to be replaced")
+            await job.stream.lost()
+            exhausted = MachineExhausted(f"the machine is exhausted: {type(error).__name__}.")
+            return _failed(task, job, exhausted, retire=True)
         problem = InternalError.with_id()
         log.exception("internal error %s", problem.details["id"])
         await job.stream.lost()  # the pictures that were finished before

@@ -1,5 +1,6 @@
 """The fake A1111 at work: its models and options, and one picture after the other."""
 
+import os
 import random
 import re
 import sqlite3
@@ -131,6 +132,8 @@ class Engine:
         if params.get("mask") and self.faults.take("mask_ignored"):
             params = params | {"mask": None}
         job = self._job(params, self.model.in_use())
+        if fault := self.faults.take("exit"):
+            os._exit(fault["status"])
         if fault := self.faults.take("hang"):
             time.sleep(fault["seconds"])
         if error := self.faults.error():

@@ -40,6 +40,10 @@ KNOWN_FAULTS = ERROR_FAULTS.keys() | {
     "slow_encoding",  # {seconds}: per picture; the next job is computed meanwhile
     "encoding_waits",  # {seconds}: at most, before it begins, for the next request of a picture
     "no_images",
+    "exit",  # {status}: the process ends in the middle of a job
+    "cut_answer",  # the connection closes after half of the answer
+    "trickle_answer",  # {seconds}: for the whole answer, in pieces
+    "odd_answer",  # {body}: a text instead of the answer, with status 200
     "script_sets",  # {option, value}: a script sets an option for good
     "vae_load_fails",  # halfway: the next pictures are wrong, and no error says so
     "checkpoint_load_fails",  # {name}: the stem of the file; at every load

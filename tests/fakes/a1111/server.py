@@ -6,13 +6,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from safetensors import SafetensorError
 
 from fakes.a1111 import extensions
@@ -115,9 +115,22 @@ class Routes:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(next_came.wait(), longest)
             await asyncio.sleep(self.faults.seconds("slow_encoding") * len(drawn["images"]))
-            return JSONResponse(drawn)
+            return self._spoilt(request, JSONResponse(drawn))
 
         return endpoint
+
+    def _spoilt(self, request: Request, answer: Response) -> Response:
+        """The answer after the faults of the connection."""
+        whole = bytes(answer.body)
+        if fault := self.faults.take("odd_answer"):
+            return Response(fault["body"], 200, media_type="application/json")
+        if self.faults.take("cut_answer"):
+            pieces = _cut(whole, request.state.transport)
+        elif fault := self.faults.take("trickle_answer"):
+            pieces = _trickled(whole, fault["seconds"])
+        else:
+            return answer
+        return StreamingResponse(pieces, 200, dict(answer.headers))
 
     def _draw(self, params: Params, row: dict[str, Any]) -> dict[str, Any]:
         """Compute, and note when in the log of requests."""
@@ -155,6 +168,21 @@ class Routes:
         facts = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name"))
         facts |= {"shape": 768, "vectors": 1}
         return {"loaded": dict.fromkeys(self.engine.embeddings, facts), "skipped": {}}
+
+
+async def _cut(whole: bytes, transport: Any) -> AsyncIterator[bytes]:
+    """Half of an answer, and then the end of the connection."""
+    yield whole[: len(whole) // 2]
+    await asyncio.sleep(0.1)
+    transport.abort()
+
+
+async def _trickled(whole: bytes, seconds: float, pieces: int = 20) -> AsyncIterator[bytes]:
+    """An answer in small pieces."""
+    size = len(whole) // pieces + 1
+    for at in range(0, len(whole), size):
+        await asyncio.sleep(seconds / pieces)
+        yield whole[at : at + size]
 
 
 def _scripts() -> dict[str, list[str]]:

@@ -3,13 +3,15 @@
 A fault strikes where it does in reality (`_usual_place`), unless `role=` or `path=` name the place.
 """
 
+import gzip
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from fakes.hosts.content import CIVITAI_ROLES, DATA_ROLES, ROLES
-from fakes.hosts.http import Answer, Request, html_answer, json_answer, redirect, text_answer
+from fakes.hosts.http import Answer, Blob, Request, html_answer, json_answer, redirect, text_answer
 
 # Answers instead of the host's own.
 
@@ -53,6 +55,17 @@ def _garbage(_: Request, data: bytes = b"\x16\x03\x01\x00 not HTTP at all\r\n\r\
     return Answer(0, raw=data)
 
 
+@cache
+def _packed(size: int = 64 << 20) -> bytes:
+    return gzip.compress(bytes(size), 1)
+
+
+def _bomb() -> Answer:
+    """An answer that is a thousand times larger when it is unpacked."""
+    return Answer(200, ZEROS | {"Content-Encoding": "gzip"}, Blob(_packed()), stop=len(_packed()))
+
+
+ZEROS = {"Content-Type": "application/octet-stream"}
 ANSWERS: dict[str, Callable[..., Answer]] = {
     "login_required": _refusal(401, "Unauthorized", message=LOGIN),
     "downloads_disabled": _refusal(401, "Unauthorized", message=DISABLED),
@@ -74,6 +87,8 @@ ANSWERS: dict[str, Callable[..., Answer]] = {
     "redirect_to": lambda _, url: redirect(307, url),
     "drop": lambda _, reset=False: Answer(0, raw=b"", reset=reset),
     "garbage": _garbage,
+    "endless": lambda _: Answer(200, dict(ZEROS), surplus=1 << 40, chunked=True),
+    "bomb": lambda _: _bomb(),
 }
 
 # Changes of an answer with a model's bytes; false when this answer cannot have the fault. A
@@ -120,7 +135,7 @@ CHOICES = ("slow", "tiering", "url_limits")
 
 
 def _usual_place(name: str, request: Request) -> bool:
-    if name in SPOILS or name in {"html", "drop", "garbage"}:
+    if name in SPOILS or name in {"html", "drop", "garbage", "endless", "bomb"}:
         return request.role in DATA_ROLES
     if name in {"url_limits", "slow"} and request.role == "huggingface":
         return True

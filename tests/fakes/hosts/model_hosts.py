@@ -209,6 +209,11 @@ class ModelHosts:
         """How many connections a role has accepted."""
         return self._accepted[role]
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now, at all roles."""
+        return len(self._open)
+
     def settle(self, timeout: float = 5.0) -> None:
         """Wait until no answer is under way."""
         deadline = time.monotonic() + timeout

@@ -23,11 +23,13 @@ class Jobs:
         hold: for how many seconds a poll is held.
         webhook_pause: seconds between two attempts at a webhook.
         retried: how many jobs were queued again.
+        again: jobs that a worker gets although they are not in the queue.
     """
 
     def __init__(self, hold: float, webhook_pause: float) -> None:
         self.hold, self.webhook_pause = hold, webhook_pause
         self.retried = 0
+        self.again: list[Job] = []
         self.by_id: dict[str, Job] = {}
         self.events: list[Event] = []
         self.changed = threading.Condition()  # wakes the waiting test
@@ -79,6 +81,27 @@ class Jobs:
         """The jobs that wait, the oldest first."""
         return [job for job in self.by_id.values() if job.status == "IN_QUEUE"]
 
+    async def deliver_again(self, job: Job) -> None:
+        """Give the next worker that asks a job that is not in the queue; its state stays."""
+        self.again.append(job)
+        await self.announce()
+
+    async def lose(self, worker: str) -> list[str]:
+        """Queue the running jobs of a worker that is gone again."""
+        lost = [one for one in self.by_id.values() if one.status == "IN_PROGRESS"]
+        lost = [job for job in lost if job.worker == worker]
+        for job in lost:
+            self.note("lost", id=job.id, worker=worker)
+            await self.requeue(job)
+        self._stops.pop(worker, None)
+        return [job.id for job in lost]
+
+    async def requeue(self, job: Job) -> None:
+        """Queue a job again."""
+        job.requeue()
+        self.retried += 1
+        await self.announce()
+
     def give(self, job: Job, worker: str) -> dict[str, Any]:
         """Give a worker a job; its execution timeout begins."""
         job.status, job.worker, job.started = "IN_PROGRESS", worker, time.time()
@@ -117,9 +140,7 @@ class Jobs:
         """Queue a failed job again; returns whether it can be."""
         if job.status not in RETRIABLE:
             return False
-        job.requeue()
-        self.retried += 1
-        await self.announce()
+        await self.requeue(job)
         return True
 
     async def cancel(self, jobs: Iterable[Job]) -> int:

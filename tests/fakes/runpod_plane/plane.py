@@ -16,6 +16,7 @@ from fakes.runpod_plane.worker_routes import WorkerRoutes
 
 POD = "pod0"
 BASE = "/v2/ep0"
+OK = 200
 # The worker's calls that are events of their own.
 NOTED = {"job-take": "take", "job-stop": "stop-poll", "ping": "ping"}
 
@@ -27,6 +28,7 @@ class Fault:
     Attributes:
         drop: break the connection instead of an answer.
         is_done: do what the call asks for, before it fails.
+        delay: seconds before the call is looked at; with status 200 nothing else is wrong.
     """
 
     route: str
@@ -34,6 +36,7 @@ class Fault:
     times: int = 1
     drop: bool = False
     is_done: bool = False
+    delay: float = 0.0
     job: str | None = None
 
 
@@ -94,6 +97,9 @@ class RunPodPlane:
                 self._jobs.note(NOTED[route], worker=worker, query=dict(request.query))
             fault = self._fault(route, request)
             if fault is None:
+                return await handler(request)
+            await asyncio.sleep(fault.delay)
+            if fault.status == OK:
                 return await handler(request)
             await (handler(request) if fault.is_done else request.read())
             return self._failure(fault, request)
@@ -196,6 +202,18 @@ class RunPodPlane:
     def fault(self, route: str, **how: Any) -> None:
         """Let a route, such as job-done or run, fail for some calls, or only for the job named."""
         self._faults.append(Fault(route, **how))
+
+    def no_faults(self) -> None:
+        """Let all routes work again."""
+        self._faults.clear()
+
+    def deliver_again(self, job_id: str) -> None:
+        """Give a worker a job that it has, or has done: RunPod may deliver a job twice."""
+        self._in_loop(self._jobs.deliver_again(self._jobs.by_id[job_id]))
+
+    def lose(self, worker: str) -> list[str]:
+        """A worker is gone: its jobs are queued again, as RunPod does; returns their ids."""
+        return list(self._in_loop(self._jobs.lose(worker)))
 
     def _await(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         with self._jobs.changed:

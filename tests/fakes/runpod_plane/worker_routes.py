@@ -33,8 +33,12 @@ class WorkerRoutes:
         worker = request.match_info["worker"]
         self.workers.add(worker)
         batch_size = int(request.query.get("batch_size", 0))
-        if not await self._hold(request, lambda: bool(self._jobs.queued())):
+        if not await self._hold(request, lambda: bool(self._jobs.again or self._jobs.queued())):
             return web.Response(status=204)
+        if self._jobs.again:
+            job = self._jobs.again.pop(0).for_worker()
+            self._jobs.note("given-again", worker=worker, id=job["id"])
+            return web.json_response([job] if batch_size else job)
         queued = self._jobs.queued()[: batch_size or 1]
         given = [self._jobs.give(job, worker) for job in queued]
         self._jobs.note("given", worker=worker, ids=[job["id"] for job in given], jobs=given)
