@@ -235,7 +235,9 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
-    log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
+    keep_in = settings.run_dir / "log.handler" if settings.supervisor_pid else None
+    secrets = secret_values(os.environ)
+    log.configure(settings.log_level, settings.log_format, secrets, keep_in=keep_in)
     # At its default level the SDK logs each job's whole input and result.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
