@@ -77,7 +77,7 @@ read_arguments() {
   for given in "$@"; do
     case $given in
       # They print something and start nothing.
-      --help | -h | --schema) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
+      --help | -h | --schema | --diagnose | --diagnose=*) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
     esac
   done
   # In the caller's folder, where a job's file is.

@@ -19,6 +19,10 @@ import stat
 import sys
 from contextlib import suppress
 
+# Files in RUN_DIR; start.sh writes into that of the engine and into its own.
+HANDLER, ENGINE, START_SH = "log.handler", "log.engine", "log.start"
+HEALTH = "health.json"  # of the handler: its numbers when the last job had ended
+
 SIZE = 256 << 10  # bytes of lines
 _HEAD = 16  # bytes; where the next line will stand, as decimal digits and a line end
 _CHUNK = 64 << 10
