@@ -1,5 +1,6 @@
 """The whole diagnosis, as a program of its own: what is in it, and what never is."""
 
+import ctypes
 import json
 import os
 import re
@@ -184,6 +185,37 @@ def test_an_engine_that_hangs_is_reported_and_costs_nothing_else(environ):
     assert "a program accepts connections there" in answers
     assert answers.endswith("no answer within 4 s: it hangs, or it computes")
     assert "Python 3." in part(text, "Versions")
+
+
+@contextmanager
+def hung_volume(folder):
+    """A mount whose server never answers: each access waits for ever, as on a lost network."""
+    folder.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        server = os.open("/dev/fuse", os.O_RDWR)
+    except OSError:
+        pytest.skip("this machine has no FUSE")
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    if libc.mount(b"hung", bytes(folder), b"fuse", 0, options):
+        os.close(server)
+        pytest.skip("only root may mount")
+    try:
+        yield
+    finally:
+        libc.umount2(bytes(folder), 2)  # MNT_DETACH
+        os.close(server)
+
+
+def test_a_volume_that_hangs_costs_only_its_own_part(tmp_path, environ):
+    with hung_volume(tmp_path / "volume"):
+        text, _ = run("-", environ=environ | {"MODELS_DIR": str(tmp_path / "volume/models")})
+    volume = part(text, "Folder MODELS_DIR")
+    assert f"mount: fuse at {tmp_path / 'volume'}, writable" in volume
+    assert volume.endswith("This part is not complete: it did not end within 8 seconds")
+    assert f"MODELS_DIR: {tmp_path / 'volume/models'}\n" in part(text, "Settings")
+    for title in ("Versions", "Limits", "Folder RUN_DIR", "Last lines of the handler"):
+        assert "not complete" not in part(text, title)
 
 
 def test_without_any_worker_and_without_packages_it_says_so(tmp_path):
