@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import runpod_sdk
 from model_manager import ModelManager
-from worker import log, memory
+from worker import kept_log, log, memory
 from worker.config import webui_config
 from worker.config.bucket_address import BucketAccess
 from worker.config.credentials import secret_values
@@ -122,8 +122,11 @@ class Handler:
                 take_next=functools.partial(self.take_next, job),
             )
             running = self.worker.counters.running(job_id, progress, stopwatch)
-            with log.hiding(s3_config.secrets_of(beside)), running as counted:
-                counted.answer = await answer_of(self.worker, given)
+            try:
+                with log.hiding(s3_config.secrets_of(beside)), running as counted:
+                    counted.answer = await answer_of(self.worker, given)
+            finally:
+                health.keep(self.worker)
         return dict(counted.answer)
 
     async def _post_report(
@@ -219,8 +222,8 @@ async def check_given(handler: Handler, settings: Settings, job: Mapping[str, An
 def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     """Boot the worker, then run the RunPod SDK until it ends; returns the exit status."""
     arguments = read_arguments(sys.argv[1:])
-    if arguments.schema:
-        return print_schema()
+    if arguments.starts_nothing:
+        return print_schema() if arguments.schema else diagnose(arguments)
     sys.argv[1:] = arguments.for_sdk
     try:
         settings = Settings.from_environ(os.environ)
@@ -237,7 +240,9 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_BAD_CONFIGURATION
-    log.configure(settings.log_level, settings.log_format, secret_values(os.environ))
+    keep_in = settings.run_dir / kept_log.HANDLER if settings.supervisor_pid else None
+    secrets = secret_values(os.environ)
+    log.configure(settings.log_level, settings.log_format, secrets, keep_in=keep_in)
     # At its default level the SDK logs each job's whole input and result.
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "WARN")
     threading.Thread(target=engine.end_with_start_sh, name="parent", daemon=True).start()
@@ -282,6 +287,7 @@ def get_ready(
         runpod_sdk.report_unhealthy(Fitness.engine_has_the_gpu.__name__, error.message)
         return Ending(EXIT_UNFIT_MACHINE, error)
     handler.worker.startup.seconds = seconds
+    health.keep(handler.worker)
     logger.info("ready for jobs %s", seconds)
     threading.Thread(target=engine.keep_ready, name="keep-engine-ready", daemon=True).start()
     return None
@@ -352,6 +358,13 @@ def access_of(settings: Settings, host: str) -> Access:
             host,
         )
     return access
+
+
+def diagnose(arguments: Arguments) -> int:
+    """Write what a bug report needs; returns the exit status."""
+    from worker.diagnosis import report  # noqa: PLC0415 - no other run needs it
+
+    return report.write(arguments.diagnose or "", os.environ)
 
 
 def print_schema() -> int:

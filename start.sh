@@ -23,6 +23,7 @@ readonly EXIT_BAD_CONFIGURATION=78 EXIT_STOPPED_EARLY=143
 readonly ENGINE_STOP_MS=5000     # from TERM to KILL; A1111 reacts to TERM only when it is idle
 readonly HANDLER_REPORT_MS=5000  # for the handler to report that the engine is gone
 readonly KILL_MS=5000            # from KILL until a process is gone; the GPU driver can be slow
+readonly KEEPER_MS=1000          # for the engine's last lines to reach the log
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
@@ -33,7 +34,20 @@ log() {
   if ((${#text} > 4000)); then
     text="${text:0:2600} [... $((${#text} - 3900)) characters left out ...] ${text: -1300}"
   fi
-  TZ=UTC printf '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s\n' -1 "$text" >&2 || true
+  TZ=UTC printf -v text '%(%Y-%m-%dT%H:%M:%S)TZ start.sh: %s' -1 "$text"
+  [[ -z ${kept_lines:-} ]] || keep_line "$text"
+  printf '%s\n' "$text" >&2 || true
+}
+
+# Keeps this script's last 200 to 400 lines in RUN_DIR, for handler.py --diagnose.
+# usage: keep_line LINE; counts in `kept_lines`, which is set when RUN_DIR is prepared
+keep_line() {
+  local file=$RUN_DIR/log.start
+  [[ ! -e $file || -f $file ]] || return 0  # opening a pipe could wait for ever
+  {
+    ((kept_lines++ % 200)) || mv -f "$file" "$file.old" || true
+    (umask 077 && printf '%s\n' "$1" >>"$file") || true
+  } 2>/dev/null
 }
 
 # usage: fail STATUS MESSAGE
@@ -74,7 +88,7 @@ read_arguments() {
   for given in "$@"; do
     case $given in
       # They print something and start nothing.
-      --help | -h | --schema) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
+      --help | -h | --schema | --diagnose | --diagnose=*) exec "$PYTHON" "$HERE/handler.py" "$@" ;;
     esac
   done
   # In the caller's folder, where a job's file is.
@@ -120,6 +134,7 @@ prepare_run_dir() {
   rm -f "$RUN_DIR"/engine "$RUN_DIR"/engine.{address,ready,restart,checkpoint}
   # For image/healthcheck.sh. WEBUI_URL may have a user and a password in it.
   (umask 077 && printf '%s %s\n' "$ENGINE" "$WEBUI_URL" >"$RUN_DIR/engine.address")
+  kept_lines=0
 }
 
 # Writes the file that the handler reads (worker/webui/supervisor.py).
@@ -217,15 +232,20 @@ name_default_checkpoint() {
 start_engine() {
   # WEBUI_ARGS has its flags already, and A1111 would add them again.
   local -a command compute environment preload unset=(-u COMMANDLINE_ARGS)
-  local folder name
+  local folder name output
   name_default_checkpoint
   engine_command
   for name in "${HIDDEN_FROM_ENGINE[@]}"; do
     unset+=(-u "$name")
   done
+  # It copies what the engine writes, keeps the end of it, and ends with the engine's last process.
+  exec {output}> >(exec "$PYTHON" -I -S "$HERE/worker/kept_log.py" "$RUN_DIR/log.engine" >&2)
+  keeper_pid=$!
   # setsid: a process group of its own, so that all of its processes can be killed.
-  (cd "$folder" && exec env "${unset[@]}" "${environment[@]}" setsid "${command[@]}") &
+  (cd "$folder" && exec env "${unset[@]}" "${environment[@]}" setsid "${command[@]}" \
+    >&"$output" 2>&1 {output}>&-) &
   engine_pid=$!
+  exec {output}>&-
   rm -f "$RUN_DIR/engine.restart" || true
   write_state running "$engine_pid"
   log "engine $ENGINE started (pid $engine_pid): device $ENGINE_DEVICE${ENGINE_GPU:+ ($ENGINE_GPU)},\
@@ -237,6 +257,15 @@ engine_was_ready() {
   read_line engine.ready
   # Without RUN_DIR nobody knows: MAX_ENGINE_RESTARTS is the limit then.
   [[ ! -d $RUN_DIR || $line == "$engine_pid" ]]
+}
+
+# usage: keeper_was_killed; true once
+keeper_was_killed() {
+  local status=0
+  [[ -n $keeper_pid ]] && ! is_alive "$keeper_pid" || return 1
+  wait "$keeper_pid" 2>/dev/null || status=$?
+  keeper_pid=''
+  ((status > 128))
 }
 
 # True if another restart is allowed: MAX_ENGINE_RESTARTS within ENGINE_RESTART_WINDOW.
@@ -422,6 +451,7 @@ clean_up() {
   for pid in $handler_pid $engine_pid; do
     kill -KILL -- "-$pid" 2>/dev/null || true
   done
+  [[ -z $keeper_pid ]] || await_end "$keeper_pid" "$KEEPER_MS" || true
   [[ -z $ticker ]] || { kill "$ticker" && wait "$ticker"; } 2>/dev/null || true
 }
 
@@ -458,6 +488,11 @@ supervise() {
       restart_on_request
       continue
     fi
+    # Without it each line that the engine writes is an error, and A1111 would fail its jobs.
+    if [[ -n $engine_pid ]] && keeper_was_killed; then
+      log "the program that keeps the engine's last lines was killed: so is the engine"
+      kill -KILL -- "-$engine_pid" 2>/dev/null || true
+    fi
     # A signal that arrives just before `wait` does not end it: the ticker does, within 1 s.
     if [[ -z $ticker ]] || ! is_alive "$ticker"; then
       sleep 1 &
@@ -477,7 +512,7 @@ supervise() {
 }
 
 main() {
-  stop_requested='' restart_requested='' engine_pid='' handler_pid='' ticker=''
+  stop_requested='' restart_requested='' engine_pid='' handler_pid='' keeper_pid='' ticker=''
   cache_was_removed='' tcmalloc='' tcmalloc_found=''
   restarts=()
   trap 'stop_requested=SIGTERM' TERM

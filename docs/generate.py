@@ -111,6 +111,32 @@ def errors() -> str:
     )
 
 
+def operator() -> str:
+    """What log and `health` show of each code, as tests/fakes/error_codes.py has recorded it."""
+    recorded = json.loads((PROJECT / "docs" / "errors.json").read_text())
+    return table(
+        ("code", "the log shows", "`health` says"),
+        (
+            (f"`{kind.code}`", _lines(recorded[kind.code]["log"]), _health_of(recorded[kind.code]))
+            for kind in _subclasses(WorkerError)
+            if "code" in vars(kind)
+        ),
+    )
+
+
+def _lines(found: Iterable[str]) -> str:
+    return "<br>".join(f"`{line}`" for line in found) or "nothing"
+
+
+def _health_of(found: dict[str, list[str]]) -> str:
+    parts = []
+    for one in found["health"]:
+        name, _, value = one.partition(" = ")
+        is_count = name.startswith("worker.jobs.failures.")
+        parts.append("`failures`" if is_count else f"`{name}`: {value.replace('...', 'why')}")
+    return ", ".join(parts) or "nothing"
+
+
 def job_fields() -> str:
     """The fields of a job that are not A1111's: only these have a description."""
     names = list(Txt2ImgRequest.model_fields)
@@ -342,6 +368,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "errors": errors,
     **{f"security-{who}": functools.partial(security, who) for who in defences.DEFENCES},
+    "errors-operator": operator,
     "job-fields": job_fields,
     "output-fields": output_fields,
     "tasks": tasks,

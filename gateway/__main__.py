@@ -7,6 +7,7 @@ import sys
 
 USAGE = """\
 usage: python -m gateway bridge --endpoint ID [--port 7860]
+       python -m gateway bridge --diagnose [FILE]
        python -m gateway bridge --help
 The worker's own HTTP server is started by ./start.sh --rp_serve_api, or make serve.
 """
@@ -17,6 +18,10 @@ def main() -> int:
     if sys.argv[1:2] != ["bridge"]:
         sys.stderr.write(USAGE)
         return 0 if {"-h", "--help"} & set(sys.argv[1:]) else 2
+    if sys.argv[2:3] == ["--diagnose"]:  # without the packages, which may be the fault
+        from worker.diagnosis import report  # noqa: PLC0415
+
+        return report.write("".join(sys.argv[3:4]), os.environ)
     try:
         from gateway.bridge.program import main as run  # noqa: PLC0415 - may lack a package
     except ModuleNotFoundError as error:

@@ -49,6 +49,10 @@ take_over_from_worker() {
   find "$RUN_DIR" -xdev -user 1000 -exec chown -h root:root -- {} +
 }
 
+for argument in "$@"; do
+  # With the user and the settings as they are: they may be what is wrong.
+  [[ $argument != --diagnose* ]] || exec ./start.sh "$@"
+done
 if ((EUID)); then
   exec "${start[@]}"
 fi

@@ -15,8 +15,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
+
+from worker.kept_log import KeptLog
 
 LONGEST = 4096  # characters of a message with its time, level and job
 MOST_IN_A_MINUTE = 200  # messages of one line of the code
@@ -159,6 +162,15 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # 3.11 and lat
     status: start.sh would take a good answer of a program for its failure.
     """
 
+    kept: KeptLog | None = None
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, which is kept before it is written: nobody may be reading the log."""
+        line = super().format(record)
+        if self.kept:
+            self.kept.write(f"{line}\n".encode(errors="backslashreplace"))
+        return line
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
@@ -168,15 +180,21 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # 3.11 and lat
         os.close(nowhere)
 
 
-def configure(level: str, form: str, secrets: Iterable[str]) -> None:
+def configure(
+    level: str, form: str, secrets: Iterable[str], *, keep_in: Path | None = None
+) -> None:
     """Write the log to standard error; replaces an earlier setup.
 
     Args:
         level: name of the lowest level that is written.
         form: "json" or "text".
         secrets: texts to hide.
+        keep_in: file that keeps the last lines as well, see `worker.kept_log`; None: no file.
     """
     handler = _Handler(sys.stderr)
+    if keep_in:
+        with suppress(OSError):  # a full disk: the log itself is more important
+            handler.kept = KeptLog(keep_in)
     handler.set_name(_NAME)
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(_Limiting())

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -160,5 +161,5 @@ def test_the_commands_in_the_readme_exist():
 
 def test_pages_are_short():
     written = {str(page): generate.PART.sub("", text) for page, text in TEXTS.items()}
-    del written["docs/benchmarks.md"]  # `make bench` writes it
-    assert [name for name, text in written.items() if len(text.splitlines()) >= 150] == []
+    long = {Path(name).name for name, text in written.items() if len(text.splitlines()) >= 150}
+    assert long <= {"benchmarks.md"}  # which `make bench` writes

@@ -22,6 +22,7 @@ FRONT_DOORS = ("handler", "model_manager", "runpod_sdk")
 # definitions that every room uses.
 ROOMS = {
     "worker": [
+        "worker.diagnosis",
         *("worker.runpod", "worker.tasks", "worker.service", "worker.delivery"),
         *("worker.models", "worker.models.volume", "worker.models.convert", "worker.models.merge"),
         *("worker.models.store", "worker.models.download"),

@@ -101,3 +101,11 @@ def test_files_that_an_earlier_start_made_as_root_become_the_workers(start, tmp_
     assert messages == ""
     assert f"chown -h worker:worker -- {run} {webui} {webui}/cache" in seen
     assert seen[-1] == TINI
+
+
+def test_a_diagnosis_needs_no_right_settings_and_gives_up_nothing(tmp_path):
+    environ = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "ENGINE": "comfy"}
+    command = [PROJECT / "image" / "entrypoint.sh", "--diagnose", tmp_path / "it.md"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert f"the diagnosis is in {tmp_path / 'it.md'}" in done.stderr
+    assert "WRONG: ENGINE='comfy'" in (tmp_path / "it.md").read_text()

@@ -5,16 +5,19 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from fakes.supervised import (
     DEAF_ENGINE,
     LASTING_ENGINE,
+    LASTING_HANDLER,
     PARENT_ENGINE,
     as_handler,
     kill_engine,
 )
 
+from worker import kept_log
 from worker.webui.supervisor import UNKNOWN, EngineProcess
 
 NOT_READY, RESTARTS_USED_UP, NO_GPU = 69, 70, 71
@@ -294,3 +297,44 @@ def test_the_handler_kills_an_engine_whose_restart_it_cannot_request(running):
     handler.request_restart("poisoned")
     worker.await_event("engine started", times=2)
     assert worker.stop() == 0
+
+
+# The kept log -----------------------------------------------------------------------------------
+
+
+def test_the_last_lines_of_start_sh_and_of_every_engine_are_kept_and_also_written(running):
+    says = "print(f'I am engine {me.is_second()}', file=sys.stderr, flush=True);"
+    worker = running(f"{says} {LASTING_ENGINE}", LASTING_HANDLER)
+    kill_engine(worker)
+    worker.await_event("engine started", 2)
+    worker.stop()
+    engine = kept_log.read(worker.run_dir / "log.engine").decode()
+    assert engine.splitlines() == ["I am engine False", "I am engine True"]
+    assert all(line in worker.log() for line in engine.splitlines())
+    start_sh = [line for line in worker.log().splitlines() if " start.sh: " in line]
+    assert (worker.run_dir / "log.start").read_text().splitlines() == start_sh
+    assert "the engine ended with status 137" in "".join(start_sh)
+
+
+def test_no_file_for_the_kept_lines_can_stop_the_worker(new_worker):
+    worker = new_worker()
+    worker.run_dir.mkdir(mode=0o700)
+    for name in ("log.start", "log.engine"):
+        os.mkfifo(worker.run_dir / name)
+    worker.start()
+    worker.await_both()
+    assert worker.stop() == 0
+
+
+def test_an_engine_whose_lines_nobody_keeps_any_more_is_replaced(running):
+    """It would get an error for each line, and A1111 would fail its jobs."""
+    worker = running()
+    (keeper,) = (
+        pid
+        for pid in worker.children(worker.process.pid)
+        if b"kept_log" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(keeper, signal.SIGKILL)
+    worker.await_event("engine started", 2)
+    assert worker.stop() == 0
+    assert "the engine ended with status 137" in worker.log()

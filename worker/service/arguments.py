@@ -36,6 +36,7 @@ class Arguments:
 
     Attributes:
         schema: print the JSON Schema of every task instead of starting.
+        diagnose: make a diagnosis instead: the file for it, or empty; None: start.
         job: the one job to run, `{"input": {...}}`; None: the SDK decides.
         serves_http: wait for jobs over HTTP, at `host` and `port`.
         for_sdk: the arguments that the SDK understands.
@@ -43,12 +44,18 @@ class Arguments:
     """
 
     schema: bool
+    diagnose: str | None
     job: dict[str, Any] | None
     serves_http: bool
     host: str
     port: int
     for_sdk: tuple[str, ...]
     for_handler: tuple[str, ...]
+
+    @property
+    def starts_nothing(self) -> bool:
+        """Whether something is printed or written instead."""
+        return self.schema or self.diagnose is not None
 
 
 def read(arguments: Sequence[str], *, program: str = "handler.py") -> Arguments:
@@ -75,6 +82,7 @@ def read(arguments: Sequence[str], *, program: str = "handler.py") -> Arguments:
     path = [str(Path(given.file).absolute())] if given.file is not None else []
     return Arguments(
         schema=given.schema,
+        diagnose=given.diagnose,
         job=job,
         serves_http=given.rp_serve_api,
         host=given.rp_api_host,
@@ -106,6 +114,14 @@ def _parser(program: str) -> _Parser:
     parser.add_argument("--rp_debugger", action="store_true", help="the RunPod SDK's debugger")
     parser.add_argument(
         "--schema", action="store_true", help="print the JSON Schema of every task, and end"
+    )
+    parser.add_argument(
+        "--diagnose",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="write what a bug report needs into a file, by default in RUN_DIR, and end;"
+        " - is standard output",
     )
     return parser
 

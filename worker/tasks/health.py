@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import Field
 
-from worker import VERSION
+from worker import VERSION, kept_log
 from worker.answer import ABOUT_NOTES, Absent, Answer, AnswerPart, left_out
 from worker.config.platform_settings import one_line
 from worker.config.prices import usd_per_second
 from worker.config.settings import Settings
+from worker.files import write_atomically
 from worker.models.store.space import free_bytes
 from worker.service.parts import Worker
 from worker.service.report import Place, WorkerHealth
@@ -117,6 +119,18 @@ async def run(worker: Worker, job: Job, _checked: object) -> Health:
         models=models,
         timings=job.stopwatch.timings(),
     )
+
+
+def keep(worker: Worker) -> None:
+    """Write what is known at once into RUN_DIR, for `handler.py --diagnose`.
+
+    So it is there when the worker hangs or has died. A failure of the disk changes nothing else.
+    """
+    if worker.settings.supervisor_pid is None:
+        return
+    known = {"worker": of_worker(worker).model_dump(mode="json"), "engine": worker.engine.known()}
+    with suppress(OSError):
+        write_atomically(worker.settings.run_dir / kept_log.HEALTH, json.dumps(known))
 
 
 def of_worker(worker: Worker, asked_by: str | None = None) -> WorkerHealth:

@@ -156,14 +156,18 @@ class Engine:
         memory: dict[str, Any] = {}
         with suppress(WorkerError):  # an engine that does not answer is reported as not ready
             memory = self._webui.memory()
+        known = self.known()
+        return known | {"ready": known["ready"] and bool(memory), "memory": memory or None}
+
+    def known(self) -> dict[str, Any]:
+        """The same without its memory, and without asking it."""
         return {
             "state": self._lifecycle.process().state,
-            "ready": self._lifecycle.is_proven() and bool(memory),
+            "ready": self._lifecycle.is_proven(),
             "checkpoint": self._checkpoint,
             "checkpoints_limit": self._lifecycle.memory and self._lifecycle.memory.limit,
             "restarts": self._lifecycle.restarts,
             "retiring": self.retiring or None,
-            "memory": memory or None,
         }
 
     def end_with_start_sh(self) -> None:

@@ -156,9 +156,8 @@ class _Transfer:
                 raise FetchStopped("the download was stopped.")
             with self._file.lock:
                 fetched, size = self._file.parts.fetched(), self._file.parts.size
-                delivering = len(self._running)
             if self._connections:
-                self._connections.update(time.monotonic(), fetched, delivering)
+                self._connections.update(time.monotonic(), fetched, len(self._receiving()))
             self._break_off_slow()
             self._hooks.report(fetched, size)
 

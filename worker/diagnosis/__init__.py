@@ -1,0 +1,1 @@
+"""Collects into one file what a bug report needs, without secrets."""
