@@ -34,7 +34,8 @@ ROWS = (
 def measure(name: str, *, quick: bool, folder: Path | None = None) -> Found:
     """Measure one row."""
     module = importlib.import_module(f"benchmarks.rows.{name}")
-    found = Found(name, module.TITLE, module.ABOUT, busy_cores=round(machine.busy_cores(), 2))
+    busy = machine.busy_cores() if quick else machine.settled_cores()
+    found = Found(name, module.TITLE, module.ABOUT, busy_cores=round(busy, 2))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=folder) as scratch:
         for result in module.measure(Bench(Path(scratch), quick=quick)):

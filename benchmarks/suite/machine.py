@@ -16,6 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("runpod", "pydantic", "urllib3", "Pillow", "torch", "diffusers")
 QUIET_CORES = 0.1
 SAMPLE_SECONDS = 2.0
+SAMPLES = 10
 
 
 def describe() -> dict[str, str]:
@@ -38,6 +39,16 @@ def busy_cores(seconds: float = SAMPLE_SECONDS) -> float:
     before, began = _busy_seconds(), time.monotonic()
     time.sleep(seconds)
     return (_busy_seconds() - before) / (time.monotonic() - began)
+
+
+def settled_cores(seconds: float = SAMPLE_SECONDS) -> float:
+    """The same when the end of the row before is over: the first quiet sample, or the last one."""
+    busy = 0.0
+    for _ in range(SAMPLES):
+        busy = busy_cores(seconds)
+        if busy <= QUIET_CORES:
+            break
+    return busy
 
 
 def _busy_seconds() -> float:
