@@ -65,6 +65,7 @@ def test_it_shows_a_running_worker_and_a_killed_one(tmp_path):
 
 def test_the_bridge_has_one_too(tmp_path):
     environ = {"RUNPOD_ENDPOINT_ID": "ep0", "RUNPOD_API_KEY": "rpa_xyzzyabcdefgh"}
+    environ["RUN_DIR"] = str(tmp_path / "run")  # or it would find the worker of another test
     done = subprocess.run(
         [PROJECT / "start.sh", "bridge", "--diagnose", tmp_path / "it.md"],
         env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, **environ},

@@ -105,6 +105,7 @@ def test_files_that_an_earlier_start_made_as_root_become_the_workers(start, tmp_
 
 def test_a_diagnosis_needs_no_right_settings_and_gives_up_nothing(tmp_path):
     environ = {"PATH": os.environ["PATH"], "PYTHON": sys.executable, "ENGINE": "comfy"}
+    environ["RUN_DIR"] = str(tmp_path / "run")  # or it would find the worker of another test
     command = [PROJECT / "image" / "entrypoint.sh", "--diagnose", tmp_path / "it.md"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
     assert f"the diagnosis is in {tmp_path / 'it.md'}" in done.stderr
