@@ -22,7 +22,7 @@ from benchmarks.gpu_proof.plane import POLL_SECONDS, Plane
 from worker.config.settings import PROJECT, Settings
 
 # The operator's choices that the proof keeps; its folders and its address are its own.
-KEPT = {"a1111_speedups", "device", "log_level", "webui_args", "webui_python"}
+KEPT = {"engine_variables", "a1111_speedups", "device", "log_level", "webui_args", "webui_python"}
 ROUTE_SECONDS = 10.0
 STOP_SECONDS = 12.0
 KILL_SECONDS = 3.0
