@@ -501,6 +501,17 @@ supervise() {
     ended='' status=0
     # shellcheck disable=SC2086  # engine_pid is empty with ENGINE=external
     wait -n -p ended $handler_pid $engine_pid $ticker || status=$?
+    # A signal, such as that of a log that nobody reads, can take the place of a process's end, which
+    # bash does not tell again. `wait` would then return at once for ever.
+    if [[ -z ${ended:-} || $ended == "$ticker" ]]; then
+      ended=''
+      if ! is_alive "$handler_pid"; then
+        ended=$handler_pid
+      elif [[ -n $engine_pid ]] && ! is_alive "$engine_pid"; then
+        ended=$engine_pid
+      fi
+      [[ -z ${ended:-} ]] || { status=0 && wait "$ended" 2>/dev/null; } || status=$?
+    fi
     case ${ended:-} in
       "$handler_pid")
         stop_all || true

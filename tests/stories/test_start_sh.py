@@ -34,6 +34,19 @@ def call(function, **environ):
     )
 
 
+@pytest.mark.parametrize("ended", ["handler_pid", "engine_pid"])
+def test_an_end_of_which_bash_does_not_know_any_more_is_noticed(ended):
+    """A signal took its place in `wait`; here another `wait` did."""
+    other = ({"handler_pid", "engine_pid"} - {ended}).pop()
+    variables = "stop_requested='' restart_requested='' keeper_pid='' ticker='' END_WITH_PID=''"
+    fakes = "stop_all() { echo handler; exit; }; engine_exited() { echo engine; exit; }"
+    processes = (
+        f"sleep 0 & {ended}=$!; wait ${ended}; sleep 9 >/dev/null 2>&1 & {other}=$!; ticker=''"
+    )
+    done = call(f"{variables}; {fakes}; {processes}; trap 'kill ${other}' EXIT; supervise")
+    assert done.stdout == f"{ended.removesuffix('_pid')}\n"
+
+
 # Bad configuration: 78, one sentence, and nothing is started -------------------------------------
 
 SPOILED = {

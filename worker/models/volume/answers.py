@@ -16,7 +16,7 @@ from worker.errors import StoreFull, VolumeFailed, WorkerError
 from worker.http.backoff import retry_after
 
 FAILURES = (ClientError, BotoCoreError, HTTPError, OSError)
-# What boto3 raises for an answer that is none of S3: other XML, numbers and dates that are none.
+# What boto3 raises for an answer that is not of S3: other XML, or fields of another type.
 UNREADABLE = (ResponseParserError, LookupError, TypeError, ValueError, RecursionError)
 
 GONE = "NoSuchUpload"  # an upload in parts that was completed, or aborted, by another run
