@@ -28,7 +28,7 @@ from benchmarks.suite.figures import Curve
 from benchmarks.suite.plots import draw
 from campaign.catalogue import Fault, catalogue
 from campaign.jobs import Draw
-from campaign.judge import Judge, Sent, Struck
+from campaign.judge import Judge, Sent, Struck, Violation
 from campaign.pictures import Calm
 from campaign.scenery import Model
 from campaign.summary import PROJECT, fill_in, row, say
@@ -110,6 +110,7 @@ class Soak:
         self.samples = Samples()
         self.faults: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
+        self.violations: list[str] = []
         self.restarts = 0
         self._busy = 0.0
 
@@ -134,7 +135,7 @@ class Soak:
                     self.samples.take(world, began, jobs, self._busy)
                     self._say(f"{self.samples.minutes[-1]} min, {jobs} jobs")
             self.samples.take(world, began, jobs, self._busy)
-            judge.idle(worker)
+            self._judge(lambda: judge.idle(worker))
             self.counts = judge.counts
             self._read_log(worker)
 
@@ -164,9 +165,17 @@ class Soak:
         world.wait_until(lambda: world.plane.status(sent.id)["status"] in end, f"job {sent.id}")
         sent.ended, sent.is_ended_by_us = time.monotonic(), bool(struck)
         self._busy += sent.ended - sent.began
-        judge.job(sent, struck)
+        self._judge(lambda: judge.job(sent, struck))
         world.plane.forget()
         world.hosts.forget_requests()
+
+    def _judge(self, check: Callable[[], object]) -> None:
+        """Note a violation and go on: what happens in the hours after it is worth knowing, too."""
+        try:
+            check()
+        except Violation as problem:
+            self.violations.append(str(problem))
+            self._say(f"VIOLATION: {problem}")
 
     def _read_log(self, worker: Worker) -> None:
         starts = (f"engine {name} started" for name in ("embedded", "a1111"))
@@ -243,8 +252,8 @@ def table(facts: dict[str, Any]) -> str:
     told = (
         f"Engine {facts['engine']}, seed {facts['seed']}: {facts['jobs']} jobs in"
         f" {samples.minutes[-1]:.0f} minutes on {os.cpu_count()} cores,"
-        f" {sum(facts['faults'].values())} faults, {facts['restarts']} restarts of the engine;"
-        " every picture was the right one.\n"
+        f" {sum(facts['faults'].values())} faults, {facts['restarts']} restarts of the engine,"
+        f" {len(facts['violations'])} wrong or missing answers.\n"
     )
     return "\n".join([told, *lines]) + "\n"
 
@@ -265,6 +274,7 @@ def main() -> int:
         soak.run(given.minutes)
     facts = {"engine": given.engine, "seed": given.seed, "faults": soak.faults}
     facts |= {"jobs": soak.samples.jobs[-1], "restarts": soak.restarts, "ends": soak.counts}
+    facts["violations"] = soak.violations
     facts["samples"] = vars(soak.samples)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "soak.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -273,7 +283,7 @@ def main() -> int:
         (folder / f"{name}.svg").write_text(draw(curve))
     if given.docs:
         fill_in(PROJECT / "docs/soak.md", table(facts))
-    return 0
+    return int(bool(soak.violations))
 
 
 if __name__ == "__main__":
