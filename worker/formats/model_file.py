@@ -40,6 +40,7 @@ FOLDERS: dict[Kind, str] = {
 
 _HASH_BLOCK = 1 << 20
 _LISTED_BLOCK = 1 << 16
+_MAX_NAME = 1_000  # characters; a LoRA with a longer one is found by the name of its file
 _EXCERPT = 4096  # bytes; enough to recognise a format, and for the title of a web page
 
 
@@ -152,10 +153,10 @@ class ModelFile:
         """How this LoRA, which is no pickle, fits each family. Raises ModelFileInvalid."""
         return _family_fits(self.path, *version(self.path))
 
-    def metadata(self) -> dict[str, str]:
-        """The header's free text, such as `ss_output_name`; raises ModelFileInvalid."""
+    def trained_name(self) -> str | None:
+        """The name that its trainer gave a LoRA; A1111 knows it, too. Raises ModelFileInvalid."""
         if self.path.suffix in PICKLES:
-            return {}
+            return None
         return _contents(self.path, *version(self.path))[0]
 
     def listed_name(self) -> str:
@@ -248,15 +249,19 @@ def check_with_safetensors(path: Path) -> None:
         ) from error
 
 
-@lru_cache(maxsize=32)  # 1 MB for each SDXL
+# What is kept for thousands of files is small: the metadata of a LoRA alone can have megabytes.
+@lru_cache(maxsize=8)  # 1 MB for each SDXL, at most some 50
 def _header(path: Path, _size: int, _mtime_ns: int) -> Header:
     return _read_header(path)
 
 
 @lru_cache(maxsize=4096)
-def _contents(path: Path, size: int, mtime_ns: int) -> tuple[dict[str, str], Architecture]:
+def _contents(path: Path, size: int, mtime_ns: int) -> tuple[str | None, Architecture]:
+    """The name given by the trainer, and what the file is."""
     header = _header(path, size, mtime_ns)
-    return dict(header.metadata), architecture.detect(header)
+    name = header.metadata.get("ss_output_name")
+    is_nameable = name is not None and len(name) <= _MAX_NAME
+    return name if is_nameable else None, architecture.detect(header)
 
 
 @lru_cache(maxsize=4096)
@@ -268,7 +273,7 @@ def _check(  # noqa: PLR0917 - the key of the cache
     requirements.check(name, kind, file)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _layers(path: Path, size: int, mtime_ns: int) -> Layers:
     return layers_of(lora_use.shapes_of(_header(path, size, mtime_ns)))
 

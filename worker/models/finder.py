@@ -180,6 +180,6 @@ def check_annotators(request: PictureRequest, folder: Path, *, pickles: bool) ->
 
 def _trained_name(file: ModelFile) -> str | None:
     try:
-        return file.metadata().get("ss_output_name")
+        return file.trained_name()
     except (ModelFileInvalid, ModelNotFound, ModelNotSupported, ModelUnsafe):
         return None
