@@ -78,13 +78,18 @@ class WorkerError(Exception):
     default_hint: ClassVar[str] = ""
 
     def __init__(self, message: str, *, hint: str | None = None, **details: object) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = self.default_hint if hint is None else hint
+        self.message = _encodable(message)
+        super().__init__(self.message)
+        self.hint = self.default_hint if hint is None else _encodable(hint)
         self.details = details
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message} {self.hint}".rstrip()
+
+
+def _encodable(text: str) -> str:
+    """Without half a surrogate pair, which a job's JSON can hold and no file or socket can."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 class ConfigError(WorkerError):

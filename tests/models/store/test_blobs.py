@@ -201,6 +201,16 @@ def test_a_damaged_blob_is_never_found_and_can_be_replaced(blobs, content, known
     assert link_of(blobs).read_bytes() == DATA
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_damage_in_the_second_of_the_download_is_noticed(blobs, known):
+    path = add(blobs, DATA).path
+    time_ns = path.stat().st_mtime_ns
+    path.write_bytes(FLIPPED)
+    within = time_ns + 1 if (time_ns + 1) % 10**9 else time_ns - 1
+    os.utime(path, ns=(within, within))
+    assert (blobs if known else again(blobs)).find(DIGEST) is None
+
+
 @pytest.mark.parametrize("content", [FLIPPED, DATA[:-1]])
 def test_a_blob_that_another_worker_has_replaced_is_found(blobs, content):
     path = add(blobs, DATA).path

@@ -70,8 +70,9 @@ class About:
         name: the clean name of its file at its host, which other files may have, too; empty in
             metadata of older workers.
         mtime: the blob's modification time when it was verified; another time means that the
-            blob may have changed. In whole seconds: image layers and some network volumes keep no
-            fractions. UNKNOWN_TIME: not known yet.
+            blob may have changed. In whole seconds; UNKNOWN_TIME: not known yet.
+        fraction: of this time, in nanoseconds; 0: not known, because image layers and some network
+            volumes keep none.
         source: where it was fetched from, as text for messages.
         ref: the reference that can fetch it again; None if that contains a secret.
         family: the family that its host names.
@@ -88,6 +89,18 @@ class About:
     family: str | None = None
     trained_words: tuple[str, ...] = ()
     name: str = ""
+    fraction: int = 0
+
+    def is_of(self, size: int, mtime_ns: int) -> bool:
+        """Whether a file of this size and time is the one that was verified."""
+        seconds, fraction = divmod(mtime_ns, _SECOND)
+        is_same_time = fraction == self.fraction or 0 in {fraction, self.fraction}
+        return (size, seconds) == (self.size, self.mtime) and is_same_time
+
+    def at(self, mtime_ns: int) -> About:
+        """The same with this modification time."""
+        seconds, fraction = divmod(mtime_ns, _SECOND)
+        return replace(self, mtime=seconds, fraction=fraction)
 
 
 _ABOUT = TypeAdapter(About)
@@ -157,11 +170,10 @@ class Blobs:
         except ModelNotFound:
             self._known.pop(sha256, None)
             return None
-        mtime = mtime_ns // _SECOND
         if (size, UNKNOWN_TIME) == (blob.about.size, blob.about.mtime):
-            return self._verified_at(blob, mtime)
-        if (size, mtime) != (blob.about.size, blob.about.mtime):
-            return self._check_again(blob, size, mtime)
+            return self._verified_at(blob, mtime_ns)
+        if not blob.about.is_of(size, mtime_ns):
+            return self._check_again(blob, size, mtime_ns)
         self._known[sha256] = blob
         return blob
 
@@ -212,21 +224,21 @@ class Blobs:
     def _about_file(self, sha256: str) -> Path:
         return self._blobs / f"{sha256}.json"
 
-    def _check_again(self, blob: Blob, size: int, mtime: int) -> Blob | None:
+    def _check_again(self, blob: Blob, size: int, mtime_ns: int) -> Blob | None:
         self._known.pop(blob.sha256, None)
         try:
             is_whole = size == blob.about.size and file_sha256(blob.path) == blob.sha256
         except (ModelNotFound, OSError):  # gone, or on a bad disk
             return None
         if is_whole:
-            return self._verified_at(blob, mtime)
+            return self._verified_at(blob, mtime_ns)
         log.warning("%s in the model store is damaged; it will be removed", blob.about.stem)
         with suppress(FetchError):  # a read-only store
             self.remove(blob)
         return None
 
-    def _verified_at(self, blob: Blob, mtime: int) -> Blob:
-        blob = replace(blob, about=replace(blob.about, mtime=mtime))
+    def _verified_at(self, blob: Blob, mtime_ns: int) -> Blob:
+        blob = replace(blob, about=blob.about.at(mtime_ns))
         with suppress(OSError):  # a read-only store: the next process looks again
             self._write_about(blob)
         self._known[blob.sha256] = blob
@@ -272,8 +284,8 @@ class Blobs:
         self, partial: Path, sha256: str, about: About, taken: Callable[[str], bool]
     ) -> Blob:
         self._blobs.mkdir(parents=True, exist_ok=True)
-        mtime = partial.stat().st_mtime_ns // _SECOND
-        about = replace(about, stem=self._claim(about, sha256, taken), mtime=mtime)
+        about = about.at(partial.stat().st_mtime_ns)
+        about = replace(about, stem=self._claim(about, sha256, taken))
         blob = Blob(sha256, self._blobs / f"{sha256}{about.suffix}", about)
         # In this order there is never a blob without metadata, nor metadata with a foreign file.
         blob.path.unlink(missing_ok=True)
