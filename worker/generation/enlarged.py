@@ -8,12 +8,12 @@ model, it enlarges with Lanczos and answers 200 with the upscaler's name.
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import pybase64
 from PIL import Image, ImageChops, ImageStat, UnidentifiedImageError
 from PIL.Image import Resampling
 
@@ -123,7 +123,7 @@ def read(answer: Any, size: Size) -> Enlarged:  # noqa: ANN401 - JSON
     image = text(fields, "image")
     info = text(fields, "html_info").removeprefix("<p>").removesuffix("</p>")
     try:
-        opened = Image.open(io.BytesIO(base64.b64decode(image, validate=True)), formats=("PNG",))
+        opened = Image.open(io.BytesIO(pybase64.b64decode(image, validate=True)), formats=("PNG",))
         if opened.size != size:
             raise IncompleteAnswer(
                 f"expected a picture of {shown_size(size)} pixels, but the engine returned one of"
@@ -164,7 +164,7 @@ def probe(upscaler: str) -> Call[None]:
     """
     side = 64
     source = Image.frombytes("L", (side, side), bytes(n * n * 7 % 251 for n in range(side * side)))
-    image = base64.b64encode(as_png(source, {})).decode()
+    image = pybase64.b64encode_as_string(as_png(source, {}))
 
     def read_and_prove(answer: Any) -> None:  # noqa: ANN401 - JSON
         prove(source, read(answer, size_by(source.size, 2)).pixels, upscaler)
@@ -204,4 +204,4 @@ def _again(before: Enlarged, pixels: Image.Image, info: str) -> Enlarged:
     texts[_POSTPROCESSING] = info
     file = as_png(pixels, texts)
     pixels.info = dict(texts.items())
-    return Enlarged(base64.b64encode(file).decode(), pixels, info)
+    return Enlarged(pybase64.b64encode_as_string(file), pixels, info)

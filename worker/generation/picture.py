@@ -7,12 +7,12 @@ EXIF field UserComment of the others, as A1111 v1.9.3 writes it (`save_image_wit
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import zlib
 from dataclasses import dataclass
 
+import pybase64
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from worker.errors import DeliveryFailed
@@ -75,7 +75,7 @@ class Picture:
     @property
     def data(self) -> bytes:
         """Its bytes."""
-        return base64.b64decode(self.content) if isinstance(self.content, str) else self.content
+        return pybase64.b64decode(self.content) if isinstance(self.content, str) else self.content
 
     @property
     def size(self) -> int:
@@ -88,7 +88,7 @@ class Picture:
         """In base64, as in the answers of A1111's API."""
         if isinstance(self.content, str):
             return self.content
-        return base64.b64encode(self.content).decode()
+        return pybase64.b64encode_as_string(self.content)
 
 
 def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = None) -> Picture:
@@ -102,7 +102,7 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
     if format_ == "png" and _is_png(image):
         return Picture(image, "png")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(image))) as opened:
+        with Image.open(io.BytesIO(pybase64.b64decode(image))) as opened:
             opened.load()
             return _encoded(opened, format_, quality)
     except UnidentifiedImageError:  # its text has only the address of a buffer
@@ -116,7 +116,7 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
 def png_size(image: str) -> tuple[int, int] | None:
     """Width and height of a base64 PNG, from its header; None of other files."""
     try:
-        header = base64.b64decode(image[:_HEADER_TEXT], validate=True)
+        header = pybase64.b64decode(image[:_HEADER_TEXT], validate=True)
     except ValueError:
         return None
     if not header.startswith(_PNG) or len(header) < _HEADER_BYTES:
@@ -126,7 +126,7 @@ def png_size(image: str) -> tuple[int, int] | None:
 
 
 def _is_png(image: str) -> bool:
-    return base64.b64decode(image[:_HEADER_TEXT]).startswith(_PNG)
+    return pybase64.b64decode(image[:_HEADER_TEXT]).startswith(_PNG)
 
 
 def thumbnail(image: str, longest: int = 256) -> str | None:
@@ -138,13 +138,13 @@ def thumbnail(image: str, longest: int = 256) -> str | None:
     """
     file = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(base64.b64decode(image))) as opened:
+        with Image.open(io.BytesIO(pybase64.b64decode(image))) as opened:
             small = opened.convert("RGB")
         small.thumbnail((longest, longest))
         small.save(file, "JPEG", quality=70)
     except BAD_FILE:
         return None
-    return base64.b64encode(file.getvalue()).decode()
+    return pybase64.b64encode_as_string(file.getvalue())
 
 
 def _encoded(image: Image.Image, format_: ImageFormat, quality: int | None) -> Picture:

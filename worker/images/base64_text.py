@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 import string
 
+import pybase64
+
 from worker.errors import InvalidInput
 from worker.job.image_fields import FORMS, payload_start
 
-_ALPHABET = (string.ascii_letters + string.digits + "+/").encode()
-_PADDING = (b"", b"=", b"==")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _FOREIGN = re.compile(rb"[^A-Za-z0-9+/]")
 _HINT = f"Send the whole file as {FORMS}."
@@ -29,7 +28,7 @@ def decoded(text: str) -> bytes:
     if len(body) % 4 == 1 and not _FOREIGN.search(body):
         raise InvalidInput("the base64 is incomplete: its end is missing.", hint=_HINT)
     try:
-        data = base64.b64decode(body + b"=" * (-len(body) % 4), validate=True)
+        data = pybase64.b64decode(body + b"=" * (-len(body) % 4), validate=True)
     except binascii.Error:
         raise InvalidInput("the text is not base64.", hint=_HINT) from None
     if not data:
@@ -38,11 +37,12 @@ def decoded(text: str) -> bytes:
 
 
 def is_base64(text: str) -> bool:
-    """Whether it is base64 and nothing else; without the cost of decoding it."""
-    if len(text) % 4 or not text.isascii():
+    """Whether it is base64 and nothing else."""
+    try:
+        pybase64.b64decode(text, validate=True)
+    except ValueError:  # binascii.Error is one, too
         return False
-    padding = text.encode().translate(None, _ALPHABET)
-    return padding in _PADDING and text.endswith(padding.decode())
+    return True
 
 
 def decoded_size(text: str) -> int:
