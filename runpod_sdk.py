@@ -193,6 +193,9 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
     from runpod.serverless.modules import rp_http, rp_job, rp_scale, worker_state  # noqa: PLC0415
 
     from worker.runpod.transport import Routes, Transport  # noqa: PLC0415
+    from worker.runpod.watchdog import end_forks_with_parent  # noqa: PLC0415
+
+    end_forks_with_parent()
 
     class Scaler:
         """`run_worker` makes one with the SDK's config, and starts it once."""

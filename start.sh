@@ -241,6 +241,8 @@ start_engine() {
   # It copies what the engine writes, keeps the end of it, and ends with the engine's last process.
   exec {output}> >(exec "$PYTHON" -I -S "$HERE/worker/kept_log.py" "$RUN_DIR/log.engine" >&2)
   keeper_pid=$!
+  # Nobody stops the engine if start.sh and the handler are killed together; then the kernel does.
+  [[ $(setpriv --help 2>/dev/null) != *pdeathsig* ]] || command=(setpriv --pdeathsig KILL "${command[@]}")
   # setsid: a process group of its own, so that all of its processes can be killed.
   (cd "$folder" && exec env "${unset[@]}" "${environment[@]}" setsid "${command[@]}" \
     >&"$output" 2>&1 {output}>&-) &

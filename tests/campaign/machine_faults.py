@@ -58,6 +58,17 @@ def _kill_all(world: World, _rng: random.Random) -> None:
     world.main.signal_all(signal.SIGKILL)
 
 
+def _kill_both(world: World, _rng: random.Random) -> None:
+    """So neither of them can stop the engine; in a container, the kernel does."""
+    worker = world.main
+    handler = worker.pid_of("handler.py")
+    worker.signal(signal.SIGSTOP)
+    with suppress(ProcessLookupError):
+        if handler:
+            os.kill(handler, signal.SIGKILL)
+    worker.signal(signal.SIGKILL)
+
+
 def _many_workers(world: World, rng: random.Random) -> Heal:
     """Three more workers share the volume; one of them is killed, the others end when healed."""
     others = [world.start() for _ in range(3)]
@@ -193,6 +204,7 @@ FAULTS = [
         weight=0.3,
         is_long=True,
     ),
+    Fault("worker: start.sh and handler killed", _kill_both, LOST, KILLED, loses=True),
     Fault("worker: all processes killed", _kill_all, LOST, KILLED, loses=True),
     Fault("worker: SIGTERM", _signal(signal.SIGTERM), LOST, STOPPED, weight=2),
     Fault("worker: SIGINT", _signal(signal.SIGINT), LOST, STOPPED),

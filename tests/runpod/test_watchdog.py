@@ -4,6 +4,11 @@ test_worker.py shows it with a real worker, which is ended with its group.
 """
 
 import multiprocessing
+import os
+import select
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -58,3 +63,23 @@ def test_in_another_processs_group_only_the_process_and_its_children_end(monkeyp
     watchdog._end(60.0)
     assert ended == ["child", 1]
     assert "in test_in_another_process" in capfd.readouterr().err  # where each thread is
+
+
+PARENT = """
+import os, time
+from worker.runpod import watchdog
+watchdog.end_forks_with_parent()
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_forked_process_ends_with_the_process_that_forked_it():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    with parent:
+        child = os.pidfd_open(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)
+        assert select.select([child], [], [], 30)[0], "the forked process goes on"
+    os.close(child)

@@ -49,6 +49,15 @@ def test_nothing_at_all_is_left_when_start_sh_has_ended(running):
     assert worker.processes() == []
 
 
+def test_the_engine_ends_when_start_sh_and_the_handler_are_killed_together(running):
+    worker = running()
+    worker.process.send_signal(signal.SIGSTOP)  # so it cannot answer the handler's end
+    os.kill(worker.noted("handler started")[0]["pid"], signal.SIGKILL)
+    worker.process.kill()
+    worker.process.wait(DEADLINE)
+    worker.until(lambda: not worker.processes(), "the end of the engine")
+
+
 # Signals ----------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Ends a handler whose event loop hangs.
+"""Ends a handler whose event loop hangs, and the pings of a handler that was killed.
 
 RunPod cannot notice it: the SDK sends its pings from another process, which would keep reporting a
 healthy worker. So a thread checks that the event loop still runs. If it does not, the thread kills
@@ -15,10 +15,13 @@ import os
 import signal
 import sys
 import threading
+import time
 
 logger = logging.getLogger(__name__)
 
 EXIT_HUNG = 1  # if the process does not lead its group; else it ends by SIGKILL
+
+_PARENT_EVERY = 1.0  # seconds between two looks at the parent
 
 # In a container that was frozen, the clock jumps forward; that must not count as a long silence.
 # So the time is divided into this many waits, and a jump can end only one of them.
@@ -35,6 +38,24 @@ def start_watchdog(loop: asyncio.AbstractEventLoop, silence: float) -> threading
     )
     thread.start()
     return thread
+
+
+def end_forks_with_parent() -> None:
+    """Let each process that is forked from now on end with the process that forked it.
+
+    So the SDK's pings end when the handler is killed, and start.sh with it.
+    """
+
+    def follow_parent() -> None:
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+
+    os.register_at_fork(after_in_child=follow_parent)
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_EVERY)
+    os._exit(0)
 
 
 def _watch(loop: asyncio.AbstractEventLoop, silence: float) -> None:
