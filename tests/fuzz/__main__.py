@@ -91,10 +91,9 @@ def write(folder, results, engine, seed):
     made = {"engine": engine, "seed": seed, "targets": content}
     (folder / "fuzz.json").write_text(json.dumps(made, indent=1) + "\n")
     lines = ["| target | executions | a second | findings |", "| --- | ---: | ---: | ---: |"]
-    for one in sorted(results, key=lambda one: one.target):
-        line, findings = row(one)
-        lines += [line]
-        lines += [f"\n- {text}" for text in findings]
+    rows = [row(one) for one in sorted(results, key=lambda one: one.target)]
+    lines += [line for line, _ in rows]
+    lines += [f"\n- {text}" for _, findings in rows for text in findings]
     (folder / "fuzz.md").write_text("\n".join(lines) + "\n")
 
 
