@@ -314,6 +314,7 @@ may_repair() {
 engine_exited() {
   local status=$1
   kill_group "$engine_pid"
+  remove_engine_files
   if [[ -n $stop_requested ]]; then
     engine_pid=''
     return
@@ -362,8 +363,7 @@ restart_on_request() {
     uncounted=yes
   fi
   write_state restarting 0
-  stop_group "$engine_pid" "$ENGINE_STOP_MS"
-  engine_pid=''
+  stop_engine "$ENGINE_STOP_MS"
   [[ -z $stop_requested ]] || return 0
   # The cache also holds the hashes of replaced files.
   if [[ $ENGINE == a1111 && $reason == @(damaged-cache|replaced-model) ]]; then
@@ -418,6 +418,16 @@ stop_group() {
   kill_group "$1"
 }
 
+# usage: stop_engine MILLISECONDS
+stop_engine() {
+  stop_group "$engine_pid" "$1"
+  remove_engine_files
+  engine_pid=''
+}
+
+# What the embedded engine cannot remove itself when it is killed; see read_file in loading.py.
+remove_engine_files() { rm -rf -- "${TMPDIR:-/tmp}/engine-$engine_pid-"*; }
+
 # For the time in which the handler finishes its last job: no other engine is started for it. Without
 # this state it would wait until it is killed, and the job's caller would get no answer.
 report_lost_engine() {
@@ -441,8 +451,7 @@ stop_all() {
   wait "$handler_pid" || handler_status=$?
   handler_pid=''
   if [[ -n $engine_pid ]]; then
-    stop_group "$engine_pid" "$for_engine"
-    engine_pid=''
+    stop_engine "$for_engine"
   fi
   return "$handler_status"
 }

@@ -203,9 +203,12 @@ class Engine:
         extras.tiling(job.settings)
 
     def _generate(self, task: str, request: Generation, pictures: Pictures | None) -> Drawn:
-        """The requested pictures; after an interrupt fewer, and the last one unfinished."""
-        if self.progress.closing:
-            raise RuntimeError("the engine is shutting down")
+        """The requested pictures; after an interrupt fewer, and the last one unfinished.
+
+        Raises:
+            RuntimeError: the engine is shutting down: nobody has asked for an unfinished picture.
+        """
+        self._check_open()
         settings = self._override(request)  # with the options as the jobs before it left them
         self.library.embeddings.refresh_if_changed()
         job = Job(request, settings, self.styles)
@@ -218,6 +221,7 @@ class Engine:
                     self.options.values = {name: settings[name] for name in option.DEFAULTS}
                 digest, is_inpainting = model.sha256[:HASH_DIGITS], model.is_inpainting
                 drawn = drawing.pictures()
+            self._check_open()
             used = Used(
                 models.first.stem,
                 digest,
@@ -233,6 +237,10 @@ class Engine:
             facts = Facts.of(job, used, self.progress.job_timestamp)
         log.info("made %d of %d pictures with %s", len(drawn), job.count, models.first.name)
         return Drawn(drawn, facts, drawing.given.beside if drawing.given else {})
+
+    def _check_open(self) -> None:
+        if self.progress.closing:
+            raise RuntimeError("the engine is shutting down")
 
     # ------------------------------------------------------------------- pictures without a model
 
@@ -255,8 +263,7 @@ class Engine:
         return self._queue(self._run_extras, request, encoded)
 
     def _run_extras(self, request: extras.Upscaling, encoded: list[str]) -> tuple[list[str], str]:
-        if self.progress.closing:
-            raise RuntimeError("the engine is shutting down")
+        self._check_open()
         tiling, found, text = extras.tiling(self.options.values), [], ""
         with self.progress.running("extras", len(encoded)):
             for number, one in enumerate(encoded):
@@ -267,6 +274,7 @@ class Engine:
                 found.append(image)
                 if self.progress.stopping:
                     break
+        self._check_open()
         return found, text
 
     # ------------------------------------------------------------------------ the models of a job

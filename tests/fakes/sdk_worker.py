@@ -3,8 +3,8 @@
 As a program it is the worker; `running_sdk_worker` starts it for a test or a benchmark.
 
 What a job's input may hold: `seconds` to work, `until` a file exists, `hang` to block the event
-loop, `error` to fail with that text, `progress` for that many reports before the result, `chunks`
-for its stream, `echo` for what it holds.
+loop, `thread` to start one that never ends, `error` to fail with that text, `progress` for so many
+reports before the result, `chunks` for its stream, `echo` for what it holds.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ async def handler(job: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
     if wanted.get("hang"):
         time.sleep(wanted["hang"])  # noqa: ASYNC251 - that is the fault
+    if wanted.get("thread"):
+        threading.Thread(target=threading.Event().wait, name="stuck").start()
     try:
         await asyncio.sleep(wanted.get("seconds", 0))
         while "until" in wanted and not Path(wanted["until"]).exists():  # noqa: ASYNC110, ASYNC240

@@ -132,6 +132,17 @@ def test_a_hanging_event_loop_ends_the_worker_and_its_pings(tmp_path):
         wait_until(are_gone, "the end of the pings")
 
 
+def test_a_thread_that_never_ends_does_not_keep_a_worker_that_has_ended(tmp_path):
+    with (
+        RunPodPlane() as plane,
+        running_sdk_worker(tmp_path, plane, timing={"silence": 2.0}) as worker,
+    ):
+        assert finished(plane, {"thread": 1})["status"] == "COMPLETED"
+        worker.process.terminate()
+        assert worker.process.wait(SOON) == 1
+        assert "threading.py" in worker.log()  # where each thread is
+
+
 # What the SDK still does --------------------------------------------------------------------------
 
 

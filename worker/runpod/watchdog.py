@@ -40,6 +40,14 @@ def start_watchdog(loop: asyncio.AbstractEventLoop, silence: float) -> threading
     return thread
 
 
+def end_within(seconds: float) -> None:
+    """From now on, end this process by force if it does not end itself in time.
+
+    A thread that waits for ever, such as one of a library, would keep it: paid, and without jobs.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
+
+
 def end_forks_with_parent() -> None:
     """Let each process that is forked from now on end with the process that forked it.
 

@@ -320,9 +320,11 @@ def test_a_new_process_gives_the_same_pictures_and_ends_at_sigterm(client, data_
         other.wait()
         assert np.array_equal(other.picture(), cat)
         job = other.start(steps=100_000)
+        wait_until(lambda: other.state()["sampling_step"] > 2, "the third step", 120)
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=60) in (0, -signal.SIGTERM)
-        job.exception()  # answered or disconnected, but not left waiting
+        # Disconnected or refused, but neither left waiting nor answered with an unfinished picture.
+        assert job.exception() or job.result().status_code == 500
     finally:
         process.kill()
         process.communicate()

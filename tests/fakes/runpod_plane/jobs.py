@@ -24,12 +24,14 @@ class Jobs:
         webhook_pause: seconds between two attempts at a webhook.
         retried: how many jobs were queued again.
         again: jobs that a worker gets although they are not in the queue.
+        gone: workers that are lost; a poll of theirs may still seem open.
     """
 
     def __init__(self, hold: float, webhook_pause: float) -> None:
         self.hold, self.webhook_pause = hold, webhook_pause
         self.retried = 0
         self.again: list[Job] = []
+        self.gone: set[str] = set()
         self.by_id: dict[str, Job] = {}
         self.events: list[Event] = []
         self.changed = threading.Condition()  # wakes the waiting test
@@ -87,7 +89,8 @@ class Jobs:
         await self.announce()
 
     async def lose(self, worker: str) -> list[str]:
-        """Queue the running jobs of a worker that is gone again."""
+        """Queue the running jobs of a worker that is gone again; it gets no more."""
+        self.gone.add(worker)
         lost = [one for one in self.by_id.values() if one.status == "IN_PROGRESS"]
         lost = [job for job in lost if job.worker == worker]
         for job in lost:

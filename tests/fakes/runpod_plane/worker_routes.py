@@ -33,7 +33,8 @@ class WorkerRoutes:
         worker = request.match_info["worker"]
         self.workers.add(worker)
         batch_size = int(request.query.get("batch_size", 0))
-        if not await self._hold(request, lambda: bool(self._jobs.again or self._jobs.queued())):
+        is_held = await self._hold(request, lambda: bool(self._jobs.again or self._jobs.queued()))
+        if not is_held or worker in self._jobs.gone:
             return web.Response(status=204)
         if self._jobs.again:
             job = self._jobs.again.pop(0).for_worker()

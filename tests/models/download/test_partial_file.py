@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from fakes.a1111.process import wait_until
@@ -215,6 +216,30 @@ def test_a_path_that_cannot_be_opened_is_not_writable(tmp_path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreNotWritable), PartialFile(tmp_path / name):
         pass
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_nothing_is_left_if_a_thread_cannot_be_started(path, monkeypatch):
+    """A thread that waits for ever would keep the process from its end."""
+    threads, descriptors = threading.enumerate(), open_descriptors()
+    real, started = threading.Thread.start, []
+
+    def start(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="new thread"), PartialFile(path):
+        pass
+    assert started
+    assert threading.enumerate() == threads
+    assert open_descriptors() == descriptors
+    assert not files(path)
 
 
 def test_a_file_that_shrinks_during_the_download_is_an_error(path):

@@ -74,9 +74,15 @@ class PartialFile:
         except OSError as error:
             raise storage_error(error) from error
         self._hash = FollowingHash(self._descriptor)
-        self._helpers = [threading.Thread(target=run) for run in (self._follow, self._sync)]
-        for helper in self._helpers:
-            helper.start()
+        self._helpers: list[threading.Thread] = []
+        try:
+            for run in (self._follow, self._sync):
+                helper = threading.Thread(target=run)
+                helper.start()
+                self._helpers.append(helper)
+        except RuntimeError:  # no thread can be started; the first one would wait for ever
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_error: object) -> None:
