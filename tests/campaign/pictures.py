@@ -63,6 +63,9 @@ def streamed(world: World, job_id: str) -> dict[int, str]:
     }
 
 
+FIRST_ORDER_STEPS = 2  # the first and the last step of DPM++ 2M are those of Euler
+
+
 class Calm:
     """A worker without faults, which draws each drawing once; its pictures are the right ones."""
 
@@ -128,4 +131,6 @@ def _essence(drawing: dict[str, Any]) -> Any:
     """What a drawing is about; the number of pictures and of passes may lead to the same one."""
     left = {"n_iter", "batch_size", "subseed", "output", "seed", "init_images"}
     essence = {key: value for key, value in drawing.items() if key not in left}
+    if drawing.get("sampler_name") == "DPM++ 2M" and drawing.get("steps", 0) <= FIRST_ORDER_STEPS:
+        essence["sampler_name"] = "Euler"
     return essence | {"loras": sorted(map(str, drawing.get("loras", [])))}

@@ -28,7 +28,7 @@ from benchmarks.suite.figures import Curve
 from benchmarks.suite.plots import draw
 from campaign.catalogue import Fault, catalogue
 from campaign.jobs import Draw
-from campaign.judge import Judge, Sent, Struck, Violation
+from campaign.judge import Judge, Sent, Struck
 from campaign.pictures import Calm
 from campaign.scenery import Model
 from campaign.summary import PROJECT, fill_in, row, say
@@ -106,7 +106,7 @@ class Soak:
     """Runs it."""
 
     def __init__(self, folder: Path, engine: str, seed: int, say: Callable[[str], None]) -> None:
-        self._folder, self._engine, self.seed, self._say = folder, engine, seed, say
+        self._folder, self.engine, self.seed, self._say = folder, engine, seed, say
         self.samples = Samples()
         self.faults: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -118,7 +118,7 @@ class Soak:
         """Send jobs one after the other until the time is over."""
         rng = random.Random(self.seed)
         with ExitStack() as stack:
-            world = stack.enter_context(World(self._folder / "world", self._engine))
+            world = stack.enter_context(World(self._folder / "world", self.engine))
             calm = stack.enter_context(Calm(self._folder / "calm", world))
             drawing = Draw(world.scenery, world.s3.endpoint, world.put.url)
             judge = Judge(world, calm)
@@ -140,7 +140,7 @@ class Soak:
             self._read_log(worker)
 
     def _start(self, world: World) -> Worker:
-        budget = str(BUDGET_GB[self._engine])
+        budget = str(BUDGET_GB[self.engine])
         more = {"MODELS_BUDGET_GB": budget, "MAX_ENGINE_RESTARTS": "1000"}
         worker = world.start(quick=False, leads=True, **more)
         world.wait_until_taking(worker)
@@ -173,7 +173,7 @@ class Soak:
         """Note a violation and go on: what happens in the hours after it is worth knowing, too."""
         try:
             check()
-        except Violation as problem:
+        except AssertionError as problem:
             self.violations.append(str(problem))
             self._say(f"VIOLATION: {problem}")
 
@@ -271,11 +271,19 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its workers and mounts go, too
     with tempfile.TemporaryDirectory(prefix="soak-", dir=given.folder) as folder:
         soak = Soak(Path(folder), given.engine, given.seed, say)
-        soak.run(given.minutes)
-    facts = {"engine": given.engine, "seed": given.seed, "faults": soak.faults}
+        try:
+            soak.run(given.minutes)
+        finally:  # the hours before a failure are worth knowing, too
+            if soak.samples.jobs:
+                write(soak, given)
+    return int(bool(soak.violations))
+
+
+def write(soak: Soak, given: argparse.Namespace) -> None:
+    """Write the samples, the plots, and the page if asked for."""
+    facts: dict[str, Any] = {"engine": soak.engine, "seed": soak.seed, "faults": soak.faults}
     facts |= {"jobs": soak.samples.jobs[-1], "restarts": soak.restarts, "ends": soak.counts}
-    facts["violations"] = soak.violations
-    facts["samples"] = vars(soak.samples)
+    facts |= {"violations": soak.violations, "samples": vars(soak.samples)}
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "soak.json").write_text(json.dumps(facts, indent=1) + "\n")
     folder = PROJECT / "docs/images" if given.docs else given.out
@@ -283,7 +291,6 @@ def main() -> int:
         (folder / f"{name}.svg").write_text(draw(curve))
     if given.docs:
         fill_in(PROJECT / "docs/soak.md", table(facts))
-    return int(bool(soak.violations))
 
 
 if __name__ == "__main__":
