@@ -14,7 +14,7 @@ from tests.fuzz.target import TARGETS, Target, judged, kept_inputs, load, shrunk
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's and torch's, about damaged files
 EXAMPLES = 60
-FEW = load(embedded=False)
+FEW = tuple(load(embedded=False))
 
 blobs = st.builds(
     lambda seed, size: random.Random(seed).randbytes(size),
