@@ -1761,8 +1761,8 @@ def free_port() -> int:
 
 # What requirements-bridge.txt installs, by the names of the imports.
 BRIDGE_NEEDS = (
-    *("aiohttp", "certifi", "PIL", "pydantic", "python_multipart", "starlette", "urllib3"),
-    "uvicorn",
+    *("aiohttp", "certifi", "PIL", "pybase64", "pydantic", "python_multipart", "starlette"),
+    *("urllib3", "uvicorn"),
 )
 
 
