@@ -26,7 +26,7 @@ behind FUSE (the real kernel, page cache and all) that gives each opened file 20
 is A1111's own call, and each tensor is copied as into a model. Both begin at the same moment; in
 the second figure the job waits for 2 s before it has its turn, as with `JOB_CONCURRENCY=2`. Files
 of SD1's shapes, 2.1 GB. What the volume gives in total is limited by FUSE's speed on this machine.
-Without `/dev/fuse` and libfuse the row is empty."""
+Without `/dev/fuse` and fuse3 the row is empty."""
 ALONE, AHEAD = "A1111's load alone", "with reading ahead"
 RATE = 200e6  # bytes a second of one stream
 SECONDS_IN_THE_QUEUE = 2.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -76,6 +77,8 @@ def why_impossible() -> str | None:
     """Why this machine cannot mount such a volume; None if it can."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse cannot be opened"
+    if shutil.which("fusermount3") is None:
+        return "fusermount3 is not installed"
     try:
         importlib.import_module("mfusepy")
     except (ImportError, OSError) as error:

@@ -116,28 +116,34 @@ class Soak:
 
     def run(self, minutes: float) -> None:
         """Send jobs one after the other until the time is over."""
-        rng = random.Random(self.seed)
         with ExitStack() as stack:
             world = stack.enter_context(World(self._folder / "world", self.engine))
             calm = stack.enter_context(Calm(self._folder / "calm", world))
             drawing = Draw(world.scenery, world.s3.endpoint, world.put.url)
             judge = Judge(world, calm)
-            models = world.scenery.checkpoints, world.scenery.loras
             worker = self._start(world)
-            began = last = time.monotonic()
-            jobs = 0
-            while time.monotonic() - began < minutes * 60:
-                _choose(world, models, int((time.monotonic() - began) / PHASE_SECONDS))
-                self._job(world, judge, drawing, rng, jobs)
-                jobs += 1
-                if time.monotonic() - last >= SAMPLE_SECONDS:
-                    last = time.monotonic()
-                    self.samples.take(world, began, jobs, self._busy)
-                    self._say(f"{self.samples.minutes[-1]} min, {jobs} jobs")
-            self.samples.take(world, began, jobs, self._busy)
-            self._judge(lambda: judge.idle(worker))
-            self.counts = judge.counts
-            self._read_log(worker)
+            try:
+                self._send_jobs(world, judge, drawing, minutes)
+                self._judge(lambda: judge.idle(worker))
+            finally:
+                self.counts = judge.counts
+                self._read_log(worker)
+
+    def _send_jobs(self, world: World, judge: Judge, drawing: Draw, minutes: float) -> None:
+        """One after the other, and samples meanwhile."""
+        models = world.scenery.checkpoints, world.scenery.loras
+        rng = random.Random(self.seed)
+        began = last = time.monotonic()
+        jobs = 0
+        while time.monotonic() - began < minutes * 60:
+            _choose(world, models, int((time.monotonic() - began) / PHASE_SECONDS))
+            self._job(world, judge, drawing, rng, jobs)
+            jobs += 1
+            if time.monotonic() - last >= SAMPLE_SECONDS:
+                last = time.monotonic()
+                self.samples.take(world, began, jobs, self._busy)
+                self._say(f"{self.samples.minutes[-1]} min, {jobs} jobs")
+        self.samples.take(world, began, jobs, self._busy)
 
     def _start(self, world: World) -> Worker:
         budget = str(BUDGET_GB[self.engine])
