@@ -152,7 +152,7 @@ def test_the_state_of_the_workers_is_a_word_and_an_open_page_starts_none(
     runpod.health = {"jobs": {"inQueue": 3}, "workers": workers}
     page = new_page(bridge)
     page.locator("#state", has_text=word).wait_for()
-    page.locator("#template option").first.wait_for(state="attached")
+    page.locator("#sampler_name option").nth(1).wait_for(state="attached")  # the lists came
     assert [job["task"] for job in runpod.inputs()] == ["batch"] * (word == "Drawing")
 
 

@@ -65,9 +65,15 @@ def test_in_another_processs_group_only_the_process_and_its_children_end(monkeyp
     assert "in test_in_another_process" in capfd.readouterr().err  # where each thread is
 
 
+# The forked process gets its first turn at once, or when the process that forked it has ended.
 PARENT = """
-import os, time
+import os, sys, time
 from worker.runpod import watchdog
+parent = os.getpid()
+def wait():
+    while sys.argv[1] == "late" and os.getppid() == parent:
+        time.sleep(0.01)
+os.register_at_fork(after_in_child=wait)
 watchdog.end_forks_with_parent()
 child = os.fork()
 if child:
@@ -76,8 +82,10 @@ time.sleep(60)
 """
 
 
-def test_a_forked_process_ends_with_the_process_that_forked_it():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("turn", ["at once", "late"])
+def test_a_forked_process_ends_with_the_process_that_forked_it(turn):
+    command = [sys.executable, "-c", PARENT, turn]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with parent:
         child = os.pidfd_open(int(parent.stdout.readline()))
         parent.send_signal(signal.SIGKILL)

@@ -53,11 +53,17 @@ def end_forks_with_parent() -> None:
 
     So the SDK's pings end when the handler is killed, and start.sh with it.
     """
+    parent = 0
+
+    # Before the fork: a forked process may get its first turn only after its parent's end.
+    def remember_parent() -> None:
+        nonlocal parent
+        parent = os.getpid()
 
     def follow_parent() -> None:
-        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
-    os.register_at_fork(after_in_child=follow_parent)
+    os.register_at_fork(before=remember_parent, after_in_child=follow_parent)
 
 
 def _follow(parent: int) -> None:
