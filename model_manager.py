@@ -199,6 +199,15 @@ class ModelManager:
             replaced, self.store.replaced = self.store.replaced, set()
             return replaced
 
+    def mark_used(self, models: Models) -> None:
+        """Let no other worker evict the models of a job that waits or draws for long.
+
+        Call it every few minutes; `SpaceLimits.in_use` says how long a mark holds.
+        """
+        for file in models.files():
+            if file.verified_sha256:
+                self.store.fetched.mark_used(file.verified_sha256)
+
     def release(self, models: Models, *, was_loaded: bool = True) -> None:
         """Unpin the models of a job that has ended.
 
@@ -270,7 +279,8 @@ class ModelManager:
         with self._lock:
             self.counts.update(found=len(wanted) - len(missing), fetched=len(missing))
         if missing:
-            fetched = self.fetcher.fetch_all(missing, stop)
+            found = [f.verified_sha256 for f in files.values() if f and f.verified_sha256]
+            fetched = self.fetcher.fetch_all(missing, stop, found)
             look_again()
             files |= {one: blob.as_file() for one, blob in fetched.items()}
         return [_with_kind_of(one, file) for one in wanted if (file := files[one])]

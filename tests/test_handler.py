@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import functools
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
 from worker.service.stream import NO_STREAM
-from worker.tasks import schema
+from worker.tasks import pictures, schema
 from worker.tasks.lists import LISTS
 from worker.tasks.table import TASKS
 from worker.webui.engine import Engine
@@ -123,6 +124,31 @@ def test_a_worker_that_is_to_be_replaced_takes_no_further_job(worker, retiring, 
     worker.take_next = lambda job: jobs.append(job["id"])
     assert "images" in asyncio.run(run())
     assert jobs == ["job-1"] * taken
+
+
+def test_the_models_of_a_job_count_as_used_until_it_ends(worker, monkeypatch):
+    """Else another worker of the volume could evict them while the job waits or draws."""
+    engine, models, marks = worker.worker.engine, worker.worker.models, asyncio.Queue()
+    generate = engine.generate
+
+    async def generate_for_long(*arguments, **more):
+        for _ in range(3):
+            await marks.get()
+        return await generate(*arguments, **more)
+
+    async def story():
+        loop = asyncio.get_running_loop()
+        note = functools.partial(loop.call_soon_threadsafe, marks.put_nowait)
+        monkeypatch.setattr(models, "mark_used", note)
+        answer = await worker({"id": "job-1", "input": {"prompt": "a fox", "checkpoint": "base"}})
+        await asyncio.sleep(0)  # the turn in which a cancelled task ends
+        return answer, asyncio.all_tasks() - {asyncio.current_task()}
+
+    monkeypatch.setattr(pictures, "MARK_EVERY", 0.0)
+    monkeypatch.setattr(engine, "generate", generate_for_long)
+    answer, left = asyncio.run(story())
+    assert answer["images"]
+    assert left == set()
 
 
 def test_where_nothing_can_be_streamed_the_job_is_one_request_and_its_answer_says_so(worker):

@@ -35,6 +35,9 @@ class JobModels(Protocol):
     ) -> tuple[Models, bool]:
         """Find, fetch, check and link the job's models."""
 
+    def mark_used(self, models: Models) -> None:
+        """Let no other worker evict the job's models for some minutes more."""
+
     def release(self, models: Models, *, was_loaded: bool = True) -> None:
         """Unpin the models of a job that has ended."""
 

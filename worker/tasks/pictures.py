@@ -36,6 +36,8 @@ from worker.webui.pipeline import NextJob
 
 Request = TypeVar("Request", bound=PictureRequest)
 
+MARK_EVERY = 300.0  # seconds between two use marks of a job's models; each holds for 15 minutes
+
 # The pictures of an img2img job, and those of its extensions' units: field -> base64.
 Brought = tuple["InitImages | None", dict[str, str]]
 
@@ -104,9 +106,26 @@ async def prepared(worker: Worker, job: Job, wanted: PictureRequest) -> AsyncIte
             models, (init, units) = await _models_and_pictures(worker, job, wanted)
     try:
         composed = payload.build(wanted, names, models, catalog.styles, init, pictures=units)
-        yield _ready(worker, job, wanted, models, composed)
+        async with _kept_in_store(worker, models):
+            yield _ready(worker, job, wanted, models, composed)
     finally:
         worker.models.release(models)
+
+
+@asynccontextmanager
+async def _kept_in_store(worker: Worker, models: Models) -> AsyncIterator[None]:
+    """Let no other worker on the volume evict the models while the body runs."""
+
+    async def mark() -> None:
+        while True:
+            await asyncio.sleep(MARK_EVERY)
+            await asyncio.to_thread(worker.models.mark_used, models)
+
+    marks = asyncio.create_task(mark())
+    try:
+        yield
+    finally:
+        marks.cancel()
 
 
 def _ready(

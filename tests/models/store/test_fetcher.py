@@ -5,10 +5,12 @@ import errno
 import functools
 import re
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes import model_files
+from fakes.a1111.process import wait_until
 from fakes.hosts.model_hosts import ModelHosts
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import add, fetch, files_below, manager_for
@@ -504,6 +506,48 @@ def test_models_of_running_jobs_and_the_loaded_checkpoint_are_pinned(hosts, mana
     assert manager.space.pinned == both | {lora}
     manager.release(other)
     assert manager.space.pinned == both, "the first in the list is the engine's default"
+
+
+@pytest.fixture
+def later(manager, monkeypatch):
+    """Let an hour pass for the store; returns its new time."""
+
+    def later():
+        now = round(time.time()) + 3600.0
+        monkeypatch.setattr(manager.store.fetched, "_clock", lambda: now)
+        return now
+
+    return later
+
+
+@pytest.mark.usefixtures("lora")
+def test_the_jobs_other_models_stay_in_use_while_one_is_fetched(hosts, manager, later, monkeypatch):
+    """A large one from a slow host takes longer than a use mark holds."""
+    fetch(manager, "22")
+    store, fetch_one, marked = manager.store.fetched, manager.fetcher.fetch, []
+    quick, slow = (
+        hosts.add_web(f"/{name}.safetensors", safetensors(model_files.LORA, number=number))
+        for number, name in enumerate(("quick", "slow"), 3)
+    )
+
+    def fetch_for_an_hour(wanted, stop):
+        if wanted.ref == parse_reference(slow):
+            wait_until(lambda: len(list(store.all())) == 2, "the quick download")
+            now, stored = later(), list(store.all())
+            wait_until(lambda: {*map(store.last_used, stored)} == {now}, "the use marks")
+            marked.extend(one.about.stem for one in stored)
+        return fetch_one(wanted, stop)
+
+    monkeypatch.setattr(manager.fetcher, "fetch", fetch_for_an_hour)
+    ensure(manager, "22", quick, slow)
+    assert sorted(marked) == ["fox", "quick"]
+
+
+def test_the_models_of_a_job_that_waits_for_long_stay_in_use(manager, later, lora):
+    models, _ = manager.prepare_models_for_request(lora_job("22"))
+    now = later()
+    manager.mark_used(models)
+    assert manager.store.fetched.last_used(manager.store.blob(lora.sha256)) == now
 
 
 def test_four_jobs_at_once_with_two_models_fetch_each_model_once(hosts, manager):

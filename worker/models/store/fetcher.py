@@ -95,13 +95,21 @@ class Fetcher:
         self.bytes_fetched = 0
         self._counting = threading.Lock()
 
-    def fetch_all(self, missing: Iterable[Wanted], stop: threading.Event) -> dict[Wanted, Blob]:
+    def fetch_all(
+        self, missing: Iterable[Wanted], stop: threading.Event, found: Iterable[str] = ()
+    ) -> dict[Wanted, Blob]:
         """Fetch in parallel; the first error stops the others, and partial files are kept.
+
+        Args:
+            missing: what is fetched.
+            stop: ends the downloads.
+            found: SHA-256 of the job's other models. They and those that are ready count as used
+                until the last one is here, however long it takes, so that no worker evicts them.
 
         Raises:
             WorkerError: one of them can be neither found nor downloaded.
         """
-        halt = threading.Event()
+        halt, used = threading.Event(), set(found)
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
             futures = {
                 # the context has the job's id for the log and its listener for the progress
@@ -115,6 +123,9 @@ class Fetcher:
                     failed = next((error for one in done if (error := one.exception())), None)
                     if failed:
                         raise failed
+                    used |= {one.result().sha256 for one in done}
+                    for sha256 in used:
+                        self._blobs.mark_used(sha256)
                     if stop.is_set():
                         halt.set()
             finally:  # also on Ctrl-C
