@@ -56,6 +56,7 @@ from worker.service.report import Queue
 from worker.service.startup import Background, Ending, advise, boot
 from worker.service.stream import JobStream, PostChunk
 from worker.service.task import Job
+from worker.service.waiting import use_more_threads
 from worker.stopwatch import Stopwatch
 from worker.tasks import health, schema
 from worker.tasks.pictures import find_or_fetch
@@ -303,6 +304,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     from gateway.local.webhooks import Webhooks  # noqa: PLC0415
     from gateway.server import serve  # noqa: PLC0415
 
+    use_more_threads()
     settings = handler.worker.settings
     worker, counters = handler.worker, handler.worker.counters
     webhooks = Webhooks(

@@ -377,8 +377,15 @@ HOST = [
         "The whole time of an upload to a job's URL is limited",
         "tests/delivery/test_put_url.py::test_a_host_that_never_answers_is_given_up_in_time",
         "worker/delivery/put_url.py",
-        "with within(limits.seconds):",
-        "with within(9999.0):",
+        "with within(limits.seconds, stop):",
+        "with within(9999.0, stop):",
+    ),
+    Defence(
+        "The uploads of a cancelled job end at once",
+        "tests/test_handler.py::test_the_uploads_of_a_cancelled_job_end",
+        "worker/tasks/finished_pictures.py",
+        "            self.stop.set()\n",
+        "            pass\n",
     ),
     Defence(
         "The whole time for its answer is limited",

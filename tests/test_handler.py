@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 import threading
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from fakes.a1111.picture import png
-from fakes.a1111.process import write_safetensors
+from fakes.a1111.process import wait_until, write_safetensors
+from fakes.hosts.put_host import put_host
 from fakes.stub_engine import PICTURE, StubEngine, handler_with
 
 import handler
@@ -267,6 +268,28 @@ def test_the_hint_about_the_default_template_is_for_models_that_the_job_does_not
     assert answer["error"].startswith("MODEL_NOT_FOUND: no. Put the file")
     assert facts.items() <= answer.items()
     assert "refresh_worker" not in answer
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_the_uploads_of_a_cancelled_job_end(tmp_path, catalog, is_streamed):
+    """Their threads are those of the other jobs, too."""
+    write_safetensors(tmp_path / "models/Stable-diffusion/base.safetensors")
+    with put_host() as host:
+        host.fault("slow", seconds=600)
+        worker = handler_with(StubEngine(catalog, tmp_path), tmp_path, TRUSTED_HOSTS=host.address)
+        output = {"delivery": "put", "urls": [host.url("1.png")], "stream": is_streamed}
+        worker.stream_of = lambda _job: AsyncMock(return_value=True)
+
+        async def story():
+            job = {"id": "job-1", "input": {"prompt": "a fox", "output": output}}
+            running = asyncio.create_task(worker(job))
+            await asyncio.to_thread(wait_until, lambda: host.received, "the upload")
+            running.cancel()
+            await asyncio.wait({running})
+
+        asyncio.run(story())  # its end waits for the threads
+        assert len(host.received) == 1
 
 
 @pytest.mark.parametrize("asked", [{"prompt": "a fox"}, {"task": "prefetch", "checkpoint": "base"}])

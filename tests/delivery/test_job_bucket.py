@@ -30,10 +30,10 @@ def bucket(endpoint, limits=LIMITS, trusted=True):
     return Bucket(read(config(endpoint)), limits=limits, http=SafeHttpClient([host] * trusted))
 
 
-def reason(found):
+def reason(found, *stop):
     """Why the upload failed."""
     with pytest.raises(DeliveryFailed) as raised:
-        found.upload("job/0.png", b"picture", "image/png")
+        found.upload("job/0.png", b"picture", "image/png", *stop)
     assert SECRET not in str(raised.value)
     assert KEY_ID not in str(raised.value)
     assert len(raised.value.message) < 200
@@ -153,17 +153,21 @@ def test_an_answer_without_end_or_sense_is_a_failure(answer, message):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("block", ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 200 OK\r\nX: "])
-def test_a_host_that_never_comes_to_an_end_is_cut_off(block):
+@pytest.mark.parametrize("end", ["its time is over", "nobody waits any more"])
+def test_a_host_that_never_comes_to_an_end_is_cut_off(block, end):
     """Each read gets something, or waits for less than its own limit."""
-    is_over = threading.Event()
+    is_over, stop = threading.Event(), threading.Event()
+    seconds = 1 if end == "its time is over" else 600
 
     def slowly():
         yield block
         while not is_over.wait(0.02):
             yield block if "100" in block else "y"
+            if seconds == 600:
+                stop.set()
 
     with raw_server(slowly) as (endpoint, _):
-        found = reason(bucket(endpoint, UploadLimits(attempts=1, seconds=1)))
+        found = reason(bucket(endpoint, UploadLimits(attempts=1, seconds=seconds)), stop)
         assert "cannot be reached" in found or "without an ETag" in found
         is_over.set()
 

@@ -1,9 +1,11 @@
 """Uploads to a job's own URLs, on a host on loopback."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fakes.a1111.process import free_port
+from fakes.a1111.process import free_port, wait_until
 
 from worker.delivery.limits import UploadLimits
 from worker.delivery.put_url import put
@@ -81,3 +83,20 @@ def test_a_host_that_never_answers_is_given_up_in_time(host):
     with pytest.raises(DeliveryFailed, match="the connection failed") as failed:
         put(http, host.url("1.png"), PNG, UploadLimits(longest_wait=0.0, seconds=0.3))
     assert "5ecret" not in str(failed.value)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("fault", ["slow", "retry later"])
+def test_an_upload_ends_when_nobody_waits_for_it_any_more(host, fault):
+    if fault == "slow":
+        host.fault("slow", seconds=600)
+    else:
+        host.fault("server_error", times=-1, status=503, retry_after=600)
+    http = SafeHttpClient([host.address], limits=HttpLimits(read_timeout=600.0))
+    stop, limits = threading.Event(), UploadLimits(longest_wait=600.0, seconds=600.0)
+    with ThreadPoolExecutor(1) as thread:
+        putting = thread.submit(put, http, host.url("1.png"), PNG, limits, stop)
+        wait_until(lambda: host.received, "the upload")
+        stop.set()
+        assert isinstance(putting.exception(), DeliveryFailed)
+    assert len(host.received) == 1

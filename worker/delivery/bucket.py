@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -9,7 +10,7 @@ from urllib.parse import quote, urlsplit
 from worker.config.bucket_address import BucketAccess
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.errors import ConfigError, DeliveryFailed, ModelUrlRefused
-from worker.http.client import SafeHttpClient
+from worker.http.client import NO_CANCEL, SafeHttpClient
 from worker.http.interrupt import within
 from worker.http.s3 import s3_client
 
@@ -55,21 +56,24 @@ class Bucket:
 
             SafeRequests(http).serve(self._client)
 
-    def upload(self, key: str, data: bytes, content_type: str) -> str:
+    def upload(
+        self, key: str, data: bytes, content_type: str, stop: threading.Event = NO_CANCEL
+    ) -> str:
         """Store a file, replacing one with that key.
 
         Returns:
             An https URL to download it from, or `s3://<bucket>/<key>`.
 
         Raises:
-            DeliveryFailed: every attempt failed.
+            DeliveryFailed: every attempt failed, or `stop` was set, which ends only the upload to a
+                bucket that a job names.
         """
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - loads boto3
         from botocore.parsers import ResponseParserError  # noqa: PLC0415
         from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
         try:
-            with within(self._limits.seconds) if self._is_of_job else nullcontext():
+            with within(self._limits.seconds, stop) if self._is_of_job else nullcontext():
                 self._put(key, data, content_type)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")

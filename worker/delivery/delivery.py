@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from worker.errors import (
     ResultTooLarge,
 )
 from worker.generation.picture import Picture, from_engine
-from worker.http.client import SafeHttpClient
+from worker.http.client import NO_CANCEL, SafeHttpClient
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat, Output
 from worker.large_json import LONG
 from worker.shown import shown
@@ -94,6 +95,7 @@ class _Finished:
         grids: number of grids, which come before the pictures.
         answer: the rest of the job's result.
         early: what was delivered while later pictures were drawn.
+        stop: ends the uploads.
     """
 
     job_id: str
@@ -103,6 +105,7 @@ class _Finished:
     grids: int
     answer: JobAnswer
     early: EarlyPictures
+    stop: threading.Event
 
     def answer_with(
         self,
@@ -212,7 +215,9 @@ class Delivery:
                     f"output.urls.{number}: {error.message}", hint=error.hint
                 ) from None
 
-    def early(self, output: Output, job_id: str) -> EarlyPictures:
+    def early(
+        self, output: Output, job_id: str, stop: threading.Event = NO_CANCEL
+    ) -> EarlyPictures:
         """For a job that streams: delivers each picture when it is finished."""
         output = self._meant(output)
         if output.delivery == "base64":
@@ -220,11 +225,11 @@ class Delivery:
 
         def upload(place: int, grids: int, picture: Picture) -> str:
             if output.delivery == "put":
-                return put(self._http, output.urls[place - grids], picture, self._limits)
+                return put(self._http, output.urls[place - grids], picture, self._limits, stop)
             if not self._bucket:
                 raise DeliveryFailed("this endpoint has no bucket.")
             key = _key(job_id, place, picture)
-            return self._bucket.upload(key, picture.data, picture.content_type)
+            return self._bucket.upload(key, picture.data, picture.content_type, stop)
 
         return EarlyPictures(output, upload)
 
@@ -235,6 +240,8 @@ class Delivery:
         output: Output,
         job_id: str,
         early: EarlyPictures | None = None,
+        *,
+        stop: threading.Event = NO_CANCEL,
     ) -> JobAnswer:
         """Deliver the pictures; returns when they are delivered.
 
@@ -244,6 +251,7 @@ class Delivery:
             output: what the job asks for.
             job_id: becomes part of the names of files and of objects in the bucket.
             early: the same pictures, delivered while later ones were drawn.
+            stop: ends the uploads; set it when nobody waits for the result any more.
 
         Returns:
             The answer with `images`, `delivery` and perhaps more `warnings`.
@@ -259,11 +267,13 @@ class Delivery:
             if len(pictures) < len(generated.images):
                 pictures = _converted(generated.images, output.format, output.quality)
             grids = int(generated.facts.get("index_of_first_image") or 0)
-            finished = _Finished(job_id, output, generated.images, pictures, grids, answer, early)
+            images = generated.images
+            finished = _Finished(job_id, output, images, pictures, grids, answer, early, stop)
             delivered, pictures = self._try_methods(finished)
         except (DeliveryFailed, ResultTooLarge) as error:
-            originals = pictures or _converted(generated.images, "png", None)
-            self._output_dir.keep(error, originals, job_id)
+            if not stop.is_set():
+                originals = pictures or _converted(generated.images, "png", None)
+                self._output_dir.keep(error, originals, job_id)
             raise
         for warning in delivered["warnings"][len(answer["warnings"]) :]:
             logger.warning("%s", warning)
@@ -277,6 +287,8 @@ class Delivery:
                 return method(finished, tuple(failures))
             except (DeliveryFailed, ResultTooLarge) as error:
                 failures.append(error)
+            if finished.stop.is_set():
+                break
         first = failures[0]
         details = {key: value for one in reversed(failures) for key, value in one.details.items()}
         raise type(first)(_messages(failures), hint=first.hint, **details)
@@ -309,9 +321,8 @@ class Delivery:
         pictures = finished.pictures
         keys = [_key(finished.job_id, number, one) for number, one in enumerate(pictures)]
         data, types = [one.data for one in pictures], [one.content_type for one in pictures]
-        urls = self._uploaded_early(finished, "s3") or self._for_all(
-            bucket.upload, keys, data, types
-        )
+        upload = partial(bucket.upload, stop=finished.stop)
+        urls = self._uploaded_early(finished, "s3") or self._for_all(upload, keys, data, types)
         facts: dict[str, Any] = {"keys": keys}
         facts |= {"expires_in": bucket.lifetime} if bucket.lifetime else {}
         facts |= {"endpoint": bucket.endpoint} if bucket.endpoint else {}
@@ -320,7 +331,7 @@ class Delivery:
 
     def _to_urls(self, finished: _Finished, failures: _Failures) -> _Delivered:
         pictures = finished.pictures[finished.grids :]
-        upload = partial(put, self._http, limits=self._limits)
+        upload = partial(put, self._http, limits=self._limits, stop=finished.stop)
         urls = self._uploaded_early(finished, "put") or self._for_all(
             upload, finished.output.urls, pictures
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 from worker.delivery.limits import UPLOAD_LIMITS, UploadLimits
 from worker.errors import DeliveryFailed, ModelHostFailed, ModelUrlRefused
 from worker.generation.picture import Picture
 from worker.http.backoff import Backoff, retry_after
-from worker.http.client import BUSY, SafeHttpClient
+from worker.http.client import BUSY, NO_CANCEL, SafeHttpClient
 from worker.http.document import Document, error_code
 from worker.http.interrupt import within
 from worker.http.urls import shown
@@ -17,18 +17,24 @@ _SUCCESS = range(200, 300)
 
 
 def put(
-    http: SafeHttpClient, url: str, picture: Picture, limits: UploadLimits = UPLOAD_LIMITS
+    http: SafeHttpClient,
+    url: str,
+    picture: Picture,
+    limits: UploadLimits = UPLOAD_LIMITS,
+    stop: threading.Event = NO_CANCEL,
 ) -> str:
     """Upload a picture; returns the URL without its query.
 
     Raises:
-        DeliveryFailed: every attempt failed, or the host refused the file.
+        DeliveryFailed: every attempt failed, the host refused the file, or `stop` was set.
     """
-    with within(limits.seconds):
-        return _put(http, url, picture, limits)
+    with within(limits.seconds, stop):
+        return _put(http, url, picture, limits, stop)
 
 
-def _put(http: SafeHttpClient, url: str, picture: Picture, limits: UploadLimits) -> str:
+def _put(
+    http: SafeHttpClient, url: str, picture: Picture, limits: UploadLimits, stop: threading.Event
+) -> str:
     target = shown(url)
     backoff = Backoff(min(0.5, limits.longest_wait), longest_wait=limits.longest_wait)
     for attempt in range(limits.attempts):
@@ -44,8 +50,8 @@ def _put(http: SafeHttpClient, url: str, picture: Picture, limits: UploadLimits)
             problem, asked_for = _refusal(target, answer), retry_after(answer.headers)
             if answer.status not in BUSY:
                 break
-        if attempt < limits.attempts - 1:
-            time.sleep(backoff.pause(asked_for))
+        if attempt < limits.attempts - 1 and stop.wait(backoff.pause(asked_for)):
+            break
     raise problem
 
 

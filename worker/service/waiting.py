@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +16,17 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _MOST_UNDELIVERED = 4  # inputs of a batch whose pictures are in memory at the same time
+_THREADS = 64  # at most; one is started only when all others are busy
 _BUSY = "the engine was busy with other jobs; no result"
+
+
+def use_more_threads() -> None:
+    """Give the running loop threads enough for all jobs whose hosts are slow, and for the engine.
+
+    Python's own limit is the number of cores and 4: some uploads would let the engine wait.
+    """
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="worker")
+    asyncio.get_running_loop().set_default_executor(threads)
 
 
 async def in_thread(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,6 +38,9 @@ class FinishedPictures:
 
     An asynchronous context. If the job fails, the pictures that were finished before still go out;
     if it is cancelled, nothing does.
+
+    Attributes:
+        stop: set when the job is cancelled: its uploads end.
     """
 
     def __init__(self, worker: Worker, job: Job, output: Output) -> None:
@@ -44,7 +48,9 @@ class FinishedPictures:
         self._stream = job.stream
         if output.stream:
             job.stream.open()
-        self._early = worker.delivery.early(output, job.id) if job.stream.is_open else None
+        self.stop = threading.Event()
+        is_open = job.stream.is_open
+        self._early = worker.delivery.early(output, job.id, self.stop) if is_open else None
         self._sending: asyncio.Task[None] | None = None
 
     def add(self, finished: Finished) -> None:
@@ -98,9 +104,12 @@ class FinishedPictures:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        is_cancelled = type_ is not None and issubclass(type_, asyncio.CancelledError)
+        if is_cancelled:
+            self.stop.set()
         if self._sending is None:
             return
-        if type_ and issubclass(type_, asyncio.CancelledError):
+        if is_cancelled:
             self._sending.cancel()
         await asyncio.wait({self._sending})
         if not self._sending.cancelled():

@@ -186,7 +186,9 @@ async def deliver(
         early = await finished.delivered()
         described = await _describe(worker, job, ready, generated)
         delivered = await asyncio.to_thread(
-            worker.delivery.deliver, generated, plain(described), ready.wanted.output, job.id, early
+            worker.delivery.deliver,
+            *(generated, plain(described), ready.wanted.output, job.id, early),
+            stop=finished.stop,
         )
     job.stopwatch.pictures = len(generated.images) - generated.grids
     delivered["timings"] = job.stopwatch.timings()

@@ -233,7 +233,9 @@ async def run(worker: Worker, job: Job, wanted: UpscaleRequest) -> UpscaleResult
             result = await _described(job, wanted, made)
             pictures, output = _Made(result.images), wanted.output
             delivered = await asyncio.to_thread(
-                worker.delivery.deliver, pictures, plain(result), output, job.id, early
+                worker.delivery.deliver,
+                *(pictures, plain(result), output, job.id, early),
+                stop=finished.stop,
             )
     job.stopwatch.pictures = len(made)
     delivered["timings"] = job.stopwatch.timings()
