@@ -303,6 +303,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     from gateway.local.place import place_of  # noqa: PLC0415
     from gateway.local.webhooks import Webhooks  # noqa: PLC0415
     from gateway.server import serve  # noqa: PLC0415
+    from worker.runpod.watchdog import end_within  # noqa: PLC0415
 
     use_more_threads()
     settings = handler.worker.settings
@@ -329,7 +330,9 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     place = place_of(settings, arguments.host, arguments.port)
     access = access_of(settings, arguments.host)
     ready = functools.partial(get_ready, handler, engine, {})
-    return await serve(jobs, ready, metrics=metrics, access=access, place=place)
+    status = await serve(jobs, ready, metrics=metrics, access=access, place=place)
+    end_within()
+    return status
 
 
 def count_aborted(

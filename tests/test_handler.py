@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -15,9 +16,11 @@ from fakes.hosts.put_host import put_host
 from fakes.stub_engine import PICTURE, StubEngine, handler_with
 
 import handler
+from gateway import server
 from worker.config.settings import PROJECT, Settings
 from worker.errors import ModelNotFound
 from worker.job.template_file import Templates
+from worker.runpod import watchdog
 from worker.service.stream import NO_STREAM
 from worker.tasks import pictures, schema
 from worker.tasks.lists import LISTS
@@ -365,3 +368,13 @@ def test_the_settings_reach_the_server():
     access = handler.access_of(Settings.from_environ(LOGIN), "0.0.0.0")
     assert (access.login, access.token) == ("ann:fox:hole", "token-1")
     assert access.hosts == ("my.example",)
+
+
+def test_a_server_that_has_ended_does_not_wait_for_ever_for_a_thread(monkeypatch, worker):
+    """`docker run --restart on-failure` would never see its status."""
+    ended = []
+    monkeypatch.setattr(server, "serve", AsyncMock(return_value=75))
+    monkeypatch.setattr(watchdog, "end_within", lambda: ended.append("a minute"))
+    arguments = SimpleNamespace(host="127.0.0.1", port=8000)
+    status = asyncio.run(handler.serve_http(worker, worker.worker.engine, arguments))
+    assert (status, ended) == (75, ["a minute"])

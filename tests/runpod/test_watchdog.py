@@ -60,9 +60,40 @@ def test_in_another_processs_group_only_the_process_and_its_children_end(monkeyp
     monkeypatch.setattr(watchdog.os, "getpgrp", lambda: 1)
     monkeypatch.setattr(watchdog.os, "killpg", lambda *_: ended.append("group"))
     monkeypatch.setattr(watchdog.os, "_exit", ended.append)
+    monkeypatch.setattr(watchdog.signal, "setitimer", lambda *_: None)
     watchdog._end(60.0)
     assert ended == ["child", 1]
     assert "in test_in_another_process" in capfd.readouterr().err  # where each thread is
+
+
+UNREAD = """
+import os, sys, threading, time
+from worker.runpod import watchdog
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(2, True)
+if sys.argv[2] == "closed":
+    os.close(2)
+    sys.stderr = None
+watchdog._LAST_LINES = 0.1
+if sys.argv[1] == "hangs":
+    watchdog._end(60.0)
+watchdog.end_within(0.1)
+threading.Thread(target=threading.Event().wait).start()
+"""
+
+
+@pytest.mark.parametrize("stderr", ["unread", "closed"])
+@pytest.mark.parametrize("handler", ["hangs", "does not end"])
+def test_a_handler_ends_also_when_nobody_reads_its_log(handler, stderr):
+    command = [sys.executable, "-c", UNREAD, handler, stderr]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+        status = process.wait(30)
+    is_group_ended = (handler, stderr) == ("hangs", "closed")
+    assert -status == (signal.SIGKILL if is_group_ended else signal.SIGALRM)
 
 
 # The forked process gets its first turn at once, or when the process that forked it has ended.

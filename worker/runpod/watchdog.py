@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 EXIT_HUNG = 1  # if the process does not lead its group; else it ends by SIGKILL
 
-_PARENT_EVERY = 1.0  # seconds between two looks at the parent
+_LOOK_EVERY = 1.0  # seconds between two looks whether the parent still exists
+
+# Seconds for the last lines of the log: whoever reads it may have stopped, and then a write waits
+# for ever. After them the kernel ends the process (SIGALRM), unless it is PID 1.
+_LAST_LINES = 10.0
 
 # In a container that was frozen, the clock jumps forward; that must not count as a long silence.
 # So the time is divided into this many waits, and a jump can end only one of them.
@@ -40,18 +44,20 @@ def start_watchdog(loop: asyncio.AbstractEventLoop, silence: float) -> threading
     return thread
 
 
-def end_within(seconds: float) -> None:
+def end_within(seconds: float = 60.0) -> None:
     """From now on, end this process by force if it does not end itself in time.
 
     A thread that waits for ever, such as one of a library, would keep it: paid, and without jobs.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds + _LAST_LINES)
+    if sys.stderr:
+        faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def end_forks_with_parent() -> None:
     """Let each process that is forked from now on end with the process that forked it.
 
-    So the SDK's pings end when the handler is killed, and start.sh with it.
+    So the SDK's pings end when the handler is killed, also if nobody is left to stop them.
     """
     parent = 0
 
@@ -68,7 +74,7 @@ def end_forks_with_parent() -> None:
 
 def _follow(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(_PARENT_EVERY)
+        time.sleep(_LOOK_EVERY)
     os._exit(0)
 
 
@@ -89,12 +95,14 @@ def _watch(loop: asyncio.AbstractEventLoop, silence: float) -> None:
 
 def _end(silence: float) -> None:
     """Log where each thread is, and end this process with all processes that it started."""
+    signal.setitimer(signal.ITIMER_REAL, _LAST_LINES)
     logger.critical(
         "the event loop has been silent for %g s: ending the worker; where each thread is:",
         silence,
     )
-    faulthandler.dump_traceback(sys.stderr)  # places only, no values
-    sys.stderr.flush()
+    if sys.stderr:
+        faulthandler.dump_traceback(sys.stderr)  # places only, no values
+        sys.stderr.flush()
     for child in multiprocessing.active_children():
         child.kill()
     if os.getpgrp() == os.getpid():  # start.sh gives the handler a group of its own

@@ -1,4 +1,5 @@
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -6,6 +7,7 @@ import tempfile
 import threading
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fakes.a1111.process import wait_until
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from worker.errors import StoreFull, StoreNotWritable
 from worker.files import discard, note_file
+from worker.models.download import partial_file
 from worker.models.download.limits import DownloadLimits
 from worker.models.download.partial_file import FollowingHash, PartialFile
 from worker.models.download.source import FileVersion
@@ -219,25 +222,36 @@ def test_a_path_that_cannot_be_opened_is_not_writable(tmp_path, name):
 
 
 def open_descriptors():
+    gc.collect()  # files of other tests
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_nothing_is_left_if_a_thread_cannot_be_started(path, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_nothing_is_left_if_the_second_thread_cannot_be_started(path, monkeypatch, error):
     """A thread that waits for ever would keep the process from its end."""
     threads, descriptors = threading.enumerate(), open_descriptors()
     real, started = threading.Thread.start, []
 
     def start(thread):
         if started:
-            raise RuntimeError("can't start new thread")
+            raise error
         started.append(thread)
         real(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(RuntimeError, match="new thread"), PartialFile(path):
+    with pytest.raises(type(error)), PartialFile(path):
         pass
     assert started
     assert threading.enumerate() == threads
+    assert open_descriptors() == descriptors
+    assert not files(path)
+
+
+def test_nothing_is_left_if_there_is_no_memory_for_the_hash(path, monkeypatch):
+    descriptors = open_descriptors()
+    monkeypatch.setattr(partial_file, "FollowingHash", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError), PartialFile(path):
+        pass
     assert open_descriptors() == descriptors
     assert not files(path)
 

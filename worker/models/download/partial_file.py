@@ -73,14 +73,14 @@ class PartialFile:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise storage_error(error) from error
-        self._hash = FollowingHash(self._descriptor)
         self._helpers: list[threading.Thread] = []
         try:
+            self._hash = FollowingHash(self._descriptor)
             for run in (self._follow, self._sync):
                 helper = threading.Thread(target=run)
                 helper.start()
                 self._helpers.append(helper)
-        except RuntimeError:  # no thread can be started; the first one would wait for ever
+        except BaseException:  # no memory or no thread: a thread that has begun would wait for ever
             self.__exit__()
             raise
         return self
