@@ -203,6 +203,8 @@ engine_command() {
     folder=$HERE
     command=("$PYTHON" -m engine --device "$ENGINE_DEVICE" --host "$WEBUI_HOST" --port "$WEBUI_PORT"
       --data-dir "$WEBUI_DIR")
+    # What a killed engine leaves there is removed. Without this folder, Python takes another one.
+    environment+=("TMPDIR=$RUN_DIR/engine.tmp")
     return
   fi
   find_tcmalloc
@@ -235,14 +237,19 @@ start_engine() {
   local folder name output
   name_default_checkpoint
   engine_command
+  [[ $ENGINE != embedded ]] || (umask 077 && mkdir -p "$RUN_DIR/engine.tmp") 2>/dev/null || true
   for name in "${HIDDEN_FROM_ENGINE[@]}"; do
     unset+=(-u "$name")
   done
   # It copies what the engine writes, keeps the end of it, and ends with the engine's last process.
   exec {output}> >(exec "$PYTHON" -I -S "$HERE/worker/kept_log.py" "$RUN_DIR/log.engine" >&2)
   keeper_pid=$!
-  # Nobody stops the engine if start.sh and the handler are killed together; then the kernel does.
-  [[ $(setpriv --help 2>/dev/null) != *pdeathsig* ]] || command=(setpriv --pdeathsig KILL "${command[@]}")
+  # If start.sh and the handler are killed together, nobody is left who could stop the engine: so the
+  # kernel kills it with start.sh. If start.sh is gone before the kernel knows, it is not started.
+  if setpriv --pdeathsig KILL true 2>/dev/null; then
+    # shellcheck disable=SC2016 # the inner bash expands it
+    command=(setpriv --pdeathsig KILL bash -c '[[ $PPID != "$0" ]] || exec "$@"' $$ "${command[@]}")
+  fi
   # setsid: a process group of its own, so that all of its processes can be killed.
   (cd "$folder" && exec env "${unset[@]}" "${environment[@]}" setsid "${command[@]}" \
     >&"$output" 2>&1 {output}>&-) &
@@ -426,7 +433,7 @@ stop_engine() {
 }
 
 # What the embedded engine cannot remove itself when it is killed; see read_file in loading.py.
-remove_engine_files() { rm -rf -- "${TMPDIR:-/tmp}/engine-$engine_pid-"*; }
+remove_engine_files() { rm -rf -- "${RUN_DIR:?}/engine.tmp" || log "$RUN_DIR/engine.tmp cannot be removed"; }
 
 # For the time in which the handler finishes its last job: no other engine is started for it. Without
 # this state it would wait until it is killed, and the job's caller would get no answer.

@@ -7,7 +7,6 @@ networks are used, with a configuration that was derived from the file and check
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -166,8 +165,7 @@ def read_file(path: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - diffuser
         found = _architecture(file)
         state = _read_state(file, dtype)
     kind = getattr(diffusers, PIPELINES[found.is_xl])
-    # start.sh removes what a killed engine leaves by this name.
-    with TemporaryDirectory(prefix=f"engine-{os.getpid()}-") as folder:
+    with TemporaryDirectory() as folder:  # start.sh removes what a killed engine leaves there
         found.write(Path(folder))
         return kind.from_pretrained(
             folder,

@@ -288,18 +288,19 @@ def test_an_engine_is_restarted_whatever_has_happened_to_run_dir(running, spoil)
     assert worker.stop() == 0
 
 
-def test_the_folder_of_a_killed_engine_is_removed(new_worker, tmp_path):
-    folder = "import tempfile; tempfile.mkdtemp(prefix=f'engine-{os.getpid()}-')"
-    worker = new_worker(f"import os; {folder}; me.ready(); me.serve()", TMPDIR=str(tmp_path))
+def test_the_folder_of_a_killed_engine_is_removed(new_worker):
+    folder = "import os, tempfile; tempfile.mkdtemp(prefix=f'{os.getpid()}-')"
+    worker = new_worker(f"{folder}; me.ready(); me.serve()", ENGINE="embedded")
     worker.start()
+    left = worker.run_dir / "engine.tmp"
     for restarts in range(2):
         pid = worker.await_event("engine started", times=restarts + 1)["pid"]
-        worker.until(lambda: list(tmp_path.glob("engine-*")), "the folder")
+        worker.until(lambda: left.is_dir() and [*left.iterdir()], "the folder")
         if not restarts:
             os.kill(pid, signal.SIGKILL)
-    assert [path.name.split("-")[1] for path in tmp_path.glob("engine-*")] == [str(pid)]
+    assert [path.name.split("-")[0] for path in left.iterdir()] == [str(pid)]
     assert worker.stop() == 0
-    assert not list(tmp_path.glob("engine-*"))
+    assert not left.exists()
 
 
 def test_the_handler_kills_an_engine_whose_restart_it_cannot_request(running):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes.gpu import write_program
 from fakes.supervised import (
     DEADLINE,
     DEAF_ENGINE,
@@ -56,6 +57,22 @@ def test_the_engine_ends_when_start_sh_and_the_handler_are_killed_together(runni
     worker.process.kill()
     worker.process.wait(DEADLINE)
     worker.until(lambda: not worker.processes(), "the end of the engine")
+
+
+def test_an_engine_is_not_started_when_start_sh_is_killed_at_that_moment(new_worker):
+    """Before the kernel knows that the engine is to end with start.sh."""
+    worker = new_worker(handler="me.wait()")
+    forked = worker.folder / "forked"
+    waits = f"{{ : >{forked}; while kill -0 $PPID; do sleep 0.02; done; }}"
+    real = f'exec {shutil.which("setpriv")} "$@"'
+    write_program(worker.folder / "bin" / "setpriv", f'[ "$3" = true ] || {waits}; {real}')
+    worker.start()
+    worker.until(forked.exists, "the fork of the engine")
+    worker.process.kill()
+    worker.process.wait(DEADLINE)
+    worker.let_go_on()  # the handler, too, if it has begun
+    worker.until(lambda: not worker.processes(), "the end of all processes")
+    assert not worker.noted("engine started")
 
 
 # Signals ----------------------------------------------------------------------------------------
