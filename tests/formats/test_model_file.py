@@ -1,5 +1,8 @@
 """Two readers must accept a file: our bounded one first, then the safetensors library."""
 
+import tracemalloc
+from unittest.mock import Mock
+
 import pytest
 from fakes.model_files import safetensors
 from safetensors import SafetensorError
@@ -39,6 +42,28 @@ def test_the_library_parses_a_file_once_per_version(file, parsed):
     assert parsed == [fox.path]
     file(safetensors(number=10)).check()
     assert parsed == [fox.path] * 2
+
+
+def test_of_many_files_only_small_facts_are_kept(tmp_path, monkeypatch):
+    """Metadata of kohya's scripts has 200 KB, and that of a hostile file 16 MB."""
+    read = Mock(side_effect=model_file._read_header)
+    monkeypatch.setattr(model_file, "_read_header", read)
+    data = safetensors(ss_output_name="fox_v1", ss_tag_frequency="x" * 200_000)
+    files = []
+    for number in range(40):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(data)
+        files.append(ModelFile("lora", path, path.stem, len(data)))
+    tracemalloc.start()
+    try:
+        for file in [*files, *files]:
+            assert file.trained_name() == "fox_v1"
+            assert file.vector_widths()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert read.call_count == len(files)
+    assert kept < 20 * len(data)  # the last headers
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x08" + bytes(7) + b"{", b"<html>"])

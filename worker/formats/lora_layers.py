@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from worker.formats import stable_diffusion
@@ -37,7 +37,7 @@ class Fit:
         layers: the LoRA's layers.
         known: those that the model has, by their names.
         used: those that change the model.
-        misfits: reasons for layers that are in the model but do not fit, by the layer's name.
+        misfit: a layer that is in the model but does not fit, and why; None if there is none.
         broken: why A1111 loads nothing of the file, or computes a wrong delta; None if it is right.
         unread: layers with parts that A1111 does not read.
     """
@@ -45,7 +45,7 @@ class Fit:
     layers: int
     known: int
     used: int
-    misfits: Mapping[str, str] = field(default_factory=dict)
+    misfit: str | None = None
     broken: str | None = None
     unread: int = 0
 
@@ -133,7 +133,7 @@ def find(name: str, layers: Layers) -> str | None:
     return next((other for other in others if other in layers), None)
 
 
-@lru_cache(maxsize=16384)  # each family is tried with each name
+@lru_cache(maxsize=8192)  # each family is tried with each name of one LoRA
 def _candidates(name: str, *, is_sd2: bool) -> tuple[str, ...]:
     """The names under which A1111 looks for a layer, in its order."""
     converted = _converted(name, is_sd2=is_sd2)
@@ -216,14 +216,14 @@ def fit(shapes: Mapping[str, Shape], layers: Layers) -> Fit:
     own = parts_by_layer(shapes)
     places, broken = _places(own, layers)
     used: set[str] = set()
-    misfits: dict[str, str] = {}
+    misfits: list[str] = []
     unread = 0
     for place, name in places.items():
         layer = layers.get(place) or layers[place[: -len("_q_proj")]]
         try:
             ignored = check_module({part: shapes[f"{name}.{part}"] for part in own[name]}, layer)
         except Misfit as reason:
-            misfits[name] = str(reason)
+            misfits.append(f"layer {name!r}: {reason}")
         except Broken as reason:
             broken.append(f"layer {name!r}: {reason}")
         else:
@@ -231,8 +231,10 @@ def fit(shapes: Mapping[str, Shape], layers: Layers) -> Fit:
             unread += bool(ignored)
     for place in _incomplete(used, layers):
         used.remove(place)
-        misfits[places[place]] = "A1111 needs q, k, v and out of this attention together"
-    return Fit(len(own), len(places), len(used), misfits, next(iter(broken), None), unread)
+        lacks = "A1111 needs q, k, v and out of this attention together"
+        misfits.append(f"layer {places[place]!r}: {lacks}")
+    first = next(iter(misfits), None), next(iter(broken), None)
+    return Fit(len(own), len(places), len(used), *first, unread)
 
 
 def _places(names: Iterable[str], layers: Layers) -> tuple[dict[str, str], list[str]]:

@@ -137,7 +137,7 @@ def check_fit(
             model=lora_name,
         )
     if own.layers and not own.used:
-        why = next((f" (layer {n!r}: {reason})" for n, reason in own.misfits.items()), "")
+        why = f" ({own.misfit})" if own.misfit else ""
         raise ModelMismatch(
             f"none of the {own.layers} layers of the LoRA {lora_name!r} fits the checkpoint"
             f" {checkpoint_name!r}{why}; A1111 v1.9.3 would draw without it.",

@@ -149,6 +149,16 @@ class ModelFile:
         """The layers of this checkpoint, which is no pickle. Raises ModelFileInvalid."""
         return _layers(self.path, *version(self.path))
 
+    def vector_widths(self) -> frozenset[int]:
+        """Of an embedding, the numbers in a vector, for each text encoder; empty for a pickle.
+
+        Raises:
+            ModelFileInvalid: the file cannot be read.
+        """
+        if self.path.suffix in PICKLES:
+            return frozenset()
+        return _vector_widths(self.path, *version(self.path))
+
     def family_fits(self) -> Mapping[str, Fit]:
         """How this LoRA, which is no pickle, fits each family. Raises ModelFileInvalid."""
         return _family_fits(self.path, *version(self.path))
@@ -249,8 +259,9 @@ def check_with_safetensors(path: Path) -> None:
         ) from error
 
 
-# What is kept for thousands of files is small: the metadata of a LoRA alone can have megabytes.
-@lru_cache(maxsize=8)  # 1 MB for each SDXL, at most some 50
+# Of thousands of files only small facts are kept. A header takes 1 MB for an SDXL checkpoint, and
+# some 50 MB for a hostile file.
+@lru_cache(maxsize=8)
 def _header(path: Path, _size: int, _mtime_ns: int) -> Header:
     return _read_header(path)
 
@@ -271,6 +282,13 @@ def _check(  # noqa: PLR0917 - the key of the cache
     header, found = _header(path, size, mtime_ns), _contents(path, size, mtime_ns)[1]
     file = requirements.File(header, found, has_vae=has_vae, has_config=has_config)
     requirements.check(name, kind, file)
+
+
+@lru_cache(maxsize=4096)
+def _vector_widths(path: Path, size: int, mtime_ns: int) -> frozenset[int]:
+    shapes = lora_use.shapes_of(_header(path, size, mtime_ns))
+    pair = [shapes[name] for name in ("clip_l", "clip_g") if name in shapes]
+    return frozenset(shape[-1] for shape in pair or shapes.values() if shape)
 
 
 @lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from worker.errors import ModelMismatch
 from worker.formats import architecture, lora_use, requirements
 from worker.formats.model_file import ModelFile
-from worker.formats.safetensors_header import Header
+from worker.formats.names import PICKLES
 from worker.formats.stable_diffusion import FAMILIES
 from worker.job.models import Models
 
@@ -65,12 +65,11 @@ def _notes(lora: ModelFile, checkpoints: Sequence[ModelFile], engine: str) -> It
 
 def _check_sizes(checkpoint: ModelFile, models: Models) -> None:
     """Compare the embeddings and the VAE with the checkpoint's own tensors."""
-    header = checkpoint.header() if models.embeddings or models.vae else None
-    if header is None:
+    if checkpoint.path.suffix in PICKLES:
         return
     widths = _text_widths(checkpoint) if models.embeddings else set()
     for file in models.embeddings:
-        own = _widths(file.header())
+        own = file.vector_widths()
         if own and widths and own != widths:
             raise ModelMismatch(
                 f"the embedding {file.stem!r} has vectors of {_listed(own)} numbers, but the"
@@ -79,19 +78,14 @@ def _check_sizes(checkpoint: ModelFile, models: Models) -> None:
                 model=file.stem,
             )
     vae = models.vae.header() if models.vae else None
-    if models.vae and vae:
+    header = checkpoint.header() if vae else None
+    if models.vae and vae and header:
         requirements.check_vae_sizes(models.vae.stem, vae, checkpoint.stem, header)
 
 
 def _text_widths(checkpoint: ModelFile) -> set[int]:
     layers = checkpoint.layers()
     return {layers[name].shape[-1] for name in layers if name.endswith("token_embedding")}
-
-
-def _widths(header: Header | None) -> set[int]:
-    shapes = lora_use.shapes_of(header) if header else {}
-    pair = [shapes[name] for name in ("clip_l", "clip_g") if name in shapes]
-    return {shape[-1] for shape in pair or shapes.values() if shape}
 
 
 def _listed(widths: Iterable[int]) -> str:

@@ -206,7 +206,8 @@ def test_damage_in_the_second_of_the_download_is_noticed(blobs, known):
     path = add(blobs, DATA).path
     time_ns = path.stat().st_mtime_ns
     path.write_bytes(FLIPPED)
-    within = time_ns + 1 if (time_ns + 1) % 10**9 else time_ns - 1
+    seconds, fraction = divmod(time_ns, 10**9)
+    within = seconds * 10**9 + (fraction + 5 * 10**8) % 10**9
     os.utime(path, ns=(within, within))
     assert (blobs if known else again(blobs)).find(DIGEST) is None
 
@@ -236,11 +237,17 @@ def test_a_touched_blob_is_hashed_once_and_stays(blobs, hashed):
     later(path)
     for store in (blobs, again(blobs), blobs):
         assert store.find(DIGEST).path == path
-    # Image layers keep whole seconds: a baked blob need not be hashed at every start.
-    seconds = path.stat().st_mtime_ns // 10**9
-    os.utime(path, (seconds, seconds))
-    assert again(blobs).find(DIGEST)
     assert hashed == [path]
+
+
+@pytest.mark.parametrize("digits", [0, 3, 6, 7])
+def test_a_copy_with_fewer_digits_of_the_time_is_not_hashed(blobs, hashed, digits):
+    """Image layers keep whole seconds: a baked blob need not be hashed at every start."""
+    path = add(blobs, DATA).path
+    kept = path.stat().st_mtime_ns // 10 ** (9 - digits) * 10 ** (9 - digits)
+    os.utime(path, ns=(kept, kept))
+    assert again(blobs).find(DIGEST)
+    assert hashed == []
 
 
 METADATA = [

@@ -71,8 +71,8 @@ class About:
             metadata of older workers.
         mtime: the blob's modification time when it was verified; another time means that the
             blob may have changed. In whole seconds; UNKNOWN_TIME: not known yet.
-        fraction: of this time, in nanoseconds; 0: not known, because image layers and some network
-            volumes keep none.
+        fraction: the nanoseconds of `mtime` after its last whole second; 0: not known, because
+            image layers, some network volumes and the metadata of older workers have none.
         source: where it was fetched from, as text for messages.
         ref: the reference that can fetch it again; None if that contains a secret.
         family: the family that its host names.
@@ -91,13 +91,15 @@ class About:
     name: str = ""
     fraction: int = 0
 
-    def is_of(self, size: int, mtime_ns: int) -> bool:
+    def is_unchanged(self, size: int, mtime_ns: int) -> bool:
         """Whether a file of this size and time is the one that was verified."""
         seconds, fraction = divmod(mtime_ns, _SECOND)
-        is_same_time = fraction == self.fraction or 0 in {fraction, self.fraction}
-        return (size, seconds) == (self.size, self.mtime) and is_same_time
+        # A file system may keep fewer digits than the one on which the file was verified.
+        digits = [f"{one:09}".rstrip("0") for one in (fraction, self.fraction)]
+        fewer, more = sorted(digits, key=len)
+        return (size, seconds) == (self.size, self.mtime) and more.startswith(fewer)
 
-    def at(self, mtime_ns: int) -> About:
+    def with_mtime(self, mtime_ns: int) -> About:
         """The same with this modification time."""
         seconds, fraction = divmod(mtime_ns, _SECOND)
         return replace(self, mtime=seconds, fraction=fraction)
@@ -172,7 +174,7 @@ class Blobs:
             return None
         if (size, UNKNOWN_TIME) == (blob.about.size, blob.about.mtime):
             return self._verified_at(blob, mtime_ns)
-        if not blob.about.is_of(size, mtime_ns):
+        if not blob.about.is_unchanged(size, mtime_ns):
             return self._check_again(blob, size, mtime_ns)
         self._known[sha256] = blob
         return blob
@@ -238,7 +240,7 @@ class Blobs:
         return None
 
     def _verified_at(self, blob: Blob, mtime_ns: int) -> Blob:
-        blob = replace(blob, about=blob.about.at(mtime_ns))
+        blob = replace(blob, about=blob.about.with_mtime(mtime_ns))
         with suppress(OSError):  # a read-only store: the next process looks again
             self._write_about(blob)
         self._known[blob.sha256] = blob
@@ -284,7 +286,7 @@ class Blobs:
         self, partial: Path, sha256: str, about: About, taken: Callable[[str], bool]
     ) -> Blob:
         self._blobs.mkdir(parents=True, exist_ok=True)
-        about = about.at(partial.stat().st_mtime_ns)
+        about = about.with_mtime(partial.stat().st_mtime_ns)
         about = replace(about, stem=self._claim(about, sha256, taken))
         blob = Blob(sha256, self._blobs / f"{sha256}{about.suffix}", about)
         # In this order there is never a blob without metadata, nor metadata with a foreign file.
