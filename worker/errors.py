@@ -78,17 +78,17 @@ class WorkerError(Exception):
     default_hint: ClassVar[str] = ""
 
     def __init__(self, message: str, *, hint: str | None = None, **details: object) -> None:
-        self.message = _encodable(message)
+        self.message = _without_surrogates(message)
         super().__init__(self.message)
-        self.hint = self.default_hint if hint is None else _encodable(hint)
+        self.hint = self.default_hint if hint is None else _without_surrogates(hint)
         self.details = details
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message} {self.hint}".rstrip()
 
 
-def _encodable(text: str) -> str:
-    """Without half a surrogate pair, which a job's JSON can hold and no file or socket can."""
+def _without_surrogates(text: str) -> str:
+    """The text as a file or a socket can hold it; a job's JSON can have half a surrogate pair."""
     return text.encode(errors="backslashreplace").decode()
 
 

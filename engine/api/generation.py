@@ -206,9 +206,9 @@ class Engine:
         """The requested pictures; after an interrupt fewer, and the last one unfinished.
 
         Raises:
-            RuntimeError: the engine is shutting down: nobody has asked for an unfinished picture.
+            RuntimeError: the engine is shutting down, which leaves the picture unfinished.
         """
-        self._check_open()
+        self._refuse_if_closing()
         settings = self._override(request)  # with the options as the jobs before it left them
         self.library.embeddings.refresh_if_changed()
         job = Job(request, settings, self.styles)
@@ -221,7 +221,7 @@ class Engine:
                     self.options.values = {name: settings[name] for name in option.DEFAULTS}
                 digest, is_inpainting = model.sha256[:HASH_DIGITS], model.is_inpainting
                 drawn = drawing.pictures()
-            self._check_open()
+            self._refuse_if_closing()
             used = Used(
                 models.first.stem,
                 digest,
@@ -238,7 +238,7 @@ class Engine:
         log.info("made %d of %d pictures with %s", len(drawn), job.count, models.first.name)
         return Drawn(drawn, facts, drawing.given.beside if drawing.given else {})
 
-    def _check_open(self) -> None:
+    def _refuse_if_closing(self) -> None:
         if self.progress.closing:
             raise RuntimeError("the engine is shutting down")
 
@@ -263,7 +263,7 @@ class Engine:
         return self._queue(self._run_extras, request, encoded)
 
     def _run_extras(self, request: extras.Upscaling, encoded: list[str]) -> tuple[list[str], str]:
-        self._check_open()
+        self._refuse_if_closing()
         tiling, found, text = extras.tiling(self.options.values), [], ""
         with self.progress.running("extras", len(encoded)):
             for number, one in enumerate(encoded):
@@ -274,7 +274,7 @@ class Engine:
                 found.append(image)
                 if self.progress.stopping:
                     break
-        self._check_open()
+        self._refuse_if_closing()
         return found, text
 
     # ------------------------------------------------------------------------ the models of a job

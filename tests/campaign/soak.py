@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import stat
 import statistics
 import sys
 import tempfile
@@ -71,9 +72,7 @@ class Samples:
         self.busy.append(round(busy / 60, 3))
         self.minutes.append(round((time.monotonic() - began) / 60, 2))
         self.jobs.append(jobs)
-        files = [path for path in world.fetched.rglob("*") if path.is_file()]
-        blobs = [path for path in files if not path.is_symlink()]
-        self.store_mb.append(round(sum(path.stat().st_size for path in blobs) / 1e6, 2))
+        self.store_mb.append(round(sum(map(_size, world.fetched.rglob("*"))) / 1e6, 2))
         for name, program in PROGRAMS.items():
             pid = world.main.pid_of(program)
             self.memory_mb.setdefault(name, []).append(_resident_mb(pid))
@@ -82,10 +81,18 @@ class Samples:
 
     def per_minute(self) -> list[float]:
         """Jobs in a minute of the worker's time, since the sample before."""
-        pairs = zip(self.busy, self.jobs, strict=True)
+        pairs = zip(self.busy, self.jobs, strict=False)  # the last sample may be broken off
         points = [(0.0, 0), *pairs]
         steps = itertools.pairwise(points)
         return [(b[1] - a[1]) / max(b[0] - a[0], 0.001) for a, b in steps]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 of anything else, and of a model that is evicted just now."""
+    with suppress(OSError):
+        found = path.lstat()
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return 0
 
 
 def _resident_mb(pid: int | None) -> float:
@@ -276,26 +283,27 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its workers and mounts go, too
     with tempfile.TemporaryDirectory(prefix="soak-", dir=given.folder) as folder:
-        soak = Soak(Path(folder), given.engine, given.seed, say)
+        soak, docs = Soak(Path(folder), given.engine, given.seed, say), False
         try:
             soak.run(given.minutes)
-        finally:  # the hours before a failure are worth knowing, too
+            docs = given.docs
+        finally:  # the hours before a failure are worth knowing, too, but not a page
             if soak.samples.jobs:
-                write(soak, given)
+                write(soak, given.out, docs=docs)
     return int(bool(soak.violations))
 
 
-def write(soak: Soak, given: argparse.Namespace) -> None:
-    """Write the samples, the plots, and the page if asked for."""
+def write(soak: Soak, out: Path, *, docs: bool) -> None:
+    """Write the samples, and the plots, with `docs` into the page."""
     facts: dict[str, Any] = {"engine": soak.engine, "seed": soak.seed, "faults": soak.faults}
     facts |= {"jobs": soak.samples.jobs[-1], "restarts": soak.restarts, "ends": soak.counts}
     facts |= {"violations": soak.violations, "samples": vars(soak.samples)}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "soak.json").write_text(json.dumps(facts, indent=1) + "\n")
-    folder = PROJECT / "docs/images" if given.docs else given.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "soak.json").write_text(json.dumps(facts, indent=1) + "\n")
+    folder = PROJECT / "docs/images" if docs else out
     for name, curve in curves(soak.samples).items():
         (folder / f"{name}.svg").write_text(draw(curve))
-    if given.docs:
+    if docs:
         fill_in(PROJECT / "docs/soak.md", table(facts))
 
 

@@ -84,7 +84,7 @@ def test_links_do_not_hide_that_the_volume_cannot_be_written(
     link = tmp_path / "workspace"
     make(mounted, link)
     folder = link if link.is_symlink() else mounted / "models"
-    monkeypatch.setattr(store_settings.tempfile, "NamedTemporaryFile", fail(errno.EROFS))
+    monkeypatch.setattr(store_settings.tempfile, "TemporaryFile", fail(errno.EROFS))
     checked = settings(MODELS_DIR=str(folder))
     assert checked.stores[:2] == [tmp_path / "disk", folder]
     assert reason in store_settings.why_not_writable(folder)
@@ -105,13 +105,13 @@ def test_a_volume_that_is_missing_is_a_warning(mounted, tmp_path):
 )
 def test_a_full_volume_stays_the_store(mounted, monkeypatch, number, is_kept):
     mounted.mkdir()
-    monkeypatch.setattr(store_settings.tempfile, "NamedTemporaryFile", fail(number))
+    monkeypatch.setattr(store_settings.tempfile, "TemporaryFile", fail(number))
     assert (settings().models_dir == mounted / "models") is is_kept
 
 
 def test_only_the_volume_is_tried_and_only_by_the_first_program(mounted, monkeypatch, tmp_path):
     mounted.mkdir()
-    monkeypatch.setattr(store_settings.tempfile, "NamedTemporaryFile", fail(errno.EROFS))
+    monkeypatch.setattr(store_settings.tempfile, "TemporaryFile", fail(errno.EROFS))
     other = str(tmp_path / "other")
     assert settings(MODELS_DIR=other).models_dir == Path(other)
     by_start_sh = settings(MODELS_DIR=str(mounted / "models"), SUPERVISOR_PID="1")

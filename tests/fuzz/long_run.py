@@ -130,7 +130,10 @@ def growth(one: Target, tell: Callable[[bytes], None] = lambda _: None) -> Findi
 
 
 def _traced() -> int:
-    """Bytes in use without what caches of limited size hold: a target's files have new paths."""
+    """Bytes in use, without what caches of limited size hold.
+
+    Such a cache fills during the run: a target writes its files under new names each time.
+    """
     for one in gc.get_objects():
         if isinstance(one, functools._lru_cache_wrapper) and one.cache_parameters()["maxsize"]:
             one.cache_clear()

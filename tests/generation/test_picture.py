@@ -126,7 +126,7 @@ def is_decoded(text):
     return False
 
 
-def test_base64_is_known_without_decoding_it():
+def test_only_text_that_is_base64_is_taken_for_it():
     chance = random.Random(1)
     for length in range(60):
         text = in_base64(chance.randbytes(length))

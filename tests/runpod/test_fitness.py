@@ -67,6 +67,6 @@ def test_only_broken_storage_fails(fitness, monkeypatch, code):
     def fail(**_):
         raise OSError(code, "broken")
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", fail)
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
     with pytest.raises(OSError, match="broken") if code in FATAL else nullcontext():
         fitness().store_works()

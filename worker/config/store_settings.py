@@ -44,7 +44,7 @@ def why_not_writable(folder: Path) -> str | None:
     if existing != real and os.path.lexists(real):
         return "it is no folder"
     try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".write-test-"):
+        with tempfile.TemporaryFile(dir=existing, prefix=".write-test-"):
             return None
     except OSError as error:
         return None if error.errno in _FULL else error.strerror

@@ -39,7 +39,7 @@ class Fitness:
         """The model store's storage is not broken; a store that is only full logs a warning."""
         folder = self._settings.models_dir
         try:
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=".fitness-"):
+            with tempfile.TemporaryFile(dir=folder, prefix=".fitness-"):
                 pass
         except FileNotFoundError:
             return  # nothing was downloaded yet

@@ -24,7 +24,7 @@ class Jobs:
         webhook_pause: seconds between two attempts at a webhook.
         retried: how many jobs were queued again.
         again: jobs that a worker gets although they are not in the queue.
-        gone: workers that are lost; a poll of theirs may still seem open.
+        gone: workers that are lost; the plane may not know yet that their poll has ended.
     """
 
     def __init__(self, hold: float, webhook_pause: float) -> None:
