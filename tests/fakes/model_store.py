@@ -11,7 +11,8 @@ from worker.config.settings import Settings
 from worker.http.client import NO_CANCEL, HttpLimits
 from worker.job.reference import Wanted, parse_reference
 from worker.models.download.limits import DownloadLimits
-from worker.models.store.blobs import About, Blob, Blobs
+from worker.models.store.about import About
+from worker.models.store.blobs import Blob, Blobs
 
 PROJECT = Path(__file__).resolve().parents[2]
 AT_ONCE = {"first_pause": 0.0, "longest_wait": 0.0}

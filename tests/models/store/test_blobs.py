@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import about, add, files_below
-from pydantic import TypeAdapter
 
 from worker.errors import FetchStopped, StoreFull, StoreNotWritable
 from worker.files import note_file
 from worker.http.client import NO_CANCEL
 from worker.models.store import blobs as blobs_module
-from worker.models.store.blobs import UNKNOWN_TIME, About, Blobs, StoreTiming
+from worker.models.store.about import ABOUT, UNKNOWN_TIME
+from worker.models.store.blobs import Blobs, StoreTiming
 
 DATA, OTHER = safetensors(number=1), safetensors(number=2)
 DIGEST = sha256(DATA)
@@ -436,7 +436,7 @@ def pushed(blobs, data=DATA, stem="detail", size=None):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{sha256(data)}.safetensors").write_bytes(data)
     metadata = replace(about(stem, size=size or len(data)), mtime=UNKNOWN_TIME)
-    (folder / f"{sha256(data)}.json").write_bytes(TypeAdapter(About).dump_json(metadata))
+    (folder / f"{sha256(data)}.json").write_bytes(ABOUT.dump_json(metadata))
     return sha256(data)
 
 

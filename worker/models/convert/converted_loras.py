@@ -33,7 +33,8 @@ from worker.formats.model_file import (
 from worker.formats.names import PICKLES, SAFETENSORS
 from worker.http.client import NO_CANCEL
 from worker.json_text import loads
-from worker.models.store.blobs import CONVERTED, About, Blob, Blobs
+from worker.models.store.about import About
+from worker.models.store.blobs import CONVERTED, Blob, Blobs
 from worker.models.store.space import SpaceBudget
 
 if TYPE_CHECKING:  # these and the others of the two rooms load numpy, which most starts need not

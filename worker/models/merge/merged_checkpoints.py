@@ -15,7 +15,8 @@ from worker.job.model_fields import LoraReference
 from worker.job.models import Models, lora_tag
 from worker.json_text import loads
 from worker.models.merge.merge_key import ALGORITHM, LoraToMerge, merge_key
-from worker.models.store.blobs import About, Blob, Blobs
+from worker.models.store.about import About
+from worker.models.store.blobs import Blob, Blobs
 
 SOURCE = "merged"
 METADATA = "worker.merged"  # key in the metadata of the file

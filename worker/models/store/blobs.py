@@ -26,20 +26,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from worker.errors import FetchError, FetchStopped, ModelNotFound
 from worker.files import discard, is_file, note_file, read_small, storage_error, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
+from worker.models.store.about import ABOUT, UNKNOWN_TIME, About
 from worker.models.store.listing import Listing
 
 CONVERTED = "converted"  # source of a LoRA that was rewritten for A1111
-# `About.mtime` of a file that was verified before it was sent to a volume, where it gets another
-# time: the first worker that sees the file with its whole size takes the time that it has.
-UNKNOWN_TIME = -1
-
-_SECOND = 1_000_000_000  # ns
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARK = 10  # digits of the hash that distinguish two files of one name
 
@@ -59,53 +55,6 @@ class StoreTiming:
     lease: float = 30.0
     poll: float = 0.1
     use_resolution: float = 60.0
-
-
-@dataclass(frozen=True)
-class About:
-    """The metadata file of a blob.
-
-    Attributes:
-        stem: the clean name under which it is linked; unique in its folder.
-        name: the clean name of its file at its host, which other files may have, too; empty in
-            metadata of older workers.
-        mtime: the blob's modification time when it was verified; another time means that the
-            blob may have changed. In whole seconds; UNKNOWN_TIME: not known yet.
-        fraction: the nanoseconds of `mtime` after its last whole second; 0: not known, because
-            image layers, some network volumes and the metadata of older workers have none.
-        source: where it was fetched from, as text for messages.
-        ref: the reference that can fetch it again; None if that contains a secret.
-        family: the family that its host names.
-    """
-
-    kind: Kind
-    stem: str
-    suffix: str
-    size: int
-    mtime: int
-    source: str
-    ref: str | None = None
-    title: str = ""
-    family: str | None = None
-    trained_words: tuple[str, ...] = ()
-    name: str = ""
-    fraction: int = 0
-
-    def is_unchanged(self, size: int, mtime_ns: int) -> bool:
-        """Whether a file of this size and time is the one that was verified."""
-        seconds, fraction = divmod(mtime_ns, _SECOND)
-        # A file system may keep fewer digits than the one on which the file was verified.
-        digits = [f"{one:09}".rstrip("0") for one in (fraction, self.fraction)]
-        fewer, more = sorted(digits, key=len)
-        return (size, seconds) == (self.size, self.mtime) and more.startswith(fewer)
-
-    def with_mtime(self, mtime_ns: int) -> About:
-        """The same with this modification time."""
-        seconds, fraction = divmod(mtime_ns, _SECOND)
-        return replace(self, mtime=seconds, fraction=fraction)
-
-
-_ABOUT = TypeAdapter(About)
 
 
 @dataclass(frozen=True)
@@ -214,7 +163,7 @@ class Blobs:
         if not _SHA256.fullmatch(sha256):  # a note on the volume may name anything
             return None
         try:
-            about = _ABOUT.validate_json(read_small(self._about_file(sha256)))
+            about = ABOUT.validate_json(read_small(self._about_file(sha256)))
         except (OSError, ValidationError):
             return None
         if about.suffix not in {SAFETENSORS, *PICKLES} or about.stem != clean_stem(about.stem):
@@ -324,7 +273,7 @@ class Blobs:
         return freed
 
     def _write_about(self, blob: Blob) -> None:
-        write_atomically(self._about_file(blob.sha256), _ABOUT.dump_json(blob.about, indent=1))
+        write_atomically(self._about_file(blob.sha256), ABOUT.dump_json(blob.about, indent=1))
 
     def _claim(self, about: About, sha256: str, taken: Callable[[str], bool]) -> str:
         """A stem for the blob: on any file system, only one worker can create the link."""

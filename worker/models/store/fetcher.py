@@ -36,7 +36,8 @@ from worker.models.download.hooks import Hooks
 from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.partial_file import Fetched
 from worker.models.download.source import Source
-from worker.models.store.blobs import About, Blob, Blobs
+from worker.models.store.about import About
+from worker.models.store.blobs import Blob, Blobs
 from worker.models.store.progress import DownloadProgress
 from worker.models.store.references import References
 from worker.models.store.space import SpaceBudget

@@ -33,7 +33,8 @@ from worker.formats import control_models
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem
 from worker.hosts.huggingface import HuggingFaceFile
-from worker.models.store.blobs import About, Blob
+from worker.models.store.about import About
+from worker.models.store.blobs import Blob
 from worker.models.store.links import Targets, target_of
 from worker.models.store.listing import Index, Listing, current_look
 
@@ -420,15 +421,8 @@ def _is_model(file: ModelFile) -> bool:
 
 def _as_blob(file: ModelFile, sha256: str) -> Blob:
     """The file as the model store describes those that it has fetched."""
-    about = About(
-        file.kind,
-        file.stem,
-        file.path.suffix,
-        file.size,
-        0,
-        file.source or "",
-        name=file.host_name,
-    )
+    of_file = file.kind, file.stem, file.path.suffix, file.size
+    about = About(*of_file, 0, file.source or "", name=file.host_name)
     return Blob(sha256, file.path, about)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from worker.errors import ModelFileInvalid, VolumeFailed
 from worker.files import read_small, storage_error
@@ -20,14 +20,14 @@ from worker.formats.model_file import FOLDERS
 from worker.formats.names import Kind
 from worker.job.reference import ModelRef
 from worker.models.store import references
-from worker.models.store.blobs import UNKNOWN_TIME, About, Blob
+from worker.models.store.about import ABOUT, UNKNOWN_TIME, About
+from worker.models.store.blobs import Blob
 from worker.models.store.store import FETCHED
 from worker.models.volume.digests import Digests
 from worker.models.volume.limits import DEFAULT, SendLimits
 from worker.models.volume.upload import Report, is_there, send
 from worker.models.volume.volume import Volume
 
-_ABOUT = TypeAdapter(About)
 _MARK = 10  # digits of the hash with which the local store may have marked the stem
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class VolumeFiles:
         """Whether a worker finds the model there; with this size, if that is known."""
         content = self._volume.read(self._metadata_key(sha256))
         try:
-            about = _ABOUT.validate_json(content or b"")
+            about = ABOUT.validate_json(content or b"")
         except ValidationError:
             return False
         stored = self._volume.head(self.blob_key(sha256, about.suffix))
@@ -78,7 +78,7 @@ class VolumeFiles:
         sent = 0 if is_there_already else self._send_content(blob, report)
         sent += sum(self._send_note(ref, note) for ref, note in notes.items())
         if not is_there_already:
-            metadata = _ABOUT.dump_json(_as_sent(blob), indent=1)
+            metadata = ABOUT.dump_json(_as_sent(blob), indent=1)
             self._volume.put(self._metadata_key(blob.sha256), metadata)
             sent += len(metadata)
         return sent
