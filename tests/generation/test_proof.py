@@ -1,10 +1,12 @@
 import base64
+import io
 import json
 from contextlib import nullcontext
 
 import pytest
 from fakes.a1111.picture import png
 from fakes.recorded import recorded
+from PIL import Image
 
 from worker import errors
 from worker.generation.payload import Expected
@@ -21,6 +23,7 @@ IGNORED = json.loads(recorded("post_txt2img_unknown_checkpoint_and_lora_silent_2
 GRID = RECORDED | {"index_of_first_image": 1}
 SHORT = RECORDED["sd_model_hash"]
 PIXEL = base64.b64encode(png(8, 16, b"abc", "")).decode()
+SQUARE = base64.b64encode(png(8, 8, b"abc", "")).decode()
 MASKED = {"extra_generation_params": {"Denoising strength": 0.5, "Mask blur": 4}}
 STRONGER = Expected(1, reported={"Denoising strength": 0.75})
 ONLY_MASKED = Expected(1, reported={"Inpaint area": "Only masked"})
@@ -74,7 +77,26 @@ def test_an_answer_that_is_not_what_was_asked_for_is_an_error(info, images, expe
 def test_the_size_and_the_way_of_drawing_are_proven(expected, message):
     with pytest.raises(errors.WrongDrawing, match=message) if message else nullcontext():
         check(MASKED, [PIXEL], expected)
-    check({"index_of_first_image": 1, **MASKED}, [PIXEL, "x"], Expected(1, size=(8, 8)))
+    check({"index_of_first_image": 1, **MASKED}, [PIXEL, SQUARE], Expected(1, size=(8, 8)))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "PNG"])
+def test_the_size_is_proven_in_every_format_that_the_engine_may_be_set_to(form):
+    """A1111's setting `samples_format` is that of its API, too."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 8)).save(file, form)
+    picture = base64.b64encode(file.getvalue()).decode()
+    check({}, [picture], Expected(1, size=(16, 8)))
+    with pytest.raises(errors.WrongDrawing, match=r"8 x 8 pixels, but .* one of 16 x 8"):
+        check({}, [picture], Expected(1, size=(8, 8)))
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", b"\x89PNG\r\n\x1a\n", b"x" * 100])
+def test_what_is_no_picture_is_an_incomplete_answer(data):
+    text = base64.b64encode(data).decode()
+    for image in (text, "not base64!"):
+        with pytest.raises(errors.IncompleteAnswer, match="no picture"):
+            check({}, [image], Expected(1, size=(8, 8)))
 
 
 def drawn(model, more=""):

@@ -16,13 +16,14 @@ import pybase64
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from worker.errors import DeliveryFailed
-from worker.images.base64_text import decoded_size, is_base64
+from worker.images.base64_text import decoded_size
 from worker.images.metadata import PARAMETERS, as_png, infotext_of
 from worker.job.output_fields import DEFAULT_QUALITY, ImageFormat
 
 _UNICODE = b"UNICODE\0"  # EXIF's name of the encoding; A1111 then writes big-endian UTF-16
 _LARGEST_EXIF = 65_533  # bytes in a segment of a JPEG; WebP has no limit
 _PNG = b"\x89PNG\r\n\x1a\n"
+_EMPTY_CHUNK = 12  # bytes: its length, its kind and its checksum
 _SIZE_AT, _HEADER_BYTES, _HEADER_TEXT = 16, 24, 32  # in a PNG; the text is 24 bytes in base64
 _LONG, _UNDEFINED = 4, 7  # numbers of TIFF's types
 _NO_MORE = bytes(4)  # ends a chain of TIFF directories
@@ -95,14 +96,20 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
     """Convert the engine's base64 picture; a PNG is not re-encoded as PNG.
 
     Raises:
-        DeliveryFailed: it is not a picture, or too large for the format.
+        DeliveryFailed: it is not a whole picture, or too large for the format.
     """
-    if not is_base64(image):
-        raise DeliveryFailed("the engine's picture is not base64.", hint=_HINT)
-    if format_ == "png" and _is_png(image):
-        return Picture(image, "png")
     try:
-        with Image.open(io.BytesIO(pybase64.b64decode(image))) as opened:
+        data = pybase64.b64decode(image, validate=True)
+    except ValueError:
+        raise DeliveryFailed("the engine's picture is not base64.", hint=_HINT) from None
+    if data.startswith(_PNG):
+        if not _is_whole(data):
+            problem = f"the engine's PNG of {len(data)} bytes is damaged."
+            raise DeliveryFailed(problem, hint="Send the job again.")
+        if format_ == "png":
+            return Picture(image, "png")
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             return _encoded(opened, format_, quality)
     except UnidentifiedImageError:  # its text has only the address of a buffer
@@ -113,20 +120,32 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
         ) from error
 
 
-def png_size(image: str) -> tuple[int, int] | None:
-    """Width and height of a base64 PNG, from its header; None of other files."""
+def size_of(image: str) -> tuple[int, int] | None:
+    """Width and height of a base64 picture, from its header; None of what is no picture."""
     try:
         header = pybase64.b64decode(image[:_HEADER_TEXT], validate=True)
-    except ValueError:
+        if header.startswith(_PNG) and len(header) == _HEADER_BYTES:
+            width, height = struct.unpack_from(">II", header, _SIZE_AT)
+            return width, height
+        with Image.open(io.BytesIO(pybase64.b64decode(image, validate=True))) as opened:
+            return opened.size
+    except BAD_FILE:
         return None
-    if not header.startswith(_PNG) or len(header) < _HEADER_BYTES:
-        return None
-    width, height = struct.unpack_from(">II", header, _SIZE_AT)
-    return width, height
 
 
-def _is_png(image: str) -> bool:
-    return pybase64.b64decode(image[:_HEADER_TEXT]).startswith(_PNG)
+def _is_whole(png: bytes) -> bool:
+    """Whether it has pixels, and each of its chunks the checksum that stands behind it."""
+    data, at, has_pixels = memoryview(png), len(_PNG), False
+    while at + _EMPTY_CHUNK <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        end = at + 8 + length
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if kind == b"IEND":
+            return has_pixels
+        has_pixels = has_pixels or kind == b"IDAT"
+        at = end + 4
+    return False
 
 
 def thumbnail(image: str, longest: int = 256) -> str | None:

@@ -23,7 +23,7 @@ from worker.errors import (
 from worker.extensions import proof as extension_proof
 from worker.formats.names import without_suffix
 from worker.generation.payload import Expected
-from worker.generation.picture import png_size
+from worker.generation.picture import size_of
 from worker.images.parameters import entries
 from worker.shown import shown_size
 
@@ -71,7 +71,9 @@ def _check_drawing(info: Mapping[str, Any], images: Sequence[str], expected: Exp
     if not expected.size:
         return
     drawn = images[int(info.get("index_of_first_image") or 0) :]
-    for size in {size for image in drawn if (size := png_size(image))} - {expected.size}:
+    for size in set(map(size_of, drawn)) - {expected.size}:
+        if size is None:
+            raise IncompleteAnswer("the engine returned something that is no picture.")
         raise WrongDrawing(
             f"expected pictures of {shown_size(expected.size)} pixels, but the engine returned one"
             f" of {shown_size(size)}.",

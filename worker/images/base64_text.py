@@ -36,15 +36,6 @@ def decoded(text: str) -> bytes:
     return data
 
 
-def is_base64(text: str) -> bool:
-    """Whether it is base64 and nothing else."""
-    try:
-        pybase64.b64decode(text, validate=True)
-    except ValueError:  # binascii.Error is one, too
-        return False
-    return True
-
-
 def decoded_size(text: str) -> int:
     """The number of bytes that base64 stands for."""
     return len(text) // 4 * 3 - text.count("=", -2)
