@@ -45,7 +45,7 @@ from worker.job.template_file import Templates
 from worker.models.store.progress import listener
 from worker.models.wildcard_files import WildcardFiles
 from worker.runpod.fitness import Fitness
-from worker.service import boundary
+from worker.service import boundary, threads
 from worker.service.arguments import Arguments
 from worker.service.arguments import read as read_arguments
 from worker.service.boundary import answer_of
@@ -56,7 +56,6 @@ from worker.service.report import Queue
 from worker.service.startup import Background, Ending, advise, boot
 from worker.service.stream import JobStream, PostChunk
 from worker.service.task import Job
-from worker.service.waiting import use_more_threads
 from worker.stopwatch import Stopwatch
 from worker.tasks import health, schema
 from worker.tasks.pictures import find_or_fetch
@@ -305,7 +304,7 @@ async def serve_http(handler: Handler, engine: Engine, arguments: Arguments) -> 
     from gateway.server import serve  # noqa: PLC0415
     from worker.runpod.watchdog import end_within  # noqa: PLC0415
 
-    use_more_threads()
+    threads.use_more()
     settings = handler.worker.settings
     worker, counters = handler.worker, handler.worker.counters
     webhooks = Webhooks(

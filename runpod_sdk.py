@@ -222,10 +222,10 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
 
 async def _serve(transport: Transport, silence: float) -> None:
     from worker.runpod.watchdog import end_within, start_watchdog  # noqa: PLC0415
-    from worker.service.waiting import use_more_threads  # noqa: PLC0415
+    from worker.service import threads  # noqa: PLC0415
 
     global _transport  # noqa: PLW0603 - a process is one worker
-    use_more_threads()
+    threads.use_more()
     start_watchdog(asyncio.get_running_loop(), silence)
     _transport = transport
     await transport.serve()

@@ -1,27 +1,11 @@
 import asyncio
-import threading
 from contextlib import nullcontext
 
 import pytest
 
 from worker.errors import InvalidInput, JobTimeout
-from worker.service.waiting import BatchTurn, Turns, give_turns, together, use_more_threads
+from worker.service.waiting import BatchTurn, Turns, give_turns, together
 from worker.stopwatch import Stopwatch
-
-
-def test_forty_slow_uploads_leave_a_thread_for_the_engine():
-    """Python's own limit is 32 threads at most."""
-    is_over = threading.Event()
-
-    async def story():
-        use_more_threads()
-        uploads = [asyncio.create_task(asyncio.to_thread(is_over.wait, 30)) for _ in range(40)]
-        called = await asyncio.wait_for(asyncio.to_thread(lambda: not is_over.is_set()), 30)
-        is_over.set()
-        await asyncio.wait(uploads)
-        return called
-
-    assert asyncio.run(story())
 
 
 @pytest.mark.parametrize("end", ["late", "cancelled", "cancelled at its turn"])

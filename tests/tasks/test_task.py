@@ -1,6 +1,7 @@
 import asyncio
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 from pydantic import Field
@@ -12,6 +13,8 @@ from worker.errors import InvalidInput
 from worker.job.model_fields import Strict
 from worker.job.txt2img import Txt2ImgRequest
 from worker.service.task import Job, Task, Tasks
+from worker.service.threads import Threads
+from worker.stopwatch import Stopwatch
 from worker.tasks.schema import Row, document, rows
 from worker.tasks.table import TASKS
 
@@ -39,8 +42,11 @@ TABLE = Tasks(
 )
 
 
+WORKER = SimpleNamespace(threads=Threads())
+
+
 def answer(job_input):
-    return asyncio.run(TABLE.of(job_input)(None, Job("id-1", job_input, None, None)))
+    return asyncio.run(TABLE.of(job_input)(WORKER, Job("id-1", job_input, Stopwatch(60), None)))
 
 
 def test_a_job_gets_the_task_that_it_names_or_the_first_one():
@@ -56,7 +62,7 @@ def test_an_input_is_read_in_a_thread_so_that_other_jobs_go_on():
 
     main = threading.current_thread()
     task = Task("count", "Counts.", count, Count, fields=CountRequest, read=read)
-    counted = asyncio.run(task(None, Job("id-1", {}, None, None)))
+    counted = asyncio.run(task(WORKER, Job("id-1", {}, Stopwatch(60), None)))
     assert counted.numbers == [0, 1]
 
 
@@ -152,7 +158,7 @@ def test_the_log_names_the_phase_in_which_an_input_is_refused():
     async def story():
         task = Task("read", "Reads.", count, Count, read=read)
         with pytest.raises(InvalidInput):
-            await task(None, Job("id-1", {}, None, None))
+            await task(WORKER, Job("id-1", {}, Stopwatch(60), None))
         return log.phase.get()
 
     assert asyncio.run(story()) == "validate"

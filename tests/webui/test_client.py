@@ -1,6 +1,7 @@
 import http.server
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from fakes.a1111.process import SMALL, free_port, running_a1111, write_safetensors
@@ -155,6 +156,33 @@ def test_a_connection_that_the_engine_closed_while_idle_is_not_used_again():
         server.closed.wait(60)
         webui.interrupt()
     assert [method for method, _ in server.requests] == ["GET", "POST"]
+
+
+@pytest.mark.parametrize("where", ["between two answers", "in the header", "in the body"])
+def test_an_answer_that_comes_in_single_bytes_is_given_up_in_time(where):
+    """Each read gets something, so a limit for one read would never be reached."""
+    is_over = threading.Event()
+    begin = {
+        "between two answers": b"HTTP/1.1 100 Continue\r\n\r\n",
+        "in the header": b"HTTP/1.1 200 OK\r\nX: ",
+        "in the body": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+    }[where]
+
+    def answer(server):
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.sendall(begin)
+            while not is_over.wait(0.02):
+                connection.sendall(begin if where == "between two answers" else b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=answer, args=[server])
+        thread.start()
+        webui = WebUI(f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(errors.ConnectionLost):
+            webui.post("refresh-checkpoints", None, 0.5)
+        is_over.set()
+        thread.join()
 
 
 def test_without_an_engine_the_connection_is_lost_and_the_password_not_shown():

@@ -2,10 +2,13 @@
 
 import asyncio
 import math
+import threading
 from types import SimpleNamespace
 
 import pytest
 
+from worker.errors import JobTimeout
+from worker.stopwatch import Stopwatch
 from worker.webui import runner
 from worker.webui.runner import Runner
 from worker.webui.timing import EngineTiming
@@ -64,3 +67,34 @@ def test_a_request_is_looked_at_seldom_and_its_last_step_is_noticed(monkeypatch,
         assert drawing.now < seconds
         assert drawing.looks <= 60 + seconds / 20
     assert drawing.looks <= 300
+
+
+class Asked:
+    """An engine that does not answer a call, or not even another one."""
+
+    def __init__(self, *, is_alive):
+        self.is_over, self.restarts, self._is_alive = threading.Event(), [], is_alive
+        self.is_proven = lambda: True
+        self.give_up_on_hung = lambda: self.restarts.append("hung")
+
+    def refresh(self, kind):
+        self.is_over.wait(30)
+        return kind
+
+    def progress(self):
+        return self._is_alive or self.is_over.wait(30)
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_call_ends_at_the_deadline_and_a_hung_engine_is_restarted(is_alive):
+    engine = Asked(is_alive=is_alive)
+    asking = Runner(engine, engine, EngineTiming(stop_patience=0.1))
+
+    async def story():
+        with pytest.raises(JobTimeout):
+            await asking.ask(engine.refresh, Stopwatch(0.05), "loras")
+        engine.is_over.set()
+        return await asking.ask(engine.refresh, Stopwatch(60), "loras")
+
+    assert asyncio.run(story()) == "loras"
+    assert engine.restarts == ([] if is_alive else ["hung"])

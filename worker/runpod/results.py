@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from worker.runpod.timing import TransportTiming
 
 logger = logging.getLogger(__name__)
 
+_ENCODED_AT_ONCE = 4  # results
 SHORT_ERROR_ATTEMPTS = 3  # when the short error is refused as well
 
 _TEMPORARY = frozenset({408, 425, 429})  # and every 5xx: the same post may be accepted later
@@ -72,6 +74,8 @@ class ResultPoster:
         self._stream_url = stream_url
         self._timing = timing
         self._streamed: set[str] = set()  # the running jobs that have sent a chunk
+        # Threads of its own: all of the jobs' may wait for a volume that does not answer.
+        self._threads = ThreadPoolExecutor(_ENCODED_AT_ONCE, thread_name_prefix="result")
 
     @property
     def can_stream(self) -> bool:
@@ -87,7 +91,8 @@ class ResultPoster:
         url = self._done_url(job_id, is_stream=job_id in self._streamed)
         try:
             # In a thread: megabytes of pictures must not delay the request for the next job.
-            encoded = await asyncio.to_thread(document_of, body)
+            encode = asyncio.get_running_loop().run_in_executor
+            encoded = await encode(self._threads, document_of, body)
         except _NOT_JSON as error:
             problem: WorkerError = InternalError(f"the result is not JSON: {error}.")
         else:

@@ -54,9 +54,13 @@ def _titles(worker: Worker) -> dict[str, str]:
 async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
     """Run the job's task; returns its answer or its error as JSON, raises only when cancelled."""
     log.info("started")
+    if worker.threads.are_hanging() and not worker.engine.retiring:
+        worker.engine.retire(
+            "files of models or templates cannot be read: a volume does not answer."
+        )
     task: Task[Worker] | None = None
     try:
-        job = await asyncio.to_thread(read, worker, job)
+        job = await worker.threads.run(job.stopwatch, read, worker, job)
         task = worker.tasks.of(job.input)
         worker.counters.runs(job.id, task.name)
         delivering = await asyncio.to_thread(with_bucket_of, job, worker)

@@ -23,7 +23,8 @@ from worker.models.read_ahead import ReadAhead
 from worker.models.wildcard_files import WildcardFiles
 from worker.service.counters import Counters
 from worker.service.task import Job, Tasks
-from worker.service.waiting import BatchTurn, Turns, in_thread
+from worker.service.threads import Threads
+from worker.service.waiting import BatchTurn, Turns
 from worker.webui.engine import Engine
 
 
@@ -108,6 +109,7 @@ class Worker:
     read_ahead: ReadAhead = field(default_factory=ReadAhead)
     preparing: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
     startup: Startup = field(default_factory=Startup)
+    threads: Threads = field(default_factory=Threads)
 
     async def read_images(self, job: Job, images: Mapping[str, str]) -> dict[str, InputImage]:
         """Fetch, check and decode the pictures of a job, as `prepare` in its timings.
@@ -127,7 +129,7 @@ class Worker:
     async def decoded(self, job: Job, images: Mapping[str, str]) -> dict[str, InputImage]:
         """As `read_images`, without a phase: for a job that prepares models at the same time."""
         read = functools.partial(self.images.read_all, images)
-        found = await in_thread(read, job.stopwatch, undo=lambda _: None)
+        found = await self.threads.run_or_stop(job.stopwatch, read)
         if found is None:
             raise job.stopwatch.expired("the job's pictures were not read")
         return found

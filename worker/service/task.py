@@ -6,11 +6,10 @@ gets, what `python handler.py --schema` prints, and what docs/api.md says.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from pydantic import Field, create_model
 
@@ -23,12 +22,23 @@ from worker.job.model_fields import ABOUT_TASK, Strict, TaskInput
 from worker.job.request import check
 from worker.service.progress import JobProgress
 from worker.service.stream import JobStream
+from worker.service.threads import Threads
 from worker.shown import shown
 from worker.spelling import near_matches
 from worker.stopwatch import Stopwatch
 from worker.translation.other_workers import understood
 
-Worker = TypeVar("Worker")
+
+class HasThreads(Protocol):
+    """What the table needs of a worker."""
+
+    @property
+    def threads(self) -> Threads:
+        """Those in which a job's input is checked."""
+
+
+Worker = TypeVar("Worker", bound=HasThreads)
+
 
 # How similar a task must be to be suggested: a job for img2img must not be told to use txt2img.
 _CLOSE = 0.8
@@ -107,7 +117,7 @@ class Task(Generic[Worker]):
         """
         log.phase.set("validate")  # here, because what the thread sets ends with it
         if self.read:
-            checked: Strict = await asyncio.to_thread(self.read, worker, job)
+            checked = await worker.threads.run(job.stopwatch, self.read, worker, job)
         else:
             checked = self.check(worker, job)
         return await self.run(worker, job, checked)

@@ -1,14 +1,13 @@
-"""Waits that end at a job's deadline: for work in a thread, and for the engine."""
+"""Waits of jobs for each other and for the engine, which end at a job's deadline."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
+from worker.service.threads import is_done_in_time
 from worker.stopwatch import Stopwatch
 from worker.webui.pipeline import NextJob
 
@@ -16,39 +15,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _MOST_UNDELIVERED = 4  # inputs of a batch whose pictures are in memory at the same time
-_THREADS = 64  # at most; one is started only when all others are busy
 _BUSY = "the engine was busy with other jobs; no result"
-
-
-def use_more_threads() -> None:
-    """Give the running loop threads enough for all jobs whose hosts are slow, and for the engine.
-
-    Python's own limit is the number of cores and 4: some uploads would let the engine wait.
-    """
-    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="worker")
-    asyncio.get_running_loop().set_default_executor(threads)
-
-
-async def in_thread(
-    work: Callable[[threading.Event], T], stopwatch: Stopwatch, undo: Callable[[T], None]
-) -> T | None:
-    """Run the work in a thread; returns its result, or None at the job's deadline.
-
-    At the deadline, and when the job is cancelled, the event that `work` got is set; what it
-    returns after that goes to `undo`.
-    """
-    stop = threading.Event()
-    working = asyncio.ensure_future(asyncio.to_thread(work, stop))
-
-    def undo_late(done: asyncio.Future[T]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            undo(done.result())
-
-    def give_up() -> None:
-        stop.set()
-        working.add_done_callback(undo_late)
-
-    return working.result() if await _is_done_in_time(working, stopwatch, give_up) else None
 
 
 async def together(
@@ -100,7 +67,7 @@ class Turns:
                 if not turn.cancel():  # this job got its turn at the same moment
                     self._engine.release()
 
-            if not await _is_done_in_time(turn, stopwatch, give_up):
+            if not await is_done_in_time(turn, stopwatch, give_up):
                 raise stopwatch.expired(_BUSY)
         has_turn = True
 
@@ -159,7 +126,7 @@ class BatchTurn:
         self._ask()
         try:
             with stopwatch.phase("queue"):
-                if not await _is_done_in_time(self._came, stopwatch, lambda: None):
+                if not await is_done_in_time(self._came, stopwatch, lambda: None):
                     raise stopwatch.expired(_BUSY)
             yield NextJob(_at_once, self.over.set)
         finally:
@@ -219,20 +186,3 @@ async def _few_undelivered(used: Sequence[BatchTurn]) -> None:
     """Wait until the pictures of few inputs are in memory, however slow their uploads are."""
     while len(holding := [one.ended for one in used if not one.ended.done()]) >= _MOST_UNDELIVERED:
         await asyncio.wait(holding, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _is_done_in_time(
-    future: asyncio.Future[Any], stopwatch: Stopwatch, give_up: Callable[[], None]
-) -> bool:
-    """Wait until the future is done or the deadline has passed.
-
-    `give_up` is called at the deadline, and when the job is cancelled.
-    """
-    try:
-        await asyncio.wait({future}, timeout=stopwatch.left())
-    except asyncio.CancelledError:
-        give_up()
-        raise
-    if not future.done():
-        give_up()
-    return future.done()

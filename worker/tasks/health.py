@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from contextlib import suppress
 from typing import Any, Literal
@@ -19,6 +18,9 @@ from worker.models.store.space import free_bytes
 from worker.service.parts import Worker
 from worker.service.report import Place, WorkerHealth
 from worker.service.task import Job, Task
+
+# Seconds; the answer is of use only while somebody waits, and a volume may never answer.
+_PATIENCE = 20.0
 
 
 class EngineHealth(AnswerPart):
@@ -112,7 +114,8 @@ class Health(Answer):
 
 async def run(worker: Worker, job: Job, _checked: object) -> Health:
     """Ask the engine and the model store; it does not wait for other jobs or for the engine."""
-    engine, models = await asyncio.to_thread(measure, worker)
+    job.stopwatch.limit(_PATIENCE)
+    engine, models = await worker.threads.run(job.stopwatch, measure, worker)
     return Health.model_construct(
         worker=of_worker(worker, asked_by=job.id),
         engine=engine,

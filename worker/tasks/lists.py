@@ -6,7 +6,6 @@ the engine. A list does not wait for the picture that is being drawn. `LISTS` is
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -142,14 +141,14 @@ class _Stored:
     more: Callable[[str, ModelFile, Json], dict[str, Any]] = lambda _name, _file, _entry: {}
 
 
-async def _files(worker: Worker, kind: Kind) -> list[StoredFile]:
+async def _files(worker: Worker, job: Job, kind: Kind) -> list[StoredFile]:
     how, listed = _STORED[kind], None
     # The store is listed in any case; A1111 also answers 500 for odd metadata of one LoRA.
     with suppress(EngineError):
         answer = await worker.engine.listed(how.route)
         with reading(how.route):
             listed = how.entries(answer)
-    files = await asyncio.to_thread(worker.models.list_files, kind)
+    files = await worker.threads.run(job.stopwatch, worker.models.list_files, kind)
     return [_file(how, name, file, listed) for name, file in files.items()]
 
 
@@ -207,7 +206,12 @@ _STORED: dict[Kind, _Stored] = {
 
 
 async def _names(
-    worker: Worker, routes: Sequence[str], read: Callable[..., list[Listed]], optional: str = ""
+    worker: Worker,
+    _job: Job,
+    *,
+    routes: Sequence[str],
+    read: Callable[..., list[Listed]],
+    optional: str = "",
 ) -> list[Listed]:
     """What `read` makes of the answers of these routes; null for an optional one that fails."""
     answers = [await worker.engine.listed(route) for route in routes]
@@ -288,7 +292,7 @@ def _task(
     name: str,
     description: str,
     item: type[Listed],
-    read: Callable[[Worker], Awaitable[Sequence[Listed]]],
+    read: Callable[[Worker, Job], Awaitable[Sequence[Listed]]],
 ) -> Task[Worker]:
     """A task that lists items; each answer has them under the task's own name."""
     asked: dict[str, Any] = {
@@ -306,7 +310,7 @@ def _task(
 
     async def run(worker: Worker, job: Job, wanted: ListRequest) -> Answer:
         text = wanted.search.strip().casefold()
-        found = [one for one in await read(worker) if text in one.name.casefold()]
+        found = [one for one in await read(worker, job) if text in one.name.casefold()]
         answer: dict[str, Any] = {
             name: found[: wanted.limit],
             "total": len(found),

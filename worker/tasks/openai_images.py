@@ -122,7 +122,7 @@ async def run(worker: Worker, job: Job, wanted: OpenAIRequest) -> OpenAIAnswer:
     """
     route, model = openai.route_of(wanted.openai_route)
     if route == openai.MODELS:
-        return _listed(await asyncio.to_thread(_served, worker), model, job)
+        return _listed(await worker.threads.run(job.stopwatch, _served, worker), model, job)
     asked = openai.read(route, wanted.openai_input or {})
     if asked.stream:
         raise _refused(
@@ -154,7 +154,8 @@ async def _job_input(worker: Worker, job: Job, asked: ImagesRequest) -> dict[str
     """The input of the job that draws."""
     model: dict[str, str] = {}
     if asked.model:
-        model = (await asyncio.to_thread(_served, worker)).fields(asked.model)
+        served = await worker.threads.run(job.stopwatch, _served, worker)
+        model = served.fields(asked.model)
     own = [name for name in ("template", "checkpoint") if not is_blank(asked.job.get(name))]
     if model and own:
         raise _refused(

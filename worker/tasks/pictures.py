@@ -28,7 +28,7 @@ from worker.job.template_file import hint_about_default
 from worker.job.txt2img import Txt2ImgRequest
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
-from worker.service.waiting import in_thread, together
+from worker.service.waiting import together
 from worker.tasks import picture_result
 from worker.tasks.finished_pictures import Finished, FinishedPictures
 from worker.tasks.picture_result import PictureResult, Undelivered
@@ -213,7 +213,7 @@ async def find_models(
     prepare = functools.partial(find_or_fetch, worker, wanted)
     release = functools.partial(worker.models.release, was_loaded=were_loaded)
     try:
-        models: Models | None = await in_thread(prepare, job.stopwatch, undo=release)
+        models: Models | None = await worker.threads.run_or_stop(job.stopwatch, prepare, release)
     except WorkerError as error:
         error.hint = f"{error.hint}{hint_about_default(wanted, job.input, error)}".lstrip()
         raise
@@ -269,11 +269,12 @@ async def _describe(
     worker: Worker, job: Job, ready: Ready, generated: PictureAnswer
 ) -> Undelivered:
     """The result before its delivery."""
-    used = await asyncio.to_thread(picture_result.models_used, generated.facts, ready.models)
+    in_thread = functools.partial(worker.threads.run, job.stopwatch)
+    used = await in_thread(picture_result.models_used, generated.facts, ready.models)
     if not used[0].sha256:  # not hashed here; the engine may have its hash
         sha256 = await worker.engine.checkpoint_sha256(used[0].name or "")
         used[0] = used[0].model_copy(update={"sha256": sha256})
-    stats = await asyncio.to_thread(worker.models.get_cache_stats)
+    stats = await in_thread(worker.models.get_cache_stats)
     return Undelivered.model_construct(
         images=generated.images,
         parameters=generated.parameters,

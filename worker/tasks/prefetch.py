@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import operator
 from collections.abc import Mapping
@@ -103,15 +102,16 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 async def run(worker: Worker, job: Job, wanted: Txt2ImgRequest) -> Prefetched:
     """Prepare the models, as for a picture; the engine lists them before its next picture."""
+    in_thread = functools.partial(worker.threads.run, job.stopwatch)
     with job.stopwatch.phase("prepare"):
         async with worker.preparing:
-            stored = await asyncio.to_thread(worker.models.stored, wanted)
+            stored = await in_thread(worker.models.stored, wanted)
             models = await find_models(worker, job, wanted, were_loaded=False)
     try:
-        listed = await asyncio.to_thread(_models, models, stored)
+        listed = await in_thread(_models, models, stored)
     finally:
         worker.models.release(models, was_loaded=False)
-    stats = await asyncio.to_thread(worker.models.get_cache_stats)
+    stats = await in_thread(worker.models.get_cache_stats)
     return Prefetched.model_construct(
         models=listed,
         cache_info=picture_result.cache_info(stats),

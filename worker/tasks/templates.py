@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from pydantic import Field
@@ -46,7 +45,7 @@ class TemplateList(Answer):
 async def run(worker: Worker, job: Job, _checked: object) -> TemplateList:
     """The templates, and which of them are in the image."""
     states = {
-        name: await asyncio.to_thread(worker.models.template_state, one.request())
+        name: await worker.threads.run(job.stopwatch, worker.models.template_state, one.request())
         for name, one in worker.templates.get_templates().items()
     }
     return TemplateList.model_construct(

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from worker import large_json
@@ -30,6 +29,7 @@ from worker.generation import answers
 from worker.generation.answers import reading
 from worker.generation.catalog import Catalog
 from worker.generation.picture_answer import PictureAnswer
+from worker.webui.connection import LimitedAdapter
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
@@ -97,7 +97,7 @@ class WebUI:
             raise_on_status=False,
         )
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retry))
+            self._session.mount(scheme, LimitedAdapter(max_retries=retry))
 
     # Generation ------------------------------------------------------------------------------
 

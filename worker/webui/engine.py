@@ -42,7 +42,7 @@ from worker.webui.lifecycle import Lifecycle
 from worker.webui.pipeline import NextJob, Pipeline, Slot
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import MemoryGrowth
-from worker.webui.runner import ReportProgress, Runner, finish
+from worker.webui.runner import ReportProgress, Runner, finish, read
 from worker.webui.supervisor import Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
@@ -100,6 +100,7 @@ class Engine:
     ) -> None:
         self._webui = webui
         self._memory_growth = memory_growth
+        self._timing = timing
         self._lifecycle = Lifecycle(webui, supervisor, readiness, timing, memory)
         self._runner = Runner(webui, self._lifecycle, timing)
         self._attempts = Attempts(self._lifecycle, readiness, self._runner, timing)
@@ -137,6 +138,10 @@ class Engine:
     def retiring(self) -> str:
         """Why only a new worker can help; empty while this one is good."""
         return self._lifecycle.retiring
+
+    def retire(self, reason: str) -> None:
+        """Have this worker replaced after the job that runs."""
+        self._lifecycle.retire(reason)
 
     @property
     def restarts(self) -> int:
@@ -262,7 +267,7 @@ class Engine:
 
     async def _attempt_call(self, call: Call[T], stopwatch: Stopwatch, slot: Slot) -> T:
         await self._await_ready(stopwatch, slot)
-        await self._restore_options()
+        await self._restore_options(stopwatch)
         return await self._run(call, stopwatch, slot)
 
     async def _run(self, call: Call[T], stopwatch: Stopwatch, slot: Slot) -> T:
@@ -291,15 +296,15 @@ class Engine:
         expected = job.payload.expected
         await self._await_ready(job.stopwatch, job.slot)
         if job.arrange:
-            await finish(asyncio.to_thread(self._arrange, job.arrange))
+            await finish(self._arrange_in_time(job.arrange, job.stopwatch))
         if self._lifecycle.state.folders is Folders.STALE:
-            await self._refresh(expected)
-        await self._restore_options()
+            await self._refresh(expected, job.stopwatch)
+        await self._restore_options(job.stopwatch)
         await self._prove_upscaler(job)
         answer = await self._draw(job)
         proof.check(answer.facts, answer.images, expected)
         if expected.embeddings:
-            listed = await asyncio.to_thread(self._webui.embeddings)
+            listed = await asyncio.to_thread(self._webui.embeddings)  # the picture is made
             proof.check_embeddings(listed, expected)
         return answer.without_maps(expected)
 
@@ -312,9 +317,9 @@ class Engine:
             await slot.alone()
             await asyncio.to_thread(self._lifecycle.wait_until_ready, stopwatch.left())
 
-    async def _restore_options(self) -> None:
+    async def _restore_options(self, stopwatch: Stopwatch) -> None:
         if self._lifecycle.state.options is Options.CHANGED:
-            await asyncio.to_thread(self._lifecycle.restore_options)
+            await self._runner.ask(self._lifecycle.restore_options, stopwatch)
 
     async def _prove_upscaler(self, job: _Job) -> None:
         """Prove once for each process that the engine has the model of the second pass's upscaler.
@@ -329,6 +334,17 @@ class Engine:
             return
         await self._run(probe(name), job.stopwatch, job.slot)
         self._proven_upscalers.add(known)
+
+    async def _arrange_in_time(self, arrange: Arrange, stopwatch: Stopwatch) -> None:
+        """Arrange; a folder that does not answer would keep all jobs."""
+        arranging = asyncio.ensure_future(asyncio.to_thread(self._arrange, arrange))
+        patience = max(stopwatch.left(), self._timing.stop_patience)
+        await asyncio.wait({arranging}, timeout=patience)
+        if not arranging.done():
+            arranging.add_done_callback(read)
+            self.retire("the folders of models cannot be read: a volume does not answer.")
+            raise stopwatch.expired("no result")
+        arranging.result()
 
     def _arrange(self, arrange: Arrange) -> None:
         """Arrange the embeddings and report whether they changed; a failure may have changed some.
@@ -349,7 +365,7 @@ class Engine:
         self._note_padding(payload)
         checkpoints = self._checkpoints_of(payload)
         if self._lifecycle.memory:
-            await asyncio.to_thread(self._lifecycle.make_room, checkpoints)
+            await self._runner.ask(self._lifecycle.make_room, job.stopwatch, checkpoints)
         conditioning, two = self._lifecycle.state.conditioning, has_second_pass(payload.body)
         if conditioning is Conditioning.STALE or (two and conditioning is Conditioning.HIRES_STALE):
             await self._post(job, "txt2img", throwaway(payload.body))
@@ -357,7 +373,7 @@ class Engine:
             self._lifecycle.report(used)
         # After that: the other picture has unloaded the LoRAs, and the embeddings in their files.
         if self._lifecycle.state.embeddings is Embeddings.STALE:
-            await asyncio.to_thread(self._webui.refresh_embeddings)
+            await self._runner.ask(self._webui.refresh_embeddings, job.stopwatch)
             self._lifecycle.report(Event.EMBEDDINGS_READ)
         is_script = payload.expected.images is None
         if payload.expected.has_bundle or is_script:  # its arguments may have tags
@@ -409,17 +425,18 @@ class Engine:
             self._lifecycle.report(Event.PADDING_CHANGED)
         self._padding = padding
 
-    async def _refresh(self, expected: Expected) -> None:
+    async def _refresh(self, expected: Expected, stopwatch: Stopwatch) -> None:
         """Let the engine read its model folders, and check that it lists the job's models."""
         self._lifecycle.report(Event.REFRESH_STARTED)
         outcome = Event.REFRESH_FAILED
         try:
-            await asyncio.to_thread(self._webui.refresh)
+            await self._runner.ask(self._webui.refresh, stopwatch)
             outcome = Event.REFRESH_DONE
-        finally:  # a cancelled job reports a failure: its refresh may not even have begun
+        finally:  # a job that was cancelled or is late: its refresh may not even have begun
             self._lifecycle.report(outcome)
-        checkpoints = await asyncio.to_thread(self._webui.sd_models)
-        proof.check_listed(checkpoints, await asyncio.to_thread(self._listed_loras), expected)
+        checkpoints = await self._runner.ask(self._webui.sd_models, stopwatch)
+        loras = await self._runner.ask(self._listed_loras, stopwatch)
+        proof.check_listed(checkpoints, loras, expected)
 
     def _listed_loras(self) -> list[dict[str, Any]] | None:
         """What the engine lists; None if it cannot: odd metadata of one LoRA give a 500 in A1111.

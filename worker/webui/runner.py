@@ -80,10 +80,35 @@ class Runner:
             raise stopwatch.expired("no result")
         return posted.result()
 
+    async def ask(self, call: Callable[..., T], stopwatch: Stopwatch, *arguments: Any) -> T:  # noqa: ANN401 - those of `call`
+        """The answer of a call that computes no picture, such as one that reads the folders again.
+
+        Such a call cannot be interrupted: at the deadline it may go on, if the engine still answers
+        others.
+
+        Raises:
+            JobTimeout: it was not done at the deadline; the engine answers, or counts as hung.
+            WorkerError: as from `call`.
+        """
+        asked = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+        asked.add_done_callback(read)
+        await asyncio.wait({asked}, timeout=stopwatch.left())
+        if asked.done():
+            return asked.result()
+        await finish(self._end_if_hung())
+        raise stopwatch.expired("no result")
+
+    async def _end_if_hung(self) -> None:
+        answered = asyncio.ensure_future(asyncio.to_thread(self._webui.progress))
+        answered.add_done_callback(read)
+        await asyncio.wait({answered}, timeout=self._timing.stop_patience)
+        is_alive = answered.done() and not answered.exception()
+        if not is_alive and self._lifecycle.is_proven():
+            self._lifecycle.give_up_on_hung()
+
     async def _stop(self, posted: asyncio.Future[T], slot: Slot) -> None:
         """Interrupt until the POST returns; its partial picture is dropped."""
-        # Nothing awaits it any more: take its exception, or asyncio logs it as never retrieved.
-        posted.add_done_callback(lambda future: future.cancelled() or future.exception())
+        posted.add_done_callback(read)  # nothing awaits it any more
         # An interrupt would stop the job before this one. That one ends at its own deadline.
         both: set[asyncio.Future[Any]] = {posted, slot.before}
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -191,6 +216,12 @@ class Runner:
         image = answer.get("current_image")
         small = picture.thumbnail(image) if preview and image else None
         return of_generation(answer) | ({"preview": small} if small else {})
+
+
+def read(future: asyncio.Future[Any]) -> None:
+    """Take its exception, or asyncio logs it as never retrieved."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def _answered(

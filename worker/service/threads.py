@@ -1,0 +1,111 @@
+"""Work of jobs in threads, for which a job waits until its deadline and no longer.
+
+A thread cannot be stopped from outside. One that reads a volume which does not answer stays, and so
+does each of the next job: such a worker is of no use, and is to be replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from worker.stopwatch import Stopwatch
+
+_T = TypeVar("_T")
+
+_MOST = 64  # threads; one is started only when all others are busy
+_HANGS_AFTER = 20.0  # seconds after the end of its job; a download ends within a few
+_MOST_HANGING = 4
+
+
+def use_more() -> None:
+    """Give the running loop threads enough for all jobs whose hosts are slow, and for the engine.
+
+    Python's own limit is the number of cores and 4: some uploads would let the engine wait.
+    """
+    threads = ThreadPoolExecutor(_MOST, thread_name_prefix="worker")
+    asyncio.get_running_loop().set_default_executor(threads)
+
+
+class Threads:
+    """The threads of one worker's jobs. Only for its event loop.
+
+    Args:
+        clock: returns seconds; tests pass their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left: dict[asyncio.Future[Any], float] = {}  # and when its job ended
+
+    def are_hanging(self) -> bool:
+        """Whether several threads still run long after their jobs have ended."""
+        since = self._clock() - _HANGS_AFTER
+        return sum(ended <= since for ended in self._left.values()) >= _MOST_HANGING
+
+    async def run(self, stopwatch: Stopwatch, work: Callable[..., _T], *arguments: Any) -> _T:  # noqa: ANN401 - those of `work`
+        """The result of work that reads files, which may be on a volume that does not answer.
+
+        Raises:
+            JobTimeout: it was not done at the deadline.
+        """
+        working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+        if await is_done_in_time(working, stopwatch, lambda: self._leave(working)):
+            return working.result()
+        hint = "Send the job again; if this happens often, the volume does not answer."
+        raise stopwatch.expired("the files of models and templates were not read", hint=hint)
+
+    async def run_or_stop(
+        self,
+        stopwatch: Stopwatch,
+        work: Callable[[threading.Event], _T],
+        undo: Callable[[_T], None] = lambda _: None,
+    ) -> _T | None:
+        """The result of work that can be stopped, or None at the job's deadline.
+
+        At the deadline, and when the job is cancelled, the event that `work` got is set; what it
+        returns after that goes to `undo`.
+        """
+        stop = threading.Event()
+        working = asyncio.ensure_future(asyncio.to_thread(work, stop))
+
+        def undo_late(done: asyncio.Future[_T]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                undo(done.result())
+
+        def give_up() -> None:
+            stop.set()
+            working.add_done_callback(undo_late)
+            self._leave(working)
+
+        return working.result() if await is_done_in_time(working, stopwatch, give_up) else None
+
+    def _leave(self, working: asyncio.Future[Any]) -> None:
+        self._left[working] = self._clock()
+        working.add_done_callback(self._ended)
+
+    def _ended(self, working: asyncio.Future[Any]) -> None:
+        del self._left[working]
+        if not working.cancelled():
+            working.exception()  # or asyncio logs that nobody has read it
+
+
+async def is_done_in_time(
+    future: asyncio.Future[Any], stopwatch: Stopwatch, give_up: Callable[[], None]
+) -> bool:
+    """Wait until the future is done or the deadline has passed.
+
+    `give_up` is called at the deadline, and when the job is cancelled.
+    """
+    try:
+        await asyncio.wait({future}, timeout=stopwatch.left())
+    except asyncio.CancelledError:
+        give_up()
+        raise
+    if not future.done():
+        give_up()
+    return future.done()
