@@ -56,6 +56,14 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
+def is_regular(path: Path) -> bool:
+    """Whether it is a regular file itself, and no link: then opening it cannot block."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
 def exists(path: Path) -> bool:
     """Whether this user can reach what the path leads to; `Path.exists` can raise an error."""
     return os.path.exists(path)  # noqa: PTH110

@@ -427,6 +427,43 @@ def test_a_lease_of_another_host_ends_without_a_sign_of_life(blobs):
     assert ask(blobs, lease=0.5)
 
 
+@pytest.fixture
+def lock_that_stays(blobs, monkeypatch):
+    """The file of a lease that could not be removed at its end, as on a busy network volume."""
+
+    def end(number):
+        with monkeypatch.context() as patch:
+            with blobs.lease("key", lambda: False, NO_CANCEL):
+                patch.setattr(Path, "unlink", fail(number))
+            assert lock.exists()
+        return lock
+
+    lock = blobs.root / "leases" / "key.lock"
+    return end
+
+
+def ask_without_waiting(blobs):
+    stop = threading.Event()
+    stop.set()
+    with blobs.lease("key", lambda: False, stop) as is_mine:
+        return is_mine
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EIO])
+def test_a_process_does_not_wait_for_a_lease_that_it_could_not_remove(
+    blobs, lock_that_stays, number
+):
+    lock = lock_that_stays(number)
+    assert ask_without_waiting(blobs)
+    assert not lock.exists()
+
+
+def test_a_lease_that_another_worker_has_by_now_is_not_removed(blobs, lock_that_stays):
+    lock_that_stays(errno.EBUSY).unlink()
+    with ThreadPoolExecutor(1) as pool, lease(blobs), pytest.raises(FetchStopped):
+        pool.submit(ask_without_waiting, blobs).result(timeout=60)
+
+
 # Blobs that were sent to the volume by `push`.
 
 
