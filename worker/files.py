@@ -10,13 +10,17 @@ import uuid
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.errors import StoreFull, StoreNotWritable, WorkerError
+from worker.errors import MachineExhausted, StoreFull, StoreNotWritable, WorkerError
+from worker.exhaustion import is_exhaustion
 
 
 def storage_error(error: OSError) -> WorkerError:
     """The error for a failed write to the model store."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull(f"the disk of the model store is full ({error.strerror}).")
+    if is_exhaustion(error):  # which says nothing about the store
+        reason = error.strerror or error
+        return MachineExhausted(f"the machine is exhausted: {reason} (in the model store).")
     return StoreNotWritable(f"the model store cannot be written: {error.strerror or error}.")
 
 

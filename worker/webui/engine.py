@@ -138,6 +138,10 @@ class Engine:
         """Why only a new worker can help; empty while this one is good."""
         return self._lifecycle.retiring
 
+    def retire(self, reason: str) -> None:
+        """Have this worker replaced after the job."""
+        self._lifecycle.retire(reason)
+
     @property
     def restarts(self) -> int:
         """How often it was restarted."""
@@ -204,10 +208,9 @@ class Engine:
             # The picture exists already: a missing hash must not lose it.
             with suppress(WorkerError):
                 listed = await asyncio.to_thread(self._webui.sd_models)
-                hashes = ((m.get("model_name"), m.get("sha256")) for m in listed)
-                self._sha256 |= {
-                    (process, str(name)): sha for name, sha in hashes if isinstance(sha, str)
-                }
+                for one in listed:
+                    if isinstance(sha256 := one.get("sha256"), str):
+                        self._sha256[process, str(one.get("model_name"))] = sha256
         return self._sha256.get((process, name))
 
     # Generation ------------------------------------------------------------------------------

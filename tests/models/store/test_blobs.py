@@ -13,7 +13,7 @@ import pytest
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import about, add, files_below
 
-from worker.errors import FetchStopped, StoreFull, StoreNotWritable
+from worker.errors import FetchStopped, MachineExhausted, StoreFull, StoreNotWritable
 from worker.files import note_file
 from worker.http.client import NO_CANCEL
 from worker.models.store import blobs as blobs_module
@@ -317,6 +317,7 @@ def test_a_read_only_store_can_be_read_and_a_touched_blob_is_hashed(blobs, froze
         (errno.EACCES, StoreNotWritable),
         (errno.ENOSPC, StoreFull),
         (errno.EDQUOT, StoreFull),
+        (errno.EMFILE, MachineExhausted),
     ],
 )
 def test_a_store_that_cannot_be_written_names_the_reason(blobs, tmp_path, frozen, number, kind):
@@ -462,6 +463,16 @@ def test_a_lease_that_another_worker_has_by_now_is_not_removed(blobs, lock_that_
     lock_that_stays(errno.EBUSY).unlink()
     with ThreadPoolExecutor(1) as pool, lease(blobs), pytest.raises(FetchStopped):
         pool.submit(ask_without_waiting, blobs).result(timeout=60)
+
+
+def test_metadata_that_no_descriptor_is_left_for_do_not_count_as_missing(blobs, monkeypatch):
+    """A blob without metadata is removed."""
+    add(blobs, DATA)
+    monkeypatch.setattr(blobs_module, "read_small", fail(errno.EMFILE))
+    with pytest.raises(OSError, match=r"\[Errno 24\]"):
+        again(blobs).leftovers()
+    monkeypatch.setattr(blobs_module, "read_small", fail(errno.EIO))
+    assert len(again(blobs).leftovers()) == 1
 
 
 # Blobs that were sent to the volume by `push`.

@@ -28,6 +28,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker.errors import FetchError, ModelNotFound
+from worker.exhaustion import is_exhaustion
 from worker.files import (
     discard,
     is_file,
@@ -173,7 +174,9 @@ class Blobs:
             return None
         try:
             about = ABOUT.validate_json(read_small(self._about_file(sha256)))
-        except (OSError, ValidationError):
+        except (OSError, ValidationError) as error:
+            if is_exhaustion(error):  # the metadata may be good: do not remove the blob for that
+                raise
             return None
         if about.suffix not in {SAFETENSORS, *PICKLES} or about.stem != clean_stem(about.stem):
             return None  # not written by a worker
@@ -188,7 +191,9 @@ class Blobs:
         self._known.pop(blob.sha256, None)
         try:
             is_whole = size == blob.about.size and file_sha256(blob.path) == blob.sha256
-        except (ModelNotFound, OSError):  # gone, or on a bad disk
+        except (ModelNotFound, OSError) as error:  # gone, or on a bad disk
+            if is_exhaustion(error):
+                raise
             return None
         if is_whole:
             return self._verified_at(blob, mtime_ns)
