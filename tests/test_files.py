@@ -1,11 +1,13 @@
 """Files of a shared volume are opened without blocking, and only a bounded part is read."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from worker.files import exists, is_file, is_folder, open_regular, read_small
+from worker.errors import MachineExhausted, StoreFull, StoreNotWritable
+from worker.files import exists, is_file, is_folder, open_regular, read_small, storage_error
 from worker.formats.model_file import file_sha256
 
 
@@ -52,3 +54,18 @@ def test_a_path_that_cannot_be_looked_at_is_no_file_and_no_folder(tmp_path):
     assert not is_file(path)
     assert not is_folder(path)
     assert is_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [
+        ([errno.ENOSPC, errno.EDQUOT], StoreFull),
+        ([errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE], StoreNotWritable),
+        ([errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN], MachineExhausted),
+    ],
+)
+def test_a_failed_write_is_about_the_disk_the_store_or_the_machine(numbers, kind):
+    for number in numbers:
+        error = storage_error(OSError(number, os.strerror(number)))
+        assert type(error) is kind
+        assert os.strerror(number) in error.message

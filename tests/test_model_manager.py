@@ -1,5 +1,6 @@
 """The models of jobs that are in the store: found, checked, linked, and shown to the engine."""
 
+import errno
 import json
 import logging
 import os
@@ -215,6 +216,20 @@ def test_the_engine_starts_with_every_good_file_and_the_others_are_logged(manage
     assert "'bad.safetensors' cannot be used" in caplog.text
     assert "pickle.safetensors' is left out: the file is a PyTorch pickle" in caplog.text
     assert len(caplog.records) == 2, "one line for each, however often it is looked at"
+
+
+def test_a_file_is_not_left_out_if_no_descriptor_is_left_for_it(manager, folders, monkeypatch):
+    put(folders[1], "good.safetensors")
+
+    def exhausted(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.formats.model_file.open_regular", exhausted)
+        with pytest.raises(OSError, match="Too many open files"):
+            manager.link_everything()
+    assert manager.own.health() == []
+    assert manager.link_everything() == 1
 
 
 def embedding(folders, name, number, root=1):

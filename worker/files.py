@@ -10,13 +10,17 @@ import uuid
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.errors import StoreFull, StoreNotWritable, WorkerError
+from worker.errors import MachineExhausted, StoreFull, StoreNotWritable, WorkerError
+from worker.exhaustion import is_exhaustion
 
 
 def storage_error(error: OSError) -> WorkerError:
     """The error for a failed write to the model store."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull(f"the disk of the model store is full ({error.strerror}).")
+    if is_exhaustion(error):  # which says nothing about the store
+        reason = error.strerror or error
+        return MachineExhausted(f"the machine is exhausted: {reason} (in the model store).")
     return StoreNotWritable(f"the model store cannot be written: {error.strerror or error}.")
 
 
@@ -54,6 +58,14 @@ def is_folder(path: Path) -> bool:
 def is_file(path: Path) -> bool:
     """Whether it is a file that this user can see. `Path.is_file` can raise an error instead."""
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_regular(path: Path) -> bool:
+    """Whether it is a regular file itself, and no link: then opening it cannot block."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def exists(path: Path) -> bool:

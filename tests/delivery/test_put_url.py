@@ -1,7 +1,9 @@
 """Uploads to a job's own URLs, on a host on loopback."""
 
+import errno
 import logging
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +11,8 @@ from fakes.a1111.process import free_port, wait_until
 
 from worker.delivery.limits import UploadLimits
 from worker.delivery.put_url import put
-from worker.errors import DeliveryFailed
+from worker.errors import DeliveryFailed, ModelHostFailed
+from worker.exhaustion import is_exhaustion
 from worker.generation.picture import Picture
 from worker.http.client import HttpLimits, SafeHttpClient
 
@@ -73,6 +76,20 @@ def test_a_host_that_is_gone_or_private_is_reported_without_the_query(caplog, tr
     with pytest.raises(DeliveryFailed, match=message) as raised:
         put(SafeHttpClient([gone] * trusted), f"http://{gone}/1.png?sig=5ecret", PNG, LIMITS)
     assert "5ecret" not in f"{raised.value}{caplog.text}"
+
+
+def test_an_exhausted_machine_is_recognized_behind_the_failure_of_the_upload():
+    class Exhausted:
+        def put(self, url, *_):
+            cause = OSError(errno.EMFILE, f"Too many open files: {url}")
+            raise ModelHostFailed("the connection failed.") from cause
+
+    secret = "5ecret"  # the traceback has the lines of this test, too
+    with pytest.raises(DeliveryFailed) as failed:
+        put(Exhausted(), f"https://example.org/1.png?sig={secret}", PNG, LIMITS)
+    assert is_exhaustion(failed.value)
+    shown = "".join(traceback.format_exception(failed.value))
+    assert f"sig={secret}" not in shown, "the log would have the whole URL"
 
 
 @pytest.mark.timeout(60)

@@ -29,6 +29,9 @@ class StubEngine(Engine):
         self.catalog = catalog
         self.extras = Extras(folder / "webui", Options(folder / "config.json"), Faults(""))
 
+    def retire(self, reason):
+        self.retiring = reason
+
     async def generate(self, payload, _stopwatch, report, arrange, next_job):  # noqa: ARG002
         arrange()
         report({"phase": "generate", "step": 1, "steps": 2})

@@ -1,10 +1,11 @@
 """What is taken, run, stopped and waited for; RunPod and the handler are played by the test."""
 
 import asyncio
+from urllib.parse import unquote
 
 import pytest
 from aiohttp import ClientSession, web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import RawTestServer, TestServer
 
 from worker.runpod.poller import PollFailed
 from worker.runpod.results import ResultPoster
@@ -420,3 +421,46 @@ def test_what_is_not_json_becomes_an_error_and_is_lost_as_progress():
     assert found
     assert "the result is not JSON" in body["error"]
     assert post([], float("nan"), progress=True) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("job_id", "path"),
+    [
+        *((usual, usual) for usual in ("sync-uuid-u1", "abc-e1", "a_b.c~d")),
+        ("a\r\nX: y", "a%0D%0AX%3A%20y"),
+        ("a/b?c#d%2e", "a%2Fb%3Fc%23d%252e"),
+        ("\0\ud800ü", "%00%3F%C3%BC"),
+    ],
+)
+def test_a_result_is_posted_whatever_the_id_of_its_job_is(job_id, path):
+    seen = []
+
+    async def answer(request):
+        seen.append((request.raw_path.partition("?")[0], request.headers["X-Request-ID"]))
+        return web.Response()
+
+    async def story():
+        # Without a router, because aiohttp's own finds no route for a line break.
+        async with RawTestServer(answer) as server, ClientSession() as session:
+            done, stream = (f"{server.make_url(route)}/$ID?x=y" for route in ("/done", "/stream"))
+            poster = ResultPoster(session, done, TransportTiming(), stream)
+            assert await poster.post_chunk(job_id, {"number": 1}, again=True)
+            assert await poster.post_progress(job_id, "half")
+            assert await poster.post_result(job_id, {"output": 1})
+
+    asyncio.run(story())
+    routes = ("/stream", "/done", "/done")
+    assert [unquote(found) for found, _ in seen] == [unquote(f"{r}/{path}") for r in routes]
+    assert {header for _, header in seen} == {path}
+    assert all(found.count("/") == 2 for found, _ in seen)
+
+
+def test_a_result_that_could_not_be_posted_has_a_line_in_the_log(caplog):
+    class Broken(Control):
+        async def post_result(self, job_id, body):
+            raise ValueError(f"no post for {job_id}: {body}")
+
+    control = Broken(echo, [jobs(1), jobs(2)])
+    asyncio.run(control.serve())
+    assert caplog.text.count("the result could not be posted") == 2
+    assert "no post for job-1" in caplog.text

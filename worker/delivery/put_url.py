@@ -44,6 +44,7 @@ def _put(
             raise DeliveryFailed(f"{target} was refused: {error.message}") from None
         except ModelHostFailed as error:
             problem, asked_for = DeliveryFailed(f"{target}: {error.message}"), None
+            problem.__context__ = error  # an exhausted machine is recognized by it
         else:
             if answer.status in _SUCCESS:
                 return target
@@ -52,7 +53,7 @@ def _put(
                 break
         if attempt < limits.attempts - 1 and stop.wait(backoff.pause(asked_for)):
             break
-    raise problem
+    raise problem from None  # the host's error may contain the URL, which is a secret
 
 
 def _refusal(target: str, answer: Document) -> DeliveryFailed:

@@ -9,6 +9,7 @@ tensors.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,6 +254,11 @@ def check_with_safetensors(path: Path) -> None:
     try:
         with safe_open(path, framework="numpy"):
             pass
+    except FileNotFoundError as error:
+        # The library says so of each file that it cannot open, whatever the reason is. Our own
+        # attempt tells the reason, such as too many open files.
+        open_regular(path).close()
+        raise OSError(errno.EIO, "it could not be opened for a moment", str(path)) from error
     except SafetensorError as error:
         raise ModelFileInvalid(
             f"{path.name!r} cannot be used: the safetensors library rejects it ({error})."

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -139,7 +140,7 @@ class ResultPoster:
         if self._stream_url is None:
             return False
         self._streamed.add(job_id)
-        url = f"{self._stream_url.replace('$ID', job_id)}&isStream=false"  # as the SDK
+        url = f"{_with_id(self._stream_url, job_id)}&isStream=false"  # as the SDK
         try:
             encoded = document_of({"output": chunk})
         except _NOT_JSON as error:
@@ -156,7 +157,7 @@ class ResultPoster:
         return answer.is_accepted
 
     def _done_url(self, job_id: str, *, is_stream: bool) -> str:
-        return f"{self._url.replace('$ID', job_id)}&isStream={str(is_stream).lower()}"
+        return f"{_with_id(self._url, job_id)}&isStream={str(is_stream).lower()}"
 
     async def _post_again(
         self, url: str, job_id: str, encoded: Document, what: str = "the result"
@@ -185,7 +186,7 @@ class ResultPoster:
             async with self._session.post(
                 url,
                 data=JsonPayload(encoded),
-                headers=_HEADERS | {"X-Request-ID": job_id},
+                headers=_HEADERS | {"X-Request-ID": _quoted(job_id)},
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
                 wait = retry_after(response.headers)
@@ -196,6 +197,15 @@ class ResultPoster:
 
     def _back_off(self) -> Backoff:
         return Backoff(self._timing.first_post_pause, self._timing.longest_post_pause)
+
+
+def _with_id(url: str, job_id: str) -> str:
+    return url.replace("$ID", _quoted(job_id))
+
+
+def _quoted(job_id: str) -> str:
+    """The id as a part of a URL or as a header; RunPod's own ids stay as they are."""
+    return quote(job_id, safe="", errors="replace")  # JSON can have half a surrogate pair
 
 
 def result_body(answer: object) -> dict[str, Any]:

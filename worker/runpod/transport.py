@@ -238,6 +238,8 @@ class Transport:
             running.step = asyncio.ensure_future(self.poster.post_result(job_id, body))
             self._posts.add(running.step)
             await asyncio.wait({running.step})
+            if not running.step.cancelled() and (error := running.step.exception()):
+                logger.error("the result could not be posted", exc_info=error)
         finally:
             self._posts.discard(running.step)
             self._running_jobs.remove(job_id)

@@ -66,24 +66,42 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
         delivering = await asyncio.to_thread(with_bucket_of, job, worker)
         answer = await task(delivering, job)
     except WorkerError as error:
-        log.warning("failed %s: %s", job.stopwatch.timings(), error)
+        is_machine = isinstance(error, MachineExhausted) or is_exhaustion(error)
+        problem = _exhausted(worker, error) if is_machine else error
+        log.warning("failed %s: %s", job.stopwatch.timings(), problem)
         job = replace(job, notes=(*job.notes, *await job.stream.warnings()))
-        return _failed(task, job, error, retire=bool(worker.engine.retiring))
+        return _failed(task, job, problem, retire=bool(worker.engine.retiring))
     except asyncio.CancelledError:
         log.warning("cancelled %s", job.stopwatch.timings())
         raise
     except Exception as error:  # the job boundary: the caller gets an id, the log gets the rest
         if is_exhaustion(error):
-            log.exception("the machine is exhausted: this worker is to be replaced")
+            problem = _exhausted(worker, error)
+            log.exception("the machine is exhausted")
             await job.stream.lost()
-            exhausted = MachineExhausted(f"the machine is exhausted: {type(error).__name__}.")
-            return _failed(task, job, exhausted, retire=True)
+            return _failed(task, job, problem, retire=bool(worker.engine.retiring))
         problem = InternalError.with_id()
         log.exception("internal error %s", problem.details["id"])
         await job.stream.lost()  # the pictures that were finished before
         return _failed(task, job, problem)
     log.info("done %s", job.stopwatch.timings())
     return _noted(to_json(answer, retire=bool(worker.engine.retiring)), job)
+
+
+def _exhausted(worker: Worker, error: Exception) -> WorkerError:
+    """The error of a job that met an exhausted machine; also has the worker replaced.
+
+    An error of a model, of its host or of the delivery may be raised only because the machine is
+    exhausted. It says nothing about them then, so the caller gets its text under another code.
+    """
+    worker.engine.retire("the machine is exhausted")
+    if isinstance(error, MachineExhausted):
+        return error
+    if isinstance(error, WorkerError):
+        problem = MachineExhausted(f"the machine is exhausted: {error.message}")
+        problem.details = error.details
+        return problem
+    return MachineExhausted(f"the machine is exhausted: {type(error).__name__}.")
 
 
 def _failed(

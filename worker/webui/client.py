@@ -256,10 +256,12 @@ class WebUI:
                 # In one piece: requests would copy it in pieces of 10 kB.
                 content = response.raw.read(decode_content=True)
         except _NO_ANSWER as error:
+            # No memory for the length in a header is the engine's fault, and not the machine's.
+            is_odd = isinstance(error, OverflowError | MemoryError)
             raise ConnectionLost(
                 f"{method} {route}: no answer from the engine at {self._address}"
                 f" ({type(error).__name__})."
-            ) from error
+            ) from (None if is_odd else error)
         try:
             answer = large_json.parse(content)
         except ValueError:

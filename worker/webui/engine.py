@@ -42,7 +42,7 @@ from worker.webui.lifecycle import Lifecycle
 from worker.webui.pipeline import NextJob, Pipeline, Slot
 from worker.webui.readiness import Readiness
 from worker.webui.recovery import MemoryGrowth
-from worker.webui.runner import ReportProgress, Runner, finish, read
+from worker.webui.runner import ReportProgress, Runner, finish
 from worker.webui.supervisor import Supervisor
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
@@ -100,7 +100,6 @@ class Engine:
     ) -> None:
         self._webui = webui
         self._memory_growth = memory_growth
-        self._timing = timing
         self._lifecycle = Lifecycle(webui, supervisor, readiness, timing, memory)
         self._runner = Runner(webui, self._lifecycle, timing)
         self._attempts = Attempts(self._lifecycle, readiness, self._runner, timing)
@@ -209,10 +208,9 @@ class Engine:
             # The picture exists already: a missing hash must not lose it.
             with suppress(WorkerError):
                 listed = await asyncio.to_thread(self._webui.sd_models)
-                hashes = ((m.get("model_name"), m.get("sha256")) for m in listed)
-                self._sha256 |= {
-                    (process, str(name)): sha for name, sha in hashes if isinstance(sha, str)
-                }
+                for one in listed:
+                    if isinstance(sha256 := one.get("sha256"), str):
+                        self._sha256[process, str(one.get("model_name"))] = sha256
         return self._sha256.get((process, name))
 
     # Generation ------------------------------------------------------------------------------
@@ -296,7 +294,8 @@ class Engine:
         expected = job.payload.expected
         await self._await_ready(job.stopwatch, job.slot)
         if job.arrange:
-            await finish(self._arrange_in_time(job.arrange, job.stopwatch))
+            arrange = functools.partial(self._arrange, job.arrange)
+            await finish(self._runner.arrange(arrange, job.stopwatch))
         if self._lifecycle.state.folders is Folders.STALE:
             await self._refresh(expected, job.stopwatch)
         await self._restore_options(job.stopwatch)
@@ -334,17 +333,6 @@ class Engine:
             return
         await self._run(probe(name), job.stopwatch, job.slot)
         self._proven_upscalers.add(known)
-
-    async def _arrange_in_time(self, arrange: Arrange, stopwatch: Stopwatch) -> None:
-        """Arrange; a folder that does not answer would keep all jobs."""
-        arranging = asyncio.ensure_future(asyncio.to_thread(self._arrange, arrange))
-        patience = max(stopwatch.left(), self._timing.stop_patience)
-        await asyncio.wait({arranging}, timeout=patience)
-        if not arranging.done():
-            arranging.add_done_callback(read)
-            self.retire("the folders of models cannot be read: a volume does not answer.")
-            raise stopwatch.expired("no result")
-        arranging.result()
 
     def _arrange(self, arrange: Arrange) -> None:
         """Arrange the embeddings and report whether they changed; a failure may have changed some.

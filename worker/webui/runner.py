@@ -98,6 +98,21 @@ class Runner:
         await finish(self._end_if_hung())
         raise stopwatch.expired("no result")
 
+    async def arrange(self, work: Callable[[], None], stopwatch: Stopwatch) -> None:
+        """Do work on the engine's folders, in a thread.
+
+        Raises:
+            JobTimeout: a folder did not answer; the worker is to be replaced.
+        """
+        arranging = asyncio.ensure_future(asyncio.to_thread(work))
+        arranging.add_done_callback(read)
+        patience = max(stopwatch.left(), self._timing.stop_patience)
+        await asyncio.wait({arranging}, timeout=patience)
+        if not arranging.done():
+            self._lifecycle.retire("the folders of models do not answer.")
+            raise stopwatch.expired("no result")
+        arranging.result()
+
     async def _end_if_hung(self) -> None:
         answered = asyncio.ensure_future(asyncio.to_thread(self._webui.progress))
         answered.add_done_callback(read)

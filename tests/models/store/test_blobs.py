@@ -13,7 +13,7 @@ import pytest
 from fakes.model_files import safetensors, sha256
 from fakes.model_store import about, add, files_below
 
-from worker.errors import FetchStopped, StoreFull, StoreNotWritable
+from worker.errors import FetchStopped, MachineExhausted, StoreFull, StoreNotWritable
 from worker.files import note_file
 from worker.http.client import NO_CANCEL
 from worker.models.store import blobs as blobs_module
@@ -317,6 +317,7 @@ def test_a_read_only_store_can_be_read_and_a_touched_blob_is_hashed(blobs, froze
         (errno.EACCES, StoreNotWritable),
         (errno.ENOSPC, StoreFull),
         (errno.EDQUOT, StoreFull),
+        (errno.EMFILE, MachineExhausted),
     ],
 )
 def test_a_store_that_cannot_be_written_names_the_reason(blobs, tmp_path, frozen, number, kind):
@@ -425,6 +426,53 @@ def test_a_lease_of_another_host_ends_without_a_sign_of_life(blobs):
     assert socket.gethostname() in record
     lock.write_text(record.replace(socket.gethostname(), "another-worker"))
     assert ask(blobs, lease=0.5)
+
+
+@pytest.fixture
+def lock_that_stays(blobs, monkeypatch):
+    """The file of a lease that could not be removed at its end, as on a busy network volume."""
+
+    def end(number):
+        with monkeypatch.context() as patch:
+            with blobs.lease("key", lambda: False, NO_CANCEL):
+                patch.setattr(Path, "unlink", fail(number))
+            assert lock.exists()
+        return lock
+
+    lock = blobs.root / "leases" / "key.lock"
+    return end
+
+
+def ask_without_waiting(blobs):
+    stop = threading.Event()
+    stop.set()
+    with blobs.lease("key", lambda: False, stop) as is_mine:
+        return is_mine
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EIO])
+def test_a_process_does_not_wait_for_a_lease_that_it_could_not_remove(
+    blobs, lock_that_stays, number
+):
+    lock = lock_that_stays(number)
+    assert ask_without_waiting(blobs)
+    assert not lock.exists()
+
+
+def test_a_lease_that_another_worker_has_by_now_is_not_removed(blobs, lock_that_stays):
+    lock_that_stays(errno.EBUSY).unlink()
+    with ThreadPoolExecutor(1) as pool, lease(blobs), pytest.raises(FetchStopped):
+        pool.submit(ask_without_waiting, blobs).result(timeout=60)
+
+
+def test_metadata_that_no_descriptor_is_left_for_do_not_count_as_missing(blobs, monkeypatch):
+    """A blob without metadata is removed."""
+    add(blobs, DATA)
+    monkeypatch.setattr(blobs_module, "read_small", fail(errno.EMFILE))
+    with pytest.raises(OSError, match=r"\[Errno 24\]"):
+        again(blobs).leftovers()
+    monkeypatch.setattr(blobs_module, "read_small", fail(errno.EIO))
+    assert len(again(blobs).leftovers()) == 1
 
 
 # Blobs that were sent to the volume by `push`.

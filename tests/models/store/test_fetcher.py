@@ -17,6 +17,7 @@ from fakes.model_store import add, fetch, files_below, manager_for
 from safetensors import SafetensorError
 
 from worker.errors import (
+    MachineExhausted,
     ModelArchived,
     ModelFileInvalid,
     ModelHashMismatch,
@@ -27,7 +28,6 @@ from worker.errors import (
     ModelRateLimited,
     ModelUnsafe,
     StoreFull,
-    StoreNotWritable,
     WorkerError,
 )
 from worker.formats import model_file
@@ -589,7 +589,7 @@ def test_a_download_that_cannot_be_opened_for_its_check_is_kept(hosts, manager, 
 
     with monkeypatch.context() as patch:
         patch.setattr(fetcher, "check_with_safetensors", no_descriptor_left)
-        with pytest.raises(StoreNotWritable, match="Too many open files"):
+        with pytest.raises(MachineExhausted, match="Too many open files"):
             fetch(manager, "22")
     sent = hosts.bytes_sent("storage")
 

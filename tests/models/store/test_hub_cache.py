@@ -1,5 +1,6 @@
 """The Hugging Face cache: which file a reference or a name means in it, and what is not used."""
 
+import errno
 import logging
 import os
 import shutil
@@ -52,7 +53,7 @@ def age(root):
 
 
 def raising(error):
-    def read(*_):
+    def read(*_, **_named):
         raise error
 
     return read
@@ -216,6 +217,25 @@ def test_a_damaged_file_is_reported_once(manager, cached, caplog):
     (line,) = [line for line in caplog.messages if "cache is not used" in line]
     assert line.startswith(f"{REF} in the Hugging Face cache is not used: ")
     assert str(SIZE) in line
+
+
+def test_a_file_is_not_called_damaged_if_no_descriptor_is_left_for_it(
+    manager, hosts, cached, caplog, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        exhausted = OSError(errno.EMFILE, "Too many open files")
+        patch.setattr("worker.formats.model_file.open_regular", raising(exhausted))
+        for names in (ensure, lambda manager: manager.list_files("lora")):
+            with pytest.raises(OSError, match="Too many open files"):
+                names(manager)
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.formats.model_file.ModelFile.check", raising(exhausted))
+        with pytest.raises(OSError, match="Too many open files"):
+            manager.list_files("lora")
+    assert list(manager.list_files("lora")) == ["fox.safetensors"]
+    assert "is not used" not in caplog.text
+    assert ensure(manager).path == cached
+    assert hosts.requests == []
 
 
 @pytest.mark.parametrize(

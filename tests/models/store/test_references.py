@@ -16,7 +16,7 @@ from worker.errors import (
 )
 from worker.hosts.host import RemoteFile
 from worker.job.reference import CivitAIModel, CivitAIVersion, HuggingFaceFile, WebFile
-from worker.models.store.references import Freshness, References, is_news
+from worker.models.store.references import Freshness, References, file_name, is_news
 
 FRESH = Freshness()
 DIGEST, OTHER = "ab" * 32, "cd" * 32
@@ -224,3 +224,36 @@ def test_an_entry_replaces_that_of_a_volume_only_if_it_says_something_newer(fold
         assert is_news(ref, entry(ref, *ours), entry(ref, *theirs)) is expected, (ref, ours, theirs)
     for damaged in (None, b"", b"{}", b"\xff"):
         assert is_news(FOX, entry(FOX, DIGEST, 5), damaged)
+
+
+def test_references_whose_content_is_never_fetched_fill_no_disk(known, folder, clock):
+    for number in range(1, 1000):
+        known.note(CivitAIVersion(number), REMOTE)
+        known.note_refusal(WebFile(f"https://example.org/{number}"), ModelNotFound("gone."))
+    assert len(list(folder.iterdir())) <= 256
+    with pytest.raises(ModelNotFound):
+        References(folder, clock=clock).remote(WebFile("https://example.org/999"))
+    for number in range(1, 301):
+        known.note(CivitAIVersion(number), REMOTE, DIGEST)
+    other = References(folder, clock=clock)
+    assert all(other.sha256(CivitAIVersion(number)) == DIGEST for number in range(1, 301))
+
+
+def test_an_answer_in_the_slot_of_another_reference_is_not_its_own(known, seen_by):
+    first = CivitAIVersion(1)
+    same = (CivitAIVersion(n) for n in range(2, 10_000))
+    second = next(ref for ref in same if ref.key[:2] == first.key[:2])
+    known.note_refusal(first, ModelNotFound("gone."))
+    assert seen_by().remote(second) is None
+    known.note(second, REMOTE)
+    assert (seen_by().remote(second), seen_by().remote(first)) == (REMOTE, None)
+
+
+def test_an_entry_of_an_older_worker_without_content_is_read(known, folder):
+    known.note(FOX, REMOTE)
+    (path,) = folder.iterdir()
+    entry = json.loads(path.read_text())
+    del entry["key"]
+    path.unlink()
+    (folder / file_name(FOX)).write_text(json.dumps(entry))
+    assert References(folder).remote(FOX) == REMOTE

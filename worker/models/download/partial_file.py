@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.errors import StoreFull, StoreNotWritable
+from worker.errors import WorkerError
 from worker.files import discard, note_file, read_small, storage_error, write_atomically
 from worker.models.download.limits import DEFAULT, DownloadLimits
 from worker.models.download.schedule import Part, Parts
@@ -89,8 +89,8 @@ class PartialFile:
         self._closed.set()
         for helper in self._helpers:
             helper.join()
-        # A full disk is reported by the connection that could not write its data.
-        with suppress(StoreFull, StoreNotWritable):
+        # The connection that could not write its data has reported why.
+        with suppress(WorkerError):
             self.note()
         with self._noting:  # a connection that was cut may be about to write a note
             self._is_closed = True

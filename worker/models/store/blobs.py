@@ -17,22 +17,31 @@ from __future__ import annotations
 import logging
 import os
 import re
-import stat
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.errors import FetchError, FetchStopped, ModelNotFound
-from worker.files import discard, is_file, note_file, read_small, storage_error, write_atomically
+from worker.errors import FetchError, ModelNotFound
+from worker.exhaustion import is_exhaustion
+from worker.files import (
+    discard,
+    is_file,
+    is_regular,
+    note_file,
+    read_small,
+    storage_error,
+    write_atomically,
+)
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
 from worker.formats.names import PICKLES, SAFETENSORS, Kind, clean_stem, marked_stem
 from worker.models.store.about import ABOUT, UNKNOWN_TIME, About
+from worker.models.store.leases import Leases
 from worker.models.store.listing import Listing
 
 CONVERTED = "converted"  # source of a LoRA that was rewritten for A1111
@@ -101,6 +110,7 @@ class Blobs:
         self.root = root.resolve()  # links are compared by their targets
         self._blobs = self.root / "blobs"
         self._downloads = self.root / "downloads"
+        self._leases = Leases(self.root / "leases", timing.lease, timing.poll)
         self._known: dict[str, Blob] = {}
         self._used: dict[str, float] = {}
         self._metadata = Listing(self._blobs, suffixes=(".json",))
@@ -164,7 +174,9 @@ class Blobs:
             return None
         try:
             about = ABOUT.validate_json(read_small(self._about_file(sha256)))
-        except (OSError, ValidationError):
+        except (OSError, ValidationError) as error:
+            if is_exhaustion(error):  # the metadata may be good: do not remove the blob for that
+                raise
             return None
         if about.suffix not in {SAFETENSORS, *PICKLES} or about.stem != clean_stem(about.stem):
             return None  # not written by a worker
@@ -179,7 +191,9 @@ class Blobs:
         self._known.pop(blob.sha256, None)
         try:
             is_whole = size == blob.about.size and file_sha256(blob.path) == blob.sha256
-        except (ModelNotFound, OSError):  # gone, or on a bad disk
+        except (ModelNotFound, OSError) as error:  # gone, or on a bad disk
+            if is_exhaustion(error):
+                raise
             return None
         if is_whole:
             return self._verified_at(blob, mtime_ns)
@@ -322,39 +336,11 @@ class Blobs:
 
     # Downloads -------------------------------------------------------------------------------
 
-    @contextmanager
     def lease(
         self, key: str, is_there: Callable[[], bool], stop: threading.Event
-    ) -> Iterator[bool]:
-        """Wait for this process's turn to download; yields false if the file is there by then.
-
-        Raises:
-            FetchStopped, StoreFull, StoreNotWritable.
-        """
-        from filelock import SoftFileLease, Timeout  # noqa: PLC0415 - 30 ms, only for downloads
-
-        folder = self.root / "leases"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = folder / f"{key}.lock"
-            if os.path.lexists(lock) and not _is_regular(lock):
-                lock.unlink()  # opening a FIFO would block a reader for ever
-            lease = SoftFileLease(lock, lease_duration=self._timing.lease)
-            lease.acquire(
-                poll_interval=self._timing.poll,
-                cancel_check=lambda: is_there() or stop.is_set(),
-            )
-        except Timeout:
-            if stop.is_set() and not is_there():
-                raise FetchStopped("the download was stopped.") from None
-            yield False
-        except OSError as error:
-            raise storage_error(error) from error
-        else:
-            try:
-                yield not is_there()
-            finally:
-                lease.release()
+    ) -> AbstractContextManager[bool]:
+        """The lease for a download, see `Leases.hold`."""
+        return self._leases.hold(key, is_there, stop)
 
     def partial(self, key: str) -> Path:
         """A partial file for this run alone: one that an earlier run left, or a new path.
@@ -369,7 +355,7 @@ class Blobs:
             raise storage_error(error) from error
         left = sorted(self._downloads.glob(f"{key}.*.part"), key=size_on_disk, reverse=True)
         for number, other in enumerate(left):
-            if number or not _is_regular(other):
+            if number or not (is_regular(other) and _has_sound_note(other)):
                 discard(other)  # two runs, because no lease worked; the larger file is kept
                 continue
             try:
@@ -384,10 +370,10 @@ class Blobs:
         return sorted(self._downloads.glob("*.part"))
 
 
-def _is_regular(partial: Path) -> bool:
-    """Whether a file and the note beside it, if there is one, can be opened without blocking."""
-    both = (path for path in (partial, note_file(partial)) if os.path.lexists(path))
-    return all(stat.S_ISREG(path.lstat().st_mode) for path in both)
+def _has_sound_note(partial: Path) -> bool:
+    """Whether the note beside a download is missing, or can be opened without blocking."""
+    note = note_file(partial)
+    return not os.path.lexists(note) or is_regular(note)
 
 
 def size_on_disk(path: Path) -> int:

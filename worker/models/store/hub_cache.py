@@ -28,6 +28,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import InvalidInput, WorkerError
+from worker.exhaustion import is_exhaustion
 from worker.files import is_folder, read_small, write_atomically
 from worker.formats import control_models
 from worker.formats.model_file import FOLDERS, ModelFile, file_sha256, version
@@ -286,11 +287,11 @@ class HubCache:
             found = file.architecture()  # reads the header, so it compares the size with it
             if path.suffix in PICKLES:
                 file.check()
-        except WorkerError as error:
-            self._warn(path, ref, error.message)
-            return None
-        except (OSError, RuntimeError, ValueError) as error:  # a loop of links is a RuntimeError
-            self._warn(path, ref, f"it cannot be read ({error}).")
+        except (WorkerError, OSError, RuntimeError, ValueError) as error:  # a loop of links
+            if is_exhaustion(error):  # which says nothing about the file
+                raise
+            ours = error.message if isinstance(error, WorkerError) else ""
+            self._warn(path, ref, ours or f"it cannot be read ({error}).")
             return None
         return replace(file, kind=kind or control_models.kind_of(found.role))
 
@@ -414,7 +415,9 @@ def _is_model(file: ModelFile) -> bool:
     """Whether a job could use the file; a part of a diffusers folder is none."""
     try:
         file.check(has_vae=True)
-    except (WorkerError, OSError):
+    except (WorkerError, OSError) as error:
+        if is_exhaustion(error):
+            raise
         return False
     return True
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from worker.errors import InvalidInput, WorkerError
+from worker.exhaustion import is_exhaustion
 from worker.files import read_small, write_atomically
 from worker.formats.model_file import FOLDERS, ModelFile, version
 from worker.formats.names import Kind
@@ -160,9 +161,14 @@ class OwnFiles:
             file.check()
             self._is_replaced(file)  # raises an error if that is impossible
         except WorkerError as error:
+            if is_exhaustion(error):  # which says nothing about the file
+                raise
             self._leave_out(file, error.message)
             return False
         except (OSError, ValueError, RecursionError, MemoryError) as error:
+            # A damaged file can ask for any amount of memory: a MemoryError is about the file.
+            if isinstance(error, OSError) and is_exhaustion(error):
+                raise
             self._leave_out(file, f"it cannot be read: {type(error).__name__}.")
             return False
         self._left_out.pop(file.path, None)
@@ -178,6 +184,8 @@ class OwnFiles:
             self._leave_out(file, error.message)
             return False
         except OSError as error:
+            if is_exhaustion(error):
+                raise
             self._leave_out(file, f"it cannot be linked: {error.strerror}.")
             return False
 

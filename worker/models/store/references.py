@@ -20,6 +20,8 @@ _LASTING: dict[str, type[WorkerError]] = {
     kind.code: kind for kind in (ModelNotFound, ModelArchived)
 }
 
+_SLOT = 2  # hex digits, see `_slot`
+
 
 @dataclass(frozen=True)
 class Freshness:
@@ -46,6 +48,7 @@ class _Entry:
         remote: the host's answer; None if the reference or the answer contains a secret.
         error: code, message and hint.
         etag: the host's ETag of the content with that sha256; it contains no secret.
+        key: of the reference; empty in entries of older workers.
     """
 
     shown: str
@@ -55,13 +58,18 @@ class _Entry:
     remote: RemoteFile | None = None
     error: tuple[str, str, str] | None = None
     etag: str | None = None
+    key: str = ""
 
 
 _ENTRY = TypeAdapter(_Entry)
 
 
 class References:
-    """A folder with one small file for each reference that was ever resolved.
+    """A folder with one small file for each reference whose content was ever fetched.
+
+    Jobs can name any number of references whose content is never fetched. What is known about
+    those is in 256 files, the slots: a new entry replaces the older one in its slot, whose host is
+    then asked again.
 
     Args:
         folder: the folder to read and write.
@@ -141,20 +149,19 @@ class References:
 
     def _entry_with_old_content(self, ref: ModelRef) -> _Entry:
         """A new entry that keeps the known content, for use when the host fails."""
-        known, new = self._entry(ref), _Entry(ref.shown, self._clock())
+        known, new = self._entry(ref), _Entry(ref.shown, self._clock(), key=ref.key)
         if known is None:
             return new
         etag = self.etag(ref)
         return replace(new, sha256=known.sha256, fetched_at=known.fetched_at, etag=etag)
 
     def _entry(self, ref: ModelRef) -> _Entry | None:
-        known = self._known.get(ref.key)
-        if known and known.sha256 and not ref.is_moving:
+        if known := self._known.get(ref.key):
             return known
         entry = self._read(self._folder, ref)
         if self._baked and (entry is None or entry.sha256 is None):
             entry = self._read(self._baked, ref) or entry
-        if entry:
+        if entry and entry.sha256 and not ref.is_moving:
             self._known[ref.key] = entry
         return entry
 
@@ -167,17 +174,34 @@ class References:
         return bool(entry and entry.sha256 == sha256)
 
     def _read(self, folder: Path, ref: ModelRef) -> _Entry | None:
-        try:
-            return _ENTRY.validate_json(read_small(folder / file_name(ref)))
-        except (OSError, ValidationError):
-            return None
+        entry = _read(folder / file_name(ref))
+        if entry and entry.sha256:
+            return entry
+        in_slot = _read(folder / _slot(ref))
+        # Without content, only an older worker has written a file for this reference alone.
+        return in_slot if in_slot and in_slot.key == ref.key else entry
 
     def _write(self, ref: ModelRef, entry: _Entry) -> None:
         """Errors are ignored: without the entry, the host is asked again."""
         self._known.pop(ref.key, None)
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._folder / file_name(ref), _ENTRY.dump_json(entry, indent=1))
+            own, slot = self._folder / file_name(ref), self._folder / _slot(ref)
+            write_atomically(own if entry.sha256 else slot, _ENTRY.dump_json(entry, indent=1))
+            if entry.sha256:
+                slot.unlink(missing_ok=True)  # it has what was known before
+
+
+def _read(path: Path) -> _Entry | None:
+    try:
+        return _ENTRY.validate_json(read_small(path))
+    except (OSError, ValidationError):
+        return None
+
+
+def _slot(ref: ModelRef) -> str:
+    """The name of the file for what is known about it without its content."""
+    return f"{ref.key[:_SLOT]}.json"
 
 
 def file_name(ref: ModelRef) -> str:
