@@ -265,7 +265,6 @@ class Engine:
 
     async def _attempt_call(self, call: Call[T], stopwatch: Stopwatch, slot: Slot) -> T:
         await self._await_ready(stopwatch, slot)
-        await self._restore_options(stopwatch)
         return await self._run(call, stopwatch, slot)
 
     async def _run(self, call: Call[T], stopwatch: Stopwatch, slot: Slot) -> T:
@@ -298,7 +297,6 @@ class Engine:
             await finish(self._runner.arrange(arrange, job.stopwatch))
         if self._lifecycle.state.folders is Folders.STALE:
             await self._refresh(expected, job.stopwatch)
-        await self._restore_options(job.stopwatch)
         await self._prove_upscaler(job)
         answer = await self._draw(job)
         proof.check(answer.facts, answer.images, expected)
@@ -308,15 +306,13 @@ class Engine:
         return answer.without_maps(expected)
 
     async def _await_ready(self, stopwatch: Stopwatch, slot: Slot) -> None:
-        """Have a process that has made a picture, and that knows no replaced file."""
+        """Have a process that has made a picture, knows no replaced file, and has its options."""
         if self._lifecycle.state.loaded is Loaded.OUTDATED:
             await slot.alone()
             await asyncio.to_thread(self._lifecycle.replace_outdated)
         if not self._lifecycle.is_proven():
             await slot.alone()
             await asyncio.to_thread(self._lifecycle.wait_until_ready, stopwatch.left())
-
-    async def _restore_options(self, stopwatch: Stopwatch) -> None:
         if self._lifecycle.state.options is Options.CHANGED:
             await self._runner.ask(self._lifecycle.restore_options, stopwatch)
 
