@@ -151,6 +151,44 @@ JOB = [
         "            raise TooManyJobs(",
         "            TooManyJobs(",
     ),
+    Defence(
+        "JSON over HTTP has at most 200,000 commas and brackets, counted before it is parsed",
+        "tests/gateway/test_odd_values.py"
+        "::test_json_of_very_many_values_is_refused_before_it_is_parsed",
+        "gateway/http/body.py",
+        "if marks > MOST_MARKS:",
+        "if False:",
+    ),
+    Defence(
+        "The fields of a form are counted together",
+        "tests/gateway/test_openai.py::test_a_body_that_cannot_be_read_is_refused_without_a_job",
+        "gateway/openai/form.py",
+        "        refuse_many_values(",
+        "        print(",
+    ),
+    Defence(
+        "The memory of jobs that the server keeps is limited, whatever they are made of",
+        "tests/gateway/test_local_jobs.py"
+        "::test_what_a_failed_job_keeps_for_a_retry_counts_whatever_it_is_made_of",
+        "gateway/local/stream.py",
+        "            rest.extend(one)  # its keys\n",
+        "",
+    ),
+    Defence(
+        "A job that has ended leaves nothing else in memory",
+        "tests/gateway/test_local_jobs.py"
+        "::test_a_job_that_has_ended_keeps_nothing_that_its_handler_has_set",
+        "gateway/local/job.py",
+        "            self.work = None\n",
+        "            pass\n",
+    ),
+    Defence(
+        "Webhooks that wait for their host keep a limited memory",
+        "tests/gateway/test_webhooks.py::test_webhooks_that_wait_keep_a_bounded_memory",
+        "gateway/local/webhooks.py",
+        "if is_much or len(self._sending)",
+        "if len(self._sending)",
+    ),
 ]
 
 MODEL = [

@@ -32,19 +32,19 @@ class Limits:
 
     Attributes:
         waiting: jobs that wait, at most.
-        waiting_characters: of text in their inputs together, at most.
+        waiting_bytes: memory of their inputs together, at most.
         kept_seconds: how long an ended job is kept.
         kept_seconds_answered: the same if a waiting request has got its answer.
         kept: ended jobs, at most; beyond it the oldest are forgotten.
-        kept_characters: the same for the text in all ended jobs together.
+        kept_bytes: the same for the memory of all ended jobs together.
     """
 
     waiting: int = 1000
-    waiting_characters: int = 256_000_000
+    waiting_bytes: int = 256_000_000
     kept_seconds: float = 1800
     kept_seconds_answered: float = 60
     kept: int = 5000
-    kept_characters: int = 256_000_000
+    kept_bytes: int = 256_000_000
 
 
 LIMITS = Limits()
@@ -56,12 +56,12 @@ class LocalJob:
 
     Attributes:
         kept: seconds for which its answer is kept.
-        size: about the memory of its input, or of its answer.
+        size: bytes of memory of its input and its answer, as far as they are kept; about.
         read: set when its answer was fetched.
         changed: set at each change of its state, and then replaced.
         chunks: what it has sent to its stream.
         news: as `changed`, also for each chunk.
-        work: the task that runs it.
+        work: the task that runs it; None when that has ended.
     """
 
     request: Mapping[str, Any]
@@ -82,6 +82,11 @@ class LocalJob:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     work: asyncio.Task[None] | None = None
     timers: list[Timer] = field(default_factory=list)
+
+    def has_worked(self, work: asyncio.Task[None]) -> None:
+        """Forget the task, which has ended: it would keep all that the handler had set there."""
+        if self.work is work:  # else the job was queued again
+            self.work = None
 
     def tell_news(self) -> None:
         """Wake all readers of the job's stream."""

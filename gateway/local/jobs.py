@@ -23,7 +23,7 @@ from gateway.jobs import (
 )
 from gateway.local.job import LIMITS, Clock, Json, Later, Limits, LocalJob
 from gateway.local.policy import read_policy
-from gateway.local.stream import Chunks, characters
+from gateway.local.stream import Chunks, memory_of
 from gateway.local.webhooks import Webhooks
 from worker.errors import InternalError, JobTimeout, WorkerError
 from worker.runpod.results import result_body, short_error
@@ -118,7 +118,7 @@ class LocalJobs:
         del again
         if job.status != "IN_PROGRESS":
             return False
-        is_kept = job.chunks.add(dict(chunk), self._limits.kept_characters)
+        is_kept = job.chunks.add(dict(chunk), self._limits.kept_bytes)
         job.tell_news()
         return is_kept
 
@@ -160,7 +160,7 @@ class LocalJobs:
             self._webhooks.check(request.get("webhook")),
             self._clock(),
             self._limits.kept_seconds,
-            size=characters(request),
+            size=memory_of(request),
         )
         self._check_room(job.size)
         self._forget_old()
@@ -222,7 +222,7 @@ class LocalJobs:
         self.retried += 1
         job.status, job.output, job.error = "IN_QUEUE", None, None
         job.came, job.began, job.ended = self._clock(), None, None
-        job.size, job.kept = characters(job.request), self._limits.kept_seconds
+        job.size, job.kept = memory_of(job.request), self._limits.kept_seconds
         job.read, job.chunks = asyncio.Event(), Chunks()
         self._queue(job)
         return job.state(self._clock())
@@ -262,6 +262,7 @@ class LocalJobs:
         if job.policy.ttl is not None:
             job.timers.append(self._later(job.policy.ttl, lambda: self._outlived(job)))
         job.work = asyncio.create_task(self._run(job))
+        job.work.add_done_callback(job.has_worked)
 
     async def _run(self, job: LocalJob) -> None:
         await self._ready.wait()
@@ -322,7 +323,7 @@ class LocalJobs:
         job.timers.clear()
         if status in {"COMPLETED", "CANCELLED"}:
             job.request = {}  # it cannot be retried
-        job.size = characters(job.request) + characters(output)
+        job.size = memory_of([job.request, output, error])
         self.ended[status] += 1
         self._tell(job)
         if job.webhook:
@@ -344,8 +345,8 @@ class LocalJobs:
 
     def _check_room(self, size: int) -> None:
         waiting, limits = self._waiting(), self._limits
-        characters = size + sum(job.size for job in waiting)
-        is_much = bool(waiting) and characters > limits.waiting_characters
+        memory = size + sum(job.size for job in waiting)
+        is_much = bool(waiting) and memory > limits.waiting_bytes
         if is_much or len(waiting) >= limits.waiting:
             raise TooManyJobs(
                 f"{len(waiting)} jobs wait already: send the job again later.", retry_after=30
@@ -365,7 +366,7 @@ class LocalJobs:
         return [job for job in self._jobs.values() if job.status == "IN_QUEUE"]
 
     def _forget_old(self) -> None:
-        now, room = self._clock(), self._limits.kept_characters
+        now, room = self._clock(), self._limits.kept_bytes
         for number, job in enumerate(reversed(self._ended()), 1):
             room -= job.size + job.chunks.size
             is_old = job.ended is not None and job.ended + job.kept < now

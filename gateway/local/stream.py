@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ class Chunks:
     """The unread chunks of one job, in their order; each is read once.
 
     Attributes:
-        size: about the memory of the unread chunks.
+        size: bytes of memory of the unread chunks, about.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class Chunks:
         """Keep a chunk; whether it has room. A report replaces an unread one directly before it."""
         if self._unread and _is_report(chunk) and _is_report(self._unread[-1][0]):
             self.size -= self._unread.pop()[1]
-        size = characters(chunk)
+        size = memory_of(chunk)
         if self.size + size > room:
             return False
         self._unread.append((chunk, size))
@@ -45,14 +46,19 @@ def _is_report(chunk: Mapping[str, Any]) -> bool:
     return chunk.get("type") == "progress"
 
 
-def characters(value: Any) -> int:  # noqa: ANN401 - JSON
-    """About the memory of a JSON value; not recursive, because a request decides its depth."""
+def memory_of(value: Any) -> int:  # noqa: ANN401 - JSON
+    """About the bytes of memory of a JSON value.
+
+    Everything counts, because a request decides what it is made of: keys, and small values, of
+    which millions fit into one request. Not recursive, because a request decides its depth, too.
+    """
     total, rest = 0, [value]
     while rest:
         one = rest.pop()
-        total += len(one) if isinstance(one, str) else 8
+        total += sys.getsizeof(one)
         if isinstance(one, Mapping):
-            rest += one.values()
+            rest.extend(one)  # its keys
+            rest.extend(one.values())
         elif isinstance(one, list | tuple):
-            rest += one
+            rest.extend(one)
     return total

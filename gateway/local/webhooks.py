@@ -18,6 +18,7 @@ from typing import Any
 
 from gateway.http.head import is_loopback
 from gateway.jobs import BadRequest
+from gateway.local.stream import memory_of
 from worker.errors import ModelHostFailed, ModelUrlRefused
 from worker.http.client import HttpLimits, SafeHttpClient
 from worker.http.interrupt import within
@@ -38,6 +39,7 @@ class WebhookLimits:
         pause: seconds between two attempts.
         seconds: for one attempt: a host may send one byte from time to time.
         pending: webhooks that are not answered yet, at most; further ones are not sent.
+        pending_bytes: memory of their jobs together, at most.
         threads: posts at the same time.
     """
 
@@ -45,6 +47,7 @@ class WebhookLimits:
     pause: float = 10.0
     seconds: float = 30.0
     pending: int = 100
+    pending_bytes: int = 256_000_000
     threads: int = 4
 
 
@@ -71,7 +74,7 @@ class Webhooks:
         self._own_ports = own_ports
         self._limits = limits
         self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="webhook")
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: dict[asyncio.Task[None], int] = {}  # and the memory of its job
 
     def check(self, url: object) -> str | None:
         """The URL; None if there is none.
@@ -94,12 +97,14 @@ class Webhooks:
 
     def send(self, url: str, job: Mapping[str, Any]) -> None:
         """Post the job soon; an answer other than 200 is asked for again, as RunPod does."""
-        if len(self._sending) >= self._limits.pending:
+        size, limits = memory_of(job), self._limits
+        is_much = size + sum(self._sending.values()) > limits.pending_bytes
+        if is_much or len(self._sending) >= limits.pending:
             logger.warning("the webhook of job %s is not sent: too many wait", job.get("id"))
             return
         task = asyncio.ensure_future(self._send(url, job))
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._sending[task] = size
+        task.add_done_callback(self._sending.pop)
 
     async def sent(self, seconds: float) -> None:
         """Wait until all are sent, for at most so many seconds; then give up the others."""

@@ -23,6 +23,7 @@ from gateway.openai.events import EventResponse, Events, is_drawing
 from gateway.openai.form import body_of
 from worker.errors import InvalidInput, ModelNotFound
 from worker.http.client import SafeHttpClient
+from worker.job.problems import check_size
 from worker.translation import openai_images
 from worker.translation.openai_images import EDITS, GENERATIONS, MODELS, ServedModels
 
@@ -74,6 +75,7 @@ class OpenAIImages:
 
     async def _images(self, route: str, request: Request) -> Response:
         body = await body_of(request)
+        check_size(body)  # of a job that is too large, the worker would not say it as OpenAI does
         asked = openai_images.read(route, body)  # refuses what is wrong before a worker is paid
         job = {"openai_route": route, "openai_input": openai_images.for_queue(body)}
         if not asked.stream:

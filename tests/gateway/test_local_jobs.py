@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import weakref
 from collections import Counter
+from contextvars import ContextVar
 
 import pytest
 
@@ -206,7 +208,7 @@ def test_answers_are_kept_for_their_time_and_within_the_room():
         ids = []
         for number in range(4):
             ids.append(await submit(jobs, number))
-            await handled.end(number, text="x" * 100)
+            await handled.end(number, text="x" * 10_000)
             await clock.advance(1)
         jobs.answered(ids[3])
         kept = []
@@ -224,16 +226,60 @@ def test_answers_are_kept_for_their_time_and_within_the_room():
         with pytest.raises(NoSuchJob, match="kept for 30 minutes"):
             await jobs.state(ids[2])
 
-    use(work, kept_characters=300)
+    use(work, kept_bytes=25_000)
+
+
+LARGE = [{"prompt": "x" * 10_000}, {"x" * 10_000: 1}, {"list": [[]] * 160}, {"list": [1] * 280}]
+
+
+@pytest.mark.parametrize("large", LARGE, ids=lambda one: str(one)[:20])
+def test_what_a_failed_job_keeps_for_a_retry_counts_whatever_it_is_made_of(large):
+    async def work(jobs, handled, clock):
+        ids = []
+        for number in range(4):
+            ids.append((await jobs.submit({"input": {"n": number, **large}})).id)
+            await passing()
+            await handled.end(number, error="it failed")
+            await clock.advance(1)
+        with pytest.raises(NoSuchJob):
+            await jobs.state(ids[1])
+        assert [await status(jobs, one) for one in ids[2:]] == ["FAILED", "FAILED"]
+
+    use(work, kept_bytes=25_000)
+
+
+def test_a_job_that_has_ended_keeps_nothing_that_its_handler_has_set():
+    """Its pictures may be megabytes, and the task keeps the variables of its context."""
+
+    class Pictures:
+        pass
+
+    of_job, alive = ContextVar("of_job"), []
+
+    async def work():
+        async def handler(_job):
+            pictures = Pictures()
+            of_job.set(pictures)
+            alive.append(weakref.ref(pictures))
+            return {"done": True}
+
+        jobs = LocalJobs(handler)
+        jobs.begin()
+        job = await submit(jobs, 1)
+        assert await status(jobs, job) == "COMPLETED"
+        assert [one() for one in alive] == [None]
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(
-    ("limits", "taken"), [({"waiting": 2}, 3), ({"waiting_characters": 250}, 3)]
+    ("limits", "large"),
+    [({"waiting": 2}, {}), *(({"waiting_bytes": 25_000}, one) for one in LARGE)],
 )
-def test_a_full_queue_refuses_jobs(limits, taken):
+def test_a_full_queue_refuses_jobs(limits, large):
     async def work(jobs, _handled, _clock):
-        job = {"input": {"n": 1, "prompt": "x" * 80}}
-        for _ in range(taken):  # one of them runs
+        job = {"input": {"n": 1, **large}}
+        for _ in range(3):  # one of them runs
             await jobs.submit(job)
             await passing()
         with pytest.raises(TooManyJobs):
@@ -392,14 +438,14 @@ def test_unread_chunks_count_as_kept_memory_and_are_forgotten_with_the_job():
         ids = [await submit(jobs, 1), await submit(jobs, 2)]
         for number, job in enumerate(ids, 1):
             post = jobs.stream_of({"id": job})
-            assert await post(picture(1, 500), again=True)
-            assert not await post(picture(2, 500), again=True)  # no room
+            assert await post(picture(1, 5000), again=True)
+            assert not await post(picture(2, 5000), again=True)  # no room
             await handled.end(number, done=True)
         assert await numbers(jobs, ids[1]) == ("COMPLETED", [1])
         with pytest.raises(NoSuchJob):
             await jobs.stream(ids[0], 0)
 
-    use(work, kept_characters=1000)
+    use(work, kept_bytes=10_000)
 
 
 def test_a_job_that_is_queued_again_streams_from_the_beginning():

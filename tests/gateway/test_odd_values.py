@@ -7,6 +7,9 @@ import requests
 from fakes.gateway_server import served_endpoint
 from fakes.runpod_endpoint import RunPodEndpoint, completed, queued
 
+from gateway.http.body import parse
+from worker.job.problems import MAX_VALUES, check_size
+
 RUNSYNC, TXT2IMG, OPENAI = "/runsync", "/sdapi/v1/txt2img", "/v1/images/generations"
 HALF = "\ud800"  # the first half of an emoji that a program has cut
 
@@ -46,6 +49,27 @@ def test_what_is_json_reaches_the_worker_and_what_is_none_is_refused(
     assert answer.json()
     prompts = [one["prompt"] for one in runpod.inputs() if one.get("task") != "batch"]  # the lists
     assert prompts == ([reached] if reached else [])
+
+
+MARKS = [
+    *("[" * 200_001, '{"a": [' + "[]," * 100_000 + "0]}", "[" + "1," * 200_000 + "0]"),
+    *('{"input": {"a": "' + "," * 200_000 + '"}}', json.dumps(dict.fromkeys(range(200_001)))),
+]
+
+
+@pytest.mark.parametrize("route", [RUNSYNC, TXT2IMG, OPENAI, "/sdapi/v1/options"])
+@pytest.mark.parametrize("body", MARKS, ids=lambda body: body[:12])
+def test_json_of_very_many_values_is_refused_before_it_is_parsed(runpod, gateway, route, body):
+    answer = post(gateway, route, body)
+    assert answer.status_code == 413, answer.text
+    assert "at most 200,000 are allowed" in answer.text
+    assert not runpod.inputs()
+
+
+def test_the_most_values_that_a_job_may_have_are_parsed():
+    job = {"input": {"list": [[]] * (MAX_VALUES - 1)}}
+    check_size(job["input"])
+    assert parse(json.dumps(job).encode()) == job
 
 
 @pytest.mark.parametrize(

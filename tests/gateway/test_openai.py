@@ -5,6 +5,7 @@ import base64
 import http.client
 import io
 import json
+import tempfile
 from urllib.parse import urlsplit
 
 import openai
@@ -245,10 +246,22 @@ def test_a_silent_stream_is_kept_open_with_comments(runpod, bridge, monkeypatch)
     assert answer.text.endswith("\n\n")
 
 
+def test_large_files_of_a_form_need_no_disk(bridge, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    image = ("a.png", bytes(1_500_000))
+    with pytest.raises(openai.BadRequestError, match="size = 'big'"):  # the form was read
+        bridge.images.edit(image=image, mask=image, prompt="a fox", size="big")
+
+
 def test_models_start_no_worker_that_sleeps(runpod, bridge):
     runpod.health["workers"] = {"idle": 0, "ready": 0, "running": 0}
     assert [one.id for one in bridge.models.list()] == ["default"]
     assert not runpod.events("run")
+
+
+KEYS = json.dumps({"prompt": "a fox", **{f"key{n}": 0 for n in range(2000)}}).encode()
+FIELD = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n%b\r\n'
+MANY_FIELDS = FIELD % (b"[" + b"1," * 100_000) * 2 + b"--x--\r\n"
 
 
 @pytest.mark.parametrize(
@@ -261,6 +274,9 @@ def test_models_start_no_worker_that_sleeps(runpod, bridge):
         (b"--x\r\n\r\n", "multipart/form-data; boundary=y", 400, "image is missing|form"),
         (b"?", "multipart/form-data", 400, "form cannot be read"),
         (b"x" * 31_000_000, "application/json", 413, "30 MB"),
+        (b"[" * 200_001, "application/json", 413, "200,001 commas and opening brackets"),
+        (KEYS, "application/json", 400, "more than 2,000 keys"),
+        (MANY_FIELDS, "multipart/form-data; boundary=x", 413, "200,002 commas"),
     ],
     ids=lambda one: str(one)[:40],
 )

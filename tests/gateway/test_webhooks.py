@@ -58,3 +58,17 @@ def test_a_webhook_whose_answer_never_ends_is_given_up():
         finally:
             ended.set()
             host.join()
+
+
+def test_webhooks_that_wait_keep_a_bounded_memory():
+    limits = WebhookLimits(attempts=1, pending_bytes=25_000)
+
+    async def send():
+        webhooks, sent = Webhooks(limits=limits), []
+        for size in (10_000, 10_000, 10_000, 1_000):
+            webhooks.send("https://127.0.0.1:1/", {"id": "a", "output": "x" * size})
+            sent.append(len(webhooks._sending))
+        await webhooks.sent(20)
+        return sent, len(webhooks._sending)
+
+    assert asyncio.run(send()) == ([1, 2, 2, 3], 0)

@@ -1,4 +1,5 @@
 import asyncio
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
@@ -122,3 +123,17 @@ def test_a_report_need_not_be_posted_and_may_come_after_the_event_loop():
     unposted = asyncio.run(story())
     assert unposted.latest == {"phase": "resolve"}
     unposted.report({"phase": "late"})  # its loop is closed
+
+
+def test_what_outlives_the_job_keeps_nothing_of_it():
+    async def use():
+        platform = Platform()
+        alive = weakref.ref(platform)
+        async with JobProgress(platform.post) as progress:
+            progress.report({"phase": "load"})
+            await platform.changed.wait()
+        del platform
+        assert alive() is None
+        progress.report({"phase": "upload"})
+
+    asyncio.run(use())

@@ -84,6 +84,8 @@ class JobProgress:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        # Contexts and timers of the job may outlive it and keep this object, and `post` the job.
+        self._post = None
         self._closed.set()
         self._changed.set()
         if self._posting:
