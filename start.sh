@@ -97,7 +97,7 @@ read_arguments() {
   eval "arguments=($given)"
 }
 
-# Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
+# Sets ENGINE, WEBUI_DIR, RUN_DIR, ENGINE_FLAGS (an array), ...: worker/config/settings.py is the one
 # place that reads and checks the environment. worker/config/preflight.py checks the machine, and
 # sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_DRIVER, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
 # Then the models are linked for the engine. One program does all of it: the engine waits for it.
@@ -218,7 +218,7 @@ engine_command() {
   command=("$WEBUI_PYTHON" -u webui.py --api --nowebui --server-name "$WEBUI_HOST"
     --port "$WEBUI_PORT" "${compute[@]}" --no-download-sd-model --do-not-download-clip
     --skip-version-check --skip-python-version-check --skip-torch-cuda-test
-    --disable-console-progressbars --no-prompt-history "${WEBUI_ARGS[@]}")
+    --disable-console-progressbars --no-prompt-history "${ENGINE_FLAGS[@]}")
 }
 
 # The engine's default must be a checkpoint that can be loaded: the handler has written the name of
@@ -232,8 +232,8 @@ name_default_checkpoint() {
 }
 
 start_engine() {
-  # WEBUI_ARGS has its flags already, and A1111 would add them again.
-  local -a command compute environment preload unset=(-u COMMANDLINE_ARGS)
+  # ENGINE_FLAGS has the flags of both already, and A1111 would add those of its own variable again.
+  local -a command compute environment preload unset=(-u COMMANDLINE_ARGS -u WEBUI_ARGS)
   local folder name output
   name_default_checkpoint
   engine_command

@@ -57,7 +57,7 @@ def test_bash_reads_back_the_values_that_python_wrote():
     shell = for_start_sh(Settings.from_environ(environ), compute, environ)
     shell += assignments({"none": None})
     names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "$ENGINE_GPU"'
-    names += ' "${WEBUI_ARGS[@]}" "${ENGINE_ENVIRONMENT[@]}"'
+    names += ' "${ENGINE_FLAGS[@]}" "${ENGINE_ENVIRONMENT[@]}"'
     read = bash(f'{shell}printf "%s\\n" {names}')
 
     texts = ["/x y/$(HOME);z", "/x y/$(HOME);z/venv/bin/python", "500", "", "an 'RTX'"]
