@@ -27,6 +27,17 @@ readonly KEEPER_MS=1000          # for the engine's last lines to reach the log
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
+# Standard streams that were closed at the start become the null device: Python would have no
+# sys.stdout. bash has given the first closed one to this script's own file, which it only reads.
+open_standard_streams() {
+  is_open 0 || exec 0</dev/null
+  is_open 1 || exec 1>/dev/null
+  is_open 2 || exec 2>/dev/null
+}
+
+# usage: is_open DESCRIPTOR
+is_open() { [[ -e /dev/fd/$1 && ! /dev/fd/$1 -ef ${BASH_SOURCE[0]} ]]; }
+
 # A failed write (to a closed terminal) must not end the script while it stops the processes. RunPod
 # cuts messages at 4096 characters: a long one loses its middle, as in worker/log.py.
 log() {
@@ -65,6 +76,14 @@ stop_if_requested() {
 end_early() {
   stop_if_requested
   exit "$1"
+}
+
+# A user of a container may be only a number, such as with `docker run --user 1234`: the system knows
+# no name for it. torch asks for one when it is imported, and other libraries ask for the home.
+name_user() {
+  [[ -n ${USER:-} ]] || USER=$(id -un 2>/dev/null) || USER=$EUID
+  HOME=${HOME:-~}  # bash takes / where the system knows no home, as Docker does
+  export USER HOME
 }
 
 # Sets PYTHON, the worker's Python, unless it is set: the project's environment, or any python3.
@@ -550,6 +569,8 @@ main() {
   trap 'restart_requested=yes' USR1
   trap : PIPE  # nobody reads the log any more; not '', which the programs would inherit
   trap clean_up EXIT
+  open_standard_streams
+  name_user
   find_python
   read_arguments "$@"
   look_for_tcmalloc

@@ -1,4 +1,11 @@
-"""What start.sh makes of its environment for its two programs: variables."""
+"""What start.sh makes of its environment for its two programs: variables, streams, the user."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from fakes.supervised import LASTING_ENGINE, PROJECT
 
 from worker.config.settings import Settings
 
@@ -89,3 +96,49 @@ def test_both_programs_get_every_variable_as_the_operator_meant_it(new_worker):
     assert not {"COMMANDLINE_ARGS", "WEBUI_ARGS"} & engine["environ"].keys()
     flags = ["--ckpt-dir", "/a b", "--api-auth", "me:it's $HOME", "--medvram"]
     assert [word for word in engine["arguments"] if word in flags] == flags
+
+
+NOTE_STREAMS = "me.note('streams', files=[os.readlink(f'/proc/self/fd/{it}') for it in range(3)]); "
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_stream_that_is_closed_at_the_start_is_the_null_device(new_worker, closed):
+    """Else Python has no sys.stdout, or one that cannot be written, and no SDK is imported."""
+    worker = new_worker(NOTE_STREAMS + LASTING_ENGINE, f"{NOTE_STREAMS}me.serve()")
+    worker.start(under=("bash", "-c", f'exec {closed}; exec "$@"', "-"))
+    null, own, other = worker.await_event("handler streams")["files"]
+    assert (null, own == "/dev/null", other == "/dev/null") == (
+        *("/dev/null", "1>" in closed, "2>" in closed),
+    )
+    null, *pipes = worker.await_event("engine streams")["files"]
+    assert null == "/dev/null"
+    assert all(it.startswith("pipe:") for it in pipes)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_the_handler_opens_a_closed_stream_by_itself(closed):
+    show = "import standard_streams as it; it.open_closed(); import os, sys;"
+    show += "sys.exit([os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)].count('/dev/null'))"
+    command = ["bash", "-c", f'exec {closed}; exec "$@"', "-", sys.executable]
+    worker = {"cwd": PROJECT / "worker", "capture_output": True, "stdin": subprocess.PIPE}
+    found = subprocess.run([*command, "-c", show], check=False, **worker)
+    assert found.returncode == closed.count("-")
+    done = subprocess.run([*command, PROJECT / "handler.py", "--schema"], check=False, **worker)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_user_without_a_name_gets_one_and_a_home(new_worker):
+    """torch ends its own import where nothing names the user."""
+    under = ("unshare", "--user", "--map-user=4321")
+    if not shutil.which("unshare") or subprocess.run([*under, "true"], check=False).returncode:
+        pytest.skip("this machine does not let a process be another user")
+    ask = "import getpass, pathlib; home = str(pathlib.Path.home()); "
+    ask += "me.note('user', name=getpass.getuser(), home=home); "
+    worker = new_worker(ask + LASTING_ENGINE, f"{ask}me.serve()")
+    assert not {"USER", "LOGNAME", "HOME"} & worker.environ.keys()
+    worker.start(under=under)
+    for program in ("engine", "handler"):
+        user = worker.await_event(f"{program} user")
+        assert (user["name"], user["home"]) == ("4321", "/")
+    assert worker.stop() == 0
