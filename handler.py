@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import runpod_sdk
 from model_manager import ModelManager
-from worker import kept_log, log, memory
+from worker import kept_log, log, memory, standard_streams
 from worker.config import webui_config
 from worker.config.bucket_address import BucketAccess
 from worker.config.credentials import secret_values
@@ -221,6 +221,7 @@ async def check_given(handler: Handler, settings: Settings, job: Mapping[str, An
 
 def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
     """Boot the worker, then run the RunPod SDK until it ends; returns the exit status."""
+    standard_streams.open_closed()
     arguments = read_arguments(sys.argv[1:])
     if arguments.starts_nothing:
         return print_schema() if arguments.schema else diagnose(arguments)

@@ -27,6 +27,17 @@ readonly KEEPER_MS=1000          # for the engine's last lines to reach the log
 
 HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
+# Standard streams that were closed at the start become the null device: Python would have no
+# sys.stdout. bash has given the first closed one to this script's own file, which it only reads.
+open_standard_streams() {
+  is_open 0 || exec 0</dev/null
+  is_open 1 || exec 1>/dev/null
+  is_open 2 || exec 2>/dev/null
+}
+
+# usage: is_open DESCRIPTOR
+is_open() { [[ -e /dev/fd/$1 && ! /dev/fd/$1 -ef ${BASH_SOURCE[0]} ]]; }
+
 # A failed write (to a closed terminal) must not end the script while it stops the processes. RunPod
 # cuts messages at 4096 characters: a long one loses its middle, as in worker/log.py.
 log() {
@@ -67,6 +78,14 @@ end_early() {
   exit "$1"
 }
 
+# A user of a container may be only a number, such as with `docker run --user 1234`: the system knows
+# no name for it. torch asks for one when it is imported, and other libraries ask for the home.
+name_user() {
+  [[ -n ${USER:-} ]] || USER=$(id -un 2>/dev/null) || USER=$EUID
+  HOME=${HOME:-~}  # bash takes / where the system knows no home, as Docker does
+  export USER HOME
+}
+
 # Sets PYTHON, the worker's Python, unless it is set: the project's environment, or any python3.
 find_python() {
   if [[ -z ${PYTHON:-} ]]; then
@@ -97,7 +116,7 @@ read_arguments() {
   eval "arguments=($given)"
 }
 
-# Sets ENGINE, WEBUI_DIR, RUN_DIR, WEBUI_ARGS (an array), ...: worker/config/settings.py is the one
+# Sets ENGINE, WEBUI_DIR, RUN_DIR, ENGINE_FLAGS (an array), ...: worker/config/settings.py is the one
 # place that reads and checks the environment. worker/config/preflight.py checks the machine, and
 # sets ENGINE_DEVICE, ENGINE_GPU, ENGINE_DRIVER, ENGINE_ATTENTION and ENGINE_ENVIRONMENT (an array).
 # Then the models are linked for the engine. One program does all of it: the engine waits for it.
@@ -218,7 +237,7 @@ engine_command() {
   command=("$WEBUI_PYTHON" -u webui.py --api --nowebui --server-name "$WEBUI_HOST"
     --port "$WEBUI_PORT" "${compute[@]}" --no-download-sd-model --do-not-download-clip
     --skip-version-check --skip-python-version-check --skip-torch-cuda-test
-    --disable-console-progressbars --no-prompt-history "${WEBUI_ARGS[@]}")
+    --disable-console-progressbars --no-prompt-history "${ENGINE_FLAGS[@]}")
 }
 
 # The engine's default must be a checkpoint that can be loaded: the handler has written the name of
@@ -232,8 +251,8 @@ name_default_checkpoint() {
 }
 
 start_engine() {
-  # WEBUI_ARGS has its flags already, and A1111 would add them again.
-  local -a command compute environment preload unset=(-u COMMANDLINE_ARGS)
+  # ENGINE_FLAGS has the flags of both already, and A1111 would add those of its own variable again.
+  local -a command compute environment preload unset=(-u COMMANDLINE_ARGS -u WEBUI_ARGS)
   local folder name output
   name_default_checkpoint
   engine_command
@@ -550,6 +569,8 @@ main() {
   trap 'restart_requested=yes' USR1
   trap : PIPE  # nobody reads the log any more; not '', which the programs would inherit
   trap clean_up EXIT
+  open_standard_streams
+  name_user
   find_python
   read_arguments "$@"
   look_for_tcmalloc

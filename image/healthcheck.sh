@@ -19,6 +19,7 @@ if [[ $engine != external ]]; then
   [[ $state == running ]] || unhealthy "the engine is not running: $state"
   [[ $(cat "$RUN_DIR/engine.ready" 2>&1) == "$pid" ]] || unhealthy "the engine is not ready yet"
 fi
+# Docker can set http_proxy in every container, and a proxy would look for the engine on itself.
 curl --silent --show-error --fail --max-time 5 --output /dev/null --proto '=http,https' \
-  --url "$url/sdapi/v1/progress?skip_current_image=true" ||
+  --noproxy '*' --url "$url/sdapi/v1/progress?skip_current_image=true" ||
   unhealthy "the engine does not answer at $url/sdapi/v1/progress"

@@ -163,10 +163,11 @@ class Generation(BaseModel):
         if max(width, height) > LONGEST_SIDE:
             raise ValueError(f"{size} is too large: each side has {LONGEST_SIDE} pixels at most")
         others = (self.seed_resize_from_w, self.seed_resize_from_h)
-        if min(others) > 0 and not LATENT_FACTOR <= min(others) <= max(others) <= LONGEST_SIDE:
+        # as in A1111, a side below LATENT_FACTOR is allowed: its noise has no pixel to put in
+        if min(others) > 0 and max(others) > LONGEST_SIDE:
             raise ValueError(
-                f"seed_resize_from_w and seed_resize_from_h must be {LATENT_FACTOR} to "
-                f"{LONGEST_SIDE}, not {shown(others)}"
+                f"seed_resize_from_w and seed_resize_from_h must be at most {LONGEST_SIDE}, not "
+                f"{shown(others)}"
             )
 
     def _check_denoising(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.errors import Unsupported
+from engine.errors import Refused, Unsupported
 from engine.prompt.schedule import schedule
 from engine.prompt.syntax import Span, bare, parse, split_parts
 from engine.prompt.tokenizer import clean
@@ -140,6 +140,11 @@ def _hidden(encoder: Any, output: Any, clip_skip: int, is_xl: bool) -> torch.Ten
         return layer
     # as in A1111: for OpenCLIP, which SD2 has, the option has no effect
     if clip_skip > 1 and encoder.config.hidden_act != OPENCLIP:
+        if clip_skip > (most := len(output.hidden_states)):
+            raise Refused(
+                f"clip skip (CLIP_stop_at_last_layers) must be at most {most} for this checkpoint, "
+                f"not {clip_skip}"
+            )
         norm = getattr(encoder, "text_model", encoder).final_layer_norm
         normed: torch.Tensor = norm(output.hidden_states[-clip_skip])
         return normed
@@ -306,8 +311,7 @@ class TextEncoder:
         """Both prompts, without tags, for a picture that calls the model `calls` times.
 
         The second pass of highres fix gives the calls of the first one as `base_calls`. Raises
-        IndexError if `clip_skip` is more than the text encoder's number of layers, the same as
-        A1111.
+        Refused if the text encoder has too few layers for `clip_skip`; A1111 raises IndexError.
         """
         without = self.schedule(negative, calls, base_calls, is_negative=True)
         parts = split_parts(prompt)

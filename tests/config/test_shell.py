@@ -57,7 +57,7 @@ def test_bash_reads_back_the_values_that_python_wrote():
     shell = for_start_sh(Settings.from_environ(environ), compute, environ)
     shell += assignments({"none": None})
     names = '"$WEBUI_DIR" "$WEBUI_PYTHON" "$ENGINE_RESTART_WINDOW_MS" "$NONE" "$ENGINE_GPU"'
-    names += ' "${WEBUI_ARGS[@]}" "${ENGINE_ENVIRONMENT[@]}"'
+    names += ' "${ENGINE_FLAGS[@]}" "${ENGINE_ENVIRONMENT[@]}"'
     read = bash(f'{shell}printf "%s\\n" {names}')
 
     texts = ["/x y/$(HOME);z", "/x y/$(HOME);z/venv/bin/python", "500", "", "an 'RTX'"]
@@ -134,8 +134,8 @@ def engine_url():
         server.shutdown()
 
 
-def check_health(run_dir):
-    done = bash(f"{PROJECT}/image/healthcheck.sh", RUN_DIR=str(run_dir))
+def check_health(run_dir, **environ):
+    done = bash(f"{PROJECT}/image/healthcheck.sh", RUN_DIR=str(run_dir), **environ)
     return done.returncode, done.stdout.strip()
 
 
@@ -154,6 +154,14 @@ def test_the_health_check_asks_the_url_that_the_worker_uses(project, engine_url,
     start_sh(project, "prepare_run_dir", WEBUI_URL=engine_url + path)
     status, reason = check_health(project / "run")
     assert (status, reason[: len(health[1])]) == health
+
+
+def test_the_health_check_does_not_ask_a_proxy_for_the_engine(project, engine_url):
+    """Docker sets these variables in every container if `~/.docker/config.json` has proxies."""
+    start_sh(project, "prepare_run_dir", WEBUI_URL=engine_url)
+    names = ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY")
+    dead = dict.fromkeys(names, "http://127.0.0.1:9")
+    assert check_health(project / "run", **dead) == (0, "")
 
 
 def test_other_users_cannot_read_the_engines_url(project):

@@ -34,6 +34,15 @@ def test_an_uploaded_file_can_be_downloaded_for_seven_days_by_a_url_without_secr
     assert SECRET not in url
 
 
+def test_a_service_on_this_machine_is_not_asked_through_a_proxy(server, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    bucket(server).upload("job-1/proxy.png", b"picture", "image/png")
+    assert server.files()["job-1/proxy.png"] == ("image/png", b"picture")
+
+
 def test_a_public_bucket_returns_its_own_url(server):
     public = bucket(server, BUCKET_PUBLIC_URL="https://cdn.example/pics/")
     assert public.upload("a b/0.png", b"x", "image/png") == "https://cdn.example/pics/a%20b/0.png"

@@ -135,6 +135,21 @@ def test_the_flags_of_a1111_are_shown_without_their_words(environ):
     assert shown in part(text, "Settings")
 
 
+@pytest.mark.parametrize("name", ["WEBUI_ARGS", "COMMANDLINE_ARGS"])
+@pytest.mark.parametrize(
+    "flags", ["--gradio-auth 'a:my xyzzy1,b:xyzzy=2' --ngrok=xyzzy3", '"--api-auth a:xyzzy4"']
+)
+def test_a_password_of_a_flag_is_hidden_in_the_engines_lines(folder, environ, name, flags):
+    words = [word for word in ("my xyzzy1", "xyzzy=2", "xyzzy3", "xyzzy4") if word in flags]
+    log = KeptLog(folder / "run/log.engine")
+    log.write("".join(f"it reads {word} here\n" for word in words).encode())
+    text, _ = run("-", environ=environ | {name: flags, "ENGINE": "a1111"})
+    lines = part(text, "Last lines of the engine").splitlines()
+    assert lines[-len(words) :] == ["it reads *** here"] * len(words)
+    (shown,) = re.findall("^WEBUI_ARGS: (.*)", text, re.MULTILINE)
+    assert shown in {"--gradio-auth *** --ngrok=***", "--api-auth ***"}
+
+
 def test_broken_settings_are_named_and_the_rest_counts(environ):
     wrong = {"ENGINE": "comfy", "JOB_TIMEOUT": "-1", "PORT": "7860", "BUCKET_NAME": "alone"}
     wrong |= {"HF_TOKEN_FILE": "/no/such/file", "WEBUI_URL": "http://u:xyzzypw@h:99999999"}

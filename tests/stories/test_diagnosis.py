@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+from fakes import worker_process
 from fakes.a1111.process import wait_until
 from fakes.runpod_plane import RunPodPlane
 from fakes.worker_process import SMALL, completed, failed, running_worker
@@ -61,6 +62,19 @@ def test_it_shows_a_running_worker_and_a_killed_one(tmp_path):
     assert re.search(r'"failures": \{\s+"INVALID_INPUT": 1', dead)
     assert "start.sh: engine a1111 started (pid" in dead
     assert "GET /sdapi" not in dead
+
+
+def test_it_hides_the_passwords_of_the_engines_flags(tmp_path, monkeypatch):
+    flags = "--medvram --gradio-auth 'user:xyzzy-gradio'"
+    tells = "import sys\n\nprint('it reads', sys.argv[-1].split(':')[1], 'here')\n"
+    monkeypatch.setattr(worker_process, "WEBUI_PY", tells + worker_process.WEBUI_PY)
+    with (
+        RunPodPlane(hold=1.0) as plane,
+        running_worker(tmp_path, plane, WEBUI_ARGS=flags) as worker,
+    ):
+        text = diagnosis(RUN_DIR=str(worker.run_dir))
+    assert "it reads *** here\n" in text
+    assert "\nWEBUI_ARGS: --medvram --gradio-auth ***\n" in text
 
 
 def test_the_bridge_has_one_too(tmp_path):

@@ -51,6 +51,13 @@ def test_an_engine_that_was_killed_keeps_only_one_from_then_on(start):
         assert "it once ended or ran out of memory with more" in worker.log()
 
 
+@pytest.mark.parametrize("name", ["WEBUI_ARGS", "COMMANDLINE_ARGS"])
+def test_an_engine_that_moves_parts_of_a_checkpoint_keeps_one(start, name):
+    with start(**KEEPING, **{name: "--medvram"}) as worker:
+        assert limit(worker) == 1
+        assert "--medvram moves parts of one checkpoint" in worker.log()
+
+
 def test_an_a1111_without_the_extension_keeps_one(start):
     with start(CHECKPOINTS_IN_MEMORY="2") as worker:
         assert limit(worker) == 1

@@ -52,7 +52,8 @@ def for_start_sh(settings: Settings, compute: Compute, environ: Mapping[str, str
     """All values that start.sh needs."""
     host, port = settings.engine_address
     values = {name: getattr(settings, name) for name in _FOR_START_SH} | {
-        "webui_args": settings.webui_args,
+        # Not WEBUI_ARGS: bash exports no array, and the handler reads that variable, too.
+        "engine_flags": settings.webui_args,
         "webui_host": host,
         "webui_port": port,
         "webui_python": settings.webui_interpreter,

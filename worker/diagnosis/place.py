@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from worker.config.as_written import as_meant
 from worker.diagnosis.processes import Process
 from worker.diagnosis.sections import Section, gather
 from worker.files import read_small
@@ -150,6 +152,7 @@ def _secrets(environ: Mapping[str, str]) -> Iterator[str]:
         from worker.config.settings import Settings  # noqa: PLC0415 - its packages may be missing
 
         shown = {name.upper() for name in Settings.model_fields} - _secret_names()
+        shown.add("COMMANDLINE_ARGS")  # shown as a part of WEBUI_ARGS
     found = secrets_of(environ, shown)
     for name, path in environ.items():
         if name.endswith("_FILE") and name not in shown:
@@ -162,13 +165,18 @@ def _secrets(environ: Mapping[str, str]) -> Iterator[str]:
 
 def _secret_words(flags: str) -> list[str]:
     """The values of flags such as `--api-auth user:password`."""
-    words = flags.replace("=", " ").split()
+    try:
+        words = shlex.split(as_meant(flags))
+    except ValueError:  # a quote that is not closed
+        words = [word.strip("'\"") for word in flags.split()]
+    parts = [part for word in words for part in (word.split("=", 1) if word[:1] == "-" else [word])]
     values = [
-        value.strip("'\"")
-        for flag, value in itertools.pairwise(words)
-        if flag.startswith("-") and re.search("auth|pass|token|key|secret", flag)
+        value
+        for flag, value in itertools.pairwise(parts)
+        if flag.startswith("-") and re.search("auth|pass|token|key|secret|ngrok", flag)
     ]
-    return [part for value in values for part in (value, *value.split(":"))]
+    # `--gradio-auth` takes several, as `user:password,user:password`
+    return [part for value in values for part in (value, *re.split("[:,]", value))]
 
 
 def _secret_names() -> set[str]:
@@ -201,6 +209,7 @@ def _settings(environ: Mapping[str, str]) -> Iterator[str]:
     shown = {name.upper(): _shown(value) for name, value in values.items()} | {"WEBUI_ARGS": flags}
     folders = {name.upper(): str(values[name]) for name in _FOLDERS if values[name]}
     chosen = [name.upper() for name in values if environ.get(name.upper(), "").strip()]
+    chosen += ["WEBUI_ARGS"] * bool(environ.get("COMMANDLINE_ARGS", "").strip())
     secrets = {
         name: bool(environ.get(name) or environ.get(f"{name}_FILE"))
         for name in sorted(_secret_names())
@@ -228,7 +237,8 @@ def _shown_flags(flags: Iterable[str]) -> str:
     words = []
     for word in flags:
         flag, equals, value = word.partition("=")
-        words.append(f"{_flag(flag)}{equals}{_flag(value) if value else ''}")
+        is_flag = flag.startswith("-")  # else the whole word is a value, also with a `=` in it
+        words.append(f"{_flag(flag)}{equals}{value and _flag(value)}" if is_flag else _flag(word))
     return " ".join(words)
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from worker.config.bucket_address import BucketAddress
+from worker.http.urls import is_public_host
 
 # Below this level it logs whole requests, with the id of the key.
 logging.getLogger("botocore").setLevel(logging.WARNING)
@@ -55,6 +57,9 @@ def s3_client(
         # documents no support for them.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        # A proxy of the environment does not reach a service on this machine or beside it. None:
+        # boto3 asks the environment.
+        proxies=None if is_public_host(urlsplit(address.endpoint).hostname or "") else {},
     )
     # A session of our own: boto3's default one is not thread-safe.
     client = boto3.session.Session().client(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fakes import tiny_models
 
+from engine.errors import Refused
 from engine.prompt import encoding, tokenizer
 from engine.prompt.encoding import TextEncoder, TextOptions
 from engine.prompt.vectors import Words
@@ -98,3 +99,11 @@ def test_clip_skip_has_an_effect_only_on_sd1(pipes, kind, has_effect):
         for skip in (1, 2)
     )
     assert torch.equal(one, two) is not has_effect
+
+
+def test_a_clip_skip_without_a_layer_is_refused_with_the_largest_one(pipes):
+    layers = pipes["SD1"].text_encoder.config.num_hidden_layers
+    TextEncoder(pipes["SD1"], TextOptions(clip_skip=layers + 1)).conditioning("a cat", "", 1)
+    too_many = TextEncoder(pipes["SD1"], TextOptions(clip_skip=layers + 2))
+    with pytest.raises(Refused, match=f"at most {layers + 1} for this .*, not {layers + 2}"):
+        too_many.conditioning("a cat", "", 1)

@@ -65,6 +65,13 @@ def test_the_middle_is_the_noise_of_another_size(size, inside, of_other):
     assert torch.equal(first(resize_from=(64, -1)), first())
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 64), (4096, 7)])
+@pytest.mark.parametrize("source", ["CPU", "NV"])
+def test_a_size_without_a_whole_latent_pixel_has_no_noise_to_put_in(size, source):
+    found = first(resize_from=size, subseed=7, strength=0.5, source=source)
+    assert torch.equal(found, first(source=source))
+
+
 def brownian(seed=1, source="CPU", shape=SHAPE):
     noise = Noise(Seeds(seed, source=source), shape)
     return BrownianNoise(noise, torch.tensor([14.0, 6.0, 1.0, 0.1, 0.0]))
