@@ -30,6 +30,7 @@ HERE=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # Standard streams that were closed at the start become the null device: Python would have no
 # sys.stdout. bash has given the first closed one to this script's own file, which it only reads.
 open_standard_streams() {
+  [[ -d /dev/fd ]] || return 0
   is_open 0 || exec 0</dev/null
   is_open 1 || exec 1>/dev/null
   is_open 2 || exec 2>/dev/null
