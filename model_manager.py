@@ -87,8 +87,11 @@ class ModelManager:
         self.counts: Counter[str] = Counter(found=0, fetched=0)
         self._engine = settings.engine
         self._lock = threading.Lock()  # several jobs can be prepared at once
+        # Never held while files are read: a volume that does not answer must not keep `release`.
+        self._pinning = threading.Lock()
         self._in_use: list[Models] = []
         self._loaded: ModelFile | None = None
+        self._default: ModelFile | None = None
         self._webui_dir = settings.webui_dir
         self._annotators = settings.operators_folder(ANNOTATORS)
         self._pickles = settings.allow_pickles
@@ -166,8 +169,10 @@ class ModelManager:
             hash_cache.seed(self._webui_dir, checkpoints if is_new else [])
             models = models.renamed(named)
             self.own.check_names(models.embeddings)
-            self._in_use.append(models)
-            self._pin(default)
+            with self._pinning:
+                self._in_use.append(models)
+                self._default = default
+                self._pin()
         return models, is_new
 
     def arrange_embeddings(self, models: Models) -> bool:
@@ -204,9 +209,8 @@ class ModelManager:
 
         Call it every few minutes; `SpaceLimits.in_use` says how long a mark holds.
         """
-        for file in models.files():
-            if file.verified_sha256:
-                self.store.fetched.mark_used(file.verified_sha256)
+        for sha256 in _hashes(models.files()):
+            self.store.fetched.mark_used(sha256)
 
     def release(self, models: Models, *, was_loaded: bool = True) -> None:
         """Unpin the models of a job that has ended.
@@ -215,10 +219,10 @@ class ModelManager:
             models: those that the job had.
             was_loaded: whether the engine may have loaded the checkpoint, which then stays pinned.
         """
-        with self._lock:
+        with self._pinning:
             self._in_use.remove(models)
             self._loaded = (models.loaded if was_loaded else None) or self._loaded
-            self._pin(self._default_checkpoint())
+            self._pin()
 
     def stored(self, request: PictureRequest) -> set[Path]:
         """The files of the job's models that are found without a download."""
@@ -279,8 +283,7 @@ class ModelManager:
         with self._lock:
             self.counts.update(found=len(wanted) - len(missing), fetched=len(missing))
         if missing:
-            found = [f.verified_sha256 for f in files.values() if f and f.verified_sha256]
-            fetched = self.fetcher.fetch_all(missing, stop, found)
+            fetched = self.fetcher.fetch_all(missing, stop, _hashes(files.values()))
             look_again()
             files |= {one: blob.as_file() for one, blob in fetched.items()}
         return [_with_kind_of(one, file) for one in wanted if (file := files[one])]
@@ -387,13 +390,10 @@ class ModelManager:
             self.store.fetched.mark_used(file.verified_sha256)  # for the other workers
         return file
 
-    def _pin(self, default: ModelFile | None) -> None:
+    def _pin(self) -> None:
         """Protect from eviction what jobs use, and what the engine has loaded or loads again."""
-        files = {file for models in self._in_use for file in models.files()}
-        files |= {file for file in (self._loaded, default) if file}
-        self.space.pinned = frozenset(
-            file.verified_sha256 for file in files if file.verified_sha256
-        )
+        files = [file for models in self._in_use for file in models.files()]
+        self.space.pinned = _hashes([*files, self._loaded, self._default])
 
     def _check(self, models: Models) -> Models:
         """Check that each file can be used, alone and with the checkpoints; adds the notes.
@@ -416,6 +416,10 @@ class ModelManager:
             with self._lock:
                 self.own.check(file for file in models.files() if not file.verified_sha256)
             raise
+
+
+def _hashes(files: Iterable[ModelFile | None]) -> frozenset[str]:
+    return frozenset(file.verified_sha256 for file in files if file and file.verified_sha256)
 
 
 def _with_kind_of(wanted: Wanted, file: ModelFile) -> ModelFile:

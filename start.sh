@@ -83,6 +83,7 @@ end_early() {
 # no name for it. torch asks for one when it is imported, and other libraries ask for the home.
 name_user() {
   [[ -n ${USER:-} ]] || USER=$(id -un 2>/dev/null) || USER=$EUID
+  [[ -n ${HOME:-} ]] || unset HOME
   HOME=${HOME:-~}  # bash takes / where the system knows no home, as Docker does
   export USER HOME
 }
@@ -265,7 +266,7 @@ start_engine() {
   exec {output}> >(exec "$PYTHON" -I -S "$HERE/worker/kept_log.py" "$RUN_DIR/log.engine" >&2)
   keeper_pid=$!
   # If start.sh and the handler are killed together, nobody is left who could stop the engine: so the
-  # kernel kills it with start.sh. If start.sh is gone before the kernel knows, it is not started.
+  # kernel kills it with start.sh. If start.sh is gone before the kernel knows, no engine is started.
   if setpriv --pdeathsig KILL true 2>/dev/null; then
     # shellcheck disable=SC2016 # the inner bash expands it
     command=(setpriv --pdeathsig KILL bash -c '[[ $PPID != "$0" ]] || exec "$@"' $$ "${command[@]}")

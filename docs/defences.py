@@ -152,7 +152,7 @@ JOB = [
         "            TooManyJobs(",
     ),
     Defence(
-        "JSON over HTTP has at most 200,000 commas and brackets, counted before it is parsed",
+        "JSON over HTTP has at most 400,000 commas and brackets, counted before it is parsed",
         "tests/gateway/test_odd_values.py"
         "::test_json_of_very_many_values_is_refused_before_it_is_parsed",
         "gateway/http/body.py",

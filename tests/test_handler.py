@@ -155,6 +155,20 @@ def test_the_models_of_a_job_count_as_used_until_it_ends(worker, monkeypatch):
     assert left == set()
 
 
+def test_a_picture_that_is_drawn_at_the_last_moment_is_delivered(worker):
+    engine = worker.worker.engine
+    generate = engine.generate
+
+    async def generate_at_the_last_moment(payload, stopwatch, *arguments, **more):
+        answer = await generate(payload, stopwatch, *arguments, **more)
+        stopwatch.limit(0.0)
+        return answer
+
+    engine.generate = generate_at_the_last_moment
+    job = {"id": "job-1", "input": {"prompt": "a fox", "checkpoint": "base"}}
+    assert asyncio.run(worker(job))["images"]
+
+
 def test_where_nothing_can_be_streamed_the_job_is_one_request_and_its_answer_says_so(worker):
     engine, requests = worker.worker.engine, []
     generate = engine.generate

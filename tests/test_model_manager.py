@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import threading
 
 import pytest
 from fakes import model_files
@@ -438,6 +439,16 @@ def test_the_engines_default_checkpoint_is_never_evicted(manager, folders):
     assert manager.space.pinned == {sha256_of(data["c"])}
     manager.release(prepare(manager, checkpoint="b")[0], was_loaded=False)
     assert manager.space.pinned == {sha256_of(data["c"])}, "it was only prefetched"
+
+
+def test_a_job_ends_while_the_folders_of_another_one_do_not_answer(manager, folders):
+    put(folders[1], "base.safetensors", "Stable-diffusion")
+    models, _ = prepare(manager, checkpoint="base")
+    with manager._lock:  # as a thread that waits for a file under it
+        ending = threading.Thread(target=manager.release, args=[models], daemon=True)
+        ending.start()
+        ending.join(30)
+        assert not ending.is_alive()
 
 
 def test_a_replaced_file_of_the_operator_is_reported_once(manager, folders):

@@ -10,10 +10,10 @@ from starlette.requests import Request
 from gateway.jobs import BadRequest, GatewayError
 from worker.json_text import check_levels
 
-# The 100,000 values that a job may have need at most so many of these marks: a comma and a bracket
-# each. The commas of texts count, too, because to leave them out would take as long as to parse;
-# prompts have hundreds, and base64 has none.
-MOST_MARKS = 200_000
+# The 100,000 values that a job may have need at most half of these marks: a comma and a bracket
+# each. The others are for the commas of texts, which count, too, because to leave them out would
+# take as long as to parse; prompts have hundreds, and base64 has none.
+MOST_MARKS = 400_000
 _MARKS = ",[{"
 
 Json = Any
@@ -80,7 +80,8 @@ def refuse_many_values(*texts: str | bytes) -> None:
     if marks > MOST_MARKS:
         raise TooManyValues(
             f"The request's JSON has {marks:,} commas and opening brackets, and at most"
-            f" {MOST_MARKS:,} are allowed, those in texts included: send fewer values."
+            f" {MOST_MARKS:,} are allowed, those in texts included: send fewer values, or shorter"
+            " texts."
         )
 
 

@@ -52,8 +52,8 @@ def test_what_is_json_reaches_the_worker_and_what_is_none_is_refused(
 
 
 MARKS = [
-    *("[" * 200_001, '{"a": [' + "[]," * 100_000 + "0]}", "[" + "1," * 200_000 + "0]"),
-    *('{"input": {"a": "' + "," * 200_000 + '"}}', json.dumps(dict.fromkeys(range(200_001)))),
+    *("[" * 400_001, '{"a": [' + "[]," * 200_000 + "0]}", "[" + "1," * 400_000 + "0]"),
+    *('{"input": {"a": "' + "," * 400_000 + '"}}', json.dumps(dict.fromkeys(range(400_001)))),
 ]
 
 
@@ -62,7 +62,7 @@ MARKS = [
 def test_json_of_very_many_values_is_refused_before_it_is_parsed(runpod, gateway, route, body):
     answer = post(gateway, route, body)
     assert answer.status_code == 413, answer.text
-    assert "at most 200,000 are allowed" in answer.text
+    assert "at most 400,000 are allowed" in answer.text
     assert not runpod.inputs()
 
 

@@ -261,7 +261,7 @@ def test_models_start_no_worker_that_sleeps(runpod, bridge):
 
 KEYS = json.dumps({"prompt": "a fox", **{f"key{n}": 0 for n in range(2000)}}).encode()
 FIELD = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n%b\r\n'
-MANY_FIELDS = FIELD % (b"[" + b"1," * 100_000) * 2 + b"--x--\r\n"
+MANY_FIELDS = FIELD % (b"[" + b"1," * 200_000) * 2 + b"--x--\r\n"
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ MANY_FIELDS = FIELD % (b"[" + b"1," * 100_000) * 2 + b"--x--\r\n"
         (b"--x\r\n\r\n", "multipart/form-data; boundary=y", 400, "image is missing|form"),
         (b"?", "multipart/form-data", 400, "form cannot be read"),
         (b"x" * 31_000_000, "application/json", 413, "30 MB"),
-        (b"[" * 200_001, "application/json", 413, "200,001 commas and opening brackets"),
+        (b"[" * 400_001, "application/json", 413, "400,001 commas and opening brackets"),
         (KEYS, "application/json", 400, "more than 2,000 keys"),
-        (MANY_FIELDS, "multipart/form-data; boundary=x", 413, "200,002 commas"),
+        (MANY_FIELDS, "multipart/form-data; boundary=x", 413, "400,002 commas"),
     ],
     ids=lambda one: str(one)[:40],
 )

@@ -56,7 +56,7 @@ def test_a_worker_whose_threads_outlive_their_jobs_is_hanging_until_they_end(way
         for number in range(4):
             waited = await one(started)
             assert waited.cancelled() == (end == "cancelled")
-            now[0] += 19 if number == 3 else 1
+            now[0] += 179 if number == 3 else 1
             assert not started.are_hanging()
         if end == "late":
             assert waited.result() is None if way == "run_or_stop" else waited.exception().code
@@ -67,6 +67,20 @@ def test_a_worker_whose_threads_outlive_their_jobs_is_hanging_until_they_end(way
             await asyncio.sleep(0.01)
 
     asyncio.run(story())
+
+
+def test_nothing_is_started_after_the_deadline():
+    """Inputs of a batch that wait for their turn would fill all threads."""
+    done = []
+
+    async def story():
+        late, started = Stopwatch(0.0), Threads()
+        with pytest.raises(JobTimeout):
+            await started.run(late, done.append, "run")
+        assert await started.run_or_stop(late, done.append) is None
+
+    asyncio.run(story())
+    assert done == []
 
 
 def test_the_error_says_what_could_not_be_read():

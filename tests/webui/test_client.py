@@ -8,6 +8,7 @@ from fakes.a1111.process import SMALL, free_port, running_a1111, write_safetenso
 from fakes.recorded import recorded
 
 from worker import errors
+from worker.webui import connection
 from worker.webui.client import WebUI, error_from_answer
 
 ANSWERS = [
@@ -159,8 +160,9 @@ def test_a_connection_that_the_engine_closed_while_idle_is_not_used_again():
 
 
 @pytest.mark.parametrize("where", ["between two answers", "in the header", "in the body"])
-def test_an_answer_that_comes_in_single_bytes_is_given_up_in_time(where):
+def test_an_answer_that_comes_in_single_bytes_is_given_up_in_time(monkeypatch, where):
     """Each read gets something, so a limit for one read would never be reached."""
+    monkeypatch.setattr(connection, "LEAST", 0.5)
     is_over = threading.Event()
     begin = {
         "between two answers": b"HTTP/1.1 100 Continue\r\n\r\n",
@@ -169,11 +171,11 @@ def test_an_answer_that_comes_in_single_bytes_is_given_up_in_time(where):
     }[where]
 
     def answer(server):
-        connection, _ = server.accept()
-        with connection, suppress(OSError):
-            connection.sendall(begin)
+        accepted, _ = server.accept()
+        with accepted, suppress(OSError):
+            accepted.sendall(begin)
             while not is_over.wait(0.02):
-                connection.sendall(begin if where == "between two answers" else b" ")
+                accepted.sendall(begin if where == "between two answers" else b" ")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=answer, args=[server])

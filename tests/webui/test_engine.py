@@ -52,7 +52,7 @@ def test_an_engine_that_cannot_list_its_loras_still_makes_pictures(fake):
     assert fake.run() == ["wait", "refresh", "txt2img"]
 
 
-def test_the_refresh_of_a_cancelled_job_is_repeated(fake):
+def test_the_next_job_waits_for_the_refresh_of_a_cancelled_one_and_needs_no_other(fake):
     started, ended = threading.Event(), threading.Event()
 
     def refresh():
@@ -65,12 +65,17 @@ def test_the_refresh_of_a_cancelled_job_is_repeated(fake):
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
+        following = asyncio.create_task(fake.generate())
+        await asyncio.to_thread(lambda: None)  # time for it to go on, if it did not wait
+        assert fake.asked[-1] == "refresh"
         ended.set()
+        await following
 
     fake.engine_client.models_changed()
     fake.on["refresh"] = refresh
     asyncio.run(cancelled())
-    assert fake.run(jobs=2) == ["refresh", "txt2img", "txt2img"]
+    assert [name for name in fake.asked if name in {"refresh", "txt2img"}] == ["refresh", "txt2img"]
+    assert fake.run() == ["txt2img"]
 
 
 @pytest.mark.parametrize(

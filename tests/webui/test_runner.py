@@ -4,10 +4,11 @@ import asyncio
 import math
 import threading
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
-from worker.errors import JobTimeout
+from worker.errors import ConnectionLost, EngineFault, JobTimeout
 from worker.stopwatch import Stopwatch
 from worker.webui import runner
 from worker.webui.runner import Runner
@@ -74,11 +75,13 @@ class Asked:
 
     def __init__(self, *, is_alive):
         self.is_over, self.restarts, self._is_alive = threading.Event(), [], is_alive
+        self.refreshed = []
         self.is_proven = lambda: True
         self.give_up_on_hung = lambda: self.restarts.append("hung")
 
     def refresh(self, kind):
         self.is_over.wait(30)
+        self.refreshed.append(kind)
         return kind
 
     def progress(self):
@@ -91,10 +94,47 @@ def test_a_call_ends_at_the_deadline_and_a_hung_engine_is_restarted(is_alive):
     asking = Runner(engine, engine, EngineTiming(stop_patience=0.1))
 
     async def story():
-        with pytest.raises(JobTimeout):
+        with pytest.raises(JobTimeout, match="the engine did not answer"):
             await asking.ask(engine.refresh, Stopwatch(0.05), "loras")
+        with pytest.raises(JobTimeout):
+            await asking.settled(Stopwatch(0.05))  # the next job never runs beside the call
+        assert engine.refreshed == []
         engine.is_over.set()
-        return await asking.ask(engine.refresh, Stopwatch(60), "loras")
+        await asking.settled(Stopwatch(60))
+        assert engine.refreshed == ["loras"]
+        return await asking.ask(engine.refresh, Stopwatch(60), "vaes")
 
-    assert asyncio.run(story()) == "loras"
-    assert engine.restarts == ([] if is_alive else ["hung"])
+    assert asyncio.run(story()) == "vaes"
+    assert engine.restarts == ([] if is_alive else ["hung", "hung"])
+
+
+@pytest.mark.parametrize("error", [EngineFault("500"), ConnectionLost("no answer")])
+def test_an_engine_that_answers_with_an_error_is_not_restarted(error):
+    engine = Asked(is_alive=True)
+    engine.progress = Mock(side_effect=error)
+
+    async def story():
+        with pytest.raises(JobTimeout):
+            await Runner(engine, engine, EngineTiming()).ask(
+                engine.refresh, Stopwatch(0.01), "vaes"
+            )
+        engine.is_over.set()
+
+    asyncio.run(story())
+    assert engine.restarts == ["hung"] * isinstance(error, ConnectionLost)
+
+
+def test_a_folder_that_does_not_answer_retires_the_worker():
+    is_over, retired = threading.Event(), []
+    timing = EngineTiming(arrange_patience=0.1)
+    lifecycle = SimpleNamespace(retire=retired.append)
+
+    async def story():
+        with pytest.raises(JobTimeout, match="the folders of models did not answer"):
+            await Runner(None, lifecycle, timing).arrange(lambda: is_over.wait(30), Stopwatch(0))
+        is_over.set()
+        assert retired
+        await Runner(None, lifecycle, timing).arrange(lambda: None, Stopwatch(30))
+
+    asyncio.run(story())
+    assert len(retired) == 1

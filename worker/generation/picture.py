@@ -113,11 +113,11 @@ def from_engine(image: str, format_: ImageFormat = "png", quality: int | None = 
             opened.load()
             return _encoded(opened, format_, quality)
     except UnidentifiedImageError:  # its text has only the address of a buffer
-        raise DeliveryFailed("the engine did not return a picture.", hint=_HINT) from None
+        problem = "the engine did not return a picture."
     except BAD_FILE as error:
-        raise DeliveryFailed(
-            f"the picture cannot be converted to {format_}: {error}.", hint=_HINT
-        ) from error
+        problem = f"the picture cannot be converted to {format_}: {error}."
+    # Not in the `except`: no memory for the size that a file claims says nothing about the machine.
+    raise DeliveryFailed(problem, hint=_HINT)
 
 
 def size_of(image: str) -> tuple[int, int] | None:

@@ -63,7 +63,7 @@ async def answer_of(worker: Worker, job: Job) -> dict[str, Any]:
         job = await worker.threads.run(job.stopwatch, read, worker, job)
         task = worker.tasks.of(job.input)
         worker.counters.runs(job.id, task.name)
-        delivering = await asyncio.to_thread(with_bucket_of, job, worker)
+        delivering = await worker.threads.run(job.stopwatch, with_bucket_of, job, worker)
         answer = await task(delivering, job)
     except WorkerError as error:
         is_machine = isinstance(error, MachineExhausted) or is_exhaustion(error)

@@ -11,14 +11,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from worker.stopwatch import Stopwatch
 
 _T = TypeVar("_T")
 
-_MOST = 64  # threads; one is started only when all others are busy
-_HANGS_AFTER = 20.0  # seconds after the end of its job; a download ends within a few
+_MOST = 64  # threads of each kind; one is started only when all others are busy
+# Seconds after the end of its job. A download ends within a few; on a slow volume the hash of a
+# large file takes a minute.
+_HANGS_AFTER = 180.0
 _MOST_HANGING = 4
 
 
@@ -32,7 +35,10 @@ def use_more() -> None:
 
 
 class Threads:
-    """The threads of one worker's jobs. Only for its event loop.
+    """The threads in which one worker's jobs read files. Only for its event loop.
+
+    They are not those of the event loop itself, in which the engine is called: it must go on when
+    all of these hang.
 
     Args:
         clock: returns seconds; tests pass their own.
@@ -40,6 +46,7 @@ class Threads:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="files")
         self._left: dict[asyncio.Future[Any], float] = {}  # and when its job ended
 
     def are_hanging(self) -> bool:
@@ -47,17 +54,24 @@ class Threads:
         since = self._clock() - _HANGS_AFTER
         return sum(ended <= since for ended in self._left.values()) >= _MOST_HANGING
 
-    async def run(self, stopwatch: Stopwatch, work: Callable[..., _T], *arguments: Any) -> _T:  # noqa: ANN401 - those of `work`
+    async def run(
+        self,
+        stopwatch: Stopwatch,
+        work: Callable[..., _T],
+        *arguments: Any,  # noqa: ANN401 - those of `work`
+        late: str = "the files of models and templates were not read",
+    ) -> _T:
         """The result of work that reads files, which may be on a volume that does not answer.
 
         Raises:
-            JobTimeout: it was not done at the deadline.
+            JobTimeout: it was not done at the deadline; `late` is its message.
         """
-        working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-        if await is_done_in_time(working, stopwatch, lambda: self._leave(working)):
-            return working.result()
+        if stopwatch.left():
+            working = self._start(lambda: work(*arguments))
+            if await is_done_in_time(working, stopwatch, lambda: self._leave(working)):
+                return working.result()
         hint = "Send the job again; if this happens often, the volume does not answer."
-        raise stopwatch.expired("the files of models and templates were not read", hint=hint)
+        raise stopwatch.expired(late, hint=hint)
 
     async def run_or_stop(
         self,
@@ -70,8 +84,10 @@ class Threads:
         At the deadline, and when the job is cancelled, the event that `work` got is set; what it
         returns after that goes to `undo`.
         """
+        if not stopwatch.left():
+            return None
         stop = threading.Event()
-        working = asyncio.ensure_future(asyncio.to_thread(work, stop))
+        working = self._start(lambda: work(stop))
 
         def undo_late(done: asyncio.Future[_T]) -> None:
             if not done.cancelled() and done.exception() is None:
@@ -83,6 +99,10 @@ class Threads:
             self._leave(working)
 
         return working.result() if await is_done_in_time(working, stopwatch, give_up) else None
+
+    def _start(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        run = copy_context().run  # the job's id for the log, and its listener for the progress
+        return asyncio.get_running_loop().run_in_executor(self._pool, run, work)
 
     def _leave(self, working: asyncio.Future[Any]) -> None:
         self._left[working] = self._clock()

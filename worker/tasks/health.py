@@ -20,7 +20,7 @@ from worker.service.report import Place, WorkerHealth
 from worker.service.task import Job, Task
 
 # Seconds; the answer is of use only while somebody waits, and a volume may never answer.
-_PATIENCE = 20.0
+_PATIENCE = 45.0  # a hung engine is noticed after 30
 
 
 class EngineHealth(AnswerPart):
@@ -115,7 +115,8 @@ class Health(Answer):
 async def run(worker: Worker, job: Job, _checked: object) -> Health:
     """Ask the engine and the model store; it does not wait for other jobs or for the engine."""
     job.stopwatch.limit(_PATIENCE)
-    engine, models = await worker.threads.run(job.stopwatch, measure, worker)
+    late = "the engine's memory and the files of models were not read"
+    engine, models = await worker.threads.run(job.stopwatch, measure, worker, late=late)
     return Health.model_construct(
         worker=of_worker(worker, asked_by=job.id),
         engine=engine,

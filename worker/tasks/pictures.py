@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from worker.job.txt2img import Txt2ImgRequest
 from worker.service.parts import Worker
 from worker.service.task import Job, Task
 from worker.service.waiting import together
+from worker.stopwatch import Stopwatch
 from worker.tasks import picture_result
 from worker.tasks.finished_pictures import Finished, FinishedPictures
 from worker.tasks.picture_result import PictureResult, Undelivered
@@ -36,6 +37,8 @@ from worker.webui.pipeline import NextJob
 
 Request = TypeVar("Request", bound=PictureRequest)
 
+# For looks at the files of a picture that is drawn: its own deadline must not lose it any more.
+_LOOK_SECONDS = 120.0
 MARK_EVERY = 300.0  # seconds between two use marks of a job's models; each holds for 15 minutes
 
 # The pictures of an img2img job, and those of its extensions' units: field -> base64.
@@ -119,7 +122,8 @@ async def _kept_in_store(worker: Worker, models: Models) -> AsyncIterator[None]:
     async def mark() -> None:
         while True:
             await asyncio.sleep(MARK_EVERY)
-            await asyncio.to_thread(worker.models.mark_used, models)
+            with suppress(RuntimeError):  # no thread can be started now
+                await asyncio.to_thread(worker.models.mark_used, models)
 
     marks = asyncio.create_task(mark())
     try:
@@ -269,7 +273,7 @@ async def _describe(
     worker: Worker, job: Job, ready: Ready, generated: PictureAnswer
 ) -> Undelivered:
     """The result before its delivery."""
-    in_thread = functools.partial(worker.threads.run, job.stopwatch)
+    in_thread = functools.partial(worker.threads.run, Stopwatch(_LOOK_SECONDS))
     used = await in_thread(picture_result.models_used, generated.facts, ready.models)
     if not used[0].sha256:  # not hashed here; the engine may have its hash
         sha256 = await worker.engine.checkpoint_sha256(used[0].name or "")

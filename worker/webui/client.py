@@ -33,13 +33,8 @@ from worker.webui.connection import LimitedAdapter
 from worker.webui.timing import DEFAULT_TIMING, EngineTiming
 
 _NOT_JSON = object()
-# The last two: the answer's header claims a length that no memory has.
-_NO_ANSWER = (
-    requests.RequestException,
-    urllib3.exceptions.HTTPError,
-    OverflowError,
-    MemoryError,
-)
+_NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError)
+_NO_LENGTH = (OverflowError, MemoryError)  # the answer's header claims one that no memory has
 _READ_OF_ERRORS = 5000  # bytes
 # Pictures that the job brought; with include_init_images A1111 would repeat them.
 _BROUGHT = {"init_images", "mask", "latent_mask"}
@@ -243,6 +238,11 @@ class WebUI:
         """The answer of a route that computes or changes something; blocks until it is there."""
         return self._call("POST", route, body, timeout)
 
+    def _lost(self, method: str, route: str, problem: str) -> ConnectionLost:
+        return ConnectionLost(
+            f"{method} {route}: no answer from the engine at {self._address} ({problem})."
+        )
+
     def _call(self, method: str, route: str, body: Mapping[str, Any] | None, timeout: float) -> Any:  # noqa: ANN401
         path = route if route.startswith("/") else f"/sdapi/v1/{route}"
         try:
@@ -255,13 +255,13 @@ class WebUI:
             ) as response:
                 # In one piece: requests would copy it in pieces of 10 kB.
                 content = response.raw.read(decode_content=True)
+        except _NO_LENGTH as error:
+            problem = type(error).__name__
+            content = None
         except _NO_ANSWER as error:
-            # No memory for the length in a header is the engine's fault, and not the machine's.
-            is_odd = isinstance(error, OverflowError | MemoryError)
-            raise ConnectionLost(
-                f"{method} {route}: no answer from the engine at {self._address}"
-                f" ({type(error).__name__})."
-            ) from (None if is_odd else error)
+            raise self._lost(method, route, type(error).__name__) from error
+        if content is None:  # not in the `except`: it is no memory of this machine that lacks
+            raise self._lost(method, route, problem)
         try:
             answer = large_json.parse(content)
         except ValueError:

@@ -14,23 +14,30 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool
 from urllib3.connection import HTTPConnection
 
+LEAST = 120.0  # seconds for a whole answer; a long list over a slow network takes some
+
 
 class _Socket(socket.socket):
-    """Receives nothing after `until`, in seconds of the monotonic clock; None: no limit."""
+    """Receives nothing after `until`, in seconds of the monotonic clock; None: no limit.
+
+    Attributes:
+        pause: seconds for one read.
+    """
 
     until: float | None = None
+    pause = LEAST
 
     def recv_into(self, *arguments: Any) -> int:  # noqa: ANN401 - those of a socket
         if self.until is not None:
             left = self.until - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the answer is not complete in time")
-            self.settimeout(left)
+            self.settimeout(min(left, self.pause))
         return super().recv_into(*arguments)
 
 
 class _Connection(HTTPConnection):
-    """Its `timeout` is that of a whole answer."""
+    """Its `timeout` is for one read, and for the whole answer if that is more than `LEAST`."""
 
     def _new_conn(self) -> socket.socket:
         connected = super()._new_conn()
@@ -40,9 +47,9 @@ class _Connection(HTTPConnection):
         return limited
 
     def getresponse(self) -> Any:  # noqa: ANN401 - urllib3's response
-        if isinstance(self.sock, _Socket):
-            seconds = self.timeout
-            self.sock.until = None if seconds is None else time.monotonic() + float(seconds)
+        if isinstance(self.sock, _Socket) and self.timeout is not None:
+            self.sock.pause = float(self.timeout)
+            self.sock.until = time.monotonic() + max(self.sock.pause, LEAST)
         return super().getresponse()
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from worker.errors import EngineFault, EngineRefused, RouteMissing, WorkerError
+from worker.errors import EngineRefused, RouteMissing, WorkerError
 from worker.formats.names import Kind
 from worker.generation import proof
 from worker.generation.answers import reading
@@ -307,6 +307,7 @@ class Engine:
 
     async def _await_ready(self, stopwatch: Stopwatch, slot: Slot) -> None:
         """Have a process that has made a picture, knows no replaced file, and has its options."""
+        await self._runner.settled(stopwatch)
         if self._lifecycle.state.loaded is Loaded.OUTDATED:
             await slot.alone()
             await asyncio.to_thread(self._lifecycle.replace_outdated)
@@ -357,8 +358,7 @@ class Engine:
             self._lifecycle.report(used)
         # After that: the other picture has unloaded the LoRAs, and the embeddings in their files.
         if self._lifecycle.state.embeddings is Embeddings.STALE:
-            await self._runner.ask(self._webui.refresh_embeddings, job.stopwatch)
-            self._lifecycle.report(Event.EMBEDDINGS_READ)
+            await self._runner.ask(self._lifecycle.read_embeddings, job.stopwatch)
         is_script = payload.expected.images is None
         if payload.expected.has_bundle or is_script:  # its arguments may have tags
             self._lifecycle.report(Event.BUNDLE_USED)
@@ -411,27 +411,10 @@ class Engine:
 
     async def _refresh(self, expected: Expected, stopwatch: Stopwatch) -> None:
         """Let the engine read its model folders, and check that it lists the job's models."""
-        self._lifecycle.report(Event.REFRESH_STARTED)
-        outcome = Event.REFRESH_FAILED
-        try:
-            await self._runner.ask(self._webui.refresh, stopwatch)
-            outcome = Event.REFRESH_DONE
-        finally:  # a job that was cancelled or is late: its refresh may not even have begun
-            self._lifecycle.report(outcome)
+        await self._runner.ask(self._lifecycle.read_folders, stopwatch)
         checkpoints = await self._runner.ask(self._webui.sd_models, stopwatch)
-        loras = await self._runner.ask(self._listed_loras, stopwatch)
+        loras = await self._runner.ask(self._lifecycle.listed_loras, stopwatch)
         proof.check_listed(checkpoints, loras, expected)
-
-    def _listed_loras(self) -> list[dict[str, Any]] | None:
-        """What the engine lists; None if it cannot: odd metadata of one LoRA give a 500 in A1111.
-
-        The job's own LoRAs are proven by the picture, too.
-        """
-        try:
-            return self._webui.loras()
-        except EngineFault as error:
-            log.warning("the engine cannot list its LoRAs: %s", error)
-            return None
 
     async def _note_checkpoint(self, checkpoint: str | None) -> None:
         """Remember the checkpoint; after a switch, check how much memory it has cost."""

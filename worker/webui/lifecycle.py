@@ -201,6 +201,35 @@ class Lifecycle:
         if self.memory and self.memory.before(checkpoints):
             self.apply_memory()
 
+    def read_embeddings(self) -> None:
+        """Let the engine read its embeddings again; in a thread, as `read_folders`."""
+        self._webui.refresh_embeddings()
+        self.report(Event.EMBEDDINGS_READ)
+
+    def read_folders(self) -> None:
+        """Let the engine read its model folders again.
+
+        The report is made in the thread: a job that is late or cancelled must not lose it.
+        """
+        self.report(Event.REFRESH_STARTED)
+        outcome = Event.REFRESH_FAILED
+        try:
+            self._webui.refresh()
+            outcome = Event.REFRESH_DONE
+        finally:
+            self.report(outcome)
+
+    def listed_loras(self) -> list[dict[str, Any]] | None:
+        """What the engine lists; None if it cannot: odd metadata of one LoRA give a 500 in A1111.
+
+        The job's own LoRAs are proven by the picture, too.
+        """
+        try:
+            return self._webui.loras()
+        except EngineFault as error:
+            log.warning("the engine cannot list its LoRAs: %s", error)
+            return None
+
     def restore_options(self) -> None:
         """Set the options back that a script has changed, and not restored.
 
@@ -276,6 +305,6 @@ class Lifecycle:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def give_up_on_hung(self) -> None:
-        """Request a restart, because the engine does not stop although it was interrupted."""
-        log.warning("the engine did not stop within %g s: restart", self._timing.stop_patience)
+        """Request a restart, because the engine neither stops nor answers."""
+        log.warning("the engine does not answer for %g s: restart", self._timing.stop_patience)
         self.request_restart("hung")

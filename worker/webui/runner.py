@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-from worker.errors import WorkerError
+from worker.errors import ConnectionLost, WorkerError
 from worker.generation import ending, picture
 from worker.stopwatch import Stopwatch
 from worker.webui.client import WebUI, of_generation
@@ -37,6 +37,7 @@ class Runner:
         self._webui = webui
         self._lifecycle = lifecycle
         self._timing = timing
+        self._asked: asyncio.Future[Any] | None = None  # the last call that computes no picture
 
     async def run(
         self,
@@ -83,20 +84,42 @@ class Runner:
     async def ask(self, call: Callable[..., T], stopwatch: Stopwatch, *arguments: Any) -> T:  # noqa: ANN401 - those of `call`
         """The answer of a call that computes no picture, such as one that reads the folders again.
 
-        Such a call cannot be interrupted: at the deadline it may go on, if the engine still answers
-        others.
+        Such a call cannot be interrupted. At the deadline it goes on if the engine still answers
+        others, and the next job waits for it with `settled`; if it does not, it is restarted.
 
         Raises:
-            JobTimeout: it was not done at the deadline; the engine answers, or counts as hung.
+            JobTimeout: it was not done at the deadline.
             WorkerError: as from `call`.
         """
-        asked = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+        self._asked = asked = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
         asked.add_done_callback(read)
-        await asyncio.wait({asked}, timeout=stopwatch.left())
-        if asked.done():
-            return asked.result()
-        await finish(self._end_if_hung())
-        raise stopwatch.expired("no result")
+        await self._end_of_call(stopwatch)
+        return asked.result()
+
+    async def settled(self, stopwatch: Stopwatch) -> None:
+        """Wait until the last job's call has ended, which may have been late.
+
+        Raises:
+            JobTimeout: it has not at the deadline.
+        """
+        if self._asked and not self._asked.done():
+            await self._end_of_call(stopwatch)
+
+    async def _end_of_call(self, stopwatch: Stopwatch) -> None:
+        assert self._asked  # noqa: S101 - its callers have set it
+        await asyncio.wait({self._asked}, timeout=stopwatch.left())
+        if not self._asked.done():
+            await finish(self._end_if_hung())
+            hint = "Send the job again: the engine was slow, or is restarted."
+            raise stopwatch.expired("the engine did not answer", hint=hint)
+
+    async def _end_if_hung(self) -> None:
+        answered = asyncio.ensure_future(asyncio.to_thread(self._webui.progress))
+        answered.add_done_callback(read)
+        await asyncio.wait({answered}, timeout=self._timing.stop_patience)
+        is_alive = answered.done() and not isinstance(answered.exception(), ConnectionLost)
+        if not is_alive and self._lifecycle.is_proven():
+            self._lifecycle.give_up_on_hung()
 
     async def arrange(self, work: Callable[[], None], stopwatch: Stopwatch) -> None:
         """Do work on the engine's folders, in a thread.
@@ -106,20 +129,13 @@ class Runner:
         """
         arranging = asyncio.ensure_future(asyncio.to_thread(work))
         arranging.add_done_callback(read)
-        patience = max(stopwatch.left(), self._timing.stop_patience)
+        patience = max(stopwatch.left(), self._timing.arrange_patience)
         await asyncio.wait({arranging}, timeout=patience)
         if not arranging.done():
             self._lifecycle.retire("the folders of models do not answer.")
-            raise stopwatch.expired("no result")
+            hint = "Send the job again: this worker is replaced."
+            raise stopwatch.expired("the folders of models did not answer", hint=hint)
         arranging.result()
-
-    async def _end_if_hung(self) -> None:
-        answered = asyncio.ensure_future(asyncio.to_thread(self._webui.progress))
-        answered.add_done_callback(read)
-        await asyncio.wait({answered}, timeout=self._timing.stop_patience)
-        is_alive = answered.done() and not answered.exception()
-        if not is_alive and self._lifecycle.is_proven():
-            self._lifecycle.give_up_on_hung()
 
     async def _stop(self, posted: asyncio.Future[T], slot: Slot) -> None:
         """Interrupt until the POST returns; its partial picture is dropped."""

@@ -35,6 +35,8 @@ class EngineTiming:
         stop_patience: for an interrupted job to end, before the engine counts as hung. The same for
             a cancelled one that is nearly done, before it is interrupted together with the next.
         stop_poll: between two interrupts, or two checks whether the engine has stopped.
+        arrange_patience: for links in the engine's folders to be made, at least; seconds are usual
+            where many jobs share a slow volume.
         restart_patience: for start.sh to report that the old process is gone.
         restart_limit: how long a process counts as gone after its restart was requested, although
             start.sh still reports it. start.sh takes about 10 s to end one that ignores SIGTERM.
@@ -61,6 +63,7 @@ class EngineTiming:
     end_poll_longest: float = 0.1
     stop_patience: float = 10.0
     stop_poll: float = 0.3
+    arrange_patience: float = 60.0
     restart_patience: float = 20.0
     restart_limit: float = 60.0
     route_wait: float = 5.0
