@@ -75,7 +75,7 @@ class OpenAIImages:
 
     async def _images(self, route: str, request: Request) -> Response:
         body = await body_of(request)
-        check_size(body)  # of a job that is too large, the worker would not say it as OpenAI does
+        check_size(body)  # here, because the worker's error would not have OpenAI's form
         asked = openai_images.read(route, body)  # refuses what is wrong before a worker is paid
         job = {"openai_route": route, "openai_input": openai_images.for_queue(body)}
         if not asked.stream:

@@ -178,7 +178,7 @@ class References:
         if entry and entry.sha256:
             return entry
         in_slot = _read(folder / _slot(ref))
-        # Without content, only an older worker has written a file for this reference alone.
+        # `entry` has no content then: only older workers wrote such a file for one reference.
         return in_slot if in_slot and in_slot.key == ref.key else entry
 
     def _write(self, ref: ModelRef, entry: _Entry) -> None:
