@@ -52,10 +52,10 @@ def _sections(row: Found) -> Iterator[str]:
     yield row.about.strip() + "\n"
     yield from table.missed(row.figures)
     for curve in row.curves:
-        yield f"![{_described(curve)}](images/{plot_file(curve)})\n"
+        yield f"![{described(curve)}](images/{plot_file(curve)})\n"
 
 
-def _described(curve: Curve) -> str:
+def described(curve: Curve) -> str:
     """The plot in words, for a reader who does not see it: the two ends of each line."""
     ends = [
         f"{side}: {' to '.join(f'{table.number(y)} at {table.number(x)}' for x, y in ends)}"

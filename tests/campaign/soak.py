@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite.figures import Curve
+from benchmarks.suite.page import described
 from benchmarks.suite.plots import draw
 from campaign.catalogue import Fault, catalogue
 from campaign.jobs import Draw
@@ -301,10 +302,12 @@ def write(soak: Soak, out: Path, *, docs: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "soak.json").write_text(json.dumps(facts, indent=1) + "\n")
     folder = PROJECT / "docs/images" if docs else out
-    for name, curve in curves(soak.samples).items():
+    plots = curves(soak.samples)
+    for name, curve in plots.items():
         (folder / f"{name}.svg").write_text(draw(curve))
     if docs:
-        fill_in(PROJECT / "docs/soak.md", table(facts))
+        shown = (f"![{described(one)}](images/{name}.svg)\n" for name, one in plots.items())
+        fill_in(PROJECT / "docs/soak.md", "\n".join([table(facts), *shown]))
 
 
 if __name__ == "__main__":
