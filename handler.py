@@ -258,7 +258,7 @@ def main(*, timing: EngineTiming = DEFAULT_TIMING) -> int:
 def run(handler: Handler, engine: Engine, arguments: Arguments) -> int:
     """Boot the engine and do jobs until the worker ends; returns the exit status."""
     if arguments.serves_http:
-        return asyncio.run(serve_http(handler, engine, arguments))
+        return threads.run_loop(serve_http(handler, engine, arguments))
     settings = handler.worker.settings
     if ending := get_ready(handler, engine, {"sdk": import_sdk}):
         return ending.status

@@ -194,6 +194,7 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
 
     from worker.runpod.transport import Routes, Transport  # noqa: PLC0415
     from worker.runpod.watchdog import end_forks_with_parent  # noqa: PLC0415
+    from worker.service import threads  # noqa: PLC0415
 
     end_forks_with_parent()
 
@@ -215,7 +216,7 @@ def _replace_job_scaler(handler: JobHandler, concurrency: int, timing: Transport
 
         def start(self) -> None:
             """Run until the worker ends."""
-            asyncio.run(_serve(self._transport, timing.silence))
+            threads.run_loop(_serve(self._transport, timing.silence))
 
     rp_scale.JobScaler = Scaler
 

@@ -18,7 +18,7 @@ from worker.errors import DeliveryFailed, InvalidInput
 from worker.http.client import SafeHttpClient
 
 LIMITS = UploadLimits(attempts=2, seconds=20.0)
-HTTP = "HTTP/1.1 {}\r\nContent-Length: {}\r\n{}\r\n{}"
+HTTP = "HTTP/1.1 {}\r\nConnection: close\r\nContent-Length: {}\r\n{}\r\n{}"
 
 
 def config(endpoint, **change):
@@ -55,6 +55,11 @@ def raw_server(answer):
                 got.append(connection.recv(65536))
                 for part in answer() if callable(answer) else [answer]:
                     connection.sendall(part if isinstance(part, bytes) else part.encode())
+                # What is unread when a connection is closed would take the answer with it.
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(0.3)
+                while connection.recv(65536):
+                    pass
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=serve, daemon=True)

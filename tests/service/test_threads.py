@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -22,6 +23,23 @@ def test_forty_slow_uploads_leave_a_thread_for_the_engine():
         return called
 
     assert asyncio.run(story())
+
+
+@pytest.mark.parametrize("text", ["can't start new thread", "another fault"])
+def test_the_result_counts_also_if_no_thread_can_wait_for_the_others(monkeypatch, text):
+    def fail(_loop):
+        raise RuntimeError(text)
+
+    async def main(text):
+        if text:
+            raise RuntimeError(text)
+        return 75
+
+    with pytest.raises(RuntimeError):
+        threads.run_loop(main(text))
+    monkeypatch.setattr(asyncio.BaseEventLoop, "shutdown_default_executor", fail)
+    with pytest.raises(RuntimeError) if text == "another fault" else nullcontext():
+        assert threads.run_loop(main("")) == 75
 
 
 def test_work_returns_its_result_or_its_error():

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
+from worker.exhaustion import is_exhaustion
 from worker.stopwatch import Stopwatch
 
 _T = TypeVar("_T")
@@ -23,6 +24,24 @@ _MOST = 64  # threads of each kind; one is started only when all others are busy
 # large file takes a minute.
 _HANGS_AFTER = 180.0
 _MOST_HANGING = 4
+
+
+def run_loop(main: Coroutine[Any, Any, _T]) -> _T:
+    """As `asyncio.run`, but what `main` returns counts in any case.
+
+    At its end, asyncio starts a thread that waits for the others; an exhausted machine has none.
+    """
+    results: list[_T] = []
+
+    async def kept() -> None:
+        results.append(await main)
+
+    try:
+        asyncio.run(kept())
+    except RuntimeError as error:
+        if not results or not is_exhaustion(error):
+            raise
+    return results[0]
 
 
 def use_more() -> None:
