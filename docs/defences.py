@@ -243,8 +243,8 @@ MODEL = [
         "tests/formats/test_safetensors_header.py"
         "::test_only_the_beginning_of_a_web_page_is_searched_for_its_title",
         "worker/formats/safetensors_header.py",
-        "_TITLE.search(body, 0, _PAGE)",
-        "_TITLE.search(body)",
+        "body = start[:_LOOKED_AT].removeprefix",
+        "body = start.removeprefix",
     ),
     Defence(
         "A `.yaml` of a repository, which can name any code, does not reach A1111",

@@ -25,9 +25,8 @@ _MAX_VALUES = 1_000_000  # texts, lists and objects, which a hostile header has 
 _MAX_NAME = 1_000  # characters
 _MAX_AXES = 16
 _EXCERPT = 60  # characters of a file's text that a message quotes
-_LOOKED_AT = 4096  # bytes of a text that are searched for the title of a web page
+_LOOKED_AT = 4096  # bytes of a text that are searched for a title: more would take minutes
 _OVERFLOW = 1 << 64  # safetensors counts in 64 bits
-_PAGE = 4096  # bytes of a web page that are searched for its title: more would take minutes
 _TITLE = re.compile(rb"<title[^<>]*>([^<]*)</title>", re.IGNORECASE)
 
 # Bits of one element. These are the types that safetensors 0.4.2 and torch 2.1.2 know, which A1111
@@ -119,7 +118,7 @@ def _refuse_text(start: bytes) -> None:
     kind = kinds.get(body[:1], "a text" if body[:64].isascii() else None)
     if kind is None:
         return
-    title = _TITLE.search(body, 0, _PAGE) if kind == "a web page" else None
+    title = _TITLE.search(body) if kind == "a web page" else None
     text = title[1].strip() if title else b""
     words = (text or body[: 4 * _EXCERPT]).decode("utf-8", "replace")
     excerpt = " ".join(html.unescape(words).split())[:_EXCERPT]
