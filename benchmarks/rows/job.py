@@ -25,7 +25,7 @@ and the pictures, and reports progress.
 
 Most of the rival's time goes into the pictures' text: parsed once, written as a Python value twice
 (for log lines of the SDK that are not shown), and encoded once. Here the pictures are cut out of
-the engine's answer and sent as they are; they are read once, to check that they are base64.
+the engine's answer and sent as they are; they are read once, to check that they are whole.
 """
 JOBS, ROUNDS = 3, 5
 LARGER = (
