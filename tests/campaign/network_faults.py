@@ -142,7 +142,9 @@ HOSTS = [
     _model("HTML instead of a model", INVALID, _host("html", roles=STORAGE)),
     _model("login page", INVALID | {"MODEL_LOGIN_REQUIRED"}, _host("login_page")),
     _model("endless body", INVALID | {"MODEL_URL_REFUSED"}, _host("endless", roles=STORAGE)),
-    _model("endless metadata", {"MODEL_URL_REFUSED"}, _host("endless", roles=SITES, most=1)),
+    _model(
+        "endless metadata", INVALID | {"MODEL_URL_REFUSED"}, _host("endless", roles=SITES, most=1)
+    ),
     _model("compressed bomb", INVALID, _host("bomb", roles=STORAGE)),
     _model("compressed bomb as metadata", INVALID, _host("bomb", roles=SITES, most=1)),
     _model("answers 500", set(), _host("server_error", roles=SITES)),
