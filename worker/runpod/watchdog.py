@@ -23,8 +23,8 @@ EXIT_HUNG = 1  # if the process does not lead its group; else it ends by SIGKILL
 
 _LOOK_EVERY = 1.0  # seconds between two looks whether the parent still exists
 
-# Seconds for the last lines of the log: whoever reads it may have stopped, and then a write waits
-# for ever. After them the kernel ends the process (SIGALRM), unless it is PID 1.
+# Seconds for the last lines of the log. If nobody reads it any more, writing them never ends: then
+# the kernel ends the process (SIGALRM), unless it is PID 1.
 _LAST_LINES = 10.0
 
 # In a container that was frozen, the clock jumps forward; that must not count as a long silence.
