@@ -66,7 +66,8 @@ def test_the_next_job_waits_for_the_refresh_of_a_cancelled_one_and_needs_no_othe
         with pytest.raises(asyncio.CancelledError):
             await job
         following = asyncio.create_task(fake.generate())
-        await asyncio.to_thread(lambda: None)  # time for it to go on, if it did not wait
+        for _ in range(50):  # turns in which it would draw, if it did not wait
+            await asyncio.to_thread(lambda: None)
         assert fake.asked[-1] == "refresh"
         ended.set()
         await following
